@@ -1,0 +1,1 @@
+"""Checkpoints as bytes and names: writing, verifying, choosing, deleting. Knows no torch."""

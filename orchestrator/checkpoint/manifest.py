@@ -1,0 +1,118 @@
+"""manifest.json: what a checkpoint holds, and the digests that prove it.
+
+The format is docs/checkpoint-format.md.
+"""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+FORMAT_VERSION = 1
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Reason(StrEnum):
+    """Why a checkpoint was made."""
+
+    PERIODIC = "periodic"
+    EMERGENCY = "emergency"
+    CRASH = "crash"
+    REQUESTED = "requested"
+    FINAL = "final"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and hexadecimal xxh3-128 digest of one file of the checkpoint."""
+
+    bytes: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json; ``time`` is UTC in ISO 8601, the counts are of completed ones."""
+
+    run_id: str
+    step: int
+    epoch: int
+    reason: Reason
+    metrics: dict[str, float]
+    healthy: bool
+    time: str
+    files: dict[str, FileRecord]
+    versions: dict[str, str]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(record.bytes for record in self.files.values())
+
+    def to_json(self) -> bytes:
+        """The text of manifest.json; non-finite metrics become strings, which JSON can hold."""
+        content: dict[str, Any] = {"format_version": FORMAT_VERSION, **asdict(self)}
+        content["metrics"] = json_metrics(self.metrics)
+        return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Parse and check manifest.json. Raises ValueError with the reason it cannot be used."""
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"manifest.json is not JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise ValueError("manifest.json is not an object")
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
+        try:
+            return cls(
+                run_id=_typed(content, "run_id", str),
+                step=_count(content, "step"),
+                epoch=_count(content, "epoch"),
+                reason=Reason(content["reason"]),
+                metrics={k: float(v) for k, v in _typed(content, "metrics", dict).items()},
+                healthy=_typed(content, "healthy", bool),
+                time=_typed(content, "time", str),
+                files=_file_records(_typed(content, "files", dict)),
+                versions=_typed(content, "versions", dict),
+            )
+        except KeyError as error:
+            raise ValueError(f"manifest.json lacks {error}") from None
+        except TypeError as error:
+            raise ValueError(f"manifest.json is malformed ({error})") from None
+
+
+def json_metrics(metrics: dict[str, float]) -> dict[str, float | str]:
+    """Metrics as strict JSON can hold them: ``float()`` reads both forms back."""
+    return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
+
+
+def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
+    value = content[key]
+    if not isinstance(value, kind):
+        raise ValueError(f"manifest.json has {key} = {value!r}, not a {kind.__name__}")
+    return value
+
+
+def _count(content: dict[str, Any], key: str) -> int:
+    value: int = _typed(content, key, int)
+    if value < 0 or isinstance(value, bool):
+        raise ValueError(f"manifest.json has {key} = {value!r}, not a count")
+    return value
+
+
+def _file_records(files: dict[str, Any]) -> dict[str, FileRecord]:
+    if not files:
+        raise ValueError("manifest.json names no files")
+    records = {}
+    for name, record in files.items():
+        # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
+        if not PLAIN_NAME.fullmatch(name):
+            raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
+        records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
+    return records

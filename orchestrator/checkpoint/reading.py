@@ -1,0 +1,163 @@
+"""Reading checkpoints back: what a directory claims to be, and whether its bytes are that."""
+
+import errno
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+from orchestrator.checkpoint.manifest import FileRecord, Manifest
+from orchestrator.durable import Disk
+from orchestrator.errors import CheckpointInvalidError
+
+STATE_FILE = "state.pt"
+MANIFEST_FILE = "manifest.json"
+PIN_FILE = "pinned"
+READ_CHUNK_BYTES = 16 << 20
+MAXIMUM_MANIFEST_BYTES = 1 << 20
+
+_NAME = re.compile(r"step-(\d{12})(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint: its directory, its manifest, and whether a person pinned it."""
+
+    path: Path
+    manifest: Manifest
+    pinned: bool
+
+    @property
+    def name(self) -> str:
+        """The directory's name, unique within the run."""
+        return self.path.name
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Step, then sequence among checkpoints of one step: the order in which they were made."""
+        return order_of(self.path.name)
+
+    @property
+    def state_file(self) -> Path:
+        """The plain ``torch.save`` file."""
+        return self.path / STATE_FILE
+
+
+class DigestingWriter:
+    """A binary file for writing that computes the digest and size of what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = xxhash.xxh3_128()
+        self._bytes = 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of ``data``. Raises OSError, kept in ``error`` too: torch hides the errno."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self._digest.update(data)
+        self._bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """For callers that expect a file; the bytes reach the disk when the store syncs them."""
+
+    def record(self) -> FileRecord:
+        """Size and digest of what has been written."""
+        return FileRecord(bytes=self._bytes, xxh3_128=self._digest.hexdigest())
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a directory of this name claims to be a checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
+def order_of(name: str) -> tuple[int, int]:
+    """Step and sequence from a directory's name, in which number 2 of step 7 is ``...007-2``."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name} is not the name of a checkpoint")
+    return int(match[1]), int(match[2] or 1)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in one directory, without looking at the bytes of its state.
+
+    Raises CheckpointInvalidError when the directory or its manifest is not what it must be.
+    """
+    try:
+        if path.is_symlink():
+            raise CheckpointInvalidError(path, "it is a symbolic link, not a directory")
+        with open(path / MANIFEST_FILE, "rb") as file:
+            text = file.read(MAXIMUM_MANIFEST_BYTES)
+        manifest = Manifest.from_json(text)
+    except FileNotFoundError:
+        raise CheckpointInvalidError(path, "manifest.json is missing") from None
+    except OSError as error:
+        reason = f"manifest.json cannot be read: {error.strerror}"
+        raise CheckpointInvalidError(path, reason) from None
+    except ValueError as error:
+        raise CheckpointInvalidError(path, str(error)) from None
+    if manifest.step != order_of(path.name)[0]:
+        raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
+    if STATE_FILE not in manifest.files:
+        raise CheckpointInvalidError(path, f"manifest.json does not name {STATE_FILE}")
+    return Checkpoint(path, manifest, pinned=(path / PIN_FILE).exists())
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Read every byte and compare with the manifest. Raises CheckpointInvalidError."""
+    for name, record in checkpoint.manifest.files.items():
+        try:
+            actual = _digest(checkpoint.path / name)
+        except FileNotFoundError:
+            raise CheckpointInvalidError(checkpoint.path, f"{name} is missing") from None
+        except OSError as error:
+            reason = f"{name} cannot be read: {error.strerror}"
+            raise CheckpointInvalidError(checkpoint.path, reason) from None
+        if actual.bytes != record.bytes:
+            reason = f"{name} has {actual.bytes} bytes, not {record.bytes}"
+            raise CheckpointInvalidError(checkpoint.path, reason)
+        if actual.xxh3_128 != record.xxh3_128:
+            raise CheckpointInvalidError(checkpoint.path, f"{name} has changed: wrong digest")
+
+
+def export_state(checkpoint: Checkpoint, target: Path, disk: Disk | None = None) -> None:
+    """Copy state.pt to ``target``, which must not exist, checking its digest on the way.
+
+    Raises CheckpointInvalidError when the bytes are not the ones that were saved, and OSError.
+    """
+    disk = disk or Disk()
+    with open(checkpoint.state_file, "rb") as source, disk.create(target) as file:
+        try:
+            writer = DigestingWriter(file)
+            while chunk := source.read(READ_CHUNK_BYTES):
+                writer.write(chunk)
+            disk.sync(file)
+            if writer.record() != checkpoint.manifest.files[STATE_FILE]:
+                raise CheckpointInvalidError(checkpoint.path, f"{STATE_FILE} has changed")
+        except (OSError, CheckpointInvalidError):
+            target.unlink(missing_ok=True)
+            raise
+
+
+def _digest(path: Path) -> FileRecord:
+    # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        digest, size = xxhash.xxh3_128(), 0
+        buffer = memoryview(bytearray(READ_CHUNK_BYTES))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return FileRecord(bytes=size, xxh3_128=digest.hexdigest())

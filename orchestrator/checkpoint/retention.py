@@ -1,0 +1,62 @@
+"""Which checkpoints to keep: a pure function from facts to the set of names, without a disk."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+MINIMUM_KEEP = 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What retention knows of one verified checkpoint of this run."""
+
+    name: str
+    order: tuple[int, int]
+    healthy: bool
+    pinned: bool
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class BestPolicy:
+    """Keep the ``count`` checkpoints with the lowest or highest value of a metric."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class RetentionPolicy:
+    """Newest ``keep`` (at least 2), and the best by a metric where that was asked for."""
+
+    keep: int = 3
+    best: BestPolicy | None = None
+
+
+def names_to_keep(
+    candidates: Collection[Candidate], policy: RetentionPolicy, in_use: Collection[str] = ()
+) -> set[str]:
+    """Names that must stay; the others may be deleted.
+
+    ``candidates`` are valid checkpoints only, so that a damaged one never pushes a good one out;
+    a non-finite one does not count towards ``keep`` either, for the same reason. ``in_use`` are the
+    names that a process may be reading, such as the one resumed from.
+    """
+    healthy = sorted((c for c in candidates if c.healthy), key=lambda c: c.order)
+    newest = {c.name for c in healthy[-max(policy.keep, MINIMUM_KEEP) :]}
+    oldest_counted = next((c.order for c in healthy if c.name in newest), (0, 0))
+    recent_unhealthy = {c.name for c in candidates if not c.healthy and c.order > oldest_counted}
+    pinned = {c.name for c in candidates if c.pinned}
+    return newest | recent_unhealthy | pinned | _best(healthy, policy.best) | set(in_use)
+
+
+def _best(healthy: list[Candidate], best: BestPolicy | None) -> set[str]:
+    if best is None:
+        return set()
+    scored = [c for c in healthy if best.metric in c.metrics]
+    sign = 1 if best.mode == "min" else -1
+    # On equal values the earlier one wins: a later tie is no improvement.
+    scored.sort(key=lambda c: (sign * c.metrics[best.metric], c.order))
+    return {c.name for c in scored[: best.count]}

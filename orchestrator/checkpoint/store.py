@@ -1,0 +1,264 @@
+"""The checkpoint store: durable publish, choice of the newest valid one, quarantine, deletion.
+
+The format and the write order are normative: docs/checkpoint-format.md.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.reading import (
+    MANIFEST_FILE,
+    PIN_FILE,
+    STATE_FILE,
+    Checkpoint,
+    DigestingWriter,
+    is_checkpoint_name,
+    order_of,
+    read_checkpoint,
+    verify,
+)
+from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
+from orchestrator.durable import Disk, write_json
+from orchestrator.errors import (
+    CheckpointInvalidError,
+    CheckpointWriteError,
+    NoValidCheckpointError,
+)
+from orchestrator.journal import utc_now
+from orchestrator.rundir import RunDir, RunIdentity
+
+REASON_FILE = "quarantine.json"
+WRITING_PREFIX = ".writing-"
+TRASH_PREFIX = ".trash-"
+
+# What changes when a file is replaced or written to: inode, size, modification time of each.
+Signature = tuple[tuple[int, int, int], ...]
+
+
+@dataclass
+class Store:
+    """The checkpoints of one run.
+
+    One process publishes at a time and one deletes: the holder of the run lock, or its trainer.
+    """
+
+    run: RunDir
+    run_id: str
+    disk: Disk = field(default_factory=Disk)
+    _verified: dict[str, Signature] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def open(cls, run: RunDir, command: list[str]) -> Self:
+        """The store of the run in this directory, which becomes a new run if there is none.
+
+        Raises ConfigError when run.json is damaged. A lost run.json is made anew with the id that
+        the newest checkpoint carries.
+        """
+        adopted = None
+        for path in cls(run, run_id="").directories():
+            with contextlib.suppress(CheckpointInvalidError):
+                adopted = read_checkpoint(path).manifest.run_id
+        return cls(run, RunIdentity.open(run, command, adopted).run_id)
+
+    def publish(self, manifest: Manifest, write: Callable[[DigestingWriter], None]) -> Checkpoint:
+        """Make a checkpoint durable, in the normative order, and return it.
+
+        ``manifest`` comes without files; ``write`` puts the bytes of state.pt into what it is
+        given. Raises CheckpointWriteError when the disk refuses, after removing what was begun;
+        what ``write`` raises for other reasons passes through, also after the clean-up.
+        """
+        temporary = self.run.checkpoints / f"{WRITING_PREFIX}{secrets.token_hex(8)}"
+        writer: DigestingWriter | None = None
+        try:
+            self.disk.make_directory(temporary)
+            with self.disk.create(temporary / STATE_FILE) as file:
+                writer = DigestingWriter(file)
+                write(writer)
+                self.disk.sync(file)
+            manifest = replace(manifest, files={STATE_FILE: writer.record()})
+            with self.disk.create(temporary / MANIFEST_FILE) as file:
+                file.write(manifest.to_json())
+                self.disk.sync(file)
+            self.disk.sync_directory(temporary)
+            target = self._unused_path(manifest.step)
+            self.disk.rename(temporary, target)
+            self.disk.sync_directory(self.run.checkpoints)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            cause = writer.error if writer and writer.error else error
+            if isinstance(cause, OSError):
+                raise CheckpointWriteError(manifest.step, cause) from error
+            raise
+        return Checkpoint(target, manifest, pinned=False)
+
+    def all(self) -> list[Checkpoint]:
+        """The run's readable checkpoints, oldest first; the bytes of their state are not read."""
+        found = []
+        for path in self.directories():
+            with contextlib.suppress(CheckpointInvalidError):
+                checkpoint = read_checkpoint(path)
+                if checkpoint.manifest.run_id == self.run_id:
+                    found.append(checkpoint)
+        return found
+
+    def directories(self) -> list[Path]:
+        """Everything that is named like a checkpoint, oldest first."""
+        with contextlib.suppress(FileNotFoundError):
+            paths = [p for p in self.run.checkpoints.iterdir() if is_checkpoint_name(p.name)]
+            return sorted(paths, key=lambda path: order_of(path.name))
+        return []
+
+    def newest_valid(
+        self, on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None
+    ) -> Checkpoint | None:
+        """The newest checkpoint that can be trusted; None in a run that never saved one.
+
+        Walks from the newest to the oldest. What fails verification is quarantined and reported;
+        non-finite ones and those of another run are passed over. Raises NoValidCheckpointError
+        when there were candidates and none is left, since a silent start from zero loses a run.
+        """
+        passed_over = []
+        for path in reversed(self.directories()):
+            try:
+                checkpoint = read_checkpoint(path)
+                if checkpoint.manifest.run_id != self.run_id:
+                    passed_over.append(f"{path.name} belongs to run {checkpoint.manifest.run_id}")
+                    continue
+                if not checkpoint.manifest.healthy:
+                    passed_over.append(f"{path.name} holds non-finite values")
+                    continue
+                self._verify(checkpoint)
+            except CheckpointInvalidError as error:
+                self.quarantine(path, error.reason)
+                on_quarantine(error)
+                continue
+            return checkpoint
+        passed_over += [f"{path.name} is in quarantine" for path in self.quarantined()]
+        if passed_over:
+            raise NoValidCheckpointError(
+                f"cannot resume: none of the checkpoints in {self.run.checkpoints} is valid "
+                f"({'; '.join(passed_over)}); repair one, or start anew with another --run-dir"
+            )
+        return None
+
+    def quarantined(self) -> list[Path]:
+        """What was set aside."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(path for path in self.run.quarantine.iterdir())
+        return []
+
+    def quarantine(self, path: Path, reason: str) -> None:
+        """Move a checkpoint out of the way, with the reason beside it; nothing is deleted.
+
+        Raises OSError when the move fails.
+        """
+        self.run.quarantine.mkdir(exist_ok=True)
+        target = self.run.quarantine / path.name
+        while os.path.lexists(target):
+            target = self.run.quarantine / f"{path.name}.{secrets.token_hex(2)}"
+        self.disk.rename(path, target)
+        self.disk.sync_directory(self.run.checkpoints)
+        self._verified.pop(path.name, None)
+        if target.is_dir() and not target.is_symlink():
+            # The note helps a person; on a full disk the move itself matters more.
+            with contextlib.suppress(OSError):
+                note = {"name": path.name, "reason": reason, "time": utc_now()}
+                write_json(target / REASON_FILE, note, self.disk)
+
+    def apply_retention(
+        self,
+        policy: RetentionPolicy,
+        in_use: Collection[str] = (),
+        on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None,
+    ) -> list[Checkpoint]:
+        """Delete what the policy does not keep, and return it. Call it after a publish only.
+
+        Every checkpoint that counts is verified first (its bytes are read again only if a file
+        changed since the last time), so that a deletion never rests on a bad one.
+        """
+        valid = []
+        for checkpoint in self.all():
+            try:
+                self._verify(checkpoint)
+            except CheckpointInvalidError as error:
+                self.quarantine(checkpoint.path, error.reason)
+                on_quarantine(error)
+                continue
+            valid.append(checkpoint)
+        keep = names_to_keep([_candidate(c) for c in valid], policy, in_use)
+        return [c for c in valid if c.name not in keep and self._delete(c)]
+
+    def _verify(self, checkpoint: Checkpoint) -> None:
+        try:
+            signature = _signature(checkpoint)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise CheckpointInvalidError(checkpoint.path, reason) from None
+        if self._verified.get(checkpoint.name) != signature:
+            verify(checkpoint)
+            self._verified[checkpoint.name] = signature
+
+    def _delete(self, checkpoint: Checkpoint) -> bool:
+        """Delete one checkpoint, unless it was pinned meanwhile or holds files of others."""
+        ours = {*checkpoint.manifest.files, MANIFEST_FILE}
+        trash = self.run.checkpoints / f"{TRASH_PREFIX}{checkpoint.name}-{secrets.token_hex(4)}"
+        try:
+            if {entry.name for entry in checkpoint.path.iterdir()} != ours:
+                return False
+            self.disk.rename(checkpoint.path, trash)
+            self.disk.sync_directory(self.run.checkpoints)
+            for name in ours:
+                self.disk.remove(trash / name)
+            self.disk.remove(trash)
+        except OSError:
+            # Whatever is left keeps its trash name and is swept at the next start.
+            return False
+        self._verified.pop(checkpoint.name, None)
+        return True
+
+    def sweep(self) -> None:
+        """Remove what a dead process of ours left half-written or half-deleted.
+
+        Only under the run lock and while no trainer runs: a live writer's files look the same.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for path in list(self.run.checkpoints.iterdir()):
+                if path.name.startswith((WRITING_PREFIX, TRASH_PREFIX)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def pin(self, checkpoint: Checkpoint) -> None:
+        """Keep this checkpoint whatever the policy says. Raises OSError."""
+        (checkpoint.path / PIN_FILE).touch()
+
+    def unpin(self, checkpoint: Checkpoint) -> None:
+        """Leave this checkpoint to the policy again. Raises OSError."""
+        (checkpoint.path / PIN_FILE).unlink(missing_ok=True)
+
+    def _unused_path(self, step: int) -> Path:
+        taken = {
+            order_of(path.name)[1] for path in self.directories() if order_of(path.name)[0] == step
+        }
+        base = self.run.checkpoints / f"step-{step:012d}"
+        return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
+
+
+def _candidate(checkpoint: Checkpoint) -> Candidate:
+    return Candidate(
+        name=checkpoint.name,
+        order=checkpoint.order,
+        healthy=checkpoint.manifest.healthy,
+        pinned=checkpoint.pinned,
+        metrics=checkpoint.manifest.metrics,
+    )
+
+
+def _signature(checkpoint: Checkpoint) -> Signature:
+    stats = [os.lstat(checkpoint.path / name) for name in sorted(checkpoint.manifest.files)]
+    return tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)

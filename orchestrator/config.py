@@ -1,0 +1,163 @@
+"""Settings: from the command line, then the environment, then orchestrator.toml or pyproject.toml.
+
+Values arrive as text from all three places and are parsed here, so that each is refused with the
+same words wherever it stands.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from orchestrator.checkpoint.retention import MINIMUM_KEEP, BestPolicy, RetentionPolicy
+from orchestrator.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
+CONFIG_FILE = "orchestrator.toml"
+PROJECT_FILE = "pyproject.toml"
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_COUNTED = re.compile(r"(\d+)(steps?|epochs?)")
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often to save: a number of seconds, of steps, or of epochs."""
+
+    amount: float
+    unit: Literal["seconds", "steps", "epochs"]
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``90s``, ``10m``, ``1.5h``, ``200ms``. Raises ValueError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("write a duration such as 90s, 10m or 2h")
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def _parse_positive_duration(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ValueError("it must be longer than nothing")
+    return seconds
+
+
+def _parse_every(text: str) -> Every:
+    if match := _COUNTED.fullmatch(text.strip()):
+        amount = int(match[1])
+        if amount < 1:
+            raise ValueError("it must be at least 1")
+        return Every(amount, "steps" if match[2].startswith("step") else "epochs")
+    try:
+        return Every(_parse_positive_duration(text), "seconds")
+    except ValueError:
+        raise ValueError("write a time or a count, such as 10m, 500steps or 1epoch") from None
+
+
+def _parse_keep(text: str) -> int:
+    keep = _parse_count(text)
+    if keep < MINIMUM_KEEP:
+        raise ValueError(
+            f"at least {MINIMUM_KEEP}: with a single checkpoint, damage to it loses the run"
+        )
+    return keep
+
+
+def _parse_count(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError("write a whole number, 0 or more")
+    return int(text)
+
+
+def _parse_best(text: str) -> BestPolicy:
+    match = re.fullmatch(r"(\w+):(min|max)(?::([1-9]\d*))?", text.strip())
+    if match is None:
+        raise ValueError("write METRIC:min or METRIC:max, with :COUNT for more than one")
+    return BestPolicy(match[1], "min" if match[2] == "min" else "max", int(match[3] or 1))
+
+
+def _option(parse: Callable[[str], Any], text: str, default: Any) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run; each field's ``help`` is what --help prints."""
+
+    run_dir: Path | None = _option(
+        Path, "Where the run lives. Default: runs/<name of the script>.", None
+    )
+    keep: int = _option(_parse_keep, "How many of the newest checkpoints to keep, at least 2.", 3)
+    keep_best: BestPolicy | None = _option(
+        _parse_best, "Keep the best by a metric too: METRIC:min or METRIC:max[:COUNT].", None
+    )
+    every: Every = _option(
+        _parse_every, "How often to save: 10m, 500steps or 1epoch.", Every(600.0, "seconds")
+    )
+    grace: float = _option(
+        _parse_positive_duration, "How long a stop may take in all, saving included.", 30.0
+    )
+    max_restarts: int = _option(
+        _parse_count, "Failures in a row, without a new checkpoint between, to restart after.", 5
+    )
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """The part that decides which checkpoints stay."""
+        return RetentionPolicy(keep=self.keep, best=self.keep_best)
+
+    @classmethod
+    def resolve(
+        cls, options: Mapping[str, str | None], environment: Mapping[str, str], directory: Path
+    ) -> Self:
+        """Combine the sources; ``options`` holds the command line's, None where not given.
+
+        Raises ConfigError that names the source and the value.
+        """
+        file_values, file_name = _read_file(directory)
+        values: dict[str, Any] = {}
+        for setting in fields(cls):
+            variable = ENVIRONMENT_PREFIX + setting.name.upper()
+            candidates = (
+                ("--" + setting.name.replace("_", "-"), options.get(setting.name)),
+                (variable, environment.get(variable)),
+                (f"{setting.name} in {file_name}", file_values.get(setting.name)),
+            )
+            for source, text in candidates:
+                if text is None:
+                    continue
+                try:
+                    values[setting.name] = setting.metadata["parse"](text)
+                except ValueError as error:
+                    raise ConfigError(f"cannot use {source} = {text}: {error}") from None
+                break
+        return cls(**values)
+
+
+def _read_file(directory: Path) -> tuple[dict[str, str], str]:
+    """The settings of orchestrator.toml, or else of [tool.orchestrator] in pyproject.toml."""
+    for name, table in ((CONFIG_FILE, ()), (PROJECT_FILE, ("tool", "orchestrator"))):
+        path = directory / name
+        try:
+            content: Any = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from None
+        for key in table:
+            content = content.get(key, {}) if isinstance(content, dict) else {}
+        if not content:
+            continue
+        known = {setting.name for setting in fields(Config)}
+        values = {str(key).replace("-", "_"): str(value) for key, value in content.items()}
+        if unknown := sorted(values.keys() - known):
+            raise ConfigError(
+                f"cannot use {path}: it sets {', '.join(unknown)}, "
+                f"which is no setting; there are {', '.join(sorted(known))}"
+            )
+        return values, name
+    return {}, CONFIG_FILE

@@ -1,0 +1,79 @@
+"""Everything this package raises on purpose, one class per thing a caller can do differently.
+
+OrchestratorError                 carries the exit status that tells a scheduler what to do
+├── ConfigError                   an option, a file of ours or a directory is not usable: mend it
+│   ├── MismatchError             the checkpoint does not fit the live objects: mend the script
+│   └── UnstorableError           a value cannot be kept in a checkpoint: convert or drop it
+├── RunInUseError                 another process works on this run: wait, or stop that one
+├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
+├── CheckpointInvalidError        one checkpoint failed verification: take an older one
+└── CheckpointWriteError          a checkpoint could not be written: go on, try again later
+
+Texts start with "cannot" and say what happened, to what, and what to do now.
+"""
+
+from pathlib import Path
+
+from orchestrator.exitcodes import ExitStatus
+
+
+class OrchestratorError(Exception):
+    """Base of the tree; ``status`` is what the process ends with if nobody handles it."""
+
+    status = ExitStatus.CONFIGURATION
+
+
+class ConfigError(OrchestratorError):
+    """An option, a file of ours or a directory is not usable."""
+
+
+class MismatchError(ConfigError):
+    """The state in a checkpoint does not fit the objects of the script."""
+
+
+class UnstorableError(ConfigError):
+    """A value cannot be written so that ``torch.load`` reads it with its safe default."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(
+            f"cannot store {where} in a checkpoint: {problem}; "
+            "keep tensors, numbers, strings, lists, tuples, sets and dicts of these"
+        )
+        self.where = where
+
+
+class RunInUseError(OrchestratorError):
+    """The run's lock is held by another process."""
+
+    status = ExitStatus.IN_USE
+
+
+class NoValidCheckpointError(OrchestratorError):
+    """Checkpoints exist and none is valid; starting from zero silently is never right."""
+
+    status = ExitStatus.NO_VALID_CHECKPOINT
+
+
+class CheckpointInvalidError(OrchestratorError):
+    """One checkpoint failed verification."""
+
+    status = ExitStatus.NO_VALID_CHECKPOINT
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"cannot trust {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class CheckpointWriteError(OrchestratorError):
+    """A checkpoint could not be written; nothing that was published before is affected."""
+
+    status = ExitStatus.STOPPED_UNSAVED
+
+    def __init__(self, step: int, cause: OSError) -> None:
+        super().__init__(
+            f"cannot save the checkpoint of step {step}: {cause.strerror or cause}; "
+            "older checkpoints are intact"
+        )
+        self.step = step
+        self.cause = cause

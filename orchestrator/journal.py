@@ -1,0 +1,79 @@
+"""journal.jsonl: what happened in a run, one JSON object a line, append-only."""
+
+import json
+import os
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class JournalEvent(StrEnum):
+    """The events of docs/process-contract.md."""
+
+    RUN_STARTED = "run_started"
+    ATTEMPT_STARTED = "attempt_started"
+    RESUMED = "resumed"
+    CHECKPOINT_PUBLISHED = "checkpoint_published"
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    CHECKPOINT_QUARANTINED = "checkpoint_quarantined"
+    CHECKPOINT_DELETED = "checkpoint_deleted"
+    STOP_REQUESTED = "stop_requested"
+    STOP_NOTICED = "stop_noticed"
+    ATTEMPT_EXITED = "attempt_exited"
+    RESTART_SCHEDULED = "restart_scheduled"
+    GAVE_UP = "gave_up"
+    RUN_STOPPED = "run_stopped"
+    RUN_COMPLETED = "run_completed"
+
+
+class Journal:
+    """Appends events and reads them back.
+
+    Writing never fails the caller: a full disk must not stop training, and the store, not the
+    journal, is the truth about checkpoints. What could not be written is counted in ``lost``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lost = 0
+
+    def write(self, event: JournalEvent, attempt: int | None = None, **facts: Any) -> None:
+        """Append one event with the time, UTC in ISO 8601."""
+        record = {"time": utc_now(), "event": event, "attempt": attempt, **facts}
+        line = json.dumps(record, default=str).encode() + b"\n"
+        try:
+            # One write on O_APPEND: lines of two processes never mix.
+            descriptor = os.open(
+                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
+            )
+            try:
+                size = os.fstat(descriptor).st_size
+                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                os.write(descriptor, b"\n" + line if torn else line)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            self.lost += 1
+
+    def read(self) -> tuple[list[dict[str, Any]], int]:
+        """All readable events, oldest first, and the number of damaged lines that were skipped."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return [], 0
+        events, damaged = [], 0
+        for line in filter(None, lines):
+            try:
+                record = json.loads(line)
+                JournalEvent(record["event"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                damaged += 1
+                continue
+            events.append(record)
+        return events, damaged
+
+
+def utc_now() -> str:
+    """The time as the journal and manifests write it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,73 @@
+"""The control page: a small array of 64-bit integers shared by supervisor and trainer.
+
+The trainer's hot path reads and writes it without a system call, and the supervisor can read it
+when the trainer hangs or is gone. Each field has one writer (docs/process-contract.md).
+"""
+
+import mmap
+import os
+import tempfile
+from enum import IntEnum
+from typing import Self
+
+PAGE_BYTES = 4096
+PAGE_VERSION = 1
+
+
+class Field(IntEnum):
+    """Index of each value. Times are CLOCK_MONOTONIC in nanoseconds."""
+
+    VERSION = 0
+    # Written by the trainer.
+    STEP = 1
+    EPOCH = 2
+    PHASE = 3
+    HEARTBEAT_NS = 4
+    SAFE_POINTS = 5
+    # Written by the supervisor.
+    STOP_REQUEST = 16
+    STOP_DEADLINE_NS = 17
+    CHECKPOINT_REQUESTS = 18
+
+
+class Phase(IntEnum):
+    """What the trainer is doing."""
+
+    START = 0
+    RESTORE = 1
+    TRAIN = 2
+    SAVE = 3
+    DONE = 4
+
+
+class ControlPage:
+    """The mapped page; ``values[Field.STEP]`` reads, assignment writes, both atomic in practice.
+
+    An aligned 64-bit store is one instruction on every platform that torch supports.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Map the page behind a descriptor, which stays the caller's."""
+        self._map = mmap.mmap(descriptor, PAGE_BYTES)
+        self.values: memoryview[int] = memoryview(self._map).cast("q")
+
+    @classmethod
+    def create(cls) -> tuple[Self, int]:
+        """A new zeroed page, and the descriptor to hand to the trainer."""
+        descriptor = _anonymous_file()
+        os.ftruncate(descriptor, PAGE_BYTES)
+        page = cls(descriptor)
+        page.values[Field.VERSION] = PAGE_VERSION
+        return page, descriptor
+
+    @property
+    def phase(self) -> Phase:
+        """What the trainer says it is doing."""
+        return Phase(self.values[Field.PHASE])
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("orchestrator-page", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

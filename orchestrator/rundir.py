@@ -1,0 +1,246 @@
+"""The run directory: every path name in it, its identity, and its lock."""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.durable import write_json
+from orchestrator.errors import ConfigError, RunInUseError
+from orchestrator.journal import utc_now
+
+FORMAT_VERSION = 1
+DEFAULT_PARENT = Path("runs")
+LOCK_TRIES = 5
+LOCK_RETRY_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Names of everything that a run keeps on disk (docs/checkpoint-format.md)."""
+
+    root: Path
+
+    @property
+    def run_file(self) -> Path:
+        """Identity of the run."""
+        return self.root / "run.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held with flock by the supervisor and the trainer."""
+        return self.root / "lock"
+
+    @property
+    def journal_file(self) -> Path:
+        """What happened, one JSON object a line."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Published checkpoints, one directory each."""
+        return self.root / "checkpoints"
+
+    @property
+    def quarantine(self) -> Path:
+        """What failed verification."""
+        return self.checkpoints / "quarantine"
+
+    @property
+    def done_file(self) -> Path:
+        """Exists only when training is complete."""
+        return self.root / "done.json"
+
+    def attempt(self, number: int) -> "AttemptDir":
+        """The records of one life of the trainer, counted from 1."""
+        return AttemptDir(self.root / "attempts" / f"{number:04d}")
+
+    def create(self) -> None:
+        """Make the directories. Raises ConfigError when the place cannot hold a run."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            (self.root / "attempts").mkdir(exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(
+                f"cannot use {self.root} as run directory: it is, or lies under, a file; "
+                "name a directory with --run-dir"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create the run directory {self.root}: {error.strerror}; "
+                "name a writable place with --run-dir"
+            ) from None
+        if not os.access(self.root, os.W_OK) or not os.access(self.checkpoints, os.W_OK):
+            raise ConfigError(
+                f"cannot write to the run directory {self.root}; "
+                "mend its permissions or name another with --run-dir"
+            )
+
+    def done(self) -> dict[str, Any] | None:
+        """The content of done.json, or None while training is not complete."""
+        return _read_json(self.done_file)
+
+
+def default_run_dir(script: str) -> Path:
+    """``runs/<name>`` under the current directory, for the path of a script or of a program.
+
+    The same whether the script is supervised or not, so that both continue the same run.
+    """
+    path = Path(script)
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return DEFAULT_PARENT / (name or "run")
+
+
+@dataclass(frozen=True)
+class AttemptDir:
+    """Names of what is recorded about one attempt."""
+
+    root: Path
+
+    @property
+    def output_file(self) -> Path:
+        """Everything the trainer printed."""
+        return self.root / "output.log"
+
+    @property
+    def error_file(self) -> Path:
+        """The exception that ended the attempt, written by the session."""
+        return self.root / "error.json"
+
+    @property
+    def exit_file(self) -> Path:
+        """How the attempt ended, written by the supervisor."""
+        return self.root / "exit.json"
+
+    def error(self) -> dict[str, Any] | None:
+        """The content of error.json; None when there is none or it is damaged."""
+        try:
+            return _read_json(self.error_file)
+        except ConfigError:
+            return None
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The content of run.json."""
+
+    run_id: str
+    command: list[str]
+    created: str
+
+    @classmethod
+    def open(cls, run: RunDir, command: list[str], adopted_id: str | None = None) -> Self:
+        """Read run.json, or write it for a new run.
+
+        ``adopted_id`` is the id that existing checkpoints carry, for a run whose run.json was lost.
+        Raises ConfigError when run.json is damaged: guessing would mix runs.
+        """
+        content = _read_json(run.run_file)
+        if content is None:
+            identity = cls(adopted_id or secrets.token_hex(8), command, utc_now())
+            try:
+                write_json(run.run_file, {"format_version": FORMAT_VERSION, **identity.__dict__})
+            except OSError as error:
+                raise ConfigError(f"cannot write {run.run_file}: {error.strerror}") from None
+            return identity
+        if content.get("format_version") != FORMAT_VERSION:
+            raise ConfigError(
+                f"cannot use {run.run_file}: its format version is "
+                f"{content.get('format_version')!r}, this program knows {FORMAT_VERSION}"
+            )
+        run_id, recorded = content.get("run_id"), content.get("command")
+        if not isinstance(run_id, str) or not isinstance(recorded, list):
+            raise _damaged(run.run_file, "run_id or command is missing")
+        return cls(run_id, recorded, str(content.get("created")))
+
+
+class RunLock:
+    """The exclusive lock on a run directory, held as long as any process has its descriptor.
+
+    The trainer inherits the descriptor, so that the lock outlives a killed supervisor until the
+    trainer has ended too: two trainers never write one run.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        """Take the lock. Raises RunInUseError when it is held, ConfigError when it cannot be."""
+        try:
+            self.descriptor = os.open(run.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(f"cannot open {run.lock_file}: {error.strerror}") from None
+        try:
+            self._lock()
+        except BlockingIOError:
+            os.close(self.descriptor)
+            owner = lock_owner(run)
+            held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
+            raise RunInUseError(
+                f"cannot use the run {run.root}: {held_by} works on it; "
+                f"see `orchestrator status {run.root}`, end it with `orchestrator stop {run.root}`"
+            ) from None
+        except OSError as error:
+            os.close(self.descriptor)
+            raise ConfigError(
+                f"cannot lock {run.lock_file}: {error.strerror}; "
+                "put the run directory on a filesystem that has flock"
+            ) from None
+
+    def _lock(self) -> None:
+        # `orchestrator status` looks at the lock by taking it for an instant: one try is not proof.
+        for tries_left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if tries_left == 0:
+                    raise
+            time.sleep(LOCK_RETRY_SECONDS)
+
+    def sign(self, **facts: Any) -> None:
+        """Note in the lock file who holds it, for people and for `orchestrator stop`."""
+        note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **facts}).encode()
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, note, 0)
+
+    def release(self) -> None:
+        """Close our descriptor; the lock is free when the last holder has done so."""
+        os.close(self.descriptor)
+
+
+def lock_owner(run: RunDir) -> dict[str, Any] | None:
+    """Who holds the lock: pid, host, socket. None where it is free; empty before it is signed."""
+    try:
+        with open(run.lock_file, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = json.loads(file.read() or b"{}")
+                return owner if isinstance(owner, dict) else {}
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is not an object")
+    return content
+
+
+def _damaged(path: Path, problem: str) -> ConfigError:
+    return ConfigError(
+        f"cannot use {path}: it is damaged ({problem}); restore it, or move it away: "
+        "it is then made anew from what the checkpoints say"
+    )

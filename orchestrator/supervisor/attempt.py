@@ -1,0 +1,103 @@
+"""What belongs to one life of the trainer: its process, its control page, what it reported."""
+
+import asyncio
+import contextlib
+import os
+import time
+from typing import Any
+
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.durable import write_json
+from orchestrator.page import ControlPage, Field
+from orchestrator.rundir import AttemptDir, RunDir
+from orchestrator.supervisor.channel import Peer
+from orchestrator.supervisor.child import Child
+from orchestrator.supervisor.output import open_output
+from orchestrator.wire import (
+    ATTEMPT_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SOCKET_VARIABLE,
+)
+
+
+class Attempt:
+    """One attempt, from its directory to the end of its last process."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        number: int,
+        command: list[str],
+        resume_from: Checkpoint | None,
+        socket_path: str,
+        lock_descriptor: int,
+    ) -> None:
+        """Start the trainer. Raises ConfigError when the command cannot be run, and OSError."""
+        self.number = number
+        self.directory: AttemptDir = run.attempt(number)
+        self.resume_from = resume_from
+        self.started = time.monotonic()
+        self.peer: Peer | None = None
+        self.connected = False
+        self.reported: int | None = None
+        self.returncode: int | None = None
+        self.metrics: dict[str, float | str] = {}
+        self.over = asyncio.Event()
+        self.directory.root.mkdir(parents=True)
+        self.page, self._page_descriptor = ControlPage.create()
+        self.output = open_output(self.directory.output_file)
+        environment = {
+            **os.environ,
+            SOCKET_VARIABLE: socket_path,
+            RUN_DIR_VARIABLE: str(run.root.absolute()),
+            ATTEMPT_VARIABLE: str(number),
+        }
+        environment.pop(RESUME_VARIABLE, None)
+        if resume_from is not None:
+            environment[RESUME_VARIABLE] = str(resume_from.state_file.absolute())
+        # Output into a file would be held back in blocks, and a SIGKILL would lose the last one.
+        environment.setdefault("PYTHONUNBUFFERED", "1")
+        self.child = Child(command, environment, self.output, lock_descriptor)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What the session is handed when it connects: the page, and the output's keeper."""
+        keeper = self.output.keeper
+        return [self._page_descriptor] if keeper is None else [self._page_descriptor, keeper]
+
+    @property
+    def step(self) -> int:
+        """Completed steps, as the trainer last wrote them."""
+        return self.page.values[Field.STEP]
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.page.values[Field.EPOCH]
+
+    @property
+    def reached_safe_point(self) -> bool:
+        """Whether this attempt came as far as one safe point."""
+        return self.page.values[Field.SAFE_POINTS] > 0
+
+    def record_end(self, **facts: Any) -> dict[str, Any]:
+        """Write exit.json and return what it holds; seconds are the attempt's whole life."""
+        returncode = self.returncode
+        content = {
+            "attempt": self.number,
+            "status": returncode if returncode is not None and returncode >= 0 else None,
+            "signal": -returncode if returncode is not None and returncode < 0 else None,
+            "step": self.step,
+            "epoch": self.epoch,
+            "phase": self.page.phase.name.lower(),
+            "reached_safe_point": self.reached_safe_point,
+            "resumed_step": self.resume_from.manifest.step if self.resume_from else None,
+            "seconds": round(time.monotonic() - self.started, 3),
+            **facts,
+        }
+        # The journal holds the same; a full disk must not end the run.
+        with contextlib.suppress(OSError):
+            write_json(self.directory.exit_file, content)
+        os.close(self._page_descriptor)
+        return content

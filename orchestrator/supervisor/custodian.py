@@ -1,0 +1,138 @@
+"""Keeps the checkpoints of a running run: knows them, chooses among them, rotates them."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.retention import RetentionPolicy
+from orchestrator.checkpoint.store import Store
+from orchestrator.errors import CheckpointInvalidError
+from orchestrator.journal import Journal, JournalEvent
+from orchestrator.supervisor.restarts import Budget
+from orchestrator.supervisor.threads import in_thread
+
+
+class Custodian:
+    """The store as the supervisor sees it: each change is journalled, each publish refills."""
+
+    def __init__(
+        self,
+        store: Store,
+        policy: RetentionPolicy,
+        journal: Journal,
+        budget: Budget,
+        events: list[dict[str, Any]],
+    ) -> None:
+        """``events`` are the journal's so far: what they mention is not announced again."""
+        self._store = store
+        self._policy = policy
+        self._journal = journal
+        self._budget = budget
+        self._log = structlog.get_logger()
+        self._rotating = asyncio.Lock()
+        self._announced = {
+            Path(str(event.get("path"))).name
+            for event in events
+            if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED
+        }
+        self.attempt: int | None = None
+        self.resumed_from: Checkpoint | None = None
+        self.newest: Checkpoint | None = None
+
+    async def choose(self) -> Checkpoint | None:
+        """The checkpoint to resume from, verified. Raises NoValidCheckpointError."""
+        await in_thread(self._store.sweep)
+        self.notice_published()
+        loop = asyncio.get_running_loop()
+
+        def report(error: CheckpointInvalidError) -> None:
+            loop.call_soon_threadsafe(self._quarantined, error)
+
+        self.resumed_from = await in_thread(lambda: self._store.newest_valid(report))
+        self.newest = self.resumed_from
+        return self.resumed_from
+
+    def published(self, name: str, **facts: Any) -> Checkpoint | None:
+        """Take note of a checkpoint that the trainer announces; None if it is not there."""
+        try:
+            checkpoint = read_checkpoint(self._store.run.checkpoints / name)
+        except (CheckpointInvalidError, ValueError):
+            return None
+        if name not in self._announced:
+            self._announced.add(name)
+            manifest = checkpoint.manifest
+            self._journal.write(
+                JournalEvent.CHECKPOINT_PUBLISHED,
+                self.attempt,
+                path=str(checkpoint.path),
+                step=manifest.step,
+                epoch=manifest.epoch,
+                reason=manifest.reason,
+                bytes=manifest.total_bytes,
+                healthy=manifest.healthy,
+                metrics=json_metrics(manifest.metrics),
+                **facts,
+            )
+            # A checkpoint that nobody would resume from is no progress.
+            if manifest.healthy:
+                self._budget.refill()
+                self.newest = checkpoint
+        return checkpoint
+
+    def notice_published(self) -> None:
+        """Catch up with what a trainer published but could not announce before it died."""
+        for checkpoint in self._store.all():
+            if checkpoint.name not in self._announced:
+                self.published(checkpoint.name)
+
+    async def rotate(self) -> None:
+        """Apply retention; one rotation at a time."""
+        loop = asyncio.get_running_loop()
+        in_use = {self.resumed_from.name} if self.resumed_from else set()
+
+        def report(error: CheckpointInvalidError) -> None:
+            loop.call_soon_threadsafe(self._quarantined, error)
+
+        async with self._rotating:
+            try:
+                deleted = await in_thread(
+                    lambda: self._store.apply_retention(self._policy, in_use, report)
+                )
+            except OSError as error:
+                self._log.warning("cannot rotate checkpoints", problem=error.strerror)
+                return
+        for checkpoint in deleted:
+            self._journal.write(
+                JournalEvent.CHECKPOINT_DELETED,
+                self.attempt,
+                path=str(checkpoint.path),
+                step=checkpoint.manifest.step,
+            )
+
+    def demote(self) -> bool:
+        """Set aside the checkpoint resumed from, if an older one can take its place."""
+        suspect = self.resumed_from
+        if suspect is None or not any(
+            c.order < suspect.order and c.manifest.healthy for c in self._store.all()
+        ):
+            return False
+        reason = "the same failure came twice right after resuming from it"
+        self._store.quarantine(suspect.path, reason)
+        self._quarantined(CheckpointInvalidError(suspect.path, reason), demoted=True)
+        return True
+
+    def _quarantined(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
+        self._log.warning(
+            "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"
+        )
+        self._journal.write(
+            JournalEvent.CHECKPOINT_QUARANTINED,
+            self.attempt,
+            path=str(error.path),
+            reason=error.reason,
+            demoted=demoted,
+        )

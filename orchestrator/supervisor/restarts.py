@@ -1,0 +1,186 @@
+"""Whether to start the trainer again, and after how long: policies as values, facts in.
+
+The budget counts failures since the last published checkpoint. It is read from the journal at the
+start, so that a requeue or a reboot does not refill it; uptime never does.
+"""
+
+import copy
+import hashlib
+import re
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import tenacity
+
+from orchestrator.journal import JournalEvent
+
+FIRST_DELAY_SECONDS = 0.0
+SECOND_DELAY_SECONDS = 1.0
+LONGEST_DELAY_SECONDS = 60.0
+JITTER_SECONDS = 0.5
+
+_VOLATILE = re.compile(
+    r"0x[0-9a-f]+|\b\d{4}-\d\d-\d\d[T ][\d:.,+Z-]*|\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?", re.IGNORECASE
+)
+# These come from outside, so that two at the same step are chance and not a defect of the script.
+_OUTSIDE_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt failed: ``cause`` for people, ``fingerprint`` to recognise it again."""
+
+    cause: str
+    fingerprint: str | None
+    step: int
+    resumed_step: int | None
+    before_first_safe_point: bool
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Start again; ``demote`` says that the checkpoint resumed from may be the cause."""
+
+    demote: bool = False
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Do not start again, for this reason."""
+
+    reason: str
+
+
+@dataclass
+class Budget:
+    """Failures since the last published checkpoint, against how many are allowed."""
+
+    allowed: int
+    failures: list[tuple[str | None, int]] = field(default_factory=list)
+    demoted: bool = False
+    ever_safe: bool = False
+
+    @property
+    def spent(self) -> int:
+        """How many failures count now."""
+        return len(self.failures)
+
+    def refill(self) -> None:
+        """A new checkpoint was published: progress that no further failure can take back."""
+        self.failures.clear()
+        self.demoted = False
+        self.ever_safe = True
+
+    def record(self, failure: Failure) -> None:
+        """Count a failure; do it before deciding."""
+        self.failures.append((failure.fingerprint, failure.step))
+
+    @classmethod
+    def from_journal(cls, allowed: int, events: list[dict[str, Any]]) -> "Budget":
+        """What earlier supervisors of this run left."""
+        budget = cls(allowed)
+        for event in events:
+            match event["event"]:
+                case JournalEvent.CHECKPOINT_PUBLISHED:
+                    budget.refill()
+                case JournalEvent.CHECKPOINT_QUARANTINED if event.get("demoted"):
+                    budget.demoted = True
+                case JournalEvent.ATTEMPT_EXITED:
+                    budget.ever_safe = budget.ever_safe or bool(event.get("reached_safe_point"))
+                    if event.get("outcome") == "failed":
+                        step = event.get("step")
+                        budget.failures.append(
+                            (event.get("fingerprint"), step if isinstance(step, int) else 0)
+                        )
+                case JournalEvent.GAVE_UP:
+                    # A person who runs it again after that has changed something.
+                    budget.failures.clear()
+                    budget.demoted = False
+        return budget
+
+
+def decide(failure: Failure, budget: Budget) -> Retry | GiveUp:
+    """The decision for a failure that ``budget`` has already counted."""
+    if failure.before_first_safe_point and not budget.ever_safe:
+        return GiveUp("it failed before the first step was done, so that a restart would too")
+    same = budget.failures.count((failure.fingerprint, failure.step))
+    if failure.fingerprint is not None and same >= 2:
+        right_after_resuming = (
+            failure.resumed_step is not None and failure.step - failure.resumed_step <= 1
+        )
+        if right_after_resuming and not budget.demoted:
+            return Retry(demote=True)
+        return GiveUp(f"the same failure came again at step {failure.step}")
+    if budget.spent > budget.allowed:
+        return GiveUp(
+            f"{budget.spent} failures without a new checkpoint between them; "
+            f"--max-restarts allows {budget.allowed}"
+        )
+    return Retry()
+
+
+def fingerprint(error: dict[str, Any] | None, returncode: int) -> str | None:
+    """A digest that is equal for the same defect, None for an end that says nothing of one.
+
+    ``error`` is error.json: the exception's type, message and innermost frame. Numbers, addresses,
+    dates and hashes in the message are left out, since they differ from one time to the next.
+    """
+    if error is not None:
+        message = _VOLATILE.sub("#", str(error.get("message", "")))
+        parts = (str(error.get("type")), message, str(error.get("frame")))
+    elif -returncode in _OUTSIDE_SIGNALS:
+        return None
+    else:
+        parts = ("status", str(returncode), "")
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+class AttemptFailedError(Exception):
+    """Tells tenacity that an attempt failed and may be repeated."""
+
+
+class _StopWhenGivenUp(tenacity.stop.stop_base):
+    """Stops when the decision on the last failure, made from the shared budget, was to give up."""
+
+    def __init__(self, given_up: Callable[[], bool]) -> None:
+        self._given_up = given_up
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        return self._given_up()
+
+
+class _WaitByBudget(tenacity.wait.wait_base):
+    """Another wait, asked as if the attempts had begun at the last checkpoint.
+
+    tenacity counts attempts over its whole call, which here is the whole run, so that its own
+    exponential wait would never become short again.
+    """
+
+    def __init__(self, budget: Budget, wait: tenacity.wait.wait_base) -> None:
+        self._budget = budget
+        self._wait = wait
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+        state = copy.copy(retry_state)
+        state.attempt_number = max(1, self._budget.spent)
+        return self._wait(state)
+
+
+def retrying(
+    budget: Budget, given_up: Callable[[], bool], sleep: Callable[[float], Awaitable[None]]
+) -> tenacity.AsyncRetrying:
+    """Tenacity's loop over attempts: at once after the first failure, then 1 s, 2 s, ... 60 s."""
+    later = tenacity.wait_exponential_jitter(
+        initial=SECOND_DELAY_SECONDS / 2, max=LONGEST_DELAY_SECONDS, jitter=JITTER_SECONDS
+    )
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(AttemptFailedError),
+        stop=_StopWhenGivenUp(given_up),
+        wait=_WaitByBudget(
+            budget, tenacity.wait_chain(tenacity.wait_fixed(FIRST_DELAY_SECONDS), later)
+        ),
+        sleep=sleep,
+        reraise=True,
+    )

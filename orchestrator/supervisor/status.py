@@ -1,0 +1,74 @@
+"""What `orchestrator status` shows, from the live supervisor or from the disk alone."""
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.store import Store
+from orchestrator.journal import Journal, JournalEvent
+from orchestrator.supervisor.states import State
+
+_STATE_AFTER = {
+    JournalEvent.RUN_COMPLETED: State.COMPLETED,
+    JournalEvent.RUN_STOPPED: State.STOPPED,
+    JournalEvent.GAVE_UP: State.FAILED,
+}
+
+
+@dataclass
+class Status:
+    """The keys of `status --json`; what is absent is None. Ages are in seconds."""
+
+    run_id: str
+    state: str
+    run_dir: str
+    supervisor_pid: int | None = None
+    trainer_pid: int | None = None
+    spare_pid: int | None = None
+    attempt: int | None = None
+    restarts: int = 0
+    epoch: int | None = None
+    step: int | None = None
+    metrics: dict[str, float | str] = field(default_factory=dict)
+    newest_checkpoint: dict[str, Any] | None = None
+    newest_snapshot: dict[str, Any] | None = None
+    lose_at_most_seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that JSON can hold."""
+        return asdict(self)
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The ``newest_checkpoint`` object."""
+    made = datetime.fromisoformat(checkpoint.manifest.time)
+    age = (datetime.now(UTC) - made).total_seconds()
+    return {
+        "path": str(checkpoint.path),
+        "step": checkpoint.manifest.step,
+        "age_seconds": round(max(0.0, age), 3),
+    }
+
+
+def status_from_disk(store: Store) -> Status:
+    """The status of a run that no supervisor works on."""
+    run = store.run
+    events, _ = Journal(run.journal_file).read()
+    last = next((e["event"] for e in reversed(events) if e["event"] in _STATE_AFTER), None)
+    ended_since_start = bool(events) and events[-1]["event"] == last
+    state = _STATE_AFTER[last] if ended_since_start and last else "interrupted"
+    if run.done_file.exists():
+        state = State.COMPLETED
+    elif not events:
+        state = "new"
+    status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
+    status.attempt = max((e["attempt"] for e in events if e.get("attempt")), default=None)
+    status.restarts = sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events)
+    if checkpoints := store.all():
+        newest = checkpoints[-1]
+        status.newest_checkpoint = describe_checkpoint(newest)
+        status.step, status.epoch = newest.manifest.step, newest.manifest.epoch
+        status.metrics = json_metrics(newest.manifest.metrics)
+    return status

@@ -1,0 +1,124 @@
+"""`status` and `checkpoints list` as tables for people."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_STATE_STYLES = {
+    "training": "green",
+    "completed": "green",
+    "failed": "red",
+    "interrupted": "red",
+    "killing": "red",
+}
+
+
+def status_table(status: dict[str, Any]) -> RenderableType:
+    """The status of one run, a line a fact; absent facts are left out."""
+    table = Table.grid(padding=(0, 2))
+    state = status["state"]
+    rows: list[tuple[str, str | Text | None]] = [
+        ("run", f"{status['run_id']}  {status['run_dir']}"),
+        ("state", Text(state, style=_STATE_STYLES.get(state, "yellow"))),
+        ("attempt", _attempt(status)),
+        ("progress", _progress(status)),
+        ("metrics", _metrics(status["metrics"])),
+        ("checkpoint", _checkpoint(status["newest_checkpoint"])),
+        ("at risk", _at_risk(status["lose_at_most_seconds"])),
+        ("processes", _processes(status)),
+    ]
+    for name, value in rows:
+        if value:
+            table.add_row(Text(name, style="bold"), value)
+    return Group(table)
+
+
+def checkpoints_table(rows: list[dict[str, Any]]) -> RenderableType:
+    """One row for each checkpoint, newest last."""
+    if not rows:
+        return Text("no checkpoints yet")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("name", "step", "epoch", "reason", "size", "made", "metrics", "notes"):
+        align: Any = "right" if name in ("step", "epoch", "size") else "left"
+        table.add_column(name, justify=align, no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["path"]).rsplit("/", 1)[-1],
+            _text(row["step"]),
+            _text(row["epoch"]),
+            _text(row["reason"]),
+            "" if row["bytes"] is None else size_text(row["bytes"]),
+            _text(row["time"]).partition(".")[0].replace("T", " "),
+            _metrics(row["metrics"]),
+            _notes(row),
+        )
+    return table
+
+
+def size_text(count: int) -> str:
+    """Bytes in the unit that gives one to four digits."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds for people: 12 s, 3 min 5 s, 2 h 7 min."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _attempt(status: dict[str, Any]) -> str:
+    if status["attempt"] is None:
+        return ""
+    restarts = status["restarts"]
+    return f"{status['attempt']}  ({restarts} restart{'' if restarts == 1 else 's'} so far)"
+
+
+def _progress(status: dict[str, Any]) -> str:
+    if status["step"] is None:
+        return ""
+    return f"step {status['step']}, {status['epoch']} epochs done"
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {float(value):.6g}" for name, value in (metrics or {}).items())
+
+
+def _checkpoint(newest: dict[str, Any] | None) -> str:
+    if newest is None:
+        return "none yet"
+    return f"step {newest['step']}, {duration_text(newest['age_seconds'])} old  {newest['path']}"
+
+
+def _at_risk(seconds: float | None) -> str:
+    return "" if seconds is None else f"a kill now would lose at most {duration_text(seconds)}"
+
+
+def _processes(status: dict[str, Any]) -> str:
+    names = ("supervisor", "trainer", "spare")
+    return "  ".join(f"{n} {status[f'{n}_pid']}" for n in names if status[f"{n}_pid"])
+
+
+def _notes(row: dict[str, Any]) -> str:
+    notes = []
+    if not row["valid"]:
+        notes.append(f"INVALID: {row['problem']}" if row.get("problem") else "INVALID")
+    if row["healthy"] is False:
+        notes.append("non-finite")
+    if row["pinned"]:
+        notes.append("pinned")
+    return ", ".join(notes)

@@ -1,0 +1,261 @@
+"""Batches that continue where a run was cut, without reading what was already consumed.
+
+The order of an epoch is a function of (seed, epoch), as with torch's own samplers after seeding,
+and the position is counted in batches consumed by steps, not in batches prefetched. Each batch
+re-seeds the random streams that its samples see from (seed, epoch, batch), so that augmentation
+depends neither on where the run was cut nor on the number of workers.
+"""
+
+import copy
+import hashlib
+import itertools
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from orchestrator.training import rng
+
+
+class Cursor:
+    """The position in one pass over the data, in batches.
+
+    ``taken`` were handed to the loop; ``consumed`` are those that a completed step has used, and
+    only they count when the run continues.
+    """
+
+    __slots__ = ("consumed", "taken")
+
+    def __init__(self, consumed: int = 0) -> None:
+        self.consumed = consumed
+        self.taken = consumed
+
+
+class DataPosition:
+    """The positions of all passes that the current epoch has begun, in the order of their begin."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.current = Cursor()
+        self._cursors: list[Cursor] = []
+        self._to_resume: list[int] = []
+        # Kept from epoch to epoch, for the sake of persistent workers.
+        self._loaders: weakref.WeakKeyDictionary[DataLoader[Any], _SeekableLoader]
+        self._loaders = weakref.WeakKeyDictionary()
+
+    def state(self) -> dict[str, Any]:
+        """What the checkpoint keeps under ``data``."""
+        positions = [cursor.consumed for cursor in self._cursors]
+        return {"seed": self.seed, "batches": positions + self._to_resume[len(positions) :]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state`` returned."""
+        self.seed = int(state["seed"])
+        self._to_resume = [int(position) for position in state["batches"]]
+
+    def begin_epoch(self) -> None:
+        """Forget the positions of the epoch that ended."""
+        self._cursors = []
+        self._to_resume = []
+        self.current = Cursor()
+
+    @property
+    def mid_batch(self) -> bool:
+        """Whether batches were taken that no step has consumed yet."""
+        return self.current.taken != self.current.consumed
+
+    def batches(self, loader: Iterable[Any], epoch: int) -> Iterator[Any]:
+        """The batches of this epoch that are still to do."""
+        index = len(self._cursors)
+        start = self._to_resume[index] if index < len(self._to_resume) else 0
+        cursor = Cursor(start)
+        self._cursors.append(cursor)
+        self.current = cursor
+        for batch in self._iterate(loader, epoch, start):
+            cursor.taken += 1
+            self.current = cursor
+            yield batch
+
+    def _iterate(self, loader: Iterable[Any], epoch: int, start: int) -> Iterator[Any]:
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            return self._fast_forward(loader, epoch, start)
+        if loader not in self._loaders:
+            self._loaders[loader] = _SeekableLoader(loader)
+        return self._loaders[loader].seek(self.seed, epoch, start)
+
+    def _fast_forward(self, loader: Iterable[Any], epoch: int, start: int) -> Iterator[Any]:
+        if start:
+            warnings.warn(
+                f"skipping {start} batches by reading them: {type(loader).__name__} has no "
+                "positions to seek to; a DataLoader over a map-style dataset has",
+                stacklevel=4,
+            )
+        with rng.scoped(derive_seed(self.seed, epoch)):
+            iterator = iter(loader)
+            for _ in itertools.islice(iterator, start):
+                pass
+        return iterator
+
+
+def derive_seed(*parts: int) -> int:
+    """63 bits that depend on every part; equal parts give equal seeds on every machine."""
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+class _SeekableLoader:
+    """A copy of a map-style DataLoader whose index sampler starts anywhere in any epoch."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._sampler = _EpochSampler(loader)
+        self._loader = copy.copy(loader)
+        # DataLoader refuses assignment to these after construction, since an iterator may be under
+        # way; the copy has none yet.
+        replaced = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        self._loader.__dict__[replaced] = self._sampler
+        dataset = _SeededDataset(loader.dataset)
+        self._loader.__dict__["dataset"] = dataset
+        self._loader.collate_fn = _SeededCollate(dataset, loader.collate_fn)
+        self._loader.__dict__["_iterator"] = None
+
+    def seek(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
+        self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
+        # Creating an iterator draws from the global stream; a resumed run creates one more.
+        with rng.scoped(derive_seed(seed, epoch)):
+            return iter(self._loader)
+
+
+class _Indices(list[Any]):
+    """The indices of one batch, with the seed that its samples' random streams get."""
+
+    seed: int
+
+
+class _SingleIndex:
+    """The index of one sample, for loaders that do not batch."""
+
+    def __init__(self, index: Any, seed: int) -> None:
+        self.index = index
+        self.seed = seed
+
+
+class _EpochSampler:
+    """The loader's own sampler, made a function of (seed, epoch) and started at a batch."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._batched = loader.batch_sampler is not None
+        self._sampler: Any = loader.batch_sampler if self._batched else loader.sampler
+        self._generators = [
+            generator
+            for generator in (
+                loader.generator,
+                getattr(loader.sampler, "generator", None),
+                getattr(self._sampler, "generator", None),
+            )
+            if generator is not None
+        ]
+        self.seed = self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return max(0, len(self._sampler) - self.start)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self._order()
+        for number in itertools.count(self.start):
+            try:
+                item = next(order)
+            except StopIteration:
+                return
+            seed = derive_seed(self.seed, self.epoch, number)
+            if self._batched:
+                indices = _Indices(item)
+                indices.seed = seed
+                yield indices
+            else:
+                yield _SingleIndex(item, seed)
+
+    def _order(self) -> Iterator[Any]:
+        """The epoch's batches of indices from ``start``; drawn now, under the epoch's seed."""
+        seed = derive_seed(self.seed, self.epoch)
+        for part in (self._sampler, getattr(self._sampler, "sampler", None)):
+            set_epoch = getattr(part, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epoch)
+        before = [generator.get_state() for generator in self._generators]
+        try:
+            for generator in self._generators:
+                generator.manual_seed(seed)
+            with rng.scoped(seed):
+                # Samplers draw their permutation when the first index is asked for.
+                rest = self._skip(self.start)
+                first = list(itertools.islice(rest, 1))
+        finally:
+            for generator, state in zip(self._generators, before, strict=True):
+                generator.set_state(state)
+        return itertools.chain(first, rest)
+
+    def _skip(self, batches: int) -> Iterator[Any]:
+        sampler = self._sampler
+        if type(sampler) is not BatchSampler:
+            return itertools.islice(iter(sampler), batches, None)
+        # Skipping single indices runs in C, skipping batches would build each one first.
+        indices = itertools.islice(iter(sampler.sampler), batches * sampler.batch_size, None)
+        return iter(BatchSampler(_Once(indices), sampler.batch_size, sampler.drop_last))
+
+
+class _Once:
+    """An iterator in the place of a sampler."""
+
+    def __init__(self, indices: Iterator[Any]) -> None:
+        self._indices = indices
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._indices
+
+
+class _SeededDataset:
+    """The dataset, whose samples see random streams seeded for their batch.
+
+    Everything else is passed through, for ``worker_init_fn`` and the like that look at it.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self.last_seed = 0
+
+    def __getitems__(self, indices: _Indices) -> Any:
+        self.last_seed = indices.seed
+        with rng.scoped(indices.seed):
+            if hasattr(self._dataset, "__getitems__"):
+                return self._dataset.__getitems__(list(indices))
+            return [self._dataset[index] for index in indices]
+
+    def __getitem__(self, single: _SingleIndex) -> Any:
+        self.last_seed = single.seed
+        with rng.scoped(single.seed):
+            return self._dataset[single.index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_dataset":
+            raise AttributeError(name)  # unpickling asks before __dict__ is filled
+        return getattr(self._dataset, name)
+
+
+class _SeededCollate:
+    """The collate function, for those that mix or crop at random, seeded for their batch too.
+
+    It reaches a worker in one piece with the dataset, so that both still share the last seed.
+    """
+
+    def __init__(self, dataset: _SeededDataset, collate: Any) -> None:
+        self._dataset = dataset
+        self._collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        with rng.scoped(derive_seed(self._dataset.last_seed)):
+            return self._collate(samples)

@@ -1,0 +1,104 @@
+"""The trainer's connection to its supervisor, and what happens when the supervisor dies."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.page import ControlPage, Field
+from orchestrator.rundir import RunDir
+from orchestrator.wire import ATTEMPT_VARIABLE, SOCKET_VARIABLE, Connection, Message
+
+CONNECT_SECONDS = 10.0
+COPY_BYTES = 1 << 16
+
+
+class Lifeline:
+    """The connection, and a thread that notices its end."""
+
+    def __init__(self, environment: Mapping[str, str], run: RunDir) -> None:
+        """Connect and receive the control page. Raises ConfigError when that is refused."""
+        self._attempt = int(environment.get(ATTEMPT_VARIABLE, "0"))
+        self._output_file = run.attempt(self._attempt).output_file
+        path = environment[SOCKET_VARIABLE]
+        try:
+            self._connection = Connection(path, CONNECT_SECONDS)
+            self._connection.send(
+                {
+                    "type": "hello",
+                    "attempt": self._attempt,
+                    "pid": os.getpid(),
+                    "rank": int(environment.get("RANK", "0")),
+                    "world_size": int(environment.get("WORLD_SIZE", "1")),
+                }
+            )
+            welcome, descriptors = self._connection.receive_with_descriptors()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"cannot reach the supervisor at {path}: {error}; it has ended, or "
+                f"{SOCKET_VARIABLE} is left over: unset it to run without a supervisor"
+            ) from None
+        if welcome is None or welcome.get("type") != "welcome":
+            reason = (welcome or {}).get("reason", "it closed the connection")
+            raise ConfigError(f"cannot join the run: {reason}; a run has one session at a time")
+        self.welcome: Message = welcome
+        self.page = ControlPage(descriptors[0])
+        os.close(descriptors[0])
+        # Holding the other end keeps the pseudo-terminal alive when the supervisor is killed.
+        self._terminal = descriptors[1] if len(descriptors) > 1 else None
+        self._connection.set_timeout(None)
+        self._closed = threading.Event()
+        self.supervisor_died = False
+        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+        os.register_at_fork(after_in_child=self._close_in_child)
+
+    def send(self, kind: str, **facts: Any) -> None:
+        """Tell the supervisor; if it is gone, the listening thread sees to what follows."""
+        with contextlib.suppress(OSError):
+            self._connection.send({"type": kind, **facts})
+
+    def close(self) -> None:
+        """The session is over: from now on the end of the connection means nothing."""
+        self._closed.set()
+        self._connection.end()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while (message := self._connection.receive()) is not None:
+                if message.get("type") == "stop":
+                    self.page.values[Field.STOP_REQUEST] = 1
+        if not self._closed.is_set():
+            self._outlive_supervisor()
+
+    def _outlive_supervisor(self) -> None:
+        """Have the loop save and end, and end the process if it does not come to that in time."""
+        self.supervisor_died = True
+        self.page.values[Field.STOP_REQUEST] = 1
+        self._keep_output()
+        if not self._closed.wait(self.welcome["grace_seconds"]):
+            os._exit(ExitStatus.STOPPED_UNSAVED)
+
+    def _keep_output(self) -> None:
+        """Lead standard output and error from the orphaned pseudo-terminal to the log."""
+        if self._terminal is None:
+            return
+        log = os.open(self._output_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+        for descriptor in (sys.__stdout__, sys.__stderr__):
+            if descriptor is not None and os.isatty(descriptor.fileno()):
+                os.dup2(log, descriptor.fileno())
+        threading.Thread(target=_drain, args=(self._terminal, log), daemon=True).start()
+
+    def _close_in_child(self) -> None:
+        # A forked child that kept the socket would hide our death from the supervisor.
+        self._connection.close()
+
+
+def _drain(terminal: int, log: int) -> None:
+    """Move what was written before the switch; a writer may even be blocked on it."""
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, COPY_BYTES):
+            os.write(log, data)

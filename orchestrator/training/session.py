@@ -1,0 +1,413 @@
+"""The session: what a training script talks to (docs/process-contract.md, README)."""
+
+import contextlib
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.durable import write_json
+from orchestrator.errors import (
+    CheckpointInvalidError,
+    CheckpointWriteError,
+    ConfigError,
+    OrchestratorError,
+)
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.journal import JournalEvent, utc_now
+from orchestrator.page import Field, Phase
+from orchestrator.training import rng
+from orchestrator.training.data import DataPosition
+from orchestrator.training.home import Home
+from orchestrator.training.plain import from_plain, to_plain
+from orchestrator.training.saving import Saver, Schedule, patient_retrying
+from orchestrator.training.shield import WorkerShield
+from orchestrator.training.standalone import Standalone
+from orchestrator.training.state import SUFFIX, Progress, Registry
+from orchestrator.training.stop import SignalFlags, TrainingRefused, TrainingStopped
+from orchestrator.training.supervised import Supervised
+from orchestrator.wire import SOCKET_VARIABLE
+
+SHOW_METRICS_NS = 1_000_000_000
+
+# Plain integers: the hot path looks them up at every step.
+STEP = int(Field.STEP)
+HEARTBEAT = int(Field.HEARTBEAT_NS)
+SAFE_POINTS = int(Field.SAFE_POINTS)
+STOP_REQUEST = int(Field.STOP_REQUEST)
+CHECKPOINT_REQUESTS = int(Field.CHECKPOINT_REQUESTS)
+
+
+class Session:
+    """One training run, as a context manager around the training loop.
+
+    ``session.state`` is a dict of plain values that is saved and restored with the rest.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: str | Path | None = None,
+        start_from: str | Path | None = None,
+        **objects: Any,
+    ) -> None:
+        """Register ``objects``: each has state_dict() and load_state_dict(), its name is its key.
+
+        ``run_dir`` is where the run lives when no supervisor says it (default: runs/<script>).
+        ``start_from`` is a file in the classic form {'epoch', 'model_state_dict',
+        'optimizer_state_dict', 'loss'} that a run without checkpoints of its own begins with.
+        """
+        self.state: dict[str, Any] = {}
+        self.resumed_from: Path | None = None
+        self.exactness: str | None = None
+        self._run_dir = Path(run_dir) if run_dir is not None else None
+        self._start_from = Path(start_from) if start_from is not None else None
+        self._registry = Registry()
+        with _refusing():
+            self._registry.add(objects)
+        self._progress = Progress()
+        self._entered = False
+
+    # --- entering and leaving ----------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Join or open the run, restore the newest valid checkpoint, watch for signals.
+
+        Raises TrainingRefused, after printing the reason, when that is not possible.
+        """
+        with _refusing():
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise ConfigError(
+                    "cannot train with several processes yet: WORLD_SIZE is "
+                    f"{os.environ['WORLD_SIZE']}; start one process per run"
+                )
+            self._home: Home = (
+                Supervised() if SOCKET_VARIABLE in os.environ else Standalone(self._run_dir)
+            )
+            self._page = self._home.page.values
+            self._signals = SignalFlags(self._page, self._home.supervised)
+            self._shield = WorkerShield()
+            self._signals.install()
+            self._shield.install()
+            try:
+                self._begin()
+            except BaseException as error:
+                self._leave(_status_of(error), None)
+                raise
+        return self
+
+    def _begin(self) -> None:
+        self._saver = Saver(self._home.store)
+        self._schedule = Schedule(self._home.every)
+        self._data = DataPosition(torch.initial_seed() >> 1)
+        self._served_requests = 0
+        self._show_at_ns = 0
+        self._page[Field.PHASE] = Phase.RESTORE
+        checkpoint = self._home.checkpoint_to_resume()
+        if checkpoint is not None:
+            self._resume(checkpoint)
+            self._schedule.saved(self.global_step, self.epoch)
+        elif self._start_from is not None:
+            self._start(self._start_from)
+        self._page[Field.STEP] = self.global_step
+        self._page[Field.EPOCH] = self.epoch
+        self._page[Field.PHASE] = Phase.TRAIN
+        self._entered = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Mark the run complete, or record how it ended; then end loader workers."""
+        try:
+            if error is None:
+                with _refusing():
+                    self._complete()
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self._entered = False
+            status = ExitStatus.COMPLETE if error is None else _status_of(error)
+            described = None if error is None or status is not None else _describe(error)
+            self._leave(status, described)
+
+    def _complete(self) -> None:
+        """Publish the final checkpoint and then the mark that training is complete.
+
+        After weeks of training a disk that is full just now is worth a wait of some minutes.
+        """
+        for attempt in patient_retrying(self._report_failure, self._stop_wanted):
+            with attempt:
+                checkpoint = self._publish(Reason.FINAL)
+                try:
+                    write_json(
+                        self._home.run.done_file,
+                        {"step": self.global_step, "epoch": self.epoch, "time": utc_now()},
+                    )
+                except OSError as error:
+                    raise CheckpointWriteError(self.global_step, error) from error
+        self._home.published(checkpoint, None)
+
+    def _stop_wanted(self) -> bool:
+        return bool(self._page[STOP_REQUEST])
+
+    def _leave(self, status: ExitStatus | None, described: dict[str, Any] | None) -> None:
+        self._page[Field.PHASE] = Phase.DONE
+        self._shield.restore()
+        self._home.leave(status, described)
+        self._signals.restore()
+
+    # --- what scripts read and register ------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self._progress.epoch
+
+    @property
+    def global_step(self) -> int:
+        """Completed steps."""
+        return self._progress.step
+
+    def register(self, **objects: Any) -> None:
+        """Register more objects; before the ``with`` block, so that they are restored with it."""
+        with _refusing():
+            if self._entered:
+                raise ConfigError(
+                    f"cannot register {', '.join(objects)} inside the `with` block: the state is "
+                    "restored when it is entered; register before it"
+                )
+            self._registry.add(objects)
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    def epochs(self, total: int) -> Iterator[int]:
+        """The epochs still to do of ``total``, counted from 0; between two is a safe point."""
+        while self._progress.epoch < total:
+            yield self._progress.epoch
+            self._progress.epoch += 1
+            self._page[Field.EPOCH] = self._progress.epoch
+            self._data.begin_epoch()
+            self._safe_point()
+
+    def steps(self, total: int) -> Iterator[int]:
+        """The steps still to do of ``total``, counted from 0, for loops without epochs."""
+        while (step := self._progress.step) < total:
+            yield step
+            if self._progress.step == step:
+                raise RuntimeError("session.steps() needs one session.step() in each round")
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The batches of ``loader`` that this epoch has still to do."""
+        return self._data.batches(loader, self._progress.epoch)
+
+    def step(self, **metrics: Any) -> None:
+        """One step is done: a safe point. ``metrics`` are single numbers or tensors of one element.
+
+        Raises TrainingStopped when a stop was asked for and the state has been saved.
+        """
+        progress, page, cursor = self._progress, self._page, self._data.current
+        progress.step += 1
+        if metrics:
+            progress.metrics.update(metrics)
+        cursor.consumed = cursor.taken
+        page[STEP] = progress.step
+        self._safe_point()
+
+    def poll(self, **metrics: Any) -> None:
+        """A safe point without a step, for evaluation and warm-up.
+
+        Between a batch and its step nothing is saved: the state belongs to neither.
+        """
+        self._progress.metrics.update(metrics)
+        if self._data.mid_batch:
+            self._page[Field.HEARTBEAT_NS] = time.monotonic_ns()
+        else:
+            self._safe_point()
+
+    def checkpoint(self) -> Path | None:
+        """Save now; the new checkpoint's directory, None if the disk refused."""
+        with _refusing():
+            return self._save(Reason.REQUESTED)
+
+    # --- safe points -------------------------------------------------------------------------
+
+    def _safe_point(self) -> None:
+        page, now = self._page, time.monotonic_ns()
+        page[HEARTBEAT] = now
+        page[SAFE_POINTS] += 1
+        if (
+            now >= self._show_at_ns
+            or page[STOP_REQUEST]
+            or page[CHECKPOINT_REQUESTS] != self._served_requests
+            or now >= self._schedule.next_time_ns
+            or self._progress.step >= self._schedule.next_step
+            or self._progress.epoch >= self._schedule.next_epoch
+        ):
+            self._attend(now)
+
+    def _attend(self, now: int) -> None:
+        """Do what is due at this safe point."""
+        with _refusing():
+            if now >= self._show_at_ns:
+                self._show_at_ns = now + SHOW_METRICS_NS
+                self._home.show(self._progress.metric_values())
+            if self._page[STOP_REQUEST]:
+                self._stop()
+            requests = self._page[CHECKPOINT_REQUESTS]
+            if requests != self._served_requests:
+                self._served_requests = requests
+                self._save(Reason.REQUESTED)
+            elif self._schedule.is_due(self.global_step, self.epoch):
+                self._save(Reason.PERIODIC)
+
+    def _stop(self) -> None:
+        source = self._signals.source or "request"
+        self._home.tell(JournalEvent.STOP_NOTICED, step=self.global_step, source=source)
+        saved = self._save(Reason.EMERGENCY) is not None
+        raise TrainingStopped(ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED)
+
+    def _save(self, reason: Reason) -> Path | None:
+        """Publish the state; None when the disk refused, which is reported and tried again later.
+
+        Raises UnstorableError and ConfigError for values that cannot be kept.
+        """
+        started = time.monotonic()
+        try:
+            checkpoint = self._publish(reason)
+        except CheckpointWriteError as error:
+            self._schedule.failed()
+            self._report_failure(error)
+            return None
+        self._schedule.saved(self.global_step, self.epoch)
+        self._home.published(checkpoint, round(time.monotonic() - started, 3))
+        return checkpoint.path
+
+    def _publish(self, reason: Reason) -> Checkpoint:
+        self._page[Field.PHASE] = Phase.SAVE
+        try:
+            metrics = self._progress.metric_values()
+            state = {
+                "epoch": self.epoch,
+                "step": self.global_step,
+                **metrics,
+                **self._registry.capture(),
+                "state": to_plain(self.state, "session.state"),
+                "rng": rng.capture(),
+                "data": self._data.state(),
+            }
+            healthy = math.isfinite(metrics.get("loss", 0.0)) and self._registry.is_finite()
+            checkpoint = self._saver.save(state, reason, metrics, healthy)
+        finally:
+            self._page[Field.PHASE] = Phase.TRAIN
+        if not healthy:
+            print(
+                f"step {self.global_step} has non-finite values: its checkpoint is kept, but "
+                "nothing will resume from it",
+                file=sys.stderr,
+            )
+        return checkpoint
+
+    def _report_failure(self, error: CheckpointWriteError) -> None:
+        self._home.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
+        if not self._home.supervised:
+            print(f"{error}; training goes on", file=sys.stderr)
+
+    # --- restoring ---------------------------------------------------------------------------
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        content = _load(checkpoint.state_file)
+        try:
+            registered, state = dict(content), from_plain(content["state"])
+            epoch, step, position = content["epoch"], content["step"], content["data"]
+            streams = content["rng"]
+        except KeyError as error:
+            raise CheckpointInvalidError(checkpoint.path, f"state.pt lacks {error}") from None
+        self._registry.restore(registered, checkpoint.state_file)
+        self.state.clear()
+        self.state.update(state)
+        self._progress = Progress(epoch, step, dict(checkpoint.manifest.metrics))
+        self._data.load(position)
+        self.resumed_from = checkpoint.path
+        problems = [
+            f"it was made with {name} {version}, this is {_VERSIONS[name]}"
+            for name, version in checkpoint.manifest.versions.items()
+            if name in _VERSIONS and version != _VERSIONS[name]
+        ]
+        # Last, since loading may draw from the streams.
+        problems += rng.restore(streams)
+        self.exactness = f"APPROXIMATE: {'; '.join(problems)}" if problems else "EXACT"
+        self._home.tell(
+            JournalEvent.RESUMED, path=str(checkpoint.path), step=step, exactness=self.exactness
+        )
+
+    def _start(self, source: Path) -> None:
+        """Begin with a file in the classic form; its ``epoch`` counts completed epochs."""
+        if not source.exists():
+            raise ConfigError(f"cannot start from {source}: there is no such file")
+        content = _load(source)
+        if "epoch" not in content or not any(key.endswith(SUFFIX) for key in content):
+            raise ConfigError(
+                f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
+                f"its keys are {', '.join(map(str, content))}"
+            )
+        left_alone = self._registry.restore_classic(content, source)
+        if left_alone:
+            names = ", ".join(left_alone)
+            print(f"{source} has no state of {names}: left as it is", file=sys.stderr)
+        self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
+
+
+_VERSIONS = {"torch": str(torch.__version__)}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Read a torch.save file with the safe default. Raises CheckpointInvalidError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, some with an empty message
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointInvalidError(path, f"torch cannot load it: {reason[0]}") from error
+    if not isinstance(content, dict):
+        raise CheckpointInvalidError(path, f"it holds a {type(content).__name__}, not a dict")
+    return content
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn errors of ours into a message and the right exit status, without a traceback."""
+    try:
+        yield
+    except OrchestratorError as error:
+        print(error, file=sys.stderr)
+        raise TrainingRefused(error.status) from error
+
+
+def _status_of(error: BaseException) -> ExitStatus | None:
+    return error.status if isinstance(error, TrainingStopped | TrainingRefused) else None
+
+
+def _describe(error: BaseException) -> dict[str, Any] | None:
+    """The content of error.json; None for an end that is no exception of the script."""
+    if not isinstance(error, Exception):
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "type": type(error).__qualname__,
+        "message": str(error),
+        "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else None,
+        "traceback": "".join(traceback.format_exception(error)),
+        "time": utc_now(),
+    }

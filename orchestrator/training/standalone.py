@@ -1,0 +1,80 @@
+"""A session without a supervisor: it locks, journals, verifies and rotates by itself."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.store import Store
+from orchestrator.config import Config
+from orchestrator.errors import CheckpointInvalidError
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.journal import Journal, JournalEvent
+from orchestrator.page import ControlPage
+from orchestrator.rundir import RunDir, RunLock, default_run_dir
+
+
+class Standalone:
+    """Home of a session in a process of its own."""
+
+    supervised = False
+
+    def __init__(self, run_dir: Path | None) -> None:
+        """Open and lock the run. Raises ConfigError, RunInUseError."""
+        config = Config.resolve({}, os.environ, Path.cwd())
+        self._policy = config.retention
+        self.every = config.every
+        self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
+        self.run.create()
+        self._lock = RunLock(self.run)
+        try:
+            self._lock.sign()
+            self.store = Store.open(self.run, sys.argv)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._journal = Journal(self.run.journal_file)
+        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv)
+        self.page, descriptor = ControlPage.create()
+        os.close(descriptor)
+        self._resumed_from: Checkpoint | None = None
+
+    def checkpoint_to_resume(self) -> Checkpoint | None:
+        """The newest that verification finds valid; says what it set aside."""
+        self.store.sweep()
+        self._resumed_from = self.store.newest_valid(self._quarantined)
+        return self._resumed_from
+
+    def tell(self, event: JournalEvent, **facts: Any) -> None:
+        """Write it into the journal."""
+        self._journal.write(event, **facts)
+
+    def show(self, metrics: dict[str, float]) -> None:
+        """Nobody watches."""
+
+    def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
+        """Journal it, then delete what the policy does not keep."""
+        self.tell(
+            JournalEvent.CHECKPOINT_PUBLISHED,
+            path=str(checkpoint.path),
+            step=checkpoint.manifest.step,
+            epoch=checkpoint.manifest.epoch,
+            reason=checkpoint.manifest.reason,
+            seconds=seconds,
+        )
+        in_use = {self._resumed_from.name} if self._resumed_from else set()
+        for deleted in self.store.apply_retention(self._policy, in_use, self._quarantined):
+            self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(deleted.path))
+
+    def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
+        """Journal how it ended and free the run."""
+        if status is ExitStatus.COMPLETE:
+            self.tell(JournalEvent.RUN_COMPLETED)
+        elif status is not None:
+            self.tell(JournalEvent.RUN_STOPPED, status=status)
+        self._lock.release()
+
+    def _quarantined(self, error: CheckpointInvalidError) -> None:
+        print(f"{error}; it was moved to quarantine", file=sys.stderr)
+        self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)

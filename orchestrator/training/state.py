@@ -1,0 +1,169 @@
+"""The state of a training run as one dict, taken from the live objects and given back to them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.training.plain import from_plain, to_plain
+
+SUFFIX = "_state_dict"
+RESERVED = frozenset({"epoch", "step", "state", "rng", "data"})
+SHOWN_DIFFERENCES = 12
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What can be registered with a session."""
+
+    def state_dict(self) -> Any:
+        """The state as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Take over what ``state_dict`` returned."""
+
+
+@dataclass
+class Progress:
+    """The counters: completed epochs and steps, and the latest metrics."""
+
+    epoch: int = 0
+    step: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def metric_values(self) -> dict[str, float]:
+        """The metrics as numbers; waits for the device where one is a tensor on it.
+
+        Raises ConfigError for one that is not a single number.
+        """
+        values = {}
+        for name, value in self.metrics.items():
+            if name in RESERVED or name.endswith(SUFFIX):
+                raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
+            try:
+                number = value.detach() if isinstance(value, torch.Tensor) else value
+                values[name] = float(number)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"cannot keep the metric {name}: it is not one number ({error})"
+                ) from None
+        return values
+
+
+class Registry:
+    """The registered objects by name, in the order of their registration."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, Stateful] = {}
+
+    def add(self, objects: Mapping[str, Any]) -> None:
+        """Register more. Raises ConfigError for a taken name or an object without the methods."""
+        for name, value in objects.items():
+            if name in self._objects:
+                raise ConfigError(f"cannot register {name}: that name is taken")
+            if not isinstance(value, Stateful):
+                raise ConfigError(
+                    f"cannot register {name}: a {type(value).__name__} has no state_dict() and "
+                    "load_state_dict(); keep plain values in session.state"
+                )
+            self._objects[name] = value
+
+    def capture(self) -> dict[str, Any]:
+        """``<name>_state_dict`` for each object. Raises UnstorableError."""
+        return {
+            name + SUFFIX: to_plain(value.state_dict(), name + SUFFIX)
+            for name, value in self._objects.items()
+        }
+
+    def is_finite(self) -> bool:
+        """Whether every parameter of every registered module is finite.
+
+        Buffers are left out: an attention mask holds infinities on purpose.
+        """
+        parameters = [
+            parameter
+            for value in self._objects.values()
+            if isinstance(value, torch.nn.Module)
+            for parameter in value.parameters()
+            if parameter.is_floating_point() or parameter.is_complex()
+        ]
+        return all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+
+    def restore_classic(self, content: Mapping[str, Any], source: Path) -> list[str]:
+        """Like ``restore``, but objects that the file does not know are left alone and returned."""
+        absent = [name for name in self._objects if name + SUFFIX not in content]
+        self.restore(content, source, optional=absent)
+        return absent
+
+    def restore(
+        self, content: Mapping[str, Any], source: Path, optional: Iterable[str] = ()
+    ) -> None:
+        """Compare everything with the live objects and only then hand it over.
+
+        Names in ``optional`` may be missing in ``content``. Raises MismatchError with what differs.
+        """
+        present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
+        missing = [n for n in self._objects if n not in present and n not in set(optional)]
+        unused = sorted(present - self._objects.keys())
+        differences = [f"{name} is registered, but not in the file" for name in missing]
+        differences += [f"{name} is in the file, but not registered" for name in unused]
+        states = {
+            name: from_plain(content[name + SUFFIX]) for name in self._objects if name in present
+        }
+        for name, state in states.items():
+            differences += [f"{name}: {text}" for text in _compare(self._objects[name], state)]
+        if differences:
+            raise _mismatch(source, differences)
+        for name, state in states.items():
+            try:
+                self._objects[name].load_state_dict(state)
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise _mismatch(source, [f"{name}: {error}"]) from error
+
+
+def _mismatch(source: Path, differences: list[str]) -> MismatchError:
+    shown = differences[:SHOWN_DIFFERENCES]
+    if len(differences) > len(shown):
+        shown.append(f"and {len(differences) - len(shown)} more")
+    return MismatchError(
+        f"cannot resume from {source}: it does not fit the objects of this script\n  "
+        + "\n  ".join(shown)
+        + "\nuse the script that made it, or start anew with another run directory"
+    )
+
+
+def _compare(live: Stateful, saved: Any) -> list[str]:
+    if isinstance(live, torch.nn.Module):
+        return _compare_modules(live.state_dict(), saved)
+    if isinstance(live, torch.optim.Optimizer):
+        return _compare_optimizers(live.state_dict(), saved)
+    return []
+
+
+def _compare_modules(live: Mapping[str, Any], saved: Any) -> list[str]:
+    if not isinstance(saved, Mapping):
+        return [f"the file holds a {type(saved).__name__}, not a state_dict"]
+    differences = [f"layer {key} is missing in the file" for key in live if key not in saved]
+    differences += [f"layer {key} is only in the file" for key in saved if key not in live]
+    for key in live.keys() & saved.keys():
+        here, there = getattr(live[key], "shape", None), getattr(saved[key], "shape", None)
+        if here != there:
+            differences.append(f"layer {key} is {_show(there)} in the file, {_show(here)} here")
+    return sorted(differences)
+
+
+def _compare_optimizers(live: Mapping[str, Any], saved: Any) -> list[str]:
+    try:
+        sizes = [[len(g["params"]) for g in s["param_groups"]] for s in (live, saved)]
+    except (KeyError, TypeError):
+        return ["the file holds no optimizer state"]
+    if sizes[0] != sizes[1]:
+        return [f"parameters per group are {sizes[1]} in the file, {sizes[0]} here"]
+    return []
+
+
+def _show(shape: Any) -> str:
+    return "no tensor" if shape is None else str(list(shape))

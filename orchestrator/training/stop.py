@@ -1,0 +1,81 @@
+"""How a stop reaches the training loop, and how the loop ends."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.page import Field
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class TrainingStopped(SystemExit):
+    """Raised at a safe point when a stop was asked for; carries the exit status.
+
+    A SystemExit, so that code after the loop (evaluation, upload) does not run as if training had
+    finished, and so that the process ends with the right status if nobody catches it.
+    """
+
+    def __init__(self, status: ExitStatus) -> None:
+        super().__init__(int(status))
+        self.status = status
+
+
+class TrainingRefused(SystemExit):
+    """Raised instead of a traceback when the session cannot go on; the reason has been printed.
+
+    ``__cause__`` is the OrchestratorError.
+    """
+
+    def __init__(self, status: ExitStatus) -> None:
+        super().__init__(int(status))
+        self.status = status
+
+
+class SignalFlags:
+    """Signal handlers that only record, in the control page that the loop reads anyway.
+
+    Loader workers and other children forked from the trainer get the former handlers back, since
+    terminating such a child must not stop the training.
+    """
+
+    def __init__(self, page: memoryview, supervised: bool) -> None:
+        self._page = page
+        self._supervised = supervised
+        self._previous: dict[int, Any] = {}
+        self.source: str | None = None
+
+    def install(self) -> None:
+        """Take the signals over, if this is the main thread; an ignored SIGHUP stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOP_SIGNALS:
+            previous = signal.getsignal(number)
+            if number == signal.SIGHUP and previous == signal.SIG_IGN:
+                continue
+            self._previous[number] = signal.signal(number, self._record_stop)
+        self._previous[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._record_save)
+        os.register_at_fork(after_in_child=self.restore)
+
+    def restore(self) -> None:
+        """Give every handler back."""
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _record_stop(self, number: int, frame: FrameType | None) -> None:
+        self._page[Field.STOP_REQUEST] = 1
+        self.source = signal.Signals(number).name
+        if not self._supervised:
+            # Nobody escalates for us: the next signal does what it does in any script.
+            handler = self._previous.pop(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            text = f"{self.source}: saving at the next safe point; once more: end at once\n"
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+
+    def _record_save(self, number: int, frame: FrameType | None) -> None:
+        self._page[Field.CHECKPOINT_REQUESTS] += 1
