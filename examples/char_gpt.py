@@ -109,12 +109,14 @@ def read_standard_library(limit: int) -> Tensor:
 
 
 def draw_batch(text: Tensor, batch_size: int, context: int) -> tuple[Tensor, Tensor]:
+    """Windows of the text at random places, and the same windows one character later."""
     starts = torch.randint(len(text) - context, (batch_size, 1))
     windows = text[starts + torch.arange(context + 1)].long()
     return windows[:, :-1], windows[:, 1:]
 
 
 def warmup_then_cosine(step: int, total: int) -> float:
+    """The learning rate at `step` of `total`, as a fraction of its peak; it ends at a tenth."""
     warmup = total // 20
     if step < warmup:
         return (step + 1) / warmup
@@ -122,6 +124,7 @@ def warmup_then_cosine(step: int, total: int) -> float:
 
 
 def main() -> None:
+    """Train, then write a sample."""
     parser = argparse.ArgumentParser(description="Train a character GPT on Python's own sources.")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps")

@@ -49,6 +49,7 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def build_model() -> nn.Module:
+    """Three convolutions and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1, bias=False),
         nn.BatchNorm2d(32),
@@ -68,6 +69,7 @@ def build_model() -> nn.Module:
 
 
 def main() -> None:
+    """Train, and evaluate after every epoch."""
     parser = argparse.ArgumentParser(description="Train a small CNN on handwritten digits.")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -22,6 +22,7 @@ from orchestrator.training import Session
 
 
 def main() -> None:
+    """Train for five epochs of one step each."""
     parser = argparse.ArgumentParser(description="Fit a line to four points.")
     parser.add_argument("--interrupt-after", type=int, metavar="N", help="press Ctrl-C in epoch N")
     args = parser.parse_args()

@@ -34,7 +34,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of manifest.json; ``time`` is UTC in ISO 8601, the counts are of completed ones."""
+    """The content of manifest.json; ``time`` is UTC in ISO 8601, counts are of completed ones."""
 
     run_id: str
     step: int

@@ -1,0 +1,165 @@
+"""Runs the orchestrator as users do, and looks at what it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from orchestrator.checkpoint.reading import verify
+from orchestrator.checkpoint.store import Store
+from orchestrator.rundir import RunDir, lock_owner
+
+TRAIN = Path(__file__).with_name("train.py")
+DEADLINE_SECONDS = 90.0
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:
+    """Return the first true value of ``condition``, or fail after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.02)
+    return value
+
+
+def orchestrator(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one command of the command line to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *arguments],
+        cwd=cwd,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        **options,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings of ours that the caller's shell may have."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")}
+
+
+class Supervised:
+    """`orchestrator run` in a process of its own."""
+
+    def __init__(
+        self,
+        root: Path,
+        *script_arguments: str,
+        options: tuple[str, ...] = (),
+        command: list[str] | None = None,
+        **popen: Any,
+    ) -> None:
+        self.run = RunDir(root / "run")
+        command = command or [sys.executable, str(TRAIN), *script_arguments]
+        output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "orchestrator", "run"),
+                *("--run-dir", str(self.run.root), *options),
+                *("--", *command),
+            ],
+            cwd=root,
+            env=clean_environment(),
+            text=True,
+            **(output | popen),
+        )
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the supervisor alone."""
+        os.kill(self.process.pid, number)
+
+    def signal_everyone(self, number: int) -> None:
+        """Signal all processes of the job, as schedulers and service managers do."""
+        for process in [*psutil.Process(self.process.pid).children(recursive=True)][::-1]:
+            os.kill(process.pid, number)
+        self.signal(number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit status, standard output and standard error once it has ended."""
+        stdout, stderr = self.process.communicate(timeout=DEADLINE_SECONDS)
+        return self.process.returncode, stdout, stderr
+
+    def status(self) -> dict[str, Any]:
+        """`status --json`."""
+        result = orchestrator("status", str(self.run.root), "--json", cwd=self.run.root.parent)
+        content: dict[str, Any] = json.loads(result.stdout)
+        return content
+
+    def wait_for_event(self, event: str, count: int = 1) -> dict[str, Any]:
+        """Wait until the journal holds an event so often, and return the last of them."""
+
+        def found() -> dict[str, Any] | None:
+            assert self.process.poll() is None or events(self.run, event), self.end()
+            matching = events(self.run, event)
+            return matching[-1] if len(matching) >= count else None
+
+        return wait_for(found, f"{count} times {event}")
+
+    def wait_for_output(self, text: str, attempt: int = 1) -> None:
+        """Wait until the trainer of an attempt has printed something."""
+        file = self.run.attempt(attempt).output_file
+        wait_for(lambda: file.exists() and text in file.read_text(), f"{text!r} in {file}")
+
+    def trainer_pid(self) -> int:
+        """Process id of the trainer of the newest attempt."""
+        return int(self.wait_for_event("attempt_started")["pid"])
+
+
+def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
+    """The journal's events of one kind."""
+    if not run.journal_file.exists():
+        return []
+    lines = run.journal_file.read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [record for record in records if record["event"] == kind]
+
+
+def open_store(run: RunDir) -> Store:
+    """The store of an existing run."""
+    return Store.open(run, command=[])
+
+
+def assert_all_valid(run: RunDir, at_least: int = 1) -> None:
+    """Every checkpoint verifies, nothing was set aside, and there are enough."""
+    store = open_store(run)
+    for checkpoint in store.all():
+        verify(checkpoint)
+    assert len(store.all()) == len(store.directories()) >= at_least
+    assert store.quarantined() == []
+
+
+def processes_of(run: RunDir) -> list[psutil.Process]:
+    """Every living process that was started for this run."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get("ORCHESTRATOR_RUN_DIR") == str(run.root.absolute())
+            supervises = str(run.root) in process.cmdline() and "orchestrator" in process.cmdline()
+            if (ours or supervises) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def assert_nothing_left(run: RunDir) -> None:
+    """No process of the run lives, its lock is free, and no temporary is left in the store."""
+    wait_for(lambda: not processes_of(run), "the end of every process of the run", 15)
+    assert lock_owner(run) is None
+
+
+def kill_leftovers(run: RunDir) -> None:
+    """For the end of a test that may have failed half-way."""
+    for process in processes_of(run):
+        process.send_signal(signal.SIGKILL)

@@ -1,0 +1,215 @@
+"""Stopping a run in every ordinary way."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.support import (
+    TRAIN,
+    Supervised,
+    assert_all_valid,
+    assert_nothing_left,
+    events,
+    open_store,
+    wait_for,
+)
+
+WORKERS = [
+    pytest.param((), id="no-workers"),
+    pytest.param(("--workers", "2"), id="workers"),
+    pytest.param(("--workers", "2", "--persistent"), id="persistent"),
+]
+SLOW = ("--epochs", "50", "--step-seconds", "0.05")
+# One step that takes longer than any test waits, in which no safe point comes.
+STUCK = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
+
+Start = Callable[..., Supervised]
+
+
+def assert_saved_and_resumable(run: Supervised, status: int) -> None:
+    assert status == 75
+    assert_nothing_left(run.run)
+    assert_all_valid(run.run)
+    newest = open_store(run.run).all()[-1]
+    assert newest.manifest.reason == "emergency"
+    assert newest.manifest.step == events(run.run, "attempt_exited")[-1]["step"]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_to_supervisor_saves(
+    supervise: Start, workers: tuple[str, ...], number: signal.Signals
+) -> None:
+    """A stop signal to the supervisor saves the state and ends with 75."""
+    run = supervise(*SLOW, *workers)
+    run.wait_for_event("checkpoint_published")
+    run.signal(number)
+    status, _, _ = run.end()
+    assert_saved_and_resumable(run, status)
+    assert events(run.run, "stop_requested")[0]["source"] == number.name
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_everyone_saves(
+    supervise: Start, workers: tuple[str, ...], number: signal.Signals
+) -> None:
+    """A stop signal to every process of the job, loader workers included, saves the state."""
+    run = supervise(*SLOW, *workers)
+    run.wait_for_event("checkpoint_published")
+    run.signal_everyone(number)
+    status, _, _ = run.end()
+    assert_saved_and_resumable(run, status)
+
+
+def test_stopped_run_continues_where_it_was(supervise: Start) -> None:
+    """The same command again continues at the step that the stop saved."""
+    run = supervise(*SLOW)
+    run.wait_for_event("checkpoint_published")
+    run.signal(signal.SIGTERM)
+    run.end()
+    saved = events(run.run, "run_stopped")[-1]["step"]
+    again = supervise(*SLOW)
+    again.wait_for_output(f"begins at step {saved}", attempt=2)
+    again.signal(signal.SIGTERM)
+    assert again.end()[0] == 75
+    assert events(run.run, "resumed")[-1]["exactness"] == "EXACT"
+
+
+def test_preemption_notice_saves_and_stops(supervise: Start) -> None:
+    """SIGUSR1 saves and stops with 75, so that a scheduler runs it again."""
+    run = supervise(*SLOW)
+    run.wait_for_event("checkpoint_published")
+    run.signal(signal.SIGUSR1)
+    assert_saved_and_resumable(run, run.end()[0])
+
+
+def test_save_request_keeps_training(supervise: Start) -> None:
+    """SIGUSR2 makes a checkpoint and training goes on."""
+    run = supervise(*SLOW)
+    run.wait_for_event("checkpoint_published")
+    run.signal(signal.SIGUSR2)
+    made = run.wait_for_event("checkpoint_published", count=2)
+    assert made["reason"] == "requested"
+    wait_for(lambda: run.status()["step"] > made["step"], "another step")
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 75
+
+
+def test_signal_to_trainer_alone_is_a_stop(supervise: Start) -> None:
+    """A scheduler's SIGTERM to the trainer alone saves and stops the run instead of a restart."""
+    run = supervise(*SLOW)
+    run.wait_for_event("checkpoint_published")
+    os.kill(run.trainer_pid(), signal.SIGTERM)
+    assert_saved_and_resumable(run, run.end()[0])
+    assert len(events(run.run, "attempt_started")) == 1
+
+
+def test_second_interrupt_does_not_wait_for_the_safe_point(supervise: Start) -> None:
+    """A second Ctrl-C ends a trainer that reaches no safe point; the older checkpoint stands."""
+    run = supervise(*SLOW, *STUCK)
+    run.wait_for_output("stuck")
+    run.signal(signal.SIGINT)
+    run.wait_for_event("stop_requested")
+    wait_for_echo_to_pass()
+    run.signal(signal.SIGINT)
+    status, _, stderr = run.end()
+    assert status == 74
+    assert "the last steps are not saved" in stderr
+    assert_nothing_left(run.run)
+    assert_all_valid(run.run)
+
+
+SLOW_SAVE = """
+class SlowToSave:
+    def state_dict(self):
+        print('saving', flush=True)
+        time.sleep(300)
+        return {}
+    def load_state_dict(self, state):
+        pass
+session._registry._objects['slow'] = SlowToSave()
+"""
+
+
+def test_third_interrupt_kills_at_once(supervise: Start) -> None:
+    """A second Ctrl-C lets a save that has begun go on, a third kills; what is on disk is valid."""
+    run = supervise(*SLOW, "--run-at", "3", "--code", SLOW_SAVE)
+    wait_for(lambda: run.run.journal_file.exists() and run.status()["step"] >= 4, "step 4")
+    run.signal(signal.SIGINT)
+    run.wait_for_output("saving")
+    run.signal(signal.SIGINT)
+    run.wait_for_event("stop_requested", count=2)
+    assert run.process.poll() is None
+    wait_for_echo_to_pass()
+    run.signal(signal.SIGINT)
+    assert run.end()[0] == 74
+    assert_nothing_left(run.run)
+    assert_all_valid(run.run)
+
+
+def test_deadline_ends_a_trainer_without_safe_point(supervise: Start) -> None:
+    """When no safe point comes within the grace period, the trainer is killed and 74 says so."""
+    run = supervise(*SLOW, *STUCK, options=("--grace", "2s"))
+    run.wait_for_output("stuck")
+    run.signal(signal.SIGTERM)
+    status, _, stderr = run.end()
+    assert status == 74
+    assert "did not come in time" in stderr
+    assert_nothing_left(run.run)
+    assert_all_valid(run.run)
+
+
+def test_ignored_hangup_stays_ignored(supervise: Start) -> None:
+    """Under nohup, a hang-up changes nothing and training completes."""
+    run = supervise(
+        *("--epochs", "2", "--step-seconds", "0.02"),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    run.wait_for_event("checkpoint_published")
+    run.signal_everyone(signal.SIGHUP)
+    assert run.end()[0] == 0
+    assert events(run.run, "stop_requested") == []
+
+
+def test_stop_during_import_loses_nothing(supervise: Start) -> None:
+    """A stop before the script has opened its session ends with 75: there is nothing to save."""
+    run = supervise(*SLOW)
+    run.trainer_pid()
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 75
+    assert_nothing_left(run.run)
+
+
+@pytest.mark.parametrize("to_shell", [False, True])
+def test_shell_between_supervisor_and_trainer(supervise: Start, to_shell: bool) -> None:
+    """Behind a shell without exec a stop saves too, even one that hits only the shell."""
+    script = f"{sys.executable} {TRAIN} {' '.join(SLOW)}; echo the shell goes on"
+    run = supervise(command=["bash", "-c", script])
+    run.wait_for_event("checkpoint_published")
+    if to_shell:
+        os.kill(run.trainer_pid(), signal.SIGTERM)
+    else:
+        run.signal(signal.SIGTERM)
+    assert_saved_and_resumable(run, run.end()[0])
+
+
+def test_command_without_session_is_asked_to_end(supervise: Start) -> None:
+    """A command that never opens a session gets SIGTERM and is not left behind."""
+    run = supervise(command=["bash", "-c", "sleep 300 & wait"])
+    run.trainer_pid()
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 75
+    assert_nothing_left(run.run)
+
+
+def wait_for_echo_to_pass() -> None:
+    """Signals so close together that one cause may have sent both count once."""
+    import time
+
+    from orchestrator.supervisor.signals import MERGE_SECONDS
+
+    time.sleep(2 * MERGE_SECONDS)
