@@ -103,10 +103,11 @@ class Budget:
 
 def decide(failure: Failure, budget: Budget) -> Retry | GiveUp:
     """The decision for a failure that ``budget`` has already counted."""
-    if failure.before_first_safe_point and not budget.ever_safe:
+    from_outside = failure.fingerprint is None
+    if failure.before_first_safe_point and not budget.ever_safe and not from_outside:
         return GiveUp("it failed before the first step was done, so that a restart would too")
     same = budget.failures.count((failure.fingerprint, failure.step))
-    if failure.fingerprint is not None and same >= 2:
+    if not from_outside and same >= 2:
         right_after_resuming = (
             failure.resumed_step is not None and failure.step - failure.resumed_step <= 1
         )

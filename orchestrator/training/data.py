@@ -1,9 +1,9 @@
 """Batches that continue where a run was cut, without reading what was already consumed.
 
-The order of an epoch is a function of (seed, epoch), as with torch's own samplers after seeding,
-and the position is counted in batches consumed by steps, not in batches prefetched. Each batch
-re-seeds the random streams that its samples see from (seed, epoch, batch), so that augmentation
-depends neither on where the run was cut nor on the number of workers.
+The order of an epoch is a function of (seed, epoch), and of the number of the pass where an epoch
+makes several; the position is counted in batches consumed by steps, not in batches prefetched. Each
+batch re-seeds the random streams that its samples see from that and its own number, so that
+augmentation depends neither on where the run was cut nor on the number of workers.
 """
 
 import copy
@@ -73,26 +73,28 @@ class DataPosition:
         cursor = Cursor(start)
         self._cursors.append(cursor)
         self.current = cursor
-        for batch in self._iterate(loader, epoch, start):
+        # A second pass in the same epoch has an order of its own.
+        order_seed = derive_seed(self.seed, epoch, index)
+        for batch in self._iterate(loader, epoch, order_seed, start):
             cursor.taken += 1
             self.current = cursor
             yield batch
 
-    def _iterate(self, loader: Iterable[Any], epoch: int, start: int) -> Iterator[Any]:
+    def _iterate(self, loader: Iterable[Any], epoch: int, seed: int, start: int) -> Iterator[Any]:
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-            return self._fast_forward(loader, epoch, start)
+            return self._fast_forward(loader, seed, start)
         if loader not in self._loaders:
             self._loaders[loader] = _SeekableLoader(loader)
-        return self._loaders[loader].seek(self.seed, epoch, start)
+        return self._loaders[loader].seek(seed, epoch, start)
 
-    def _fast_forward(self, loader: Iterable[Any], epoch: int, start: int) -> Iterator[Any]:
+    def _fast_forward(self, loader: Iterable[Any], seed: int, start: int) -> Iterator[Any]:
         if start:
             warnings.warn(
                 f"skipping {start} batches by reading them: {type(loader).__name__} has no "
                 "positions to seek to; a DataLoader over a map-style dataset has",
                 stacklevel=4,
             )
-        with rng.scoped(derive_seed(self.seed, epoch)):
+        with rng.scoped(seed):
             iterator = iter(loader)
             for _ in itertools.islice(iterator, start):
                 pass
@@ -123,7 +125,7 @@ class _SeekableLoader:
     def seek(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
         self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
         # Creating an iterator draws from the global stream; a resumed run creates one more.
-        with rng.scoped(derive_seed(seed, epoch)):
+        with rng.scoped(seed):
             return iter(self._loader)
 
 
@@ -142,7 +144,7 @@ class _SingleIndex:
 
 
 class _EpochSampler:
-    """The loader's own sampler, made a function of (seed, epoch) and started at a batch."""
+    """The loader's own sampler, made a function of a seed and started at a batch."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._batched = loader.batch_sampler is not None
@@ -168,7 +170,7 @@ class _EpochSampler:
                 item = next(order)
             except StopIteration:
                 return
-            seed = derive_seed(self.seed, self.epoch, number)
+            seed = derive_seed(self.seed, number)
             if self._batched:
                 indices = _Indices(item)
                 indices.seed = seed
@@ -177,8 +179,7 @@ class _EpochSampler:
                 yield _SingleIndex(item, seed)
 
     def _order(self) -> Iterator[Any]:
-        """The epoch's batches of indices from ``start``; drawn now, under the epoch's seed."""
-        seed = derive_seed(self.seed, self.epoch)
+        """The pass's batches of indices from ``start``; drawn now, under the pass's seed."""
         for part in (self._sampler, getattr(self._sampler, "sampler", None)):
             set_epoch = getattr(part, "set_epoch", None)
             if set_epoch is not None:
@@ -186,8 +187,8 @@ class _EpochSampler:
         before = [generator.get_state() for generator in self._generators]
         try:
             for generator in self._generators:
-                generator.manual_seed(seed)
-            with rng.scoped(seed):
+                generator.manual_seed(self.seed)
+            with rng.scoped(self.seed):
                 # Samplers draw their permutation when the first index is asked for.
                 rest = self._skip(self.start)
                 first = list(itertools.islice(rest, 1))

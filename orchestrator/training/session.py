@@ -28,7 +28,9 @@ from orchestrator.page import Field, Phase
 from orchestrator.training import rng
 from orchestrator.training.data import DataPosition
 from orchestrator.training.home import Home
+from orchestrator.training.place import Place
 from orchestrator.training.plain import from_plain, to_plain
+from orchestrator.training.replay import ReplayPoint
 from orchestrator.training.saving import Saver, Schedule, patient_retrying
 from orchestrator.training.shield import WorkerShield
 from orchestrator.training.standalone import Standalone
@@ -109,6 +111,9 @@ class Session:
         self._saver = Saver(self._home.store)
         self._schedule = Schedule(self._home.every)
         self._data = DataPosition(torch.initial_seed() >> 1)
+        self._place = Place()
+        self._replay_point: ReplayPoint | None = None
+        self._polling = False
         self._served_requests = 0
         self._show_at_ns = 0
         self._page[Field.PHASE] = Phase.RESTORE
@@ -195,23 +200,33 @@ class Session:
 
     def epochs(self, total: int) -> Iterator[int]:
         """The epochs still to do of ``total``, counted from 0; between two is a safe point."""
-        while self._progress.epoch < total:
-            yield self._progress.epoch
-            self._progress.epoch += 1
-            self._page[Field.EPOCH] = self._progress.epoch
+        progress = self._progress
+        while progress.epoch < total:
+            self._place = Place(epoch_began_at_step=progress.step)
+            self._remember_replay_point()
+            yield progress.epoch
+            progress.epoch += 1
+            self._page[Field.EPOCH] = progress.epoch
             self._data.begin_epoch()
+            self._place = Place()
+            self._replay_point = None
             self._safe_point()
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to do of ``total``, counted from 0, for loops without epochs."""
         while (step := self._progress.step) < total:
+            self._place = Place(open_step=step)
             yield step
             if self._progress.step == step:
                 raise RuntimeError("session.steps() needs one session.step() in each round")
+        self._place = Place()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of ``loader`` that this epoch has still to do."""
-        return self._data.batches(loader, self._progress.epoch)
+        self._place.has_batches = True
+        yield from self._data.batches(loader, self._progress.epoch)
+        if not self._data.mid_batch:
+            self._remember_replay_point()
 
     def step(self, **metrics: Any) -> None:
         """One step is done: a safe point. ``metrics`` are single numbers or tensors of one element.
@@ -223,19 +238,23 @@ class Session:
         if metrics:
             progress.metrics.update(metrics)
         cursor.consumed = cursor.taken
+        self._replay_point = None
         page[STEP] = progress.step
         self._safe_point()
 
     def poll(self, **metrics: Any) -> None:
         """A safe point without a step, for evaluation and warm-up.
 
-        Between a batch and its step nothing is saved: the state belongs to neither.
+        After an epoch's batches, what is saved is the state at their end, and a resumed run does
+        everything after it again: the evaluation, a scheduler's step. Between a batch and its step
+        nothing is saved, since the state belongs to neither.
         """
         self._progress.metrics.update(metrics)
-        if self._data.mid_batch:
-            self._page[Field.HEARTBEAT_NS] = time.monotonic_ns()
-        else:
+        self._polling = True
+        try:
             self._safe_point()
+        finally:
+            self._polling = False
 
     def checkpoint(self) -> Path | None:
         """Save now; the new checkpoint's directory, None if the disk refused."""
@@ -264,6 +283,8 @@ class Session:
             if now >= self._show_at_ns:
                 self._show_at_ns = now + SHOW_METRICS_NS
                 self._home.show(self._progress.metric_values())
+            if not self._is_resumable():
+                return  # what is due stays due until the next safe point
             if self._page[STOP_REQUEST]:
                 self._stop()
             requests = self._page[CHECKPOINT_REQUESTS]
@@ -298,16 +319,9 @@ class Session:
     def _publish(self, reason: Reason) -> Checkpoint:
         self._page[Field.PHASE] = Phase.SAVE
         try:
-            metrics = self._progress.metric_values()
-            state = {
-                "epoch": self.epoch,
-                "step": self.global_step,
-                **metrics,
-                **self._registry.capture(),
-                "state": to_plain(self.state, "session.state"),
-                "rng": rng.capture(),
-                "data": self._data.state(),
-            }
+            point = self._replay_point
+            metrics = self._progress.metric_values() if point is None else point.metrics
+            state = self._capture(metrics) if point is None else point.state
             healthy = math.isfinite(metrics.get("loss", 0.0)) and self._registry.is_finite()
             checkpoint = self._saver.save(state, reason, metrics, healthy)
         finally:
@@ -319,6 +333,34 @@ class Session:
                 file=sys.stderr,
             )
         return checkpoint
+
+    def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
+        place = self._place
+        return {
+            "epoch": self.epoch,
+            "step": self.global_step,
+            **metrics,
+            **self._registry.capture(),
+            "state": to_plain(self.state, "session.state"),
+            "rng": rng.capture(),
+            "data": {
+                **self._data.state(),
+                "caveats": place.caveats(self.global_step, self._polling),
+            },
+        }
+
+    def _remember_replay_point(self) -> None:
+        with _refusing():
+            metrics = self._progress.metric_values()
+            self._replay_point = ReplayPoint(self._capture(metrics), metrics)
+
+    def _is_resumable(self) -> bool:
+        """Whether a run resumed from a checkpoint made here would continue at the right place."""
+        if self._replay_point is not None:
+            return self._replay_point.is_intact()
+        if self._polling and self._data.mid_batch:
+            return False
+        return self._place.is_resumable(self.global_step)
 
     def _report_failure(self, error: CheckpointWriteError) -> None:
         self._home.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
@@ -346,6 +388,7 @@ class Session:
             for name, version in checkpoint.manifest.versions.items()
             if name in _VERSIONS and version != _VERSIONS[name]
         ]
+        problems += position["caveats"]
         # Last, since loading may draw from the streams.
         problems += rng.restore(streams)
         self.exactness = f"APPROXIMATE: {'; '.join(problems)}" if problems else "EXACT"

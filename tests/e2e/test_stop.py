@@ -94,7 +94,7 @@ def test_save_request_keeps_training(supervise: Start) -> None:
     run.signal(signal.SIGUSR2)
     made = run.wait_for_event("checkpoint_published", count=2)
     assert made["reason"] == "requested"
-    wait_for(lambda: run.status()["step"] > made["step"], "another step")
+    wait_for(lambda: (run.status()["step"] or 0) > made["step"], "another step")
     run.signal(signal.SIGTERM)
     assert run.end()[0] == 75
 
@@ -138,7 +138,7 @@ session._registry._objects['slow'] = SlowToSave()
 def test_third_interrupt_kills_at_once(supervise: Start) -> None:
     """A second Ctrl-C lets a save that has begun go on, a third kills; what is on disk is valid."""
     run = supervise(*SLOW, "--run-at", "3", "--code", SLOW_SAVE)
-    wait_for(lambda: run.run.journal_file.exists() and run.status()["step"] >= 4, "step 4")
+    wait_for(lambda: run.run.journal_file.exists() and (run.status()["step"] or 0) >= 4, "step 4")
     run.signal(signal.SIGINT)
     run.wait_for_output("saving")
     run.signal(signal.SIGINT)

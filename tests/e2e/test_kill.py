@@ -1,0 +1,235 @@
+"""Killing a run in every way that leaves it no time to react."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from orchestrator.checkpoint.reading import read_checkpoint, verify
+from orchestrator.errors import CheckpointInvalidError
+from orchestrator.rundir import RunDir, lock_owner
+from tests.e2e.support import (
+    TRAIN,
+    Supervised,
+    assert_all_valid,
+    assert_nothing_left,
+    clean_environment,
+    events,
+    open_store,
+    wait_for,
+)
+
+SLOW = ("--epochs", "6", "--step-seconds", "0.02")
+WARM_TRAINER = Path(__file__).with_name("warm_trainer.py")
+
+Start = Callable[..., Supervised]
+
+
+def result_of(file: Path) -> dict[str, dict[str, object]]:
+    content: dict[str, dict[str, object]] = torch.load(file, weights_only=True)
+    return content
+
+
+def assert_same_result(file: Path, expected: Path) -> None:
+    """Weights and optimizer state are equal bit for bit."""
+    mine, other = result_of(file), result_of(expected)
+    for key, value in mine["model"].items():
+        assert torch.equal(value, other["model"][key])  # type: ignore[arg-type]
+    assert str(mine["optimizer"]) == str(other["optimizer"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The result file of a run that nothing disturbed, once for each set of arguments."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def get(*arguments: str) -> Path:
+        if arguments not in made:
+            root = tmp_path_factory.mktemp("uninterrupted")
+            made[arguments] = root / "result.pt"
+            command = [sys.executable, str(TRAIN), *arguments, "--result", str(made[arguments])]
+            subprocess.run(command, cwd=root, env=clean_environment(), check=True, timeout=90)
+        return made[arguments]
+
+    return get
+
+
+def test_killed_trainer_is_restarted_and_ends_exactly(
+    supervise: Start, uninterrupted: Callable[..., Path], tmp_path: Path
+) -> None:
+    """After a SIGKILL of the trainer, training resumes and ends with the same bits."""
+    arguments = (*SLOW, "--workers", "2")
+    run = supervise(*arguments, "--result", str(tmp_path / "r.pt"), options=("--every", "7steps"))
+    run.wait_for_event("checkpoint_published", count=4)
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    assert run.end()[0] == 0
+    assert len(events(run.run, "attempt_started")) == 2
+    assert_same_result(tmp_path / "r.pt", uninterrupted(*arguments))
+    assert_nothing_left(run.run)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_trainer_saves_by_itself_when_the_supervisor_is_killed(
+    supervise: Start, workers: str
+) -> None:
+    """After a SIGKILL of the supervisor, the trainer saves, ends and frees the lock."""
+    run = supervise(*SLOW, "--workers", workers)
+    run.wait_for_event("checkpoint_published")
+    run.signal(signal.SIGKILL)
+    run.end()
+    assert_nothing_left(run.run)
+    assert_all_valid(run.run, at_least=2)
+    newest = open_store(run.run).all()[-1].manifest
+    assert newest.reason == "emergency"
+    again = supervise(*SLOW)
+    assert again.end()[0] == 0
+    assert events(run.run, "resumed")[-1]["step"] == newest.step
+
+
+def test_orphan_without_safe_point_ends_after_the_grace_period(supervise: Start) -> None:
+    """A trainer that loses its supervisor and reaches no safe point does not live on."""
+    stuck = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
+    run = supervise(*SLOW, *stuck, options=("--grace", "2s"))
+    run.wait_for_output("stuck")
+    run.signal(signal.SIGKILL)
+    run.end()
+    assert_nothing_left(run.run)
+    assert_all_valid(run.run)
+
+
+def test_both_killed_leaves_a_free_lock_and_a_valid_checkpoint(supervise: Start) -> None:
+    """After a SIGKILL of supervisor and trainer, the next start resumes from what is on disk."""
+    run = supervise(*SLOW, options=("--every", "5steps"))
+    run.wait_for_event("checkpoint_published", count=3)
+    run.signal_everyone(signal.SIGKILL)
+    run.end()
+    assert_nothing_left(run.run)
+    newest = open_store(run.run).newest_valid()
+    assert newest is not None
+    again = supervise(*SLOW)
+    assert again.end()[0] == 0
+    assert events(run.run, "resumed")[-1]["step"] == newest.manifest.step
+
+
+def test_second_supervisor_is_refused(supervise: Start) -> None:
+    """A second supervisor on the same run ends with 69, even while only an orphan holds it."""
+    run = supervise(*SLOW, "--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
+    run.wait_for_output("stuck")
+    second = supervise(*SLOW)
+    status, _, stderr = second.end()
+    assert status == 69
+    assert f"process {run.process.pid}" in stderr
+    run.signal(signal.SIGKILL)
+    run.process.wait()
+    assert supervise(*SLOW).end()[0] == 69
+    for process in psutil.process_iter(["pid"]):
+        if process.pid == run.trainer_pid():
+            process.kill()
+
+
+class WarmTrainers:
+    """Starts trainers without importing torch each time, and knows the newest one's process."""
+
+    def __init__(self, address: Path) -> None:
+        self.command = [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address), str(TRAIN)]
+        self._pid_file = address.with_name(f"{address.name}.pid")
+        self._last: str | None = None
+
+    def newest(self) -> psutil.Process | None:
+        """Wait for a trainer that was not returned before; None if it has ended already."""
+
+        def fresh() -> str | None:
+            content = self._pid_file.read_text() if self._pid_file.exists() else None
+            return content if content != self._last else None
+
+        self._last = wait_for(fresh, "a new trainer", 30)
+        try:
+            return psutil.Process(int(self._last))
+        except psutil.NoSuchProcess:
+            return None
+
+
+@pytest.fixture
+def warm_trainers(tmp_path: Path) -> Iterator[WarmTrainers]:
+    """Trainers forked from one server."""
+    address = tmp_path / "warm"
+    server = subprocess.Popen(
+        [sys.executable, str(WARM_TRAINER), "serve", str(address)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    yield WarmTrainers(address)
+    server.kill()
+    server.communicate()
+
+
+KILLS = 200
+
+
+def test_two_hundred_kills_at_random_moments(
+    supervise: Start,
+    uninterrupted: Callable[..., Path],
+    warm_trainers: WarmTrainers,
+    tmp_path: Path,
+) -> None:
+    """200 SIGKILLs of trainer, supervisor or both lose no checkpoint and change no bit."""
+    arguments = ("--epochs", "150", "--samples", "64")
+    result = tmp_path / "result.pt"
+    command = [*warm_trainers.command, *arguments, "--result", str(result)]
+    options = ("--every", "1steps", "--keep", "2", "--max-restarts", "1000", "--grace", "5s")
+    moment = random.Random(20261123)
+    run = supervise(command=command, options=options)
+    had_two = False
+    for kill in range(KILLS):
+        trainer = warm_trainers.newest()
+        if moment.random() < 0.75:
+            # Most lives make progress; else the growing delay between restarts fills the test.
+            newer = {*open_store(run.run).directories()}
+            wait_for(lambda run=run, n=newer: {*open_store(run.run).directories()} - n, "a save")
+            time.sleep(moment.uniform(0.0, 0.05))
+        else:
+            time.sleep(moment.uniform(0.0, 0.2))
+        target = moment.choices(("trainer", "supervisor", "both"), (8, 1, 1))[0]
+        assert run.process.poll() is None, (kill, run.end())
+        if target != "trainer":
+            run.signal(signal.SIGKILL)
+        if target != "supervisor" and trainer is not None and trainer.is_running():
+            trainer.kill()
+        had_two = assert_sound(run.run, had_two)
+        if target != "trainer":
+            run.process.communicate()
+            wait_for(lambda run=run: lock_owner(run.run) is None, "a free lock", 30)
+            run = supervise(command=command, options=options)
+    status, _, stderr = run.end()
+    assert status == 0, stderr[-2000:]
+    assert_same_result(result, uninterrupted(*arguments))
+    assert_all_valid(run.run, at_least=2)
+
+
+def assert_sound(run: RunDir, had_two: bool) -> bool:
+    """Two valid checkpoints, once there were two; looked at while a process may be publishing."""
+    if not run.run_file.exists():
+        return had_two
+    store, valid = open_store(run), 0
+    for path in store.directories():
+        try:
+            verify(read_checkpoint(path))
+        except CheckpointInvalidError:
+            # Deleted under our eyes, or really damaged: then it is still there.
+            assert not path.exists(), path
+        else:
+            valid += 1
+    assert valid >= 2 or not had_two
+    assert store.quarantined() == []
+    return had_two or valid >= 2

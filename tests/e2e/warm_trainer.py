@@ -1,0 +1,92 @@
+"""Runs a training script like `python script.py`, in a process forked from one that knows torch.
+
+Importing torch takes seconds, which a test with hundreds of trainers does not have. The server
+imports it and starts nothing (forking is safe as long as torch has not computed). Each client is
+the command that a supervisor runs: it hands its environment, directory and output to the server,
+which forks the trainer, and ends as the trainer ends. The trainer is a real process, and its
+SIGKILL is real; only its parent differs.
+
+    python warm_trainer.py serve SOCKET          (prints "ready")
+    python warm_trainer.py SOCKET SCRIPT ARGS... (the client; the trainer's id is in SOCKET.pid)
+"""
+
+import json
+import os
+import runpy
+import socket
+import sys
+import traceback
+
+
+def serve(path: str) -> None:
+    import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes a second
+
+    import orchestrator.training  # noqa: F401
+
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen()
+    print("ready", flush=True)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            # The middle process waits for the trainer, so that the server can go on.
+            listener.close()
+            watch(connection)
+
+
+def watch(connection: socket.socket) -> None:
+    data, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    request = json.loads(data)
+    trainer = os.fork()
+    if trainer == 0:
+        connection.close()
+        become_trainer(request, descriptors)
+    connection.sendall(f"{trainer}\n".encode())
+    _, status = os.waitpid(trainer, 0)
+    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def become_trainer(request: dict[str, object], descriptors: list[int]) -> None:
+    for number, descriptor in enumerate(descriptors, start=1):
+        os.dup2(descriptor, number)
+    os.environ.clear()
+    os.environ.update(request["environment"])  # type: ignore[arg-type]
+    os.chdir(str(request["directory"]))
+    sys.argv = list(request["arguments"])  # type: ignore[arg-type]
+    status = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def run_client(path: str, arguments: list[str]) -> None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(path)
+    request = {
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "arguments": arguments,
+    }
+    socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
+    answers = connection.makefile()
+    with open(f"{path}.new", "w") as file:
+        file.write(answers.readline())
+    os.rename(f"{path}.new", f"{path}.pid")
+    status = int(answers.readline())
+    if status < 0:
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    run_client(sys.argv[1], sys.argv[2:])
