@@ -17,6 +17,7 @@ from orchestrator.journal import utc_now
 FORMAT_VERSION = 1
 DEFAULT_PARENT = Path("runs")
 LOCK_TRIES = 5
+OWNER_BYTES = 4096
 LOCK_RETRY_SECONDS = 0.05
 
 
@@ -188,6 +189,7 @@ class RunLock:
                 f"cannot lock {run.lock_file}: {error.strerror}; "
                 "put the run directory on a filesystem that has flock"
             ) from None
+        self.former_owner = _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
 
     def _lock(self) -> None:
         # `orchestrator status` looks at the lock by taking it for an instant: one try is not proof.
@@ -218,11 +220,18 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                owner = json.loads(file.read() or b"{}")
-                return owner if isinstance(owner, dict) else {}
-    except (OSError, ValueError):
+                return _parse_owner(file.read(OWNER_BYTES))
+    except OSError:
         return None
     return None
+
+
+def _parse_owner(note: bytes) -> dict[str, Any]:
+    try:
+        owner = json.loads(note)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from orchestrator.wire import (
 )
 
 SOCKET_NAME = "socket"
+DIRECTORY_PREFIX = "orchestrator-"
 # sun_path has 108 bytes on Linux and 104 on macOS, one of them the final zero.
 MAXIMUM_PATH_BYTES = 103
 
@@ -96,12 +97,19 @@ class Channel:
             await self._handle(peer, {"type": "lost"})
 
 
+def remove_abandoned(socket_path: object) -> None:
+    """Remove the socket directory of a supervisor that was killed; ours by its name only."""
+    directory = Path(str(socket_path)).parent
+    if directory.name.startswith(DIRECTORY_PREFIX):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def _short_directory() -> Path:
     """A private directory whose socket path fits: a run directory may lie arbitrarily deep."""
     candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
     for parent in filter(None, candidates):
         with contextlib.suppress(OSError):
-            directory = Path(tempfile.mkdtemp(prefix="orchestrator-", dir=parent))
+            directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=parent))
             if len(os.fsencode(directory / SOCKET_NAME)) <= MAXIMUM_PATH_BYTES:
                 return directory
             directory.rmdir()

@@ -79,7 +79,7 @@ class Custodian:
             )
             # A checkpoint that nobody would resume from is no progress.
             if manifest.healthy:
-                self._budget.refill()
+                self._budget.refill(manifest.step, manifest.epoch)
                 self.newest = checkpoint
         return checkpoint
 

@@ -61,14 +61,21 @@ class Budget:
     failures: list[tuple[str | None, int]] = field(default_factory=list)
     demoted: bool = False
     ever_safe: bool = False
+    furthest: tuple[int, int] = (0, 0)
 
     @property
     def spent(self) -> int:
         """How many failures count now."""
         return len(self.failures)
 
-    def refill(self) -> None:
-        """A new checkpoint was published: progress that no further failure can take back."""
+    def refill(self, step: int, epoch: int) -> None:
+        """Start counting anew if this published checkpoint is further than any before it.
+
+        Publishing the same steps again after each restart is no progress.
+        """
+        if (step, epoch) <= self.furthest:
+            return
+        self.furthest = (step, epoch)
         self.failures.clear()
         self.demoted = False
         self.ever_safe = True
@@ -83,22 +90,24 @@ class Budget:
         budget = cls(allowed)
         for event in events:
             match event["event"]:
-                case JournalEvent.CHECKPOINT_PUBLISHED:
-                    budget.refill()
+                case JournalEvent.CHECKPOINT_PUBLISHED if event.get("healthy", True):
+                    budget.refill(_count(event, "step"), _count(event, "epoch"))
                 case JournalEvent.CHECKPOINT_QUARANTINED if event.get("demoted"):
                     budget.demoted = True
                 case JournalEvent.ATTEMPT_EXITED:
                     budget.ever_safe = budget.ever_safe or bool(event.get("reached_safe_point"))
                     if event.get("outcome") == "failed":
-                        step = event.get("step")
-                        budget.failures.append(
-                            (event.get("fingerprint"), step if isinstance(step, int) else 0)
-                        )
+                        budget.failures.append((event.get("fingerprint"), _count(event, "step")))
                 case JournalEvent.GAVE_UP:
                     # A person who runs it again after that has changed something.
                     budget.failures.clear()
                     budget.demoted = False
         return budget
+
+
+def _count(event: dict[str, Any], key: str) -> int:
+    value = event.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def decide(failure: Failure, budget: Budget) -> Retry | GiveUp:

@@ -23,7 +23,7 @@ from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
 from orchestrator.rundir import RunLock
 from orchestrator.supervisor.attempt import Attempt
-from orchestrator.supervisor.channel import Channel, Peer
+from orchestrator.supervisor.channel import Channel, Peer, remove_abandoned
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS, become_subreaper, reap_adopted
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.judge import Facts, Outcome, Verdict, judge
@@ -111,6 +111,7 @@ class Supervisor:
         SignalReceiver(lambda number: self._request_stop(number.name)).install(
             loop, on_save=self._request_checkpoint, on_child=self._reap, on_resize=self._resize
         )
+        remove_abandoned(self._lock.former_owner.get("socket"))
         self._channel = Channel(self._receive)
         try:
             self._channel.start()
@@ -232,8 +233,10 @@ class Supervisor:
     def _decide(self, attempt: Attempt, failure: Failure) -> None:
         self._budget.record(failure)
         decision = decide(failure, self._budget)
-        if not isinstance(decision, GiveUp) and decision.demote and not self._checkpoints.demote():
-            decision = GiveUp(f"the same failure came again at step {failure.step}")
+        if not isinstance(decision, GiveUp) and decision.demote:
+            self._budget.demoted = True
+            if not self._checkpoints.demote():
+                decision = GiveUp(f"the same failure came again at step {failure.step}")
         if isinstance(decision, GiveUp):
             self._give_up(attempt, failure.cause, decision.reason)
             return

@@ -1,0 +1,218 @@
+"""The commands that look at a run and talk to it."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from orchestrator.rundir import RunDir
+from tests.e2e.support import (
+    TRAIN,
+    Supervised,
+    assert_nothing_left,
+    clean_environment,
+    events,
+    open_store,
+    orchestrator,
+    wait_for,
+)
+
+Start = Callable[..., Supervised]
+SLOW = ("--epochs", "50", "--step-seconds", "0.05")
+
+
+def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
+    """`status --json` has every key of the contract, live and after the end."""
+    run = supervise(*SLOW)
+    run.wait_for_event("checkpoint_published")
+    live = wait_for(lambda: (s := run.status())["metrics"] and s, "metrics")
+    assert live["state"] == "training"
+    assert live["supervisor_pid"] == run.process.pid
+    assert live["trainer_pid"] == run.trainer_pid()
+    assert (live["attempt"], live["restarts"], live["epoch"]) == (1, 0, 0)
+    assert live["step"] >= 1
+    assert live["metrics"]["loss"] > 0
+    assert live["newest_checkpoint"].keys() == {"path", "step", "age_seconds"}
+    assert live["lose_at_most_seconds"] >= 0
+    run.signal(signal.SIGTERM)
+    run.end()
+    ended = run.status()
+    assert ended.keys() == live.keys()
+    assert ended["state"] == "stopped"
+    assert ended["supervisor_pid"] is ended["trainer_pid"] is ended["lose_at_most_seconds"] is None
+    assert ended["step"] == events(run.run, "run_stopped")[-1]["step"]
+
+
+def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_path: Path) -> None:
+    """`checkpoint` prints the new checkpoint's path, `stop` waits until all is saved and ended."""
+    run = supervise(*SLOW)
+    run.wait_for_event("checkpoint_published")
+    made = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
+    assert Path(made.stdout.strip()).parent == run.run.checkpoints
+    assert events(run.run, "checkpoint_published")[-1]["reason"] == "requested"
+    stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
+    assert stopped.stdout.startswith("stopped at step")
+    assert run.end()[0] == 75
+    assert_nothing_left(run.run)
+    assert orchestrator("stop", str(run.run.root), cwd=tmp_path).returncode == 0
+    refused = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
+    assert refused.returncode == 78
+    assert "nothing works on" in refused.stderr
+
+
+def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
+    """`stop` ends a script that runs on its own, which saves first."""
+    command = [sys.executable, str(TRAIN), *SLOW]
+    script = subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.DEVNULL
+    )
+    checkpoints = tmp_path / "runs" / "train" / "checkpoints"
+    wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
+    stopped = orchestrator("stop", cwd=tmp_path)
+    assert stopped.stdout.startswith("stopped at step")
+    assert script.wait(timeout=30) == 75
+
+
+def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
+    """list, verify, pin, unpin and export do what they say, and damage shows in each."""
+    run = supervise("--epochs", "1", options=("--every", "5steps"))
+    assert run.end()[0] == 0
+    place = str(run.run.root)
+
+    listed = json.loads(orchestrator("checkpoints", "list", place, "--json", cwd=tmp_path).stdout)
+    keys = {
+        *("path", "step", "epoch", "reason", "bytes", "healthy"),
+        *("valid", "pinned", "time", "metrics"),
+    }
+    assert all(keys <= row.keys() for row in listed)
+    assert [row["step"] for row in listed] == [10, 15, 16]
+    assert all(row["valid"] and row["healthy"] and not row["pinned"] for row in listed)
+    assert "final" in orchestrator("checkpoints", "list", place, cwd=tmp_path).stdout
+
+    orchestrator("checkpoints", "pin", place, "--step", "10", cwd=tmp_path)
+    assert open_store(run.run).all()[0].pinned
+    longer = supervise("--epochs", "3", options=("--every", "5steps"))
+    assert longer.end()[0] == 0
+    assert open_store(run.run).all()[0].manifest.step == 10
+    orchestrator("checkpoints", "unpin", place, "--step", "10", cwd=tmp_path)
+    assert not open_store(run.run).all()[0].pinned
+
+    exported = orchestrator("checkpoints", "export", place, "-o", "out.pt", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    content = torch.load(tmp_path / "out.pt")
+    assert {"epoch", "step", "loss", "model_state_dict", "optimizer_state_dict"} <= content.keys()
+    again = orchestrator("checkpoints", "export", place, "-o", "out.pt", cwd=tmp_path)
+    assert again.returncode == 78
+
+    assert orchestrator("checkpoints", "verify", place, cwd=tmp_path).returncode == 0
+    file = open_store(run.run).all()[-1].state_file
+    file.write_bytes(file.read_bytes()[:-1])
+    verified = orchestrator("checkpoints", "verify", place, "--json", cwd=tmp_path)
+    assert verified.returncode == 65
+    assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
+
+
+def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
+    """Everything the script prints is in output.log and on the supervisor's standard output."""
+    code = (
+        "import sys; print('e', file=sys.stderr)\nfor n in range(5000): print('line', n, 'x' * 100)"
+    )
+    run = supervise("--epochs", "1", "--run-at", "2", "--code", code)
+    _, stdout, _ = run.end()
+    log = run.run.attempt(1).output_file.read_text()
+    assert stdout == log
+    assert [line.split()[1] for line in log.splitlines() if line.startswith("line")] == [
+        str(n) for n in range(5000)
+    ]
+    assert "\ne\n" in log
+    assert log.endswith("after the loop\n")
+
+
+def test_closed_output_does_not_end_training(supervise: Start) -> None:
+    """When nobody reads the supervisor's output any more, training goes on and completes."""
+    reader, writer = os.pipe()
+    run = supervise("--epochs", "2", stdout=writer, stderr=writer)
+    os.close(writer)
+    os.close(reader)
+    assert run.process.wait(timeout=60) == 0
+    assert run.run.done_file.exists()
+
+
+class Terminal:
+    """`orchestrator run` on a real pseudo-terminal."""
+
+    def __init__(self, root: Path, command: list[str]) -> None:
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.chdir(root)
+            arguments = [sys.executable, "-m", "orchestrator", "run", "--run-dir", "run", "--"]
+            os.execve(sys.executable, [*arguments, *command], clean_environment())
+        self.text = ""
+
+    def read_until(self, text: str) -> None:
+        """Read what the terminal shows until it holds ``text``."""
+        while text not in self.text:
+            self.text += os.read(self.terminal, 65536).decode()
+
+    def press_ctrl_c(self) -> None:
+        """Type Ctrl-C, which the terminal turns into SIGINT for the foreground group."""
+        os.write(self.terminal, b"\x03")
+
+    def end(self) -> int:
+        """Read the rest; the exit status, negative for a signal."""
+        while True:
+            try:
+                data = os.read(self.terminal, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            self.text += data.decode()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(tmp_path: Path) -> None:
+    """On a terminal the script sees a terminal, Ctrl-C saves, and the end is by SIGINT."""
+    code = "import sys; print('a terminal:', sys.stdout.isatty()); print('bar 1', end='\\r')"
+    command = [sys.executable, str(TRAIN), *SLOW, "--run-at", "2", "--code", code]
+    terminal = Terminal(tmp_path, command)
+    terminal.read_until("bar 1\r")
+    assert "a terminal: True\r\n" in terminal.text
+    terminal.press_ctrl_c()
+    assert terminal.end() == -signal.SIGINT
+    assert "stopping on SIGINT" in terminal.text
+    assert "the state is saved" in terminal.text
+    assert "\r\r" not in terminal.text
+
+
+def test_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
+    """Closing the terminal is a SIGHUP: the state is saved although nobody reads the output."""
+    terminal = Terminal(tmp_path, [sys.executable, str(TRAIN), *SLOW])
+    terminal.read_until("begins at step 0")
+    run = RunDir(tmp_path / "run")
+    wait_for(lambda: events(run, "checkpoint_published"), "a checkpoint")
+    os.close(terminal.terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 75
+    assert open_store(run).all()[-1].manifest.reason == "emergency"
+    assert_nothing_left(run)
+
+
+def test_supervisor_killed_on_a_terminal_does_not_break_the_script_output(tmp_path: Path) -> None:
+    """When the supervisor dies, what the script goes on to print is in output.log."""
+    noisy = "model.register_forward_hook(lambda *_: print('tick', flush=True))"
+    command = [sys.executable, str(TRAIN), *SLOW, "--run-at", "1", "--code", noisy]
+    terminal = Terminal(tmp_path, command)
+    terminal.read_until("tick")
+    os.kill(terminal.pid, signal.SIGKILL)
+    os.waitpid(terminal.pid, 0)
+    run = RunDir(tmp_path / "run")
+    assert_nothing_left(run)
+    newest = open_store(run).all()[-1]
+    assert newest.manifest.reason == "emergency"
+    assert "Traceback" not in run.attempt(1).output_file.read_text()

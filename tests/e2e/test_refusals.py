@@ -1,0 +1,146 @@
+"""Bad input and damage: a clear sentence, the right status, nothing lost, never a traceback."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.support import TRAIN, Supervised, events, open_store, orchestrator
+
+Start = Callable[..., Supervised]
+RUN = ("run", "--run-dir", "run")
+TRUE = ("--", "true")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ((*RUN, "--keep", "1", *TRUE), 78, "with a single checkpoint, damage to it loses the run"),
+        ((*RUN, "--keep", "many", *TRUE), 78, "--keep = many"),
+        ((*RUN, "--every", "often", *TRUE), 78, "10m, 500steps or 1epoch"),
+        ((*RUN, "--grace", "0s", *TRUE), 78, "--grace = 0s"),
+        ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
+        ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
+        ((*RUN,), 2, "COMMAND"),
+        ((*RUN, "--", "no-such-program"), 78, "cannot run no-such-program"),
+        (("run", "--run-dir", "file", *TRUE), 78, "name a directory"),
+        (("run", "--run-dir", "file/below", *TRUE), 78, "name a directory"),
+        (("run", "--run-dir", "/proc/run", *TRUE), 78, "/proc/run"),
+        (("status", "nowhere"), 78, "cannot find a run in nowhere"),
+        (("status",), 78, "name one"),
+        (("stop", "nowhere"), 78, "cannot find a run"),
+        (("checkpoints", "verify", "nowhere"), 78, "cannot find a run"),
+        (("no-such-command",), 2, "no-such-command"),
+    ],
+)
+def test_refusal(tmp_path: Path, arguments: tuple[str, ...], status: int, words: str) -> None:
+    """What cannot be done is refused with the reason and the status of the contract."""
+    (tmp_path / "file").touch()
+    result = orchestrator(*arguments, cwd=tmp_path)
+    assert result.returncode == status, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "file").is_file()
+
+
+def test_damaged_run_file_is_refused_and_can_be_moved_away(supervise: Start) -> None:
+    """A damaged run.json ends with 78; without it, the run goes on under its old id."""
+    run = supervise("--epochs", "1")
+    assert run.end()[0] == 0
+    run_id = open_store(run.run).run_id
+    run.run.run_file.write_text('{"run_id": ')
+    again = supervise("--epochs", "2")
+    status, _, stderr = again.end()
+    assert status == 78
+    assert "run.json" in stderr
+    assert "Traceback" not in stderr
+    run.run.run_file.unlink()
+    assert supervise("--epochs", "2").end()[0] == 0
+    assert open_store(run.run).run_id == run_id
+    assert events(run.run, "resumed")[-1]["step"] == 16
+
+
+def test_damaged_journal_line_is_skipped(supervise: Start) -> None:
+    """A torn journal line is skipped with a warning and the run goes on."""
+    run = supervise("--epochs", "1")
+    assert run.end()[0] == 0
+    with open(run.run.journal_file, "a") as journal:
+        journal.write('{"time": "20')
+    again = supervise("--epochs", "2")
+    status, _, stderr = again.end()
+    assert status == 0
+    assert "damaged lines in the journal" in stderr
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_newest_checkpoint_is_set_aside_and_an_older_one_used(supervise: Start) -> None:
+    """A flipped bit in the newest checkpoint costs only the steps since the one before."""
+    run = supervise("--epochs", "1", "--fail-at", "13", options=("--every", "5steps"))
+    run.end()
+    newest, older = open_store(run.run).all()[-1], open_store(run.run).all()[-2]
+    damage(newest.state_file)
+    again = supervise("--epochs", "1")
+    status, _, stderr = again.end()
+    assert status == 0
+    assert "wrong digest" in stderr
+    assert events(run.run, "resumed")[-1]["step"] == older.manifest.step
+    assert [path.name for path in run.run.quarantine.iterdir()] == [newest.name]
+
+
+def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start) -> None:
+    """When every checkpoint is damaged the run ends with 65, now and at every later start."""
+    run = supervise("--epochs", "1")
+    run.end()
+    run.run.done_file.unlink()
+    for checkpoint in open_store(run.run).all():
+        damage(checkpoint.state_file)
+    for _ in range(2):
+        again = supervise("--epochs", "1")
+        status, _, stderr = again.end()
+        assert status == 65
+        assert "none of the checkpoints" in stderr
+        assert "Traceback" not in stderr
+    assert len(events(run.run, "attempt_started")) == 1
+
+
+def test_value_that_cannot_be_stored_is_named_at_the_first_save(supervise: Start) -> None:
+    """A function in session.state ends the run with 78 at the first save, and names it."""
+    code = "session.state['callback'] = print"
+    run = supervise("--run-at", "0", "--code", code)
+    status, stdout, _ = run.end()
+    assert status == 78
+    assert "session.state['callback']" in stdout
+    assert "Traceback" not in stdout
+    assert len(events(run.run, "attempt_started")) == 1
+
+
+def test_deep_directories_do_not_lengthen_the_socket_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run directory and a TMPDIR longer than a socket path may be are no obstacle."""
+    deep = tmp_path / ("d" * 120) / ("e" * 120)
+    deep.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    command = [sys.executable, str(TRAIN), "--epochs", "1"]
+    result = orchestrator("run", "--run-dir", str(deep / "run"), "--", *command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    status = orchestrator("status", str(deep / "run"), "--json", cwd=tmp_path)
+    assert json.loads(status.stdout)["state"] == "completed"
+
+
+def test_several_processes_are_refused_for_now(
+    supervise: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A world size above 1 ends with 78 and says so."""
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    status, stdout, _ = supervise("--epochs", "1").end()
+    assert status == 78
+    assert "WORLD_SIZE is 2" in stdout
