@@ -1,0 +1,33 @@
+# make demo, make test: from a fresh clone with nothing but Python 3.11 or newer installed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast lint bench clean
+
+demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.ready  ## Every test, on two processes.
+	$(BIN)/pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/.ready  ## The tests that start no training processes.
+	$(BIN)/pytest -n 2 -m "not processes"
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready  ## The figures of docs/performance.md.
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 ...')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,examples]"
+	touch $@
