@@ -33,6 +33,7 @@ CHECKPOINT_WAIT_SECONDS = 600.0
 STOP_MARGIN_SECONDS = 15.0
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 1.0
+PIPE_COLUMNS = 200
 
 app = typer.Typer(
     help="Train so that you can stop or kill it any way you like and lose (almost) nothing.",
@@ -190,13 +191,12 @@ def status(
     if as_json and not watch:
         print(json.dumps(_status_of(place)))
         return
-    from rich.console import Console
     from rich.live import Live
 
     from orchestrator.tables import status_table
 
     if not watch:
-        Console().print(status_table(_status_of(place)), soft_wrap=True)
+        _console().print(status_table(_status_of(place)))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         while True:
@@ -311,14 +311,19 @@ def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
     if as_json:
         print(json.dumps(rows))
     else:
-        from rich.console import Console
-
         from orchestrator.tables import checkpoints_table
 
-        Console().print(checkpoints_table(rows), soft_wrap=True)
+        _console().print(checkpoints_table(rows))
         if aside := store.quarantined():
             print(f"{len(aside)} in quarantine: {store.run.quarantine}")
     return rows
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Into a file or a pipe nothing is cut off to fit a terminal that is not there.
+    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
 def _choose(store: Store, step: int | None) -> Checkpoint:
