@@ -136,7 +136,11 @@ class Store:
                     continue
                 self._verify(checkpoint)
             except CheckpointInvalidError as error:
-                self.quarantine(path, error.reason)
+                # On a disk that takes no change it stays where it is, and is passed over too.
+                try:
+                    self.quarantine(path, error.reason)
+                except OSError:
+                    passed_over.append(f"{path.name}: {error.reason}")
                 on_quarantine(error)
                 continue
             return checkpoint
@@ -159,11 +163,15 @@ class Store:
 
         Raises OSError when the move fails.
         """
-        self.run.quarantine.mkdir(exist_ok=True)
+        if not self.run.quarantine.exists():
+            self.disk.make_directory(self.run.quarantine)
+            self.disk.sync_directory(self.run.checkpoints)
         target = self.run.quarantine / path.name
         while os.path.lexists(target):
             target = self.run.quarantine / f"{path.name}.{secrets.token_hex(2)}"
         self.disk.rename(path, target)
+        # The new entry first: between the two it may be seen twice, but never not at all.
+        self.disk.sync_directory(self.run.quarantine)
         self.disk.sync_directory(self.run.checkpoints)
         self._verified.pop(path.name, None)
         if target.is_dir() and not target.is_symlink():

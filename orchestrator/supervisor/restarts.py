@@ -183,7 +183,7 @@ def retrying(
 ) -> tenacity.AsyncRetrying:
     """Tenacity's loop over attempts: at once after the first failure, then 1 s, 2 s, ... 60 s."""
     later = tenacity.wait_exponential_jitter(
-        initial=SECOND_DELAY_SECONDS / 2, max=LONGEST_DELAY_SECONDS, jitter=JITTER_SECONDS
+        multiplier=SECOND_DELAY_SECONDS / 2, max=LONGEST_DELAY_SECONDS, jitter=JITTER_SECONDS
     )
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(AttemptFailedError),

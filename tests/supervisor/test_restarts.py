@@ -1,0 +1,139 @@
+"""Restart policy: facts in, decision out."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from orchestrator.supervisor.restarts import (
+    AttemptFailedError,
+    Budget,
+    Failure,
+    GiveUp,
+    Retry,
+    decide,
+    fingerprint,
+    retrying,
+)
+
+
+def failure(**facts: Any) -> Failure:
+    content: dict[str, Any] = {
+        "cause": "it failed",
+        "fingerprint": "abc",
+        "step": 50,
+        "resumed_step": 10,
+        "before_first_safe_point": False,
+    }
+    return Failure(**(content | facts))
+
+
+@pytest.mark.parametrize(
+    ("facts", "earlier", "demoted", "ever_safe", "expected"),
+    [
+        ({}, [], False, True, Retry()),
+        ({}, [("other", 50)], False, True, Retry()),
+        ({}, [("abc", 49)], False, True, Retry()),
+        ({}, [("abc", 50)], False, True, GiveUp),
+        ({"step": 11}, [("abc", 11)], False, True, Retry(demote=True)),
+        ({"step": 11}, [("abc", 11)], True, True, GiveUp),
+        ({"step": 12}, [("abc", 12)], False, True, GiveUp),
+        ({"fingerprint": None}, [(None, 50)], False, True, Retry()),
+        ({"fingerprint": None}, [(None, 50)] * 3, False, True, GiveUp),
+        ({"before_first_safe_point": True}, [], False, False, GiveUp),
+        ({"before_first_safe_point": True}, [], False, True, Retry()),
+        ({"before_first_safe_point": True, "fingerprint": None}, [], False, False, Retry()),
+    ],
+)
+def test_decision(
+    facts: dict[str, Any],
+    earlier: list[tuple[str | None, int]],
+    demoted: bool,
+    ever_safe: bool,
+    expected: object,
+) -> None:
+    """Each row of the table in docs/process-contract.md."""
+    budget = Budget(3, failures=list(earlier), demoted=demoted, ever_safe=ever_safe)
+    this = failure(**facts)
+    budget.record(this)
+    decision = decide(this, budget)
+    if expected is GiveUp:
+        assert isinstance(decision, GiveUp)
+    else:
+        assert decision == expected
+
+
+def published(step: int, healthy: bool = True) -> dict[str, Any]:
+    return {"event": "checkpoint_published", "step": step, "epoch": 0, "healthy": healthy}
+
+
+def exited(step: int, **facts: Any) -> dict[str, Any]:
+    usual = {"event": "attempt_exited", "outcome": "failed", "step": step, "fingerprint": "f"}
+    return usual | facts
+
+
+@pytest.mark.parametrize(
+    ("events", "spent"),
+    [
+        ([], 0),
+        ([exited(1), exited(2)], 2),
+        ([exited(1), published(2)], 0),
+        ([published(2), exited(3), published(2)], 1),
+        ([published(2), exited(3), published(3)], 0),
+        ([published(2), exited(3), published(4, healthy=False)], 1),
+        ([exited(1, outcome="stopped")], 0),
+        ([exited(1), {"event": "gave_up"}], 0),
+        ([exited(1) | {"step": "damaged"}], 1),
+    ],
+)
+def test_budget_is_read_from_the_journal(events: list[dict[str, Any]], spent: int) -> None:
+    """Failures since the last real progress count, whoever supervised then."""
+    assert Budget.from_journal(5, events).spent == spent
+
+
+def test_waits_grow_without_progress_and_start_over_with_it() -> None:
+    """The first retry is immediate, later ones wait longer, and progress makes them short again."""
+    budget, waits = Budget(100), []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def run() -> None:
+        with contextlib.suppress(AttemptFailedError):
+            async for attempt in retrying(budget, lambda: len(waits) == 8, sleep):
+                with attempt:
+                    if len(waits) == 4:
+                        budget.refill(step=10, epoch=0)
+                    budget.record(failure())
+                    raise AttemptFailedError
+
+    asyncio.run(run())
+    assert waits[0] == waits[4] == 0.0
+    for grows in (waits[:4], waits[4:]):
+        assert grows == sorted(grows)
+        assert grows[-1] >= 4.0
+
+
+def error(**facts: str) -> dict[str, str]:
+    return {"type": "ValueError", "message": "bad", "frame": "train.py:3 main", **facts}
+
+
+def test_fingerprint_ignores_what_changes_from_time_to_time() -> None:
+    """Numbers, addresses, dates and hashes do not make two failures differ; the rest does."""
+    texts = (
+        "sample 17 at 0x7f11 on 2026-11-23 10:11:12 in deadbeef01",
+        "sample 4 at 0xaa00 on 2025-01-02 01:02:03 in 0123456789ab",
+    )
+    first, second = (fingerprint(error(message=text), 1) for text in texts)
+    assert first == second
+    different = [error(), error(type="KeyError"), error(message="worse"), error(frame="other:1 f")]
+    assert len({fingerprint(e, 1) for e in different}) == 4
+    assert fingerprint(None, 3) != fingerprint(None, 4)
+
+
+@pytest.mark.parametrize("number", [9, 15, 2, 1])
+def test_signals_from_outside_have_no_fingerprint(number: int) -> None:
+    """Two kills at the same step are chance."""
+    assert fingerprint(None, -number) is None
+    assert fingerprint(None, -11) is not None
