@@ -3,10 +3,12 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
+from orchestrator.supervisor.signals import MERGE_SECONDS
 from tests.e2e.support import (
     TRAIN,
     Supervised,
@@ -137,10 +139,11 @@ session._registry._objects['slow'] = SlowToSave()
 
 def test_third_interrupt_kills_at_once(supervise: Start) -> None:
     """A second Ctrl-C lets a save that has begun go on, a third kills; what is on disk is valid."""
-    run = supervise(*SLOW, "--run-at", "3", "--code", SLOW_SAVE)
+    run = supervise(*SLOW, "--samples", "8000", "--run-at", "3", "--code", SLOW_SAVE)
     wait_for(lambda: run.run.journal_file.exists() and (run.status()["step"] or 0) >= 4, "step 4")
     run.signal(signal.SIGINT)
     run.wait_for_output("saving")
+    wait_for_echo_to_pass()
     run.signal(signal.SIGINT)
     run.wait_for_event("stop_requested", count=2)
     assert run.process.poll() is None
@@ -208,8 +211,4 @@ def test_command_without_session_is_asked_to_end(supervise: Start) -> None:
 
 def wait_for_echo_to_pass() -> None:
     """Signals so close together that one cause may have sent both count once."""
-    import time
-
-    from orchestrator.supervisor.signals import MERGE_SECONDS
-
     time.sleep(2 * MERGE_SECONDS)

@@ -1,0 +1,95 @@
+"""What errors say and which status they end the process with."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from orchestrator import errors
+from orchestrator.errors import (
+    CheckpointInvalidError,
+    CheckpointWriteError,
+    ConfigError,
+    MismatchError,
+    NoValidCheckpointError,
+    OrchestratorError,
+    RunInUseError,
+    UnstorableError,
+)
+from orchestrator.exitcodes import FINAL_FOR_TRAINER, ExitStatus
+
+PACKAGE = Path(errors.__file__).parent
+TREE = {
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, OrchestratorError)
+}
+
+STATUSES = {
+    ConfigError("cannot"): 78,
+    MismatchError("cannot"): 78,
+    UnstorableError("state['x']", "it is a socket"): 78,
+    RunInUseError("cannot"): 69,
+    NoValidCheckpointError("cannot"): 65,
+    CheckpointInvalidError(Path("step-1"), "state.pt is missing"): 65,
+    CheckpointWriteError(7, OSError(28, "No space left on device")): 74,
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), STATUSES.items(), ids=lambda value: type(value).__name__
+)
+def test_status(error: OrchestratorError, status: int) -> None:
+    """Each kind of error has the status of the process contract and a text that says "cannot"."""
+    assert error.status == status
+    assert str(error).startswith("cannot")
+
+
+def test_every_error_has_a_status_in_the_contract() -> None:
+    """No class of the tree is missing from the table above, nor from the drawing of the tree."""
+    assert {type(error).__name__ for error in STATUSES} | {"OrchestratorError"} == TREE
+    assert all(name in str(errors.__doc__) for name in TREE)
+
+
+def test_texts_name_what_they_are_about() -> None:
+    """The step, the path, the entry and the system's reason stand in the text and beside it."""
+    write = CheckpointWriteError(7, OSError(28, "No space left on device"))
+    assert "step 7" in str(write)
+    assert "No space left on device" in str(write)
+    assert (write.step, write.cause.errno) == (7, 28)
+    invalid = CheckpointInvalidError(Path("runs/a/step-1"), "state.pt is missing")
+    assert "runs/a/step-1: state.pt is missing" in str(invalid)
+    assert (invalid.path, invalid.reason) == (Path("runs/a/step-1"), "state.pt is missing")
+    assert "state['x']" in str(UnstorableError("state['x']", "it is a socket"))
+
+
+def test_an_error_of_the_system_without_a_text_is_still_described() -> None:
+    """An OSError that carries no reason of the system's does not make the text end in None."""
+    assert "quota" in str(CheckpointWriteError(7, OSError("quota")))
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_texts_in_the_source_start_with_cannot(module: Path) -> None:
+    """Wherever an error is made with a literal text, the text starts with "cannot"."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            first = node.args[0]
+            if isinstance(first, ast.JoinedStr):
+                first = first.values[0]
+            if node.func.id in TREE and isinstance(first, ast.Constant):
+                assert str(first.value).startswith("cannot "), f"line {node.lineno}"
+
+
+def test_statuses_are_those_of_the_contract() -> None:
+    """Schedulers are configured with these numbers; they never change."""
+    assert {status.name: status.value for status in ExitStatus} == {
+        "COMPLETE": 0,
+        "MISUSE": 2,
+        "NO_VALID_CHECKPOINT": 65,
+        "IN_USE": 69,
+        "GAVE_UP": 70,
+        "STOPPED_UNSAVED": 74,
+        "STOPPED_SAVED": 75,
+        "CONFIGURATION": 78,
+    }
+    assert {65, 69, 78} == FINAL_FOR_TRAINER
