@@ -105,6 +105,6 @@ def test_syncing_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     """A missing directory or a file in its place raises: its entries cannot be durable."""
     (tmp_path / "file").touch()
     for name in ("file", "missing"):
-        with pytest.raises(OSError, match="[Nn]o"):
+        with pytest.raises(OSError, match=r"[Nn]o"):
             Disk().sync_directory(tmp_path / name)
     Disk().sync_directory(tmp_path)

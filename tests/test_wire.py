@@ -1,5 +1,7 @@
 """Messages over a Unix socket, and the descriptors that travel with them."""
 
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -37,7 +39,7 @@ def test_messages_come_out_as_they_went_in_however_they_are_cut(cuts: list[int])
     stream = b"".join(map(encode, MESSAGES))
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     buffer, received = LineBuffer(), []
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         received += buffer.feed(stream[start:end])
     assert received == MESSAGES
 
@@ -60,7 +62,7 @@ def test_values_that_json_does_not_know_travel_as_text() -> None:
 )
 def test_what_is_no_message_is_refused(line: bytes) -> None:
     """Anything but a line with a JSON object raises ValueError, nothing else."""
-    with pytest.raises(ValueError, match=".*"):
+    with pytest.raises(ValueError, match=r".*"):
         LineBuffer().feed(line + b"\n")
 
 
@@ -111,7 +113,7 @@ def test_the_end_of_the_other_side_is_seen(pair: tuple[Connection, socket.socket
     ours.close()
     assert connection.receive() == {"last": True}
     assert connection.receive() is None
-    with pytest.raises(OSError, match=".*"):
+    with pytest.raises(OSError, match=r".*"):
         connection.send({"type": "hello"})
 
 
@@ -133,7 +135,9 @@ def test_end_wakes_a_thread_that_waits(pair: tuple[Connection, socket.socket]) -
     def listen() -> None:
         answers.append(connection.receive())
         begun.set()
-        answers.append(connection.receive())
+        # It may be just about to wait instead of waiting: then it is told by an error.
+        with contextlib.suppress(OSError):
+            answers.append(connection.receive())
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -142,14 +146,14 @@ def test_end_wakes_a_thread_that_waits(pair: tuple[Connection, socket.socket]) -
     connection.end()
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
-    assert answers == [{}, None]
+    assert answers in ([{}, None], [{}])
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
     """Connecting to a supervisor that is gone raises OSError."""
     for name in ("missing", "not-a-socket"):
         (tmp_path / "not-a-socket").touch()
-        with pytest.raises(OSError, match=".*"):
+        with pytest.raises(OSError, match=r".*"):
             Connection(str(tmp_path / name), DEADLINE_SECONDS)
 
 

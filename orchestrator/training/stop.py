@@ -46,6 +46,7 @@ class SignalFlags:
     def __init__(self, page: memoryview, supervised: bool) -> None:
         self._page = page
         self._supervised = supervised
+        self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
         self.source: str | None = None
 
@@ -67,7 +68,21 @@ class SignalFlags:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    def _is_for_a_child(self, number: int) -> bool:
+        """Whether this is a forked child that has not been given the former handlers back yet.
+
+        A signal may come in the instant between the fork and that; the page is shared memory, so
+        that recording it here would stop the trainer.
+        """
+        if os.getpid() == self._pid:
+            return False
+        self.restore()
+        os.kill(os.getpid(), number)
+        return True
+
     def _record_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._is_for_a_child(number):
+            return
         self._page[Field.STOP_REQUEST] = 1
         self.source = signal.Signals(number).name
         if not self._supervised:
@@ -78,4 +93,6 @@ class SignalFlags:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
     def _record_save(self, number: int, frame: FrameType | None) -> None:
+        if self._is_for_a_child(number):
+            return
         self._page[Field.CHECKPOINT_REQUESTS] += 1

@@ -137,3 +137,17 @@ def test_signals_from_outside_have_no_fingerprint(number: int) -> None:
     """Two kills at the same step are chance."""
     assert fingerprint(None, -number) is None
     assert fingerprint(None, -11) is not None
+
+
+@pytest.mark.parametrize("value", ["0.25", "-0.25", "2.5e-05", "1e+09", "3", "+7"])
+def test_fingerprint_ignores_numbers_however_they_are_written(value: str) -> None:
+    """Python writes a small loss with an exponent and a negative one with a sign."""
+    expected = fingerprint(error(message="loss is 17, which is too much"), 1)
+    assert fingerprint(error(message=f"loss is {value}, which is too much"), 1) == expected
+
+
+@pytest.mark.parametrize("number", [9, 15, 2, 1])
+def test_signals_from_outside_have_no_fingerprint_behind_a_shell(number: int) -> None:
+    """A shell between us and the script turns the signal into a status, 128 higher."""
+    assert fingerprint(None, 128 + number) is None
+    assert fingerprint(None, 128 + 11) is not None

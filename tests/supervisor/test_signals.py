@@ -1,8 +1,15 @@
 """Signals as the supervisor takes them."""
 
+import asyncio
+import os
 import signal
+from collections.abc import Awaitable, Callable
+from itertools import count
+
+import pytest
 
 from orchestrator.supervisor.signals import SignalReceiver
+from tests.support import DEADLINE_SECONDS
 
 
 def test_an_echo_is_not_a_second_request() -> None:
@@ -18,3 +25,61 @@ def test_an_echo_is_not_a_second_request() -> None:
         now[0] = time
         receiver.receive_stop(number)
     assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
+
+
+def installed(scenario: Callable[[list[str]], Awaitable[None]]) -> list[str]:
+    """What was called while ``scenario`` ran with the signals taken over."""
+    calls: list[str] = []
+
+    async def run() -> None:
+        receiver = SignalReceiver(lambda number: calls.append(number.name), clock=count().__next__)
+        receiver.install(
+            asyncio.get_running_loop(),
+            on_save=lambda: calls.append("save"),
+            on_child=lambda: calls.append("child"),
+            on_resize=lambda: calls.append("resize"),
+        )
+        await asyncio.wait_for(scenario(calls), DEADLINE_SECONDS)
+
+    asyncio.run(run())
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("number", "call"),
+    [
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGINT, "SIGINT"),
+        (signal.SIGHUP, "SIGHUP"),
+        (signal.SIGUSR1, "SIGUSR1"),
+        (signal.SIGUSR2, "save"),
+        (signal.SIGCHLD, "child"),
+        (signal.SIGWINCH, "resize"),
+    ],
+)
+def test_each_signal_has_its_effect(number: signal.Signals, call: str) -> None:
+    """A signal to the process becomes one call on the event loop."""
+
+    async def scenario(calls: list[str]) -> None:
+        os.kill(os.getpid(), number)
+        while not calls:
+            await asyncio.sleep(0)
+
+    assert installed(scenario) == [call]
+
+
+def test_an_ignored_hangup_stays_ignored() -> None:
+    """Under nohup the run goes on when the terminal closes; other signals still count."""
+
+    async def scenario(calls: list[str]) -> None:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not calls:
+            await asyncio.sleep(0)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert installed(scenario) == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -67,7 +67,7 @@ def test_file_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     fresh.model.load_state_dict(checkpoint["model_state_dict"])
     fresh.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
     assert checkpoint["epoch"] == 2
-    assert checkpoint["loss"] == pytest.approx(training.history[-1])
+    assert 0 < checkpoint["loss"] < training.history[-1]
 
 
 def test_epoch_with_one_step_is_not_repeated(tmp_path: Path) -> None:

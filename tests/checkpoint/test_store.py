@@ -1,0 +1,600 @@
+"""The store: what is published is found again, and what is damaged is never trusted."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.reading import (
+    Checkpoint,
+    DigestingWriter,
+    export_state,
+    order_of,
+    read_checkpoint,
+    verify,
+)
+from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
+from orchestrator.checkpoint.store import Store
+from orchestrator.errors import (
+    CheckpointInvalidError,
+    CheckpointWriteError,
+    NoValidCheckpointError,
+)
+from orchestrator.rundir import RunDir
+from tests.checkpoint.support import (
+    RUN_ID,
+    manifest_of,
+    names,
+    new_store,
+    publish,
+    reopened,
+    state_of,
+    valid_steps,
+)
+from tests.support import DEADLINE_SECONDS, FailingDisk
+
+KEEP_TWO = RetentionPolicy(keep=2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A run with checkpoints of the steps 100, 200 and 300."""
+    return new_store(tmp_path / "run", (100, 200, 300))
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Store:
+    return new_store(tmp_path / "run")
+
+
+def path_of(store: Store, step: int) -> Path:
+    return store.run.checkpoints / f"step-{step:012d}"
+
+
+def flip_bit(file: Path, place: int = 12_345) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def edit_manifest(path: Path, **changes: object) -> None:
+    file = path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | changes))
+
+
+# --- publishing ----------------------------------------------------------------------------------
+
+
+def test_what_was_published_is_found(empty: Store) -> None:
+    """The newest checkpoint has the bytes, the facts and the name that it was given."""
+    made = publish(empty, 1200, epoch=3, reason=Reason.REQUESTED, metrics={"loss": 0.5})
+    found = reopened(empty).newest_valid()
+    assert found == made
+    assert found.path == empty.run.checkpoints / "step-000000001200"
+    assert found.state_file.read_bytes() == state_of(1200)
+    manifest = found.manifest
+    assert (manifest.step, manifest.epoch, manifest.reason) == (1200, 3, "requested")
+    assert manifest.files["state.pt"].bytes == len(state_of(1200))
+    assert sorted(os.listdir(found.path)) == ["manifest.json", "state.pt"]
+    assert names(empty) == ["step-000000001200"]
+
+
+def test_the_write_order_of_the_format(tmp_path: Path) -> None:
+    """State, its sync, manifest, its sync, directory, rename, parent: in this order."""
+    store = new_store(tmp_path / "run", disk=FailingDisk(log=tmp_path / "log"))
+    publish(store, 7)
+    operations = [json.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    top = str(store.run.checkpoints)
+    temporary = operations[0][1]
+    assert Path(temporary).name.startswith(".writing-")
+    assert [operation[:2] for operation in operations if operation[0] != "write"] == [
+        ["make_directory", temporary],
+        ["create", f"{temporary}/state.pt"],
+        ["sync", f"{temporary}/state.pt"],
+        ["create", f"{temporary}/manifest.json"],
+        ["sync", f"{temporary}/manifest.json"],
+        ["sync_directory", temporary],
+        ["rename", temporary],
+        ["sync_directory", top],
+    ]
+
+
+def test_a_step_that_was_saved_already_gets_a_suffix(empty: Store) -> None:
+    """A directory is never reused; of several of one step the last is the newest."""
+    made = [publish(empty, 7, epoch=number) for number in range(11)]
+    assert [checkpoint.name for checkpoint in made[:3]] == [
+        "step-000000000007",
+        "step-000000000007-2",
+        "step-000000000007-3",
+    ]
+    assert [c.manifest.epoch for c in reopened(empty).all()] == list(range(11))
+    newest = reopened(empty).newest_valid()
+    assert newest is not None
+    assert newest.name == "step-000000000007-11"
+
+
+def test_the_name_of_a_quarantined_checkpoint_is_not_used_again(store: Store) -> None:
+    """The journal and people know a checkpoint by its name: one name is one checkpoint."""
+    store.quarantine(path_of(store, 300), "it is suspect")
+    assert publish(store, 300).name != "step-000000000300"
+
+
+def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
+    """A write that fails names the step and the system's reason, and cleans up."""
+    store = new_store(tmp_path / "run", (100,), FailingDisk())
+    store.disk = FailingDisk(4)
+    with pytest.raises(CheckpointWriteError, match=r"^cannot save .*step 200: No space left"):
+        publish(store, 200)
+    assert names(store) == ["step-000000000100"]
+
+
+def test_a_state_that_cannot_be_written_leaves_nothing(store: Store) -> None:
+    """What the writing of the state raises comes through, and nothing of it stays."""
+
+    def fail(file: DigestingWriter) -> None:
+        file.write(b"half")
+        raise ValueError("this object cannot be pickled")
+
+    with pytest.raises(ValueError, match="cannot be pickled"):
+        store.publish(manifest_of(400), fail)
+    assert len(names(store)) == 3
+
+
+def test_an_error_of_the_disk_is_known_also_when_the_serializer_hides_it(tmp_path: Path) -> None:
+    """torch.save turns a full disk into a RuntimeError: the cause is still told as such."""
+    store = new_store(tmp_path / "run", disk=FailingDisk(3))
+
+    def hide(file: DigestingWriter) -> None:
+        try:
+            file.write(b"state")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0") from None
+
+    with pytest.raises(CheckpointWriteError, match="No space left"):
+        store.publish(manifest_of(1), hide)
+    assert names(store) == []
+
+
+@pytest.mark.parametrize("kind", ["B", "d"])
+def test_memory_of_any_item_size_is_counted_in_bytes(empty: Store, kind: str) -> None:
+    """A view of floats is as long as its bytes, so that what was written verifies."""
+    view = memoryview(state_of(1)).cast(kind)
+    made = empty.publish(manifest_of(1), lambda file: file.write(view))
+    assert made.manifest.files["state.pt"].bytes == view.nbytes
+    verify(made)
+
+
+# --- finding the newest valid one ----------------------------------------------------------------
+
+
+def test_a_run_that_never_saved_starts_from_zero(empty: Store) -> None:
+    """No candidates and nothing in quarantine: the one case of None."""
+    assert empty.newest_valid() is None
+    shutil.rmtree(empty.run.checkpoints)
+    assert empty.newest_valid() is None
+
+
+def test_other_things_are_no_checkpoints(empty: Store) -> None:
+    """What is not named like a checkpoint is neither used nor touched."""
+    others = ["notes.txt", "step-7", "step-000000000007.bak", ".writing-abc", "xstep-000000000007"]
+    for name in others:
+        (empty.run.checkpoints / name).mkdir()
+    assert empty.newest_valid() is None
+    assert names(empty) == sorted(others)
+
+
+def move_elsewhere(path: Path) -> Path:
+    """Put something outside the run, whole and valid, and return where it is."""
+    target = path.parents[2] / f"elsewhere-{path.name}"
+    path.rename(target)
+    return target
+
+
+def replace_by_link(path: Path) -> None:
+    path.symlink_to(move_elsewhere(path))
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def state_zeroed(path: Path, start: int, end: int) -> None:
+    data = bytearray(state_of(300))
+    data[start:end] = bytes(end - start)
+    (path / "state.pt").write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: os.truncate(path / "state.pt", 19_999),
+    "longer": lambda path: (path / "state.pt").write_bytes(state_of(300) + b"x"),
+    "one bit flipped": lambda path: flip_bit(path / "state.pt"),
+    "first bit flipped": lambda path: flip_bit(path / "state.pt", 0),
+    "last bit flipped": lambda path: flip_bit(path / "state.pt", -1),
+    "4 KiB zeroed": lambda path: state_zeroed(path, 4096, 8192),
+    "zero-filled": lambda path: state_zeroed(path, 0, 20_000),
+    "empty": lambda path: os.truncate(path / "state.pt", 0),
+    "of another step": lambda path: (path / "state.pt").write_bytes(state_of(200)),
+    "no state": lambda path: (path / "state.pt").unlink(),
+    "no manifest": lambda path: (path / "manifest.json").unlink(),
+    "nothing at all": lambda path: [file.unlink() for file in path.iterdir()],
+    "manifest empty": lambda path: os.truncate(path / "manifest.json", 0),
+    "manifest torn": lambda path: os.truncate(path / "manifest.json", 100),
+    "manifest zero-filled": lambda path: (path / "manifest.json").write_bytes(bytes(500)),
+    "manifest huge": lambda path: (path / "manifest.json").write_bytes(b" " * (2 << 20)),
+    "manifest of another step": lambda path: edit_manifest(path, step=299),
+    "manifest points outside": lambda path: edit_manifest(
+        path, files={"../step-000000000200/state.pt": {"bytes": 20_000, "xxh3_128": "0"}}
+    ),
+    "manifest without state": lambda path: edit_manifest(
+        path, files={"other.pt": {"bytes": 0, "xxh3_128": "99aa06d3014798d86001c324468d497f"}}
+    ),
+    "manifest names a missing file too": lambda path: edit_manifest(
+        path,
+        files=json.loads((path / "manifest.json").read_bytes())["files"]
+        | {"more.pt": {"bytes": 1, "xxh3_128": "0"}},
+    ),
+    "state a link": lambda path: replace_by_link(path / "state.pt"),
+    "state a directory": lambda path: replace_by_directory(path / "state.pt"),
+    "manifest a directory": lambda path: replace_by_directory(path / "manifest.json"),
+    "directory a link": replace_by_link,
+    "directory a file": lambda path: (move_elsewhere(path), path.write_bytes(b"")),
+    "directory a dangling link": lambda path: (
+        move_elsewhere(path),
+        path.symlink_to(path.parent / "missing"),
+    ),
+}
+damaged = pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+
+
+@damaged
+def test_a_damaged_checkpoint_is_passed_over(
+    store: Store, damage: Callable[[Path], object]
+) -> None:
+    """The next older valid one is used; the damaged one is set aside, reported, not deleted."""
+    damage(path_of(store, 300))
+    reported: list[CheckpointInvalidError] = []
+    newest = reopened(store).newest_valid(reported.append)
+    assert newest is not None
+    assert newest.manifest.step == 200
+    assert newest.state_file.read_bytes() == state_of(200)
+    assert [error.path.name for error in reported] == ["step-000000000300"]
+    (aside,) = store.quarantined()
+    assert aside.name == "step-000000000300"
+    assert names(store) == ["quarantine", "step-000000000100", "step-000000000200"]
+
+
+@damaged
+def test_a_damaged_checkpoint_is_never_verified(
+    store: Store, damage: Callable[[Path], object]
+) -> None:
+    """Reading or verifying the directory by itself raises too, with a reason for people."""
+    damage(path_of(store, 300))
+    with pytest.raises(CheckpointInvalidError, match=r"^cannot trust .*step-000000000300: ."):
+        verify(read_checkpoint(path_of(store, 300)))
+
+
+def test_damage_keeps_its_bytes_and_its_reason(store: Store) -> None:
+    """In quarantine a person finds what is left of the checkpoint, and why it was set aside."""
+    flip_bit(path_of(store, 300) / "state.pt")
+    left = (path_of(store, 300) / "state.pt").read_bytes()
+    reopened(store).newest_valid()
+    (aside,) = store.quarantined()
+    assert (aside / "state.pt").read_bytes() == left
+    assert sorted(os.listdir(aside)) == ["manifest.json", "quarantine.json", "state.pt"]
+    note = json.loads((aside / "quarantine.json").read_bytes())
+    assert note["name"] == "step-000000000300"
+    assert note["reason"] == "state.pt has changed: wrong digest"
+
+
+def test_a_link_to_a_checkpoint_is_set_aside_without_what_it_points_to(store: Store) -> None:
+    """Outside the run nothing is moved, written or deleted."""
+    target = move_elsewhere(path_of(store, 300))
+    path_of(store, 300).symlink_to(target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    reopened(store).newest_valid()
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_the_same_name_twice_in_quarantine(store: Store) -> None:
+    """What is there already is not replaced."""
+    for _ in range(3):
+        (path_of(store, 300) / "state.pt").write_bytes(b"")
+        reopened(store).newest_valid()
+        publish(reopened(store), 300).path.rename(path_of(store, 300))
+    assert len(store.quarantined()) == 3
+
+
+def test_several_damaged_ones_are_passed_over(store: Store) -> None:
+    """The search goes on to the oldest."""
+    for step in (200, 300):
+        flip_bit(path_of(store, step) / "state.pt")
+    newest = reopened(store).newest_valid()
+    assert newest is not None
+    assert newest.manifest.step == 100
+
+
+def test_when_all_are_damaged_the_run_does_not_start_from_zero(store: Store) -> None:
+    """Also the next start, which finds them all in quarantine, refuses and names them."""
+    for step in (100, 200, 300):
+        flip_bit(path_of(store, step) / "state.pt")
+    for _ in range(2):
+        with pytest.raises(NoValidCheckpointError, match=r"^cannot resume") as caught:
+            reopened(store).newest_valid()
+        for step in (100, 200, 300):
+            assert f"{step:012d} is in quarantine" in str(caught.value)
+    assert len(store.quarantined()) == 3
+
+
+def test_a_checkpoint_of_another_run_is_not_used(store: Store) -> None:
+    """It stays where it is, since it is no damage; alone, it keeps the run from starting."""
+    publish(store, 400, run_id="another")
+    newest = reopened(store).newest_valid()
+    assert newest is not None
+    assert newest.manifest.step == 300
+    assert "step-000000000400" in names(store)
+    for step in (100, 200, 300):
+        shutil.rmtree(path_of(store, step))
+    with pytest.raises(NoValidCheckpointError, match="step-000000000400 belongs to run another"):
+        reopened(store).newest_valid()
+    assert names(store) == ["step-000000000400"]
+
+
+def test_a_non_finite_checkpoint_is_not_used(store: Store) -> None:
+    """It stays where it is, for people to look at; alone, it keeps the run from starting."""
+    publish(store, 400, healthy=False)
+    newest = reopened(store).newest_valid()
+    assert newest is not None
+    assert newest.manifest.step == 300
+    assert "step-000000000400" in names(store)
+    for step in (100, 200, 300):
+        shutil.rmtree(path_of(store, step))
+    with pytest.raises(NoValidCheckpointError, match="step-000000000400 holds non-finite values"):
+        reopened(store).newest_valid()
+
+
+def test_a_verified_checkpoint_that_changes_is_verified_again(store: Store) -> None:
+    """What this process has verified before is trusted only as long as the file is the same."""
+    assert store.newest_valid() is not None
+    state = path_of(store, 300) / "state.pt"
+    times = state.stat()
+    flip_bit(state)
+    os.utime(state, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    newest = store.newest_valid()
+    assert newest is not None
+    assert newest.manifest.step == 200
+
+
+@pytest.mark.parametrize("name", ["state.pt", "manifest.json"])
+def test_a_pipe_in_the_place_of_a_file_does_not_hold_us(store: Store, name: str) -> None:
+    """Nobody ever writes into it: verification says so instead of waiting."""
+    pipe = path_of(store, 300) / name
+    pipe.unlink()
+    os.mkfifo(pipe)
+    found: list[Checkpoint | None] = []
+    thread = threading.Thread(
+        target=lambda: found.append(reopened(store).newest_valid()), daemon=True
+    )
+    thread.start()
+    thread.join(DEADLINE_SECONDS / 4)
+    hangs = thread.is_alive()
+    while thread.is_alive():
+        # A writer that goes at once lets the reader go on to its end.
+        for place in (pipe, *store.run.quarantine.glob(f"*/{name}")):
+            if place.exists():
+                os.close(os.open(place, os.O_RDWR | os.O_NONBLOCK))
+        thread.join(0.05)
+    assert not hangs
+    assert found[0] is not None
+    assert found[0].manifest.step == 200
+
+
+# --- the identity of the run ---------------------------------------------------------------------
+
+
+def test_a_lost_run_file_is_made_anew(store: Store) -> None:
+    """Without run.json, the checkpoints say which run they are: they are still used."""
+    (path_of(store, 300) / "manifest.json").unlink()
+    again = Store.open(store.run, ["python", "train.py"])
+    assert again.run_id == RUN_ID
+    newest = again.newest_valid()
+    assert newest is not None
+    assert newest.manifest.step == 200
+    assert Store.open(store.run, []).run_id == RUN_ID
+
+
+def test_a_run_file_counts_more_than_checkpoints(store: Store) -> None:
+    """Checkpoints that were copied in from another run do not rename this one."""
+    own = Store.open(store.run, []).run_id
+    publish(store, 400, run_id="another")
+    assert Store.open(store.run, []).run_id == own == RUN_ID
+
+
+# --- retention -----------------------------------------------------------------------------------
+
+
+def test_retention_deletes_the_oldest(store: Store) -> None:
+    """The newest two stay, whole; what went is returned, and nothing of it is left."""
+    deleted = store.apply_retention(KEEP_TWO)
+    assert [checkpoint.manifest.step for checkpoint in deleted] == [100]
+    assert valid_steps(store) == [200, 300]
+    assert names(store) == ["step-000000000200", "step-000000000300"]
+    assert store.apply_retention(KEEP_TWO) == []
+
+
+@damaged
+def test_nothing_is_deleted_on_the_strength_of_a_damaged_one(
+    store: Store, damage: Callable[[Path], object]
+) -> None:
+    """A damaged newest does not count: the two older ones stay."""
+    damage(path_of(store, 300))
+    store = reopened(store)
+    assert store.apply_retention(KEEP_TWO) == []
+    assert valid_steps(store) == [100, 200]
+
+
+def test_what_is_damaged_since_it_was_verified_does_not_count(store: Store) -> None:
+    """Retention notices damage to a file that this process has verified before."""
+    store.newest_valid()
+    os.truncate(path_of(store, 300) / "state.pt", 100)
+    reported: list[CheckpointInvalidError] = []
+    assert store.apply_retention(KEEP_TWO, on_quarantine=reported.append) == []
+    assert valid_steps(store) == [100, 200]
+    assert [error.path.name for error in reported] == ["step-000000000300"]
+
+
+def test_what_is_in_use_stays(store: Store) -> None:
+    """The checkpoint that a trainer resumes from is not deleted under it."""
+    publish(store, 400)
+    store.apply_retention(KEEP_TWO, in_use=["step-000000000100"])
+    assert valid_steps(store) == [100, 300, 400]
+
+
+def test_the_best_stays(empty: Store) -> None:
+    """The policy sees the metrics as they were saved."""
+    for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, 0.6)):
+        publish(empty, step, metrics={"loss": loss})
+    empty.apply_retention(RetentionPolicy(keep=2, best=BestPolicy("loss", "min")))
+    assert valid_steps(empty) == [2, 3, 4]
+
+
+def test_checkpoints_of_others_stay(store: Store) -> None:
+    """Those of another run and those that cannot be read are not ours to delete."""
+    publish(store, 50, run_id="another")
+    (path_of(store, 100) / "manifest.json").write_text("torn")
+    store.apply_retention(KEEP_TWO)
+    assert names(store) == [f"step-{step:012d}" for step in (50, 100, 200, 300)]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "state.pt.bak"])
+def test_a_file_of_others_protects_the_checkpoint(store: Store, name: str) -> None:
+    """A checkpoint into which somebody put something is not deleted, in whole or in part."""
+    (path_of(store, 100) / name).write_text("mine")
+    assert store.apply_retention(KEEP_TWO) == []
+    assert valid_steps(store) == [100, 200, 300]
+    assert (path_of(store, 100) / name).read_text() == "mine"
+
+
+def test_pinned_ones_stay_until_they_are_unpinned(store: Store) -> None:
+    """A pin holds across processes, is seen by readers, and can be taken back."""
+    oldest = store.all()[0]
+    assert not oldest.pinned
+    store.pin(oldest)
+    store.pin(oldest)
+    assert [checkpoint.pinned for checkpoint in reopened(store).all()] == [True, False, False]
+    assert reopened(store).apply_retention(KEEP_TWO) == []
+    assert valid_steps(store) == [100, 200, 300]
+    store.unpin(oldest)
+    store.unpin(oldest)
+    reopened(store).apply_retention(KEEP_TWO)
+    assert valid_steps(store) == [200, 300]
+
+
+def test_a_deletion_that_fails_is_no_deletion(tmp_path: Path) -> None:
+    """What could not be renamed is still a checkpoint, and is not said to be gone."""
+    store = new_store(tmp_path / "run", (100, 200, 300), FailingDisk())
+    store.disk = FailingDisk(1)
+    assert store.apply_retention(KEEP_TWO) == []
+    assert valid_steps(store) == [100, 200, 300]
+    store.disk = FailingDisk()
+    assert len(store.apply_retention(KEEP_TWO)) == 1
+
+
+# --- sweeping ------------------------------------------------------------------------------------
+
+
+def test_a_sweep_removes_only_what_died_half_way(store: Store, tmp_path: Path) -> None:
+    """Half-written and half-deleted directories go; everything else stays as it is."""
+    ours = [".writing-0123456789abcdef", ".trash-step-000000000050-01234567"]
+    for name in ours:
+        (store.run.checkpoints / name).mkdir()
+        (store.run.checkpoints / name / "state.pt").write_bytes(b"half")
+    others = ["notes", ".hidden", "quarantine", "step-7", "writing-abc"]
+    for name in others:
+        (store.run.checkpoints / name).mkdir()
+        (store.run.checkpoints / name / "file").write_bytes(b"precious")
+    store.sweep()
+    assert valid_steps(store) == [100, 200, 300]
+    assert set(names(store)) == {*others, *(f"step-{step:012d}" for step in (100, 200, 300))}
+    assert all((store.run.checkpoints / name / "file").exists() for name in others)
+
+
+def test_a_sweep_follows_no_link(store: Store, tmp_path: Path) -> None:
+    """What a link with the name of a temporary points to stays whole."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    (store.run.checkpoints / ".trash-link").symlink_to(outside)
+    store.sweep()
+    assert (outside / "file").exists()
+
+
+def test_a_sweep_of_nothing(tmp_path: Path) -> None:
+    """A run directory without checkpoints is swept without an error."""
+    Store(RunDir(tmp_path / "missing"), RUN_ID).sweep()
+
+
+# --- exporting -----------------------------------------------------------------------------------
+
+
+def test_an_export_has_the_bytes_that_were_saved(store: Store, tmp_path: Path) -> None:
+    """The copy is the state, byte for byte, and the checkpoint is untouched."""
+    export_state(store.all()[-1], tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").read_bytes() == state_of(300)
+    assert valid_steps(store) == [100, 200, 300]
+
+
+def test_a_damaged_state_is_not_exported(store: Store, tmp_path: Path) -> None:
+    """A copy that would not be what was saved is refused and removed."""
+    newest = store.all()[-1]
+    flip_bit(newest.state_file)
+    with pytest.raises(CheckpointInvalidError, match=r"state\.pt has changed"):
+        export_state(newest, tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_an_export_replaces_nothing(store: Store, tmp_path: Path) -> None:
+    """A file that exists is refused and stays as it is."""
+    (tmp_path / "model.pt").write_text("precious")
+    with pytest.raises(FileExistsError):
+        export_state(store.all()[-1], tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", range(2, 8))
+def test_an_export_onto_a_full_disk_leaves_nothing(
+    store: Store, tmp_path: Path, number: int
+) -> None:
+    """A copy that could not be finished is removed, so that nobody takes it for one."""
+    with pytest.raises(OSError, match="No space left"):
+        export_state(store.all()[-1], tmp_path / "model.pt", FailingDisk(number))
+    assert not (tmp_path / "model.pt").exists()
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("step-000000000000", (0, 1)),
+        ("step-000000001200", (1200, 1)),
+        ("step-000000001200-2", (1200, 2)),
+        ("step-999999999999-10", (999_999_999_999, 10)),
+    ],
+)
+def test_order_in_names(name: str, order: tuple[int, int]) -> None:
+    """The name alone says in which order checkpoints were made."""
+    assert order_of(name) == order
+
+
+@pytest.mark.parametrize("name", ["", "step-1", "step-000000001200-", "quarantine", ".writing-a"])
+def test_names_of_other_things_have_no_order(name: str) -> None:
+    """What is not named like a checkpoint is refused."""
+    with pytest.raises(ValueError, match="not the name of a checkpoint"):
+        order_of(name)

@@ -1,0 +1,58 @@
+"""The examples run as their pages say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from orchestrator.rundir import RunDir
+from tests.e2e.support import clean_environment, open_store
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def run_example(cwd: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "orchestrator", "run", "--"),
+            sys.executable,
+            EXAMPLES / name,
+            *list(arguments),
+        ],
+        cwd=cwd,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_linear_is_the_classic_program(tmp_path: Path) -> None:
+    """Interrupted after three epochs, the classic program does the last two and keeps its keys."""
+    first = run_example(tmp_path, "linear.py", "--interrupt-after", "3")
+    assert first.returncode == 75, first.stdout + first.stderr
+    second = run_example(tmp_path, "linear.py")
+    assert second.returncode == 0, second.stdout + second.stderr
+    epochs = re.findall(r"epoch\s+(\d)", first.stdout), re.findall(r"epoch\s+(\d)", second.stdout)
+    assert [len(found) for found in epochs] == [3, 2]
+    checkpoint = torch.load(open_store(RunDir(tmp_path / "runs" / "linear")).all()[-1].state_file)
+    assert {"epoch", "model_state_dict", "optimizer_state_dict", "loss"} <= checkpoint.keys()
+    assert checkpoint["epoch"] == 5
+
+
+def test_digits_reach_their_accuracy(tmp_path: Path) -> None:
+    """The digits example reaches 98% on the test set."""
+    result = run_example(tmp_path, "digits.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    accuracy = re.search(r"final test accuracy (\d\.\d+)", result.stdout)
+    assert accuracy is not None
+    assert float(accuracy[1]) >= 0.98
+
+
+def test_char_gpt_trains(tmp_path: Path) -> None:
+    """The character GPT trains on Python's own sources and writes a sample."""
+    result = run_example(tmp_path, "char_gpt.py", "--steps", "20", "--megabytes", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "parameters" in result.stdout
