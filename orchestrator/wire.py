@@ -37,7 +37,10 @@ class LineBuffer:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAXIMUM_LINE_BYTES:
             raise ValueError("a message is too long")
-        messages = [json.loads(line) for line in lines]
+        try:
+            messages = [json.loads(line) for line in lines]
+        except RecursionError:
+            raise ValueError("a message is nested too deeply") from None
         if not all(isinstance(message, dict) for message in messages):
             raise ValueError("a message is not an object")
         return messages

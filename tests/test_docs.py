@@ -24,6 +24,7 @@ from orchestrator.wire import (
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CONTRACT = (ROOT / "docs" / "process-contract.md").read_text()
+STATUSES = CONTRACT.split("## Exit status")[1].split("## Restarts")[0]
 FORMAT = (ROOT / "docs" / "checkpoint-format.md").read_text()
 
 
@@ -33,7 +34,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 def test_statuses() -> None:
     """The contract's table lists every exit status by number and name, and the README its use."""
-    rows = dict(re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", CONTRACT, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", STATUSES, re.MULTILINE))
     assert {int(number): name for number, name in rows.items()} == {
         status.value: status.name for status in ExitStatus
     }
@@ -110,8 +111,10 @@ def test_readme_script_runs(tmp_path: Path) -> None:
 
 
 def test_tree_in_the_readme_exists() -> None:
-    """The files that the README lists are there."""
-    listed = re.findall(r"(?:docs|examples|systemd)/[\w.-]*", README.split("## Where things")[1])
+    """The documents and folders that the README lists are there."""
+    listed = re.findall(
+        r"^((?:docs|examples|systemd)/[\w.-]*)", README.split("## Where things")[1], re.M
+    )
     assert listed
     for name in listed:
         assert (ROOT / name).exists(), name

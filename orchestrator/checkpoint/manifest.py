@@ -83,7 +83,7 @@ class Manifest:
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise ValueError(f"manifest.json is malformed ({error})") from None
 
 

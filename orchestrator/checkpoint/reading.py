@@ -64,8 +64,10 @@ class DigestingWriter:
             self.error = self.error or error
             raise
         self._digest.update(data)
-        self._bytes += len(data)
-        return len(data)
+        # Not len(): memory may consist of items larger than a byte.
+        count = memoryview(data).nbytes
+        self._bytes += count
+        return count
 
     def flush(self) -> None:
         """For callers that expect a file; the bytes reach the disk when the store syncs them."""
@@ -96,6 +98,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.is_symlink():
             raise CheckpointInvalidError(path, "it is a symbolic link, not a directory")
+        if not stat.S_ISREG((path / MANIFEST_FILE).stat().st_mode):
+            raise CheckpointInvalidError(path, "manifest.json is not a regular file")
         with open(path / MANIFEST_FILE, "rb") as file:
             text = file.read(MAXIMUM_MANIFEST_BYTES)
         manifest = Manifest.from_json(text)
@@ -151,7 +155,7 @@ def export_state(checkpoint: Checkpoint, target: Path, disk: Disk | None = None)
 
 def _digest(path: Path) -> FileRecord:
     # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")

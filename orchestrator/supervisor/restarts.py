@@ -20,6 +20,8 @@ FIRST_DELAY_SECONDS = 0.0
 SECOND_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 60.0
 JITTER_SECONDS = 0.5
+# A shell reports that a signal ended its command as 128 and the number.
+SHELL_SIGNAL_BASE = 128
 
 _VOLATILE = re.compile(
     r"0x[0-9a-f]+|\b\d{4}-\d\d-\d\d[T ][\d:.,+Z-]*|\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?", re.IGNORECASE
@@ -140,7 +142,7 @@ def fingerprint(error: dict[str, Any] | None, returncode: int) -> str | None:
     if error is not None:
         message = _VOLATILE.sub("#", str(error.get("message", "")))
         parts = (str(error.get("type")), message, str(error.get("frame")))
-    elif -returncode in _OUTSIDE_SIGNALS:
+    elif (-returncode if returncode < 0 else returncode - SHELL_SIGNAL_BASE) in _OUTSIDE_SIGNALS:
         return None
     else:
         parts = ("status", str(returncode), "")

@@ -43,8 +43,11 @@ class Status:
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """The ``newest_checkpoint`` object."""
-    made = datetime.fromisoformat(checkpoint.manifest.time)
-    age = (datetime.now(UTC) - made).total_seconds()
+    try:
+        made = datetime.fromisoformat(checkpoint.manifest.time)
+        age = (datetime.now(UTC) - made).total_seconds()
+    except (ValueError, TypeError):  # the time is for people; another program may write its own
+        age = 0.0
     return {
         "path": str(checkpoint.path),
         "step": checkpoint.manifest.step,

@@ -10,6 +10,7 @@ import torch
 from orchestrator.rundir import RunDir
 from tests.e2e.support import clean_environment, open_store
 
+ORCHESTRATOR = (sys.executable, "-m", "orchestrator", "run", "--")
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
