@@ -1,0 +1,285 @@
+"""Loops of other shapes: a resumed run never differs from an uninterrupted one without saying so.
+
+Each life trains until its end or until a SIGTERM that the loop raises itself. Where a shape cannot
+be resumed exactly, the session has to refuse, to save later, or to say APPROXIMATE.
+"""
+
+import gc
+import signal
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from orchestrator.training import Session, TrainingRefused, TrainingStopped
+
+POINTS = TensorDataset(torch.arange(24.0).reshape(12, 2) / 24)
+Life = Callable[["Run", int | None], None]
+
+
+class Run:
+    """One life: a model, an optimizer, a session, and what the steps have seen."""
+
+    def __init__(self, root: Path) -> None:
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.session = Session(run_dir=root, model=self.model, optimizer=self.optimizer)
+        self.seen: list[Any] = []
+
+    def update(self, points: torch.Tensor) -> torch.Tensor:
+        loss = (self.model(points) - 1).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def result(self) -> list[float]:
+        return [value for p in self.model.parameters() for value in p.flatten().tolist()]
+
+
+def loader(shuffle: bool = False, batch_size: int = 2) -> Any:
+    return DataLoader(POINTS, batch_size, shuffle=shuffle)
+
+
+def term() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def assert_same_run(tmp_path: Path, life: Life, stop: int) -> None:
+    """The cut run equals the whole one, or the session says that it may not."""
+    whole = Run(tmp_path / "whole")
+    life(whole, None)
+    first = Run(tmp_path / "cut")
+    with pytest.raises(TrainingStopped):
+        life(first, stop)
+    second = Run(tmp_path / "cut")
+    life(second, None)
+    if second.session.exactness == "EXACT":
+        assert first.seen + second.seen == whole.seen
+        assert second.result() == whole.result()
+    else:
+        assert str(second.session.exactness).startswith("APPROXIMATE")
+
+
+def two_loaders(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(1):
+            pairs = zip(session.batches(loader()), session.batches(loader(True)), strict=True)
+            for (a,), (b,) in pairs:
+                loss = run.update(torch.cat([a, b]))
+                run.seen.append((a.tolist(), b.tolist()))
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+
+
+def evaluation_before_the_step(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(1):
+            for (a,) in session.batches(loader(True)):
+                loss = run.update(a)
+                run.seen.append(a.tolist())
+                if session.global_step % 2 == 0:
+                    for _ in session.batches(loader(batch_size=4)):
+                        session.poll()
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+
+
+def evaluation_after_the_step(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(2):
+            for (a,) in session.batches(loader(True)):
+                loss = run.update(a)
+                run.seen.append(a.tolist())
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+                if session.global_step % 2 == 0:
+                    for _ in loader():  # a plain loader: creating its iterator draws a number
+                        session.poll()
+
+
+def alternating_loaders(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(2):
+            for batch_size in (3, 2, 4):
+                for (a,) in session.batches(loader(True, batch_size)):
+                    loss = run.update(a)
+                    run.seen.append(a.tolist())
+                    if session.global_step + 1 == stop:
+                        term()
+                    session.step(loss=loss)
+
+
+def endless_passes(run: Run, stop: int | None) -> None:
+    def forever(session: Session) -> Any:
+        while True:
+            yield from session.batches(loader(True))
+
+    with run.session as session:
+        batches = forever(session)
+        for _ in session.steps(20):
+            (a,) = next(batches)
+            loss = run.update(a)
+            run.seen.append(a.tolist())
+            if session.global_step + 1 == stop:
+                term()
+            session.step(loss=loss)
+
+
+LIVES: list[Life] = [
+    two_loaders,
+    evaluation_before_the_step,
+    evaluation_after_the_step,
+    alternating_loaders,
+    endless_passes,
+]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("life", LIVES, ids=[life.__name__ for life in LIVES])
+def test_loops_of_other_shapes(tmp_path: Path, life: Life, stop: int) -> None:
+    """Several loaders, nested evaluations and endless passes lose and repeat no batch."""
+    assert_same_run(tmp_path, life, stop)
+
+
+def test_endless_passes_have_orders_of_their_own(tmp_path: Path) -> None:
+    """Each pass of a loop without epochs is shuffled anew."""
+    run = Run(tmp_path)
+    endless_passes(run, None)
+    assert run.seen[:6] != run.seen[6:12] != run.seen[12:18]
+
+
+def averaged_weights_during_evaluation(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for epoch in session.epochs(2):
+            for (a,) in session.batches(loader()):
+                session.step(loss=run.update(a))
+            own = [p.detach().clone() for p in run.model.parameters()]
+            for parameter in run.model.parameters():
+                parameter.data.mul_(0.5)  # as EMA wrappers swap in their average
+            if epoch == stop:
+                term()
+            session.poll(accuracy=1.0)
+            for parameter, value in zip(run.model.parameters(), own, strict=True):
+                parameter.data.copy_(value)
+
+
+def test_weights_swapped_in_for_an_evaluation_are_not_saved(tmp_path: Path) -> None:
+    """A stop while averaged weights stand in for the model's does not train on from those."""
+    assert_same_run(tmp_path, averaged_weights_during_evaluation, stop=0)
+
+
+def test_checkpoint_between_batch_and_step(tmp_path: Path) -> None:
+    """A checkpoint that the script demands before session.step() does not repeat the batch."""
+
+    def life(run: Run, crash: bool) -> None:
+        with run.session as session:
+            for _ in session.epochs(1):
+                for (a,) in session.batches(loader()):
+                    loss = run.update(a)
+                    if crash and session.global_step == 3:
+                        session.checkpoint()
+                        raise ZeroDivisionError
+                    session.step(loss=loss)
+
+    whole, second = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    life(whole, crash=False)
+    with pytest.raises((ZeroDivisionError, TrainingRefused, RuntimeError)):
+        life(Run(tmp_path / "cut"), crash=True)
+    life(second, crash=False)
+    assert second.result() == whole.result() or second.session.exactness != "EXACT"
+
+
+@pytest.mark.parametrize("change", ["batch_size", "dataset"])
+def test_other_data_is_noticed(tmp_path: Path, change: str) -> None:
+    """A position in other batches is not silently taken for one in these."""
+
+    def life(data: Any, stop: bool) -> Session:
+        session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+        with session:
+            for _ in session.epochs(1):
+                for _ in session.batches(data):
+                    if stop and session.global_step == 1:
+                        term()
+                    session.step()
+        return session
+
+    with pytest.raises(TrainingStopped):
+        life(DataLoader(POINTS, 2, shuffle=True), stop=True)
+    if change == "batch_size":
+        other: Any = DataLoader(POINTS, 4, shuffle=True)
+    else:
+        other = DataLoader(TensorDataset(torch.ones(20, 2)), 2, shuffle=True)
+    try:
+        exactness = life(other, stop=False).exactness
+    except TrainingRefused as refused:
+        assert refused.status == 78
+    else:
+        assert str(exactness).startswith("APPROXIMATE")
+
+
+def test_neighbouring_seeds_order_the_data_differently(tmp_path: Path) -> None:
+    """Each seed of the script has an order of its own, so that repetitions are repetitions."""
+    orders = []
+    for seed in range(4):
+        run = Run(tmp_path / str(seed))
+        torch.manual_seed(seed)
+        with run.session as session:
+            for _ in session.epochs(1):
+                for (a,) in session.batches(loader(True)):
+                    run.seen.append(a.tolist())
+                    session.step()
+        orders.append(run.seen)
+    assert all(orders.index(order) == number for number, order in enumerate(orders))
+
+
+def test_tensors_of_inference_mode_are_state_too(tmp_path: Path) -> None:
+    """An average that was made in inference mode can be registered and saved."""
+
+    class Average:
+        def __init__(self) -> None:
+            with torch.inference_mode():
+                self.weight = torch.ones(2)
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {"weight": self.weight}
+
+        def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+            self.weight = state["weight"]
+
+    with Session(run_dir=tmp_path, average=Average()) as session:
+        for _ in session.epochs(1):
+            for _ in session.batches(loader()):
+                session.step()
+    assert (tmp_path / "done.json").exists()
+
+
+def test_metric_does_not_keep_the_graph_alive(tmp_path: Path) -> None:
+    """The activations behind a loss that was handed over are freed with the script's own names."""
+    kept: list[weakref.ref[Any]] = []
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            kept.append(weakref.ref(ctx))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            return grads[0]
+
+    model = torch.nn.Linear(2, 1)
+    with Session(run_dir=tmp_path, model=model) as session:
+        loss = Recorded.apply(model(torch.ones(1, 2))).mean()
+        session.step(loss=loss)
+        del loss
+        gc.collect()
+        assert [reference() for reference in kept] == [None]
