@@ -19,7 +19,7 @@ def _standalone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
-    touched = (*STOP_SIGNALS, signal.SIGUSR2, signal.SIGCHLD)
+    touched = (*STOP_SIGNALS, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in touched], DataLoader.__iter__
     yield
     after = [signal.getsignal(number) for number in touched], DataLoader.__iter__

@@ -239,8 +239,11 @@ def test_ending_a_child_of_the_script_does_not_stop_training(tmp_path: Path) -> 
     """A process forked by the script can be terminated without the session hearing of it."""
     session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
     with session:
-        child = multiprocessing.get_context("fork").Process(target=signal.pause)
+        fork = multiprocessing.get_context("fork")
+        runs = fork.Event()
+        child = fork.Process(target=lambda: (runs.set(), signal.pause()))
         child.start()
+        assert runs.wait(timeout=20)
         child.terminate()
         child.join(timeout=20)
         assert child.exitcode == -signal.SIGTERM

@@ -1,0 +1,244 @@
+"""A session in a process of its own: signals to groups, children, workers, and a lost terminal."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.rundir import RunDir
+from orchestrator.training import Session
+from tests.support import wait_until
+
+pytestmark = pytest.mark.processes
+
+END_SECONDS = 25.0
+REPOSITORY = Path(__file__).parents[2]
+PREAMBLE = """
+import os, signal, sys, time
+import torch
+from torch.utils.data import DataLoader, Dataset
+from orchestrator.training import Session
+
+torch.set_num_threads(1)
+
+class Data(Dataset):
+    stuck_from = 10 ** 9
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        if index >= self.stuck_from:
+            time.sleep(3600)
+        return os.getpid()
+
+def session():
+    return Session(run_dir="run", model=torch.nn.Linear(1, 1))
+"""
+
+
+class Script:
+    """A Python script that runs in a process group of its own, in the test's directory."""
+
+    def __init__(self, directory: Path, body: str, **options: Any) -> None:
+        path = directory / "script.py"
+        path.write_text(PREAMBLE + textwrap.dedent(body))
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        self.process = subprocess.Popen(
+            [sys.executable, path],
+            cwd=directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            **options,
+        )
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        line: str = self.process.stdout.readline()
+        assert line, "the script ended before it said anything"
+        return line.strip()
+
+    def status(self) -> int:
+        """How it ended; fails when it does not end in time."""
+        return self.process.wait(END_SECONDS)
+
+    def group_is_gone(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Iterator[Any]:
+    started: list[Script] = []
+
+    def start(body: str, **options: Any) -> Script:
+        started.append(Script(tmp_path, body, **options))
+        return started[-1]
+
+    yield start
+    for script in started:
+        if not script.group_is_gone():
+            os.killpg(script.process.pid, signal.SIGKILL)
+        script.process.wait()
+        if script.process.stdout is not None:
+            script.process.stdout.close()
+
+
+def saved(root: Path) -> list[tuple[int, str]]:
+    checkpoints = Store.open(RunDir(root), []).all()
+    return [(c.manifest.step, c.manifest.reason.value) for c in checkpoints]
+
+
+def test_signal_to_the_whole_group(scripts: Any, tmp_path: Path) -> None:
+    """Loader workers live through what stops the trainer, then end with it; nobody is left."""
+    script = scripts(
+        """
+        loader = DataLoader(Data(), 2, num_workers=2, persistent_workers=True)
+        with session() as s:
+            for _ in s.epochs(1000):
+                for _ in s.batches(loader):
+                    s.step()
+                    if s.global_step == 3:
+                        print("training", flush=True)
+        """
+    )
+    script.line()
+    os.killpg(script.process.pid, signal.SIGTERM)
+    assert script.status() == 75
+    assert saved(tmp_path / "run")[-1][1] == "emergency"
+    wait_until(script.group_is_gone, "the workers' end")
+
+
+def test_stop_is_saved_when_nobody_reads_standard_error(scripts: Any, tmp_path: Path) -> None:
+    """A closed terminal or pipe, which is often why the stop comes, does not prevent the save."""
+    reading, writing = os.pipe()
+    script = scripts(
+        """
+        with session() as s:
+            for step in s.steps(10 ** 9):
+                s.step()
+                if step == 3:
+                    print("training", flush=True)
+        """,
+        stderr=writing,
+    )
+    os.close(writing)
+    script.line()
+    os.close(reading)
+    os.kill(script.process.pid, signal.SIGHUP)
+    assert script.status() == 75
+    assert saved(tmp_path / "run")[-1][1] == "emergency"
+
+
+def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: Path) -> None:
+    """What a killed script has forked, a loader worker say, does not hold the run."""
+    script = scripts(
+        """
+        import multiprocessing
+        with session() as s:
+            s.step()
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+            child.start()
+            print(child.pid, flush=True)
+            time.sleep(3600)
+        """
+    )
+    child = int(script.line())
+    script.process.kill()
+    script.process.wait()
+    os.kill(child, 0)
+    with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
+        assert session.global_step == 1
+
+
+def test_left_run_is_free_although_its_children_live(tmp_path: Path) -> None:
+    """After the `with` block the run can be opened again, whatever was forked inside it."""
+    with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
+        session.step()
+        child = multiprocessing.get_context("fork").Process(target=signal.pause)
+        child.start()
+    try:
+        with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
+            assert session.global_step == 1
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_stuck_workers_do_not_hold_up_the_end(scripts: Any, tmp_path: Path) -> None:
+    """A worker that hangs in a read is ended with the session, not waited for at exit."""
+    script = scripts(
+        """
+        # What torch itself waits for a worker, and then sends a SIGTERM that it does not hear.
+        torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+        data = Data()
+        data.stuck_from = 4
+        with session() as s:
+            for _ in s.epochs(1):
+                for pids in s.batches(DataLoader(data, 2, num_workers=2)):
+                    s.step()
+                    if s.global_step == 2:
+                        signal.raise_signal(signal.SIGTERM)
+                        s.poll()
+        """
+    )
+    assert script.status() == 75
+    assert saved(tmp_path / "run")[-1] == (2, "emergency")
+    wait_until(script.group_is_gone, "the workers' end")
+
+
+def test_handler_of_faulthandler_is_given_back(scripts: Any) -> None:
+    """A signal that a script has given to faulthandler does not kill it after the session."""
+    script = scripts(
+        """
+        import faulthandler
+        faulthandler.register(signal.SIGUSR1, file=sys.stdout)
+        with session() as s:
+            s.step()
+        signal.raise_signal(signal.SIGUSR1)
+        """
+    )
+    assert script.status() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_every_start_method_are_shielded(scripts: Any, method: str) -> None:
+    """The stop signals are blocked in workers that are not forked from the trainer, too."""
+    script = scripts(
+        f"""
+        def blocked(pid):
+            with open(f"/proc/{{pid}}/status") as file:
+                lines = dict(line.split(":", 1) for line in file)
+            return int(lines["SigBlk"], 16)
+
+        if __name__ == "__main__":
+            with session() as s:
+                loader = DataLoader(
+                    Data(), 1000, num_workers=1, multiprocessing_context="{method}"
+                )
+                for pids in s.batches(loader):
+                    mask = blocked(pids[0].item())
+                    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+                    numbers = [signal.Signals[name] for name in names]
+                    exposed = [n.name for n in numbers if not mask >> (n - 1) & 1]
+                    print("exposed to", exposed, flush=True)
+                    s.step()
+        """
+    )
+    assert script.line() == "exposed to []"
+    assert script.status() == 0
