@@ -1,7 +1,7 @@
 """Known defects: tests that describe what is right and do not pass yet.
 
-They stand in known_defects.txt, one node id a line. They run, and show as xfailed or xpassed: whoever
-mends a defect removes its line. A test that is not listed must pass.
+They stand in known_defects.txt, one node id a line. They run, and show as xfailed or xpassed:
+whoever mends a defect removes its line. A test that is not listed must pass.
 """
 
 from pathlib import Path
