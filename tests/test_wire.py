@@ -23,7 +23,7 @@ from orchestrator.wire import (
     peer_is_us,
     send_with_descriptors,
 )
-from tests.support import DEADLINE_SECONDS, NOBODY, in_child
+from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
 
 MESSAGES: list[Message] = [
     {"type": "hello", "attempt": "1"},
@@ -143,6 +143,10 @@ def test_end_wakes_a_thread_that_waits(pair: tuple[Connection, socket.socket]) -
     thread.start()
     ours.sendall(encode({}))
     assert begun.wait(DEADLINE_SECONDS)
+    # Linux tells in which function of the kernel a thread sleeps.
+    place = Path(f"/proc/self/task/{thread.native_id}/wchan")
+    if place.exists():
+        wait_until(lambda: "stream" in place.read_text(), "the thread to wait")
     connection.end()
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()

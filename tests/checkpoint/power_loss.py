@@ -2,7 +2,8 @@
 
 A file's bytes are durable once the file was synced; the entries of a directory (what was created
 in it, renamed, removed) once that directory was synced. Of everything else any part may be there
-and any part may be missing, in whatever order it was asked for.
+and any part may be missing, in whatever order it was asked for. A rename from one directory into
+another is one change until one of the two was synced: then the other half may still be missing.
 """
 
 import itertools
@@ -29,16 +30,18 @@ class Directory:
     """``durable`` are the entries that were synced, ``pending`` the changes since, oldest first."""
 
     durable: "dict[str, File | Directory]" = field(default_factory=dict)
-    pending: list[dict[str, "File | Directory | None"]] = field(default_factory=list)
+    pending: "list[Change]" = field(default_factory=list)
 
-    def entries(
-        self, changes: "Iterable[dict[str, File | Directory | None]] | None" = None
-    ) -> "dict[str, File | Directory]":
+    def entries(self, changes: "Iterable[Change] | None" = None) -> "dict[str, File | Directory]":
         """The entries once ``changes`` were applied, by default all the pending ones."""
-        merged: dict[str, File | Directory | None] = dict(self.durable)
+        merged: Change = dict(self.durable)
         for change in self.pending if changes is None else changes:
             merged |= change
         return {name: node for name, node in merged.items() if node is not None}
+
+
+# Entries by name; None for one that goes.
+Change = dict[str, File | Directory | None]
 
 
 class LazyFilesystem:
@@ -47,6 +50,8 @@ class LazyFilesystem:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._top = _load(root)
+        # The halves of each rename between directories: what goes from the one, comes to the other.
+        self._halves: list[tuple[Directory, Change, Directory, Change]] = []
 
     def replay(self, log: Path) -> list[str]:
         """Repeat what a FailingDisk logged; returns the notes that are no operation."""
@@ -65,6 +70,8 @@ class LazyFilesystem:
         directories = list(_directories(self._top))
         choices = [list(_subsets(directory.pending)) for directory in directories]
         for chosen in itertools.product(*choices):
+            if not self._is_possible({id(change) for changes in chosen for change in changes}):
+                continue
             entries = {
                 id(directory): directory.entries(changes)
                 for directory, changes in zip(directories, chosen, strict=True)
@@ -76,6 +83,14 @@ class LazyFilesystem:
                 if key not in seen:
                     seen.add(key)
                     yield tree
+
+    def _is_possible(self, kept: set[int]) -> bool:
+        return all(
+            (id(gone) in kept) == (id(come) in kept)
+            for old, gone, new, come in self._halves
+            if any(gone is change for change in old.pending)
+            and any(come is change for change in new.pending)
+        )
 
     # --- the operations of Disk --------------------------------------------------------------
 
@@ -107,8 +122,11 @@ class LazyFilesystem:
             # One atomic change, which reaches the disk as a whole or not at all.
             old.pending.append({PurePath(source).name: None, PurePath(target).name: node})
         else:
-            old.pending.append({PurePath(source).name: None})
-            new.pending.append({PurePath(target).name: node})
+            gone: Change = {PurePath(source).name: None}
+            come: Change = {PurePath(target).name: node}
+            old.pending.append(gone)
+            new.pending.append(come)
+            self._halves.append((old, gone, new, come))
 
     def _remove(self, path: str) -> None:
         self._parent(path).pending.append({PurePath(path).name: None})
@@ -171,8 +189,8 @@ def _directories(top: Directory) -> Iterator[Directory]:
 
 
 def _subsets(
-    changes: list[dict[str, File | Directory | None]],
-) -> Iterator[tuple[dict[str, File | Directory | None], ...]]:
+    changes: list[Change],
+) -> Iterator[tuple[Change, ...]]:
     for size in range(len(changes) + 1):
         yield from itertools.combinations(changes, size)
 

@@ -59,6 +59,8 @@ def assert_run_goes_on(root: Path, *, promised: bool, where: str) -> None:
     newest = store.newest_valid(set_aside.append)
     assert not set_aside, f"{where}: a name was given to something torn: {set_aside}"
     assert len(valid) >= 2, f"{where}: only {valid} are valid"
+    named = [path.name for path in store.directories()]
+    assert len(named) == len(valid), f"{where}: of {named} only {valid} are valid"
     assert newest is not None
     allowed = [NEW_STEP] if promised else [OLD_STEPS[-1], NEW_STEP]
     assert newest.manifest.step in allowed, f"{where}: {newest.name} is the newest"
@@ -177,6 +179,32 @@ def test_the_log_tells_what_is_on_the_disk(run_with_three: Path, tmp_path: Path)
         for name, path in files.items()
         if path.is_file()
     )
+
+
+@pytest.mark.processes
+def test_a_power_loss_during_quarantine(run_with_three: Path, tmp_path: Path) -> None:
+    """A checkpoint that is being set aside is in its old place or in quarantine, never gone."""
+    name = f"step-{OLD_STEPS[-1]:012d}"
+    for number in itertools.count(1):
+        root = copy_of(run_with_three, tmp_path / "run")
+        log = tmp_path / f"log-{number}"
+        filesystem = LazyFilesystem(root)
+        store = open_store(root, FailingDisk(number, die, log=log))
+        status = in_child(lambda: store.quarantine(store.directories()[-1], "it is damaged"))  # noqa: B023
+        filesystem.replay(log)
+        for tree in filesystem.after_loss():
+            write_tree(tree, root)
+            places = [p / name for p in (store.run.quarantine, store.run.checkpoints)]
+            left = [place for place in places if place.exists()]
+            where = f"power loss at operation {number}, {sorted(tree)}"
+            assert left, f"{where}: it is gone"
+            kept = (left[0] / "state.pt").read_bytes()
+            assert kept == state_of(OLD_STEPS[-1]), f"{where}: its bytes are gone"
+        if status == 0:
+            break
+        assert status == DIED
+    assert left == places[:1], "what was set aside came back"
+    assert number > 4
 
 
 def test_a_disk_that_fails_during_quarantine(run_with_three: Path, tmp_path: Path) -> None:

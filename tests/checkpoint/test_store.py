@@ -39,6 +39,7 @@ from tests.checkpoint.support import (
 from tests.support import DEADLINE_SECONDS, FailingDisk
 
 KEEP_TWO = RetentionPolicy(keep=2)
+DIGEST_OF_NOTHING = "99aa06d3014798d86001c324468d497f"
 
 
 @pytest.fixture
@@ -231,8 +232,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "manifest points outside": lambda path: edit_manifest(
         path, files={"../step-000000000200/state.pt": {"bytes": 20_000, "xxh3_128": "0"}}
     ),
-    "manifest without state": lambda path: edit_manifest(
-        path, files={"other.pt": {"bytes": 0, "xxh3_128": "99aa06d3014798d86001c324468d497f"}}
+    "manifest without state": lambda path: (
+        (path / "other.pt").touch(),
+        edit_manifest(path, files={"other.pt": {"bytes": 0, "xxh3_128": DIGEST_OF_NOTHING}}),
     ),
     "manifest names a missing file too": lambda path: edit_manifest(
         path,

@@ -314,8 +314,12 @@ def test_a_place_that_is_not_there_is_passed_over(
     assert place_of_a_channel() != tmp_path / "missing"
 
 
-def test_only_an_abandoned_directory_of_ours_is_removed(tmp_path: Path) -> None:
+def test_only_an_abandoned_directory_of_ours_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The note of a killed supervisor names a directory: it goes only if the name is ours."""
+    # A note without a socket, taken for a path, would name the current directory.
+    monkeypatch.chdir(tmp_path)
     ours, other = tmp_path / "orchestrator-abc", tmp_path / "precious"
     for directory in (ours, other):
         directory.mkdir()

@@ -40,6 +40,7 @@ def failure(**facts: Any) -> Failure:
         ({"step": 11}, [("abc", 11)], True, True, GiveUp),
         ({"step": 12}, [("abc", 12)], False, True, GiveUp),
         ({"fingerprint": None}, [(None, 50)], False, True, Retry()),
+        ({"fingerprint": None}, [(None, 50)] * 2, False, True, Retry()),
         ({"fingerprint": None}, [(None, 50)] * 3, False, True, GiveUp),
         ({"before_first_safe_point": True}, [], False, False, GiveUp),
         ({"before_first_safe_point": True}, [], False, True, Retry()),
@@ -68,6 +69,10 @@ def published(step: int, healthy: bool = True) -> dict[str, Any]:
     return {"event": "checkpoint_published", "step": step, "epoch": 0, "healthy": healthy}
 
 
+def quarantined(demoted: bool) -> dict[str, Any]:
+    return {"event": "checkpoint_quarantined", "demoted": demoted}
+
+
 def exited(step: int, **facts: Any) -> dict[str, Any]:
     usual = {"event": "attempt_exited", "outcome": "failed", "step": step, "fingerprint": "f"}
     return usual | facts
@@ -90,6 +95,32 @@ def exited(step: int, **facts: Any) -> dict[str, Any]:
 def test_budget_is_read_from_the_journal(events: list[dict[str, Any]], spent: int) -> None:
     """Failures since the last real progress count, whoever supervised then."""
     assert Budget.from_journal(5, events).spent == spent
+
+
+@pytest.mark.parametrize(
+    ("events", "demoted", "ever_safe"),
+    [
+        ([], False, False),
+        ([exited(1)], False, False),
+        ([exited(1, reached_safe_point=True)], False, True),
+        ([exited(1, reached_safe_point=True), exited(0)], False, True),
+        ([published(2)], False, True),
+        ([{"event": "checkpoint_quarantined", "demoted": True}], True, False),
+        ([{"event": "checkpoint_quarantined", "demoted": False}], False, False),
+        ([{"event": "checkpoint_quarantined", "demoted": True}, published(9)], False, True),
+        (
+            [{"event": "checkpoint_quarantined", "demoted": True}, {"event": "gave_up"}],
+            False,
+            False,
+        ),
+    ],
+)
+def test_what_was_tried_is_read_from_the_journal(
+    events: list[dict[str, Any]], demoted: bool, ever_safe: bool
+) -> None:
+    """A new supervisor knows whether a checkpoint was demoted and whether a step ever succeeded."""
+    budget = Budget.from_journal(5, events)
+    assert (budget.demoted, budget.ever_safe) == (demoted, ever_safe)
 
 
 def test_waits_grow_without_progress_and_start_over_with_it() -> None:
