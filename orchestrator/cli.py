@@ -370,6 +370,11 @@ def _status_of(place: RunDir) -> dict[str, Any]:
 
 def _owner_here(place: RunDir) -> dict[str, Any] | None:
     owner = lock_owner(place)
+    if owner is not None and not isinstance(owner.get("pid"), int):
+        raise ConfigError(
+            f"cannot reach the run {place.root}: it is held by a process that has not signed the "
+            "lock; try again in a moment"
+        )
     if owner is not None and owner.get("host") not in (None, os.uname().nodename):
         raise ConfigError(
             f"cannot reach the run {place.root} from here: it runs on {owner['host']}, "

@@ -67,6 +67,12 @@ def _parse_keep(text: str) -> int:
     return keep
 
 
+def _parse_directory(text: str) -> Path:
+    if not text.strip():
+        raise ValueError("name a directory")
+    return Path(text)
+
+
 def _parse_count(text: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError("write a whole number, 0 or more")
@@ -89,7 +95,7 @@ class Config:
     """The settings of a run; each field's ``help`` is what --help prints."""
 
     run_dir: Path | None = _option(
-        Path, "Where the run lives. Default: runs/<name of the script>.", None
+        _parse_directory, "Where the run lives. Default: runs/<name of the script>.", None
     )
     keep: int = _option(_parse_keep, "How many of the newest checkpoints to keep, at least 2.", 3)
     keep_best: BestPolicy | None = _option(
@@ -152,8 +158,14 @@ def _read_file(directory: Path) -> tuple[dict[str, str], str]:
             content = content.get(key, {}) if isinstance(content, dict) else {}
         if not content:
             continue
+        if not isinstance(content, dict):
+            raise ConfigError(f"cannot use {path}: {'.'.join(table)} is not a table")
         known = {setting.name for setting in fields(Config)}
         values = {str(key).replace("-", "_"): str(value) for key, value in content.items()}
+        for key, value in content.items():
+            # A list or a table has no form on the command line; a bool is no number to us either.
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise ConfigError(f"cannot use {key} in {name} = {value}: write a text or a number")
         if unknown := sorted(values.keys() - known):
             raise ConfigError(
                 f"cannot use {path}: it sets {', '.join(unknown)}, "

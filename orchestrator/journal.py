@@ -50,7 +50,9 @@ class Journal:
             try:
                 size = os.fstat(descriptor).st_size
                 torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-                os.write(descriptor, b"\n" + line if torn else line)
+                # On a disk that is just filling up the beginning of a line may have had room.
+                data = b"\n" + line if torn else line
+                self.lost += os.write(descriptor, data) < len(data)
             finally:
                 os.close(descriptor)
         except OSError:

@@ -63,7 +63,11 @@ class ControlPage:
     @property
     def phase(self) -> Phase:
         """What the trainer says it is doing."""
-        return Phase(self.values[Field.PHASE])
+        try:
+            return Phase(self.values[Field.PHASE])
+        except ValueError:
+            # Whatever a broken trainer scribbled there, it has to be described and killed.
+            return Phase.TRAIN
 
 
 def _anonymous_file() -> int:

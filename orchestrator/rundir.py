@@ -1,5 +1,6 @@
 """The run directory: every path name in it, its identity, and its lock."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -205,8 +206,9 @@ class RunLock:
     def sign(self, **facts: Any) -> None:
         """Note in the lock file who holds it, for people and for `orchestrator stop`."""
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **facts}).encode()
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, note, 0)
+        with contextlib.suppress(OSError):  # a full disk is no reason not to train
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, note, 0)
 
     def release(self) -> None:
         """Close our descriptor; the lock is free when the last holder has done so."""
@@ -241,7 +243,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(content, dict):
         raise _damaged(path, "it is not an object")

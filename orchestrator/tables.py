@@ -31,7 +31,10 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     ]
     for name, value in rows:
         if value:
-            table.add_row(Text(name, style="bold"), value)
+            # Text, since a string would be read as markup: a directory may be called runs/[v2].
+            table.add_row(
+                Text(name, style="bold"), Text(value) if isinstance(value, str) else value
+            )
     return Group(table)
 
 
@@ -44,7 +47,7 @@ def checkpoints_table(rows: list[dict[str, Any]]) -> RenderableType:
         align: Any = "right" if name in ("step", "epoch", "size") else "left"
         table.add_column(name, justify=align, no_wrap=True)
     for row in rows:
-        table.add_row(
+        cells = (
             str(row["path"]).rsplit("/", 1)[-1],
             _text(row["step"]),
             _text(row["epoch"]),
@@ -54,6 +57,7 @@ def checkpoints_table(rows: list[dict[str, Any]]) -> RenderableType:
             _metrics(row["metrics"]),
             _notes(row),
         )
+        table.add_row(*map(Text, cells))
     return table
 
 

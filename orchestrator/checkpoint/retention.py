@@ -1,5 +1,6 @@
 """Which checkpoints to keep: a pure function from facts to the set of names, without a disk."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -55,7 +56,8 @@ def names_to_keep(
 def _best(healthy: list[Candidate], best: BestPolicy | None) -> set[str]:
     if best is None:
         return set()
-    scored = [c for c in healthy if best.metric in c.metrics]
+    # NaN compares with nothing, so that one of them would leave the order to chance.
+    scored = [c for c in healthy if not math.isnan(c.metrics.get(best.metric, math.nan))]
     sign = 1 if best.mode == "min" else -1
     # On equal values the earlier one wins: a later tie is no improvement.
     scored.sort(key=lambda c: (sign * c.metrics[best.metric], c.order))

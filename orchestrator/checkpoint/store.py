@@ -250,9 +250,10 @@ class Store:
         (checkpoint.path / PIN_FILE).unlink(missing_ok=True)
 
     def _unused_path(self, step: int) -> Path:
-        taken = {
-            order_of(path.name)[1] for path in self.directories() if order_of(path.name)[0] == step
-        }
+        # What is in quarantine keeps its name: the journal and people know it by that.
+        aside = [path.name.partition(".")[0] for path in self.quarantined()]
+        used = [path.name for path in self.directories()] + list(filter(is_checkpoint_name, aside))
+        taken = {order_of(name)[1] for name in used if order_of(name)[0] == step}
         base = self.run.checkpoints / f"step-{step:012d}"
         return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
 

@@ -20,6 +20,7 @@ from orchestrator.wire import (
 )
 
 SOCKET_NAME = "socket"
+ACCEPT_RETRY_SECONDS = 0.2
 DIRECTORY_PREFIX = "orchestrator-"
 # sun_path has 108 bytes on Linux and 104 on macOS, one of them the final zero.
 MAXIMUM_PATH_BYTES = 103
@@ -79,7 +80,12 @@ class Channel:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(self._listener)
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError:
+                # Too many open files, say: who waits is served when some were closed.
+                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
+                continue
             connection.setblocking(False)
             self._add(self._serve(connection))
 
@@ -98,10 +104,15 @@ class Channel:
 
 
 def remove_abandoned(socket_path: object) -> None:
-    """Remove the socket directory of a supervisor that was killed; ours by its name only."""
-    directory = Path(str(socket_path)).parent
-    if directory.name.startswith(DIRECTORY_PREFIX):
-        shutil.rmtree(directory, ignore_errors=True)
+    """Remove the socket of a supervisor that was killed, and its directory if it is then empty.
+
+    The path comes from a file that anybody may have written: nothing is removed recursively.
+    """
+    path = Path(str(socket_path))
+    if path.name == SOCKET_NAME and path.parent.name.startswith(DIRECTORY_PREFIX):
+        with contextlib.suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
 
 
 def _short_directory() -> Path:

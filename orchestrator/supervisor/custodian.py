@@ -106,6 +106,7 @@ class Custodian:
                 self._log.warning("cannot rotate checkpoints", problem=error.strerror)
                 return
         for checkpoint in deleted:
+            self._announced.discard(checkpoint.name)
             self._journal.write(
                 JournalEvent.CHECKPOINT_DELETED,
                 self.attempt,
@@ -126,6 +127,7 @@ class Custodian:
         return True
 
     def _quarantined(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
+        self._announced.discard(error.path.name)
         self._log.warning(
             "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"
         )

@@ -52,8 +52,10 @@ def judge(facts: Facts) -> Verdict:
             return Verdict(Outcome.REFUSED, ExitStatus.GAVE_UP, cause)
         case ExitStatus.STOPPED_SAVED | ExitStatus.STOPPED_UNSAVED:
             return Verdict(Outcome.STOPPED, ExitStatus(facts.reported), "stopped on request")
-    if facts.returncode in FINAL_FOR_TRAINER:
-        status = ExitStatus(facts.returncode)
+    # A shell in between may end with a status of its own; what the session said counts first.
+    ended_with = facts.returncode if facts.reported is None else facts.reported
+    if ended_with in FINAL_FOR_TRAINER:
+        status = ExitStatus(ended_with)
         return Verdict(Outcome.REFUSED, status, f"the script {_end(facts)}")
     if facts.stop_requested:
         status = ExitStatus.STOPPED_UNSAVED if facts.lost_steps else ExitStatus.STOPPED_SAVED

@@ -24,7 +24,9 @@ JITTER_SECONDS = 0.5
 SHELL_SIGNAL_BASE = 128
 
 _VOLATILE = re.compile(
-    r"0x[0-9a-f]+|\b\d{4}-\d\d-\d\d[T ][\d:.,+Z-]*|\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?", re.IGNORECASE
+    r"0x[0-9a-f]+|\b\d{4}-\d\d-\d\d[T ][\d:.,+Z-]*|\b[0-9a-f]{8,}\b"
+    r"|[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?",
+    re.IGNORECASE,
 )
 # These come from outside, so that two at the same step are chance and not a defect of the script.
 _OUTSIDE_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})

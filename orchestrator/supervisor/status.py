@@ -10,11 +10,12 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.supervisor.states import State
 
-_STATE_AFTER = {
+_STATE_AFTER: dict[str, State] = {
     JournalEvent.RUN_COMPLETED: State.COMPLETED,
     JournalEvent.RUN_STOPPED: State.STOPPED,
     JournalEvent.GAVE_UP: State.FAILED,
 }
+_BEGINNINGS = (JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 
 
 @dataclass
@@ -59,9 +60,10 @@ def status_from_disk(store: Store) -> Status:
     """The status of a run that no supervisor works on."""
     run = store.run
     events, _ = Journal(run.journal_file).read()
-    last = next((e["event"] for e in reversed(events) if e["event"] in _STATE_AFTER), None)
-    ended_since_start = bool(events) and events[-1]["event"] == last
-    state = _STATE_AFTER[last] if ended_since_start and last else "interrupted"
+    # Records may still come after the one of the end: a second Ctrl-C, a late deletion.
+    marks = (*_STATE_AFTER, *_BEGINNINGS)
+    last: str = next((e["event"] for e in reversed(events) if e["event"] in marks), "")
+    state: str = _STATE_AFTER.get(last, "interrupted")
     if run.done_file.exists():
         state = State.COMPLETED
     elif not events:
@@ -69,7 +71,7 @@ def status_from_disk(store: Store) -> Status:
     status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
     status.attempt = max((e["attempt"] for e in events if e.get("attempt")), default=None)
     status.restarts = sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events)
-    if checkpoints := store.all():
+    if checkpoints := [c for c in store.all() if c.manifest.healthy]:
         newest = checkpoints[-1]
         status.newest_checkpoint = describe_checkpoint(newest)
         status.step, status.epoch = newest.manifest.step, newest.manifest.epoch

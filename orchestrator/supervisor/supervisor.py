@@ -343,7 +343,8 @@ class Supervisor:
 
     def _deadline_passed(self) -> None:
         attempt = self._attempt
-        assert attempt is not None
+        if attempt is None or attempt.over.is_set():
+            return
         if self._machine.state is State.KILLING:
             self._log.error("the trainer does not end even when killed", pid=attempt.child.pid)
             self._end_attempt(attempt)
@@ -399,7 +400,11 @@ class Supervisor:
                 self._hear_trainer(attempt, str(kind), message)
 
     def _welcome(self, attempt: Attempt, peer: Peer, message: Message) -> None:
-        if attempt.connected or str(message.get("attempt")) != str(attempt.number):
+        if (
+            attempt.over.is_set()
+            or attempt.connected
+            or str(message.get("attempt")) != str(attempt.number)
+        ):
             peer.send({"type": "refused", "reason": "another session has this run already"})
             return
         attempt.peer, attempt.connected = peer, True

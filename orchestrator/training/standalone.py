@@ -61,6 +61,7 @@ class Standalone:
             step=checkpoint.manifest.step,
             epoch=checkpoint.manifest.epoch,
             reason=checkpoint.manifest.reason,
+            healthy=checkpoint.manifest.healthy,
             seconds=seconds,
         )
         in_use = {self._resumed_from.name} if self._resumed_from else set()

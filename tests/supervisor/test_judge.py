@@ -18,6 +18,7 @@ from orchestrator.supervisor.judge import Facts, Outcome, judge
         ({"reported": 75, "returncode": -15}, Outcome.STOPPED, 75),
         ({"reported": 78, "returncode": 78}, Outcome.REFUSED, 78),
         ({"returncode": 65}, Outcome.REFUSED, 65),
+        ({"reported": 78, "returncode": 1}, Outcome.REFUSED, 78),
         ({"returncode": -9, "stop_requested": True, "lost_steps": 3}, Outcome.STOPPED, 74),
         ({"returncode": -15, "stop_requested": True}, Outcome.STOPPED, 75),
         ({"returncode": 0}, Outcome.FAILED, 70),
