@@ -67,6 +67,13 @@ class Rows(Augmented):
         return torch.stack([super(Rows, self).__getitem__(row) for row in index])
 
 
+class NoNoise(Augmented):
+    """Samples that are all the same."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.ones(2)
+
+
 class LazySampler(Sampler[int]):
     """Draws each index only when it is asked for, as bucketing samplers do."""
 
@@ -192,6 +199,15 @@ def new_process() -> None:
     torch.seed()
 
 
+def take(position: DataPosition, loader: Any, epoch: int = 0) -> list[torch.Tensor]:
+    """One pass, each batch consumed by a step."""
+    batches = []
+    for batch in position.batches(loader, epoch):
+        batches.append(batch)
+        consume(position)
+    return batches
+
+
 def global_streams() -> tuple[Any, ...]:
     numpy_state = [np.asarray(part).tolist() for part in np.random.get_state()]
     return random.getstate(), torch.get_rng_state().tolist(), numpy_state
@@ -239,6 +255,23 @@ def test_cut_epoch_continues_bit_for_bit(name: str) -> None:
         assert_same(before + after, whole)
 
 
+@pytest.mark.parametrize("name", LOADERS)
+def test_epoch_has_the_batches_that_torch_would_make(name: str) -> None:
+    """Through the session a loader gives as many batches, of the same sizes, as without."""
+    plain = [batch.shape for batch in LOADERS[name]()]
+    assert [batch.shape for batch in drain(LOADERS[name]())[0]] == plain
+
+
+@pytest.mark.parametrize("collate", [None, noisy_collate], ids=["sample", "collate"])
+def test_noise_is_new_in_each_batch_and_epoch(collate: Any) -> None:
+    """What the streams give a batch is given to no other, of this epoch or the next."""
+    noise = []
+    for epoch in range(2):
+        loader = DataLoader(NoNoise() if collate else Augmented(), 2, collate_fn=collate)
+        noise += [batch.flatten()[-1].item() for batch in drain(loader, epoch=epoch)[0]]
+    assert len(set(noise)) == len(noise) == SIZE
+
+
 @pytest.mark.parametrize("collate", [None, noisy_collate], ids=["plain", "noisy"])
 @pytest.mark.parametrize("persistent", [False, True], ids=["", "persistent"])
 def test_workers_change_nothing(tmp_path: Path, persistent: bool, collate: Any) -> None:
@@ -271,10 +304,7 @@ def test_persistent_workers_serve_every_epoch() -> None:
     loader = DataLoader(Augmented(), 4, shuffle=True, num_workers=1, persistent_workers=True)
     position = DataPosition(seed=7)
     for epoch in range(3):
-        batches = []
-        for batch in position.batches(loader, epoch):
-            batches.append(batch)
-            consume(position)
+        batches = take(position, loader, epoch)
         position.begin_epoch()
         assert_same(batches, drain(augmented(shuffle=True)(), epoch=epoch)[0])
 
@@ -324,8 +354,7 @@ def test_global_streams_do_not_see_the_loader(name: str) -> None:
     for cut in ([], [2]):
         position.begin_epoch()
         position.load({"seed": 7, "batches": cut})
-        for _ in position.batches(LOADERS[name](), 1):
-            consume(position)
+        take(position, LOADERS[name](), 1)
         assert global_streams() == before
 
 
@@ -335,7 +364,7 @@ def test_order_depends_on_seed_epoch_and_pass() -> None:
     for seed, epoch in ((7, 0), (7, 1), (8, 0)):
         position = DataPosition(seed)
         for _ in range(2):
-            batches = list(position.batches(augmented(shuffle=True)(), epoch))
+            batches = take(position, augmented(shuffle=True)(), epoch)
             orders.append([int(index) for batch in batches for index in batch[:, 0]])
     assert all(sorted(order) == list(range(SIZE)) for order in orders)
     assert len({tuple(order) for order in orders}) == len(orders)
@@ -345,9 +374,8 @@ def test_second_pass_of_an_epoch_continues() -> None:
     """An epoch with two passes that is cut in the second one repeats nothing of the first."""
     whole, begun = DataPosition(seed=7), DataPosition(seed=7)
     first, second = augmented(shuffle=True), augmented(shuffle=True, size=2)
-    expected = [list(whole.batches(make(), 0)) for make in (first, second)]
-    for _ in begun.batches(first(), 0):
-        consume(begun)
+    expected = [take(whole, make()) for make in (first, second)]
+    take(begun, first())
     passes = begun.batches(second(), 0)
     head = [next(passes) for _ in range(3)]
     consume(begun)
@@ -374,9 +402,10 @@ def test_resumed_position_is_kept_before_the_first_batch() -> None:
     """A run that is stopped again before its first batch continues at the same place."""
     position = DataPosition(seed=0)
     position.load({"seed": 7, "batches": [4, 2]})
-    assert position.state() == {"seed": 7, "batches": [4, 2]}
+    assert position.state()["seed"] == 7
+    assert position.state()["batches"] == [4, 2]
     position.begin_epoch()
-    assert position.state() == {"seed": 7, "batches": []}
+    assert position.state()["batches"] == []
 
 
 @pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), lambda: [*range(6)]])

@@ -118,6 +118,20 @@ def alternating_loaders(run: Run, stop: int | None) -> None:
                     session.step(loss=loss)
 
 
+def evaluation_between_two_passes(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(1):
+            for batch_size in (4, 2):
+                for (a,) in session.batches(loader(True, batch_size)):
+                    loss = run.update(a)
+                    run.seen.append(a.tolist())
+                    if session.global_step + 1 == stop:
+                        term()
+                    session.step(loss=loss)
+                    for _ in session.batches(loader(batch_size=6)):
+                        session.poll()
+
+
 def endless_passes(run: Run, stop: int | None) -> None:
     def forever(session: Session) -> Any:
         while True:
@@ -138,6 +152,7 @@ LIVES: list[Life] = [
     two_loaders,
     evaluation_before_the_step,
     evaluation_after_the_step,
+    evaluation_between_two_passes,
     alternating_loaders,
     endless_passes,
 ]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +386,16 @@ def test_damaged_checkpoint_is_passed_over(
     assert [path.name for path in (tmp_path / "checkpoints/quarantine").iterdir()] == [
         "step-000000000004"
     ]
+
+
+def test_checkpoint_that_torch_cannot_load_is_passed_over(tmp_path: Path) -> None:
+    """Bytes that are what was written, but that torch refuses, do not hide the older ones."""
+    stopped_at(tmp_path, 4)
+    newest = checkpoints(tmp_path)[-1].manifest
+    store = Store.open(RunDir(tmp_path), [])
+    store.publish(replace(newest, step=5), lambda file: file.write(b"no torch file") and None)
+    with a_session(tmp_path) as session:
+        assert session.global_step == 4
 
 
 def test_only_damaged_checkpoints_is_refused(
