@@ -86,8 +86,8 @@ def _parse_best(text: str) -> BestPolicy:
     return BestPolicy(match[1], "min" if match[2] == "min" else "max", int(match[3] or 1))
 
 
-def _option(parse: Callable[[str], Any], text: str, default: Any) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": text})
+def _option(parse: Callable[[str], Any], metavar: str, text: str, default: Any) -> Any:
+    return field(default=default, metadata={"parse": parse, "metavar": metavar, "help": text})
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,26 @@ class Config:
     """The settings of a run; each field's ``help`` is what --help prints."""
 
     run_dir: Path | None = _option(
-        _parse_directory, "Where the run lives. Default: runs/<name of the script>.", None
+        _parse_directory, "DIR", "Where the run lives. Default: runs/<name of the script>.", None
     )
-    keep: int = _option(_parse_keep, "How many of the newest checkpoints to keep, at least 2.", 3)
+    keep: int = _option(_parse_keep, "N", "Newest checkpoints to keep, at least 2. Default: 3.", 3)
     keep_best: BestPolicy | None = _option(
-        _parse_best, "Keep the best by a metric too: METRIC:min or METRIC:max[:COUNT].", None
+        _parse_best, "METRIC:min|max[:K]", "Keep the best by a metric too.", None
     )
     every: Every = _option(
-        _parse_every, "How often to save: 10m, 500steps or 1epoch.", Every(600.0, "seconds")
+        _parse_every,
+        "10m|500steps|1epoch",
+        "How often to save. Default: 10m.",
+        Every(600.0, "seconds"),
     )
     grace: float = _option(
-        _parse_positive_duration, "How long a stop may take in all, saving included.", 30.0
+        _parse_positive_duration,
+        "30s",
+        "How long a stop may take, saving included. Default: 30s.",
+        30.0,
     )
     max_restarts: int = _option(
-        _parse_count, "Failures in a row, without a new checkpoint between, to restart after.", 5
+        _parse_count, "N", "Failures without progress between them to restart after. Default: 5.", 5
     )
 
     @property

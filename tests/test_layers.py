@@ -15,10 +15,9 @@ HOMES = {
     "torch": ("training/",),
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
     "psutil": ("supervisor/child.py",),
-    "typer": ("cli.py",),
-    "rich": ("cli.py", "tables.py"),
+    "rich": ("commands.py", "tables.py"),
     "xxhash": ("checkpoint/reading.py",),
-    "structlog": ("logs.py", "cli.py", "supervisor/"),
+    "structlog": ("logs.py", "launch.py", "supervisor/"),
 }
 # A path's own rename, and shutil's; Disk's is the one that is allowed.
 MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
@@ -38,8 +37,10 @@ RANKS = {
     "tables": 5,
     "supervisor": 6,
     "training": 6,
-    "cli": 7,
-    "__main__": 8,
+    "commands": 7,
+    "launch": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 

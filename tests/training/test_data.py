@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,6 @@ from torch.utils.data import (
 )
 
 from orchestrator.training.data import DataPosition
-from tests.support import wait_until
 
 SIZE = 22
 Loader = Callable[[], Any]
@@ -465,19 +465,18 @@ def test_worker_init_fn_reaches_the_dataset() -> None:
 
 
 class SecondBatchFirst(Dataset[int]):
-    """Its first batch is ready only after the second one, made by another worker."""
+    """Its first batch is not ready before the loop has taken another one, if it can do that."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, taken: Path) -> None:
+        self.taken = taken
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index: int) -> int:
-        if index == 0:
-            wait_until(self.mark.exists, "the second batch")
-        if index == 3:
-            self.mark.touch()
+        deadline = time.monotonic() + 0.5
+        while index == 0 and not self.taken.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
         return index
 
 
@@ -485,9 +484,13 @@ def test_out_of_order_workers_lose_nothing(tmp_path: Path) -> None:
     """A loader with in_order=False that is cut repeats no batch and leaves none out."""
 
     def loader() -> Any:
-        dataset = SecondBatchFirst(tmp_path / "mark")
+        dataset = SecondBatchFirst(tmp_path / "taken")
         return DataLoader(dataset, 2, num_workers=2, in_order=False)
 
-    before, position = drain(loader(), stop_after=1)
-    after, _ = drain(loader(), position)
+    position = DataPosition(seed=7)
+    passes = position.batches(loader(), 1)
+    before = [next(passes)]
+    (tmp_path / "taken").touch()
+    consume(position)
+    after, _ = drain(loader(), position.state())
     assert sorted(int(i) for batch in before + after for i in batch) == list(range(8))

@@ -460,7 +460,7 @@ def test_trouble_with_an_old_checkpoint_does_not_end_training(
         for step in session.steps(5):
             if step == 2:
                 damage(checkpoints(tmp_path)[0])
-                (tmp_path / "checkpoints" / "quarantine").touch()
+                (tmp_path / "checkpoints" / "quarantine").symlink_to("/a/disk/that/is/not/mounted")
             session.step()
     assert (tmp_path / "done.json").exists()
 

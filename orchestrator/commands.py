@@ -1,0 +1,253 @@
+"""The commands that look at a run or talk to it; they print what they find."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint import reading
+from orchestrator.checkpoint.store import Store
+from orchestrator.config import Config
+from orchestrator.errors import ConfigError, NoValidCheckpointError, OrchestratorError
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.rundir import DEFAULT_PARENT, RunDir, lock_owner
+from orchestrator.supervisor.status import status_from_disk
+from orchestrator.wire import Connection, Message
+
+REPLY_SECONDS = 5.0
+CHECKPOINT_WAIT_SECONDS = 600.0
+STOP_MARGIN_SECONDS = 15.0
+POLL_SECONDS = 0.1
+WATCH_SECONDS = 1.0
+PIPE_COLUMNS = 200
+
+
+def status(arguments: Namespace) -> None:
+    """Show what a run is doing, how far it is, and what a kill now would lose."""
+    as_json, watch = arguments.json, arguments.watch
+    place = _existing_run(arguments.run_dir)
+    if as_json and not watch:
+        print(json.dumps(_status_of(place)))
+        return
+    from rich.live import Live
+
+    from orchestrator.tables import status_table
+
+    if not watch:
+        _console().print(status_table(_status_of(place)))
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
+        while True:
+            current = _status_of(place)
+            if as_json:
+                print(json.dumps(current), flush=True)
+            else:
+                live.update(status_table(current), refresh=True)
+            if current["supervisor_pid"] is None:
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+def stop(arguments: Namespace) -> None:
+    """Have a run save and stop, and wait for its end."""
+    place = _existing_run(arguments.run_dir)
+    owner = _owner_here(place)
+    if owner is None:
+        print(f"nothing works on {place.root}")
+        return
+    wait_seconds = STOP_MARGIN_SECONDS
+    with _supervisor_of(owner) as connection:
+        if connection is None:
+            os.kill(owner["pid"], signal.SIGTERM)
+        else:
+            reply = _ask(connection, {"type": "stop"})
+            wait_seconds += float(reply.get("grace_seconds", 0))
+    deadline = time.monotonic() + wait_seconds
+    while lock_owner(place) is not None:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"cannot see the end of {place.root} after {wait_seconds:g} s; "
+                f"look with `orchestrator status {place.root}`"
+            )
+        time.sleep(POLL_SECONDS)
+    final = _status_of(place)
+    print(f"{final['state']} at step {final['step']}")
+
+
+def checkpoint(arguments: Namespace) -> None:
+    """Have a run save now and keep training; print the new checkpoint's path."""
+    place = _existing_run(arguments.run_dir)
+    owner = _owner_here(place)
+    if owner is None:
+        raise ConfigError(f"cannot save: nothing works on {place.root}")
+    with _supervisor_of(owner) as connection:
+        if connection is None:
+            os.kill(owner["pid"], signal.SIGUSR2)
+            print("asked the script to save at its next safe point")
+            return
+        reply = _ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
+    if reply.get("type") != "published":
+        raise ConfigError(f"cannot save: {reply.get('problem', 'the supervisor ended')}")
+    print(reply["path"])
+
+
+def list_(arguments: Namespace) -> None:
+    """List the checkpoints, newest last; every byte is verified."""
+    _print_checkpoints(_open(arguments.run_dir), arguments.json)
+
+
+def verify(arguments: Namespace) -> ExitStatus:
+    """Verify every checkpoint; ends with 65 if one is damaged. Changes nothing."""
+    rows = _print_checkpoints(_open(arguments.run_dir), arguments.json)
+    if any(not row["valid"] for row in rows):
+        return ExitStatus.NO_VALID_CHECKPOINT
+    return ExitStatus.COMPLETE
+
+
+def pin(arguments: Namespace) -> None:
+    """Keep a checkpoint whatever --keep says."""
+    store = _open(arguments.run_dir)
+    chosen = _choose(store, arguments.step)
+    with _file_errors(f"cannot pin {chosen.path}"):
+        store.pin(chosen)
+    print(f"pinned {chosen.path}")
+
+
+def unpin(arguments: Namespace) -> None:
+    """Let --keep decide about a checkpoint again."""
+    store = _open(arguments.run_dir)
+    chosen = _choose(store, arguments.step)
+    with _file_errors(f"cannot unpin {chosen.path}"):
+        store.unpin(chosen)
+    print(f"unpinned {chosen.path}")
+
+
+def export(arguments: Namespace) -> None:
+    """Copy a checkpoint's state.pt, verified on the way, to a file for torch.load."""
+    chosen = _choose(_open(arguments.run_dir), arguments.step)
+    with _file_errors(f"cannot write {arguments.output}"):
+        reading.export_state(chosen, arguments.output)
+    print(f"wrote {arguments.output} (step {chosen.manifest.step})")
+
+
+def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
+    from orchestrator.listing import list_checkpoints
+
+    rows = list_checkpoints(store)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        from orchestrator.tables import checkpoints_table
+
+        _console().print(checkpoints_table(rows))
+        if aside := store.quarantined():
+            print(f"{len(aside)} in quarantine: {store.run.quarantine}")
+    return rows
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Into a file or a pipe nothing is cut off to fit a terminal that is not there.
+    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def _choose(store: Store, step: int | None) -> reading.Checkpoint:
+    """The newest verified checkpoint, or the newest of a step."""
+    candidates = [c for c in store.all() if step is None or c.manifest.step == step]
+    if not candidates:
+        wanted = "" if step is None else f" of step {step}"
+        raise NoValidCheckpointError(f"cannot find a checkpoint{wanted} in {store.run.checkpoints}")
+    reading.verify(candidates[-1])
+    return candidates[-1]
+
+
+def _existing_run(argument: Path | None) -> RunDir:
+    """The run that the command line, the settings, or the contents of runs/ name."""
+    root = argument or Config.resolve({}, os.environ, Path.cwd()).run_dir
+    if root is None:
+        found = sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
+        if len(found) != 1:
+            names = ", ".join(map(str, found)) or "none"
+            raise ConfigError(f"cannot tell which run is meant: name one (in runs/: {names})")
+        root = found[0]
+    place = RunDir(root)
+    if not place.run_file.exists():
+        raise ConfigError(f"cannot find a run in {root}: there is no {place.run_file}")
+    return place
+
+
+def _open(argument: Path | None) -> Store:
+    return Store.open(_existing_run(argument), command=[])
+
+
+def _status_of(place: RunDir) -> dict[str, Any]:
+    owner = lock_owner(place)
+    if owner is not None:
+        with contextlib.suppress(OrchestratorError), _supervisor_of(owner) as connection:
+            if connection is not None:
+                return _ask(connection, {"type": "status"})
+    status = status_from_disk(Store.open(place, command=[])).to_json()
+    if owner is not None:
+        # A script on its own, or a supervisor that is just beginning or on another machine.
+        status |= {"state": "running", "supervisor_pid": owner.get("pid")}
+    return status
+
+
+def _owner_here(place: RunDir) -> dict[str, Any] | None:
+    owner = lock_owner(place)
+    if owner is not None and not isinstance(owner.get("pid"), int):
+        raise ConfigError(
+            f"cannot reach the run {place.root}: it is held by a process that has not signed the "
+            "lock; try again in a moment"
+        )
+    if owner is not None and owner.get("host") not in (None, os.uname().nodename):
+        raise ConfigError(
+            f"cannot reach the run {place.root} from here: it runs on {owner['host']}, "
+            f"process {owner.get('pid')}"
+        )
+    return owner
+
+
+@contextlib.contextmanager
+def _supervisor_of(owner: dict[str, Any]) -> Iterator[Connection | None]:
+    """A connection to the supervisor; None for a script on its own, which has no socket."""
+    path = owner.get("socket")
+    if path is None:
+        yield None
+        return
+    try:
+        connection = Connection(path, REPLY_SECONDS)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot reach the supervisor (process {owner.get('pid')}): {error}"
+        ) from None
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _ask(
+    connection: Connection, message: Message, timeout_seconds: float = REPLY_SECONDS
+) -> Message:
+    try:
+        connection.send(message)
+        connection.set_timeout(timeout_seconds)
+        return connection.receive() or {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot talk to the supervisor: {error}") from None
+
+
+@contextlib.contextmanager
+def _file_errors(text: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{text}: {error.strerror}") from None
