@@ -214,6 +214,11 @@ class RunLock:
         """Close our descriptor; the lock is free when the last holder has done so."""
         os.close(self.descriptor)
 
+    def free(self) -> None:
+        """Unlock for all holders, such as processes that were forked meanwhile, and close."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
+
 
 def lock_owner(run: RunDir) -> dict[str, Any] | None:
     """Who holds the lock: pid, host, socket. None where it is free; empty before it is signed."""

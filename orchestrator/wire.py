@@ -65,6 +65,11 @@ class Connection:
         """Send one message. Raises OSError when the other side is gone."""
         self._socket.sendall(encode(message))
 
+    def offer(self, message: Message) -> None:
+        """Send one message if the other side has room for it. Raises OSError when it is gone."""
+        with contextlib.suppress(BlockingIOError):
+            self._socket.send(encode(message), socket.MSG_DONTWAIT)
+
     def receive(self) -> Message | None:
         """The next message, None at the end of file. Raises OSError, ValueError, TimeoutError."""
         while not self._waiting:

@@ -11,10 +11,20 @@ import hashlib
 import itertools
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from types import GeneratorType
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from orchestrator.training import rng
 
@@ -26,9 +36,10 @@ class Cursor:
     only they count when the run continues.
     """
 
-    __slots__ = ("consumed", "taken")
+    __slots__ = ("consumed", "size", "taken")
 
-    def __init__(self, consumed: int = 0) -> None:
+    def __init__(self, consumed: int = 0, size: str | None = None) -> None:
+        self.size = size
         self.consumed = consumed
         self.taken = consumed
 
@@ -38,9 +49,11 @@ class DataPosition:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.current = Cursor()
+        self.problems: list[str] = []
+        self._open: list[Cursor] = []
         self._cursors: list[Cursor] = []
         self._to_resume: list[int] = []
+        self._sizes: list[str | None] = []
         # Kept from epoch to epoch, for the sake of persistent workers.
         self._loaders: weakref.WeakKeyDictionary[DataLoader[Any], _SeekableLoader]
         self._loaders = weakref.WeakKeyDictionary()
@@ -48,37 +61,60 @@ class DataPosition:
     def state(self) -> dict[str, Any]:
         """What the checkpoint keeps under ``data``."""
         positions = [cursor.consumed for cursor in self._cursors]
-        return {"seed": self.seed, "batches": positions + self._to_resume[len(positions) :]}
+        sizes = [cursor.size for cursor in self._cursors]
+        return {
+            "seed": self.seed,
+            "batches": positions + self._to_resume[len(positions) :],
+            "sizes": sizes + self._sizes[len(sizes) :],
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned."""
         self.seed = int(state["seed"])
         self._to_resume = [int(position) for position in state["batches"]]
+        self._sizes = list(state.get("sizes", ()))
 
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
         self._cursors = []
         self._to_resume = []
-        self.current = Cursor()
+        self._sizes = []
+        self._open = []
+
+    def consume(self) -> None:
+        """A step has used every batch that was taken: several passes may be open, as under zip."""
+        for cursor in self._open:
+            cursor.consumed = cursor.taken
 
     @property
     def mid_batch(self) -> bool:
         """Whether batches were taken that no step has consumed yet."""
-        return self.current.taken != self.current.consumed
+        return any(cursor.taken != cursor.consumed for cursor in self._open)
 
-    def batches(self, loader: Iterable[Any], epoch: int) -> Iterator[Any]:
-        """The batches of this epoch that are still to do."""
+    def batches(self, loader: Iterable[Any], epoch: int) -> Generator[Any, None, bool]:
+        """The batches of this epoch that are still to do; returns whether steps used them all."""
         index = len(self._cursors)
         start = self._to_resume[index] if index < len(self._to_resume) else 0
-        cursor = Cursor(start)
+        cursor = Cursor(start, _size_of(loader))
+        if start and index < len(self._sizes) and self._sizes[index] != cursor.size:
+            self.problems.append(
+                f"pass {index + 1} of the epoch had {self._sizes[index]}, now {cursor.size}"
+            )
         self._cursors.append(cursor)
-        self.current = cursor
+        self._open.append(cursor)
         # A second pass in the same epoch has an order of its own.
         order_seed = derive_seed(self.seed, epoch, index)
-        for batch in self._iterate(loader, epoch, order_seed, start):
-            cursor.taken += 1
-            self.current = cursor
-            yield batch
+        try:
+            for batch in self._iterate(loader, epoch, order_seed, start):
+                cursor.taken += 1
+                yield batch
+            return cursor.taken == cursor.consumed
+        finally:
+            if cursor in self._open:
+                self._open.remove(cursor)
+            if not cursor.consumed and cursor.taken and cursor in self._cursors:
+                # An evaluation: it has no place among the passes that a resume continues.
+                self._cursors.remove(cursor)
 
     def _iterate(self, loader: Iterable[Any], epoch: int, seed: int, start: int) -> Iterator[Any]:
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -94,11 +130,31 @@ class DataPosition:
                 "positions to seek to; a DataLoader over a map-style dataset has",
                 stacklevel=4,
             )
-        with rng.scoped(seed):
-            iterator = iter(loader)
-            for _ in itertools.islice(iterator, start):
-                pass
-        return iterator
+        return itertools.islice(_with_streams(lambda: iter(loader), rng.Streams(seed)), start, None)
+
+
+def _with_streams(begin: Callable[[], Iterator[Any]], streams: rng.Streams) -> Iterator[Any]:
+    """What the iterator yields; it draws from ``streams`` whenever it is asked."""
+    end = object()
+    with streams:
+        iterator = begin()
+    while True:
+        with streams:
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
+
+
+def _size_of(loader: Any) -> str | None:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    try:
+        samples = len(loader.dataset)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    sampler: Any = loader.batch_sampler
+    return f"{samples} samples in batches of {getattr(sampler, 'batch_size', loader.batch_size)}"
 
 
 def derive_seed(*parts: int) -> int:
@@ -121,12 +177,20 @@ class _SeekableLoader:
         self._loader.__dict__["dataset"] = dataset
         self._loader.collate_fn = _SeededCollate(dataset, loader.collate_fn)
         self._loader.__dict__["_iterator"] = None
+        # Positions are counted in the order of the sampler.
+        self._loader.in_order = True
 
     def seek(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
         self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
         # Creating an iterator draws from the global stream; a resumed run creates one more.
         with rng.scoped(seed):
-            return iter(self._loader)
+            iterator = iter(self._loader)
+        if isinstance(iterator, GeneratorType):  # it has not begun: its first batch draws
+            return _with_streams(lambda: iterator, rng.Streams(seed))
+        return iterator
+
+
+_DRAW_AT_ONCE = (SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
 
 
 class _Indices(list[Any]):
@@ -155,6 +219,7 @@ class _EpochSampler:
                 loader.generator,
                 getattr(loader.sampler, "generator", None),
                 getattr(self._sampler, "generator", None),
+                getattr(getattr(self._sampler, "sampler", None), "generator", None),
             )
             if generator is not None
         ]
@@ -184,18 +249,24 @@ class _EpochSampler:
             set_epoch = getattr(part, "set_epoch", None)
             if set_epoch is not None:
                 set_epoch(self.epoch)
-        before = [generator.get_state() for generator in self._generators]
-        try:
-            for generator in self._generators:
-                generator.manual_seed(self.seed)
-            with rng.scoped(self.seed):
-                # Samplers draw their permutation when the first index is asked for.
-                rest = self._skip(self.start)
-                first = list(itertools.islice(rest, 1))
-        finally:
-            for generator, state in zip(self._generators, before, strict=True):
-                generator.set_state(state)
+        streams = rng.Streams(self.seed, self._generators)
+        start = self.start
+        order = _with_streams(lambda: self._skip(start), streams)
+        if not self._draws_at_once():
+            return order
+        with streams:
+            rest = self._skip(start)
+            first = list(itertools.islice(rest, 1))
         return itertools.chain(first, rest)
+
+    def _draws_at_once(self) -> bool:
+        """Whether all is drawn when the first index is asked for; others cost 0.1 ms a batch."""
+        sampler = self._sampler
+        if type(sampler) is BatchSampler:
+            sampler = sampler.sampler
+        if type(sampler) is RandomSampler:
+            return sampler.generator is None
+        return type(sampler) in _DRAW_AT_ONCE
 
     def _skip(self, batches: int) -> Iterator[Any]:
         sampler = self._sampler
@@ -223,8 +294,14 @@ class _SeededDataset:
     """
 
     def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self.last_seed = 0
+        self.__dict__["_dataset"] = dataset
+        self.__dict__["last_seed"] = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "last_seed":
+            self.__dict__[name] = value
+        else:
+            setattr(self._dataset, name, value)
 
     def __getitems__(self, indices: _Indices) -> Any:
         self.last_seed = indices.seed

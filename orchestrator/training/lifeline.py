@@ -61,6 +61,11 @@ class Lifeline:
         with contextlib.suppress(OSError):
             self._connection.send({"type": kind, **facts})
 
+    def offer(self, kind: str, **facts: Any) -> None:
+        """Tell the supervisor, unless it has left too much unread: it may be stopped."""
+        with contextlib.suppress(OSError):
+            self._connection.offer({"type": kind, **facts})
+
     def close(self) -> None:
         """The session is over: from now on the end of the connection means nothing."""
         self._closed.set()

@@ -11,6 +11,8 @@ class Place:
     has_batches: bool = False
     open_step: int | None = None
     """The step that ``steps()`` has begun; done once the session's count is beyond it."""
+    was_changed: bool = False
+    """Whether a checkpoint was demanded after weights had changed outside the known places."""
 
     def is_resumable(self, step: int) -> bool:
         """Whether the session's counters describe this place.
@@ -27,6 +29,8 @@ class Place:
 
     def caveats(self, step: int, polling: bool) -> list[str]:
         """Why a run resumed from here could differ from one that was not interrupted."""
+        if self.was_changed:
+            return ["it was made outside the batches with changed weights; that part runs again"]
         if self.epoch_began_at_step is not None and not self.has_batches:
             if step > self.epoch_began_at_step:
                 return [

@@ -30,14 +30,23 @@ def to_plain(value: Any, where: str) -> Any:
     UnstorableError for what has no safe form.
     """
     kind = type(value)
-    if kind in _ATOMS or (
-        isinstance(value, torch.Tensor) and kind in (torch.Tensor, torch.nn.Parameter)
-    ):
+    if kind is bytes and not value:
+        return {TAG: "bytes", "value": ""}  # torch's safe load refuses the empty ones
+    if kind is int and value.bit_length() > 2000:
+        raise UnstorableError(where, "it is an integer of more than 2000 bits")
+    if kind in _ATOMS:
         return value
+    if kind in (torch.Tensor, torch.nn.Parameter):
+        # The safe load reads the attributes that a script has hung on it only if they are plain.
+        return value.detach().requires_grad_(value.requires_grad) if vars(value) else value
     if kind in _CONTAINERS:
         return _container_to_plain(value, where)
     if kind is defaultdict:
-        return to_plain(dict(value), where)
+        factory = value.default_factory
+        if factory is not None and factory not in _FACTORIES.values():
+            raise UnstorableError(where, f"it is a defaultdict of {factory!r}")
+        content = {TAG: "defaultdict", "factory": getattr(factory, "__name__", None)}
+        return content | {"value": to_plain(dict(value), where)}
     if isinstance(value, PurePath):
         return {TAG: "path", "value": str(value)}
     if isinstance(value, argparse.Namespace):
@@ -64,11 +73,13 @@ def to_plain(value: Any, where: str) -> Any:
 def from_plain(value: Any) -> Any:
     """The inverse of ``to_plain``, but for subclasses, which come back as what they contain."""
     if type(value) in (dict, OrderedDict):
+        if value.get(TAG) == "defaultdict":
+            return defaultdict(_FACTORIES.get(value["factory"]), from_plain(value["value"]))
         if TAG in value:
             return _RESTORE[value[TAG]](value["value"])
         restored = {key: from_plain(item) for key, item in value.items()}
         changed = any(restored[key] is not value[key] for key in value)
-        return type(value)(restored) if changed else value
+        return _like(value, restored) if changed else value
     if type(value) in (list, tuple, set):
         items = [from_plain(item) for item in value]
         changed = any(a is not b for a, b in zip(items, value, strict=True))
@@ -80,16 +91,32 @@ def _container_to_plain(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         converted = {}
         for key, item in value.items():
-            if type(key) not in _ATOMS and type(key) is not tuple:
+            if not _is_plain_key(key):
                 raise UnstorableError(f"{where}[{key!r}]", "its key is no plain value")
             converted[key] = to_plain(item, f"{where}[{key!r}]")
         if all(converted[key] is value[key] for key in value):
             return value
-        return type(value)(converted)
+        return _like(value, converted)
     items = [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if all(a is b for a, b in zip(items, value, strict=True)):
         return value
+    if type(value) is set and any(isinstance(item, (dict, set)) for item in items):
+        return {TAG: "set", "value": items}
     return type(value)(items)
+
+
+def _is_plain_key(key: Any) -> bool:
+    if type(key) is tuple:
+        return all(map(_is_plain_key, key))
+    return type(key) in _ATOMS and key != b"" and key != TAG
+
+
+def _like(original: Any, content: dict[Any, Any]) -> Any:
+    """The content in a dict of the same type, with its attributes: layer versions, say."""
+    made = type(original)(content)
+    if hasattr(original, "__dict__"):
+        made.__dict__.update(original.__dict__)
+    return made
 
 
 def _is_numpy(value: Any) -> bool:
@@ -101,15 +128,30 @@ def _is_numpy(value: Any) -> bool:
 def _numpy_to_plain(value: Any, where: str) -> Any:
     numpy = sys.modules["numpy"]
     if isinstance(value, numpy.generic):
-        return to_plain(value.item(), where)
+        item = value.item()
+        if isinstance(item, numpy.generic) or value.dtype.kind in "mM":
+            raise UnstorableError(where, f"it is of the class numpy.{type(value).__name__}")
+        return to_plain(item, where)
+    if type(value) is not numpy.ndarray:
+        raise UnstorableError(where, f"it is of the class numpy.{type(value).__name__}")
     try:
-        return {TAG: "ndarray", "value": torch.from_numpy(numpy.array(value))}
+        native = value.astype(value.dtype.newbyteorder("="))
+        return {
+            TAG: "ndarray",
+            "value": torch.from_numpy(numpy.ascontiguousarray(native).reshape(value.shape)),
+        }
     except TypeError as error:
         raise UnstorableError(where, f"it is a NumPy array of {value.dtype} ({error})") from None
 
 
+_FACTORIES: dict[str | None, Any] = {
+    kind.__name__: kind for kind in (int, float, list, dict, set, str, tuple, bool)
+}
+
 _RESTORE: dict[str, Callable[[Any], Any]] = {
     "path": Path,
+    "bytes": lambda value: b"",
+    "set": lambda value: {from_plain(item) for item in value},
     "namespace": lambda value: argparse.Namespace(**from_plain(value)),
     "datetime": datetime.fromisoformat,
     "timedelta": lambda value: timedelta(*value),

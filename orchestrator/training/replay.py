@@ -19,11 +19,17 @@ class ReplayPoint:
         self._tensors: list[torch.Tensor] = []
         self.state: dict[str, Any] = self._copy(state)
         self.metrics = dict(metrics)
-        self._versions = [tensor._version for tensor in self._tensors]
+        self._seen = self._look()
 
     def is_intact(self) -> bool:
         """Whether no tensor has been written to since, so that ``state`` can still be saved."""
-        return self._versions == [tensor._version for tensor in self._tensors]
+        return self._seen == self._look()
+
+    def _look(self) -> list[Any]:
+        versions = [0 if t.is_inference() else t._version for t in self._tensors]
+        # Writes through .data leave the version alone, and inference tensors have none: averaged
+        # weights are swapped in like that for an evaluation. One pass at memory speed tells.
+        return [*versions, *map(_sum, self._tensors)]
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -37,3 +43,10 @@ class ReplayPoint:
         if type(value) in (list, tuple, set):
             return type(value)(self._copy(item) for item in value)
         return value
+
+
+def _sum(tensor: torch.Tensor) -> str:
+    if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
+        return ""
+    # As text, in which NaN equals NaN.
+    return str(torch.sum(tensor.detach(), dtype=torch.float32).item())

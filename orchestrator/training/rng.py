@@ -7,7 +7,7 @@ changes none of them, and restoring one after the other leaves each as it was wh
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,11 +36,14 @@ def restore(streams: dict[str, Any]) -> list[str]:
     """Put the streams back; returns why any could not be, for the session's exactness."""
     problems = []
     for name, state in streams.items():
+        if name not in _RESTORE:
+            problems.append(f"the {name} random stream is unknown here")
+            continue
         try:
             _RESTORE[name](state)
-        except KeyError:
-            problems.append(f"the {name} random stream is unknown here")
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (
+            Exception
+        ) as error:  # a damaged state, or a library that is not here, raises any kind
             problems.append(f"the {name} random stream could not be restored ({error})")
     current = capture()
     problems += [f"the checkpoint has no {name} random stream" for name in current.keys() - streams]
@@ -50,17 +53,51 @@ def restore(streams: dict[str, Any]) -> list[str]:
 @contextlib.contextmanager
 def scoped(seed: int) -> Iterator[None]:
     """Inside, the CPU streams are a function of ``seed``; afterwards they are as before."""
-    before = random.getstate(), torch.get_rng_state()
-    numpy = sys.modules.get("numpy")
-    numpy_before = numpy.random.get_state() if numpy else None
-    try:
-        seed_all(seed)
+    with Streams(seed):
         yield
-    finally:
-        random.setstate(before[0])
-        torch.set_rng_state(before[1])
-        if numpy and numpy_before is not None:
-            numpy.random.set_state(numpy_before)
+
+
+class Streams:
+    """CPU streams of their own, and ``generators``, that go on from one ``with`` to the next.
+
+    Outside of it everything is as before.
+    """
+
+    def __init__(self, seed: int, generators: Iterable[torch.Generator] = ()) -> None:
+        self._seed = seed
+        self._generators = list({id(g): g for g in generators}.values())
+        self._inside: tuple[Any, ...] | None = None
+        self._outside: tuple[Any, ...] = ()
+
+    def __enter__(self) -> None:
+        self._outside = self._get()
+        if self._inside is None:
+            seed_all(self._seed)
+            for generator in self._generators:
+                generator.manual_seed(self._seed)
+        else:
+            self._set(self._inside)
+
+    def __exit__(self, *error: object) -> None:
+        self._inside = self._get()
+        self._set(self._outside)
+
+    def _get(self) -> tuple[Any, ...]:
+        numpy = sys.modules.get("numpy")
+        return (
+            random.getstate(),
+            torch.get_rng_state(),
+            numpy.random.get_state() if numpy else None,
+            [generator.get_state() for generator in self._generators],
+        )
+
+    def _set(self, state: tuple[Any, ...]) -> None:
+        random.setstate(state[0])
+        torch.set_rng_state(state[1])
+        if state[2] is not None:
+            sys.modules["numpy"].random.set_state(state[2])
+        for generator, own in zip(self._generators, state[3], strict=True):
+            generator.set_state(own)
 
 
 def seed_all(seed: int) -> None:

@@ -70,7 +70,7 @@ class Session:
         """
         self.state: dict[str, Any] = {}
         self.resumed_from: Path | None = None
-        self.exactness: str | None = None
+        self._problems: list[str] | None = None
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._start_from = Path(start_from) if start_from is not None else None
         self._registry = Registry()
@@ -87,7 +87,7 @@ class Session:
         Raises TrainingRefused, after printing the reason, when that is not possible.
         """
         with _refusing():
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
                 raise ConfigError(
                     "cannot train with several processes yet: WORLD_SIZE is "
                     f"{os.environ['WORLD_SIZE']}; start one process per run"
@@ -110,23 +110,36 @@ class Session:
     def _begin(self) -> None:
         self._saver = Saver(self._home.store)
         self._schedule = Schedule(self._home.every)
-        self._data = DataPosition(torch.initial_seed() >> 1)
+        self._data = DataPosition(torch.initial_seed())
         self._place = Place()
         self._replay_point: ReplayPoint | None = None
         self._polling = False
         self._served_requests = 0
         self._show_at_ns = 0
         self._page[Field.PHASE] = Phase.RESTORE
-        checkpoint = self._home.checkpoint_to_resume()
+        checkpoint = self._resume_newest()
         if checkpoint is not None:
-            self._resume(checkpoint)
             self._schedule.saved(self.global_step, self.epoch)
         elif self._start_from is not None:
             self._start(self._start_from)
+        self._steps_at_start = self.global_step
         self._page[Field.STEP] = self.global_step
         self._page[Field.EPOCH] = self.epoch
         self._page[Field.PHASE] = Phase.TRAIN
         self._entered = True
+
+    def _resume_newest(self) -> Checkpoint | None:
+        while (checkpoint := self._home.checkpoint_to_resume()) is not None:
+            try:
+                self._resume(checkpoint)
+            except CheckpointInvalidError as error:
+                if self._home.supervised:
+                    raise
+                self._home.store.quarantine(checkpoint.path, error.reason)
+                _say(f"{error}; it was moved to quarantine")
+                continue
+            return checkpoint
+        return None
 
     def __exit__(
         self,
@@ -153,6 +166,8 @@ class Session:
 
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
+        if self._is_finished():
+            return
         for attempt in patient_retrying(self._report_failure, self._stop_wanted):
             with attempt:
                 checkpoint = self._publish(Reason.FINAL)
@@ -164,6 +179,10 @@ class Session:
                 except OSError as error:
                     raise CheckpointWriteError(self.global_step, error) from error
         self._home.published(checkpoint, None)
+
+    def _is_finished(self) -> bool:
+        """Whether this is a finished run to which nothing was added."""
+        return self._steps_at_start == self.global_step and self._home.run.done_file.exists()
 
     def _stop_wanted(self) -> bool:
         return bool(self._page[STOP_REQUEST])
@@ -180,6 +199,14 @@ class Session:
     def epoch(self) -> int:
         """Completed epochs."""
         return self._progress.epoch
+
+    @property
+    def exactness(self) -> str | None:
+        """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
+        if self._problems is None:
+            return None
+        problems = self._problems + self._data.problems
+        return f"APPROXIMATE: {'; '.join(problems)}" if problems else "EXACT"
 
     @property
     def global_step(self) -> int:
@@ -224,8 +251,8 @@ class Session:
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of ``loader`` that this epoch has still to do."""
         self._place.has_batches = True
-        yield from self._data.batches(loader, self._progress.epoch)
-        if not self._data.mid_batch:
+        used_up = yield from self._data.batches(loader, self._progress.epoch)
+        if used_up and not self._data.mid_batch:
             self._remember_replay_point()
 
     def step(self, **metrics: Any) -> None:
@@ -233,11 +260,14 @@ class Session:
 
         Raises TrainingStopped when a stop was asked for and the state has been saved.
         """
-        progress, page, cursor = self._progress, self._page, self._data.current
+        progress, page = self._progress, self._page
+        if progress.step == self._steps_at_start:
+            self._home.run.done_file.unlink(missing_ok=True)
         progress.step += 1
-        if metrics:
-            progress.metrics.update(metrics)
-        cursor.consumed = cursor.taken
+        for name, value in metrics.items():
+            # Not the graph behind it, which would keep the activations.
+            progress.metrics[name] = value.detach() if isinstance(value, torch.Tensor) else value
+        self._data.consume()
         self._replay_point = None
         page[STEP] = progress.step
         self._safe_point()
@@ -249,7 +279,10 @@ class Session:
         everything after it again: the evaluation, a scheduler's step. Between a batch and its step
         nothing is saved, since the state belongs to neither.
         """
-        self._progress.metrics.update(metrics)
+        for name, value in metrics.items():
+            self._progress.metrics[name] = (
+                value.detach() if isinstance(value, torch.Tensor) else value
+            )
         self._polling = True
         try:
             self._safe_point()
@@ -259,6 +292,11 @@ class Session:
     def checkpoint(self) -> Path | None:
         """Save now; the new checkpoint's directory, None if the disk refused."""
         with _refusing():
+            if self._data.mid_batch:
+                raise ConfigError(
+                    "cannot save between a batch and its step: call session.checkpoint() after "
+                    "session.step()"
+                )
             return self._save(Reason.REQUESTED)
 
     # --- safe points -------------------------------------------------------------------------
@@ -280,18 +318,22 @@ class Session:
     def _attend(self, now: int) -> None:
         """Do what is due at this safe point."""
         with _refusing():
-            if now >= self._show_at_ns:
+            if now >= self._show_at_ns and not self._page[STOP_REQUEST]:
                 self._show_at_ns = now + SHOW_METRICS_NS
                 self._home.show(self._progress.metric_values())
+            requests = self._page[CHECKPOINT_REQUESTS]
+            stop = self._page[STOP_REQUEST]
+            is_due = self._schedule.is_due(self.global_step, self.epoch)
+            if not (stop or is_due or requests != self._served_requests):
+                return
             if not self._is_resumable():
                 return  # what is due stays due until the next safe point
-            if self._page[STOP_REQUEST]:
+            if stop:
                 self._stop()
-            requests = self._page[CHECKPOINT_REQUESTS]
             if requests != self._served_requests:
                 self._served_requests = requests
                 self._save(Reason.REQUESTED)
-            elif self._schedule.is_due(self.global_step, self.epoch):
+            else:
                 self._save(Reason.PERIODIC)
 
     def _stop(self) -> None:
@@ -320,19 +362,32 @@ class Session:
         self._page[Field.PHASE] = Phase.SAVE
         try:
             point = self._replay_point
-            metrics = self._progress.metric_values() if point is None else point.metrics
-            state = self._capture(metrics) if point is None else point.state
+            if point is not None and (reason is Reason.FINAL or not point.is_intact()):
+                point = None
+                self._place.was_changed = reason is not Reason.FINAL
+            metrics = self._metrics(reason)
+            state = self._capture(metrics) if point is None else point.state | metrics
             healthy = math.isfinite(metrics.get("loss", 0.0)) and self._registry.is_finite()
             checkpoint = self._saver.save(state, reason, metrics, healthy)
         finally:
             self._page[Field.PHASE] = Phase.TRAIN
         if not healthy:
-            print(
+            _say(
                 f"step {self.global_step} has non-finite values: its checkpoint is kept, but "
-                "nothing will resume from it",
-                file=sys.stderr,
+                "nothing will resume from it"
             )
         return checkpoint
+
+    def _metrics(self, reason: Reason) -> dict[str, float]:
+        """The metrics; a stop does not fail for one that is no number."""
+        try:
+            return self._progress.metric_values()
+        except ConfigError as error:
+            if reason is not Reason.EMERGENCY:
+                raise
+            _say(str(error))
+        numbers = {n: v for n, v in self._progress.metrics.items() if isinstance(v, (int, float))}
+        return Progress(metrics=numbers).metric_values()
 
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
         place = self._place
@@ -365,7 +420,7 @@ class Session:
     def _report_failure(self, error: CheckpointWriteError) -> None:
         self._home.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
         if not self._home.supervised:
-            print(f"{error}; training goes on", file=sys.stderr)
+            _say(f"{error}; training goes on")
 
     # --- restoring ---------------------------------------------------------------------------
 
@@ -388,10 +443,10 @@ class Session:
             for name, version in checkpoint.manifest.versions.items()
             if name in _VERSIONS and version != _VERSIONS[name]
         ]
-        problems += position["caveats"]
+        problems += position.get("caveats", [])
         # Last, since loading may draw from the streams.
         problems += rng.restore(streams)
-        self.exactness = f"APPROXIMATE: {'; '.join(problems)}" if problems else "EXACT"
+        self._problems = problems
         self._home.tell(
             JournalEvent.RESUMED, path=str(checkpoint.path), step=step, exactness=self.exactness
         )
@@ -409,7 +464,7 @@ class Session:
         left_alone = self._registry.restore_classic(content, source)
         if left_alone:
             names = ", ".join(left_alone)
-            print(f"{source} has no state of {names}: left as it is", file=sys.stderr)
+            _say(f"{source} has no state of {names}: left as it is")
         self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
 
 
@@ -428,13 +483,19 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _say(text: str) -> None:
+    # Nobody may be reading any more: no reason to lose the state.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
     """Turn errors of ours into a message and the right exit status, without a traceback."""
     try:
         yield
     except OrchestratorError as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         raise TrainingRefused(error.status) from error
 
 

@@ -5,10 +5,13 @@ of that makes torch raise in the main thread, and the emergency checkpoint is ne
 """
 
 import contextlib
+import multiprocessing
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader
 from orchestrator.training.stop import STOP_SIGNALS
 
 _SHIELDED = {*STOP_SIGNALS, signal.SIGUSR2}
-WORKER_END_SECONDS = 5.0
+WORKER_END_SECONDS = 3.0
 
 
 class WorkerShield:
@@ -30,16 +33,21 @@ class WorkerShield:
     def __init__(self) -> None:
         self._original = DataLoader.__iter__
         self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+        # The iterator of a loop that was left is gone before we are asked; its workers may not be.
+        self._workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def install(self) -> None:
         """Begin to shield; ``restore`` ends it."""
-        original, iterators = self._original, self._iterators
+        original, iterators, workers = self._original, self._iterators, self._workers
 
         def shielded_iter(loader: DataLoader[Any]) -> Any:
+            if loader.num_workers > 0:
+                _prepare(loader)
             with _signals_blocked():
                 iterator = original(loader)
             if loader.num_workers > 0:
                 iterators.add(iterator)
+                workers.update(getattr(iterator, "_workers", ()))
             return iterator
 
         DataLoader.__iter__ = shielded_iter  # type: ignore[method-assign]
@@ -51,14 +59,43 @@ class WorkerShield:
         """
         DataLoader.__iter__ = self._original  # type: ignore[method-assign]
         for iterator in list(self._iterators):
-            workers = list(getattr(iterator, "_workers", ()))
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()
-            for worker in workers:
-                worker.join(WORKER_END_SECONDS if worker.is_alive() else 0)
-                if worker.is_alive():
-                    worker.kill()
-                    worker.join(WORKER_END_SECONDS)
+        deadline = time.monotonic() + WORKER_END_SECONDS
+        for worker in list(self._workers):
+            worker.join(max(0.0, deadline - time.monotonic()))
+        for worker in list(self._workers):
+            if worker.is_alive():
+                worker.kill()
+                worker.join(WORKER_END_SECONDS)
+
+
+def _prepare(loader: DataLoader[Any]) -> None:
+    """Start the helper of multiprocessing now: starting it lifts SIGTERM and SIGINT off the mask.
+
+    And a fork server must not inherit the mask, since later children of the script would have it.
+    """
+    context: Any = loader.multiprocessing_context or multiprocessing
+    method = context.get_start_method()
+    if method == "fork":
+        return
+    resource_tracker.ensure_running()
+    if method == "forkserver":
+        forkserver.ensure_running()
+        if not isinstance(loader.worker_init_fn, _BlockFirst):
+            loader.worker_init_fn = _BlockFirst(loader.worker_init_fn)
+
+
+class _BlockFirst:
+    """Shields a worker of the fork server, which has its mask from there, as soon as it runs."""
+
+    def __init__(self, init: Any) -> None:
+        self._init = init
+
+    def __call__(self, worker: int) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+        if self._init is not None:
+            self._init(worker)
 
 
 @contextlib.contextmanager

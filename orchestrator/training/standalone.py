@@ -28,9 +28,11 @@ class Standalone:
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
         self.run.create()
         self._lock = RunLock(self.run)
+        self._left = False
         try:
             self._lock.sign()
             self.store = Store.open(self.run, sys.argv)
+            os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.release()
             raise
@@ -65,8 +67,13 @@ class Standalone:
             seconds=seconds,
         )
         in_use = {self._resumed_from.name} if self._resumed_from else set()
-        for deleted in self.store.apply_retention(self._policy, in_use, self._quarantined):
-            self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(deleted.path))
+        try:
+            deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
+        except OSError as error:
+            print(f"cannot tidy up {self.run.checkpoints}: {error}", file=sys.stderr)
+            return
+        for old in deleted:
+            self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
@@ -74,7 +81,14 @@ class Standalone:
             self.tell(JournalEvent.RUN_COMPLETED)
         elif status is not None:
             self.tell(JournalEvent.RUN_STOPPED, status=status)
-        self._lock.release()
+        self._left = True
+        self._lock.free()
+
+    def _close_in_child(self) -> None:
+        # A loader worker that outlives a killed trainer must not hold the run.
+        if not self._left:
+            self._lock.release()
+            self._left = True
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:
         print(f"{error}; it was moved to quarantine", file=sys.stderr)

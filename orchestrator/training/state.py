@@ -44,9 +44,11 @@ class Progress:
             if name in RESERVED or name.endswith(SUFFIX):
                 raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
             try:
-                number = value.detach() if isinstance(value, torch.Tensor) else value
-                values[name] = float(number)
-            except (TypeError, ValueError, RuntimeError) as error:
+                if isinstance(value, torch.Tensor) and value.numel() != 1:
+                    raise ValueError(f"a tensor of the shape {list(value.shape)}")
+                # What the device has to say, such as a failed kernel, passes as it is.
+                values[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
+            except (TypeError, ValueError, OverflowError) as error:
                 raise ConfigError(
                     f"cannot keep the metric {name}: it is not one number ({error})"
                 ) from None
@@ -120,6 +122,8 @@ class Registry:
         for name, state in states.items():
             try:
                 self._objects[name].load_state_dict(state)
+            except torch.OutOfMemoryError:
+                raise  # the device is full, which says nothing about the file
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise _mismatch(source, [f"{name}: {error}"]) from error
 
@@ -140,7 +144,16 @@ def _compare(live: Stateful, saved: Any) -> list[str]:
         return _compare_modules(live.state_dict(), saved)
     if isinstance(live, torch.optim.Optimizer):
         return _compare_optimizers(live.state_dict(), saved)
+    if isinstance(live, torch.optim.lr_scheduler.LRScheduler):
+        return _compare_keys(live.state_dict(), saved, "entry")
     return []
+
+
+def _compare_keys(live: Mapping[str, Any], saved: Any, kind: str) -> list[str]:
+    if not isinstance(saved, Mapping):
+        return [f"the file holds a {type(saved).__name__}, not a state_dict"]
+    differences = [f"{kind} {key} is missing in the file" for key in live if key not in saved]
+    return differences + [f"{kind} {key} is only in the file" for key in saved if key not in live]
 
 
 def _compare_modules(live: Mapping[str, Any], saved: Any) -> list[str]:
@@ -162,6 +175,9 @@ def _compare_optimizers(live: Mapping[str, Any], saved: Any) -> list[str]:
         return ["the file holds no optimizer state"]
     if sizes[0] != sizes[1]:
         return [f"parameters per group are {sizes[1]} in the file, {sizes[0]} here"]
+    options = [sorted(s["param_groups"][0]) for s in (live, saved)] if sizes[0] else [[], []]
+    if options[0] != options[1]:
+        return [f"options are {', '.join(options[1])} in the file, {', '.join(options[0])} here"]
     return []
 
 

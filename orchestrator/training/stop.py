@@ -1,5 +1,6 @@
 """How a stop reaches the training loop, and how the loop ends."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -58,8 +59,10 @@ class SignalFlags:
             previous = signal.getsignal(number)
             if number == signal.SIGHUP and previous == signal.SIG_IGN:
                 continue
-            self._previous[number] = signal.signal(number, self._record_stop)
-        self._previous[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._record_save)
+            if previous is not None:  # one of C, such as faulthandler's, could not be given back
+                self._previous[number] = signal.signal(number, self._record_stop)
+        if signal.getsignal(signal.SIGUSR2) is not None:
+            self._previous[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._record_save)
         os.register_at_fork(after_in_child=self.restore)
 
     def restore(self) -> None:
@@ -90,7 +93,9 @@ class SignalFlags:
             handler = self._previous.pop(number, signal.SIG_DFL)
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
             text = f"{self.source}: saving at the next safe point; once more: end at once\n"
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+            # The terminal may be gone: that is why the signal came.
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
     def _record_save(self, number: int, frame: FrameType | None) -> None:
         if self._is_for_a_child(number):

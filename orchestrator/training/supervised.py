@@ -53,7 +53,7 @@ class Supervised:
 
     def show(self, metrics: dict[str, float]) -> None:
         """Report the latest metrics."""
-        self._lifeline.send("metrics", metrics=json_metrics(metrics))
+        self._lifeline.offer("metrics", metrics=json_metrics(metrics))
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Report a new checkpoint; a dead supervisor's successor finds it on the disk."""

@@ -189,7 +189,7 @@ LOADERS: dict[str, Loader] = {
 
 def consume(position: DataPosition) -> None:
     """What a completed step does."""
-    position.current.consumed = position.current.taken
+    position.consume()
 
 
 def new_process() -> None:
