@@ -3,7 +3,8 @@
 OrchestratorError                 carries the exit status that tells a scheduler what to do
 ├── ConfigError                   an option, a file of ours or a directory is not usable: mend it
 │   ├── MismatchError             the checkpoint does not fit the live objects: mend the script
-│   └── UnstorableError           a value cannot be kept in a checkpoint: convert or drop it
+│   ├── UnstorableError           a value cannot be kept in a checkpoint: convert or drop it
+│   └── UnreadableError           the system refuses to read a checkpoint: nothing is said of it
 ├── RunInUseError                 another process works on this run: wait, or stop that one
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
 ├── CheckpointInvalidError        one checkpoint failed verification: take an older one
@@ -40,6 +41,20 @@ class UnstorableError(ConfigError):
             "keep tensors, numbers, strings, lists, tuples, sets and dicts of these"
         )
         self.where = where
+
+
+class UnreadableError(ConfigError):
+    """A checkpoint cannot be judged now: too many open files, no permission, a stale mount.
+
+    Setting it aside, or resuming from an older one, would punish a good checkpoint.
+    """
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        super().__init__(
+            f"cannot read {path}: {cause.strerror}; the checkpoint may be good, so nothing else is "
+            "tried: mend that and run again"
+        )
+        self.path = path
 
 
 class RunInUseError(OrchestratorError):

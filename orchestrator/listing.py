@@ -5,7 +5,7 @@ from typing import Any
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.reading import read_checkpoint, verify
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import CheckpointInvalidError
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
 
 def list_checkpoints(store: Store) -> list[dict[str, Any]]:
@@ -35,5 +35,7 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
             row["valid"] = True
         except CheckpointInvalidError as error:
             row["problem"] = error.reason
+        except UnreadableError as error:
+            row["problem"] = str(error)
         rows.append(row)
     return rows

@@ -14,6 +14,7 @@ from orchestrator.errors import (
     NoValidCheckpointError,
     OrchestratorError,
     RunInUseError,
+    UnreadableError,
     UnstorableError,
 )
 from orchestrator.exitcodes import FINAL_FOR_TRAINER, ExitStatus
@@ -29,6 +30,7 @@ STATUSES = {
     ConfigError("cannot"): 78,
     MismatchError("cannot"): 78,
     UnstorableError("state['x']", "it is a socket"): 78,
+    UnreadableError(Path("step-1"), OSError(13, "Permission denied")): 78,
     RunInUseError("cannot"): 69,
     NoValidCheckpointError("cannot"): 65,
     CheckpointInvalidError(Path("step-1"), "state.pt is missing"): 65,

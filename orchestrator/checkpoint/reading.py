@@ -12,13 +12,16 @@ import xxhash
 
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
 from orchestrator.durable import Disk
-from orchestrator.errors import CheckpointInvalidError
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 PIN_FILE = "pinned"
 READ_CHUNK_BYTES = 16 << 20
 MAXIMUM_MANIFEST_BYTES = 1 << 20
+
+# A link or directory in a file's place, and a disk that has lost the bytes.
+_DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO, errno.ENXIO}
 
 _NAME = re.compile(r"step-(\d{12})(?:-(\d+))?")
 
@@ -93,7 +96,8 @@ def order_of(name: str) -> tuple[int, int]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in one directory, without looking at the bytes of its state.
 
-    Raises CheckpointInvalidError when the directory or its manifest is not what it must be.
+    Raises CheckpointInvalidError when the directory or its manifest is not what it must be, and
+    UnreadableError when the system does not let us see.
     """
     try:
         if path.is_symlink():
@@ -103,11 +107,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with open(path / MANIFEST_FILE, "rb") as file:
             text = file.read(MAXIMUM_MANIFEST_BYTES)
         manifest = Manifest.from_json(text)
-    except FileNotFoundError:
-        raise CheckpointInvalidError(path, "manifest.json is missing") from None
     except OSError as error:
-        reason = f"manifest.json cannot be read: {error.strerror}"
-        raise CheckpointInvalidError(path, reason) from None
+        raise _judged(path, MANIFEST_FILE, error) from None
     except ValueError as error:
         raise CheckpointInvalidError(path, str(error)) from None
     if manifest.step != order_of(path.name)[0]:
@@ -118,15 +119,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Read every byte and compare with the manifest. Raises CheckpointInvalidError."""
+    """Read every byte and compare with the manifest.
+
+    Raises CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
+    """
     for name, record in checkpoint.manifest.files.items():
         try:
             actual = _digest(checkpoint.path / name)
-        except FileNotFoundError:
-            raise CheckpointInvalidError(checkpoint.path, f"{name} is missing") from None
         except OSError as error:
-            reason = f"{name} cannot be read: {error.strerror}"
-            raise CheckpointInvalidError(checkpoint.path, reason) from None
+            raise _judged(checkpoint.path, name, error) from None
         if actual.bytes != record.bytes:
             reason = f"{name} has {actual.bytes} bytes, not {record.bytes}"
             raise CheckpointInvalidError(checkpoint.path, reason)
@@ -151,6 +152,15 @@ def export_state(checkpoint: Checkpoint, target: Path, disk: Disk | None = None)
         except (OSError, CheckpointInvalidError):
             target.unlink(missing_ok=True)
             raise
+
+
+def _judged(path: Path, name: str, error: OSError) -> CheckpointInvalidError | UnreadableError:
+    """What an error on reading says: that the checkpoint is bad, or nothing about it."""
+    if error.errno == errno.ENOENT:
+        return CheckpointInvalidError(path, f"{name} is missing")
+    if error.errno in _DAMAGE:
+        return CheckpointInvalidError(path, f"{name} cannot be read: {error.strerror}")
+    return UnreadableError(path / name, error)
 
 
 def _digest(path: Path) -> FileRecord:

@@ -46,9 +46,12 @@ def names_to_keep(
     names that a process may be reading, such as the one resumed from.
     """
     healthy = sorted((c for c in candidates if c.healthy), key=lambda c: c.order)
-    newest = {c.name for c in healthy[-max(policy.keep, MINIMUM_KEEP) :]}
+    keep = max(policy.keep, MINIMUM_KEEP)
+    newest = {c.name for c in healthy[-keep:]}
     oldest_counted = next((c.order for c in healthy if c.name in newest), (0, 0))
-    recent_unhealthy = {c.name for c in candidates if not c.healthy and c.order > oldest_counted}
+    unhealthy = sorted((c for c in candidates if not c.healthy), key=lambda c: c.order)
+    # For a look at what went wrong; a diverged run that saves on must not fill the disk with them.
+    recent_unhealthy = {c.name for c in unhealthy[-keep:] if c.order > oldest_counted}
     pinned = {c.name for c in candidates if c.pinned}
     return newest | recent_unhealthy | pinned | _best(healthy, policy.best) | set(in_use)
 

@@ -30,6 +30,7 @@ from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,
     NoValidCheckpointError,
+    UnreadableError,
 )
 from orchestrator.journal import utc_now
 from orchestrator.rundir import RunDir, RunIdentity
@@ -63,7 +64,7 @@ class Store:
         """
         adopted = None
         for path in cls(run, run_id="").directories():
-            with contextlib.suppress(CheckpointInvalidError):
+            with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 adopted = read_checkpoint(path).manifest.run_id
         return cls(run, RunIdentity.open(run, command, adopted).run_id)
 
@@ -102,7 +103,7 @@ class Store:
         """The run's readable checkpoints, oldest first; the bytes of their state are not read."""
         found = []
         for path in self.directories():
-            with contextlib.suppress(CheckpointInvalidError):
+            with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 checkpoint = read_checkpoint(path)
                 if checkpoint.manifest.run_id == self.run_id:
                     found.append(checkpoint)
@@ -122,7 +123,8 @@ class Store:
 
         Walks from the newest to the oldest. What fails verification is quarantined and reported;
         non-finite ones and those of another run are passed over. Raises NoValidCheckpointError
-        when there were candidates and none is left, since a silent start from zero loses a run.
+        when there were candidates and none is left, since a silent start from zero loses a run, and
+        UnreadableError when one cannot be judged.
         """
         passed_over = []
         for path in reversed(self.directories()):
@@ -154,8 +156,8 @@ class Store:
 
     def quarantined(self) -> list[Path]:
         """What was set aside."""
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(path for path in self.run.quarantine.iterdir())
+        with contextlib.suppress(OSError):
+            return sorted(self.run.quarantine.iterdir())
         return []
 
     def quarantine(self, path: Path, reason: str) -> None:
@@ -189,7 +191,8 @@ class Store:
         """Delete what the policy does not keep, and return it. Call it after a publish only.
 
         Every checkpoint that counts is verified first (its bytes are read again only if a file
-        changed since the last time), so that a deletion never rests on a bad one.
+        changed since the last time), so that a deletion never rests on a bad one. Raises
+        UnreadableError, having deleted nothing, when one cannot be judged.
         """
         valid = []
         for checkpoint in self.all():
@@ -204,14 +207,11 @@ class Store:
         return [c for c in valid if c.name not in keep and self._delete(c)]
 
     def _verify(self, checkpoint: Checkpoint) -> None:
-        try:
-            signature = _signature(checkpoint)
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
-            raise CheckpointInvalidError(checkpoint.path, reason) from None
-        if self._verified.get(checkpoint.name) != signature:
+        signature = _signature(checkpoint)
+        if signature is None or self._verified.get(checkpoint.name) != signature:
             verify(checkpoint)
-            self._verified[checkpoint.name] = signature
+            if signature is not None:
+                self._verified[checkpoint.name] = signature
 
     def _delete(self, checkpoint: Checkpoint) -> bool:
         """Delete one checkpoint, unless it was pinned meanwhile or holds files of others."""
@@ -221,6 +221,10 @@ class Store:
             if {entry.name for entry in checkpoint.path.iterdir()} != ours:
                 return False
             self.disk.rename(checkpoint.path, trash)
+            if (trash / PIN_FILE).exists():
+                # Pinned between the look and the rename.
+                self.disk.rename(trash, checkpoint.path)
+                return False
             self.disk.sync_directory(self.run.checkpoints)
             for name in ours:
                 self.disk.remove(trash / name)
@@ -244,6 +248,7 @@ class Store:
     def pin(self, checkpoint: Checkpoint) -> None:
         """Keep this checkpoint whatever the policy says. Raises OSError."""
         (checkpoint.path / PIN_FILE).touch()
+        self.disk.sync_directory(checkpoint.path)
 
     def unpin(self, checkpoint: Checkpoint) -> None:
         """Leave this checkpoint to the policy again. Raises OSError."""
@@ -268,6 +273,9 @@ def _candidate(checkpoint: Checkpoint) -> Candidate:
     )
 
 
-def _signature(checkpoint: Checkpoint) -> Signature:
-    stats = [os.lstat(checkpoint.path / name) for name in sorted(checkpoint.manifest.files)]
+def _signature(checkpoint: Checkpoint) -> Signature | None:
+    try:
+        stats = [os.lstat(checkpoint.path / name) for name in sorted(checkpoint.manifest.files)]
+    except OSError:
+        return None  # reading it will tell what is wrong
     return tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)

@@ -10,7 +10,7 @@ from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import CheckpointInvalidError
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.supervisor.restarts import Budget
 from orchestrator.supervisor.threads import in_thread
@@ -60,7 +60,7 @@ class Custodian:
         """Take note of a checkpoint that the trainer announces; None if it is not there."""
         try:
             checkpoint = read_checkpoint(self._store.run.checkpoints / name)
-        except (CheckpointInvalidError, ValueError):
+        except (CheckpointInvalidError, UnreadableError, ValueError):
             return None
         if name not in self._announced:
             self._announced.add(name)
@@ -102,8 +102,8 @@ class Custodian:
                 deleted = await in_thread(
                     lambda: self._store.apply_retention(self._policy, in_use, report)
                 )
-            except OSError as error:
-                self._log.warning("cannot rotate checkpoints", problem=error.strerror)
+            except (OSError, UnreadableError) as error:
+                self._log.warning("cannot rotate checkpoints", problem=str(error))
                 return
         for checkpoint in deleted:
             self._announced.discard(checkpoint.name)

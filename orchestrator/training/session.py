@@ -171,14 +171,17 @@ class Session:
         for attempt in patient_retrying(self._report_failure, self._stop_wanted):
             with attempt:
                 checkpoint = self._publish(Reason.FINAL)
-                try:
-                    write_json(
-                        self._home.run.done_file,
-                        {"step": self.global_step, "epoch": self.epoch, "time": utc_now()},
-                    )
-                except OSError as error:
-                    raise CheckpointWriteError(self.global_step, error) from error
         self._home.published(checkpoint, None)
+        for attempt in patient_retrying(self._report_failure, self._stop_wanted):
+            with attempt:
+                self._mark_complete()
+
+    def _mark_complete(self) -> None:
+        done = {"step": self.global_step, "epoch": self.epoch, "time": utc_now()}
+        try:
+            write_json(self._home.run.done_file, done)
+        except OSError as error:
+            raise CheckpointWriteError(self.global_step, error) from error
 
     def _is_finished(self) -> bool:
         """Whether this is a finished run to which nothing was added."""

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.errors import CheckpointInvalidError
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import ControlPage
@@ -69,7 +69,7 @@ class Standalone:
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
-        except OSError as error:
+        except (OSError, UnreadableError) as error:
             print(f"cannot tidy up {self.run.checkpoints}: {error}", file=sys.stderr)
             return
         for old in deleted:

@@ -1,7 +1,9 @@
 """The store: what is published is found again, and what is damaged is never trusted."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,
     NoValidCheckpointError,
+    UnreadableError,
 )
 from orchestrator.rundir import RunDir
 from tests.checkpoint.support import (
@@ -600,3 +603,41 @@ def test_names_of_other_things_have_no_order(name: str) -> None:
     """What is not named like a checkpoint is refused."""
     with pytest.raises(ValueError, match="not the name of a checkpoint"):
         order_of(name)
+
+
+def test_a_checkpoint_that_cannot_be_judged_is_left_alone(tmp_path: Path) -> None:
+    """Too many open files say nothing about a checkpoint: it is neither set aside nor passed by."""
+    store = new_store(tmp_path / "run", (100, 200))
+    newest = store.all()[-1]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(UnreadableError, match=r"manifest\.json"):
+            read_checkpoint(newest.path)
+        with pytest.raises(UnreadableError, match=r"state\.pt"):
+            verify(newest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert valid_steps(store) == [100, 200]
+    assert store.quarantined() == []
+
+
+def test_a_run_with_a_checkpoint_that_cannot_be_judged_does_not_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older checkpoint is not taken instead: that would lose steps to a passing fault."""
+    store = new_store(tmp_path / "run", (100, 200))
+    stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    real_open = os.open
+
+    def refuse(path: str | Path, *arguments: int) -> int:
+        if Path(path).name == "state.pt":
+            raise stale
+        return real_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UnreadableError, match="mend that and run again"):
+        store.newest_valid()
+    with pytest.raises(UnreadableError):
+        store.apply_retention(KEEP_TWO)
+    assert len(store.directories()) == 2
