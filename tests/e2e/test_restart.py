@@ -49,8 +49,7 @@ def test_same_failure_at_same_step_stops_the_run(supervise: Start) -> None:
 
 def test_checkpoint_that_fails_right_after_resuming_is_set_aside_once(supervise: Start) -> None:
     """A failure that comes twice right after resuming demotes the checkpoint, then gives up."""
-    poisoned = "import sys\nif session.resumed_from: raise RuntimeError('poisoned')"
-    code = f"session.checkpoint()\n{poisoned}"
+    code = "if session.resumed_from: raise RuntimeError('poisoned')"
     run = supervise(
         "--run-at", "6", "--code", code, "--fail-at", "7", options=("--every", "3steps")
     )
