@@ -1,0 +1,172 @@
+"""What the supervisor says to the trainer and to the command line, and does on their word."""
+
+import asyncio
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+import structlog
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.config import Config
+from orchestrator.journal import Journal, JournalEvent
+from orchestrator.page import Field
+from orchestrator.supervisor.attempt import Attempt
+from orchestrator.supervisor.channel import Peer
+from orchestrator.supervisor.custodian import Custodian
+from orchestrator.supervisor.states import Event, Machine
+from orchestrator.supervisor.status import Status, describe_checkpoint
+from orchestrator.supervisor.watch import CLOSING_SHARE, Watch
+from orchestrator.wire import PROTOCOL_VERSION, Message
+
+ROTATION_WAIT_SECONDS = 60.0
+
+
+class Conversation:
+    """Handles every message of docs/process-contract.md."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        journal: Journal,
+        machine: Machine,
+        watch: Watch,
+        checkpoints: Custodian,
+        restarts: int,
+    ) -> None:
+        self.restarts = restarts
+        self._config = config
+        self._store = store
+        self._journal = journal
+        self._machine = machine
+        self._watch = watch
+        self._checkpoints = checkpoints
+        self._log = structlog.get_logger()
+        self._rotations: set[asyncio.Task[None]] = set()
+        self._waiting_for_checkpoint: list[Peer] = []
+        self._grace_checked = False
+
+    async def receive(self, peer: Peer, message: Message) -> None:
+        """Act on one message."""
+        attempt = self._watch.attempt
+        match message.get("type"):
+            case "status":
+                peer.send(self._status().to_json())
+            case "stop":
+                peer.send({"type": "stopping", "grace_seconds": self._config.grace})
+                self._watch.request_stop("orchestrator stop")
+            case "checkpoint":
+                self._waiting_for_checkpoint.append(peer)
+                self.request_checkpoint()
+            case "hello" if attempt is not None:
+                self._welcome(attempt, peer, message)
+            case kind if attempt is not None and peer is attempt.peer:
+                self._hear_trainer(attempt, str(kind), message)
+
+    def _welcome(self, attempt: Attempt, peer: Peer, message: Message) -> None:
+        if (
+            attempt.over.is_set()
+            or attempt.connected
+            or str(message.get("attempt")) != str(attempt.number)
+        ):
+            peer.send({"type": "refused", "reason": "another session has this run already"})
+            return
+        attempt.peer, attempt.connected = peer, True
+        peer.send(
+            {
+                "type": "welcome",
+                "protocol": PROTOCOL_VERSION,
+                "run_id": self._store.run_id,
+                "every": asdict(self._config.every),
+                "grace_seconds": self._config.grace,
+            },
+            attempt.descriptors,
+        )
+        self._machine.handle(Event.CONNECTED)
+
+    def _hear_trainer(self, attempt: Attempt, kind: str, message: Message) -> None:
+        facts = {key: value for key, value in message.items() if key != "type"}
+        match kind:
+            case "resumed":
+                self._journal.write(JournalEvent.RESUMED, attempt.number, **facts)
+            case "stop_noticed":
+                self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)
+                # A scheduler may have signalled the trainer alone: that too is a stop.
+                if not self._watch.stop_wanted.is_set():
+                    self._watch.request_stop(f"{facts.get('source')} to the trainer")
+            case "published":
+                self._hear_published(str(facts.get("name")), facts)
+            case "save_failed":
+                self._journal.write(JournalEvent.CHECKPOINT_FAILED, attempt.number, **facts)
+                self._log.error(str(facts.get("problem")), training="goes on")
+                self._answer_waiting({"type": "failed", **facts})
+            case "metrics":
+                attempt.metrics = facts.get("metrics", {})
+            case "ended":
+                attempt.reported = facts.get("status")
+            case "lost":
+                self._watch.trainer_lost(attempt)
+
+    def _hear_published(self, name: str, facts: dict[str, Any]) -> None:
+        seconds = facts.get("seconds")
+        checkpoint = self._checkpoints.published(name, seconds=seconds)
+        if checkpoint is None:
+            return
+        self._log.info(
+            "checkpoint", step=checkpoint.manifest.step, reason=checkpoint.manifest.reason.value
+        )
+        self._answer_waiting({"type": "published", "path": str(checkpoint.path)})
+        self._warn_of_short_grace(seconds)
+        rotation = asyncio.ensure_future(self._checkpoints.rotate())
+        self._rotations.add(rotation)
+        rotation.add_done_callback(self._rotations.discard)
+
+    async def rotations_end(self) -> None:
+        """Wait for the rotations that are under way, at most so long."""
+        if self._rotations:
+            await asyncio.wait(self._rotations, timeout=ROTATION_WAIT_SECONDS)
+
+    def _warn_of_short_grace(self, save_seconds: Any) -> None:
+        if self._grace_checked or not isinstance(save_seconds, float):
+            return
+        self._grace_checked = True
+        if save_seconds > self._config.grace * (1 - CLOSING_SHARE):
+            self._log.warning(
+                f"saving takes {save_seconds:.1f} s and --grace is {self._config.grace:g} s: a "
+                "stop would not have the time to save; raise --grace, and what the host allows"
+            )
+
+    def request_checkpoint(self) -> None:
+        """Have the trainer save at its next safe point."""
+        if self._watch.attempt is None or self._watch.attempt.over.is_set():
+            self._answer_waiting({"type": "failed", "problem": "no trainer is running now"})
+        else:
+            self._watch.attempt.page.values[Field.CHECKPOINT_REQUESTS] += 1
+
+    def _answer_waiting(self, message: Message) -> None:
+        for peer in self._waiting_for_checkpoint:
+            peer.send(message)
+        self._waiting_for_checkpoint.clear()
+
+    def _status(self) -> Status:
+        attempt = self._watch.attempt
+        newest = self._checkpoints.newest
+        status = Status(
+            run_id=self._store.run_id, state=self._machine.state, run_dir=str(self._store.run.root)
+        )
+        status.supervisor_pid = os.getpid()
+        status.restarts = self.restarts
+        status.newest_checkpoint = describe_checkpoint(newest) if newest else None
+        if attempt is not None:
+            status.attempt = attempt.number
+            status.metrics = attempt.metrics
+            if attempt.connected:
+                status.step, status.epoch = attempt.step, attempt.epoch
+            if not attempt.over.is_set():
+                status.trainer_pid = attempt.child.pid
+                alive = time.monotonic() - attempt.started
+                age = status.newest_checkpoint["age_seconds"] if status.newest_checkpoint else alive
+                status.lose_at_most_seconds = round(min(alive, age), 3)
+        return status
