@@ -1,11 +1,8 @@
 """The session: what a training script talks to (docs/process-contract.md, README)."""
 
-import contextlib
 import math
 import os
-import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,22 +17,23 @@ from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,
     ConfigError,
-    OrchestratorError,
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import JournalEvent, utc_now
 from orchestrator.page import Field, Phase
 from orchestrator.training import rng
 from orchestrator.training.data import DataPosition
+from orchestrator.training.ending import describe, refusing, say, status_of
 from orchestrator.training.home import Home
 from orchestrator.training.place import Place
-from orchestrator.training.plain import from_plain, to_plain
+from orchestrator.training.plain import to_plain
 from orchestrator.training.replay import ReplayPoint
+from orchestrator.training.restoring import read_classic, read_state
 from orchestrator.training.saving import Saver, Schedule, patient_retrying
 from orchestrator.training.shield import WorkerShield
 from orchestrator.training.standalone import Standalone
-from orchestrator.training.state import SUFFIX, Progress, Registry
-from orchestrator.training.stop import SignalFlags, TrainingRefused, TrainingStopped
+from orchestrator.training.state import Progress, Registry
+from orchestrator.training.stop import SignalFlags, TrainingStopped
 from orchestrator.training.supervised import Supervised
 from orchestrator.wire import SOCKET_VARIABLE
 
@@ -74,7 +72,7 @@ class Session:
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._start_from = Path(start_from) if start_from is not None else None
         self._registry = Registry()
-        with _refusing():
+        with refusing():
             self._registry.add(objects)
         self._progress = Progress()
         self._entered = False
@@ -86,7 +84,7 @@ class Session:
 
         Raises TrainingRefused, after printing the reason, when that is not possible.
         """
-        with _refusing():
+        with refusing():
             if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
                 raise ConfigError(
                     "cannot train with several processes yet: WORLD_SIZE is "
@@ -103,7 +101,7 @@ class Session:
             try:
                 self._begin()
             except BaseException as error:
-                self._leave(_status_of(error), None)
+                self._leave(status_of(error), None)
                 raise
         return self
 
@@ -136,7 +134,7 @@ class Session:
                 if self._home.supervised:
                     raise
                 self._home.store.quarantine(checkpoint.path, error.reason)
-                _say(f"{error}; it was moved to quarantine")
+                say(f"{error}; it was moved to quarantine")
                 continue
             return checkpoint
         return None
@@ -150,15 +148,15 @@ class Session:
         """Mark the run complete, or record how it ended; then end loader workers."""
         try:
             if error is None:
-                with _refusing():
+                with refusing():
                     self._complete()
         except BaseException as failure:
             error = failure
             raise
         finally:
             self._entered = False
-            status = ExitStatus.COMPLETE if error is None else _status_of(error)
-            described = None if error is None or status is not None else _describe(error)
+            status = ExitStatus.COMPLETE if error is None else status_of(error)
+            described = None if error is None or status is not None else describe(error)
             self._leave(status, described)
 
     def _complete(self) -> None:
@@ -218,7 +216,7 @@ class Session:
 
     def register(self, **objects: Any) -> None:
         """Register more objects; before the ``with`` block, so that they are restored with it."""
-        with _refusing():
+        with refusing():
             if self._entered:
                 raise ConfigError(
                     f"cannot register {', '.join(objects)} inside the `with` block: the state is "
@@ -267,9 +265,7 @@ class Session:
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
         progress.step += 1
-        for name, value in metrics.items():
-            # Not the graph behind it, which would keep the activations.
-            progress.metrics[name] = value.detach() if isinstance(value, torch.Tensor) else value
+        progress.note(metrics)
         self._data.consume()
         self._replay_point = None
         page[STEP] = progress.step
@@ -282,10 +278,7 @@ class Session:
         everything after it again: the evaluation, a scheduler's step. Between a batch and its step
         nothing is saved, since the state belongs to neither.
         """
-        for name, value in metrics.items():
-            self._progress.metrics[name] = (
-                value.detach() if isinstance(value, torch.Tensor) else value
-            )
+        self._progress.note(metrics)
         self._polling = True
         try:
             self._safe_point()
@@ -294,7 +287,7 @@ class Session:
 
     def checkpoint(self) -> Path | None:
         """Save now; the new checkpoint's directory, None if the disk refused."""
-        with _refusing():
+        with refusing():
             if self._data.mid_batch:
                 raise ConfigError(
                     "cannot save between a batch and its step: call session.checkpoint() after "
@@ -320,7 +313,7 @@ class Session:
 
     def _attend(self, now: int) -> None:
         """Do what is due at this safe point."""
-        with _refusing():
+        with refusing():
             if now >= self._show_at_ns and not self._page[STOP_REQUEST]:
                 self._show_at_ns = now + SHOW_METRICS_NS
                 self._home.show(self._progress.metric_values())
@@ -375,7 +368,7 @@ class Session:
         finally:
             self._page[Field.PHASE] = Phase.TRAIN
         if not healthy:
-            _say(
+            say(
                 f"step {self.global_step} has non-finite values: its checkpoint is kept, but "
                 "nothing will resume from it"
             )
@@ -388,7 +381,7 @@ class Session:
         except ConfigError as error:
             if reason is not Reason.EMERGENCY:
                 raise
-            _say(str(error))
+            say(str(error))
         numbers = {n: v for n, v in self._progress.metrics.items() if isinstance(v, (int, float))}
         return Progress(metrics=numbers).metric_values()
 
@@ -408,7 +401,7 @@ class Session:
         }
 
     def _remember_replay_point(self) -> None:
-        with _refusing():
+        with refusing():
             metrics = self._progress.metric_values()
             self._replay_point = ReplayPoint(self._capture(metrics), metrics)
 
@@ -423,98 +416,30 @@ class Session:
     def _report_failure(self, error: CheckpointWriteError) -> None:
         self._home.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
         if not self._home.supervised:
-            _say(f"{error}; training goes on")
+            say(f"{error}; training goes on")
 
     # --- restoring ---------------------------------------------------------------------------
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        content = _load(checkpoint.state_file)
-        try:
-            registered, state = dict(content), from_plain(content["state"])
-            epoch, step, position = content["epoch"], content["step"], content["data"]
-            streams = content["rng"]
-        except KeyError as error:
-            raise CheckpointInvalidError(checkpoint.path, f"state.pt lacks {error}") from None
-        self._registry.restore(registered, checkpoint.state_file)
+        restored = read_state(checkpoint)
+        self._registry.restore(restored.content, checkpoint.state_file)
         self.state.clear()
-        self.state.update(state)
-        self._progress = Progress(epoch, step, dict(checkpoint.manifest.metrics))
-        self._data.load(position)
+        self.state.update(restored.state)
+        self._progress = restored.progress
+        self._data.load(restored.position)
         self.resumed_from = checkpoint.path
-        problems = [
-            f"it was made with {name} {version}, this is {_VERSIONS[name]}"
-            for name, version in checkpoint.manifest.versions.items()
-            if name in _VERSIONS and version != _VERSIONS[name]
-        ]
-        problems += position.get("caveats", [])
         # Last, since loading may draw from the streams.
-        problems += rng.restore(streams)
-        self._problems = problems
+        self._problems = restored.problems + rng.restore(restored.streams)
         self._home.tell(
-            JournalEvent.RESUMED, path=str(checkpoint.path), step=step, exactness=self.exactness
+            JournalEvent.RESUMED,
+            path=str(checkpoint.path),
+            step=self.global_step,
+            exactness=self.exactness,
         )
 
     def _start(self, source: Path) -> None:
-        """Begin with a file in the classic form; its ``epoch`` counts completed epochs."""
-        if not source.exists():
-            raise ConfigError(f"cannot start from {source}: there is no such file")
-        content = _load(source)
-        if "epoch" not in content or not any(key.endswith(SUFFIX) for key in content):
-            raise ConfigError(
-                f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
-                f"its keys are {', '.join(map(str, content))}"
-            )
+        content = read_classic(source)
         left_alone = self._registry.restore_classic(content, source)
         if left_alone:
-            names = ", ".join(left_alone)
-            _say(f"{source} has no state of {names}: left as it is")
+            say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
         self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
-
-
-_VERSIONS = {"torch": str(torch.__version__)}
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """Read a torch.save file with the safe default. Raises CheckpointInvalidError."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, some with an empty message
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointInvalidError(path, f"torch cannot load it: {reason[0]}") from error
-    if not isinstance(content, dict):
-        raise CheckpointInvalidError(path, f"it holds a {type(content).__name__}, not a dict")
-    return content
-
-
-def _say(text: str) -> None:
-    # Nobody may be reading any more: no reason to lose the state.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Turn errors of ours into a message and the right exit status, without a traceback."""
-    try:
-        yield
-    except OrchestratorError as error:
-        _say(str(error))
-        raise TrainingRefused(error.status) from error
-
-
-def _status_of(error: BaseException) -> ExitStatus | None:
-    return error.status if isinstance(error, TrainingStopped | TrainingRefused) else None
-
-
-def _describe(error: BaseException) -> dict[str, Any] | None:
-    """The content of error.json; None for an end that is no exception of the script."""
-    if not isinstance(error, Exception):
-        return None
-    frames = traceback.extract_tb(error.__traceback__)
-    return {
-        "type": type(error).__qualname__,
-        "message": str(error),
-        "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else None,
-        "traceback": "".join(traceback.format_exception(error)),
-        "time": utc_now(),
-    }

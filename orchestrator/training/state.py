@@ -34,6 +34,11 @@ class Progress:
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    def note(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the latest metrics as they are, but for the graph behind a loss."""
+        for name, value in metrics.items():
+            self.metrics[name] = value.detach() if isinstance(value, torch.Tensor) else value
+
     def metric_values(self) -> dict[str, float]:
         """The metrics as numbers; waits for the device where one is a tensor on it.
 

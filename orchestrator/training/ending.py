@@ -1,0 +1,48 @@
+"""How a session says what stopped it: a sentence, a status, a description of an exception."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.journal import utc_now
+from orchestrator.training.stop import TrainingRefused, TrainingStopped
+
+
+def say(text: str) -> None:
+    """Print to standard error."""
+    # Nobody may be reading any more: no reason to lose the state.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn errors of ours into a message and the right exit status, without a traceback."""
+    try:
+        yield
+    except OrchestratorError as error:
+        say(str(error))
+        raise TrainingRefused(error.status) from error
+
+
+def status_of(error: BaseException) -> ExitStatus | None:
+    """The status that an ending of ours carries; None for anything else."""
+    return error.status if isinstance(error, TrainingStopped | TrainingRefused) else None
+
+
+def describe(error: BaseException) -> dict[str, Any] | None:
+    """The content of error.json; None for an end that is no exception of the script."""
+    if not isinstance(error, Exception):
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "type": type(error).__qualname__,
+        "message": str(error),
+        "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else None,
+        "traceback": "".join(traceback.format_exception(error)),
+        "time": utc_now(),
+    }
