@@ -85,19 +85,22 @@ class Registry:
             for name, value in self._objects.items()
         }
 
-    def is_finite(self) -> bool:
-        """Whether every parameter of every registered module is finite.
+    def parameters(self) -> list[torch.Tensor]:
+        """The parameters of registered modules that could be non-finite.
 
         Buffers are left out: an attention mask holds infinities on purpose.
         """
-        parameters = [
+        return [
             parameter
             for value in self._objects.values()
             if isinstance(value, torch.nn.Module)
             for parameter in value.parameters()
             if parameter.is_floating_point() or parameter.is_complex()
         ]
-        return all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+
+    def is_finite(self) -> bool:
+        """Whether every parameter of every registered module is finite."""
+        return all(map(all_finite, self.parameters()))
 
     def restore_classic(self, content: Mapping[str, Any], source: Path) -> list[str]:
         """Like ``restore``, but objects that the file does not know are left alone and returned."""
@@ -131,6 +134,12 @@ class Registry:
                 raise  # the device is full, which says nothing about the file
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise _mismatch(source, [f"{name}: {error}"]) from error
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is infinite or NaN."""
+    # One pass at memory speed. A sum that is not finite may also have overflown.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _mismatch(source: Path, differences: list[str]) -> MismatchError:
