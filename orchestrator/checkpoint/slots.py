@@ -144,4 +144,3 @@ class Slots:
 
     def _set(self, slot: int, field: SlotField, value: int) -> None:
         self._table[Field.SLOT_TABLE + SLOT_VALUES * slot + field] = value
-

@@ -162,6 +162,16 @@ class Store:
             )
         return None
 
+    def newest_verified(self) -> Checkpoint | None:
+        """The newest healthy checkpoint that has not changed since it was verified here."""
+        for checkpoint in reversed(self.all()):
+            if checkpoint.manifest.healthy and (
+                (signature := _signature(checkpoint)) is not None
+                and self._verified.get(checkpoint.name) == signature
+            ):
+                return checkpoint
+        return None
+
     def quarantined(self) -> list[Path]:
         """What was set aside."""
         with contextlib.suppress(OSError):

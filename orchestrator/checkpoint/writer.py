@@ -48,28 +48,34 @@ class Writer:
             if not urgent:
                 _lower_priority()
             try:
-                return self._publish(snapshot, reason)
+                checkpoint = self._publish(snapshot, reason)
             except CheckpointWriteError as error:
                 if not (urgent and error.cause.errno in _FULL and self._free_reserve()):
                     raise
-                return self._publish(snapshot, reason)
+                checkpoint = self._publish(snapshot, reason)
+            if not urgent:
+                self._keep_reserve(snapshot.image_bytes)
+            return checkpoint
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
         def copy(file: DigestingWriter) -> None:
-            with mmap.mmap(snapshot.descriptor, snapshot.image_bytes, prot=mmap.PROT_READ) as image:
-                with memoryview(image) as whole:
-                    for offset in range(0, snapshot.image_bytes, CHUNK_BYTES):
-                        if self._give_way.is_set():
-                            raise WriteCancelledError
-                        with whole[offset : offset + CHUNK_BYTES] as chunk:
-                            file.write(chunk)
+            size = snapshot.image_bytes
+            with (
+                mmap.mmap(snapshot.descriptor, size, prot=mmap.PROT_READ) as image,
+                memoryview(image) as whole,
+            ):
+                for offset in range(0, size, CHUNK_BYTES):
+                    if self._give_way.is_set():
+                        raise WriteCancelledError
+                    with whole[offset : offset + CHUNK_BYTES] as chunk:
+                        file.write(chunk)
 
         manifest = replace(snapshot.manifest, reason=reason)
         return self.store.publish(manifest, copy, direct=True)
 
-    def keep_reserve(self, size: int) -> None:
+    def _keep_reserve(self, size: int) -> None:
         """Have so many bytes of disk set aside, where there is room for them and as much again."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # not every system can allocate
             path = self.store.run.reserve_file
             if path.exists() and path.stat().st_size >= size:
                 return

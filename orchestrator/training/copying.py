@@ -53,7 +53,7 @@ class Copier:
         self, device: int, jobs: list[tuple[bool, torch.Tensor, torch.Tensor]]
     ) -> torch.cuda.Event:
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         if self._hook is None:
             self._hook = register_optimizer_step_pre_hook(self._before_optimizer_step)
         beside, current = self._streams[device], torch.cuda.current_stream(device)
@@ -65,7 +65,7 @@ class Copier:
                         place.copy_(source, non_blocking=True)
                 if not may_wait:
                     current.wait_event(beside.record_event())
-            whole = beside.record_event()
+            whole: torch.cuda.Event = beside.record_event()
         self._awaited.append((device, whole))
         return whole
 

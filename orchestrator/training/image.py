@@ -118,7 +118,7 @@ def lay_out(frozen: Frozen) -> Layout:
 def _aligned(sizes: Sequence[int]) -> Iterator[None]:
     mean_bytes = sum(sizes) / max(1, len(sizes))
     wanted = PAGE_ALIGNMENT if mean_bytes >= LEAST_MEAN_BYTES else LEAST_ALIGNMENT
-    with serialization_config.patch("save.storage_alignment", wanted):
+    with serialization_config.patch("save.storage_alignment", wanted):  # type: ignore[attr-defined]
         yield
 
 

@@ -1,12 +1,16 @@
 """Reads checkpoints and classic files into the parts that a session takes over."""
 
+import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.errors import CheckpointInvalidError, ConfigError
 from orchestrator.training.plain import from_plain
 from orchestrator.training.state import SUFFIX, Progress
@@ -16,7 +20,10 @@ _VERSIONS = {"torch": str(torch.__version__)}
 
 @dataclass(frozen=True)
 class Restored:
-    """The content of a state.pt; ``content`` holds the state_dicts, ``problems`` the doubts."""
+    """The content of a state.pt; ``content`` holds the state_dicts, ``problems`` the doubts.
+
+    ``in_memory`` says that its tensors lie in a slot that a later snapshot will overwrite.
+    """
 
     content: dict[str, Any]
     state: dict[str, Any]
@@ -24,23 +31,41 @@ class Restored:
     position: dict[str, Any]
     streams: dict[str, Any]
     problems: list[str]
+    in_memory: bool
 
 
 def read_state(checkpoint: Checkpoint) -> Restored:
     """Read a checkpoint's state. Raises CheckpointInvalidError."""
     content = _load(checkpoint.state_file)
+    return _restored(content, checkpoint.manifest, checkpoint.path, in_memory=False)
+
+
+def read_snapshot(snapshot: Snapshot) -> Restored:
+    """Read the image in a slot, without copying its tensors. Raises CheckpointInvalidError."""
+    path = Path(f"/dev/fd/{snapshot.descriptor}")
+    # torch looks for the end of the file at the end of what it maps.
+    os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
+    content = _load(path, mmap=True)
+    content["state"] = copy.deepcopy(content.get("state"))
+    return _restored(content, snapshot.manifest, path, in_memory=True)
+
+
+def _restored(
+    content: dict[str, Any], manifest: Manifest, source: Path, in_memory: bool
+) -> Restored:
     try:
         position = content["data"]
         return Restored(
             content=content,
             state=from_plain(content["state"]),
-            progress=Progress(content["epoch"], content["step"], dict(checkpoint.manifest.metrics)),
+            progress=Progress(content["epoch"], content["step"], dict(manifest.metrics)),
             position=position,
             streams=content["rng"],
-            problems=_doubts(checkpoint, position),
+            problems=_doubts(manifest, position),
+            in_memory=in_memory,
         )
     except KeyError as error:
-        raise CheckpointInvalidError(checkpoint.path, f"state.pt lacks {error}") from None
+        raise CheckpointInvalidError(source, f"state.pt lacks {error}") from None
 
 
 def read_classic(source: Path) -> dict[str, Any]:
@@ -59,20 +84,20 @@ def read_classic(source: Path) -> dict[str, Any]:
     return content
 
 
-def _doubts(checkpoint: Checkpoint, position: dict[str, Any]) -> list[str]:
+def _doubts(manifest: Manifest, position: dict[str, Any]) -> list[str]:
     """Why a run resumed from here may differ from one that was not interrupted."""
     doubts = [
         f"it was made with {name} {version}, this is {_VERSIONS[name]}"
-        for name, version in checkpoint.manifest.versions.items()
+        for name, version in manifest.versions.items()
         if name in _VERSIONS and version != _VERSIONS[name]
     ]
     return doubts + list(position.get("caveats", ()))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read a torch.save file with the safe default. Raises CheckpointInvalidError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds, some with an empty message
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointInvalidError(path, f"torch cannot load it: {reason[0]}") from error

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import threading
+from typing import Any
 
 import torch
 
@@ -82,7 +83,7 @@ class SlotMemory:
 
     def _pin(self) -> None:
         # Without pinning the copy is only slower.
-        if int(torch.cuda.cudart().cudaHostRegister(self.address, self.capacity, 0)) == 0:
+        if int(_cuda_runtime().cudaHostRegister(self.address, self.capacity, 0)) == 0:
             self._pinned_address = self.address
 
     @property
@@ -95,7 +96,7 @@ class SlotMemory:
         if self._populating is not None:
             self._populating.join()
         if self._pinned_address is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._pinned_address)
+            _cuda_runtime().cudaHostUnregister(self._pinned_address)
             self._pinned_address = None
 
     def write(self, offset: int, data: bytes) -> None:
@@ -105,6 +106,10 @@ class SlotMemory:
     def move(self, source: int, target: int, length: int) -> None:
         """Move bytes from one place to another; the two may overlap."""
         ctypes.memmove(self.address + target, self.address + source, length)
+
+
+def _cuda_runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 def with_spare(image_bytes: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from orchestrator import memory
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.slots import Slots, Snapshot
+from orchestrator.training import rng
 from orchestrator.training.copying import Copier
 from orchestrator.training.image import Frozen, InexpressibleError, Layout, freeze, lay_out
 from orchestrator.training.shield import sigchld_default
@@ -68,7 +69,7 @@ class Snapshotter:
         self._layout: Layout | None = None
         self._warned_of_plain = False
         self._current: Taking | None = None
-        self._held: tuple[int, Future[Any]] | None = None
+        self._held: dict[int, Future[Any]] = {}
 
     @property
     def has_room(self) -> bool:
@@ -78,15 +79,12 @@ class Snapshotter:
     @property
     def is_ready(self) -> bool:
         """Whether nothing that is known now keeps ``take`` from taking one."""
-        return (
-            (self._current is None or self._current.done.done())
-            and all(slot.is_ready for slot in self._memories[: self._usable])
-            and self._target() is not None
-        )
+        slots = self._memories[: self._usable]
+        return self._can_begin and all(slot.is_ready for slot in slots)
 
     def hold(self, slot: int, until: Future[Any]) -> None:
         """Leave this slot alone, whose image is being written to disk."""
-        self._held = (slot, until)
+        self._held[slot] = until
 
     def take(self, content: Content, deadline: float | None = None) -> Taking | None:
         """Begin a snapshot; the tensors may change as soon as this returns.
@@ -95,32 +93,48 @@ class Snapshotter:
         slot is free; with a ``deadline`` (time.monotonic) it waits for a slot until then, and does
         not mind that memory is slow at first.
         """
-        began = time.perf_counter()
-        urgent = deadline is not None
         # A loader worker that dies meanwhile would make torch raise in the middle of it.
         with sigchld_default():
+            began = time.perf_counter()
             try:
                 frozen = freeze(content.state)
                 layout = self._layout_for(frozen)
             except InexpressibleError as error:
                 self._warn_of_plain(error)
-                frozen = layout = None
-            if layout is not None and not self._make_room(layout.image_bytes, urgent):
-                return None
-            if (slot := self._free_slot(deadline)) is None:
-                return None
-            taking = self._current = Taking(slot)
-            self._slots.begin(slot)
-            if frozen is None or layout is None:
-                self._fill_plainly(taking, content)
-                taking.stall_seconds = time.perf_counter() - began
-                return taking
-            events = self._copier.copy(
-                frozen.storages, self._memories[slot], layout.offsets, content.of_optimizers
-            )
+                taking = self._take_plainly(content, deadline)
+            else:
+                taking = self._take_image(content, frozen, layout, deadline)
+        if taking is not None:
+            taking.stall_seconds = time.perf_counter() - began
+        return taking
+
+    def _take_image(
+        self, content: Content, frozen: Frozen, layout: Layout, deadline: float | None
+    ) -> Taking | None:
+        if not self._make_room(layout.image_bytes, urgent=deadline is not None):
+            return None
+        if (taking := self._begin(deadline)) is None:
+            return None
+        target = self._memories[taking.slot]
+        events = self._copier.copy(frozen.storages, target, layout.offsets, content.of_optimizers)
         job = (taking, content, frozen, layout, events)
         threading.Thread(target=self._finish, args=job, name="snapshot", daemon=True).start()
-        taking.stall_seconds = time.perf_counter() - began
+        return taking
+
+    def _take_plainly(self, content: Content, deadline: float | None) -> Taking | None:
+        """Have torch.save write the file into a slot."""
+        if (taking := self._begin(deadline)) is None:
+            return None
+        try:
+            descriptor = os.dup(self._slots.images[taking.slot])
+            with open(descriptor, "wb", buffering=WRITE_BUFFER_BYTES) as file:
+                file.seek(0)
+                torch.save(content.state, cast(IO[bytes], file))
+                image_bytes = file.tell()
+            healthy = all(map(all_finite, content.parameters))
+            taking.done.set_result(self._commit(taking, content, image_bytes, healthy))
+        except BaseException as error:  # whoever waits for it has to hear of anything
+            taking.done.set_exception(error)
         return taking
 
     def close(self) -> None:
@@ -138,9 +152,8 @@ class Snapshotter:
         if any(slot.capacity < needed for slot in self._memories[: self._usable]):
             self._decide_usable(needed)
         slots = self._memories[: self._usable]
-        pin = torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         for slot in slots:
-            slot.prepare(needed, pin=pin)
+            slot.prepare(needed, pin=rng.cuda_in_use())
         return bool(slots) and (urgent or all(slot.is_ready for slot in slots))
 
     def _decide_usable(self, needed: int) -> None:
@@ -149,7 +162,7 @@ class Snapshotter:
         usable = next((n for n in (2, 1) if sum(missing[:n]) <= free), 0)
         if usable < self._usable:
             consequence = (
-                "only one is kept, and a crash while it is taken falls back to the newest checkpoint"
+                "one is kept, and a crash while it is taken falls back to the newest checkpoint"
                 if usable
                 else "none are taken, and training stands still while a checkpoint is written"
             )
@@ -162,19 +175,25 @@ class Snapshotter:
 
     def _target(self) -> int | None:
         """The slot to fill: not the one that is being written to disk nor, of two, the newest."""
-        taken = {self._held[0]} if self._held and not self._held[1].done() else set()
+        taken = {slot for slot, until in self._held.items() if not until.done()}
         if self._usable > 1 and (newest := self._slots.newest_slot()) is not None:
             taken.add(newest)
         return next((index for index in range(self._usable) if index not in taken), None)
 
-    def _free_slot(self, deadline: float | None) -> int | None:
-        while (deadline is not None and time.monotonic() < deadline) and (
-            self._target() is None or not (self._current is None or self._current.done.done())
-        ):
+    def _begin(self, deadline: float | None) -> Taking | None:
+        """Declare a slot torn and take it; waits for one where there is a deadline."""
+        while deadline is not None and time.monotonic() < deadline and not self._can_begin:
             time.sleep(POLL_SECONDS)
-        if self._current is not None and not self._current.done.done():
+        if not self._can_begin or (slot := self._target()) is None:
             return None
-        return self._target()
+        self._slots.begin(slot)
+        self._current = Taking(slot)
+        return self._current
+
+    @property
+    def _can_begin(self) -> bool:
+        finished = self._current is None or self._current.done.done()
+        return finished and self._target() is not None
 
     # --- filling -----------------------------------------------------------------------------
 
@@ -204,23 +223,15 @@ class Snapshotter:
             self._layout = fresh
             healthy = _is_finite(content.parameters, frozen, fresh, target)
             taking.thread_seconds = time.thread_time()
-            draft = replace(content.draft, healthy=content.draft.healthy and healthy)
-            taking.done.set_result(self._slots.commit(taking.slot, fresh.image_bytes, draft))
+            taking.done.set_result(self._commit(taking, content, fresh.image_bytes, healthy))
         except BaseException as error:  # whoever waits for it has to hear of anything
             taking.done.set_exception(error)
 
-    def _fill_plainly(self, taking: Taking, content: Content) -> None:
-        descriptor = self._slots.images[taking.slot]
-        try:
-            with open(os.dup(descriptor), "wb", buffering=WRITE_BUFFER_BYTES) as file:
-                file.seek(0)
-                torch.save(content.state, cast(IO[bytes], file))
-                image_bytes = file.tell()
-            healthy = content.draft.healthy and all(map(all_finite, content.parameters))
-            draft = replace(content.draft, healthy=healthy)
-            taking.done.set_result(self._slots.commit(taking.slot, image_bytes, draft))
-        except BaseException as error:
-            taking.done.set_exception(error)
+    def _commit(
+        self, taking: Taking, content: Content, image_bytes: int, healthy: bool
+    ) -> Snapshot:
+        draft = replace(content.draft, healthy=content.draft.healthy and healthy)
+        return self._slots.commit(taking.slot, image_bytes, draft)
 
     def _warn_of_plain(self, error: InexpressibleError) -> None:
         if not self._warned_of_plain:
