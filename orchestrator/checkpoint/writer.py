@@ -16,6 +16,8 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
 
 CHUNK_BYTES = 16 << 20
+# The manifest, directories, and a file that has grown since.
+RESERVE_MARGIN_BYTES = 1 << 16
 # Of the two that Linux knows, this one lowers the disk's priority too (ioprio_get(2)).
 BACKGROUND_NICE = 10
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -54,7 +56,7 @@ class Writer:
                     raise
                 checkpoint = self._publish(snapshot, reason)
             if not urgent:
-                self._keep_reserve(snapshot.image_bytes)
+                self._keep_reserve(snapshot.image_bytes + RESERVE_MARGIN_BYTES)
             return checkpoint
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:

@@ -75,22 +75,18 @@ class Saver:
         self._home = home
         self._registry = registry
         self._snapshotter = Snapshotter(home.slots)
-        self._writing: Future[Checkpoint] | None = None
+        self._writing: list[Future[Checkpoint]] = []
         self._proved_loadable = False
         self._shown_ns = 0
         for snapshot, written in home.writes_under_way():
             self._snapshotter.hold(snapshot.slot, written)
-            self._writing = written
-
-    @property
-    def _is_writing(self) -> bool:
-        return self._writing is not None and not self._writing.done()
+            self._writing.append(written)
 
     @property
     def can_save(self) -> bool:
         """Whether a checkpoint can begin to be made now: one is written at a time."""
         ready = not self._snapshotter.has_room or self._snapshotter.is_ready
-        return ready and not self._is_writing
+        return ready and all(written.done() for written in self._writing)
 
     def is_snapshot_due(self, now_ns: int) -> bool:
         """Whether it is time for a snapshot, and one could be taken now without a wait."""
@@ -104,11 +100,12 @@ class Saver:
         return 0.0 if budget is None else self._write_seconds / budget
 
     def ended(self) -> Future[Checkpoint] | None:
-        """The write that has ended since this was last asked; None while there is none."""
-        if self._writing is None or not self._writing.done():
-            return None
-        ended, self._writing = self._writing, None
-        return ended
+        """A write that has ended, told once; None while there is none."""
+        for written in self._writing:
+            if written.done():
+                self._writing.remove(written)
+                return written
+        return None
 
     def snapshot(self, state: dict[str, Any], metrics: dict[str, float]) -> None:
         """Keep the state in memory, if that is possible now."""
@@ -134,13 +131,14 @@ class Saver:
             taking, step = self._take(state, metrics, reason, deadline), int(state["step"])
             if taking is not None:
                 self._snapshotter.hold(taking.slot, written)
-                self._writing = written
+                self._writing.append(written)
                 taking.done.add_done_callback(lambda done: self._write(done, step, reason, written))
                 return written
             if self._snapshotter.has_room and deadline is None:
                 return None
-        self._writing = self._save_blocking(state, self._draft(state, metrics, reason))
-        return self._writing
+        saved = self._save_blocking(state, self._draft(state, metrics, reason))
+        self._writing.append(saved)
+        return saved
 
     def close(self) -> None:
         """Wait for the snapshot under way and give the memory back."""

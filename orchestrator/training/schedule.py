@@ -50,6 +50,11 @@ class Schedule:
         self.next_step = self.next_epoch = NEVER
         self.next_time_ns = time.monotonic_ns() + int(delay * 1e9)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether the user named the places where to save, and did not just say how often."""
+        return self.every.unit != "seconds"
+
     def is_due(self, step: int, epoch: int) -> bool:
         """Whether a checkpoint should be written now."""
         return (

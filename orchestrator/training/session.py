@@ -41,6 +41,8 @@ from orchestrator.training.supervised import Supervised
 from orchestrator.wire import SOCKET_VARIABLE
 
 SHOW_METRICS_NS = 1_000_000_000
+# How long the loop waits for the checkpoint before the last, whose slot it needs.
+SLOT_WAIT_SECONDS = 60.0
 # A checkpoint that takes longer than this to become durable is taken for lost.
 WRITE_WAIT_SECONDS = 1800.0
 
@@ -342,9 +344,12 @@ class Session:
             requests = self._page[CHECKPOINT_REQUESTS]
             requested = requests != self._served_requests
             due = requested or self._schedule.is_due(self.global_step, self.epoch)
-            if due and self._saver.can_save:
+            # For a place that the user named the loop waits; a time is only about right anyway.
+            waits = requested or self._schedule.is_counted
+            if due and (waits or self._saver.can_save):
                 reason = Reason.REQUESTED if requested else Reason.PERIODIC
-                if self._is_resumable() and self._save(reason) is not None:
+                deadline = time.monotonic() + SLOT_WAIT_SECONDS if waits else None
+                if self._is_resumable() and self._save(reason, deadline) is not None:
                     self._served_requests = requests
             elif self._saver.is_snapshot_due(now) and self._is_resumable():
                 self._saver.snapshot(*self._content(Reason.PERIODIC))

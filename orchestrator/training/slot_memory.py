@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import threading
+import time
 from typing import Any
 
 import torch
@@ -64,8 +65,13 @@ class SlotMemory:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the memory is populated; an image can be put there before, only slower."""
+        """Whether the memory is populated."""
         return self._populating is None or not self._populating.is_alive()
+
+    def wait_until_ready(self, deadline: float) -> None:
+        """Wait for that, at most until ``deadline`` (time.monotonic)."""
+        if self._populating is not None:
+            self._populating.join(max(0.0, deadline - time.monotonic()))
 
     def _populate(self, pin: bool) -> None:
         # ctypes lets other threads run meanwhile, mmap.madvise does not. Where the kernel does not

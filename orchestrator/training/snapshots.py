@@ -69,6 +69,7 @@ class Snapshotter:
         self._layout: Layout | None = None
         self._warned_of_plain = False
         self._current: Taking | None = None
+        self._thread: threading.Thread | None = None
         self._held: dict[int, Future[Any]] = {}
 
     @property
@@ -90,8 +91,7 @@ class Snapshotter:
         """Begin a snapshot; the tensors may change as soon as this returns.
 
         None where there is no room (``has_room`` is then false), memory is not populated yet or no
-        slot is free; with a ``deadline`` (time.monotonic) it waits for a slot until then, and does
-        not mind that memory is slow at first.
+        slot is free; with a ``deadline`` (time.monotonic) it waits for these until then.
         """
         # A loader worker that dies meanwhile would make torch raise in the middle of it.
         with sigchld_default():
@@ -111,14 +111,15 @@ class Snapshotter:
     def _take_image(
         self, content: Content, frozen: Frozen, layout: Layout, deadline: float | None
     ) -> Taking | None:
-        if not self._make_room(layout.image_bytes, urgent=deadline is not None):
+        if not self._make_room(layout.image_bytes, deadline):
             return None
         if (taking := self._begin(deadline)) is None:
             return None
         target = self._memories[taking.slot]
         events = self._copier.copy(frozen.storages, target, layout.offsets, content.of_optimizers)
         job = (taking, content, frozen, layout, events)
-        threading.Thread(target=self._finish, args=job, name="snapshot", daemon=True).start()
+        self._thread = threading.Thread(target=self._finish, args=job, name="snapshot", daemon=True)
+        self._thread.start()
         return taking
 
     def _take_plainly(self, content: Content, deadline: float | None) -> Taking | None:
@@ -139,22 +140,24 @@ class Snapshotter:
 
     def close(self) -> None:
         """Wait for the snapshot under way, and have the device forget the memory."""
-        if self._current is not None:
-            self._current.done.exception()
+        if self._thread is not None:
+            self._thread.join()
         self._copier.close()
         for slot in self._memories:
             slot.unpin()
 
     # --- room and slots ----------------------------------------------------------------------
 
-    def _make_room(self, needed: int, urgent: bool) -> bool:
-        """Have the usable slots hold so many bytes; whether they do, and may be filled now."""
+    def _make_room(self, needed: int, deadline: float | None) -> bool:
+        """Have the usable slots hold so many bytes; whether they do, and are populated."""
         if any(slot.capacity < needed for slot in self._memories[: self._usable]):
             self._decide_usable(needed)
         slots = self._memories[: self._usable]
         for slot in slots:
             slot.prepare(needed, pin=rng.cuda_in_use())
-        return bool(slots) and (urgent or all(slot.is_ready for slot in slots))
+            if deadline is not None:
+                slot.wait_until_ready(deadline)
+        return bool(slots) and all(slot.is_ready for slot in slots)
 
     def _decide_usable(self, needed: int) -> None:
         missing = [slot.missing_bytes(needed) for slot in self._memories]
