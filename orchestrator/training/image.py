@@ -76,8 +76,8 @@ class _Freezer:
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type == "meta":
             raise InexpressibleError(f"a tensor of the layout {tensor.layout} on {tensor.device}")
-        if tensor.is_quantized and tensor.qscheme() is not torch.per_tensor_affine:
-            raise InexpressibleError("a tensor that is quantised channel by channel")
+        if tensor.is_quantized:
+            raise InexpressibleError("a quantised tensor, which skip_data refuses")
         storage = tensor.untyped_storage()
         self.storages.setdefault(storage._cdata, storage)
         # A tensor object of our own: assigning to .data of the script's would change it.
