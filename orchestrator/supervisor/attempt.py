@@ -94,6 +94,13 @@ class Attempt:
         return self.page.values[Field.EPOCH]
 
     @property
+    def lost_seconds(self) -> float | None:
+        """How much training lies between the snapshot that is left and the last safe point."""
+        if self.left is None:
+            return None
+        return max(0.0, (self.page.values[Field.HEARTBEAT_NS] - self.left.taken_ns) / 1e9)
+
+    @property
     def reached_safe_point(self) -> bool:
         """Whether this attempt came as far as one safe point."""
         return self.page.values[Field.SAFE_POINTS] > 0
@@ -110,6 +117,9 @@ class Attempt:
             "phase": self.page.phase.name.lower(),
             "reached_safe_point": self.reached_safe_point,
             "resumed_step": self.resumed_step,
+            "left_step": self.left.manifest.step if self.left else None,
+            "left_epoch": self.left.manifest.epoch if self.left else None,
+            "lost_seconds": self.lost_seconds,
             "seconds": round(time.monotonic() - self.started, 3),
             **facts,
         }

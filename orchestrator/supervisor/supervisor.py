@@ -243,8 +243,6 @@ class Supervisor:
             outcome=verdict.outcome,
             cause=verdict.cause,
             fingerprint=mark,
-            left_step=attempt.left.manifest.step if attempt.left else None,
-            left_epoch=attempt.left.manifest.epoch if attempt.left else None,
             stop_requested=self._watch.stop_source,
         )
         self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
@@ -281,7 +279,12 @@ class Supervisor:
             self._give_up(attempt, failure.cause, decision.reason)
             return
         self._machine.handle(Event.RETRY)
-        self._log.warning(failure.cause, step=failure.step, output=attempt.directory.output_file)
+        self._log.warning(
+            failure.cause,
+            step=failure.step,
+            in_memory=attempt.left.manifest.step if attempt.left else None,
+            output=attempt.directory.output_file,
+        )
 
     def _give_up(self, attempt: Attempt, cause: str, reason: str) -> None:
         self._machine.handle(Event.GIVE_UP)
