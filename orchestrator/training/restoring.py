@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from orchestrator.checkpoint.reading import Checkpoint
-from orchestrator.errors import CheckpointInvalidError, ConfigError
+from orchestrator.errors import ConfigError
 from orchestrator.training.plain import from_plain
 from orchestrator.training.state import SUFFIX, Progress
 
@@ -27,9 +27,14 @@ class Restored:
 
 
 def read_state(checkpoint: Checkpoint) -> Restored:
-    """Read a checkpoint's state. Raises CheckpointInvalidError."""
-    content = _load(checkpoint.state_file)
+    """Read a checkpoint's state.
+
+    Its digest has been verified, so that a failure says nothing of the disk: memory may be short,
+    torch another one. It is raised as RuntimeError, a failure like any other, and never a reason to
+    set the checkpoint aside at once.
+    """
     try:
+        content = _load(checkpoint.state_file)
         position = content["data"]
         return Restored(
             content=content,
@@ -39,18 +44,27 @@ def read_state(checkpoint: Checkpoint) -> Restored:
             streams=content["rng"],
             problems=_doubts(checkpoint, position),
         )
-    except KeyError as error:
-        raise CheckpointInvalidError(checkpoint.path, f"state.pt lacks {error}") from None
+    except Exception as error:  # torch raises many kinds, some with an empty message
+        raise RuntimeError(
+            f"cannot load {checkpoint.state_file}: {_first_line(error)}; its bytes are those that "
+            "were written, so it stays where it is: run again, or move the checkpoint away to "
+            "resume from an older one"
+        ) from error
 
 
 def read_classic(source: Path) -> dict[str, Any]:
     """Read a file in the classic form; its ``epoch`` counts completed epochs.
 
-    Raises ConfigError when it is missing or has another form, CheckpointInvalidError.
+    Raises ConfigError when it is missing, cannot be loaded or has another form.
     """
     if not source.exists():
         raise ConfigError(f"cannot start from {source}: there is no such file")
-    content = _load(source)
+    try:
+        content = _load(source)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot start from {source}: {_first_line(error)}; give a file that torch.load reads"
+        ) from error
     if "epoch" not in content or not any(str(key).endswith(SUFFIX) for key in content):
         raise ConfigError(
             f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
@@ -70,12 +84,11 @@ def _doubts(checkpoint: Checkpoint, position: dict[str, Any]) -> list[str]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Read a torch.save file with the safe default. Raises CheckpointInvalidError."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, some with an empty message
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointInvalidError(path, f"torch cannot load it: {reason[0]}") from error
+    content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
-        raise CheckpointInvalidError(path, f"it holds a {type(content).__name__}, not a dict")
+        raise TypeError(f"it holds a {type(content).__name__}, not a dict")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -13,11 +13,7 @@ import torch
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.durable import write_json
-from orchestrator.errors import (
-    CheckpointInvalidError,
-    CheckpointWriteError,
-    ConfigError,
-)
+from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import JournalEvent, utc_now
 from orchestrator.page import Field, Phase
@@ -115,8 +111,9 @@ class Session:
         self._served_requests = 0
         self._show_at_ns = 0
         self._page[Field.PHASE] = Phase.RESTORE
-        checkpoint = self._resume_newest()
+        checkpoint = self._home.checkpoint_to_resume()
         if checkpoint is not None:
+            self._resume(checkpoint)
             self._schedule.saved(self.global_step, self.epoch)
         elif self._start_from is not None:
             self._start(self._start_from)
@@ -125,19 +122,6 @@ class Session:
         self._page[Field.EPOCH] = self.epoch
         self._page[Field.PHASE] = Phase.TRAIN
         self._entered = True
-
-    def _resume_newest(self) -> Checkpoint | None:
-        while (checkpoint := self._home.checkpoint_to_resume()) is not None:
-            try:
-                self._resume(checkpoint)
-            except CheckpointInvalidError as error:
-                if self._home.supervised:
-                    raise
-                self._home.store.quarantine(checkpoint.path, error.reason)
-                say(f"{error}; it was moved to quarantine")
-                continue
-            return checkpoint
-        return None
 
     def __exit__(
         self,

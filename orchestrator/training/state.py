@@ -13,6 +13,11 @@ from orchestrator.training.plain import from_plain, to_plain
 SUFFIX = "_state_dict"
 RESERVED = frozenset({"epoch", "step", "state", "rng", "data"})
 SHOWN_DIFFERENCES = 12
+# What a machine reports about itself; both are RuntimeErrors. torch 2.6 and 2.7 lack the second.
+DEVICE_ERRORS = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
 
 
 @runtime_checkable
@@ -127,9 +132,13 @@ class Registry:
         for name, state in states.items():
             try:
                 self._objects[name].load_state_dict(state)
-            except torch.OutOfMemoryError:
-                raise  # the device is full, which says nothing about the file
+            except DEVICE_ERRORS:
+                raise  # the device is full or broken, which says nothing about the file
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                # So it is when a module fails while copying a tensor whose shape has been
+                # compared; torch keeps only the text of that exception.
+                if "an exception occurred" in str(error):
+                    raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
 
 

@@ -135,14 +135,15 @@ def test_classic_file_starts_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, {"weights": 1}, "text"])
 def test_unusable_start_is_refused(tmp_path: Path, content: object) -> None:
-    """A missing or foreign start file ends with 78 or 65 before anything is touched."""
+    """A missing or foreign start file ends with 78 before anything is touched."""
     if content is not None:
         torch.save(content, tmp_path / "old.pth")
     session = Session(
         run_dir=tmp_path / "run", start_from=tmp_path / "old.pth", model=torch.nn.Linear(2, 1)
     )
-    with pytest.raises(TrainingRefused), session:
+    with pytest.raises(TrainingRefused) as refused, session:
         pass
+    assert refused.value.status == 78
 
 
 def test_mismatch_touches_nothing_and_lists_layers(

@@ -334,9 +334,9 @@ def test_start_from_says_what_it_left_alone(
         (lambda path: None, 78, "there is no such file"),
         (lambda path: torch.save({"weights": 1}, path), 78, "its keys are weights"),
         (lambda path: torch.save(torch.nn.Linear(2, 1).state_dict(), path), 78, "no 'epoch'"),
-        (lambda path: torch.save([1, 2], path), 65, "it holds a list"),
-        (lambda path: path.write_text("no torch file"), 65, "torch cannot load it"),
-        (lambda path: path.write_bytes(b""), 65, "torch cannot load it"),
+        (lambda path: torch.save([1, 2], path), 78, "it holds a list"),
+        (lambda path: path.write_text("no torch file"), 78, "give a file that torch.load reads"),
+        (lambda path: path.write_bytes(b""), 78, "give a file that torch.load reads"),
         (
             lambda path: classic_file(path, model_state_dict={"other": torch.ones(1)}),
             78,
@@ -388,12 +388,16 @@ def test_damaged_checkpoint_is_passed_over(
     ]
 
 
-def test_checkpoint_that_torch_cannot_load_is_passed_over(tmp_path: Path) -> None:
-    """Bytes that are what was written, but that torch refuses, do not hide the older ones."""
+def test_checkpoint_that_torch_cannot_load_is_left_alone(tmp_path: Path) -> None:
+    """Bytes that are what was written, but that torch refuses, are an ordinary failure."""
     stopped_at(tmp_path, 4)
     newest = checkpoints(tmp_path)[-1].manifest
     store = Store.open(RunDir(tmp_path), [])
     store.publish(replace(newest, step=5), lambda file: file.write(b"no torch file") and None)
+    with pytest.raises(RuntimeError, match="cannot load .*step-000000000005"), a_session(tmp_path):
+        pass
+    assert not (tmp_path / "checkpoints" / "quarantine").exists()
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000000000005")
     with a_session(tmp_path) as session:
         assert session.global_step == 4
 

@@ -205,15 +205,30 @@ def test_objects_own_refusal_is_a_mismatch(trained: Script, live: Script) -> Non
         live.registry().restore(content, SOURCE)
 
 
-def test_device_out_of_memory_is_no_mismatch(trained: Script, live: Script) -> None:
-    """A full device while restoring passes: it is no reason never to run the script again."""
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_failing_device_is_no_mismatch(
+    trained: Script, live: Script, error: type[RuntimeError]
+) -> None:
+    """A full or broken device while restoring is no reason never to run the script again."""
 
-    class Greedy(Ema):
+    class Failing(Ema):
         def load_state_dict(self, state: dict[str, float]) -> None:
+            raise error("CUDA error")
+
+    live.ema = Failing(0)
+    with pytest.raises(error):
+        live.registry().restore(captured(trained), SOURCE)
+
+
+def test_device_failing_under_a_module_is_no_mismatch(trained: Script, live: Script) -> None:
+    """A module gathers what went wrong into one text; a copy that failed is still the device's."""
+
+    class OnFullDevice(torch.Tensor):
+        def copy_(self, *args: Any, **options: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    live.ema = Greedy(0)
-    with pytest.raises(torch.OutOfMemoryError):
+    live.model[0].weight = nn.Parameter(torch.zeros(4, 3).as_subclass(OnFullDevice))
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
         live.registry().restore(captured(trained), SOURCE)
 
 
