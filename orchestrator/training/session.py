@@ -1,6 +1,5 @@
 """The session: what a training script talks to (docs/process-contract.md, README)."""
 
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -277,7 +276,8 @@ class Session:
                     "cannot save between a batch and its step: call session.checkpoint() after "
                     "session.step()"
                 )
-            return self._save(Reason.REQUESTED)
+            checkpoint = self._save(Reason.REQUESTED)
+            return None if checkpoint is None else checkpoint.path
 
     # --- safe points -------------------------------------------------------------------------
 
@@ -319,10 +319,12 @@ class Session:
     def _stop(self) -> None:
         source = self._signals.source or "request"
         self._home.tell(JournalEvent.STOP_NOTICED, step=self.global_step, source=source)
-        saved = self._save(Reason.EMERGENCY) is not None
+        checkpoint = self._save(Reason.EMERGENCY)
+        # The next run resumes from an older one than a checkpoint that is not healthy.
+        saved = checkpoint is not None and checkpoint.manifest.healthy
         raise TrainingStopped(ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED)
 
-    def _save(self, reason: Reason) -> Path | None:
+    def _save(self, reason: Reason) -> Checkpoint | None:
         """Publish the state; None when the disk refused, which is reported and tried again later.
 
         Raises UnstorableError and ConfigError for values that cannot be kept.
@@ -336,7 +338,7 @@ class Session:
             return None
         self._schedule.saved(self.global_step, self.epoch)
         self._home.published(checkpoint, round(time.monotonic() - started, 3))
-        return checkpoint.path
+        return checkpoint
 
     def _publish(self, reason: Reason) -> Checkpoint:
         self._page[Field.PHASE] = Phase.SAVE
@@ -347,14 +349,14 @@ class Session:
                 self._place.was_changed = reason is not Reason.FINAL
             metrics = self._metrics(reason)
             state = self._capture(metrics) if point is None else point.state | metrics
-            healthy = math.isfinite(metrics.get("loss", 0.0)) and self._registry.is_finite()
+            healthy = self._registry.is_finite()
             checkpoint = self._saver.save(state, reason, metrics, healthy)
         finally:
             self._page[Field.PHASE] = Phase.TRAIN
         if not healthy:
             say(
-                f"step {self.global_step} has non-finite values: its checkpoint is kept, but "
-                "nothing will resume from it"
+                f"step {self.global_step} has weights that are not finite: its checkpoint is kept, "
+                "but nothing will resume from it"
             )
         return checkpoint
 

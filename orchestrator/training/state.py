@@ -90,19 +90,22 @@ class Registry:
             for name, value in self._objects.items()
         }
 
-    def is_finite(self) -> bool:
-        """Whether every parameter of every registered module is finite.
+    def parameters(self) -> list[torch.Tensor]:
+        """The floating or complex parameters of every registered module.
 
         Buffers are left out: an attention mask holds infinities on purpose.
         """
-        parameters = [
-            parameter
+        return [
+            parameter.detach()
             for value in self._objects.values()
             if isinstance(value, torch.nn.Module)
             for parameter in value.parameters()
             if parameter.is_floating_point() or parameter.is_complex()
         ]
-        return all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+
+    def is_finite(self) -> bool:
+        """Whether every parameter of every registered module is finite."""
+        return all(map(all_finite, self.parameters()))
 
     def restore_classic(self, content: Mapping[str, Any], source: Path) -> list[str]:
         """Like ``restore``, but objects that the file does not know are left alone and returned."""
@@ -140,6 +143,13 @@ class Registry:
                 if "an exception occurred" in str(error):
                     raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is finite."""
+    # A sum needs no memory of the tensor's size. It is finite only if every element is; that it
+    # is not may also be an overflow.
+    return bool(torch.isfinite(torch.sum(tensor))) or bool(torch.isfinite(tensor).all())
 
 
 def _mismatch(source: Path, differences: list[str]) -> MismatchError:

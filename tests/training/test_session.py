@@ -184,11 +184,14 @@ def test_unstorable_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_non_finite_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    """A checkpoint with a NaN loss is kept, marked, and passed over on resume."""
-    session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+    """A checkpoint with a NaN weight is kept, marked, and passed over on resume."""
+    model = torch.nn.Linear(2, 1)
+    session = Session(run_dir=tmp_path, model=model)
     with pytest.raises(ZeroDivisionError), session:
         for step in session.steps(9):
-            session.step(loss=1.0 if step < 3 else float("nan"))
+            if step == 3:
+                torch.nn.init.constant_(model.weight, float("nan"))
+            session.step(loss=1.0)
             if step in (1, 4):
                 session.checkpoint()
             if step == 5:

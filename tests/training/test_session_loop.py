@@ -97,6 +97,36 @@ def test_each_stop_signal_saves_at_the_next_safe_point(tmp_path: Path, name: str
     assert recorded["run_stopped"]["status"] == 75
 
 
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_stop_at_a_step_whose_loss_is_not_finite_loses_nothing(tmp_path: Path, loss: float) -> None:
+    """Mixed precision skips such a step and leaves the weights alone: the run resumes from it."""
+    with pytest.raises(TrainingStopped) as stopped, a_session(tmp_path) as session:
+        for step in session.steps(9):
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            session.step(loss=loss if step == 4 else 0.5)
+    assert stopped.value.status == 75
+    with a_session(tmp_path) as again:
+        assert again.global_step == 5
+
+
+def test_stop_with_weights_that_are_not_finite_says_unsaved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What nothing resumes from does not count as saved: the status is 74, with the reason."""
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(TrainingStopped) as stopped, a_session(tmp_path, model=model) as session:
+        for step in session.steps(9):
+            if step == 4:
+                torch.nn.init.constant_(model.weight, float("nan"))
+                signal.raise_signal(signal.SIGTERM)
+            session.step(loss=0.5)
+    assert stopped.value.status == 74
+    assert "weights that are not finite" in capsys.readouterr().err
+    with a_session(tmp_path) as again:
+        assert again.global_step == 1
+
+
 def test_second_signal_is_not_held_up(tmp_path: Path) -> None:
     """Once a stop was asked for, the same signal again does what it does in any script."""
     before = signal.getsignal(signal.SIGTERM)

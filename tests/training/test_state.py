@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
-from orchestrator.training.state import SHOWN_DIFFERENCES, Progress, Registry
+from orchestrator.training.state import SHOWN_DIFFERENCES, Progress, Registry, all_finite
 
 SOURCE = Path("state.pt")
 Content = dict[str, Any]
@@ -311,6 +311,12 @@ def test_non_finite_parameter_is_noticed(bad: float, dtype: torch.dtype) -> None
     with torch.no_grad():
         model[1].bias[1] = bad
     assert not registry.is_finite()
+
+
+def test_sum_that_overflows_is_no_bad_value() -> None:
+    """Finite values whose sum the type cannot hold are finite."""
+    assert all_finite(torch.full((4,), 60_000.0, dtype=torch.float16))
+    assert not all_finite(torch.tensor([float("inf"), float("-inf")]))
 
 
 def test_infinite_buffer_is_meant() -> None:
