@@ -39,7 +39,12 @@ def read_state(checkpoint: Checkpoint) -> Restored:
         return Restored(
             content=content,
             state=from_plain(content["state"]),
-            progress=Progress(content["epoch"], content["step"], dict(checkpoint.manifest.metrics)),
+            progress=Progress(
+                content["epoch"],
+                content["step"],
+                dict(checkpoint.manifest.metrics),
+                refuses_bad_metrics=False,
+            ),
             position=position,
             streams=content["rng"],
             problems=_doubts(checkpoint, position),

@@ -347,10 +347,13 @@ class Session:
             if point is not None and (reason is Reason.FINAL or not point.is_intact()):
                 point = None
                 self._place.was_changed = reason is not Reason.FINAL
-            metrics = self._metrics(reason)
+            if reason in (Reason.EMERGENCY, Reason.FINAL):
+                self._progress.refuses_bad_metrics = False
+            metrics = self._progress.metric_values()
             state = self._capture(metrics) if point is None else point.state | metrics
             healthy = self._registry.is_finite()
             checkpoint = self._saver.save(state, reason, metrics, healthy)
+            self._progress.refuses_bad_metrics = False
         finally:
             self._page[Field.PHASE] = Phase.TRAIN
         if not healthy:
@@ -359,17 +362,6 @@ class Session:
                 "but nothing will resume from it"
             )
         return checkpoint
-
-    def _metrics(self, reason: Reason) -> dict[str, float]:
-        """The metrics; a stop does not fail for one that is no number."""
-        try:
-            return self._progress.metric_values()
-        except ConfigError as error:
-            if reason is not Reason.EMERGENCY:
-                raise
-            say(str(error))
-        numbers = {n: v for n, v in self._progress.metrics.items() if isinstance(v, (int, float))}
-        return Progress(metrics=numbers).metric_values()
 
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
         place = self._place

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.training.ending import say
 from orchestrator.training.plain import from_plain, to_plain
 
 SUFFIX = "_state_dict"
@@ -38,6 +39,9 @@ class Progress:
     epoch: int = 0
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    refuses_bad_metrics: bool = True
+    """Only before the run's first save: later one bad value must not cost what was trained."""
+    _reported: set[str] = field(default_factory=set)
 
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Keep the latest metrics as they are, but for the graph behind a loss."""
@@ -47,22 +51,33 @@ class Progress:
     def metric_values(self) -> dict[str, float]:
         """The metrics as numbers; waits for the device where one is a tensor on it.
 
-        Raises ConfigError for one that is not a single number.
+        One that is not a single number is refused with ConfigError, or left out with one warning.
         """
         values = {}
         for name, value in self.metrics.items():
-            if name in RESERVED or name.endswith(SUFFIX):
-                raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
             try:
-                if isinstance(value, torch.Tensor) and value.numel() != 1:
-                    raise ValueError(f"a tensor of the shape {list(value.shape)}")
-                # What the device has to say, such as a failed kernel, passes as it is.
-                values[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise ConfigError(
-                    f"cannot keep the metric {name}: it is not one number ({error})"
-                ) from None
+                values[name] = _number(name, value)
+            except ConfigError as error:
+                if self.refuses_bad_metrics:
+                    raise
+                if name not in self._reported:
+                    self._reported.add(name)
+                    say(f"{error}; it is left out, and training goes on")
         return values
+
+
+def _number(name: str, value: Any) -> float:
+    if name in RESERVED or name.endswith(SUFFIX):
+        raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
+    try:
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise ValueError(f"a tensor of the shape {list(value.shape)}")
+        # What the device has to say, such as a failed kernel, passes as it is.
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot keep the metric {name}: it is not one number ({error})"
+        ) from None
 
 
 class Registry:

@@ -481,7 +481,34 @@ def test_bad_metric_does_not_cost_the_state_on_a_stop(tmp_path: Path) -> None:
                 session.step(accuracy=[0.1, 0.2])
             session.step()
     assert saved(tmp_path)[-1] == (6, "emergency")
-    assert ended.value.code in (75, 78)
+    assert ended.value.code == 75
+
+
+def test_bad_metric_at_first_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While there is nothing to lose, a metric that is no number ends the run with its name."""
+    with pytest.raises(TrainingRefused) as refused, a_session(tmp_path) as session:
+        session.step(grad_norm=None)
+    assert refused.value.status == 78
+    assert "cannot keep the metric grad_norm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_bad_metric_later_does_not_end_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    resumed: bool,
+) -> None:
+    """A value that is no number in the middle of a run is left out, with one warning."""
+    monkeypatch.setenv("ORCHESTRATOR_EVERY", "2steps")
+    if resumed:
+        stopped_at(tmp_path, 1)
+    with a_session(tmp_path) as session:
+        for step in session.steps(9):
+            session.step(loss=1.0, grad_norm=None if resumed or step > 2 else 1.0)
+    assert checkpoints(tmp_path)[-1].manifest.metrics == {"loss": 1.0}
+    assert capsys.readouterr().err.count("cannot keep the metric grad_norm") == 1
+    assert (tmp_path / "done.json").exists()
 
 
 @pytest.mark.filterwarnings("error")

@@ -356,6 +356,25 @@ def test_more_than_one_number_is_no_metric(value: Any) -> None:
         Progress(metrics={"accuracy": value}).metric_values()
 
 
+def test_bad_metric_of_a_run_that_has_saved_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once there is something to lose, a bad metric costs one warning for its name and no more."""
+    progress = Progress(metrics={"norm": None, "loss": 1}, refuses_bad_metrics=False)
+    assert [progress.metric_values() for _ in range(2)] == [{"loss": 1.0}] * 2
+    progress.note({"norm": "high"})
+    progress.note({"epoch": 3})
+    assert progress.metric_values() == {"loss": 1.0}
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "cannot keep the metric norm",
+        "cannot keep the metric epoch",
+    ]
+    assert all("training goes on" in line for line in lines)
+    progress.note({"norm": 2})
+    assert progress.metric_values() == {"loss": 1.0, "norm": 2.0}
+
+
 @pytest.mark.parametrize("name", ["epoch", "step", "state", "rng", "data", "model_state_dict"])
 def test_metric_does_not_overwrite_the_checkpoint(name: str) -> None:
     """A metric named like an entry of the file is refused."""
