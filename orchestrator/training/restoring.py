@@ -9,7 +9,7 @@ import torch
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import ConfigError
 from orchestrator.training.plain import from_plain
-from orchestrator.training.state import SUFFIX, Progress
+from orchestrator.training.state import RESERVED, SUFFIX, Progress
 
 _VERSIONS = {"torch": str(torch.__version__)}
 
@@ -42,8 +42,9 @@ def read_state(checkpoint: Checkpoint) -> Restored:
             progress=Progress(
                 content["epoch"],
                 content["step"],
-                dict(checkpoint.manifest.metrics),
+                {k: v for k, v in content.items() if k not in RESERVED and not k.endswith(SUFFIX)},
                 refuses_bad_metrics=False,
+                noted_at=dict.fromkeys(checkpoint.manifest.metrics, content["step"]),
             ),
             position=position,
             streams=content["rng"],

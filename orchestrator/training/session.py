@@ -352,7 +352,8 @@ class Session:
             metrics = self._progress.metric_values()
             state = self._capture(metrics) if point is None else point.state | metrics
             healthy = self._registry.is_finite()
-            checkpoint = self._saver.save(state, reason, metrics, healthy)
+            measured = self._progress.measured_here(metrics)
+            checkpoint = self._saver.save(state, reason, measured, healthy)
             self._progress.refuses_bad_metrics = False
         finally:
             self._page[Field.PHASE] = Phase.TRAIN

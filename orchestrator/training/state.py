@@ -41,12 +41,15 @@ class Progress:
     metrics: dict[str, Any] = field(default_factory=dict)
     refuses_bad_metrics: bool = True
     """Only before the run's first save: later one bad value must not cost what was trained."""
+    noted_at: dict[str, int] = field(default_factory=dict)
+    """The step whose weights each metric was measured on, as far as that is known."""
     _reported: set[str] = field(default_factory=set)
 
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Keep the latest metrics as they are, but for the graph behind a loss."""
         for name, value in metrics.items():
             self.metrics[name] = value.detach() if isinstance(value, torch.Tensor) else value
+            self.noted_at[name] = self.step
 
     def metric_values(self) -> dict[str, float]:
         """The metrics as numbers; waits for the device where one is a tensor on it.
@@ -64,6 +67,10 @@ class Progress:
                     self._reported.add(name)
                     say(f"{error}; it is left out, and training goes on")
         return values
+
+    def measured_here(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Those of ``values`` that were noted at this step, and so belong to these weights."""
+        return {n: value for n, value in values.items() if self.noted_at.get(n) == self.step}
 
 
 def _number(name: str, value: Any) -> float:

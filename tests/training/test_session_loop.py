@@ -1,5 +1,6 @@
 """The session around a training loop: stopping, saving, and what it refuses."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -272,6 +273,30 @@ def test_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     kept = {c.manifest.step: c.manifest.metrics["accuracy"] for c in checkpoints(tmp_path)}
     assert kept[4] == 0.9
     assert sorted(kept) == [4, 12]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_metric_belongs_to_the_step_that_measured_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    """A later checkpoint, of other weights, keeps the latest value but does not claim it."""
+    monkeypatch.setenv("ORCHESTRATOR_KEEP", "9")
+    for last in (2, 4) if resumed else (4,):
+        with contextlib.suppress(TrainingStopped), a_session(tmp_path) as session:
+            for step in session.steps(4):
+                session.step(loss=float(step))
+                if step + 1 == 2:
+                    session.poll(accuracy=0.9)
+                if step + 1 == last == 2:
+                    signal.raise_signal(signal.SIGTERM)
+                    session.poll()
+                session.checkpoint()
+    kept = {c.manifest.step: c for c in checkpoints(tmp_path)}
+    assert kept[1].manifest.metrics == {"loss": 0.0}
+    assert kept[2].manifest.metrics == {"loss": 1.0, "accuracy": 0.9}
+    for step in (3, 4):
+        assert kept[step].manifest.metrics == {"loss": step - 1.0}
+        assert content_of(kept[step])["accuracy"] == 0.9
 
 
 def test_classic_resume_code_reads_our_file(tmp_path: Path) -> None:
