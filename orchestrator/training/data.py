@@ -229,13 +229,17 @@ class _EpochSampler:
         return max(0, len(self._sampler) - self.start)
 
     def __iter__(self) -> Iterator[Any]:
-        order = self._order()
-        for number in itertools.count(self.start):
+        # Bound now: another pass over the same loader may begin before this one draws.
+        return self._items(self.seed, self.epoch, self.start)
+
+    def _items(self, pass_seed: int, epoch: int, start: int) -> Iterator[Any]:
+        order = self._order(pass_seed, epoch, start)
+        for number in itertools.count(start):
             try:
                 item = next(order)
             except StopIteration:
                 return
-            seed = derive_seed(self.seed, number)
+            seed = derive_seed(pass_seed, number)
             if self._batched:
                 indices = _Indices(item)
                 indices.seed = seed
@@ -243,14 +247,13 @@ class _EpochSampler:
             else:
                 yield _SingleIndex(item, seed)
 
-    def _order(self) -> Iterator[Any]:
+    def _order(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
         """The pass's batches of indices from ``start``; drawn now, under the pass's seed."""
         for part in (self._sampler, getattr(self._sampler, "sampler", None)):
             set_epoch = getattr(part, "set_epoch", None)
             if set_epoch is not None:
-                set_epoch(self.epoch)
-        streams = rng.Streams(self.seed, self._generators)
-        start = self.start
+                set_epoch(epoch)
+        streams = rng.Streams(seed, self._generators)
         order = _with_streams(lambda: self._skip(start), streams)
         if not self._draws_at_once():
             return order
