@@ -76,6 +76,10 @@ class DataPosition:
 
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
+        if any(self._to_resume[len(self._cursors) :]):
+            self.problems.append(
+                f"the epoch had {len(self._to_resume)} passes, now {len(self._cursors)}"
+            )
         self._cursors = []
         self._to_resume = []
         self._sizes = []
@@ -94,9 +98,11 @@ class DataPosition:
     def batches(self, loader: Iterable[Any], epoch: int) -> Generator[Any, None, bool]:
         """The batches of this epoch that are still to do; returns whether steps used them all."""
         index = len(self._cursors)
+        inside_another = bool(self._open)
         start = self._to_resume[index] if index < len(self._to_resume) else 0
         cursor = Cursor(start, _size_of(loader))
-        if start and index < len(self._sizes) and self._sizes[index] != cursor.size:
+        still_to_resume = any(self._to_resume[index:])
+        if still_to_resume and index < len(self._sizes) and self._sizes[index] != cursor.size:
             self.problems.append(
                 f"pass {index + 1} of the epoch had {self._sizes[index]}, now {cursor.size}"
             )
@@ -112,8 +118,9 @@ class DataPosition:
         finally:
             if cursor in self._open:
                 self._open.remove(cursor)
-            if not cursor.consumed and cursor.taken and cursor in self._cursors:
-                # An evaluation: it has no place among the passes that a resume continues.
+            if inside_another and not cursor.consumed and cursor in self._cursors:
+                # An evaluation between two steps. A resumed run does not repeat it, so it has no
+                # place among the passes; one beside them is repeated and needs its own.
                 self._cursors.remove(cursor)
 
     def _iterate(self, loader: Iterable[Any], epoch: int, seed: int, start: int) -> Iterator[Any]:
@@ -153,8 +160,8 @@ def _size_of(loader: Any) -> str | None:
         samples = len(loader.dataset)  # type: ignore[arg-type]
     except TypeError:
         return None
-    sampler: Any = loader.batch_sampler
-    return f"{samples} samples in batches of {getattr(sampler, 'batch_size', loader.batch_size)}"
+    batches_of = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
+    return f"{samples} samples by {type(loader.sampler).__name__} in batches of {batches_of}"
 
 
 def derive_seed(*parts: int) -> int:

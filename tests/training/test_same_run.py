@@ -59,6 +59,8 @@ def assert_same_run(tmp_path: Path, life: Life, stop: int) -> None:
         life(first, stop)
     second = Run(tmp_path / "cut")
     life(second, None)
+    if life in EXACT_LIVES:
+        assert second.session.exactness == "EXACT"
     if second.session.exactness == "EXACT":
         assert first.seen + second.seen == whole.seen
         assert second.result() == whole.result()
@@ -132,6 +134,19 @@ def evaluation_between_two_passes(run: Run, stop: int | None) -> None:
                         session.poll()
 
 
+def evaluation_before_the_batches(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(2):
+            for _ in session.batches(loader()):
+                session.poll()
+            for (a,) in session.batches(loader(True)):
+                loss = run.update(a)
+                run.seen.append(a.tolist())
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+
+
 def endless_passes(run: Run, stop: int | None) -> None:
     def forever(session: Session) -> Any:
         while True:
@@ -153,9 +168,13 @@ LIVES: list[Life] = [
     evaluation_before_the_step,
     evaluation_after_the_step,
     evaluation_between_two_passes,
+    evaluation_before_the_batches,
     alternating_loaders,
     endless_passes,
 ]
+
+
+EXACT_LIVES: list[Life] = [two_loaders, evaluation_before_the_batches, endless_passes]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 6])
@@ -239,6 +258,30 @@ def test_other_data_is_noticed(tmp_path: Path, change: str) -> None:
         assert refused.status == 78
     else:
         assert str(exactness).startswith("APPROXIMATE")
+
+
+@pytest.mark.parametrize("same_loader", [False, True])
+def test_evaluation_that_a_resumed_run_leaves_out_is_noticed(
+    tmp_path: Path, same_loader: bool
+) -> None:
+    """A pass that takes the place of another is not silently continued at its position."""
+
+    def life(stop: bool) -> Session:
+        session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+        with session:
+            for _ in session.epochs(1):
+                if stop:
+                    for _ in session.batches(loader(same_loader)):
+                        session.poll()
+                for _ in session.batches(loader(True)):
+                    if stop and session.global_step == 1:
+                        term()
+                    session.step()
+        return session
+
+    with pytest.raises(TrainingStopped):
+        life(stop=True)
+    assert str(life(stop=False).exactness).startswith("APPROXIMATE: ")
 
 
 def test_neighbouring_seeds_order_the_data_differently(tmp_path: Path) -> None:
