@@ -50,6 +50,8 @@ class DataPosition:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.problems: list[str] = []
+        self.resumed_pass: int | None = None
+        """The pass in which the checkpoint was made, until the script is there again."""
         self._open: list[Cursor] = []
         self._cursors: list[Cursor] = []
         self._to_resume: list[int] = []
@@ -66,29 +68,45 @@ class DataPosition:
             "seed": self.seed,
             "batches": positions + self._to_resume[len(positions) :],
             "sizes": sizes + self._sizes[len(sizes) :],
+            "pass": self._current_pass() if self.resumed_pass is None else self.resumed_pass,
         }
+
+    def _current_pass(self) -> int | None:
+        """The first of those that are open, or the last that was; evaluations do not count."""
+        used = [cursor for cursor in self._cursors if cursor.consumed]
+        if not used:
+            return None
+        return self._cursors.index(next((c for c in used if c in self._open), used[-1]))
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned."""
         self.seed = int(state["seed"])
         self._to_resume = [int(position) for position in state["batches"]]
         self._sizes = list(state.get("sizes", ()))
+        self.resumed_pass = state.get("pass")
 
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
-        if any(self._to_resume[len(self._cursors) :]):
-            self.problems.append(
-                f"the epoch had {len(self._to_resume)} passes, now {len(self._cursors)}"
-            )
+        if self.resumed_pass is not None:
+            self.problems.append("the epoch ended before the pass over the data where it was cut")
         self._cursors = []
         self._to_resume = []
         self._sizes = []
         self._open = []
+        self.resumed_pass = None
 
     def consume(self) -> None:
         """A step has used every batch that was taken: several passes may be open, as under zip."""
+        if self.resumed_pass is not None:
+            self.problems.append("a step came before the pass over the data where it was cut")
+            self.resumed_pass = None
         for cursor in self._open:
             cursor.consumed = cursor.taken
+
+    @property
+    def is_at_resumed_pass(self) -> bool:
+        """Whether the next pass to begin is the one in which the checkpoint was made."""
+        return self.resumed_pass in (None, len(self._cursors))
 
     @property
     def mid_batch(self) -> bool:

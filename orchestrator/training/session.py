@@ -22,7 +22,7 @@ from orchestrator.training.ending import describe, refusing, say, status_of
 from orchestrator.training.home import Home
 from orchestrator.training.place import Place
 from orchestrator.training.plain import to_plain
-from orchestrator.training.replay import ReplayPoint
+from orchestrator.training.replay import ReplayPoint, same
 from orchestrator.training.restoring import read_classic, read_state
 from orchestrator.training.saving import Saver, Schedule, patient_retrying
 from orchestrator.training.shield import WorkerShield
@@ -106,6 +106,9 @@ class Session:
         self._data = DataPosition(torch.initial_seed())
         self._place = Place()
         self._replay_point: ReplayPoint | None = None
+        self._streams: dict[str, Any] | None = None
+        self._epoch_streams: dict[str, Any] | None = None
+        self._passed_streams: dict[str, Any] | None = None
         self._polling = False
         self._served_requests = 0
         self._show_at_ns = 0
@@ -214,8 +217,14 @@ class Session:
         progress = self._progress
         while progress.epoch < total:
             self._place = Place(epoch_began_at_step=progress.step)
+            if self._data.resumed_pass is None:
+                self._arrive()
+                self._epoch_streams = rng.capture()
+            elif self._epoch_streams is not None:
+                rng.restore(self._epoch_streams)
             self._remember_replay_point()
             yield progress.epoch
+            self._streams = self._epoch_streams = None
             progress.epoch += 1
             self._page[Field.EPOCH] = progress.epoch
             self._data.begin_epoch()
@@ -227,6 +236,7 @@ class Session:
         """The steps still to do of ``total``, counted from 0, for loops without epochs."""
         while (step := self._progress.step) < total:
             self._place = Place(open_step=step)
+            self._arrive()
             yield step
             if self._progress.step == step:
                 raise RuntimeError("session.steps() needs one session.step() in each round")
@@ -235,9 +245,16 @@ class Session:
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of ``loader`` that this epoch has still to do."""
         self._place.has_batches = True
+        if self._streams is not None and self._replay_point is None:
+            self._remember_replay_point()
+        if self._data.is_at_resumed_pass:
+            self._arrive()
         used_up = yield from self._data.batches(loader, self._progress.epoch)
         if used_up and not self._data.mid_batch:
-            self._remember_replay_point()
+            if self._streams is None:
+                self._remember_replay_point()
+            else:
+                self._passed_streams = rng.capture()
 
     def step(self, **metrics: Any) -> None:
         """One step is done: a safe point. ``metrics`` are single numbers or tensors of one element.
@@ -250,7 +267,7 @@ class Session:
         progress.step += 1
         progress.note(metrics)
         self._data.consume()
-        self._replay_point = None
+        self._replay_point = self._streams = None
         page[STEP] = progress.step
         self._safe_point()
 
@@ -372,17 +389,18 @@ class Session:
             **metrics,
             **self._registry.capture(),
             "state": to_plain(self.state, "session.state"),
-            "rng": rng.capture(),
+            # On the way back to where a checkpoint was made, a new one is that one.
+            "rng": rng.capture() if self._streams is None else self._streams,
             "data": {
                 **self._data.state(),
+                "epoch_rng": self._epoch_streams,
                 "caveats": place.caveats(self.global_step, self._polling),
             },
         }
 
     def _remember_replay_point(self) -> None:
         with refusing():
-            metrics = self._progress.metric_values()
-            self._replay_point = ReplayPoint(self._capture(metrics), metrics)
+            self._replay_point = ReplayPoint(self._capture(self._progress.metric_values()))
 
     def _is_resumable(self) -> bool:
         """Whether a run resumed from a checkpoint made here would continue at the right place."""
@@ -409,12 +427,26 @@ class Session:
         self.resumed_from = checkpoint.path
         # Last, since loading may draw from the streams.
         self._problems = restored.problems + rng.restore(restored.streams)
+        self._streams = restored.streams
+        self._epoch_streams = restored.position.get("epoch_rng")
         self._home.tell(
             JournalEvent.RESUMED,
             path=str(checkpoint.path),
             step=self.global_step,
             exactness=self.exactness,
         )
+
+    def _arrive(self) -> None:
+        """Undo what a resumed script has repeated on its way to where the checkpoint was made."""
+        if self._streams is None or self._problems is None:
+            return
+        if self._replay_point is not None:
+            with refusing():
+                self._problems += self._replay_point.undo(self._registry, self.state)
+        if self._passed_streams is not None and not same(self._passed_streams, rng.capture()):
+            self._problems.append("random numbers were drawn between two passes of an epoch")
+        rng.restore(self._streams)
+        self._streams = self._passed_streams = self._data.resumed_pass = None
 
     def _start(self, source: Path) -> None:
         content = read_classic(source)

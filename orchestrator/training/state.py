@@ -112,6 +112,10 @@ class Registry:
             for name, value in self._objects.items()
         }
 
+    def load(self, key: str, state: Any) -> None:
+        """Give one object the state that ``capture`` has under ``key``."""
+        self._objects[key.removesuffix(SUFFIX)].load_state_dict(from_plain(state))
+
     def parameters(self) -> list[torch.Tensor]:
         """The floating or complex parameters of every registered module.
 
