@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         running.add_argument(
             "--" + setting.name.replace("_", "-"),
             metavar=setting.metadata["metavar"],
-            help=setting.metadata["help"],
+            help=setting.metadata["help"].replace("%", "%%"),
         )
     running.add_argument("command", nargs="*", metavar="-- COMMAND", help="python train.py ...")
 

@@ -79,6 +79,15 @@ def _parse_count(text: str) -> int:
     return int(text)
 
 
+def _parse_budget(text: str) -> float | None:
+    if text.strip() == "off":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
+    if match is None or not 0 < float(match[1]) <= 50:
+        raise ValueError("write a share of the time from above 0% to 50%, such as 1%, or off")
+    return float(match[1]) / 100
+
+
 def _parse_best(text: str) -> BestPolicy:
     match = re.fullmatch(r"(\w+):(min|max)(?::([1-9]\d*))?", text.strip())
     if match is None:
@@ -115,6 +124,13 @@ class Config:
     )
     max_restarts: int = _option(
         _parse_count, "N", "Failures without progress between them to restart after. Default: 5.", 5
+    )
+
+    snapshot_budget: float | None = _option(
+        _parse_budget,
+        "1%|off",
+        "Share of the time that snapshots in memory may take. Default: 1%.",
+        0.01,
     )
 
     @property

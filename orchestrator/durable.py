@@ -4,13 +4,20 @@ A file or directory is durable once its own bytes *and* the directory entry that
 synced; a rename is durable once the parent directory has been synced.
 """
 
+import contextlib
+import errno
+import fcntl
+import io
 import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 WRITE_BUFFER_BYTES = 1 << 20
+# What O_DIRECT asks of addresses, lengths and offsets: a page satisfies every disk.
+DIRECT_BLOCK_BYTES = 4096
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Disk:
@@ -27,10 +34,16 @@ class Disk:
         """Open a file for writing that must not exist yet."""
         return open(path, "xb", buffering=WRITE_BUFFER_BYTES)
 
+    def create_direct(self, path: Path) -> BinaryIO:
+        """Like ``create``, for large pieces of page-aligned memory that go past the page cache."""
+        return cast(BinaryIO, DirectFile(path))
+
     def sync(self, file: BinaryIO) -> None:
         """Bring a written file's bytes to the disk."""
         file.flush()
         os.fsync(file.fileno())
+        if isinstance(file, DirectFile):
+            file.drop_cache()
 
     def sync_directory(self, path: Path) -> None:
         """Bring a directory's entries to the disk."""
@@ -50,6 +63,56 @@ class Disk:
             path.rmdir()
         else:
             path.unlink()
+
+
+class DirectFile(io.FileIO):
+    """A new file whose writes go past the page cache, which then keeps what training reads.
+
+    Where the filesystem has no O_DIRECT, writes are buffered, and dropped from the cache once they
+    are synced. The end of a file, which is no whole block, is always written like that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "xb")
+        # Set afterwards: an open that is refused for it may leave the file behind.
+        with contextlib.suppress(OSError):
+            self._set_flags(self._flags() | _O_DIRECT)
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, in bytes; only the last piece of a file may be no whole block."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            left = len(view) - done
+            if self._is_direct and left < DIRECT_BLOCK_BYTES:
+                self._be_buffered()
+            whole = left - left % DIRECT_BLOCK_BYTES if self._is_direct else left
+            try:
+                done += os.write(self.fileno(), view[done : done + whole])
+            except OSError as error:
+                # Some filesystems take the flag and refuse the write.
+                if not (self._is_direct and error.errno == errno.EINVAL):
+                    raise
+                self._be_buffered()
+        return done
+
+    def drop_cache(self) -> None:
+        """Have the kernel forget the file's pages, once they are on the disk."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    @property
+    def _is_direct(self) -> bool:
+        return bool(self._flags() & _O_DIRECT)
+
+    def _be_buffered(self) -> None:
+        self._set_flags(self._flags() & ~_O_DIRECT)
+
+    def _flags(self) -> int:
+        return fcntl.fcntl(self.fileno(), fcntl.F_GETFL)
+
+    def _set_flags(self, flags: int) -> None:
+        fcntl.fcntl(self.fileno(), fcntl.F_SETFL, flags)
 
 
 def write_json(path: Path, content: dict[str, Any], disk: Disk | None = None) -> None:

@@ -14,6 +14,7 @@ class JournalEvent(StrEnum):
     RUN_STARTED = "run_started"
     ATTEMPT_STARTED = "attempt_started"
     RESUMED = "resumed"
+    SNAPSHOT_TAKEN = "snapshot_taken"
     CHECKPOINT_PUBLISHED = "checkpoint_published"
     CHECKPOINT_FAILED = "checkpoint_failed"
     CHECKPOINT_QUARANTINED = "checkpoint_quarantined"

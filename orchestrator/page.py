@@ -28,6 +28,23 @@ class Field(IntEnum):
     STOP_REQUEST = 16
     STOP_DEADLINE_NS = 17
     CHECKPOINT_REQUESTS = 18
+    # Written by the trainer: SLOT_VALUES for each slot of the snapshot memory.
+    SLOT_TABLE = 32
+
+
+class SlotField(IntEnum):
+    """Index of each value within a slot's part of the table."""
+
+    BEGUN = 0
+    COMPLETE = 1
+    IMAGE_BYTES = 2
+    MANIFEST_BYTES = 3
+    STEP = 4
+    EPOCH = 5
+    TAKEN_NS = 6
+
+
+SLOT_VALUES = 8
 
 
 class Phase(IntEnum):
@@ -54,7 +71,7 @@ class ControlPage:
     @classmethod
     def create(cls) -> tuple[Self, int]:
         """A new zeroed page, and the descriptor to hand to the trainer."""
-        descriptor = _anonymous_file()
+        descriptor = anonymous_file("orchestrator-page")
         os.ftruncate(descriptor, PAGE_BYTES)
         page = cls(descriptor)
         page.values[Field.VERSION] = PAGE_VERSION
@@ -70,8 +87,9 @@ class ControlPage:
             return Phase.TRAIN
 
 
-def _anonymous_file() -> int:
+def anonymous_file(name: str) -> int:
+    """A descriptor of memory that is gone with its last holder; of a nameless file elsewhere."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("orchestrator-page", os.MFD_CLOEXEC)
+        return os.memfd_create(name, os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -58,6 +58,11 @@ class RunDir:
         """Exists only when training is complete."""
         return self.root / "done.json"
 
+    @property
+    def reserve_file(self) -> Path:
+        """Disk space that an emergency save may use up."""
+        return self.root / "reserve"
+
     def attempt(self, number: int) -> "AttemptDir":
         """The records of one life of the trainer, counted from 1."""
         return AttemptDir(self.root / "attempts" / f"{number:04d}")

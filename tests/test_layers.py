@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HOMES = {
     "torch": ("training/",),
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
-    "psutil": ("supervisor/child.py",),
+    "psutil": ("supervisor/child.py", "memory.py"),
     "rich": ("commands.py", "tables.py"),
     "xxhash": ("checkpoint/reading.py",),
     "structlog": ("logs.py", "launch.py", "supervisor/"),
@@ -27,6 +27,7 @@ RANKS = {
     "errors": 1,
     "logs": 1,
     "durable": 2,
+    "memory": 2,
     "page": 2,
     "wire": 2,
     "journal": 2,

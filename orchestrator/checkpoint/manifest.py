@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 FORMAT_VERSION = 1
+MAXIMUM_MANIFEST_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -60,6 +61,14 @@ class Manifest:
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """Parse and check manifest.json. Raises ValueError with the reason it cannot be used."""
+        manifest = cls.draft_from_json(text)
+        if not manifest.files:
+            raise ValueError("manifest.json names no files")
+        return manifest
+
+    @classmethod
+    def draft_from_json(cls, text: bytes) -> Self:
+        """Parse one that may still lack its files, as a snapshot's does. Raises ValueError."""
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -107,8 +116,6 @@ def _count(content: dict[str, Any], key: str) -> int:
 
 
 def _file_records(files: dict[str, Any]) -> dict[str, FileRecord]:
-    if not files:
-        raise ValueError("manifest.json names no files")
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import xxhash
 
-from orchestrator.checkpoint.manifest import FileRecord, Manifest
+from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, FileRecord, Manifest
 from orchestrator.durable import Disk
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
@@ -18,7 +18,6 @@ STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 PIN_FILE = "pinned"
 READ_CHUNK_BYTES = 16 << 20
-MAXIMUM_MANIFEST_BYTES = 1 << 20
 
 # A link or directory in a file's place, and a disk that has lost the bytes.
 _DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO, errno.ENXIO}

@@ -68,18 +68,26 @@ class Store:
                 adopted = read_checkpoint(path).manifest.run_id
         return cls(run, RunIdentity.open(run, command, adopted).run_id)
 
-    def publish(self, manifest: Manifest, write: Callable[[DigestingWriter], None]) -> Checkpoint:
+    def publish(
+        self,
+        manifest: Manifest,
+        write: Callable[[DigestingWriter], None],
+        *,
+        direct: bool = False,
+    ) -> Checkpoint:
         """Make a checkpoint durable, in the normative order, and return it.
 
         ``manifest`` comes without files; ``write`` puts the bytes of state.pt into what it is
-        given. Raises CheckpointWriteError when the disk refuses, after removing what was begun;
-        what ``write`` raises for other reasons passes through, also after the clean-up.
+        given, which with ``direct`` is meant for large pieces of aligned memory. Raises
+        CheckpointWriteError when the disk refuses, after removing what was begun; what ``write``
+        raises for other reasons passes through, also after the clean-up.
         """
+        create = self.disk.create_direct if direct else self.disk.create
         temporary = self.run.checkpoints / f"{WRITING_PREFIX}{secrets.token_hex(8)}"
         writer: DigestingWriter | None = None
         try:
             self.disk.make_directory(temporary)
-            with self.disk.create(temporary / STATE_FILE) as file:
+            with create(temporary / STATE_FILE) as file:
                 writer = DigestingWriter(file)
                 write(writer)
                 self.disk.sync(file)
@@ -152,6 +160,16 @@ class Store:
                 f"cannot resume: none of the checkpoints in {self.run.checkpoints} is valid "
                 f"({'; '.join(passed_over)}); repair one, or start anew with another --run-dir"
             )
+        return None
+
+    def newest_verified(self) -> Checkpoint | None:
+        """The newest healthy checkpoint that has not changed since it was verified here."""
+        for checkpoint in reversed(self.all()):
+            if checkpoint.manifest.healthy and (
+                (signature := _signature(checkpoint)) is not None
+                and self._verified.get(checkpoint.name) == signature
+            ):
+                return checkpoint
         return None
 
     def quarantined(self) -> list[Path]:

@@ -7,12 +7,14 @@ import time
 from typing import Any
 
 from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.durable import write_json
 from orchestrator.page import ControlPage, Field
 from orchestrator.rundir import AttemptDir, RunDir
 from orchestrator.supervisor.channel import Peer
 from orchestrator.supervisor.child import Child
 from orchestrator.supervisor.output import open_output
+from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.wire import (
     ATTEMPT_VARIABLE,
     RESUME_VARIABLE,
@@ -30,11 +32,18 @@ class Attempt:
         number: int,
         command: list[str],
         resume_from: Checkpoint | None,
+        handed: Snapshot | None,
+        snapshots: SnapshotKeeper,
         socket_path: str,
         lock_descriptor: int,
     ) -> None:
-        """Start the trainer. Raises ConfigError when the command cannot be run, and OSError."""
+        """Start the trainer. Raises ConfigError when the command cannot be run, and OSError.
+
+        ``handed`` is the snapshot that its session resumes from, newer than ``resume_from``.
+        """
         self.number = number
+        self.handed = handed
+        self.left: Snapshot | None = None
         self.directory: AttemptDir = run.attempt(number)
         self.resume_from = resume_from
         self.started = time.monotonic()
@@ -43,9 +52,11 @@ class Attempt:
         self.reported: int | None = None
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
+        self.snapshot_facts: dict[str, Any] = {}
         self.over = asyncio.Event()
         self.directory.root.mkdir(parents=True)
         self.page, self._page_descriptor = ControlPage.create()
+        self._slot_descriptors = snapshots.attach(self.page)
         self.output = open_output(self.directory.output_file)
         environment = {
             **os.environ,
@@ -62,9 +73,15 @@ class Attempt:
 
     @property
     def descriptors(self) -> list[int]:
-        """What the session is handed when it connects: the page, and the output's keeper."""
-        keeper = self.output.keeper
-        return [self._page_descriptor] if keeper is None else [self._page_descriptor, keeper]
+        """What the session is handed: the page, the snapshot memory, and the output's keeper."""
+        keeper = [] if self.output.keeper is None else [self.output.keeper]
+        return [self._page_descriptor, *self._slot_descriptors, *keeper]
+
+    @property
+    def resumed_step(self) -> int | None:
+        """Completed steps in what it resumes from."""
+        source = self.handed or self.resume_from
+        return source.manifest.step if source else None
 
     @property
     def step(self) -> int:
@@ -92,7 +109,7 @@ class Attempt:
             "epoch": self.epoch,
             "phase": self.page.phase.name.lower(),
             "reached_safe_point": self.reached_safe_point,
-            "resumed_step": self.resume_from.manifest.step if self.resume_from else None,
+            "resumed_step": self.resumed_step,
             "seconds": round(time.monotonic() - self.started, 3),
             **facts,
         }

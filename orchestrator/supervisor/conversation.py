@@ -8,6 +8,8 @@ from typing import Any
 
 import structlog
 
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.journal import Journal, JournalEvent
@@ -15,12 +17,14 @@ from orchestrator.page import Field
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.channel import Peer
 from orchestrator.supervisor.custodian import Custodian
+from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.status import Status, describe_checkpoint
 from orchestrator.supervisor.watch import CLOSING_SHARE, Watch
 from orchestrator.wire import PROTOCOL_VERSION, Message
 
 ROTATION_WAIT_SECONDS = 60.0
+SNAPSHOT_SAMPLE_SECONDS = 60.0
 
 
 class Conversation:
@@ -34,6 +38,7 @@ class Conversation:
         machine: Machine,
         watch: Watch,
         checkpoints: Custodian,
+        snapshots: SnapshotKeeper,
         restarts: int,
     ) -> None:
         self.restarts = restarts
@@ -43,6 +48,8 @@ class Conversation:
         self._machine = machine
         self._watch = watch
         self._checkpoints = checkpoints
+        self._snapshots = snapshots
+        self._snapshot_journalled = float("-inf")
         self._log = structlog.get_logger()
         self._rotations: set[asyncio.Task[None]] = set()
         self._waiting_for_checkpoint: list[Peer] = []
@@ -80,6 +87,9 @@ class Conversation:
                 "protocol": PROTOCOL_VERSION,
                 "run_id": self._store.run_id,
                 "every": asdict(self._config.every),
+                "snapshot_budget": self._config.snapshot_budget,
+                "resume_generation": attempt.handed.generation if attempt.handed else None,
+                "writing_generations": [s.generation for s in self._snapshots.under_way],
                 "grace_seconds": self._config.grace,
             },
             attempt.descriptors,
@@ -99,15 +109,58 @@ class Conversation:
             case "published":
                 self._hear_published(str(facts.get("name")), facts)
             case "save_failed":
-                self._journal.write(JournalEvent.CHECKPOINT_FAILED, attempt.number, **facts)
-                self._log.error(str(facts.get("problem")), training="goes on")
-                self._answer_waiting({"type": "failed", **facts})
+                self._alarm(facts)
+            case "snapshot":
+                self._hear_snapshot(attempt, facts)
+            case "write":
+                generation, reason = facts.get("generation"), str(facts.get("reason"))
+                if not self._snapshots.write_generation(generation, reason):
+                    problem = "there is no such snapshot"
+                    self._tell_trainer(type="write_failed", generation=generation, problem=problem)
+            case "rejected":
+                self._log.error("the snapshot in memory cannot be loaded", **facts)
+                self._snapshots.forget()
             case "metrics":
                 attempt.metrics = facts.get("metrics", {})
             case "ended":
                 attempt.reported = facts.get("status")
             case "lost":
                 self._watch.trainer_lost(attempt)
+
+    def _hear_snapshot(self, attempt: Attempt, facts: dict[str, Any]) -> None:
+        attempt.snapshot_facts = facts
+        now = time.monotonic()
+        if now - self._snapshot_journalled >= SNAPSHOT_SAMPLE_SECONDS:
+            self._snapshot_journalled = now
+            self._journal.write(JournalEvent.SNAPSHOT_TAKEN, attempt.number, **facts)
+
+    def written(self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float) -> None:
+        """A snapshot has become a checkpoint."""
+        self._hear_published(checkpoint.name, {"seconds": seconds})
+        self._tell_trainer(
+            type="written", generation=snapshot.generation, name=checkpoint.name, seconds=seconds
+        )
+
+    def write_failed(self, snapshot: Snapshot, problem: str | None) -> None:
+        """A snapshot could not be written, or gave way to another, which is no failure."""
+        if problem is not None:
+            self._alarm({"step": snapshot.manifest.step, "problem": problem})
+        self._tell_trainer(
+            type="write_failed", generation=snapshot.generation, problem=problem or "it gave way"
+        )
+
+    def _tell_trainer(self, **message: Any) -> None:
+        attempt = self._watch.attempt
+        if attempt is not None and attempt.peer is not None:
+            attempt.peer.send(message)
+
+    def _alarm(self, facts: dict[str, Any]) -> None:
+        attempt = self._watch.attempt
+        self._journal.write(
+            JournalEvent.CHECKPOINT_FAILED, attempt.number if attempt else None, **facts
+        )
+        self._log.error(str(facts.get("problem")), training="goes on")
+        self._answer_waiting({"type": "failed", **facts})
 
     def _hear_published(self, name: str, facts: dict[str, Any]) -> None:
         seconds = facts.get("seconds")
@@ -164,9 +217,20 @@ class Conversation:
             status.metrics = attempt.metrics
             if attempt.connected:
                 status.step, status.epoch = attempt.step, attempt.epoch
+            status.snapshots = self._snapshot_facts(attempt)
+            if self._snapshots.slots and (place := self._snapshots.slots.newest_place()):
+                step, age = place
+                status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
             if not attempt.over.is_set():
                 status.trainer_pid = attempt.child.pid
-                alive = time.monotonic() - attempt.started
-                age = status.newest_checkpoint["age_seconds"] if status.newest_checkpoint else alive
-                status.lose_at_most_seconds = round(min(alive, age), 3)
+                kept = filter(None, (status.newest_checkpoint, status.newest_snapshot))
+                ages = [time.monotonic() - attempt.started, *(k["age_seconds"] for k in kept)]
+                status.lose_at_most_seconds = round(min(ages), 3)
         return status
+
+    def _snapshot_facts(self, attempt: Attempt) -> dict[str, Any] | None:
+        if not attempt.snapshot_facts:
+            return None
+        shown = ("interval_seconds", "stall_seconds", "bytes")
+        facts = {key: attempt.snapshot_facts.get(key) for key in shown}
+        return facts | {"write_seconds": self._snapshots.last_write_seconds or None}

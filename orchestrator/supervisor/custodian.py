@@ -9,6 +9,7 @@ import structlog
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.retention import RetentionPolicy
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.journal import Journal, JournalEvent
@@ -43,10 +44,20 @@ class Custodian:
         self.resumed_from: Checkpoint | None = None
         self.newest: Checkpoint | None = None
 
-    async def choose(self) -> Checkpoint | None:
-        """The checkpoint to resume from, verified. Raises NoValidCheckpointError."""
+    async def sweep(self) -> None:
+        """Remove what a dead process left half-written; only while nobody publishes."""
         await in_thread(self._store.sweep)
+
+    async def choose(self, handed: Snapshot | None) -> Checkpoint | None:
+        """The checkpoint to resume from, verified. Raises NoValidCheckpointError.
+
+        Where a snapshot is handed on that is newer, nothing is read: it is then the newest one that
+        was verified before.
+        """
         self.notice_published()
+        if handed is not None:
+            self.resumed_from = self._store.newest_verified()
+            return self.resumed_from
         loop = asyncio.get_running_loop()
 
         def report(error: CheckpointInvalidError) -> None:

@@ -99,6 +99,8 @@ class Budget:
                 case JournalEvent.CHECKPOINT_QUARANTINED if event.get("demoted"):
                     budget.demoted = True
                 case JournalEvent.ATTEMPT_EXITED:
+                    if event.get("left_step") is not None:
+                        budget.refill(_count(event, "left_step"), _count(event, "left_epoch"))
                     budget.ever_safe = budget.ever_safe or bool(event.get("reached_safe_point"))
                     if event.get("outcome") == "failed":
                         budget.failures.append((event.get("fingerprint"), _count(event, "step")))

@@ -35,6 +35,7 @@ class Status:
     metrics: dict[str, float | str] = field(default_factory=dict)
     newest_checkpoint: dict[str, Any] | None = None
     newest_snapshot: dict[str, Any] | None = None
+    snapshots: dict[str, Any] | None = None
     lose_at_most_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import structlog
 
 from orchestrator import __version__
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
@@ -36,10 +38,14 @@ from orchestrator.supervisor.restarts import (
     retrying,
 )
 from orchestrator.supervisor.signals import SignalReceiver
+from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.states import Event, Machine, State
 from orchestrator.supervisor.watch import Watch
 
 T = TypeVar("T")
+
+# A disk that takes longer for a checkpoint than this is taken for dead.
+WRITE_WAIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,17 @@ class Supervisor:
         self._budget = Budget.from_journal(config.max_restarts, events)
         self._checkpoints = Custodian(store, config.retention, self._journal, self._budget, events)
         self._machine = Machine()
-        self._watch = Watch(self._machine, config.grace, self._journal)
+        self._snapshots = SnapshotKeeper(
+            store,
+            on_written=lambda *facts: self._conversation.written(*facts),
+            on_failed=lambda *facts: self._conversation.write_failed(*facts),
+        )
+        self._watch = Watch(
+            self._machine,
+            config.grace,
+            lambda: self._snapshots.write_allowance_seconds,
+            self._journal,
+        )
         self._conversation = Conversation(
             config,
             store,
@@ -89,6 +105,7 @@ class Supervisor:
             self._machine,
             self._watch,
             self._checkpoints,
+            self._snapshots,
             restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
         )
         self._verdict: Verdict | None = None
@@ -115,6 +132,8 @@ class Supervisor:
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
             await self._attempts()
+            await self._settle(self._snapshots.under_way)
+            await self._conversation.rotations_end()
         finally:
             self._channel.close()
         assert self._verdict is not None
@@ -133,30 +152,54 @@ class Supervisor:
             pass  # the verdict says why no other attempt follows
         except _StoppedBetweenAttemptsError:
             self._machine.handle(Event.STOP)
-            saved = ExitStatus.STOPPED_SAVED
-            self._verdict = Verdict(Outcome.STOPPED, saved, "stopped while no trainer was running")
-            self._journal.write(JournalEvent.RUN_STOPPED, status=saved)
-            self._log.info("stopped", status=saved.value)
+            await self._settle(self._snapshots.under_way)
+            left = self._snapshots.newest_left(beyond=self._checkpoints.newest)
+            saved = left is None or self._snapshots.is_durable(left)
+            status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
+            self._verdict = Verdict(Outcome.STOPPED, status, "stopped while no trainer was running")
+            self._journal.write(JournalEvent.RUN_STOPPED, status=status)
+            self._log.info("stopped", status=status.value)
 
     async def _live_once(self) -> None:
         """One attempt. Raises AttemptFailedError when it failed, whether or not it is the last."""
-        await self._unless_stopped(self._checkpoints.choose())
-        attempt = self._start(1 + self._last_attempt_number())
+        if not self._snapshots.under_way:  # whose files would be swept away
+            await self._unless_stopped(self._checkpoints.sweep())
+        handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
+        await self._unless_stopped(self._checkpoints.choose(handed))
+        attempt = self._start(1 + self._last_attempt_number(), handed)
         await self._watch.until_over(attempt)
         survivors = await attempt.child.clean_up()
         if survivors:
             self._log.error("processes could not be ended", pids=survivors)
-        await self._conversation.rotations_end()
         self._checkpoints.notice_published()
+        await self._keep_what_is_left(attempt)
         self._conclude(attempt)
 
-    def _start(self, number: int) -> Attempt:
+    async def _keep_what_is_left(self, attempt: Attempt) -> None:
+        """Have the newest snapshot written, if the trainer did not see to that itself."""
+        stopping = self._watch.stop_wanted.is_set()
+        if attempt.reported != ExitStatus.COMPLETE:
+            attempt.left = self._snapshots.newest_left(beyond=self._checkpoints.newest)
+        if attempt.left is not None:
+            self._snapshots.write(attempt.left, Reason.EMERGENCY if stopping else Reason.CRASH)
+        if stopping:
+            await self._settle(self._snapshots.under_way)
+        elif attempt.handed is not None:
+            # Should it turn out to be poisoned, it must be on the disk to be set aside there.
+            await self._settle([attempt.handed])
+
+    async def _settle(self, snapshots: list[Snapshot]) -> None:
+        await self._snapshots.settle(snapshots, WRITE_WAIT_SECONDS, self._watch.kill_wanted)
+
+    def _start(self, number: int, handed: Snapshot | None) -> Attempt:
         resume_from = self._checkpoints.resumed_from
         attempt = Attempt(
             self._run,
             number,
             self._command,
             resume_from,
+            handed,
+            self._snapshots,
             self._channel.path,
             self._lock.descriptor,
         )
@@ -167,7 +210,11 @@ class Supervisor:
             "training started",
             attempt=number,
             pid=attempt.child.pid,
-            resume_from=resume_from.name if resume_from else None,
+            resume_from=(
+                f"the snapshot of step {handed.manifest.step}"
+                if handed
+                else resume_from and resume_from.name
+            ),
             run_dir=str(self._run.root),
         )
         return attempt
@@ -187,12 +234,17 @@ class Supervisor:
             lost_steps=max(0, attempt.step - (newest.manifest.step if newest else 0)),
             error=error,
         )
+        if attempt.left is not None and not facts.stop_requested:
+            # In this order: what was saved before a failure must not make up for it.
+            self._budget.refill(*attempt.left.order)
         verdict = self._verdict = judge(facts)
         mark = fingerprint(error, facts.returncode) if verdict.outcome is Outcome.FAILED else None
         record = attempt.record_end(
             outcome=verdict.outcome,
             cause=verdict.cause,
             fingerprint=mark,
+            left_step=attempt.left.manifest.step if attempt.left else None,
+            left_epoch=attempt.left.manifest.epoch if attempt.left else None,
             stop_requested=self._watch.stop_source,
         )
         self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
@@ -211,7 +263,7 @@ class Supervisor:
                     cause=verdict.cause,
                     fingerprint=mark,
                     step=attempt.step,
-                    resumed_step=attempt.resume_from.manifest.step if attempt.resume_from else None,
+                    resumed_step=attempt.resumed_step,
                     before_first_safe_point=not attempt.reached_safe_point,
                 )
                 self._decide(attempt, failure)
@@ -222,6 +274,7 @@ class Supervisor:
         decision = decide(failure, self._budget)
         if not isinstance(decision, GiveUp) and decision.demote:
             self._budget.demoted = True
+            self._snapshots.forget()
             if not self._checkpoints.demote():
                 decision = GiveUp(f"the same failure came again at step {failure.step}")
         if isinstance(decision, GiveUp):

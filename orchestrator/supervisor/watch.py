@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -14,17 +15,33 @@ from orchestrator.supervisor.states import Event, Machine, State
 # Of the grace period, what ending the processes and writing the last records may take.
 CLOSING_SECONDS = 2.0
 CLOSING_SHARE = 0.2
+# Of the grace period, what is left for the safe point however long a write may take.
+LEAST_PATIENCE_SHARE = 0.3
+# A stop signal of this rank waits for nothing any more.
+LAST_RUNG = 3
 # A dying process closes its socket an instant before or after its exit is seen.
 LAST_WORDS_SECONDS = 1.0
 
 
 class Watch:
-    """Moves the machine while a trainer runs; ``stop_wanted`` is set for good by the first stop."""
+    """Moves the machine while a trainer runs.
 
-    def __init__(self, machine: Machine, grace_seconds: float, journal: Journal) -> None:
+    ``stop_wanted`` is set for good by the first stop, ``kill_wanted`` by the third.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        grace_seconds: float,
+        write_allowance_seconds: Callable[[], float],
+        journal: Journal,
+    ) -> None:
         self.attempt: Attempt | None = None
         self.stop_wanted = asyncio.Event()
+        self.kill_wanted = asyncio.Event()
         self.stop_source: str | None = None
+        self._requests = 0
+        self._write_allowance_seconds = write_allowance_seconds
         self._machine = machine
         self._grace_seconds = grace_seconds
         self._journal = journal
@@ -67,6 +84,9 @@ class Watch:
         """Climb one rung: save and stop, then no more waiting for the safe point, then kill."""
         self.stop_source = self.stop_source or source
         self.stop_wanted.set()
+        self._requests += 1
+        if self._requests >= LAST_RUNG:
+            self.kill_wanted.set()
         attempt = self.attempt
         self._journal.write(
             JournalEvent.STOP_REQUESTED, attempt.number if attempt else None, source=source
@@ -84,6 +104,8 @@ class Watch:
         self._machine.handle(Event.STOP)
         grace = self._grace_seconds
         patience = grace - min(CLOSING_SECONDS, CLOSING_SHARE * grace)
+        # What is in memory then has to be written within the grace period too.
+        patience = max(LEAST_PATIENCE_SHARE * grace, patience - self._write_allowance_seconds())
         self._set_deadline(patience)
         page = attempt.page.values
         page[Field.STOP_DEADLINE_NS] = time.monotonic_ns() + int(patience * 1e9)

@@ -1,10 +1,14 @@
 """What a session needs from its surroundings, whether a supervisor is there or not."""
 
+from concurrent.futures import Future
 from typing import Any, Protocol
 
+from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
+from orchestrator.errors import CheckpointWriteError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import JournalEvent
 from orchestrator.page import ControlPage
@@ -18,10 +22,24 @@ class Home(Protocol):
     run: RunDir
     page: ControlPage
     store: Store
+    slots: Slots
     every: Every
+    snapshot_budget: float | None
+
+    def snapshot_to_resume(self) -> Snapshot | None:
+        """The image in memory that the attempt before left, if it is further than the disk."""
 
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """The newest valid checkpoint. Raises NoValidCheckpointError."""
+
+    def reject(self, snapshot: Snapshot) -> None:
+        """Report that the snapshot to resume from cannot be loaded."""
+
+    def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
+        """Snapshots of the attempt before that are still being written."""
+
+    def write(self, snapshot: Snapshot, reason: Reason) -> Future[Checkpoint]:
+        """Have a snapshot become a checkpoint; the future may fail with CheckpointWriteError."""
 
     def tell(self, event: JournalEvent, **facts: Any) -> None:
         """Report something that belongs into the journal."""
@@ -29,8 +47,14 @@ class Home(Protocol):
     def show(self, metrics: dict[str, float]) -> None:
         """Report the latest metrics, for people who watch."""
 
+    def took(self, snapshot: Snapshot, **facts: Any) -> None:
+        """Report a snapshot and what it cost."""
+
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
-        """Report a new checkpoint and how long it took to write; older ones may go now."""
+        """Report a checkpoint that we wrote ourselves; older ones may go now."""
+
+    def failed(self, error: CheckpointWriteError) -> None:
+        """Report that a checkpoint could not be written by ourselves; training goes on."""
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """The session ends with this status, or with None and the exception's description."""

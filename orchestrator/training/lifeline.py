@@ -4,9 +4,10 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from orchestrator.checkpoint.slots import SLOT_COUNT, Slots
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.page import ControlPage, Field
@@ -20,8 +21,19 @@ COPY_BYTES = 1 << 16
 class Lifeline:
     """The connection, and a thread that notices its end."""
 
-    def __init__(self, environment: Mapping[str, str], run: RunDir) -> None:
-        """Connect and receive the control page. Raises ConfigError when that is refused."""
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        run: RunDir,
+        on_message: Callable[[Message], None],
+        on_death: Callable[[], None],
+    ) -> None:
+        """Connect and receive the shared memory. Raises ConfigError when that is refused.
+
+        What the supervisor says later, and its death, is passed on in a thread, after ``listen``.
+        """
+        self._on_message = on_message
+        self._on_death = on_death
         self._attempt = int(environment.get(ATTEMPT_VARIABLE, "0"))
         self._output_file = run.attempt(self._attempt).output_file
         path = environment[SOCKET_VARIABLE]
@@ -48,11 +60,16 @@ class Lifeline:
         self.welcome: Message = welcome
         self.page = ControlPage(descriptors[0])
         os.close(descriptors[0])
+        slots, rest = descriptors[1 : SLOT_COUNT + 2], descriptors[SLOT_COUNT + 2 :]
+        self.slots = Slots(self.page, slots)
         # Holding the other end keeps the pseudo-terminal alive when the supervisor is killed.
-        self._terminal = descriptors[1] if len(descriptors) > 1 else None
+        self._terminal = rest[0] if rest else None
         self._connection.set_timeout(None)
         self._closed = threading.Event()
         self.supervisor_died = False
+
+    def listen(self) -> None:
+        """Begin to hear the supervisor."""
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
         os.register_at_fork(after_in_child=self._close_in_child)
 
@@ -76,6 +93,8 @@ class Lifeline:
             while (message := self._connection.receive()) is not None:
                 if message.get("type") == "stop":
                     self.page.values[Field.STOP_REQUEST] = 1
+                else:
+                    self._on_message(message)
         if not self._closed.is_set():
             self._outlive_supervisor()
 
@@ -84,6 +103,7 @@ class Lifeline:
         self.supervisor_died = True
         self.page.values[Field.STOP_REQUEST] = 1
         self._keep_output()
+        self._on_death()
         if not self._closed.wait(self.welcome["grace_seconds"]):
             os._exit(ExitStatus.STOPPED_UNSAVED)
 

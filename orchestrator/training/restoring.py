@@ -1,12 +1,16 @@
 """Reads checkpoints and classic files into the parts that a session takes over."""
 
+import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.errors import ConfigError
 from orchestrator.training.plain import from_plain
 from orchestrator.training.state import RESERVED, SUFFIX, Progress
@@ -16,7 +20,10 @@ _VERSIONS = {"torch": str(torch.__version__)}
 
 @dataclass(frozen=True)
 class Restored:
-    """The content of a state.pt; ``content`` holds the state_dicts, ``problems`` the doubts."""
+    """The content of a state.pt; ``content`` holds the state_dicts, ``problems`` the doubts.
+
+    ``in_memory`` says that its tensors lie in a slot that a later snapshot will overwrite.
+    """
 
     content: dict[str, Any]
     state: dict[str, Any]
@@ -24,6 +31,7 @@ class Restored:
     position: dict[str, Any]
     streams: dict[str, Any]
     problems: list[str]
+    in_memory: bool
 
 
 def read_state(checkpoint: Checkpoint) -> Restored:
@@ -33,8 +41,29 @@ def read_state(checkpoint: Checkpoint) -> Restored:
     torch another one. It is raised as RuntimeError, a failure like any other, and never a reason to
     set the checkpoint aside at once.
     """
+    return _read(
+        checkpoint.state_file,
+        checkpoint.manifest,
+        "its bytes are those that were written, so it stays where it is: run again, or move the "
+        "checkpoint away to resume from an older one",
+    )
+
+
+def read_snapshot(snapshot: Snapshot) -> Restored:
+    """Read the image in a slot, without copying its tensors. Raises RuntimeError."""
+    path = Path(f"/dev/fd/{snapshot.descriptor}")
+    # torch looks for the end of the file at the end of what it maps.
+    os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
+    advice = "this snapshot in memory is given up: run again to resume from the newest checkpoint"
+    return _read(path, snapshot.manifest, advice, in_memory=True)
+
+
+def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = False) -> Restored:
     try:
-        content = _load(checkpoint.state_file)
+        content = _load(source, mmap=in_memory)
+        if in_memory:
+            for key in ("state", "rng", "data"):
+                content[key] = copy.deepcopy(content[key])
         position = content["data"]
         return Restored(
             content=content,
@@ -44,18 +73,15 @@ def read_state(checkpoint: Checkpoint) -> Restored:
                 content["step"],
                 {k: v for k, v in content.items() if k not in RESERVED and not k.endswith(SUFFIX)},
                 refuses_bad_metrics=False,
-                noted_at=dict.fromkeys(checkpoint.manifest.metrics, content["step"]),
+                noted_at=dict.fromkeys(manifest.metrics, content["step"]),
             ),
             position=position,
             streams=content["rng"],
-            problems=_doubts(checkpoint, position),
+            problems=_doubts(manifest, position),
+            in_memory=in_memory,
         )
     except Exception as error:  # torch raises many kinds, some with an empty message
-        raise RuntimeError(
-            f"cannot load {checkpoint.state_file}: {_first_line(error)}; its bytes are those that "
-            "were written, so it stays where it is: run again, or move the checkpoint away to "
-            "resume from an older one"
-        ) from error
+        raise RuntimeError(f"cannot load {source}: {_first_line(error)}; {advice}") from error
 
 
 def read_classic(source: Path) -> dict[str, Any]:
@@ -79,18 +105,18 @@ def read_classic(source: Path) -> dict[str, Any]:
     return content
 
 
-def _doubts(checkpoint: Checkpoint, position: dict[str, Any]) -> list[str]:
+def _doubts(manifest: Manifest, position: dict[str, Any]) -> list[str]:
     """Why a run resumed from here may differ from one that was not interrupted."""
     doubts = [
         f"it was made with {name} {version}, this is {_VERSIONS[name]}"
-        for name, version in checkpoint.manifest.versions.items()
+        for name, version in manifest.versions.items()
         if name in _VERSIONS and version != _VERSIONS[name]
     ]
     return doubts + list(position.get("caveats", ()))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}, not a dict")
     return content

@@ -25,7 +25,7 @@ def capture() -> dict[str, Any]:
             "has_gauss": int(has_gauss),
             "gauss": float(gauss),
         }
-    if _cuda_in_use():
+    if cuda_in_use():
         streams["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         streams["mps"] = torch.mps.get_rng_state()
@@ -108,7 +108,8 @@ def seed_all(seed: int) -> None:
         numpy.random.seed(seed % 2**32)
 
 
-def _cuda_in_use() -> bool:
+def cuda_in_use() -> bool:
+    """Whether this process has touched a CUDA device."""
     # Asking a process that has not touched CUDA for its state would create a context.
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 

@@ -1,10 +1,12 @@
-"""Writes the state of a session into the store, and decides when the next write is due."""
+"""Brings the state of a session into checkpoints."""
 
+import errno
 import io
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import IO, Any, cast
 
 import tenacity
@@ -13,69 +15,28 @@ import torch
 from orchestrator import __version__
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.reading import Checkpoint
-from orchestrator.checkpoint.store import Store
-from orchestrator.config import Every
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.journal import utc_now
+from orchestrator.training import rng
+from orchestrator.training.ending import say
+from orchestrator.training.home import Home
+from orchestrator.training.schedule import FIRST_RETRY_SECONDS, Pace
 from orchestrator.training.shield import sigchld_default
+from orchestrator.training.snapshots import Content, Snapshotter, Taking
+from orchestrator.training.state import Registry
 
-FIRST_RETRY_SECONDS = 5.0
-LONGEST_RETRY_SECONDS = 300.0
 PATIENCE_SECONDS = 300.0
 STOP_POLL_SECONDS = 0.1
-NEVER = 1 << 62
+SHOW_SNAPSHOTS_NS = 1_000_000_000
+_NONE: frozenset[int] = frozenset()
 
 
-@dataclass
-class Schedule:
-    """When the next periodic checkpoint is due, as the two numbers that the hot path compares."""
-
-    every: Every
-    next_step: int = 0
-    next_time_ns: int = 0
-    next_epoch: int = NEVER
-    _failures: int = 0
-
-    def saved(self, step: int, epoch: int) -> None:
-        """A checkpoint was written."""
-        self._failures = 0
-        self.next_step = self.next_time_ns = self.next_epoch = NEVER
-        match self.every.unit:
-            case "seconds":
-                self.next_time_ns = time.monotonic_ns() + int(self.every.amount * 1e9)
-            case "steps":
-                self.next_step = _next_multiple(step, int(self.every.amount))
-            case "epochs":
-                self.next_epoch = _next_multiple(epoch, int(self.every.amount))
-
-    def failed(self) -> None:
-        """A write failed: try again soon, then ever more rarely."""
-        delay = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
-        self._failures += 1
-        self.next_step = self.next_epoch = NEVER
-        self.next_time_ns = time.monotonic_ns() + int(delay * 1e9)
-
-    def is_due(self, step: int, epoch: int) -> bool:
-        """Whether a checkpoint should be written now."""
-        return (
-            step >= self.next_step
-            or epoch >= self.next_epoch
-            or time.monotonic_ns() >= self.next_time_ns
-        )
-
-
-def patient_retrying(
-    report: Callable[[CheckpointWriteError], None], stop_wanted: Callable[[], bool]
-) -> tenacity.Retrying:
+def patient_retrying(stop_wanted: Callable[[], bool]) -> tenacity.Retrying:
     """Tries a write again for some minutes, or until a stop is wanted.
 
     The caller gets the last CheckpointWriteError when that did not help.
     """
-
-    def report_last(retry_state: tenacity.RetryCallState) -> None:
-        error = retry_state.outcome and retry_state.outcome.exception()
-        if isinstance(error, CheckpointWriteError):
-            report(error)
 
     def sleep(seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -86,14 +47,9 @@ def patient_retrying(
         retry=tenacity.retry_if_exception_type(CheckpointWriteError),
         wait=tenacity.wait_exponential(FIRST_RETRY_SECONDS, max=60.0),
         stop=tenacity.stop_after_delay(PATIENCE_SECONDS) | _StopWhenWanted(stop_wanted),
-        before_sleep=report_last,
         sleep=sleep,
         reraise=True,
     )
-
-
-def _next_multiple(count: int, interval: int) -> int:
-    return (count // interval + 1) * interval
 
 
 class _StopWhenWanted(tenacity.stop.stop_base):
@@ -105,27 +61,166 @@ class _StopWhenWanted(tenacity.stop.stop_base):
 
 
 class Saver:
-    """The blocking way to a checkpoint: torch.save into the store."""
+    """Brings the state of a session into checkpoints.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    By way of a snapshot in memory, which somebody else writes to disk; where there is no room for
+    one, with a torch.save for which the loop waits.
+    """
+
+    def __init__(self, home: Home, registry: Registry) -> None:
+        self.pace = Pace(home.snapshot_budget)
+        self._write_seconds = 0.0
+        self._thread_seconds = 0.0
+        self._home = home
+        self._registry = registry
+        self._snapshotter = Snapshotter(home.slots)
+        self._writing: list[Future[Checkpoint]] = []
         self._proved_loadable = False
+        self._shown_ns = 0
+        for snapshot, written in home.writes_under_way():
+            self._snapshotter.hold(snapshot.slot, written)
+            self._writing.append(written)
+
+    @property
+    def can_save(self) -> bool:
+        """Whether a checkpoint can begin to be made now: one is written at a time."""
+        ready = not self._snapshotter.has_room or self._snapshotter.is_ready
+        return ready and all(written.done() for written in self._writing)
+
+    def is_snapshot_due(self, now_ns: int) -> bool:
+        """Whether it is time for a snapshot, and one could be taken now without a wait."""
+        due = now_ns >= self.pace.next_ns and self._snapshotter.has_room
+        return due and self._snapshotter.is_ready
+
+    @property
+    def least_interval_seconds(self) -> float:
+        """How much time to leave between checkpoints, so that writing stays within the budget."""
+        budget = self._home.snapshot_budget
+        return 0.0 if budget is None else self._write_seconds / budget
+
+    def ended(self) -> Future[Checkpoint] | None:
+        """A write that has ended, told once; None while there is none."""
+        for written in self._writing:
+            if written.done():
+                self._writing.remove(written)
+                return written
+        return None
+
+    def snapshot(self, state: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Keep the state in memory, if that is possible now."""
+        self._take(state, metrics, Reason.PERIODIC, None)
 
     def save(
         self,
         state: dict[str, Any],
-        reason: Reason,
         metrics: dict[str, float],
-        healthy: bool,
-    ) -> Checkpoint:
-        """Publish ``state``. Raises CheckpointWriteError, and UnstorableError at the first save."""
-        manifest = Manifest(
-            run_id=self._store.run_id,
+        reason: Reason,
+        deadline: float | None = None,
+    ) -> Future[Checkpoint] | None:
+        """Have the state become a checkpoint; None where that cannot begin now.
+
+        With a ``deadline`` (time.monotonic) it waits for what stands in the way. The future fails
+        with CheckpointWriteError. Raises UnstorableError at the first save.
+        """
+        if not self._proved_loadable:
+            _prove_loadable(state)
+            self._proved_loadable = True
+        if self._snapshotter.has_room:
+            written: Future[Checkpoint] = Future()
+            taking, step = self._take(state, metrics, reason, deadline), int(state["step"])
+            if taking is not None:
+                self._snapshotter.hold(taking.slot, written)
+                self._writing.append(written)
+                taking.done.add_done_callback(lambda done: self._write(done, step, reason, written))
+                return written
+            if self._snapshotter.has_room and deadline is None:
+                return None
+        saved = self._save_blocking(state, self._draft(state, metrics, reason))
+        self._writing.append(saved)
+        return saved
+
+    def close(self) -> None:
+        """Wait for the snapshot under way and give the memory back."""
+        self._snapshotter.close()
+
+    def _take(
+        self,
+        state: dict[str, Any],
+        metrics: dict[str, float],
+        reason: Reason,
+        deadline: float | None,
+    ) -> Taking | None:
+        content = Content(
+            state=state,
+            draft=self._draft(state, metrics, reason),
+            parameters=self._registry.parameters(),
+            of_optimizers=self._registry.storages_of_optimizers() if rng.cuda_in_use() else _NONE,
+        )
+        taking = self._snapshotter.take(content, deadline)
+        if taking is not None:
+            # The thread's part of this one is not known yet; the last one's is.
+            self.pace.took(taking.stall_seconds + self._thread_seconds)
+            taking.done.add_done_callback(lambda done: self._took(done, taking))
+        return taking
+
+    def _took(self, done: Future[Snapshot], taking: Taking) -> None:
+        self._thread_seconds = taking.thread_seconds
+        if done.exception() is not None:
+            say(f"cannot take a snapshot: {done.exception()}")
+            return
+        now = time.monotonic_ns()
+        if now >= self._shown_ns:
+            self._shown_ns = now + SHOW_SNAPSHOTS_NS
+            self._home.took(
+                done.result(),
+                stall_seconds=round(taking.stall_seconds, 6),
+                thread_seconds=round(taking.thread_seconds, 6),
+                interval_seconds=self.pace.interval_seconds,
+            )
+
+    def _write(
+        self, done: Future[Snapshot], step: int, reason: Reason, written: Future[Checkpoint]
+    ) -> None:
+        if (error := done.exception()) is not None:
+            written.set_exception(CheckpointWriteError(step, OSError(errno.EIO, str(error))))
+            return
+        began = time.monotonic()
+
+        def settle(result: Future[Checkpoint]) -> None:
+            self._write_seconds = time.monotonic() - began
+            if (problem := result.exception()) is not None:
+                written.set_exception(problem)
+            else:
+                written.set_result(result.result())
+
+        self._home.write(done.result(), reason).add_done_callback(settle)
+
+    def _save_blocking(self, state: dict[str, Any], draft: Manifest) -> Future[Checkpoint]:
+        saved: Future[Checkpoint] = Future()
+        began = time.monotonic()
+        draft = replace(draft, healthy=draft.healthy and self._registry.is_finite())
+        try:
+            # A loader worker that dies during torch.save would make it raise.
+            with sigchld_default():
+                checkpoint = self._home.store.publish(
+                    draft, lambda file: torch.save(state, cast(IO[bytes], file))
+                )
+        except CheckpointWriteError as error:
+            self._home.failed(error)
+            saved.set_exception(error)
+        else:
+            self._home.published(checkpoint, round(time.monotonic() - began, 3))
+            saved.set_result(checkpoint)
+        return saved
+
+    def _draft(self, state: dict[str, Any], metrics: dict[str, float], reason: Reason) -> Manifest:
+        return Manifest(
+            run_id=self._home.store.run_id,
             step=state["step"],
             epoch=state["epoch"],
             reason=reason,
             metrics=metrics,
-            healthy=healthy,
+            healthy=True,
             time=utc_now(),
             files={},
             versions={
@@ -134,14 +229,6 @@ class Saver:
                 "orchestrator": __version__,
             },
         )
-        if not self._proved_loadable:
-            _prove_loadable(state)
-            self._proved_loadable = True
-        # A loader worker that dies during torch.save would make it raise.
-        with sigchld_default():
-            return self._store.publish(
-                manifest, lambda file: torch.save(state, cast(IO[bytes], file))
-            )
 
 
 def _prove_loadable(state: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """The session: what a training script talks to (docs/process-contract.md, README)."""
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +13,7 @@ import torch
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.durable import write_json
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
@@ -23,8 +26,9 @@ from orchestrator.training.home import Home
 from orchestrator.training.place import Place
 from orchestrator.training.plain import to_plain
 from orchestrator.training.replay import ReplayPoint, same
-from orchestrator.training.restoring import read_classic, read_state
-from orchestrator.training.saving import Saver, Schedule, patient_retrying
+from orchestrator.training.restoring import Restored, read_classic, read_snapshot, read_state
+from orchestrator.training.saving import Saver, patient_retrying
+from orchestrator.training.schedule import Schedule
 from orchestrator.training.shield import WorkerShield
 from orchestrator.training.standalone import Standalone
 from orchestrator.training.state import Progress, Registry
@@ -33,6 +37,10 @@ from orchestrator.training.supervised import Supervised
 from orchestrator.wire import SOCKET_VARIABLE
 
 SHOW_METRICS_NS = 1_000_000_000
+# How long the loop waits for the checkpoint before the last, whose slot it needs.
+SLOT_WAIT_SECONDS = 60.0
+# A checkpoint that takes longer than this to become durable is taken for lost.
+WRITE_WAIT_SECONDS = 1800.0
 
 # Plain integers: the hot path looks them up at every step.
 STEP = int(Field.STEP)
@@ -93,15 +101,16 @@ class Session:
             self._shield = WorkerShield()
             self._signals.install()
             self._shield.install()
+            self._saver = Saver(self._home, self._registry)
             try:
                 self._begin()
             except BaseException as error:
-                self._leave(status_of(error), None)
+                self._leave(error)
                 raise
         return self
 
     def _begin(self) -> None:
-        self._saver = Saver(self._home.store)
+        self._emergency: Future[Checkpoint] | None = None
         self._schedule = Schedule(self._home.every)
         self._data = DataPosition(torch.initial_seed())
         self._place = Place()
@@ -113,10 +122,8 @@ class Session:
         self._served_requests = 0
         self._show_at_ns = 0
         self._page[Field.PHASE] = Phase.RESTORE
-        checkpoint = self._home.checkpoint_to_resume()
-        if checkpoint is not None:
-            self._resume(checkpoint)
-            self._schedule.saved(self.global_step, self.epoch)
+        if self._resume_newest():
+            self._schedule.begun(self.global_step, self.epoch)
         elif self._start_from is not None:
             self._start(self._start_from)
         self._steps_at_start = self.global_step
@@ -124,6 +131,13 @@ class Session:
         self._page[Field.EPOCH] = self.epoch
         self._page[Field.PHASE] = Phase.TRAIN
         self._entered = True
+
+    def _resume_newest(self) -> bool:
+        if (snapshot := self._home.snapshot_to_resume()) is not None:
+            self._resume_snapshot(snapshot)
+        elif (checkpoint := self._home.checkpoint_to_resume()) is not None:
+            self._resume(checkpoint)
+        return self.resumed_from is not None
 
     def __exit__(
         self,
@@ -141,9 +155,7 @@ class Session:
             raise
         finally:
             self._entered = False
-            status = ExitStatus.COMPLETE if error is None else status_of(error)
-            described = None if error is None or status is not None else describe(error)
-            self._leave(status, described)
+            self._leave(error)
 
     def _complete(self) -> None:
         """Publish the final checkpoint and then the mark that training is complete.
@@ -152,11 +164,10 @@ class Session:
         """
         if self._is_finished():
             return
-        for attempt in patient_retrying(self._report_failure, self._stop_wanted):
+        for attempt in patient_retrying(self._stop_wanted):
             with attempt:
-                checkpoint = self._publish(Reason.FINAL)
-        self._home.published(checkpoint, None)
-        for attempt in patient_retrying(self._report_failure, self._stop_wanted):
+                self._save_now(Reason.FINAL)
+        for attempt in patient_retrying(self._stop_wanted):
             with attempt:
                 self._mark_complete()
 
@@ -164,8 +175,10 @@ class Session:
         done = {"step": self.global_step, "epoch": self.epoch, "time": utc_now()}
         try:
             write_json(self._home.run.done_file, done)
-        except OSError as error:
-            raise CheckpointWriteError(self.global_step, error) from error
+        except OSError as cause:
+            error = CheckpointWriteError(self.global_step, cause)
+            self._home.failed(error)
+            raise error from cause
 
     def _is_finished(self) -> bool:
         """Whether this is a finished run to which nothing was added."""
@@ -174,10 +187,15 @@ class Session:
     def _stop_wanted(self) -> bool:
         return bool(self._page[STOP_REQUEST])
 
-    def _leave(self, status: ExitStatus | None, described: dict[str, Any] | None) -> None:
-        self._page[Field.PHASE] = Phase.DONE
+    def _leave(self, error: BaseException | None) -> None:
         self._shield.restore()
-        self._home.leave(status, described)
+        if isinstance(error, TrainingStopped) and self._emergency is not None:
+            # It was being written while the workers ended.
+            error.settle(self._outcome(self._emergency))
+        self._page[Field.PHASE] = Phase.DONE
+        status = ExitStatus.COMPLETE if error is None else status_of(error)
+        self._saver.close()
+        self._home.leave(status, None if error is None or status is not None else describe(error))
         self._signals.restore()
 
     # --- what scripts read and register ------------------------------------------------------
@@ -293,8 +311,10 @@ class Session:
                     "cannot save between a batch and its step: call session.checkpoint() after "
                     "session.step()"
                 )
-            checkpoint = self._save(Reason.REQUESTED)
-            return None if checkpoint is None else checkpoint.path
+            try:
+                return self._save_now(Reason.REQUESTED).path
+            except CheckpointWriteError:
+                return None
 
     # --- safe points -------------------------------------------------------------------------
 
@@ -307,79 +327,101 @@ class Session:
             or page[STOP_REQUEST]
             or page[CHECKPOINT_REQUESTS] != self._served_requests
             or now >= self._schedule.next_time_ns
+            or now >= self._saver.pace.next_ns
             or self._progress.step >= self._schedule.next_step
             or self._progress.epoch >= self._schedule.next_epoch
         ):
             self._attend(now)
 
     def _attend(self, now: int) -> None:
-        """Do what is due at this safe point."""
+        """Do what is due at this safe point; what cannot be done yet stays due."""
         with refusing():
             if now >= self._show_at_ns and not self._page[STOP_REQUEST]:
                 self._show_at_ns = now + SHOW_METRICS_NS
                 self._home.show(self._progress.metric_values())
-            requests = self._page[CHECKPOINT_REQUESTS]
-            stop = self._page[STOP_REQUEST]
-            is_due = self._schedule.is_due(self.global_step, self.epoch)
-            if not (stop or is_due or requests != self._served_requests):
+            if (ended := self._saver.ended()) is not None:
+                self._note_end(ended)
+            if self._page[STOP_REQUEST]:
+                if self._is_resumable():
+                    self._stop()
                 return
-            if not self._is_resumable():
-                return  # what is due stays due until the next safe point
-            if stop:
-                self._stop()
-            if requests != self._served_requests:
-                self._served_requests = requests
-                self._save(Reason.REQUESTED)
-            else:
-                self._save(Reason.PERIODIC)
+            requests = self._page[CHECKPOINT_REQUESTS]
+            requested = requests != self._served_requests
+            due = requested or self._schedule.is_due(self.global_step, self.epoch)
+            # For a place that the user named the loop waits; a time is only about right anyway.
+            waits = requested or self._schedule.is_counted
+            if due and (waits or self._saver.can_save):
+                reason = Reason.REQUESTED if requested else Reason.PERIODIC
+                deadline = time.monotonic() + SLOT_WAIT_SECONDS if waits else None
+                if self._is_resumable() and self._save(reason, deadline) is not None:
+                    self._served_requests = requests
+            elif self._saver.is_snapshot_due(now) and self._is_resumable():
+                self._saver.snapshot(*self._content(Reason.PERIODIC))
+
+    def _note_end(self, ended: Future[Checkpoint]) -> None:
+        if ended.exception() is not None:
+            self._schedule.failed()
+            return
+        self._schedule.succeeded()
+        if not ended.result().manifest.healthy:
+            _say_unhealthy(ended.result())
 
     def _stop(self) -> None:
         source = self._signals.source or "request"
         self._home.tell(JournalEvent.STOP_NOTICED, step=self.global_step, source=source)
-        checkpoint = self._save(Reason.EMERGENCY)
-        # The next run resumes from an older one than a checkpoint that is not healthy.
-        saved = checkpoint is not None and checkpoint.manifest.healthy
-        raise TrainingStopped(ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED)
+        self._emergency = self._save(Reason.EMERGENCY, self._deadline())
+        raise TrainingStopped(ExitStatus.STOPPED_SAVED)
 
-    def _save(self, reason: Reason) -> Checkpoint | None:
-        """Publish the state; None when the disk refused, which is reported and tried again later.
+    def _deadline(self) -> float:
+        """Until when (time.monotonic) the state has to be saved for a stop."""
+        set_by_supervisor = self._page[Field.STOP_DEADLINE_NS] / 1e9
+        return set_by_supervisor or time.monotonic() + WRITE_WAIT_SECONDS
+
+    def _outcome(self, written: Future[Checkpoint]) -> ExitStatus:
+        """The status of a stop whose checkpoint this is, once it is known."""
+        try:
+            checkpoint = written.result(timeout=max(0.0, self._deadline() - time.monotonic()))
+        except (CheckpointWriteError, TimeoutError):
+            return ExitStatus.STOPPED_UNSAVED
+        if checkpoint.manifest.healthy:
+            return ExitStatus.STOPPED_SAVED
+        # The next run resumes from an older one.
+        _say_unhealthy(checkpoint)
+        return ExitStatus.STOPPED_UNSAVED
+
+    def _save_now(self, reason: Reason) -> Checkpoint:
+        """Save, and wait until the checkpoint is durable. Raises CheckpointWriteError."""
+        deadline = time.monotonic() + WRITE_WAIT_SECONDS
+        written = self._save(reason, deadline)
+        assert written is not None
+        try:
+            return written.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            cause = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            raise CheckpointWriteError(self.global_step, cause) from None
+
+    def _save(self, reason: Reason, deadline: float | None = None) -> Future[Checkpoint] | None:
+        """Have the state become a checkpoint; None where that cannot begin now.
 
         Raises UnstorableError and ConfigError for values that cannot be kept.
         """
-        started = time.monotonic()
-        try:
-            checkpoint = self._publish(reason)
-        except CheckpointWriteError as error:
-            self._schedule.failed()
-            self._report_failure(error)
-            return None
-        self._schedule.saved(self.global_step, self.epoch)
-        self._home.published(checkpoint, round(time.monotonic() - started, 3))
-        return checkpoint
-
-    def _publish(self, reason: Reason) -> Checkpoint:
-        self._page[Field.PHASE] = Phase.SAVE
-        try:
-            point = self._replay_point
-            if point is not None and (reason is Reason.FINAL or not point.is_intact()):
-                point = None
-                self._place.was_changed = reason is not Reason.FINAL
-            if reason in (Reason.EMERGENCY, Reason.FINAL):
-                self._progress.refuses_bad_metrics = False
-            metrics = self._progress.metric_values()
-            state = self._capture(metrics) if point is None else point.state | metrics
-            healthy = self._registry.is_finite()
-            measured = self._progress.measured_here(metrics)
-            checkpoint = self._saver.save(state, reason, measured, healthy)
+        written = self._saver.save(*self._content(reason), reason, deadline)
+        if written is not None:
             self._progress.refuses_bad_metrics = False
-        finally:
-            self._page[Field.PHASE] = Phase.TRAIN
-        if not healthy:
-            say(
-                f"step {self.global_step} has weights that are not finite: its checkpoint is kept, "
-                "but nothing will resume from it"
-            )
-        return checkpoint
+            self._schedule.begun(self.global_step, self.epoch, self._saver.least_interval_seconds)
+        return written
+
+    def _content(self, reason: Reason) -> tuple[dict[str, Any], dict[str, float]]:
+        """The state to keep, and the metrics that were measured on it."""
+        point = self._replay_point
+        if point is not None and (reason is Reason.FINAL or not point.is_intact()):
+            point = None
+            self._place.was_changed = reason is not Reason.FINAL
+        if reason in (Reason.EMERGENCY, Reason.FINAL):
+            self._progress.refuses_bad_metrics = False
+        metrics = self._progress.metric_values()
+        state = self._capture(metrics) if point is None else point.state | metrics
+        return state, self._progress.measured_here(metrics)
 
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
         place = self._place
@@ -410,29 +452,38 @@ class Session:
             return False
         return self._place.is_resumable(self.global_step)
 
-    def _report_failure(self, error: CheckpointWriteError) -> None:
-        self._home.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
-        if not self._home.supervised:
-            say(f"{error}; training goes on")
-
     # --- restoring ---------------------------------------------------------------------------
 
+    def _resume_snapshot(self, snapshot: Snapshot) -> None:
+        try:
+            restored = read_snapshot(snapshot)
+        except RuntimeError:
+            # The next attempt then takes the newest checkpoint.
+            self._home.reject(snapshot)
+            raise
+        step = snapshot.manifest.step
+        # Where it is being written to, or was.
+        self._take_over(restored, self._home.run.checkpoints / f"step-{step:012d}")
+
     def _resume(self, checkpoint: Checkpoint) -> None:
-        restored = read_state(checkpoint)
-        self._registry.restore(restored.content, checkpoint.state_file)
+        self._take_over(read_state(checkpoint), checkpoint.path)
+
+    def _take_over(self, restored: Restored, source: Path) -> None:
+        self._registry.restore(restored.content, source, shared=restored.in_memory)
         self.state.clear()
         self.state.update(restored.state)
         self._progress = restored.progress
         self._data.load(restored.position)
-        self.resumed_from = checkpoint.path
+        self.resumed_from = source
         # Last, since loading may draw from the streams.
         self._problems = restored.problems + rng.restore(restored.streams)
         self._streams = restored.streams
         self._epoch_streams = restored.position.get("epoch_rng")
         self._home.tell(
             JournalEvent.RESUMED,
-            path=str(checkpoint.path),
+            path=str(source),
             step=self.global_step,
+            from_memory=restored.in_memory,
             exactness=self.exactness,
         )
 
@@ -454,3 +505,10 @@ class Session:
         if left_alone:
             say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
         self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
+
+
+def _say_unhealthy(checkpoint: Checkpoint) -> None:
+    say(
+        f"step {checkpoint.manifest.step} has weights that are not finite: its checkpoint is kept, "
+        "but nothing will resume from it"
+    )

@@ -2,17 +2,25 @@
 
 import os
 import sys
+import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, UnreadableError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import ControlPage
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
+from orchestrator.training.ending import say
+from orchestrator.training.writing import OwnWriter
+
+SNAPSHOT_SAMPLE_SECONDS = 60.0
 
 
 class Standalone:
@@ -25,6 +33,7 @@ class Standalone:
         config = Config.resolve({}, os.environ, Path.cwd())
         self._policy = config.retention
         self.every = config.every
+        self.snapshot_budget = config.snapshot_budget
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
         self.run.create()
         self._lock = RunLock(self.run)
@@ -40,13 +49,41 @@ class Standalone:
         self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv)
         self.page, descriptor = ControlPage.create()
         os.close(descriptor)
+        self.slots = Slots.create(self.page)
+        self._own_writer = OwnWriter(self.store, self.published, self.failed)
         self._resumed_from: Checkpoint | None = None
+        self._snapshot_journalled = float("-inf")
+
+    def snapshot_to_resume(self) -> Snapshot | None:
+        """None: what was in memory ended with the process before."""
+        return None
 
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """The newest that verification finds valid; says what it set aside."""
         self.store.sweep()
         self._resumed_from = self.store.newest_valid(self._quarantined)
         return self._resumed_from
+
+    def reject(self, snapshot: Snapshot) -> None:
+        """There is none to reject."""
+
+    def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
+        """None, as with ``snapshot_to_resume``."""
+        return []
+
+    def write(self, snapshot: Snapshot, reason: Reason) -> Future[Checkpoint]:
+        """Write it in a thread."""
+        written: Future[Checkpoint] = Future()
+        self._own_writer.write(snapshot, reason, written)
+        return written
+
+    def took(self, snapshot: Snapshot, **facts: Any) -> None:
+        """Journal one in a while."""
+        now = time.monotonic()
+        if now - self._snapshot_journalled >= SNAPSHOT_SAMPLE_SECONDS:
+            self._snapshot_journalled = now
+            step, image_bytes = snapshot.manifest.step, snapshot.image_bytes
+            self.tell(JournalEvent.SNAPSHOT_TAKEN, step=step, bytes=image_bytes, **facts)
 
     def tell(self, event: JournalEvent, **facts: Any) -> None:
         """Write it into the journal."""
@@ -75,13 +112,20 @@ class Standalone:
         for old in deleted:
             self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
 
+    def failed(self, error: CheckpointWriteError) -> None:
+        """Journal it, and say so."""
+        self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
+        say(f"{error}; training goes on")
+
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
+        self._own_writer.finish()
         if status is ExitStatus.COMPLETE:
             self.tell(JournalEvent.RUN_COMPLETED)
         elif status is not None:
             self.tell(JournalEvent.RUN_STOPPED, status=status)
         self._left = True
+        self.slots.close()
         self._lock.free()
 
     def _close_in_child(self) -> None:

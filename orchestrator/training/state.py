@@ -1,5 +1,6 @@
 """The state of a training run as one dict, taken from the live objects and given back to them."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +130,16 @@ class Registry:
             if parameter.is_floating_point() or parameter.is_complex()
         ]
 
+    def storages_of_optimizers(self) -> frozenset[int]:
+        """The storages, by ``_cdata``, that change only in an optimizer's step."""
+        tensors: list[torch.Tensor] = []
+        for value in self._objects.values():
+            if isinstance(value, torch.optim.Optimizer):
+                tensors += [p for group in value.param_groups for p in group["params"]]
+                for state in value.state.values():
+                    tensors += [entry for entry in state.values() if torch.is_tensor(entry)]
+        return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
+
     def is_finite(self) -> bool:
         """Whether every parameter of every registered module is finite."""
         return all(map(all_finite, self.parameters()))
@@ -140,11 +151,18 @@ class Registry:
         return absent
 
     def restore(
-        self, content: Mapping[str, Any], source: Path, optional: Iterable[str] = ()
+        self,
+        content: Mapping[str, Any],
+        source: Path,
+        optional: Iterable[str] = (),
+        *,
+        shared: bool = False,
     ) -> None:
         """Compare everything with the live objects and only then hand it over.
 
-        Names in ``optional`` may be missing in ``content``. Raises MismatchError with what differs.
+        Names in ``optional`` may be missing in ``content``. With ``shared`` its tensors lie in
+        memory that will change, so that objects which would keep them get copies. Raises
+        MismatchError with what differs.
         """
         present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
         missing = [n for n in self._objects if n not in present and n not in set(optional)]
@@ -159,6 +177,8 @@ class Registry:
         if differences:
             raise _mismatch(source, differences)
         for name, state in states.items():
+            if shared and not _copies_what_it_loads(self._objects[name]):
+                state = copy.deepcopy(state)
             try:
                 self._objects[name].load_state_dict(state)
             except DEVICE_ERRORS:
@@ -169,6 +189,10 @@ class Registry:
                 if "an exception occurred" in str(error):
                     raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
+
+
+def _copies_what_it_loads(value: Stateful) -> bool:
+    return type(value).load_state_dict is torch.nn.Module.load_state_dict
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

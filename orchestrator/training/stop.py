@@ -22,8 +22,13 @@ class TrainingStopped(SystemExit):
     """
 
     def __init__(self, status: ExitStatus) -> None:
-        super().__init__(int(status))
+        super().__init__()
+        self.settle(status)
+
+    def settle(self, status: ExitStatus) -> None:
+        """Take the status that is known once the state has been written, or could not be."""
         self.status = status
+        self.code = int(status)
 
 
 class TrainingRefused(SystemExit):

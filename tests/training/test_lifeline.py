@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.slots import Slots
 from orchestrator.page import ControlPage
 from orchestrator.training.supervised import Supervised
 from orchestrator.wire import (
@@ -29,12 +30,16 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     directory = tempfile.mkdtemp()  # a socket's path is short
     path = f"{directory}/s"
     page, descriptor = ControlPage.create()
+    slots = Slots.create(page)
     welcome = {
         "type": "welcome",
         "protocol": PROTOCOL_VERSION,
         "run_id": "a run",
         "every": {"amount": 600.0, "unit": "seconds"},
         "grace_seconds": 3600.0,
+        "snapshot_budget": None,
+        "resume_generation": None,
+        "writing_generations": [],
     }
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(path)
@@ -44,7 +49,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         def serve() -> None:
             connection, _ = server.accept()
             accepted.append(connection)
-            send_with_descriptors(connection, welcome, [descriptor])
+            send_with_descriptors(connection, welcome, [descriptor, *slots.descriptors])
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -56,6 +61,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         for connection in accepted:
             connection.close()
     os.close(descriptor)
+    slots.close()
     os.unlink(path)
     os.rmdir(directory)
     del page

@@ -21,6 +21,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.journal import Journal
 from orchestrator.rundir import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
+from tests.support import wait_until
 from tests.training.support import Training, assert_equal
 
 DEADLINE_SECONDS = 20.0
@@ -545,6 +546,7 @@ def test_trouble_with_an_old_checkpoint_does_not_end_training(
     with a_session(tmp_path) as session:
         for step in session.steps(5):
             if step == 2:
+                wait_until(lambda: checkpoints(tmp_path), "a checkpoint")
                 damage(checkpoints(tmp_path)[0])
                 (tmp_path / "checkpoints" / "quarantine").symlink_to("/a/disk/that/is/not/mounted")
             session.step()
@@ -645,6 +647,7 @@ def test_full_disk_does_not_end_training(
     root = small_disk / "run"
     with a_session(root, model=model) as session:
         session.step()
+        wait_until(lambda: saved(root), "the first checkpoint")
         filler = fill(small_disk)
         session.step()
         assert session.checkpoint() is None
@@ -660,12 +663,29 @@ def test_full_disk_does_not_end_training(
         assert again.global_step == 3
 
 
+def test_stop_on_a_full_disk_uses_the_reserve(small_disk: Path) -> None:
+    """The space that was set aside is enough to save the state of a stop."""
+    root = small_disk / "run"
+    model = torch.nn.Linear(300, 300)
+    with pytest.raises(TrainingStopped) as stopped, a_session(root, model=model) as session:
+        session.step()
+        wait_until((root / "reserve").exists, "the reserve")
+        fill(small_disk)
+        signal.raise_signal(signal.SIGTERM)
+        session.step()
+    assert stopped.value.status == 75
+    assert saved(root) == [(1, "periodic"), (2, "emergency")]
+    assert not (root / "reserve").exists()
+
+
 def test_stop_on_a_full_disk_says_unsaved(small_disk: Path) -> None:
     """When the state of a stop cannot be saved the status is 74, and the older one is resumed."""
     root = small_disk / "run"
     model = torch.nn.Linear(300, 300)
     with pytest.raises(TrainingStopped) as stopped, a_session(root, model=model) as session:
         session.step()
+        wait_until((root / "reserve").exists, "the reserve")
+        (root / "reserve").unlink()
         filler = fill(small_disk)
         signal.raise_signal(signal.SIGTERM)
         session.step()

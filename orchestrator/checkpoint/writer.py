@@ -1,0 +1,109 @@
+"""Writes snapshots to disk as checkpoints: one at a time, past the page cache, without torch."""
+
+import contextlib
+import errno
+import mmap
+import os
+import sys
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter
+from orchestrator.checkpoint.slots import Snapshot
+from orchestrator.checkpoint.store import Store
+from orchestrator.errors import CheckpointWriteError
+
+CHUNK_BYTES = 16 << 20
+# The manifest, directories, and a file that has grown since.
+RESERVE_MARGIN_BYTES = 1 << 16
+# Of the two that Linux knows, this one lowers the disk's priority too (ioprio_get(2)).
+BACKGROUND_NICE = 10
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+URGENT = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
+
+
+class WriteCancelledError(Exception):
+    """The write gave way to a more urgent one."""
+
+
+@dataclass
+class Writer:
+    """The only one who writes snapshots of a run; ``write`` blocks and belongs into a thread."""
+
+    store: Store
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _give_way: threading.Event = field(default_factory=threading.Event)
+
+    def write(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
+        """Publish the snapshot, which must stay as it is meanwhile.
+
+        A stop or a crash goes before a periodic write under way, and may use up the reserve. Raises
+        CheckpointWriteError, and WriteCancelledError in the one that has to give way.
+        """
+        urgent = reason in URGENT
+        if urgent:
+            self._give_way.set()
+        with self._one_at_a_time:
+            self._give_way.clear()
+            if not urgent:
+                _lower_priority()
+            try:
+                checkpoint = self._publish(snapshot, reason)
+            except CheckpointWriteError as error:
+                if not (urgent and error.cause.errno in _FULL and self._free_reserve()):
+                    raise
+                checkpoint = self._publish(snapshot, reason)
+            if not urgent:
+                self._keep_reserve(snapshot.image_bytes + RESERVE_MARGIN_BYTES)
+            return checkpoint
+
+    def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
+        def copy(file: DigestingWriter) -> None:
+            size = snapshot.image_bytes
+            with (
+                mmap.mmap(snapshot.descriptor, size, prot=mmap.PROT_READ) as image,
+                memoryview(image) as whole,
+            ):
+                for offset in range(0, size, CHUNK_BYTES):
+                    if self._give_way.is_set():
+                        raise WriteCancelledError
+                    with whole[offset : offset + CHUNK_BYTES] as chunk:
+                        file.write(chunk)
+
+        manifest = replace(snapshot.manifest, reason=reason)
+        return self.store.publish(manifest, copy, direct=True)
+
+    def _keep_reserve(self, size: int) -> None:
+        """Have so many bytes of disk set aside, where there is room for them and as much again."""
+        with contextlib.suppress(OSError, AttributeError):  # not every system can allocate
+            path = self.store.run.reserve_file
+            if path.exists() and path.stat().st_size >= size:
+                return
+            room = os.statvfs(self.store.run.root)
+            if room.f_bavail * room.f_frsize > 2 * size:
+                _reserve(path, size)
+
+    def _free_reserve(self) -> bool:
+        try:
+            self.store.run.reserve_file.unlink()
+        except OSError:
+            return False
+        return True
+
+
+def _reserve(path: Path, size: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere this would be the priority of the whole process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)

@@ -1,0 +1,150 @@
+"""The image of a checkpoint file: what torch.save would write, laid out without the tensor bytes.
+
+``torch.serialization.skip_data`` has torch.save write everything but the bytes of storages, and
+skip over those. What it skips is where each storage belongs, in the order in which pickle meets
+them. The bytes can then be copied there at memory speed, and the result is an ordinary file.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+import torch
+from torch.utils.serialization import config as serialization_config
+
+# Aligned to a page the layout hardly ever moves when the pickled part grows; for many small tensors
+# that would cost more than they hold.
+PAGE_ALIGNMENT = 4096
+LEAST_ALIGNMENT = 64
+LEAST_MEAN_BYTES = 16 * PAGE_ALIGNMENT
+
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_DICTS = frozenset({dict, OrderedDict})
+_CHANGEABLE = _TENSORS | _DICTS | {list, tuple, set}
+
+
+class InexpressibleError(Exception):
+    """The state holds tensors whose bytes torch.save does not write storage by storage."""
+
+
+@dataclass
+class Frozen:
+    """A state that no longer changes but for the bytes of its tensors.
+
+    ``storages`` are the distinct ones, in the order in which pickle meets them.
+    """
+
+    tree: Any
+    storages: list[torch.UntypedStorage]
+
+
+def freeze(state: Any) -> Frozen:
+    """Copy the containers and plain values of ``state`` and refer to its tensors.
+
+    What is the same object stays the same object. Raises InexpressibleError.
+    """
+    freezer = _Freezer()
+    tree = freezer.freeze(state)
+    return Frozen(tree, list(freezer.storages.values()))
+
+
+class _Freezer:
+    def __init__(self) -> None:
+        self.storages: dict[int, torch.UntypedStorage] = {}
+        self._seen: dict[int, Any] = {}
+
+    def freeze(self, value: Any) -> Any:
+        kind = type(value)
+        if kind not in _CHANGEABLE:
+            return value
+        if id(value) not in self._seen:
+            self._seen[id(value)] = self._copy(value, kind)
+        return self._seen[id(value)]
+
+    def _copy(self, value: Any, kind: type) -> Any:
+        if kind in _TENSORS:
+            return self._tensor(value)
+        if kind not in _DICTS:
+            return kind(self.freeze(item) for item in value)
+        frozen = kind((key, self.freeze(item)) for key, item in value.items())
+        if hasattr(value, "__dict__"):
+            frozen.__dict__.update(value.__dict__)  # a module's state_dict carries _metadata
+        return frozen
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type == "meta":
+            raise InexpressibleError(f"a tensor of the layout {tensor.layout} on {tensor.device}")
+        if tensor.is_quantized and tensor.qscheme() is not torch.per_tensor_affine:
+            raise InexpressibleError("a tensor that is quantised channel by channel")
+        storage = tensor.untyped_storage()
+        self.storages.setdefault(storage._cdata, storage)
+        # A tensor object of our own: assigning to .data of the script's would change it.
+        alias = tensor.detach()
+        if type(tensor) is torch.nn.Parameter:
+            return torch.nn.Parameter(alias, requires_grad=tensor.requires_grad)
+        return alias.requires_grad_() if tensor.requires_grad else alias
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies in the image; offsets and sizes in bytes.
+
+    ``offsets`` has an entry for each storage, ``pieces`` is everything between the storages.
+    """
+
+    sizes: list[int]
+    offsets: list[int]
+    pieces: list[tuple[int, bytes]]
+    image_bytes: int
+
+
+def lay_out(frozen: Frozen) -> Layout:
+    """Lay the file out. Raises InexpressibleError when torch.save skips other bytes than ours."""
+    sizes = [storage.nbytes() for storage in frozen.storages]
+    sink = _Sink()
+    with torch.serialization.skip_data(), _aligned(sizes):
+        torch.save(frozen.tree, cast(IO[bytes], sink))
+    gaps = iter(sink.gaps)
+    # torch.save skips nothing for an empty storage.
+    placed = [next(gaps, (0, -1)) if size else (0, 0) for size in sizes]
+    if [length for _, length in placed] != sizes or next(gaps, None) is not None:
+        raise InexpressibleError("a tensor that torch.save writes in a way of its own")
+    return Layout(sizes, [offset for offset, _ in placed], sink.joined(), sink.end)
+
+
+@contextlib.contextmanager
+def _aligned(sizes: Sequence[int]) -> Iterator[None]:
+    mean_bytes = sum(sizes) / max(1, len(sizes))
+    wanted = PAGE_ALIGNMENT if mean_bytes >= LEAST_MEAN_BYTES else LEAST_ALIGNMENT
+    with serialization_config.patch("save.storage_alignment", wanted):  # type: ignore[attr-defined]
+        yield
+
+
+@dataclass
+class _Sink:
+    """The file that torch.save writes to: keeps what is written, notes what is skipped."""
+
+    end: int = 0
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    _runs: list[tuple[int, list[bytes]]] = field(default_factory=lambda: [(0, [])])
+
+    def write(self, data: bytes) -> int:
+        self._runs[-1][1].append(bytes(data))
+        self.end += len(data)
+        return len(data)
+
+    def seek(self, distance: int, whence: int) -> int:
+        if whence != 1:
+            raise InexpressibleError("torch.save seeks to an absolute place")
+        self.gaps.append((self.end, distance))
+        self.end += distance
+        self._runs.append((self.end, []))
+        return self.end
+
+    def flush(self) -> None:
+        """torch.save asks for it at the end."""
+
+    def joined(self) -> list[tuple[int, bytes]]:
+        return [(offset, b"".join(parts)) for offset, parts in self._runs]
