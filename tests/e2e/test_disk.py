@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import Supervised, assert_all_valid, open_store, wait_for
+from tests.e2e.support import Supervised, assert_all_valid, events, open_store, wait_for
 
 Start = Callable[..., Supervised]
 
@@ -63,6 +63,7 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     """A stop that cannot save ends with 74, and the older checkpoints stand."""
     run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
     run.wait_for_event("checkpoint_published", count=3)
+    run.run.reserve_file.unlink()
     fill(small_disk / "ballast")
     newest = open_store(run.run).all()[-1].manifest.step
     wait_for(lambda: run.status()["step"] > newest + 15, "steps that are not saved")
@@ -70,4 +71,18 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     status, _, stderr = run.end()
     assert status == 74
     assert "the last steps are not saved" in stderr
+    assert_all_valid(run.run, at_least=2)
+
+
+def test_stop_on_a_full_disk_uses_the_reserve(small_disk: Path, supervise: Start) -> None:
+    """The space that was set aside is enough to save what a stop asks for."""
+    run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
+    run.wait_for_event("checkpoint_published", count=3)
+    fill(small_disk / "ballast")
+    run.wait_for_event("checkpoint_failed")
+    run.signal(signal.SIGTERM)
+    status, _, stderr = run.end()
+    assert status == 75, stderr
+    assert events(run.run, "checkpoint_published")[-1]["reason"] == "emergency"
+    assert not run.run.reserve_file.exists()
     assert_all_valid(run.run, at_least=2)

@@ -83,7 +83,8 @@ def damage(file: Path) -> None:
 
 def test_damaged_newest_checkpoint_is_set_aside_and_an_older_one_used(supervise: Start) -> None:
     """A flipped bit in the newest checkpoint costs only the steps since the one before."""
-    run = supervise("--epochs", "1", "--fail-at", "13", options=("--every", "5steps"))
+    options = ("--every", "5steps", "--snapshot-budget", "off")
+    run = supervise("--epochs", "1", "--fail-at", "13", options=options)
     run.end()
     newest, older = open_store(run.run).all()[-1], open_store(run.run).all()[-2]
     damage(newest.state_file)

@@ -55,7 +55,9 @@ def test_decision(
     expected: object,
 ) -> None:
     """Each row of the table in docs/process-contract.md."""
-    budget = Budget(3, failures=list(earlier), demoted=demoted, ever_safe=ever_safe)
+    budget = Budget(
+        3, list(earlier), not_passed=list(earlier), demoted=demoted, ever_safe=ever_safe
+    )
     this = failure(**facts)
     budget.record(this)
     decision = decide(this, budget)
@@ -71,6 +73,20 @@ def published(step: int, healthy: bool = True) -> dict[str, Any]:
 
 def quarantined(demoted: bool) -> dict[str, Any]:
     return {"event": "checkpoint_quarantined", "demoted": demoted}
+
+
+def test_progress_towards_a_failure_does_not_excuse_it() -> None:
+    """What is saved before the step at which a failure came refills the budget, but it is known."""
+    failure = Failure("it failed", "f", step=8, resumed_step=3, before_first_safe_point=False)
+    budget = Budget(5)
+    budget.record(failure)
+    budget.refill(7, 0)
+    budget.record(failure)
+    assert budget.spent == 1
+    assert isinstance(decide(failure, budget), GiveUp)
+    budget.refill(9, 0)
+    budget.record(failure)
+    assert not isinstance(decide(failure, budget), GiveUp)
 
 
 def exited(step: int, **facts: Any) -> dict[str, Any]:
