@@ -135,14 +135,15 @@ def test_classic_file_starts_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, {"weights": 1}, "text"])
 def test_unusable_start_is_refused(tmp_path: Path, content: object) -> None:
-    """A missing or foreign start file ends with 78 or 65 before anything is touched."""
+    """A missing or foreign start file ends with 78 before anything is touched."""
     if content is not None:
         torch.save(content, tmp_path / "old.pth")
     session = Session(
         run_dir=tmp_path / "run", start_from=tmp_path / "old.pth", model=torch.nn.Linear(2, 1)
     )
-    with pytest.raises(TrainingRefused), session:
+    with pytest.raises(TrainingRefused) as refused, session:
         pass
+    assert refused.value.status == 78
 
 
 def test_mismatch_touches_nothing_and_lists_layers(
@@ -183,11 +184,14 @@ def test_unstorable_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_non_finite_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    """A checkpoint with a NaN loss is kept, marked, and passed over on resume."""
-    session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+    """A checkpoint with a NaN weight is kept, marked, and passed over on resume."""
+    model = torch.nn.Linear(2, 1)
+    session = Session(run_dir=tmp_path, model=model)
     with pytest.raises(ZeroDivisionError), session:
         for step in session.steps(9):
-            session.step(loss=1.0 if step < 3 else float("nan"))
+            if step == 3:
+                torch.nn.init.constant_(model.weight, float("nan"))
+            session.step(loss=1.0)
             if step in (1, 4):
                 session.checkpoint()
             if step == 5:

@@ -49,18 +49,19 @@ def session():
 class Script:
     """A Python script that runs in a process group of its own, in the test's directory."""
 
-    def __init__(self, directory: Path, body: str, **options: Any) -> None:
+    def __init__(
+        self, directory: Path, body: str, stderr: int | None = None, **environment: str
+    ) -> None:
         path = directory / "script.py"
         path.write_text(PREAMBLE + textwrap.dedent(body))
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         self.process = subprocess.Popen(
             [sys.executable, path],
             cwd=directory,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             start_new_session=True,
             text=True,
-            **options,
         )
 
     def line(self) -> str:
@@ -85,8 +86,8 @@ class Script:
 def scripts(tmp_path: Path) -> Iterator[Any]:
     started: list[Script] = []
 
-    def start(body: str, **options: Any) -> Script:
-        started.append(Script(tmp_path, body, **options))
+    def start(body: str, stderr: int | None = None, **environment: str) -> Script:
+        started.append(Script(tmp_path, body, stderr, **environment))
         return started[-1]
 
     yield start
@@ -142,6 +143,35 @@ def test_stop_is_saved_when_nobody_reads_standard_error(scripts: Any, tmp_path: 
     os.kill(script.process.pid, signal.SIGHUP)
     assert script.status() == 75
     assert saved(tmp_path / "run")[-1][1] == "emergency"
+
+
+def test_short_memory_while_resuming_says_nothing_of_the_checkpoints(
+    scripts: Any, tmp_path: Path
+) -> None:
+    """A checkpoint that cannot be loaded for lack of memory is not set aside; later it serves."""
+    body = """
+        import resource
+        model = torch.nn.Linear(4000, 4000)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        if "TIGHT" in os.environ:
+            resource.setrlimit(resource.RLIMIT_AS, (used + 40_000_000,) * 2)
+        with Session(run_dir="run", model=model) as s:
+            print("begins at", s.global_step, flush=True)
+            for _ in range(3):
+                s.step()
+                s.checkpoint()
+            os._exit(0)
+        """
+    assert scripts(body).status() == 0
+    before = saved(tmp_path / "run")
+    tight = scripts(body, stderr=subprocess.PIPE, TIGHT="1")
+    assert tight.status() == 1
+    error = tight.process.stderr.read()
+    tight.process.stderr.close()
+    assert "cannot load" in error
+    assert "allocate memory" in error
+    assert saved(tmp_path / "run") == before
+    assert scripts(body).line() == "begins at 3"
 
 
 def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: Path) -> None:
