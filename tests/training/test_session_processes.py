@@ -181,6 +181,7 @@ def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: P
         import multiprocessing
         with session() as s:
             s.step()
+            s.checkpoint()
             child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
             child.start()
             print(child.pid, flush=True)
