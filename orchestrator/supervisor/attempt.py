@@ -40,6 +40,7 @@ class Attempt:
         self.started = time.monotonic()
         self.peer: Peer | None = None
         self.connected = False
+        self.resumed = False
         self.reported: int | None = None
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
@@ -77,6 +78,13 @@ class Attempt:
         return self.page.values[Field.EPOCH]
 
     @property
+    def resumed_step(self) -> int | None:
+        """The step at which the session said that it had resumed."""
+        if self.resume_from is None or not self.resumed:
+            return None
+        return self.resume_from.manifest.step
+
+    @property
     def reached_safe_point(self) -> bool:
         """Whether this attempt came as far as one safe point."""
         return self.page.values[Field.SAFE_POINTS] > 0
@@ -92,7 +100,7 @@ class Attempt:
             "epoch": self.epoch,
             "phase": self.page.phase.name.lower(),
             "reached_safe_point": self.reached_safe_point,
-            "resumed_step": self.resume_from.manifest.step if self.resume_from else None,
+            "resumed_step": self.resumed_step,
             "seconds": round(time.monotonic() - self.started, 3),
             **facts,
         }

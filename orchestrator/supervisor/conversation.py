@@ -90,6 +90,7 @@ class Conversation:
         facts = {key: value for key, value in message.items() if key != "type"}
         match kind:
             case "resumed":
+                attempt.resumed = True
                 self._journal.write(JournalEvent.RESUMED, attempt.number, **facts)
             case "stop_noticed":
                 self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)

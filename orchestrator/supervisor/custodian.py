@@ -1,13 +1,14 @@
 """Keeps the checkpoints of a running run: knows them, chooses among them, rotates them."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from orchestrator.checkpoint.manifest import json_metrics
-from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
@@ -114,17 +115,33 @@ class Custodian:
                 step=checkpoint.manifest.step,
             )
 
-    def demote(self) -> bool:
-        """Set aside the checkpoint resumed from, if an older one can take its place."""
+    async def demote(self) -> bool:
+        """Set aside the checkpoint resumed from, if a valid older one can take its place."""
         suspect = self.resumed_from
-        if suspect is None or not any(
-            c.order < suspect.order and c.manifest.healthy for c in self._store.all()
-        ):
+        if suspect is None or not await in_thread(lambda: self._can_be_replaced(suspect)):
             return False
         reason = "the same failure came twice right after resuming from it"
-        self._store.quarantine(suspect.path, reason)
+        try:
+            self._store.quarantine(suspect.path, reason)
+        except OSError as error:
+            self._log.warning("cannot set the checkpoint aside", problem=str(error))
+            return False
         self._quarantined(CheckpointInvalidError(suspect.path, reason), demoted=True)
         return True
+
+    def _can_be_replaced(self, suspect: Checkpoint) -> bool:
+        """Whether nobody has pinned it and an older one is valid, every byte of it."""
+        try:
+            if read_checkpoint(suspect.path).pinned:
+                return False
+        except (CheckpointInvalidError, UnreadableError):
+            return False
+        for older in reversed(self._store.all()):
+            if older.order < suspect.order and older.manifest.healthy:
+                with contextlib.suppress(CheckpointInvalidError, UnreadableError):
+                    verify(older)
+                    return True
+        return False
 
     def _quarantined(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
         self._announced.discard(error.path.name)

@@ -148,7 +148,7 @@ class Supervisor:
             self._log.error("processes could not be ended", pids=survivors)
         await self._conversation.rotations_end()
         self._checkpoints.notice_published()
-        self._conclude(attempt)
+        await self._conclude(attempt)
 
     def _start(self, number: int) -> Attempt:
         resume_from = self._checkpoints.resumed_from
@@ -176,7 +176,7 @@ class Supervisor:
         names = (path.name for path in (self._run.root / "attempts").iterdir())
         return max((int(name) for name in names if name.isdecimal()), default=0)
 
-    def _conclude(self, attempt: Attempt) -> None:
+    async def _conclude(self, attempt: Attempt) -> None:
         newest = self._checkpoints.newest
         error = attempt.directory.error()
         facts = Facts(
@@ -211,18 +211,18 @@ class Supervisor:
                     cause=verdict.cause,
                     fingerprint=mark,
                     step=attempt.step,
-                    resumed_step=attempt.resume_from.manifest.step if attempt.resume_from else None,
+                    resumed_step=attempt.resumed_step,
                     before_first_safe_point=not attempt.reached_safe_point,
                 )
-                self._decide(attempt, failure)
+                await self._decide(attempt, failure)
                 raise AttemptFailedError(verdict.cause)
 
-    def _decide(self, attempt: Attempt, failure: Failure) -> None:
+    async def _decide(self, attempt: Attempt, failure: Failure) -> None:
         self._budget.record(failure)
         decision = decide(failure, self._budget)
         if not isinstance(decision, GiveUp) and decision.demote:
             self._budget.demoted = True
-            if not self._checkpoints.demote():
+            if not await self._unless_stopped(self._checkpoints.demote()):
                 decision = GiveUp(f"the same failure came again at step {failure.step}")
         if isinstance(decision, GiveUp):
             self._give_up(attempt, failure.cause, decision.reason)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.support import Supervised, assert_nothing_left, events
+from tests.e2e.support import TRAIN, Supervised, assert_nothing_left, events
 
 Start = Callable[..., Supervised]
 
@@ -58,6 +58,18 @@ def test_checkpoint_that_fails_right_after_resuming_is_set_aside_once(supervise:
     assert len(demoted) == 1
     assert list(run.run.quarantine.iterdir()) != []
     assert_nothing_left(run.run)
+
+
+def test_failures_before_the_session_cost_no_checkpoint(supervise: Start) -> None:
+    """A script that fails before it has resumed says nothing about its checkpoint."""
+    code = "open('gone', 'w'); raise OSError('the data is gone')"
+    train = f'{sys.executable} {TRAIN} --epochs 1 --run-at 8 --code "{code}"'
+    command = ["bash", "-c", f"test ! -e gone && exec {train}"]
+    for _ in range(2):
+        run = supervise(command=command, options=("--every", "3steps"))
+        assert run.end()[0] == 70
+    assert events(run.run, "checkpoint_quarantined") == []
+    assert not run.run.quarantine.exists()
 
 
 KILL_SELF = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
