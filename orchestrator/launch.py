@@ -11,12 +11,12 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator import logs
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
+from orchestrator.logs import Log
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 
@@ -28,16 +28,11 @@ def run(arguments: Namespace) -> ExitStatus:
     config = Config.resolve(options, os.environ, Path.cwd())
     if shutil.which(command[0]) is None:
         raise ConfigError(f"cannot run {command[0]}: there is no such program")
-    logs.configure()
-    place = RunDir(config.run_dir or default_run_dir(_script_of(command)))
-    place.create()
-    lock = RunLock(place)
-    lock.sign()
-    store = Store.open(place, command)
-    if _already_complete(place, command):
-        return ExitStatus.COMPLETE
-    interactive = sys.stdin.isatty() or sys.stderr.isatty()
-    ending = asyncio.run(_supervise(config, command, store, lock, interactive))
+    log = Log()
+    try:
+        ending = _run(config, command)
+    finally:
+        log.close()
     if ending.by_interrupt and ending.status in (
         ExitStatus.STOPPED_SAVED,
         ExitStatus.STOPPED_UNSAVED,
@@ -46,6 +41,18 @@ def run(arguments: Namespace) -> ExitStatus:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     return ending.status
+
+
+def _run(config: Config, command: list[str]) -> Ending:
+    place = RunDir(config.run_dir or default_run_dir(_script_of(command)))
+    place.create()
+    lock = RunLock(place)
+    lock.sign()
+    store = Store.open(place, command)
+    if _already_complete(place, command):
+        return Ending(ExitStatus.COMPLETE, by_interrupt=False)
+    interactive = sys.stdin.isatty() or sys.stderr.isatty()
+    return asyncio.run(_supervise(config, command, store, lock, interactive))
 
 
 async def _supervise(

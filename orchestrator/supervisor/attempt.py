@@ -57,15 +57,14 @@ class Attempt:
         environment.pop(RESUME_VARIABLE, None)
         if resume_from is not None:
             environment[RESUME_VARIABLE] = str(resume_from.state_file.absolute())
-        # Output into a file would be held back in blocks, and a SIGKILL would lose the last one.
+        # Output into a pipe would be held back in blocks, and a SIGKILL would lose the last one.
         environment.setdefault("PYTHONUNBUFFERED", "1")
         self.child = Child(command, environment, self.output, lock_descriptor)
 
     @property
     def descriptors(self) -> list[int]:
         """What the session is handed when it connects: the page, and the output's keeper."""
-        keeper = self.output.keeper
-        return [self._page_descriptor] if keeper is None else [self._page_descriptor, keeper]
+        return [self._page_descriptor, self.output.keeper]
 
     @property
     def step(self) -> int:
@@ -101,6 +100,7 @@ class Attempt:
             "phase": self.page.phase.name.lower(),
             "reached_safe_point": self.reached_safe_point,
             "resumed_step": self.resumed_step,
+            "output_bytes_lost": self.output.lost_bytes,
             "seconds": round(time.monotonic() - self.started, 3),
             **facts,
         }

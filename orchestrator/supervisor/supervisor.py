@@ -196,6 +196,12 @@ class Supervisor:
             stop_requested=self._watch.stop_source,
         )
         self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
+        if lost := attempt.output.lost_bytes:
+            self._log.warning(
+                "the disk refused a part of the trainer's output",
+                bytes=lost,
+                output=str(attempt.directory.output_file),
+            )
         match verdict.outcome:
             case Outcome.COMPLETE:
                 self._machine.handle(Event.COMPLETE)

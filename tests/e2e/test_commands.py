@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from orchestrator.rundir import RunDir
 from tests.e2e.support import (
     TRAIN,
     Supervised,
+    Terminal,
     assert_nothing_left,
     clean_environment,
     events,
@@ -144,37 +144,49 @@ def test_closed_output_does_not_end_training(supervise: Start) -> None:
     assert run.run.done_file.exists()
 
 
-class Terminal:
-    """`orchestrator run` on a real pseudo-terminal."""
+def unread_pipe() -> tuple[int, int]:
+    """A pipe that is full to the last byte, as when its reader has stopped."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, bytes(4096)):
+            pass
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
 
-    def __init__(self, root: Path, command: list[str]) -> None:
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            os.chdir(root)
-            arguments = [sys.executable, "-m", "orchestrator", "run", "--run-dir", "run", "--"]
-            os.execve(sys.executable, [*arguments, *command], clean_environment())
-        self.text = ""
 
-    def read_until(self, text: str) -> None:
-        """Read what the terminal shows until it holds ``text``."""
-        while text not in self.text:
-            self.text += os.read(self.terminal, 65536).decode()
+def test_unread_output_stops_neither_training_nor_a_stop(supervise: Start) -> None:
+    """A reader that has stopped reading holds up nothing, and the log has all the output."""
+    reader, writer = unread_pipe()
+    code = "for n in range(5000): print('line', n, 'x' * 100)"
+    run = supervise(*SLOW, "--run-at", "2", "--code", code, stdout=writer, stderr=writer)
+    run.wait_for_output("line 4999")
+    wait_for(lambda: (run.status()["step"] or 0) > 3, "steps after the output")
+    run.signal(signal.SIGTERM)
+    assert run.process.wait(timeout=30) == 75
+    assert open_store(run.run).all()[-1].manifest.reason == "emergency"
+    assert events(run.run, "attempt_exited")[-1]["output_bytes_lost"] == 0
+    os.close(reader)
+    os.close(writer)
 
-    def press_ctrl_c(self) -> None:
-        """Type Ctrl-C, which the terminal turns into SIGINT for the foreground group."""
-        os.write(self.terminal, b"\x03")
 
-    def end(self) -> int:
-        """Read the rest; the exit status, negative for a signal."""
-        while True:
-            try:
-                data = os.read(self.terminal, 65536)
-            except OSError:
-                break
-            if not data:
-                break
-            self.text += data.decode()
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: Start) -> None:
+    """When the supervisor dies, what the script and its children go on to print is in the log."""
+    noisy = (
+        "import subprocess\n"
+        "model.register_forward_hook(lambda *_: print('tick', flush=True))\n"
+        "subprocess.Popen(['sh', '-c', 'while sleep 0.01; do echo tock || exit; done'])"
+    )
+    run = supervise(*SLOW, "--run-at", "1", "--code", noisy)
+    run.wait_for_output("tock")
+    run.signal(signal.SIGKILL)
+    run.process.communicate()
+    wait_for(lambda: open_store(run.run).all()[-1].manifest.reason == "emergency", "the save")
+    log = run.run.attempt(1).output_file.read_text()
+    assert "Traceback" not in log
+    assert log.count("tick") + 1 >= open_store(run.run).all()[-1].manifest.step
+    assert_nothing_left(run.run)
 
 
 def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(tmp_path: Path) -> None:

@@ -1,16 +1,29 @@
 """A disk that is full while training goes on."""
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import Supervised, assert_all_valid, open_store, wait_for
+from orchestrator.rundir import RunDir
+from tests.e2e.support import (
+    TRAIN,
+    Supervised,
+    Terminal,
+    assert_all_valid,
+    events,
+    open_store,
+    orchestrator,
+    wait_for,
+)
 
 Start = Callable[..., Supervised]
+NOISY = "model.register_forward_hook(lambda *_: print('noise ' * 100, flush=True))"
 
 
 @pytest.fixture
@@ -71,3 +84,35 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     assert status == 74
     assert "the last steps are not saved" in stderr
     assert_all_valid(run.run, at_least=2)
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_full_disk_costs_output_and_not_the_training(
+    small_disk: Path, supervise: Start, tmp_path: Path, on_terminal: bool
+) -> None:
+    """What the log cannot take is counted; print() neither raises nor blocks."""
+    arguments = ("--epochs", "900", "--step-seconds", "0.02", "--run-at", "1", "--code", NOISY)
+    options = ("--every", "10steps")
+    if on_terminal:
+        terminal = Terminal(tmp_path, [sys.executable, str(TRAIN), *arguments], options)
+        pid = terminal.pid
+    else:
+        pid = supervise(*arguments, options=options, stdout=subprocess.DEVNULL).process.pid
+    run = RunDir(small_disk)
+
+    def step() -> int:
+        shown = orchestrator("status", "run", "--json", cwd=tmp_path)
+        return json.loads(shown.stdout)["step"] or 0 if shown.returncode == 0 else 0
+
+    wait_for(lambda: len(events(run, "checkpoint_published")) >= 2, "checkpoints")
+    fill(small_disk / "ballast")
+    full_at = step()
+    wait_for(lambda: step() > full_at + 40, "steps on a full disk")
+    (small_disk / "ballast").unlink()
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: events(run, "attempt_exited"), "the end")
+    (end,) = events(run, "attempt_exited")
+    assert end["outcome"] == "stopped"
+    assert end["output_bytes_lost"] > 0
+    if on_terminal:
+        assert terminal.end() == 75

@@ -44,7 +44,10 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         def serve() -> None:
             connection, _ = server.accept()
             accepted.append(connection)
-            send_with_descriptors(connection, welcome, [descriptor])
+            output, unused = os.pipe()
+            send_with_descriptors(connection, welcome, [descriptor, output])
+            os.close(output)
+            os.close(unused)
 
         thread = threading.Thread(target=serve)
         thread.start()
