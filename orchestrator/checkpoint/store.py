@@ -121,10 +121,11 @@ class Store:
     ) -> Checkpoint | None:
         """The newest checkpoint that can be trusted; None in a run that never saved one.
 
-        Walks from the newest to the oldest. What fails verification is quarantined and reported;
-        non-finite ones and those of another run are passed over. Raises NoValidCheckpointError
-        when there were candidates and none is left, since a silent start from zero loses a run, and
-        UnreadableError when one cannot be judged.
+        Walks from the newest to the oldest and reads every byte again. What fails verification is
+        reported, after it was quarantined if the disk took that; non-finite ones and those of
+        another run are passed over. Raises NoValidCheckpointError when there were candidates and
+        none is left, since a silent start from zero loses a run, and UnreadableError when one
+        cannot be judged.
         """
         passed_over = []
         for path in reversed(self.directories()):
@@ -136,6 +137,9 @@ class Store:
                 if not checkpoint.manifest.healthy:
                     passed_over.append(f"{path.name} holds non-finite values")
                     continue
+                # A cached verdict is enough to delete on, not to resume from: a disk loses bytes
+                # without touching the inode.
+                self._verified.pop(checkpoint.name, None)
                 self._verify(checkpoint)
             except CheckpointInvalidError as error:
                 # On a disk that takes no change it stays where it is, and is passed over too.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,9 @@ class Custodian:
         try:
             self._store.quarantine(suspect.path, reason)
         except OSError as error:
-            self._log.warning("cannot set the checkpoint aside", problem=str(error))
-            return False
+            if os.path.lexists(suspect.path):
+                self._log.warning("cannot set the checkpoint aside", problem=str(error))
+                return False
         self._quarantined(CheckpointInvalidError(suspect.path, reason), demoted=True)
         return True
 
@@ -144,6 +146,13 @@ class Custodian:
         return False
 
     def _quarantined(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
+        if os.path.lexists(error.path):
+            self._log.warning(
+                "cannot set a bad checkpoint aside; it is passed over",
+                path=str(error.path),
+                reason=error.reason,
+            )
+            return
         self._announced.discard(error.path.name)
         self._log.warning(
             "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"

@@ -133,7 +133,13 @@ class Session:
             except CheckpointInvalidError as error:
                 if self._home.supervised:
                     raise
-                self._home.store.quarantine(checkpoint.path, error.reason)
+                try:
+                    self._home.store.quarantine(checkpoint.path, error.reason)
+                except OSError as problem:
+                    raise ConfigError(
+                        f"{error}; nor can it be moved to quarantine: {problem.strerror}; mend "
+                        "that or move it away yourself, and run again"
+                    ) from error
                 say(f"{error}; it was moved to quarantine")
                 continue
             return checkpoint

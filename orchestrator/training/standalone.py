@@ -13,6 +13,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import ControlPage
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
+from orchestrator.training.ending import say
 
 
 class Standalone:
@@ -70,7 +71,7 @@ class Standalone:
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
         except (OSError, UnreadableError) as error:
-            print(f"cannot tidy up {self.run.checkpoints}: {error}", file=sys.stderr)
+            say(f"cannot tidy up {self.run.checkpoints}: {error}")
             return
         for old in deleted:
             self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
@@ -91,5 +92,8 @@ class Standalone:
             self._left = True
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:
-        print(f"{error}; it was moved to quarantine", file=sys.stderr)
+        if os.path.lexists(error.path):
+            say(f"{error}; it cannot be moved to quarantine and is passed over")
+            return
+        say(f"{error}; it was moved to quarantine")
         self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)

@@ -39,6 +39,18 @@ def test_a_demoted_checkpoint_is_replaced_by_the_older_one(tmp_path: Path) -> No
     assert newest.manifest.step == 10
 
 
+def test_what_could_not_be_moved_is_not_called_moved(tmp_path: Path) -> None:
+    """On a disk that takes no change the journal does not tell of a quarantine."""
+    store = new_store(tmp_path, [10, 20])
+    store.all()[-1].state_file.write_bytes(b"")
+    refuse_to_move(store)
+    chosen = asyncio.run(custodian_of(store).choose())
+    assert chosen is not None
+    assert chosen.manifest.step == 10
+    events, _ = Journal(store.run.journal_file).read()
+    assert "checkpoint_quarantined" not in [event["event"] for event in events]
+
+
 def spoil_the_older_one(store: Store) -> None:
     store.all()[0].state_file.write_bytes(b"not what was saved")
 
