@@ -64,7 +64,8 @@ def stop(arguments: Namespace) -> None:
     wait_seconds = STOP_MARGIN_SECONDS
     with _supervisor_of(owner) as connection:
         if connection is None:
-            os.kill(owner["pid"], signal.SIGTERM)
+            # Not SIGTERM: a second one, from somebody else's `stop`, would end it unsaved.
+            os.kill(owner["pid"], signal.SIGUSR1)
         else:
             reply = _ask(connection, {"type": "stop"})
             wait_seconds += float(reply.get("grace_seconds", 0))

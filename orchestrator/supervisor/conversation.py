@@ -56,7 +56,9 @@ class Conversation:
                 peer.send(self._status().to_json())
             case "stop":
                 peer.send({"type": "stopping", "grace_seconds": self._config.grace})
-                self._watch.request_stop("orchestrator stop")
+                # Asking twice is not insisting: a script may ask, and a person beside it.
+                if not self._watch.stop_wanted.is_set():
+                    self._watch.request_stop("orchestrator stop")
             case "checkpoint":
                 self._waiting_for_checkpoint.append(peer)
                 self.request_checkpoint()

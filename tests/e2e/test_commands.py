@@ -79,6 +79,44 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     assert script.wait(timeout=30) == 75
 
 
+STUCK = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(5)")
+
+
+def stop_twice(run: Path, cwd: Path) -> None:
+    """Two `stop` at once, both of which wait for the end."""
+    command = [sys.executable, "-m", "orchestrator", "stop", str(run)]
+    first, second = (
+        subprocess.Popen(
+            command, cwd=cwd, env=clean_environment(), stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    )
+    for stopper in (first, second):
+        assert stopper.communicate(timeout=30)[0].startswith("stopped at step")
+
+
+def test_stop_twice_is_stop_once(supervise: Start, tmp_path: Path) -> None:
+    """A second `stop` waits with the first; only signals stop the waiting for the safe point."""
+    run = supervise(*SLOW, *STUCK)
+    run.wait_for_output("stuck")
+    stop_twice(run.run.root, tmp_path)
+    assert run.end()[0] == 75
+    assert open_store(run.run).all()[-1].manifest.reason == "emergency"
+
+
+def test_stop_twice_is_stop_once_without_supervisor(tmp_path: Path) -> None:
+    """A script on its own is not ended unsaved by a second `stop` either."""
+    command = [sys.executable, str(TRAIN), *SLOW, *STUCK]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdout is not None
+        while "stuck" not in script.stdout.readline():
+            pass
+        stop_twice(tmp_path / "runs" / "train", tmp_path)
+        assert script.wait(timeout=30) == 75
+
+
 def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     """list, verify, pin, unpin and export do what they say, and damage shows in each."""
     run = supervise("--epochs", "1", options=("--every", "5steps"))
