@@ -89,13 +89,15 @@ class RunDir:
 
 
 def default_run_dir(script: str) -> Path:
-    """``runs/<name>`` under the current directory, for the path of a script or of a program.
+    """``runs/<name>`` under the current directory, for the path of a script or of a program."""
+    return DEFAULT_PARENT / _name_of(script)
 
-    The same whether the script is supervised or not, so that both continue the same run.
-    """
+
+def _name_of(script: str) -> str:
+    """The same whether the script is supervised or not, so that both continue the same run."""
     path = Path(script)
     name = path.parent.name if path.stem == "__main__" else path.stem
-    return DEFAULT_PARENT / (name or "run")
+    return name or "run"
 
 
 @dataclass(frozen=True)
@@ -134,17 +136,26 @@ class RunIdentity:
     run_id: str
     command: list[str]
     created: str
+    script: str | None = None
 
     @classmethod
-    def open(cls, run: RunDir, command: list[str], adopted_id: str | None = None) -> Self:
+    def open(
+        cls,
+        run: RunDir,
+        command: list[str],
+        adopted_id: str | None = None,
+        script: str | None = None,
+    ) -> Self:
         """Read run.json, or write it for a new run.
 
-        ``adopted_id`` is the id that existing checkpoints carry, for a run whose run.json was lost.
-        Raises ConfigError when run.json is damaged: guessing would mix runs.
+        ``adopted_id`` is the id that existing checkpoints carry, for a run whose run.json was lost;
+        ``script`` the path of what is about to train in it. Raises ConfigError when run.json is
+        damaged, or when it is another script's: guessing would mix runs.
         """
+        name = None if script is None else _name_of(script)
         content = _read_json(run.run_file)
         if content is None:
-            identity = cls(adopted_id or secrets.token_hex(8), command, utc_now())
+            identity = cls(adopted_id or secrets.token_hex(8), command, utc_now(), name)
             try:
                 write_json(run.run_file, {"format_version": FORMAT_VERSION, **identity.__dict__})
             except OSError as error:
@@ -158,7 +169,14 @@ class RunIdentity:
         run_id, recorded = content.get("run_id"), content.get("command")
         if not isinstance(run_id, str) or not isinstance(recorded, list):
             raise _damaged(run.run_file, "run_id or command is missing")
-        return cls(run_id, recorded, str(content.get("created")))
+        first = content.get("script")
+        if None not in (name, first) and name != first:
+            raise ConfigError(
+                f"cannot train {name} in {run.root}: that is the run of {first}, whose checkpoints "
+                "would be resumed from; name another with --run-dir, or, where the script was only "
+                f"renamed, move {run.run_file} away"
+            )
+        return cls(run_id, recorded, str(content.get("created")), first)
 
 
 class RunLock:

@@ -158,7 +158,17 @@ def test_a_run_keeps_its_identity(run: RunDir) -> None:
         "run_id": first.run_id,
         "command": ["python", "train.py"],
         "created": first.created,
+        "script": None,
     }
+
+
+def test_another_script_is_refused(run: RunDir) -> None:
+    """It would resume from checkpoints that are not its own; the same script may have moved."""
+    first = RunIdentity.open(run, ["bash", "exp1.sh"], script="exp1.sh")
+    assert RunIdentity.open(run, ["bash", "new/exp1.sh"], script="new/exp1.sh") == first
+    assert RunIdentity.open(run, []) == first
+    with pytest.raises(ConfigError, match=r"^cannot train exp2 .* run of exp1.*--run-dir"):
+        RunIdentity.open(run, ["bash", "exp2.sh"], script="exp2.sh")
 
 
 def test_runs_have_different_ids(tmp_path: Path) -> None:

@@ -56,17 +56,17 @@ class Store:
     _verified: dict[str, Signature] = field(default_factory=dict, init=False)
 
     @classmethod
-    def open(cls, run: RunDir, command: list[str]) -> Self:
+    def open(cls, run: RunDir, command: list[str], script: str | None = None) -> Self:
         """The store of the run in this directory, which becomes a new run if there is none.
 
-        Raises ConfigError when run.json is damaged. A lost run.json is made anew with the id that
-        the newest checkpoint carries.
+        Raises ConfigError when run.json is damaged, or that of another ``script``. A lost run.json
+        is made anew with the id that the newest checkpoint carries.
         """
         adopted = None
         for path in cls(run, run_id="").directories():
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 adopted = read_checkpoint(path).manifest.run_id
-        return cls(run, RunIdentity.open(run, command, adopted).run_id)
+        return cls(run, RunIdentity.open(run, command, adopted, script).run_id)
 
     def publish(self, manifest: Manifest, write: Callable[[DigestingWriter], None]) -> Checkpoint:
         """Make a checkpoint durable, in the normative order, and return it.

@@ -29,6 +29,7 @@ class Conversation:
     def __init__(
         self,
         config: Config,
+        command: list[str],
         store: Store,
         journal: Journal,
         machine: Machine,
@@ -38,6 +39,7 @@ class Conversation:
     ) -> None:
         self.restarts = restarts
         self._config = config
+        self._command = command
         self._store = store
         self._journal = journal
         self._machine = machine
@@ -81,6 +83,7 @@ class Conversation:
                 "type": "welcome",
                 "protocol": PROTOCOL_VERSION,
                 "run_id": self._store.run_id,
+                "command": self._command,
                 "every": asdict(self._config.every),
                 "grace_seconds": self._config.grace,
             },

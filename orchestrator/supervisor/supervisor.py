@@ -84,6 +84,7 @@ class Supervisor:
         self._watch = Watch(self._machine, config.grace, self._journal)
         self._conversation = Conversation(
             config,
+            command,
             store,
             self._journal,
             self._machine,

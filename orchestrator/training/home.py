@@ -19,6 +19,8 @@ class Home(Protocol):
     page: ControlPage
     store: Store
     every: Every
+    command: list[str]
+    """What a person or scheduler started, to be told from other commands on the same run."""
 
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """The newest valid checkpoint. Raises NoValidCheckpointError."""

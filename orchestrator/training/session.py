@@ -170,18 +170,24 @@ class Session:
 
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
-        if self._is_finished():
+        if not self._is_finished():
+            for attempt in patient_retrying(self._report_failure, self._stop_wanted):
+                with attempt:
+                    checkpoint = self._publish(Reason.FINAL)
+            self._home.published(checkpoint, None)
+        elif (self._home.run.done() or {}).get("command") == self._home.command:
             return
-        for attempt in patient_retrying(self._report_failure, self._stop_wanted):
-            with attempt:
-                checkpoint = self._publish(Reason.FINAL)
-        self._home.published(checkpoint, None)
         for attempt in patient_retrying(self._report_failure, self._stop_wanted):
             with attempt:
                 self._mark_complete()
 
     def _mark_complete(self) -> None:
-        done = {"step": self.global_step, "epoch": self.epoch, "time": utc_now()}
+        done = {
+            "step": self.global_step,
+            "epoch": self.epoch,
+            "time": utc_now(),
+            "command": self._home.command,
+        }
         try:
             write_json(self._home.run.done_file, done)
         except OSError as error:

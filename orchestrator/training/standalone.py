@@ -26,13 +26,16 @@ class Standalone:
         config = Config.resolve({}, os.environ, Path.cwd())
         self._policy = config.retention
         self.every = config.every
+        self.command = sys.argv
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
         self.run.create()
         self._lock = RunLock(self.run)
         self._left = False
         try:
             self._lock.sign()
-            self.store = Store.open(self.run, sys.argv)
+            # There is no script in an interactive session, nor with -c.
+            script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
+            self.store = Store.open(self.run, sys.argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.release()

@@ -36,6 +36,7 @@ class Supervised:
         welcome = self._lifeline.welcome
         self.page = self._lifeline.page
         self.store = Store(self.run, welcome["run_id"])
+        self.command = welcome["command"]
         self.every = Every(**welcome["every"])
         self._journal = Journal(self.run.journal_file)
 

@@ -138,3 +138,16 @@ def test_completed_run_is_not_trained_again(supervise: Start) -> None:
     longer = supervise("--epochs", "2")
     assert longer.end()[0] == 0
     assert events(longer.run, "run_completed")[-1]["step"] == 32
+
+
+def test_a_start_that_was_cut_short_does_not_pass_for_complete(supervise: Start) -> None:
+    """Only the command that completed is complete, not the one that came after it."""
+    assert supervise("--epochs", "1").end()[0] == 0
+    cut = supervise("--epochs", "2")
+    cut.wait_for_event("attempt_started", count=2)
+    cut.signal(signal.SIGTERM)
+    assert cut.end()[0] == 75
+    again = supervise("--epochs", "2")
+    assert again.end()[0] == 0
+    assert events(again.run, "run_completed")[-1]["step"] == 32
+    assert "complete already" in supervise("--epochs", "2").end()[2]

@@ -33,6 +33,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         "type": "welcome",
         "protocol": PROTOCOL_VERSION,
         "run_id": "a run",
+        "command": ["python", "train.py"],
         "every": {"amount": 600.0, "unit": "seconds"},
         "grace_seconds": 3600.0,
     }

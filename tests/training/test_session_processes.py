@@ -181,7 +181,9 @@ def test_second_signal_of_a_person_ends_at_once(scripts: Any, tmp_path: Path) ->
     assert saved(tmp_path / "run")[-1] == (1, "periodic")
 
 
-def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: Path) -> None:
+def test_killed_run_is_free_although_its_children_live(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a killed script has forked, a loader worker say, does not hold the run."""
     script = scripts(
         """
@@ -198,6 +200,7 @@ def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: P
     script.process.kill()
     script.process.wait()
     os.kill(child, 0)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
     with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
         assert session.global_step == 1
 
