@@ -29,7 +29,10 @@ class Custodian:
         budget: Budget,
         events: list[dict[str, Any]],
     ) -> None:
-        """``events`` are the journal's so far: what they mention is not announced again."""
+        """``events`` are the journal's so far: what they mention is not announced again.
+
+        But for what a person has deleted since: the run may make one of that name anew.
+        """
         self._store = store
         self._policy = policy
         self._journal = journal
@@ -40,7 +43,7 @@ class Custodian:
             Path(str(event.get("path"))).name
             for event in events
             if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED
-        }
+        } & {path.name for path in store.directories()}
         self.attempt: int | None = None
         self.resumed_from: Checkpoint | None = None
         self.newest: Checkpoint | None = None

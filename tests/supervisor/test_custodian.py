@@ -1,6 +1,7 @@
 """The checkpoints of a running run, as the supervisor keeps them."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.journal import Journal
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.restarts import Budget
-from tests.checkpoint.support import names, new_store
+from tests.checkpoint.support import names, new_store, publish
 from tests.support import FailingDisk
 
 
@@ -37,6 +38,18 @@ def test_a_demoted_checkpoint_is_replaced_by_the_older_one(tmp_path: Path) -> No
     newest = store.newest_valid()
     assert newest is not None
     assert newest.manifest.step == 10
+
+
+def test_a_checkpoint_of_a_deleted_name_is_journalled_again(tmp_path: Path) -> None:
+    """After a person has rolled the run back by hand, the same step is news once more."""
+    store = new_store(tmp_path, [10, 20])
+    custodian_of(store).notice_published()
+    shutil.rmtree(store.all()[-1].path)
+    custodian = custodian_of(store)
+    publish(store, 20)
+    custodian.notice_published()
+    events, _ = Journal(store.run.journal_file).read()
+    assert [event["step"] for event in events] == [10, 20, 20]
 
 
 def test_what_could_not_be_moved_is_not_called_moved(tmp_path: Path) -> None:
