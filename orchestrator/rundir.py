@@ -17,9 +17,10 @@ from orchestrator.journal import utc_now
 
 FORMAT_VERSION = 1
 DEFAULT_PARENT = Path("runs")
-LOCK_TRIES = 5
+LOOK_SECONDS = 0.2
 OWNER_BYTES = 4096
 LOCK_RETRY_SECONDS = 0.05
+ORPHANS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ class RunLock:
         try:
             self._lock()
         except BlockingIOError:
+            owner = self._owner()
             os.close(self.descriptor)
-            owner = lock_owner(run)
             held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
             raise RunInUseError(
                 f"cannot use the run {run.root}: {held_by} works on it; "
@@ -208,16 +209,22 @@ class RunLock:
                 f"cannot lock {run.lock_file}: {error.strerror}; "
                 "put the run directory on a filesystem that has flock"
             ) from None
-        self.former_owner = _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
+        self.former_owner = self._owner()
+
+    def _owner(self) -> dict[str, Any]:
+        return _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
 
     def _lock(self) -> None:
         # `orchestrator status` looks at the lock by taking it for an instant: one try is not proof.
-        for tries_left in reversed(range(LOCK_TRIES)):
+        # What a killed owner left behind, loader workers say, takes a few seconds to end.
+        seconds = ORPHANS_SECONDS if _is_dead(self._owner()) else LOOK_SECONDS
+        deadline = time.monotonic() + seconds
+        while True:
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if tries_left == 0:
+                if time.monotonic() > deadline:
                     raise
             time.sleep(LOCK_RETRY_SECONDS)
 
@@ -249,6 +256,20 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
     except OSError:
         return None
     return None
+
+
+def _is_dead(owner: dict[str, Any]) -> bool:
+    """Whether the process that signed the lock ran here and has ended."""
+    pid = owner.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or owner.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _parse_owner(note: bytes) -> dict[str, Any]:

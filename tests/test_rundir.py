@@ -18,13 +18,14 @@ import pytest
 from orchestrator.errors import ConfigError, RunInUseError
 from orchestrator.rundir import (
     FORMAT_VERSION,
+    LOOK_SECONDS,
     RunDir,
     RunIdentity,
     RunLock,
     default_run_dir,
     lock_owner,
 )
-from tests.support import NOBODY, in_child, wait_until
+from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
 
 # Takes the lock, starts a process that inherits it, as the trainer does, and waits.
 HOLDER = """
@@ -36,6 +37,15 @@ lock.sign(socket="/tmp/socket")
 trainer = subprocess.Popen(["sleep", "1000"], pass_fds=(lock.descriptor,))
 print(trainer.pid, flush=True)
 time.sleep(1000)
+"""
+
+# Says that it is about to take the lock, and takes it.
+TAKER = """
+import sys
+from pathlib import Path
+from orchestrator.rundir import RunDir, RunLock
+print("about to", flush=True)
+RunLock(RunDir(Path(sys.argv[1])))
 """
 
 
@@ -289,7 +299,7 @@ def test_looking_at_the_lock_does_not_refuse_a_start(run: RunDir) -> None:
 
 @pytest.mark.processes
 def test_the_lock_is_free_when_its_last_inheritor_has_ended(run: RunDir) -> None:
-    """A killed supervisor's trainer still holds the run; when both are gone, it is free."""
+    """A killed supervisor's trainer still holds the run; who comes then waits for its end."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run.root)], stdout=subprocess.PIPE
     ) as supervisor:
@@ -303,13 +313,16 @@ def test_the_lock_is_free_when_its_last_inheritor_has_ended(run: RunDir) -> None
                 RunLock(run)
             supervisor.kill()
             supervisor.wait()
-            with pytest.raises(RunInUseError):
-                RunLock(run)
+            waiting = subprocess.Popen([sys.executable, "-c", TAKER, str(run.root)], stdout=-1)
+            assert waiting.stdout is not None
+            waiting.stdout.readline()
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(5 * LOOK_SECONDS)
         finally:
             supervisor.kill()
             os.kill(trainer, signal.SIGKILL)
-    wait_until(lambda: lock_owner(run) is None, "the lock to be free")
-    RunLock(run).release()
+    with waiting:
+        assert waiting.wait(DEADLINE_SECONDS) == 0
 
 
 @pytest.mark.processes
