@@ -110,7 +110,13 @@ class Store:
         return found
 
     def directories(self) -> list[Path]:
-        """Everything that is named like a checkpoint, oldest first."""
+        """Everything that is named like a checkpoint, oldest first. Raises UnreadableError."""
+        try:
+            return self._directories()
+        except OSError as error:
+            raise UnreadableError(self.run.checkpoints, error) from None
+
+    def _directories(self) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):
             paths = [p for p in self.run.checkpoints.iterdir() if is_checkpoint_name(p.name)]
             return sorted(paths, key=lambda path: order_of(path.name))
@@ -244,7 +250,8 @@ class Store:
 
         Only under the run lock and while no trainer runs: a live writer's files look the same.
         """
-        with contextlib.suppress(FileNotFoundError):
+        # What cannot be removed now costs room and nothing else.
+        with contextlib.suppress(OSError):
             for path in list(self.run.checkpoints.iterdir()):
                 if path.name.startswith((WRITING_PREFIX, TRASH_PREFIX)):
                     shutil.rmtree(path, ignore_errors=True)
@@ -261,7 +268,7 @@ class Store:
     def _unused_path(self, step: int) -> Path:
         # What is in quarantine keeps its name: the journal and people know it by that.
         aside = [path.name.partition(".")[0] for path in self.quarantined()]
-        used = [path.name for path in self.directories()] + list(filter(is_checkpoint_name, aside))
+        used = [path.name for path in self._directories()] + list(filter(is_checkpoint_name, aside))
         taken = {order_of(name)[1] for name in used if order_of(name)[0] == step}
         base = self.run.checkpoints / f"step-{step:012d}"
         return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")

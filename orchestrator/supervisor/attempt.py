@@ -45,7 +45,9 @@ class Attempt:
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
         self.over = asyncio.Event()
-        self.directory.root.mkdir(parents=True)
+        # A full disk costs the records of this attempt and not the training.
+        with contextlib.suppress(OSError):
+            self.directory.root.mkdir(parents=True, exist_ok=True)
         self.page, self._page_descriptor = ControlPage.create()
         self.output = open_output(self.directory.output_file)
         environment = {

@@ -90,9 +90,11 @@ class Custodian:
 
     def notice_published(self) -> None:
         """Catch up with what a trainer published but could not announce before it died."""
-        for checkpoint in self._store.all():
-            if checkpoint.name not in self._announced:
-                self.published(checkpoint.name)
+        # A disk that shows nothing now is the affair of the next choice.
+        with contextlib.suppress(UnreadableError):
+            for checkpoint in self._store.all():
+                if checkpoint.name not in self._announced:
+                    self.published(checkpoint.name)
 
     async def rotate(self) -> None:
         """Apply retention; one rotation at a time."""

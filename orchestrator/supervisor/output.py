@@ -100,6 +100,7 @@ class _Log:
     def write(self, data: bytes) -> None:
         try:
             if self._descriptor is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._descriptor = os.open(
                     self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
                 )

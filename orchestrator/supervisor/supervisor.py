@@ -16,6 +16,7 @@ import structlog
 from orchestrator import __version__
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
+from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunLock
@@ -141,8 +142,7 @@ class Supervisor:
 
     async def _live_once(self) -> None:
         """One attempt. Raises AttemptFailedError when it failed, whether or not it is the last."""
-        await self._unless_stopped(self._checkpoints.choose())
-        attempt = self._start(1 + self._last_attempt_number())
+        attempt = await self._begin()
         await self._watch.until_over(attempt)
         survivors = await attempt.child.clean_up()
         if survivors:
@@ -150,6 +150,24 @@ class Supervisor:
         await self._conversation.rotations_end()
         self._checkpoints.notice_published()
         await self._conclude(attempt)
+
+    async def _begin(self) -> Attempt:
+        """Choose a checkpoint and start; what prevents that is the end of the run."""
+        try:
+            await self._unless_stopped(self._checkpoints.choose())
+            return self._start(1 + self._last_attempt_number())
+        except OSError as error:
+            self._cannot_begin(
+                problem := f"cannot start the trainer: {error}; mend that, run again"
+            )
+            raise ConfigError(problem) from None
+        except OrchestratorError as error:
+            self._cannot_begin(str(error))
+            raise
+
+    def _cannot_begin(self, reason: str) -> None:
+        self._machine.handle(Event.GIVE_UP)
+        self._journal.write(JournalEvent.GAVE_UP, cause="no attempt could begin", reason=reason)
 
     def _start(self, number: int) -> Attempt:
         resume_from = self._checkpoints.resumed_from
@@ -175,7 +193,9 @@ class Supervisor:
 
     def _last_attempt_number(self) -> int:
         names = (path.name for path in (self._run.root / "attempts").iterdir())
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        on_disk = max((int(name) for name in names if name.isdecimal()), default=0)
+        # On a full disk the last one has left no directory.
+        return max(on_disk, self._checkpoints.attempt or 0)
 
     async def _conclude(self, attempt: Attempt) -> None:
         newest = self._checkpoints.newest

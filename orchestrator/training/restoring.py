@@ -1,5 +1,6 @@
 """Reads checkpoints and classic files into the parts that a session takes over."""
 
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read_state(checkpoint: Checkpoint) -> Restored:
 
 
 def read_classic(source: Path) -> dict[str, Any]:
-    """Read a file in the classic form; its ``epoch`` counts completed epochs.
+    """Read a file in the classic form; ``epoch`` and ``step`` count completed ones.
 
     Raises ConfigError when it is missing or has another form, CheckpointInvalidError.
     """
@@ -56,6 +57,13 @@ def read_classic(source: Path) -> dict[str, Any]:
             f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
             f"its keys are {', '.join(map(str, content))}"
         )
+    for key in ("epoch", "step"):
+        try:
+            content[key] = operator.index(content.get(key, 0))
+        except TypeError:
+            raise ConfigError(
+                f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole number"
+            ) from None
     return content
 
 

@@ -454,4 +454,4 @@ class Session:
         left_alone = self._registry.restore_classic(content, source)
         if left_alone:
             say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
-        self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
+        self._progress = Progress(content["epoch"], content["step"])

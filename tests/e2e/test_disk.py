@@ -1,5 +1,6 @@
 """A disk that is full while training goes on."""
 
+import contextlib
 import json
 import os
 import signal
@@ -28,11 +29,13 @@ NOISY = "model.register_forward_hook(lambda *_: print('noise ' * 100, flush=True
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of one MiB where the run will be."""
+    """Mount a disk of one MiB and few files where the run will be."""
     place = tmp_path / "run"
     place.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=500", "tmpfs", place],
+        capture_output=True,
+        text=True,
     )
     if made.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
@@ -116,3 +119,23 @@ def test_full_disk_costs_output_and_not_the_training(
     assert end["output_bytes_lost"] > 0
     if on_terminal:
         assert terminal.end() == 75
+
+
+def test_full_disk_does_not_prevent_a_restart(small_disk: Path, supervise: Start) -> None:
+    """Where not even an attempt's directory can be made, a killed trainer is started again."""
+    run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
+    run.wait_for_event("checkpoint_published", count=2)
+    ballast = []
+    with contextlib.suppress(OSError):
+        while True:
+            ballast.append(small_disk / f"ballast-{len(ballast)}")
+            ballast[-1].touch()
+    before = run.status()["step"]
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    wait_for(lambda: (s := run.status())["attempt"] == 2 and (s["step"] or 0) > before, "steps")
+    assert not run.run.attempt(2).root.exists()
+    for file in ballast[:-1]:
+        file.unlink()
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 75
+    assert_all_valid(run.run, at_least=2)
