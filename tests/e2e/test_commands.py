@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir
+from tests.checkpoint.support import new_store, publish, state_of
 from tests.e2e.support import (
     TRAIN,
     Supervised,
@@ -154,6 +156,21 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     verified = orchestrator("checkpoints", "verify", place, "--json", cwd=tmp_path)
     assert verified.returncode == 65
     assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
+
+
+def test_export_and_pin_take_what_a_run_would_resume_from(tmp_path: Path) -> None:
+    """Without --step, damaged and non-finite checkpoints are passed over."""
+    store = new_store(tmp_path / "run", [10, 20])
+    publish(store, 30, healthy=False)
+    assert Store.open(store.run, []).run_id == store.run_id
+    (store.run.checkpoints / "step-000000000020" / "state.pt").write_bytes(b"")
+    exported = orchestrator("checkpoints", "export", "run", "-o", "out.pt", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "out.pt").read_bytes() == state_of(10)
+    orchestrator("checkpoints", "pin", "run", cwd=tmp_path)
+    assert [c.pinned for c in store.all()] == [True, False, False]
+    damaged = orchestrator("checkpoints", "pin", "run", "--step", "20", cwd=tmp_path)
+    assert damaged.returncode == 65
 
 
 def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
