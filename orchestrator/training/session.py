@@ -162,17 +162,23 @@ class Session:
 
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
-        if self._is_finished():
+        if not self._is_finished():
+            for attempt in patient_retrying(self._stop_wanted):
+                with attempt:
+                    self._save_now(Reason.FINAL)
+        elif (self._home.run.done() or {}).get("command") == self._home.command:
             return
-        for attempt in patient_retrying(self._stop_wanted):
-            with attempt:
-                self._save_now(Reason.FINAL)
         for attempt in patient_retrying(self._stop_wanted):
             with attempt:
                 self._mark_complete()
 
     def _mark_complete(self) -> None:
-        done = {"step": self.global_step, "epoch": self.epoch, "time": utc_now()}
+        done = {
+            "step": self.global_step,
+            "epoch": self.epoch,
+            "time": utc_now(),
+            "command": self._home.command,
+        }
         try:
             write_json(self._home.run.done_file, done)
         except OSError as cause:
@@ -504,7 +510,7 @@ class Session:
         left_alone = self._registry.restore_classic(content, source)
         if left_alone:
             say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
-        self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
+        self._progress = Progress(content["epoch"], content["step"])
 
 
 def _say_unhealthy(checkpoint: Checkpoint) -> None:
