@@ -103,8 +103,14 @@ def list_(arguments: Namespace) -> None:
 
 
 def verify(arguments: Namespace) -> ExitStatus:
-    """Verify every checkpoint; ends with 65 if one is damaged. Changes nothing."""
-    rows = _print_checkpoints(_open(arguments.run_dir), arguments.json)
+    """Verify every checkpoint; ends with 65 if one is damaged or none is left to be valid."""
+    store = _open(arguments.run_dir)
+    rows = _print_checkpoints(store, arguments.json)
+    if not rows and (aside := store.quarantined()):
+        raise NoValidCheckpointError(
+            f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(aside)} are in "
+            "quarantine; repair one and move it back, or start anew with another --run-dir"
+        )
     if any(not row["valid"] for row in rows):
         return ExitStatus.NO_VALID_CHECKPOINT
     return ExitStatus.COMPLETE
@@ -137,17 +143,19 @@ def export(arguments: Namespace) -> None:
 
 
 def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
-    from orchestrator.listing import list_checkpoints
+    from orchestrator.listing import list_checkpoints, list_quarantined
 
     rows = list_checkpoints(store)
     if as_json:
         print(json.dumps(rows))
     else:
-        from orchestrator.tables import checkpoints_table
+        from orchestrator.tables import checkpoints_table, quarantine_table
 
-        _console().print(checkpoints_table(rows))
-        if aside := store.quarantined():
-            print(f"{len(aside)} in quarantine: {store.run.quarantine}")
+        console = _console()
+        # Too long a line is the terminal's to wrap: a name that is cut off is no use.
+        console.print(checkpoints_table(rows, console.width), soft_wrap=True)
+        if aside := list_quarantined(store):
+            console.print(quarantine_table(aside), soft_wrap=True)
     return rows
 
 

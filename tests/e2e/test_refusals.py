@@ -109,6 +109,12 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         assert "none of the checkpoints" in stderr
         assert "Traceback" not in stderr
     assert len(events(run.run, "attempt_started")) == 1
+    place = str(run.run.root)
+    verified = orchestrator("checkpoints", "verify", place, cwd=run.run.root)
+    assert verified.returncode == 65
+    assert "are in quarantine; repair one and move it back" in verified.stderr
+    listed = orchestrator("checkpoints", "list", place, cwd=run.run.root)
+    assert "state.pt has changed: wrong digest" in listed.stdout
 
 
 def test_value_that_cannot_be_stored_is_named_at_the_first_save(supervise: Start) -> None:
