@@ -34,17 +34,24 @@ def run_example(cwd: Path, name: str, *arguments: str) -> subprocess.CompletedPr
     )
 
 
+def newest_state(cwd: Path) -> Path:
+    return open_store(RunDir(cwd / "runs" / "linear")).all()[-1].state_file
+
+
 def test_linear_is_the_classic_program(tmp_path: Path) -> None:
     """Interrupted after three epochs, the classic program does the last two and keeps its keys."""
     first = run_example(tmp_path, "linear.py", "--interrupt-after", "3")
     assert first.returncode == 75, first.stdout + first.stderr
+    keys = {"epoch", "model_state_dict", "optimizer_state_dict", "loss"}
+    interrupted = torch.load(newest_state(tmp_path))
+    assert keys <= interrupted.keys()
+    # Classic code goes on with range(checkpoint["epoch"], 5): two more.
+    assert interrupted["epoch"] == 3
     second = run_example(tmp_path, "linear.py")
     assert second.returncode == 0, second.stdout + second.stderr
     epochs = re.findall(r"epoch\s+(\d)", first.stdout), re.findall(r"epoch\s+(\d)", second.stdout)
     assert [len(found) for found in epochs] == [3, 2]
-    checkpoint = torch.load(open_store(RunDir(tmp_path / "runs" / "linear")).all()[-1].state_file)
-    assert {"epoch", "model_state_dict", "optimizer_state_dict", "loss"} <= checkpoint.keys()
-    assert checkpoint["epoch"] == 5
+    assert torch.load(newest_state(tmp_path))["epoch"] == 5
 
 
 @pytest.mark.timeout(HANG_SECONDS + 60)
