@@ -79,6 +79,24 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     assert script.wait(timeout=30) == 75
 
 
+def test_interrupt_while_the_program_is_loading_ends_by_sigint(tmp_path: Path) -> None:
+    """A Ctrl-C that comes before anything has begun ends the command without a traceback."""
+    (tmp_path / "xxhash.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    loading = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "run", "--", "true"],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert loading.stdout is not None
+    assert loading.stdout.readline() == "loading\n"
+    loading.send_signal(signal.SIGINT)
+    _, stderr = loading.communicate(timeout=30)
+    assert (loading.returncode, stderr) == (-signal.SIGINT, "")
+
+
 def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     """list, verify, pin, unpin and export do what they say, and damage shows in each."""
     run = supervise("--epochs", "1", options=("--every", "5steps"))
