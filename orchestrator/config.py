@@ -40,7 +40,10 @@ def parse_duration(text: str) -> float:
 
 
 def _parse_positive_duration(text: str) -> float:
-    seconds = parse_duration(text)
+    return _positive(parse_duration(text))
+
+
+def _positive(seconds: float) -> float:
     if seconds <= 0:
         raise ValueError("it must be longer than nothing")
     return seconds
@@ -53,9 +56,10 @@ def _parse_every(text: str) -> Every:
             raise ValueError("it must be at least 1")
         return Every(amount, "steps" if match[2].startswith("step") else "epochs")
     try:
-        return Every(_parse_positive_duration(text), "seconds")
+        seconds = parse_duration(text)
     except ValueError:
         raise ValueError("write a time or a count, such as 10m, 500steps or 1epoch") from None
+    return Every(_positive(seconds), "seconds")
 
 
 def _parse_keep(text: str) -> int:
