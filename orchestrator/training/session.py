@@ -202,7 +202,8 @@ class Session:
         if isinstance(error, TrainingStopped) and self._emergency is not None:
             # It was being written while the workers ended.
             error.settle(self._outcome(self._emergency))
-        self._page[Field.PHASE] = Phase.DONE
+        if error is None or isinstance(error, TrainingStopped):
+            self._page[Field.PHASE] = Phase.DONE
         status = ExitStatus.COMPLETE if error is None else status_of(error)
         self._saver.close()
         self._home.leave(status, None if error is None or status is not None else describe(error))

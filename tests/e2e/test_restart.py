@@ -25,6 +25,7 @@ def test_transient_fault_is_survived(supervise: Start) -> None:
     first, second = events(run.run, "attempt_exited")
     assert (first["outcome"], second["outcome"]) == ("failed", "complete")
     assert "OSError: flaky disk" in first["cause"]
+    assert (first["phase"], second["phase"]) == ("train", "done")
     assert json.loads(run.run.attempt(1).error_file.read_text())["type"] == "OSError"
 
 
