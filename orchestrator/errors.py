@@ -8,7 +8,8 @@ OrchestratorError                 carries the exit status that tells a scheduler
 ├── RunInUseError                 another process works on this run: wait, or stop that one
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
 ├── CheckpointInvalidError        one checkpoint failed verification: take an older one
-└── CheckpointWriteError          a checkpoint could not be written: go on, try again later
+├── CheckpointWriteError          a checkpoint could not be written: go on, try again later
+└── NotSavedError                 nothing was saved on a command: there is no trainer to do it
 
 Texts start with "cannot" and say what happened, to what, and what to do now.
 """
@@ -78,6 +79,12 @@ class CheckpointInvalidError(OrchestratorError):
         super().__init__(f"cannot trust {path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class NotSavedError(OrchestratorError):
+    """A command asked for a checkpoint and none was made."""
+
+    status = ExitStatus.STOPPED_UNSAVED
 
 
 class CheckpointWriteError(OrchestratorError):

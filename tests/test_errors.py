@@ -11,6 +11,7 @@ from orchestrator.errors import (
     CheckpointWriteError,
     ConfigError,
     MismatchError,
+    NotSavedError,
     NoValidCheckpointError,
     OrchestratorError,
     RunInUseError,
@@ -35,6 +36,7 @@ STATUSES = {
     NoValidCheckpointError("cannot"): 65,
     CheckpointInvalidError(Path("step-1"), "state.pt is missing"): 65,
     CheckpointWriteError(7, OSError(28, "No space left on device")): 74,
+    NotSavedError("cannot"): 74,
 }
 
 

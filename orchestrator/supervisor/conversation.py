@@ -64,6 +64,8 @@ class Conversation:
             case "stop":
                 peer.send({"type": "stopping", "grace_seconds": self._config.grace})
                 self._watch.request_stop("orchestrator stop")
+            case "checkpoint" if self._watch.stop_wanted.is_set():
+                peer.send({"type": "failed", "problem": "the run is stopping, and saves for that"})
             case "checkpoint":
                 self._waiting_for_checkpoint.append(peer)
                 self.request_checkpoint()

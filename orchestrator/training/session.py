@@ -173,6 +173,10 @@ class Session:
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
         if self._is_finished():
+            say(
+                f"training is complete already (step {self.global_step}); to train further, raise "
+                "the script's number of epochs or steps"
+            )
             return
         for attempt in patient_retrying(self._stop_wanted):
             with attempt:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import Supervised, assert_all_valid, open_store, wait_for
+from tests.e2e.support import Supervised, assert_all_valid, open_store, orchestrator, wait_for
 
 Start = Callable[..., Supervised]
 
@@ -63,11 +63,13 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     """A stop that cannot save ends with 74, and the older checkpoints stand."""
     run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
     run.wait_for_event("checkpoint_published", count=3)
+    run.run.reserve_file.unlink()
     fill(small_disk / "ballast")
     newest = open_store(run.run).all()[-1].manifest.step
     wait_for(lambda: run.status()["step"] > newest + 15, "steps that are not saved")
-    run.signal(signal.SIGTERM)
+    stopped = orchestrator("stop", str(run.run.root), cwd=run.run.root.parent)
     status, _, stderr = run.end()
-    assert status == 74
+    assert status == stopped.returncode == 74
+    assert "steps are lost: the newest checkpoint is" in stopped.stdout
     assert "the last steps are not saved" in stderr
     assert_all_valid(run.run, at_least=2)
