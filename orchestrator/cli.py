@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (showing, listing, verifying):
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
     for command in (pinning, unpinning, exporting):
-        command.add_argument("--step", type=int, help="the checkpoint of this step (the newest)")
+        command.add_argument(
+            "--step", type=int, help="the checkpoint of this step (the newest valid one)"
+        )
     exporting.add_argument(
         "-o", "--output", type=Path, default=Path("checkpoint.pt"), help="the file, a new one"
     )

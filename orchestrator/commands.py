@@ -15,6 +15,7 @@ from orchestrator.checkpoint import reading
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import (
+    CheckpointInvalidError,
     ConfigError,
     NotSavedError,
     NoValidCheckpointError,
@@ -71,7 +72,8 @@ def stop(arguments: Namespace) -> ExitStatus:
     wait_seconds = STOP_MARGIN_SECONDS
     with _supervisor_of(owner) as connection:
         if connection is None:
-            os.kill(owner["pid"], signal.SIGTERM)
+            # Not SIGTERM: a second one, from somebody else's `stop`, would end it unsaved.
+            os.kill(owner["pid"], signal.SIGUSR1)
         else:
             reply = _ask(connection, {"type": "stop"})
             wait_seconds += float(reply.get("grace_seconds", 0))
@@ -203,13 +205,25 @@ def _console() -> Any:
 
 
 def _choose(store: Store, step: int | None) -> reading.Checkpoint:
-    """The newest verified checkpoint, or the newest of a step."""
-    candidates = [c for c in store.all() if step is None or c.manifest.step == step]
-    if not candidates:
-        wanted = "" if step is None else f" of step {step}"
-        raise NoValidCheckpointError(f"cannot find a checkpoint{wanted} in {store.run.checkpoints}")
-    reading.verify(candidates[-1])
-    return candidates[-1]
+    """The newest checkpoint that a run would resume from, or the newest of a step."""
+    if step is not None:
+        of_step = [c for c in store.all() if c.manifest.step == step]
+        if not of_step:
+            raise NoValidCheckpointError(
+                f"cannot find a checkpoint of step {step} in {store.run.checkpoints}; "
+                "see `orchestrator checkpoints list`"
+            )
+        reading.verify(of_step[-1])
+        return of_step[-1]
+    for candidate in reversed(store.all()):
+        if candidate.manifest.healthy:
+            with contextlib.suppress(CheckpointInvalidError):
+                reading.verify(candidate)
+                return candidate
+    raise NoValidCheckpointError(
+        f"cannot find a valid checkpoint in {store.run.checkpoints}; "
+        "see `orchestrator checkpoints list`, name one with --step"
+    )
 
 
 def _existing_run(argument: Path | None) -> RunDir:

@@ -52,7 +52,7 @@ class UnreadableError(ConfigError):
 
     def __init__(self, path: Path, cause: OSError) -> None:
         super().__init__(
-            f"cannot read {path}: {cause.strerror}; the checkpoint may be good, so nothing else is "
+            f"cannot read {path}: {cause.strerror}; what is there may be good, so nothing else is "
             "tried: mend that and run again"
         )
         self.path = path

@@ -102,6 +102,9 @@ class FailingDisk(Disk):
         with self._operation("create", path):
             return cast(BinaryIO, _FailingFile(super().create(path), path, self))
 
+    def create_direct(self, path: Path) -> BinaryIO:
+        return self.create(path)
+
     def write(self, file: BinaryIO, path: Path, data: bytes) -> None:
         """One write; a failing one leaves half of the data, as a filling disk does."""
         if self._fails_next and not self._after_effect:

@@ -43,7 +43,8 @@ class Writer:
         CheckpointWriteError, and WriteCancelledError in the one that has to give way.
         """
         urgent = reason in URGENT
-        if urgent:
+        # Nothing will resume from an unhealthy one, so that it must not cost another.
+        if urgent and snapshot.manifest.healthy:
             self._give_way.set()
         with self._one_at_a_time:
             self._give_way.clear()

@@ -33,6 +33,7 @@ class Conversation:
     def __init__(
         self,
         config: Config,
+        command: list[str],
         store: Store,
         journal: Journal,
         machine: Machine,
@@ -43,6 +44,7 @@ class Conversation:
     ) -> None:
         self.restarts = restarts
         self._config = config
+        self._command = command
         self._store = store
         self._journal = journal
         self._machine = machine
@@ -63,7 +65,9 @@ class Conversation:
                 peer.send(self._status().to_json())
             case "stop":
                 peer.send({"type": "stopping", "grace_seconds": self._config.grace})
-                self._watch.request_stop("orchestrator stop")
+                # Asking twice is not insisting: a script may ask, and a person beside it.
+                if not self._watch.stop_wanted.is_set():
+                    self._watch.request_stop("orchestrator stop")
             case "checkpoint" if self._watch.stop_wanted.is_set():
                 peer.send({"type": "failed", "problem": "the run is stopping, and saves for that"})
             case "checkpoint":
@@ -88,6 +92,7 @@ class Conversation:
                 "type": "welcome",
                 "protocol": PROTOCOL_VERSION,
                 "run_id": self._store.run_id,
+                "command": self._command,
                 "every": asdict(self._config.every),
                 "snapshot_budget": self._config.snapshot_budget,
                 "resume_generation": attempt.handed.generation if attempt.handed else None,
@@ -102,6 +107,7 @@ class Conversation:
         facts = {key: value for key, value in message.items() if key != "type"}
         match kind:
             case "resumed":
+                attempt.resumed = True
                 self._journal.write(JournalEvent.RESUMED, attempt.number, **facts)
             case "stop_noticed":
                 self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)

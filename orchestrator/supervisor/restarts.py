@@ -34,7 +34,11 @@ _OUTSIDE_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, sig
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt failed: ``cause`` for people, ``fingerprint`` to recognise it again."""
+    """How an attempt failed: ``cause`` for people, ``fingerprint`` to recognise it again.
+
+    ``resumed_step`` is None unless the session said that it had resumed: a script that failed
+    before that says nothing about the checkpoint.
+    """
 
     cause: str
     fingerprint: str | None
@@ -63,6 +67,8 @@ class Budget:
 
     allowed: int
     failures: list[tuple[str | None, int]] = field(default_factory=list)
+    not_passed: list[tuple[str | None, int]] = field(default_factory=list)
+    """Failures at steps beyond which no checkpoint has come, whatever was saved before them."""
     demoted: bool = False
     ever_safe: bool = False
     furthest: tuple[int, int] = (0, 0)
@@ -81,12 +87,18 @@ class Budget:
             return
         self.furthest = (step, epoch)
         self.failures.clear()
+        self.not_passed = [failure for failure in self.not_passed if failure[1] >= step]
         self.demoted = False
         self.ever_safe = True
 
     def record(self, failure: Failure) -> None:
         """Count a failure; do it before deciding."""
-        self.failures.append((failure.fingerprint, failure.step))
+        self._note(failure.fingerprint, failure.step)
+        self.ever_safe = self.ever_safe or not failure.before_first_safe_point
+
+    def _note(self, fingerprint: str | None, step: int) -> None:
+        self.failures.append((fingerprint, step))
+        self.not_passed.append((fingerprint, step))
 
     @classmethod
     def from_journal(cls, allowed: int, events: list[dict[str, Any]]) -> "Budget":
@@ -103,11 +115,12 @@ class Budget:
                         budget.refill(_count(event, "left_step"), _count(event, "left_epoch"))
                     budget.ever_safe = budget.ever_safe or bool(event.get("reached_safe_point"))
                     if event.get("outcome") == "failed":
-                        budget.failures.append((event.get("fingerprint"), _count(event, "step")))
+                        budget._note(event.get("fingerprint"), _count(event, "step"))
                 case JournalEvent.GAVE_UP:
-                    # A person who runs it again after that has changed something.
+                    # A person who runs it again after that has changed something. But without
+                    # progress no rerun may set aside yet another checkpoint.
                     budget.failures.clear()
-                    budget.demoted = False
+                    budget.not_passed.clear()
         return budget
 
 
@@ -121,7 +134,7 @@ def decide(failure: Failure, budget: Budget) -> Retry | GiveUp:
     from_outside = failure.fingerprint is None
     if failure.before_first_safe_point and not budget.ever_safe and not from_outside:
         return GiveUp("it failed before the first step was done, and a restart would fail too")
-    same = budget.failures.count((failure.fingerprint, failure.step))
+    same = budget.not_passed.count((failure.fingerprint, failure.step))
     if not from_outside and same >= 2:
         right_after_resuming = (
             failure.resumed_step is not None and failure.step - failure.resumed_step <= 1

@@ -70,7 +70,8 @@ def status_from_disk(store: Store) -> Status:
     elif not events:
         state = "new"
     status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
-    status.attempt = max((e["attempt"] for e in events if e.get("attempt")), default=None)
+    attempts = (event.get("attempt") for event in events)
+    status.attempt = max((a for a in attempts if isinstance(a, int)), default=None)
     status.restarts = sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events)
     if checkpoints := [c for c in store.all() if c.manifest.healthy]:
         newest = checkpoints[-1]

@@ -115,7 +115,7 @@ class Watch:
             f"{grace:g} s. Again: do not wait for the safe point. A third time: kill at once"
         )
         if attempt.peer is not None:
-            attempt.peer.send({"type": "stop", "deadline_ns": page[Field.STOP_DEADLINE_NS]})
+            attempt.peer.send({"type": "stop"})
         else:
             # No session, not yet or no more: the command itself, not its group, is asked to end.
             attempt.child.terminate()

@@ -50,6 +50,8 @@ class DataPosition:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.problems: list[str] = []
+        self.resumed_pass: int | None = None
+        """The pass in which the checkpoint was made, until the script is there again."""
         self._open: list[Cursor] = []
         self._cursors: list[Cursor] = []
         self._to_resume: list[int] = []
@@ -66,25 +68,45 @@ class DataPosition:
             "seed": self.seed,
             "batches": positions + self._to_resume[len(positions) :],
             "sizes": sizes + self._sizes[len(sizes) :],
+            "pass": self._current_pass() if self.resumed_pass is None else self.resumed_pass,
         }
+
+    def _current_pass(self) -> int | None:
+        """The first of those that are open, or the last that was; evaluations do not count."""
+        used = [cursor for cursor in self._cursors if cursor.consumed]
+        if not used:
+            return None
+        return self._cursors.index(next((c for c in used if c in self._open), used[-1]))
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned."""
         self.seed = int(state["seed"])
         self._to_resume = [int(position) for position in state["batches"]]
         self._sizes = list(state.get("sizes", ()))
+        self.resumed_pass = state.get("pass")
 
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
+        if self.resumed_pass is not None:
+            self.problems.append("the epoch ended before the pass over the data where it was cut")
         self._cursors = []
         self._to_resume = []
         self._sizes = []
         self._open = []
+        self.resumed_pass = None
 
     def consume(self) -> None:
         """A step has used every batch that was taken: several passes may be open, as under zip."""
+        if self.resumed_pass is not None:
+            self.problems.append("a step came before the pass over the data where it was cut")
+            self.resumed_pass = None
         for cursor in self._open:
             cursor.consumed = cursor.taken
+
+    @property
+    def is_at_resumed_pass(self) -> bool:
+        """Whether the next pass to begin is the one in which the checkpoint was made."""
+        return self.resumed_pass in (None, len(self._cursors))
 
     @property
     def mid_batch(self) -> bool:
@@ -94,9 +116,11 @@ class DataPosition:
     def batches(self, loader: Iterable[Any], epoch: int) -> Generator[Any, None, bool]:
         """The batches of this epoch that are still to do; returns whether steps used them all."""
         index = len(self._cursors)
+        inside_another = bool(self._open)
         start = self._to_resume[index] if index < len(self._to_resume) else 0
         cursor = Cursor(start, _size_of(loader))
-        if start and index < len(self._sizes) and self._sizes[index] != cursor.size:
+        still_to_resume = any(self._to_resume[index:])
+        if still_to_resume and index < len(self._sizes) and self._sizes[index] != cursor.size:
             self.problems.append(
                 f"pass {index + 1} of the epoch had {self._sizes[index]}, now {cursor.size}"
             )
@@ -112,8 +136,9 @@ class DataPosition:
         finally:
             if cursor in self._open:
                 self._open.remove(cursor)
-            if not cursor.consumed and cursor.taken and cursor in self._cursors:
-                # An evaluation: it has no place among the passes that a resume continues.
+            if inside_another and not cursor.consumed and cursor in self._cursors:
+                # An evaluation between two steps. A resumed run does not repeat it, so it has no
+                # place among the passes; one beside them is repeated and needs its own.
                 self._cursors.remove(cursor)
 
     def _iterate(self, loader: Iterable[Any], epoch: int, seed: int, start: int) -> Iterator[Any]:
@@ -153,8 +178,8 @@ def _size_of(loader: Any) -> str | None:
         samples = len(loader.dataset)  # type: ignore[arg-type]
     except TypeError:
         return None
-    sampler: Any = loader.batch_sampler
-    return f"{samples} samples in batches of {getattr(sampler, 'batch_size', loader.batch_size)}"
+    batches_of = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
+    return f"{samples} samples by {type(loader.sampler).__name__} in batches of {batches_of}"
 
 
 def derive_seed(*parts: int) -> int:
@@ -229,13 +254,17 @@ class _EpochSampler:
         return max(0, len(self._sampler) - self.start)
 
     def __iter__(self) -> Iterator[Any]:
-        order = self._order()
-        for number in itertools.count(self.start):
+        # Bound now: another pass over the same loader may begin before this one draws.
+        return self._items(self.seed, self.epoch, self.start)
+
+    def _items(self, pass_seed: int, epoch: int, start: int) -> Iterator[Any]:
+        order = self._order(pass_seed, epoch, start)
+        for number in itertools.count(start):
             try:
                 item = next(order)
             except StopIteration:
                 return
-            seed = derive_seed(self.seed, number)
+            seed = derive_seed(pass_seed, number)
             if self._batched:
                 indices = _Indices(item)
                 indices.seed = seed
@@ -243,14 +272,13 @@ class _EpochSampler:
             else:
                 yield _SingleIndex(item, seed)
 
-    def _order(self) -> Iterator[Any]:
+    def _order(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
         """The pass's batches of indices from ``start``; drawn now, under the pass's seed."""
         for part in (self._sampler, getattr(self._sampler, "sampler", None)):
             set_epoch = getattr(part, "set_epoch", None)
             if set_epoch is not None:
-                set_epoch(self.epoch)
-        streams = rng.Streams(self.seed, self._generators)
-        start = self.start
+                set_epoch(epoch)
+        streams = rng.Streams(seed, self._generators)
         order = _with_streams(lambda: self._skip(start), streams)
         if not self._draws_at_once():
             return order

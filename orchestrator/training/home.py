@@ -25,6 +25,8 @@ class Home(Protocol):
     slots: Slots
     every: Every
     snapshot_budget: float | None
+    command: list[str]
+    """What a person or scheduler started, to be told from other commands on the same run."""
 
     def snapshot_to_resume(self) -> Snapshot | None:
         """The image in memory that the attempt before left, if it is further than the disk."""

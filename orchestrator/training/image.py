@@ -14,6 +14,8 @@ from typing import IO, Any, cast
 import torch
 from torch.utils.serialization import config as serialization_config
 
+from orchestrator.errors import UnstorableError
+
 # Aligned to a page the layout hardly ever moves when the pickled part grows; for many small tensors
 # that would cost more than they hold.
 PAGE_ALIGNMENT = 4096
@@ -76,8 +78,8 @@ class _Freezer:
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type == "meta":
             raise InexpressibleError(f"a tensor of the layout {tensor.layout} on {tensor.device}")
-        if tensor.is_quantized and tensor.qscheme() is not torch.per_tensor_affine:
-            raise InexpressibleError("a tensor that is quantised channel by channel")
+        if tensor.is_quantized:
+            raise InexpressibleError("a quantised tensor, which skip_data refuses")
         storage = tensor.untyped_storage()
         self.storages.setdefault(storage._cdata, storage)
         # A tensor object of our own: assigning to .data of the script's would change it.
@@ -101,11 +103,18 @@ class Layout:
 
 
 def lay_out(frozen: Frozen) -> Layout:
-    """Lay the file out. Raises InexpressibleError when torch.save skips other bytes than ours."""
+    """Lay the file out.
+
+    Raises InexpressibleError when torch.save skips other bytes than those of our storages, and
+    UnstorableError when it refuses the state.
+    """
     sizes = [storage.nbytes() for storage in frozen.storages]
     sink = _Sink()
-    with torch.serialization.skip_data(), _aligned(sizes):
-        torch.save(frozen.tree, cast(IO[bytes], sink))
+    try:
+        with torch.serialization.skip_data(), _aligned(sizes):
+            torch.save(frozen.tree, cast(IO[bytes], sink))
+    except RuntimeError as error:
+        raise UnstorableError("the state", str(error)) from error
     gaps = iter(sink.gaps)
     # torch.save skips nothing for an empty storage.
     placed = [next(gaps, (0, -1)) if size else (0, 0) for size in sizes]

@@ -1,6 +1,7 @@
 """Reads checkpoints and classic files into the parts that a session takes over."""
 
 import copy
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ import torch
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.errors import CheckpointInvalidError, ConfigError
+from orchestrator.errors import ConfigError
 from orchestrator.training.plain import from_plain
-from orchestrator.training.state import SUFFIX, Progress
+from orchestrator.training.state import RESERVED, SUFFIX, Progress
 
 _VERSIONS = {"torch": str(torch.__version__)}
 
@@ -35,52 +36,80 @@ class Restored:
 
 
 def read_state(checkpoint: Checkpoint) -> Restored:
-    """Read a checkpoint's state. Raises CheckpointInvalidError."""
-    content = _load(checkpoint.state_file)
-    return _restored(content, checkpoint.manifest, checkpoint.path, in_memory=False)
+    """Read a checkpoint's state.
+
+    Its digest has been verified, so that a failure says nothing of the disk: memory may be short,
+    torch another one. It is raised as RuntimeError, a failure like any other, and never a reason to
+    set the checkpoint aside at once.
+    """
+    return _read(
+        checkpoint.state_file,
+        checkpoint.manifest,
+        "its bytes are those that were written, so it stays where it is: run again, or move the "
+        "checkpoint away to resume from an older one",
+    )
 
 
 def read_snapshot(snapshot: Snapshot) -> Restored:
-    """Read the image in a slot, without copying its tensors. Raises CheckpointInvalidError."""
+    """Read the image in a slot, without copying its tensors. Raises RuntimeError."""
     path = Path(f"/dev/fd/{snapshot.descriptor}")
     # torch looks for the end of the file at the end of what it maps.
     os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
-    content = _load(path, mmap=True)
-    content["state"] = copy.deepcopy(content.get("state"))
-    return _restored(content, snapshot.manifest, path, in_memory=True)
+    advice = "this snapshot in memory is given up: run again to resume from the newest checkpoint"
+    return _read(path, snapshot.manifest, advice, in_memory=True)
 
 
-def _restored(
-    content: dict[str, Any], manifest: Manifest, source: Path, in_memory: bool
-) -> Restored:
+def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = False) -> Restored:
     try:
+        content = _load(source, mmap=in_memory)
+        if in_memory:
+            for key in ("state", "rng", "data"):
+                content[key] = copy.deepcopy(content[key])
         position = content["data"]
         return Restored(
             content=content,
             state=from_plain(content["state"]),
-            progress=Progress(content["epoch"], content["step"], dict(manifest.metrics)),
+            progress=Progress(
+                content["epoch"],
+                content["step"],
+                {k: v for k, v in content.items() if k not in RESERVED and not k.endswith(SUFFIX)},
+                refuses_bad_metrics=False,
+                noted_at=dict.fromkeys(manifest.metrics, content["step"]),
+            ),
             position=position,
             streams=content["rng"],
             problems=_doubts(manifest, position),
             in_memory=in_memory,
         )
-    except KeyError as error:
-        raise CheckpointInvalidError(source, f"state.pt lacks {error}") from None
+    except Exception as error:  # torch raises many kinds, some with an empty message
+        raise RuntimeError(f"cannot load {source}: {_first_line(error)}; {advice}") from error
 
 
 def read_classic(source: Path) -> dict[str, Any]:
-    """Read a file in the classic form; its ``epoch`` counts completed epochs.
+    """Read a file in the classic form; ``epoch`` and ``step`` count completed ones.
 
-    Raises ConfigError when it is missing or has another form, CheckpointInvalidError.
+    Raises ConfigError when it is missing, cannot be loaded or has another form.
     """
     if not source.exists():
         raise ConfigError(f"cannot start from {source}: there is no such file")
-    content = _load(source)
+    try:
+        content = _load(source)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot start from {source}: {_first_line(error)}; give a file that torch.load reads"
+        ) from error
     if "epoch" not in content or not any(str(key).endswith(SUFFIX) for key in content):
         raise ConfigError(
             f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
             f"its keys are {', '.join(map(str, content))}"
         )
+    for key in ("epoch", "step"):
+        try:
+            content[key] = operator.index(content.get(key, 0))
+        except TypeError:
+            raise ConfigError(
+                f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole number"
+            ) from None
     return content
 
 
@@ -95,12 +124,11 @@ def _doubts(manifest: Manifest, position: dict[str, Any]) -> list[str]:
 
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read a torch.save file with the safe default. Raises CheckpointInvalidError."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch raises many kinds, some with an empty message
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointInvalidError(path, f"torch cannot load it: {reason[0]}") from error
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if not isinstance(content, dict):
-        raise CheckpointInvalidError(path, f"it holds a {type(content).__name__}, not a dict")
+        raise TypeError(f"it holds a {type(content).__name__}, not a dict")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -15,11 +15,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.durable import write_json
-from orchestrator.errors import (
-    CheckpointInvalidError,
-    CheckpointWriteError,
-    ConfigError,
-)
+from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import JournalEvent, utc_now
 from orchestrator.page import Field, Phase
@@ -29,7 +25,7 @@ from orchestrator.training.ending import describe, refusing, say, status_of
 from orchestrator.training.home import Home
 from orchestrator.training.place import Place
 from orchestrator.training.plain import to_plain
-from orchestrator.training.replay import ReplayPoint
+from orchestrator.training.replay import ReplayPoint, same
 from orchestrator.training.restoring import Restored, read_classic, read_snapshot, read_state
 from orchestrator.training.saving import Saver, patient_retrying
 from orchestrator.training.schedule import Schedule
@@ -119,6 +115,9 @@ class Session:
         self._data = DataPosition(torch.initial_seed())
         self._place = Place()
         self._replay_point: ReplayPoint | None = None
+        self._streams: dict[str, Any] | None = None
+        self._epoch_streams: dict[str, Any] | None = None
+        self._passed_streams: dict[str, Any] | None = None
         self._polling = False
         self._served_requests = 0
         self._show_at_ns = 0
@@ -136,18 +135,9 @@ class Session:
     def _resume_newest(self) -> bool:
         if (snapshot := self._home.snapshot_to_resume()) is not None:
             self._resume_snapshot(snapshot)
-            return True
-        while (checkpoint := self._home.checkpoint_to_resume()) is not None:
-            try:
-                self._resume(checkpoint)
-            except CheckpointInvalidError as error:
-                if self._home.supervised:
-                    raise
-                self._home.store.quarantine(checkpoint.path, error.reason)
-                say(f"{error}; it was moved to quarantine")
-                continue
-            return True
-        return False
+        elif (checkpoint := self._home.checkpoint_to_resume()) is not None:
+            self._resume(checkpoint)
+        return self.resumed_from is not None
 
     def __exit__(
         self,
@@ -177,16 +167,23 @@ class Session:
                 f"training is complete already (step {self.global_step}); to train further, raise "
                 "the script's number of epochs or steps"
             )
-            return
-        for attempt in patient_retrying(self._stop_wanted):
-            with attempt:
-                self._save_now(Reason.FINAL)
+            if (self._home.run.done() or {}).get("command") == self._home.command:
+                return
+        else:
+            for attempt in patient_retrying(self._stop_wanted):
+                with attempt:
+                    self._save_now(Reason.FINAL)
         for attempt in patient_retrying(self._stop_wanted):
             with attempt:
                 self._mark_complete()
 
     def _mark_complete(self) -> None:
-        done = {"step": self.global_step, "epoch": self.epoch, "time": utc_now()}
+        done = {
+            "step": self.global_step,
+            "epoch": self.epoch,
+            "time": utc_now(),
+            "command": self._home.command,
+        }
         try:
             write_json(self._home.run.done_file, done)
         except OSError as cause:
@@ -250,8 +247,14 @@ class Session:
         progress = self._progress
         while progress.epoch < total:
             self._place = Place(epoch_began_at_step=progress.step)
+            if self._data.resumed_pass is None:
+                self._arrive()
+                self._epoch_streams = rng.capture()
+            elif self._epoch_streams is not None:
+                rng.restore(self._epoch_streams)
             self._remember_replay_point()
             yield progress.epoch
+            self._streams = self._epoch_streams = None
             progress.epoch += 1
             self._page[Field.EPOCH] = progress.epoch
             self._data.begin_epoch()
@@ -263,6 +266,7 @@ class Session:
         """The steps still to do of ``total``, counted from 0, for loops without epochs."""
         while (step := self._progress.step) < total:
             self._place = Place(open_step=step)
+            self._arrive()
             yield step
             if self._progress.step == step:
                 raise RuntimeError("session.steps() needs one session.step() in each round")
@@ -271,9 +275,16 @@ class Session:
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of ``loader`` that this epoch has still to do."""
         self._place.has_batches = True
+        if self._streams is not None and self._replay_point is None:
+            self._remember_replay_point()
+        if self._data.is_at_resumed_pass:
+            self._arrive()
         used_up = yield from self._data.batches(loader, self._progress.epoch)
         if used_up and not self._data.mid_batch:
-            self._remember_replay_point()
+            if self._streams is None:
+                self._remember_replay_point()
+            else:
+                self._passed_streams = rng.capture()
 
     def step(self, **metrics: Any) -> None:
         """One step is done: a safe point. ``metrics`` are single numbers or tensors of one element.
@@ -286,7 +297,7 @@ class Session:
         progress.step += 1
         progress.note(metrics)
         self._data.consume()
-        self._replay_point = None
+        self._replay_point = self._streams = None
         page[STEP] = progress.step
         self._safe_point()
 
@@ -365,10 +376,7 @@ class Session:
             return
         self._schedule.succeeded()
         if not ended.result().manifest.healthy:
-            say(
-                f"step {ended.result().manifest.step} has non-finite values: its checkpoint is "
-                "kept, but nothing will resume from it"
-            )
+            _say_unhealthy(ended.result())
 
     def _stop(self) -> None:
         source = self._signals.source or "request"
@@ -384,10 +392,14 @@ class Session:
     def _outcome(self, written: Future[Checkpoint]) -> ExitStatus:
         """The status of a stop whose checkpoint this is, once it is known."""
         try:
-            written.result(timeout=max(0.0, self._deadline() - time.monotonic()))
+            checkpoint = written.result(timeout=max(0.0, self._deadline() - time.monotonic()))
         except (CheckpointWriteError, TimeoutError):
             return ExitStatus.STOPPED_UNSAVED
-        return ExitStatus.STOPPED_SAVED
+        if checkpoint.manifest.healthy:
+            return ExitStatus.STOPPED_SAVED
+        # The next run resumes from an older one.
+        _say_unhealthy(checkpoint)
+        return ExitStatus.STOPPED_UNSAVED
 
     def _save_now(self, reason: Reason) -> Checkpoint:
         """Save, and wait until the checkpoint is durable. Raises CheckpointWriteError."""
@@ -407,28 +419,21 @@ class Session:
         """
         written = self._saver.save(*self._content(reason), reason, deadline)
         if written is not None:
+            self._progress.refuses_bad_metrics = False
             self._schedule.begun(self.global_step, self.epoch, self._saver.least_interval_seconds)
         return written
 
     def _content(self, reason: Reason) -> tuple[dict[str, Any], dict[str, float]]:
-        """The state to keep and its metrics."""
+        """The state to keep, and the metrics that were measured on it."""
         point = self._replay_point
         if point is not None and (reason is Reason.FINAL or not point.is_intact()):
             point = None
             self._place.was_changed = reason is not Reason.FINAL
-        metrics = self._metrics(reason)
-        return (self._capture(metrics) if point is None else point.state | metrics), metrics
-
-    def _metrics(self, reason: Reason) -> dict[str, float]:
-        """The metrics; a stop does not fail for one that is no number."""
-        try:
-            return self._progress.metric_values()
-        except ConfigError as error:
-            if reason is not Reason.EMERGENCY:
-                raise
-            say(str(error))
-        numbers = {n: v for n, v in self._progress.metrics.items() if isinstance(v, (int, float))}
-        return Progress(metrics=numbers).metric_values()
+        if reason in (Reason.EMERGENCY, Reason.FINAL):
+            self._progress.refuses_bad_metrics = False
+        metrics = self._progress.metric_values()
+        state = self._capture(metrics) if point is None else point.state | metrics
+        return state, self._progress.measured_here(metrics)
 
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
         place = self._place
@@ -438,17 +443,18 @@ class Session:
             **metrics,
             **self._registry.capture(),
             "state": to_plain(self.state, "session.state"),
-            "rng": rng.capture(),
+            # On the way back to where a checkpoint was made, a new one is that one.
+            "rng": rng.capture() if self._streams is None else self._streams,
             "data": {
                 **self._data.state(),
+                "epoch_rng": self._epoch_streams,
                 "caveats": place.caveats(self.global_step, self._polling),
             },
         }
 
     def _remember_replay_point(self) -> None:
         with refusing():
-            metrics = self._progress.metric_values()
-            self._replay_point = ReplayPoint(self._capture(metrics), metrics)
+            self._replay_point = ReplayPoint(self._capture(self._progress.metric_values()))
 
     def _is_resumable(self) -> bool:
         """Whether a run resumed from a checkpoint made here would continue at the right place."""
@@ -463,7 +469,7 @@ class Session:
     def _resume_snapshot(self, snapshot: Snapshot) -> None:
         try:
             restored = read_snapshot(snapshot)
-        except CheckpointInvalidError:
+        except RuntimeError:
             # The next attempt then takes the newest checkpoint.
             self._home.reject(snapshot)
             raise
@@ -483,6 +489,8 @@ class Session:
         self.resumed_from = source
         # Last, since loading may draw from the streams.
         self._problems = restored.problems + rng.restore(restored.streams)
+        self._streams = restored.streams
+        self._epoch_streams = restored.position.get("epoch_rng")
         self._home.tell(
             JournalEvent.RESUMED,
             path=str(source),
@@ -491,9 +499,28 @@ class Session:
             exactness=self.exactness,
         )
 
+    def _arrive(self) -> None:
+        """Undo what a resumed script has repeated on its way to where the checkpoint was made."""
+        if self._streams is None or self._problems is None:
+            return
+        if self._replay_point is not None:
+            with refusing():
+                self._problems += self._replay_point.undo(self._registry, self.state)
+        if self._passed_streams is not None and not same(self._passed_streams, rng.capture()):
+            self._problems.append("random numbers were drawn between two passes of an epoch")
+        rng.restore(self._streams)
+        self._streams = self._passed_streams = self._data.resumed_pass = None
+
     def _start(self, source: Path) -> None:
         content = read_classic(source)
         left_alone = self._registry.restore_classic(content, source)
         if left_alone:
             say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
-        self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
+        self._progress = Progress(content["epoch"], content["step"])
+
+
+def _say_unhealthy(checkpoint: Checkpoint) -> None:
+    say(
+        f"step {checkpoint.manifest.step} has weights that are not finite: its checkpoint is kept, "
+        "but nothing will resume from it"
+    )

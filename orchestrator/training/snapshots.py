@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, cast
@@ -61,8 +61,11 @@ class Taking:
 class Snapshotter:
     """The trainer's side of the snapshot memory."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(
+        self, slots: Slots, available_bytes: Callable[[], int] = memory.available_bytes
+    ) -> None:
         self._slots = slots
+        self._available_bytes = available_bytes
         self._memories = [SlotMemory(descriptor) for descriptor in slots.images]
         self._copier = Copier()
         self._usable = len(self._memories)
@@ -161,7 +164,7 @@ class Snapshotter:
 
     def _decide_usable(self, needed: int) -> None:
         missing = [slot.missing_bytes(needed) for slot in self._memories]
-        free = int(memory.available_bytes() * (1 - LEFT_FREE_SHARE))
+        free = int(self._available_bytes() * (1 - LEFT_FREE_SHARE))
         usable = next((n for n in (2, 1) if sum(missing[:n]) <= free), 0)
         if usable < self._usable:
             consequence = (

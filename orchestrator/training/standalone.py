@@ -34,13 +34,16 @@ class Standalone:
         self._policy = config.retention
         self.every = config.every
         self.snapshot_budget = config.snapshot_budget
+        self.command = sys.argv
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
         self.run.create()
         self._lock = RunLock(self.run)
         self._left = False
         try:
             self._lock.sign()
-            self.store = Store.open(self.run, sys.argv)
+            # There is no script in an interactive session, nor with -c.
+            script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
+            self.store = Store.open(self.run, sys.argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.release()
@@ -107,7 +110,7 @@ class Standalone:
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
         except (OSError, UnreadableError) as error:
-            print(f"cannot tidy up {self.run.checkpoints}: {error}", file=sys.stderr)
+            say(f"cannot tidy up {self.run.checkpoints}: {error}")
             return
         for old in deleted:
             self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
@@ -136,5 +139,8 @@ class Standalone:
             self._left = True
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:
-        print(f"{error}; it was moved to quarantine", file=sys.stderr)
+        if os.path.lexists(error.path):
+            say(f"{error}; it cannot be moved to quarantine and is passed over")
+            return
+        say(f"{error}; it was moved to quarantine")
         self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)

@@ -9,11 +9,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.training.ending import say
 from orchestrator.training.plain import from_plain, to_plain
 
 SUFFIX = "_state_dict"
 RESERVED = frozenset({"epoch", "step", "state", "rng", "data"})
 SHOWN_DIFFERENCES = 12
+# What a machine reports about itself; both are RuntimeErrors. torch 2.6 and 2.7 lack the second.
+DEVICE_ERRORS = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
 
 
 @runtime_checkable
@@ -34,31 +40,52 @@ class Progress:
     epoch: int = 0
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    refuses_bad_metrics: bool = True
+    """Only before the run's first save: later one bad value must not cost what was trained."""
+    noted_at: dict[str, int] = field(default_factory=dict)
+    """The step whose weights each metric was measured on, as far as that is known."""
+    _reported: set[str] = field(default_factory=set)
 
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Keep the latest metrics as they are, but for the graph behind a loss."""
         for name, value in metrics.items():
             self.metrics[name] = value.detach() if isinstance(value, torch.Tensor) else value
+            self.noted_at[name] = self.step
 
     def metric_values(self) -> dict[str, float]:
         """The metrics as numbers; waits for the device where one is a tensor on it.
 
-        Raises ConfigError for one that is not a single number.
+        One that is not a single number is refused with ConfigError, or left out with one warning.
         """
         values = {}
         for name, value in self.metrics.items():
-            if name in RESERVED or name.endswith(SUFFIX):
-                raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
             try:
-                if isinstance(value, torch.Tensor) and value.numel() != 1:
-                    raise ValueError(f"a tensor of the shape {list(value.shape)}")
-                # What the device has to say, such as a failed kernel, passes as it is.
-                values[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise ConfigError(
-                    f"cannot keep the metric {name}: it is not one number ({error})"
-                ) from None
+                values[name] = _number(name, value)
+            except ConfigError as error:
+                if self.refuses_bad_metrics:
+                    raise
+                if name not in self._reported:
+                    self._reported.add(name)
+                    say(f"{error}; it is left out, and training goes on")
         return values
+
+    def measured_here(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Those of ``values`` that were noted at this step, and so belong to these weights."""
+        return {n: value for n, value in values.items() if self.noted_at.get(n) == self.step}
+
+
+def _number(name: str, value: Any) -> float:
+    if name in RESERVED or name.endswith(SUFFIX):
+        raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
+    try:
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise ValueError(f"a tensor of the shape {list(value.shape)}")
+        # What the device has to say, such as a failed kernel, passes as it is.
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot keep the metric {name}: it is not one number ({error})"
+        ) from None
 
 
 class Registry:
@@ -86,13 +113,17 @@ class Registry:
             for name, value in self._objects.items()
         }
 
+    def load(self, key: str, state: Any) -> None:
+        """Give one object the state that ``capture`` has under ``key``."""
+        self._objects[key.removesuffix(SUFFIX)].load_state_dict(from_plain(state))
+
     def parameters(self) -> list[torch.Tensor]:
-        """The parameters of registered modules that could be non-finite.
+        """The floating or complex parameters of every registered module.
 
         Buffers are left out: an attention mask holds infinities on purpose.
         """
         return [
-            parameter
+            parameter.detach()
             for value in self._objects.values()
             if isinstance(value, torch.nn.Module)
             for parameter in value.parameters()
@@ -150,9 +181,13 @@ class Registry:
                 state = copy.deepcopy(state)
             try:
                 self._objects[name].load_state_dict(state)
-            except torch.OutOfMemoryError:
-                raise  # the device is full, which says nothing about the file
+            except DEVICE_ERRORS:
+                raise  # the device is full or broken, which says nothing about the file
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                # So it is when a module fails while copying a tensor whose shape has been
+                # compared; torch keeps only the text of that exception.
+                if "an exception occurred" in str(error):
+                    raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
 
 
@@ -161,9 +196,10 @@ def _copies_what_it_loads(value: Stateful) -> bool:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is infinite or NaN."""
-    # One pass at memory speed. A sum that is not finite may also have overflown.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    """Whether every element is finite."""
+    # A sum needs no memory of the tensor's size. It is finite only if every element is; that it
+    # is not may also be an overflow.
+    return bool(torch.isfinite(torch.sum(tensor))) or bool(torch.isfinite(tensor).all())
 
 
 def _mismatch(source: Path, differences: list[str]) -> MismatchError:

@@ -56,6 +56,7 @@ class Supervised:
         self.page = self._lifeline.page
         self.slots = self._lifeline.slots
         self.store = Store(self.run, welcome["run_id"])
+        self.command = welcome["command"]
         self.every = Every(**welcome["every"])
         self.snapshot_budget: float | None = welcome["snapshot_budget"]
         self._journal = Journal(self.run.journal_file)

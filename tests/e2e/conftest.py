@@ -1,12 +1,21 @@
 """Every test here starts real processes, and none may leave one behind."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.support import Supervised, kill_leftovers
+from tests.e2e.support import (
+    TRAIN,
+    WARM_TRAINER,
+    Supervised,
+    WarmTrainers,
+    clean_environment,
+    kill_leftovers,
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,3 +39,36 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
             run.process.kill()
             run.process.communicate()
         kill_leftovers(run.run)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The result file of a run that nothing disturbed, once for each set of arguments."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def get(*arguments: str) -> Path:
+        if arguments not in made:
+            root = tmp_path_factory.mktemp("uninterrupted")
+            made[arguments] = root / "result.pt"
+            command = [sys.executable, str(TRAIN), *arguments, "--result", str(made[arguments])]
+            subprocess.run(command, cwd=root, env=clean_environment(), check=True, timeout=90)
+        return made[arguments]
+
+    return get
+
+
+@pytest.fixture
+def warm_trainers(tmp_path: Path) -> Iterator[WarmTrainers]:
+    """Trainers forked from one server."""
+    address = tmp_path / "warm"
+    server = subprocess.Popen(
+        [sys.executable, str(WARM_TRAINER), "serve", str(address)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    yield WarmTrainers(address)
+    server.kill()
+    server.communicate()

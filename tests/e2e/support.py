@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import torch
 
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir, lock_owner
 
 TRAIN = Path(__file__).with_name("train.py")
+WARM_TRAINER = Path(__file__).with_name("warm_trainer.py")
 DEADLINE_SECONDS = 90.0
 
 T = TypeVar("T")
@@ -116,6 +119,39 @@ class Supervised:
         return int(self.wait_for_event("attempt_started")["pid"])
 
 
+class Terminal:
+    """`orchestrator run` on a real pseudo-terminal."""
+
+    def __init__(self, root: Path, command: list[str], options: tuple[str, ...] = ()) -> None:
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.chdir(root)
+            run = [sys.executable, "-m", "orchestrator", "run", "--run-dir", "run", *options]
+            os.execve(sys.executable, [*run, "--", *command], clean_environment())
+        self.text = ""
+
+    def read_until(self, text: str) -> None:
+        """Read what the terminal shows until it holds ``text``."""
+        while text not in self.text:
+            self.text += os.read(self.terminal, 65536).decode()
+
+    def press_ctrl_c(self) -> None:
+        """Type Ctrl-C, which the terminal turns into SIGINT for the foreground group."""
+        os.write(self.terminal, b"\x03")
+
+    def end(self) -> int:
+        """Read the rest; the exit status, negative for a signal."""
+        while True:
+            try:
+                data = os.read(self.terminal, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            self.text += data.decode()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
 def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
     """The journal's events of one kind."""
     if not run.journal_file.exists():
@@ -164,3 +200,38 @@ def kill_leftovers(run: RunDir) -> None:
     """For the end of a test that may have failed half-way."""
     for process in processes_of(run):
         process.send_signal(signal.SIGKILL)
+
+
+def result_of(file: Path) -> dict[str, dict[str, object]]:
+    content: dict[str, dict[str, object]] = torch.load(file, weights_only=True)
+    return content
+
+
+def assert_same_result(file: Path, expected: Path) -> None:
+    """Weights and optimizer state are equal bit for bit."""
+    mine, other = result_of(file), result_of(expected)
+    for key, value in mine["model"].items():
+        assert torch.equal(value, other["model"][key])  # type: ignore[arg-type]
+    assert str(mine["optimizer"]) == str(other["optimizer"])
+
+
+class WarmTrainers:
+    """Starts trainers without importing torch each time, and knows the newest one's process."""
+
+    def __init__(self, address: Path) -> None:
+        self.command = [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address), str(TRAIN)]
+        self._pid_file = address.with_name(f"{address.name}.pid")
+        self._last: str | None = None
+
+    def newest(self) -> psutil.Process | None:
+        """Wait for a trainer that was not returned before; None if it has ended already."""
+
+        def fresh() -> str | None:
+            content = self._pid_file.read_text() if self._pid_file.exists() else None
+            return content if content != self._last else None
+
+        self._last = wait_for(fresh, "a new trainer", 30)
+        try:
+            return psutil.Process(int(self._last))
+        except psutil.NoSuchProcess:
+            return None

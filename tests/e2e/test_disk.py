@@ -1,25 +1,41 @@
 """A disk that is full while training goes on."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import Supervised, assert_all_valid, open_store, orchestrator, wait_for
+from orchestrator.rundir import RunDir
+from tests.e2e.support import (
+    TRAIN,
+    Supervised,
+    Terminal,
+    assert_all_valid,
+    events,
+    open_store,
+    orchestrator,
+    wait_for,
+)
 
 Start = Callable[..., Supervised]
+NOISY = "model.register_forward_hook(lambda *_: print('noise ' * 100, flush=True))"
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of one MiB where the run will be."""
+    """Mount a disk of one MiB and few files where the run will be."""
     place = tmp_path / "run"
     place.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=500", "tmpfs", place],
+        capture_output=True,
+        text=True,
     )
     if made.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
@@ -72,4 +88,70 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     assert status == stopped.returncode == 74
     assert "steps are lost: the newest checkpoint is" in stopped.stdout
     assert "the last steps are not saved" in stderr
+    assert_all_valid(run.run, at_least=2)
+
+
+def test_stop_on_a_full_disk_uses_the_reserve(small_disk: Path, supervise: Start) -> None:
+    """The space that was set aside is enough to save what a stop asks for."""
+    run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
+    run.wait_for_event("checkpoint_published", count=3)
+    fill(small_disk / "ballast")
+    run.wait_for_event("checkpoint_failed")
+    run.signal(signal.SIGTERM)
+    status, _, stderr = run.end()
+    assert status == 75, stderr
+    assert events(run.run, "checkpoint_published")[-1]["reason"] == "emergency"
+    assert not run.run.reserve_file.exists()
+    assert_all_valid(run.run, at_least=2)
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_full_disk_costs_output_and_not_the_training(
+    small_disk: Path, supervise: Start, tmp_path: Path, on_terminal: bool
+) -> None:
+    """What the log cannot take is counted; print() neither raises nor blocks."""
+    arguments = ("--epochs", "900", "--step-seconds", "0.02", "--run-at", "1", "--code", NOISY)
+    options = ("--every", "10steps")
+    if on_terminal:
+        terminal = Terminal(tmp_path, [sys.executable, str(TRAIN), *arguments], options)
+        pid = terminal.pid
+    else:
+        pid = supervise(*arguments, options=options, stdout=subprocess.DEVNULL).process.pid
+    run = RunDir(small_disk)
+
+    def step() -> int:
+        shown = orchestrator("status", "run", "--json", cwd=tmp_path)
+        return json.loads(shown.stdout)["step"] or 0 if shown.returncode == 0 else 0
+
+    wait_for(lambda: len(events(run, "checkpoint_published")) >= 2, "checkpoints")
+    fill(small_disk / "ballast")
+    full_at = step()
+    wait_for(lambda: step() > full_at + 40, "steps on a full disk")
+    (small_disk / "ballast").unlink()
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: events(run, "attempt_exited"), "the end")
+    (end,) = events(run, "attempt_exited")
+    assert end["outcome"] == "stopped"
+    assert end["output_bytes_lost"] > 0
+    if on_terminal:
+        assert terminal.end() == 75
+
+
+def test_full_disk_does_not_prevent_a_restart(small_disk: Path, supervise: Start) -> None:
+    """Where not even an attempt's directory can be made, a killed trainer is started again."""
+    run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
+    run.wait_for_event("checkpoint_published", count=2)
+    ballast = []
+    with contextlib.suppress(OSError):
+        while True:
+            ballast.append(small_disk / f"ballast-{len(ballast)}")
+            ballast[-1].touch()
+    before = run.status()["step"]
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    wait_for(lambda: (s := run.status())["attempt"] == 2 and (s["step"] or 0) > before, "steps")
+    assert not run.run.attempt(2).root.exists()
+    for file in ballast[:-1]:
+        file.unlink()
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 75
     assert_all_valid(run.run, at_least=2)

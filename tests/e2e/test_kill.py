@@ -3,63 +3,30 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from orchestrator.checkpoint.reading import read_checkpoint, verify
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir import RunDir, lock_owner
 from tests.e2e.support import (
-    TRAIN,
     Supervised,
+    WarmTrainers,
     assert_all_valid,
     assert_nothing_left,
-    clean_environment,
+    assert_same_result,
     events,
     open_store,
     wait_for,
 )
 
 SLOW = ("--epochs", "6", "--step-seconds", "0.02")
-WARM_TRAINER = Path(__file__).with_name("warm_trainer.py")
 
 Start = Callable[..., Supervised]
-
-
-def result_of(file: Path) -> dict[str, dict[str, object]]:
-    content: dict[str, dict[str, object]] = torch.load(file, weights_only=True)
-    return content
-
-
-def assert_same_result(file: Path, expected: Path) -> None:
-    """Weights and optimizer state are equal bit for bit."""
-    mine, other = result_of(file), result_of(expected)
-    for key, value in mine["model"].items():
-        assert torch.equal(value, other["model"][key])  # type: ignore[arg-type]
-    assert str(mine["optimizer"]) == str(other["optimizer"])
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The result file of a run that nothing disturbed, once for each set of arguments."""
-    made: dict[tuple[str, ...], Path] = {}
-
-    def get(*arguments: str) -> Path:
-        if arguments not in made:
-            root = tmp_path_factory.mktemp("uninterrupted")
-            made[arguments] = root / "result.pt"
-            command = [sys.executable, str(TRAIN), *arguments, "--result", str(made[arguments])]
-            subprocess.run(command, cwd=root, env=clean_environment(), check=True, timeout=90)
-        return made[arguments]
-
-    return get
 
 
 def test_killed_trainer_is_restarted_and_ends_exactly(
@@ -133,45 +100,6 @@ def test_second_supervisor_is_refused(supervise: Start) -> None:
     for process in psutil.process_iter(["pid"]):
         if process.pid == run.trainer_pid():
             process.kill()
-
-
-class WarmTrainers:
-    """Starts trainers without importing torch each time, and knows the newest one's process."""
-
-    def __init__(self, address: Path) -> None:
-        self.command = [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address), str(TRAIN)]
-        self._pid_file = address.with_name(f"{address.name}.pid")
-        self._last: str | None = None
-
-    def newest(self) -> psutil.Process | None:
-        """Wait for a trainer that was not returned before; None if it has ended already."""
-
-        def fresh() -> str | None:
-            content = self._pid_file.read_text() if self._pid_file.exists() else None
-            return content if content != self._last else None
-
-        self._last = wait_for(fresh, "a new trainer", 30)
-        try:
-            return psutil.Process(int(self._last))
-        except psutil.NoSuchProcess:
-            return None
-
-
-@pytest.fixture
-def warm_trainers(tmp_path: Path) -> Iterator[WarmTrainers]:
-    """Trainers forked from one server."""
-    address = tmp_path / "warm"
-    server = subprocess.Popen(
-        [sys.executable, str(WARM_TRAINER), "serve", str(address)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-    yield WarmTrainers(address)
-    server.kill()
-    server.communicate()
 
 
 KILLS = 200

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ TRUE = ("--", "true")
         ((*RUN, "--keep", "many", *TRUE), 78, "--keep = many"),
         ((*RUN, "--every", "often", *TRUE), 78, "10m, 500steps or 1epoch"),
         ((*RUN, "--grace", "0s", *TRUE), 78, "--grace = 0s"),
+        ((*RUN, "--grace", "200000d", *TRUE), 78, "at most 3650d"),
+        ((*RUN, "--every", "99999999999h", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
         ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
         ((*RUN, "--every", "0s", *TRUE), 78, "--every = 0s: it must be longer than nothing"),
@@ -90,7 +93,8 @@ def damage(file: Path) -> None:
 
 def test_damaged_newest_checkpoint_is_set_aside_and_an_older_one_used(supervise: Start) -> None:
     """A flipped bit in the newest checkpoint costs only the steps since the one before."""
-    run = supervise("--epochs", "1", "--fail-at", "13", options=("--every", "5steps"))
+    options = ("--every", "5steps", "--snapshot-budget", "off")
+    run = supervise("--epochs", "1", "--fail-at", "13", options=options)
     run.end()
     newest, older = open_store(run.run).all()[-1], open_store(run.run).all()[-2]
     damage(newest.state_file)
@@ -115,6 +119,7 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         assert status == 65
         assert "none of the checkpoints" in stderr
         assert "Traceback" not in stderr
+        assert again.status()["state"] == "failed"
     assert len(events(run.run, "attempt_started")) == 1
     place = str(run.run.root)
     verified = orchestrator("checkpoints", "verify", place, cwd=run.run.root)
@@ -122,6 +127,24 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
     assert "are in quarantine; repair one and move it back" in verified.stderr
     listed = orchestrator("checkpoints", "list", place, cwd=run.run.root)
     assert "state.pt has changed: wrong digest" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "as_file"),
+    [("journal.jsonl", False), ("lock", False), ("checkpoints", True), ("attempts", True)],
+)
+def test_something_else_in_the_place_of_ours(tmp_path: Path, name: str, as_file: bool) -> None:
+    """A file for a directory, or a directory for a file, is refused with its name."""
+    assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 0
+    place = tmp_path / "run" / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    place.touch() if as_file else place.mkdir()
+    for command in ((*RUN, *TRUE), ("status", "run", "--json"), ("checkpoints", "list", "run")):
+        result = orchestrator(*command, cwd=tmp_path)
+        assert "Traceback" not in result.stderr
+        assert result.returncode in (0, 78)
+        assert result.returncode == 0 or str(Path("run")) in result.stderr
+    assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 78
 
 
 def test_value_that_cannot_be_stored_is_named_at_the_first_save(supervise: Start) -> None:

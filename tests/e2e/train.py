@@ -15,6 +15,7 @@ parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--samples", type=int, default=64)
 parser.add_argument("--workers", type=int, default=0)
 parser.add_argument("--persistent", action="store_true")
+parser.add_argument("--ballast", type=int, default=0, help="bytes of further state")
 parser.add_argument("--step-seconds", type=float, default=0.0)
 parser.add_argument("--fail-at", type=int, help="raise an exception instead of this step")
 parser.add_argument("--run-at", type=int, help="the step at which --code runs")
@@ -47,7 +48,9 @@ loader = DataLoader(
     persistent_workers=args.persistent,
 )
 
-with Session(model=model, optimizer=optimizer, scheduler=scheduler) as session:
+ballast = {"ballast": torch.nn.Linear(args.ballast // 4, 1)} if args.ballast else {}
+
+with Session(model=model, optimizer=optimizer, scheduler=scheduler, **ballast) as session:
     print(f"begins at step {session.global_step}", flush=True)
     for epoch in session.epochs(args.epochs):
         for batch in session.batches(loader):

@@ -39,6 +39,7 @@ def failure(**facts: Any) -> Failure:
         ({"step": 11}, [("abc", 11)], False, True, Retry(demote=True)),
         ({"step": 11}, [("abc", 11)], True, True, GiveUp),
         ({"step": 12}, [("abc", 12)], False, True, GiveUp),
+        ({"step": 0, "resumed_step": None}, [("abc", 0)], False, True, GiveUp),
         ({"fingerprint": None}, [(None, 50)], False, True, Retry()),
         ({"fingerprint": None}, [(None, 50)] * 2, False, True, Retry()),
         ({"fingerprint": None}, [(None, 50)] * 3, False, True, GiveUp),
@@ -55,7 +56,9 @@ def test_decision(
     expected: object,
 ) -> None:
     """Each row of the table in docs/process-contract.md."""
-    budget = Budget(3, failures=list(earlier), demoted=demoted, ever_safe=ever_safe)
+    budget = Budget(
+        3, list(earlier), not_passed=list(earlier), demoted=demoted, ever_safe=ever_safe
+    )
     this = failure(**facts)
     budget.record(this)
     decision = decide(this, budget)
@@ -71,6 +74,20 @@ def published(step: int, healthy: bool = True) -> dict[str, Any]:
 
 def quarantined(demoted: bool) -> dict[str, Any]:
     return {"event": "checkpoint_quarantined", "demoted": demoted}
+
+
+def test_progress_towards_a_failure_does_not_excuse_it() -> None:
+    """What is saved before the step at which a failure came refills the budget, but it is known."""
+    failure = Failure("it failed", "f", step=8, resumed_step=3, before_first_safe_point=False)
+    budget = Budget(5)
+    budget.record(failure)
+    budget.refill(7, 0)
+    budget.record(failure)
+    assert budget.spent == 1
+    assert isinstance(decide(failure, budget), GiveUp)
+    budget.refill(9, 0)
+    budget.record(failure)
+    assert not isinstance(decide(failure, budget), GiveUp)
 
 
 def exited(step: int, **facts: Any) -> dict[str, Any]:
@@ -110,7 +127,7 @@ def test_budget_is_read_from_the_journal(events: list[dict[str, Any]], spent: in
         ([{"event": "checkpoint_quarantined", "demoted": True}, published(9)], False, True),
         (
             [{"event": "checkpoint_quarantined", "demoted": True}, {"event": "gave_up"}],
-            False,
+            True,
             False,
         ),
     ],
@@ -121,6 +138,15 @@ def test_what_was_tried_is_read_from_the_journal(
     """A new supervisor knows whether a checkpoint was demoted and whether a step ever succeeded."""
     budget = Budget.from_journal(5, events)
     assert (budget.demoted, budget.ever_safe) == (demoted, ever_safe)
+
+
+def test_a_step_that_succeeded_is_remembered_within_a_supervisor() -> None:
+    """A failure after a safe point proves the script able; a later one before it is retried."""
+    budget = Budget(3)
+    budget.record(failure(fingerprint=None))
+    early = failure(before_first_safe_point=True, fingerprint="mount")
+    budget.record(early)
+    assert decide(early, budget) == Retry()
 
 
 def test_waits_grow_without_progress_and_start_over_with_it() -> None:

@@ -95,6 +95,14 @@ def test_attempts_and_restarts_are_counted(store: Store) -> None:
     assert (status.attempt, status.restarts) == (3, 3)
 
 
+def test_attempts_that_are_no_numbers_are_passed_over(store: Store) -> None:
+    """A journal line that somebody has edited does not hide the run."""
+    with store.run.journal_file.open("a") as file:
+        for attempt in ('"two"', "1", "null", "[3]"):
+            file.write('{"event": "attempt_started", "attempt": ' + attempt + "}\n")
+    assert status_from_disk(store).attempt == 1
+
+
 KEYS = {
     "run_id",
     "state",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.training import Session, TrainingStopped
 
 
@@ -93,3 +94,8 @@ def assert_equal(mine: dict[str, Any], other: dict[str, Any]) -> None:
     for key, value in other.items():
         equal = torch.equal(mine[key], value) if torch.is_tensor(value) else mine[key] == value
         assert equal, key
+
+
+def draft_of(step: int, epoch: int = 0) -> Manifest:
+    """The manifest of a snapshot, as little as there can be in it."""
+    return Manifest("a run", step, epoch, Reason.PERIODIC, {}, True, "now", {}, {})

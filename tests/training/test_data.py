@@ -1,5 +1,6 @@
 """Batches that continue where a run was cut."""
 
+import itertools
 import os
 import random
 import time
@@ -368,6 +369,25 @@ def test_order_depends_on_seed_epoch_and_pass() -> None:
             orders.append([int(index) for batch in batches for index in batch[:, 0]])
     assert all(sorted(order) == list(range(SIZE)) for order in orders)
     assert len({tuple(order) for order in orders}) == len(orders)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_open_passes_over_one_loader_continue(workers: int) -> None:
+    """Passes that are open together, as under zip, keep the order and noise they began with."""
+
+    def pairs(position: DataPosition) -> Iterator[torch.Tensor]:
+        loader = DataLoader(Augmented(), 4, shuffle=True, num_workers=workers)
+        passes = position.batches(loader, 0), position.batches(loader, 0)
+        for pair in zip(*passes, strict=True):
+            consume(position)
+            yield torch.cat(pair)
+
+    whole = list(pairs(DataPosition(seed=7)))
+    for cut in (1, 3):
+        begun, resumed = DataPosition(seed=7), DataPosition(seed=0)
+        before = list(itertools.islice(pairs(begun), cut))
+        resumed.load(begun.state())
+        assert_same(before + list(pairs(resumed)), whole)
 
 
 def test_second_pass_of_an_epoch_continues() -> None:

@@ -36,6 +36,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         "type": "welcome",
         "protocol": PROTOCOL_VERSION,
         "run_id": "a run",
+        "command": ["python", "train.py"],
         "every": {"amount": 600.0, "unit": "seconds"},
         "grace_seconds": 3600.0,
         "snapshot_budget": None,
@@ -50,7 +51,10 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         def serve() -> None:
             connection, _ = server.accept()
             accepted.append(connection)
-            send_with_descriptors(connection, welcome, [descriptor, *slots.descriptors])
+            output, unused = os.pipe()
+            send_with_descriptors(connection, welcome, [descriptor, *slots.descriptors, output])
+            os.close(output)
+            os.close(unused)
 
         thread = threading.Thread(target=serve)
         thread.start()

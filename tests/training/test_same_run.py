@@ -4,6 +4,7 @@ Each life trains until its end or until a SIGTERM that the loop raises itself. W
 be resumed exactly, the session has to refuse, to save later, or to say APPROXIMATE.
 """
 
+import contextlib
 import gc
 import signal
 import weakref
@@ -28,7 +29,10 @@ class Run:
         torch.manual_seed(0)
         self.model = torch.nn.Linear(2, 1)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.session = Session(run_dir=root, model=self.model, optimizer=self.optimizer)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, 0.5)
+        self.session = Session(
+            run_dir=root, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler
+        )
         self.seen: list[Any] = []
 
     def update(self, points: torch.Tensor) -> torch.Tensor:
@@ -59,6 +63,8 @@ def assert_same_run(tmp_path: Path, life: Life, stop: int) -> None:
         life(first, stop)
     second = Run(tmp_path / "cut")
     life(second, None)
+    if life in EXACT_LIVES:
+        assert second.session.exactness == "EXACT"
     if second.session.exactness == "EXACT":
         assert first.seen + second.seen == whole.seen
         assert second.result() == whole.result()
@@ -132,6 +138,103 @@ def evaluation_between_two_passes(run: Run, stop: int | None) -> None:
                         session.poll()
 
 
+def evaluation_before_the_batches(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(2):
+            for _ in session.batches(loader()):
+                session.poll()
+            for (a,) in session.batches(loader(True)):
+                loss = run.update(a)
+                run.seen.append(a.tolist())
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+
+
+def work_before_the_batches(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        torch.rand(2)
+        for epoch in session.epochs(3):
+            if epoch:
+                run.scheduler.step()
+            scale = torch.rand(())
+            session.state["sum"] = 0.0
+            for (a,) in session.batches(loader(True)):
+                loss = run.update(a * scale + torch.rand(()))
+                session.state["sum"] += loss.item()
+                run.seen.append((epoch, scale.item(), session.state["sum"]))
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+
+
+def work_between_two_passes(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(2):
+            for batch_size in (6, 3):
+                for (a,) in session.batches(loader(True, batch_size)):
+                    loss = run.update(a + torch.rand(()))
+                    run.seen.append(a.tolist())
+                    if session.global_step + 1 == stop:
+                        term()
+                    session.step(loss=loss)
+                run.scheduler.step()
+
+
+def work_between_two_passes_without_epochs(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        torch.rand(2)
+        for batch_size in (6, 3):
+            for (a,) in session.batches(loader(True, batch_size)):
+                loss = run.update(a + torch.rand(()))
+                run.seen.append(a.tolist())
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+            run.scheduler.step()
+
+
+def work_before_each_step(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        torch.rand(2)
+        for _ in session.steps(8):
+            loss = run.update(torch.rand(2, 2))
+            run.seen.append(loss.item())
+            if session.global_step + 1 == stop:
+                term()
+            session.step(loss=loss)
+
+
+def second_batch_drawn_in_the_loop(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(2):
+            others = session.batches(loader(True))
+            for (a,) in session.batches(loader(True)):
+                noise = torch.rand(())
+                (b,) = next(others)
+                loss = run.update(a + b + noise)
+                run.seen.append((a.tolist(), b.tolist(), noise.item()))
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+
+
+def stopped_again_on_the_way(run: Run, stop: int | None) -> None:
+    with run.session as session:
+        for _ in session.epochs(2):
+            run.scheduler.step()
+            torch.rand(2)
+            if session.resumed_from is not None and stop is not None:
+                term()
+            session.poll()
+            for (a,) in session.batches(loader(True)):
+                loss = run.update(a + torch.rand(()))
+                run.seen.append(a.tolist())
+                if session.global_step + 1 == stop:
+                    term()
+                session.step(loss=loss)
+
+
 def endless_passes(run: Run, stop: int | None) -> None:
     def forever(session: Session) -> Any:
         while True:
@@ -153,7 +256,25 @@ LIVES: list[Life] = [
     evaluation_before_the_step,
     evaluation_after_the_step,
     evaluation_between_two_passes,
+    evaluation_before_the_batches,
+    work_before_the_batches,
+    work_between_two_passes,
+    work_between_two_passes_without_epochs,
+    work_before_each_step,
+    second_batch_drawn_in_the_loop,
     alternating_loaders,
+    endless_passes,
+]
+
+
+EXACT_LIVES: list[Life] = [
+    two_loaders,
+    evaluation_before_the_batches,
+    work_before_the_batches,
+    work_between_two_passes,
+    work_between_two_passes_without_epochs,
+    work_before_each_step,
+    second_batch_drawn_in_the_loop,
     endless_passes,
 ]
 
@@ -163,6 +284,86 @@ LIVES: list[Life] = [
 def test_loops_of_other_shapes(tmp_path: Path, life: Life, stop: int) -> None:
     """Several loaders, nested evaluations and endless passes lose and repeat no batch."""
     assert_same_run(tmp_path, life, stop)
+
+
+@pytest.mark.parametrize("stop", [2, 6, 8])
+def test_stop_on_the_way_back_loses_nothing(tmp_path: Path, stop: int) -> None:
+    """A resumed run that is stopped before its first batch saves what it was resumed from."""
+    whole, first = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    stopped_again_on_the_way(whole, None)
+    for run in (first, Run(tmp_path / "cut")):
+        with pytest.raises(TrainingStopped):
+            stopped_again_on_the_way(run, stop)
+    last = Run(tmp_path / "cut")
+    stopped_again_on_the_way(last, None)
+    assert last.session.exactness == "EXACT"
+    assert first.seen + last.seen == whole.seen
+    assert last.result() == whole.result()
+
+
+def draw_between_two_passes(run: Run) -> None:
+    torch.rand(())
+
+
+def write_into_weights(run: Run) -> None:
+    torch.nn.init.ones_(run.model.weight)
+
+
+def begin_a_list(run: Run) -> None:
+    run.session.state["losses"] = []
+
+
+def step_without_batches(run: Run) -> None:
+    run.session.step()
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (draw_between_two_passes, "random numbers were drawn between two passes"),
+        (write_into_weights, "tensors were changed on the way"),
+        (begin_a_list, "session.state['losses'] was changed on the way"),
+        (step_without_batches, "a step came before the pass"),
+    ],
+)
+def test_what_cannot_be_undone_is_said(
+    tmp_path: Path, work: Callable[[Run], None], reason: str
+) -> None:
+    """Work between two passes that runs again and leaves its mark makes the run APPROXIMATE."""
+
+    def life(run: Run, stop: int | None) -> None:
+        with run.session as session:
+            for _ in session.epochs(1):
+                for _ in session.batches(loader()):
+                    session.step()
+                work(run)
+                for (a,) in session.batches(loader(True)):
+                    session.state.setdefault("losses", []).append(run.update(a).item())
+                    if session.global_step + 1 == stop:
+                        term()
+                    session.step()
+
+    with pytest.raises(TrainingStopped):
+        life(Run(tmp_path), stop=9)
+    resumed = Run(tmp_path)
+    life(resumed, stop=None)
+    assert str(resumed.session.exactness).startswith(f"APPROXIMATE: {reason}")
+
+
+def test_what_a_script_sets_before_its_loop_stays(tmp_path: Path) -> None:
+    """A learning rate that is set anew between the `with` line and the loop is meant."""
+    for rate, stop in ((0.1, 2), (0.01, None)):
+        run = Run(tmp_path)
+        with contextlib.suppress(TrainingStopped), run.session as session:
+            run.optimizer.param_groups[0]["lr"] = rate
+            for _ in session.epochs(1):
+                run.model.train()
+                for (a,) in session.batches(loader(True)):
+                    assert run.optimizer.param_groups[0]["lr"] == rate
+                    if session.global_step + 1 == stop:
+                        term()
+                    session.step(loss=run.update(a))
+    assert run.session.exactness == "EXACT"
 
 
 def test_endless_passes_have_orders_of_their_own(tmp_path: Path) -> None:
@@ -239,6 +440,41 @@ def test_other_data_is_noticed(tmp_path: Path, change: str) -> None:
         assert refused.status == 78
     else:
         assert str(exactness).startswith("APPROXIMATE")
+
+
+@pytest.mark.parametrize("same_loader", [False, True])
+def test_evaluation_that_a_resumed_run_leaves_out_is_noticed(
+    tmp_path: Path, same_loader: bool
+) -> None:
+    """A pass that takes the place of another is not silently continued at its position."""
+
+    def life(stop: bool) -> Session:
+        session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+        with session:
+            for _ in session.epochs(1):
+                if stop:
+                    for _ in session.batches(loader(same_loader)):
+                        session.poll()
+                for _ in session.batches(loader(True)):
+                    if stop and session.global_step == 1:
+                        term()
+                    session.step()
+        return session
+
+    with pytest.raises(TrainingStopped):
+        life(stop=True)
+    assert str(life(stop=False).exactness).startswith("APPROXIMATE: ")
+
+
+def test_epoch_that_leaves_out_its_batches_is_noticed(tmp_path: Path) -> None:
+    """An epoch that a resumed run ends without the pass it was cut in is not taken for the same."""
+    with pytest.raises(TrainingStopped):
+        evaluation_before_the_batches(Run(tmp_path), stop=3)
+    resumed = Run(tmp_path)
+    with resumed.session as session:
+        for _ in session.epochs(1):
+            pass
+    assert str(session.exactness).startswith("APPROXIMATE: the epoch ended before the pass")
 
 
 def test_neighbouring_seeds_order_the_data_differently(tmp_path: Path) -> None:

@@ -70,6 +70,21 @@ def test_file_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     assert 0 < checkpoint["loss"] < training.history[-1]
 
 
+@pytest.mark.parametrize("key", ["epoch", "step"])
+def test_classic_file_with_an_odd_count_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], key: str
+) -> None:
+    """A count that is no whole number is named, with 78 and no traceback."""
+    model = torch.nn.Linear(2, 1)
+    content = {"epoch": 1, "model_state_dict": model.state_dict()} | {key: "last"}
+    torch.save(content, tmp_path / "old.pth")
+    session = Session(run_dir=tmp_path / "run", start_from=tmp_path / "old.pth", model=model)
+    with pytest.raises(TrainingRefused) as caught, session:
+        pass
+    assert caught.value.status == 78
+    assert f"its '{key}' is 'last', not a whole number" in capfd.readouterr().err
+
+
 def test_epoch_with_one_step_is_not_repeated(tmp_path: Path) -> None:
     """In a loop without batches a stop waits for the epoch's end, so that none is done twice."""
     done: list[int] = []
@@ -135,14 +150,15 @@ def test_classic_file_starts_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, {"weights": 1}, "text"])
 def test_unusable_start_is_refused(tmp_path: Path, content: object) -> None:
-    """A missing or foreign start file ends with 78 or 65 before anything is touched."""
+    """A missing or foreign start file ends with 78 before anything is touched."""
     if content is not None:
         torch.save(content, tmp_path / "old.pth")
     session = Session(
         run_dir=tmp_path / "run", start_from=tmp_path / "old.pth", model=torch.nn.Linear(2, 1)
     )
-    with pytest.raises(TrainingRefused), session:
+    with pytest.raises(TrainingRefused) as refused, session:
         pass
+    assert refused.value.status == 78
 
 
 def test_mismatch_touches_nothing_and_lists_layers(
@@ -183,11 +199,14 @@ def test_unstorable_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_non_finite_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    """A checkpoint with a NaN loss is kept, marked, and passed over on resume."""
-    session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+    """A checkpoint with a NaN weight is kept, marked, and passed over on resume."""
+    model = torch.nn.Linear(2, 1)
+    session = Session(run_dir=tmp_path, model=model)
     with pytest.raises(ZeroDivisionError), session:
         for step in session.steps(9):
-            session.step(loss=1.0 if step < 3 else float("nan"))
+            if step == 3:
+                torch.nn.init.constant_(model.weight, float("nan"))
+            session.step(loss=1.0)
             if step in (1, 4):
                 session.checkpoint()
             if step == 5:

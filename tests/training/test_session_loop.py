@@ -1,5 +1,6 @@
 """The session around a training loop: stopping, saving, and what it refuses."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.journal import Journal
 from orchestrator.rundir import RunDir
+from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.support import wait_until
 from tests.training.support import Training, assert_equal
@@ -98,14 +100,51 @@ def test_each_stop_signal_saves_at_the_next_safe_point(tmp_path: Path, name: str
     assert recorded["run_stopped"]["status"] == 75
 
 
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_stop_at_a_step_whose_loss_is_not_finite_loses_nothing(tmp_path: Path, loss: float) -> None:
+    """Mixed precision skips such a step and leaves the weights alone: the run resumes from it."""
+    with pytest.raises(TrainingStopped) as stopped, a_session(tmp_path) as session:
+        for step in session.steps(9):
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            session.step(loss=loss if step == 4 else 0.5)
+    assert stopped.value.status == 75
+    with a_session(tmp_path) as again:
+        assert again.global_step == 5
+
+
+def test_stop_with_weights_that_are_not_finite_says_unsaved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What nothing resumes from does not count as saved: the status is 74, with the reason."""
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(TrainingStopped) as stopped, a_session(tmp_path, model=model) as session:
+        for step in session.steps(9):
+            if step == 4:
+                torch.nn.init.constant_(model.weight, float("nan"))
+                signal.raise_signal(signal.SIGTERM)
+            session.step(loss=0.5)
+    assert stopped.value.status == 74
+    assert "weights that are not finite" in capsys.readouterr().err
+    with a_session(tmp_path) as again:
+        assert again.global_step == 1
+
+
 def test_second_signal_is_not_held_up(tmp_path: Path) -> None:
     """Once a stop was asked for, the same signal again does what it does in any script."""
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(TrainingStopped), a_session(tmp_path) as session:
-        assert signal.getsignal(signal.SIGTERM) != before
-        signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) == before
-        session.step()
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(TrainingStopped), a_session(tmp_path) as session:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == []
+            time.sleep(2 * MERGE_SECONDS)
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+            session.step()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_sigusr2_saves_and_training_goes_on(tmp_path: Path) -> None:
@@ -245,6 +284,30 @@ def test_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(kept) == [4, 12]
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_metric_belongs_to_the_step_that_measured_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    """A later checkpoint, of other weights, keeps the latest value but does not claim it."""
+    monkeypatch.setenv("ORCHESTRATOR_KEEP", "9")
+    for last in (2, 4) if resumed else (4,):
+        with contextlib.suppress(TrainingStopped), a_session(tmp_path) as session:
+            for step in session.steps(4):
+                session.step(loss=float(step))
+                if step + 1 == 2:
+                    session.poll(accuracy=0.9)
+                if step + 1 == last == 2:
+                    signal.raise_signal(signal.SIGTERM)
+                    session.poll()
+                session.checkpoint()
+    kept = {c.manifest.step: c for c in checkpoints(tmp_path)}
+    assert kept[1].manifest.metrics == {"loss": 0.0}
+    assert kept[2].manifest.metrics == {"loss": 1.0, "accuracy": 0.9}
+    for step in (3, 4):
+        assert kept[step].manifest.metrics == {"loss": step - 1.0}
+        assert content_of(kept[step])["accuracy"] == 0.9
+
+
 def test_classic_resume_code_reads_our_file(tmp_path: Path) -> None:
     """The tutorial's resume code continues with the right epoch and the exact weights."""
     training = Training(epochs=2)
@@ -335,9 +398,9 @@ def test_start_from_says_what_it_left_alone(
         (lambda path: None, 78, "there is no such file"),
         (lambda path: torch.save({"weights": 1}, path), 78, "its keys are weights"),
         (lambda path: torch.save(torch.nn.Linear(2, 1).state_dict(), path), 78, "no 'epoch'"),
-        (lambda path: torch.save([1, 2], path), 65, "it holds a list"),
-        (lambda path: path.write_text("no torch file"), 65, "torch cannot load it"),
-        (lambda path: path.write_bytes(b""), 65, "torch cannot load it"),
+        (lambda path: torch.save([1, 2], path), 78, "it holds a list"),
+        (lambda path: path.write_text("no torch file"), 78, "give a file that torch.load reads"),
+        (lambda path: path.write_bytes(b""), 78, "give a file that torch.load reads"),
         (
             lambda path: classic_file(path, model_state_dict={"other": torch.ones(1)}),
             78,
@@ -389,12 +452,16 @@ def test_damaged_checkpoint_is_passed_over(
     ]
 
 
-def test_checkpoint_that_torch_cannot_load_is_passed_over(tmp_path: Path) -> None:
-    """Bytes that are what was written, but that torch refuses, do not hide the older ones."""
+def test_checkpoint_that_torch_cannot_load_is_left_alone(tmp_path: Path) -> None:
+    """Bytes that are what was written, but that torch refuses, are an ordinary failure."""
     stopped_at(tmp_path, 4)
     newest = checkpoints(tmp_path)[-1].manifest
     store = Store.open(RunDir(tmp_path), [])
     store.publish(replace(newest, step=5), lambda file: file.write(b"no torch file") and None)
+    with pytest.raises(RuntimeError, match="cannot load .*step-000000000005"), a_session(tmp_path):
+        pass
+    assert not (tmp_path / "checkpoints" / "quarantine").exists()
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000000000005")
     with a_session(tmp_path) as session:
         assert session.global_step == 4
 
@@ -448,7 +515,34 @@ def test_bad_metric_does_not_cost_the_state_on_a_stop(tmp_path: Path) -> None:
                 session.step(accuracy=[0.1, 0.2])
             session.step()
     assert saved(tmp_path)[-1] == (6, "emergency")
-    assert ended.value.code in (75, 78)
+    assert ended.value.code == 75
+
+
+def test_bad_metric_at_first_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While there is nothing to lose, a metric that is no number ends the run with its name."""
+    with pytest.raises(TrainingRefused) as refused, a_session(tmp_path) as session:
+        session.step(grad_norm=None)
+    assert refused.value.status == 78
+    assert "cannot keep the metric grad_norm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_bad_metric_later_does_not_end_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    resumed: bool,
+) -> None:
+    """A value that is no number in the middle of a run is left out, with one warning."""
+    monkeypatch.setenv("ORCHESTRATOR_EVERY", "2steps")
+    if resumed:
+        stopped_at(tmp_path, 1)
+    with a_session(tmp_path) as session:
+        for step in session.steps(9):
+            session.step(loss=1.0, grad_norm=None if resumed or step > 2 else 1.0)
+    assert checkpoints(tmp_path)[-1].manifest.metrics == {"loss": 1.0}
+    assert capsys.readouterr().err.count("cannot keep the metric grad_norm") == 1
+    assert (tmp_path / "done.json").exists()
 
 
 @pytest.mark.filterwarnings("error")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir
+from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session
 from tests.support import wait_until
 
@@ -49,18 +51,19 @@ def session():
 class Script:
     """A Python script that runs in a process group of its own, in the test's directory."""
 
-    def __init__(self, directory: Path, body: str, **options: Any) -> None:
+    def __init__(
+        self, directory: Path, body: str, stderr: int | None = None, **environment: str
+    ) -> None:
         path = directory / "script.py"
         path.write_text(PREAMBLE + textwrap.dedent(body))
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         self.process = subprocess.Popen(
             [sys.executable, path],
             cwd=directory,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             start_new_session=True,
             text=True,
-            **options,
         )
 
     def line(self) -> str:
@@ -85,8 +88,8 @@ class Script:
 def scripts(tmp_path: Path) -> Iterator[Any]:
     started: list[Script] = []
 
-    def start(body: str, **options: Any) -> Script:
-        started.append(Script(tmp_path, body, **options))
+    def start(body: str, stderr: int | None = None, **environment: str) -> Script:
+        started.append(Script(tmp_path, body, stderr, **environment))
         return started[-1]
 
     yield start
@@ -144,13 +147,80 @@ def test_stop_is_saved_when_nobody_reads_standard_error(scripts: Any, tmp_path: 
     assert saved(tmp_path / "run")[-1][1] == "emergency"
 
 
-def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: Path) -> None:
+def test_short_memory_while_resuming_says_nothing_of_the_checkpoints(
+    scripts: Any, tmp_path: Path
+) -> None:
+    """A checkpoint that cannot be loaded for lack of memory is not set aside; later it serves."""
+    body = """
+        import resource
+        model = torch.nn.Linear(4000, 4000)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        if "TIGHT" in os.environ:
+            resource.setrlimit(resource.RLIMIT_AS, (used + 40_000_000,) * 2)
+        with Session(run_dir="run", model=model) as s:
+            print("begins at", s.global_step, flush=True)
+            for _ in range(3):
+                s.step()
+                s.checkpoint()
+            os._exit(0)
+        """
+    assert scripts(body).status() == 0
+    before = saved(tmp_path / "run")
+    tight = scripts(body, stderr=subprocess.PIPE, TIGHT="1")
+    assert tight.status() == 1
+    error = tight.process.stderr.read()
+    tight.process.stderr.close()
+    assert "cannot load" in error
+    assert "allocate memory" in error
+    assert saved(tmp_path / "run") == before
+    assert scripts(body).line() == "begins at 3"
+
+
+STEPPING = """
+    with session() as s:
+        for step in s.steps(10 ** 9):
+            if step == 3:
+                print("training", flush=True)
+                time.sleep(1)
+            s.step()
+    """
+
+
+def test_two_hangups_of_one_closed_terminal_save(scripts: Any, tmp_path: Path) -> None:
+    """The kernel and the shell both hang up: that is one request, and the state is saved."""
+    script = scripts(STEPPING, stderr=subprocess.PIPE)
+    script.line()
+    os.kill(script.process.pid, signal.SIGHUP)
+    assert "saving at the next safe point" in script.process.stderr.readline()
+    os.kill(script.process.pid, signal.SIGHUP)
+    assert script.status() == 75
+    script.process.stderr.close()
+    assert saved(tmp_path / "run")[-1] == (4, "emergency")
+
+
+def test_second_signal_of_a_person_ends_at_once(scripts: Any, tmp_path: Path) -> None:
+    """Once more, and later than an echo, a signal does what it does in any script."""
+    script = scripts(STEPPING.replace("sleep(1)", "sleep(3600)"), stderr=subprocess.PIPE)
+    script.line()
+    os.kill(script.process.pid, signal.SIGTERM)
+    script.process.stderr.readline()
+    time.sleep(2 * MERGE_SECONDS)
+    os.kill(script.process.pid, signal.SIGTERM)
+    assert script.status() == -signal.SIGTERM
+    script.process.stderr.close()
+    assert saved(tmp_path / "run")[-1] == (1, "periodic")
+
+
+def test_killed_run_is_free_although_its_children_live(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a killed script has forked, a loader worker say, does not hold the run."""
     script = scripts(
         """
         import multiprocessing
         with session() as s:
             s.step()
+            s.checkpoint()
             child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
             child.start()
             print(child.pid, flush=True)
@@ -161,6 +231,7 @@ def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: P
     script.process.kill()
     script.process.wait()
     os.kill(child, 0)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
     with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
         assert session.global_step == 1
 

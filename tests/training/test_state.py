@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
-from orchestrator.training.state import SHOWN_DIFFERENCES, Progress, Registry
+from orchestrator.training.state import SHOWN_DIFFERENCES, Progress, Registry, all_finite
 
 SOURCE = Path("state.pt")
 Content = dict[str, Any]
@@ -220,15 +220,30 @@ def test_objects_own_refusal_is_a_mismatch(trained: Script, live: Script) -> Non
         live.registry().restore(content, SOURCE)
 
 
-def test_device_out_of_memory_is_no_mismatch(trained: Script, live: Script) -> None:
-    """A full device while restoring passes: it is no reason never to run the script again."""
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_failing_device_is_no_mismatch(
+    trained: Script, live: Script, error: type[RuntimeError]
+) -> None:
+    """A full or broken device while restoring is no reason never to run the script again."""
 
-    class Greedy(Ema):
+    class Failing(Ema):
         def load_state_dict(self, state: dict[str, float]) -> None:
+            raise error("CUDA error")
+
+    live.ema = Failing(0)
+    with pytest.raises(error):
+        live.registry().restore(captured(trained), SOURCE)
+
+
+def test_device_failing_under_a_module_is_no_mismatch(trained: Script, live: Script) -> None:
+    """A module gathers what went wrong into one text; a copy that failed is still the device's."""
+
+    class OnFullDevice(torch.Tensor):
+        def copy_(self, *args: Any, **options: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    live.ema = Greedy(0)
-    with pytest.raises(torch.OutOfMemoryError):
+    live.model[0].weight = nn.Parameter(torch.zeros(4, 3).as_subclass(OnFullDevice))
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
         live.registry().restore(captured(trained), SOURCE)
 
 
@@ -313,6 +328,12 @@ def test_non_finite_parameter_is_noticed(bad: float, dtype: torch.dtype) -> None
     assert not registry.is_finite()
 
 
+def test_sum_that_overflows_is_no_bad_value() -> None:
+    """Finite values whose sum the type cannot hold are finite."""
+    assert all_finite(torch.full((4,), 60_000.0, dtype=torch.float16))
+    assert not all_finite(torch.tensor([float("inf"), float("-inf")]))
+
+
 def test_infinite_buffer_is_meant() -> None:
     """An attention mask holds infinities on purpose; integer parameters cannot."""
     model = nn.Linear(2, 2)
@@ -348,6 +369,25 @@ def test_more_than_one_number_is_no_metric(value: Any) -> None:
     """Anything else is refused by the metric's name."""
     with pytest.raises(ConfigError, match="cannot keep the metric accuracy: it is not one number"):
         Progress(metrics={"accuracy": value}).metric_values()
+
+
+def test_bad_metric_of_a_run_that_has_saved_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once there is something to lose, a bad metric costs one warning for its name and no more."""
+    progress = Progress(metrics={"norm": None, "loss": 1}, refuses_bad_metrics=False)
+    assert [progress.metric_values() for _ in range(2)] == [{"loss": 1.0}] * 2
+    progress.note({"norm": "high"})
+    progress.note({"epoch": 3})
+    assert progress.metric_values() == {"loss": 1.0}
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "cannot keep the metric norm",
+        "cannot keep the metric epoch",
+    ]
+    assert all("training goes on" in line for line in lines)
+    progress.note({"norm": 2})
+    assert progress.metric_values() == {"loss": 1.0, "norm": 2.0}
 
 
 @pytest.mark.parametrize("name", ["epoch", "step", "state", "rng", "data", "model_state_dict"])
