@@ -92,10 +92,10 @@ class CheckpointWriteError(OrchestratorError):
 
     status = ExitStatus.STOPPED_UNSAVED
 
-    def __init__(self, step: int, cause: OSError) -> None:
+    def __init__(self, step: int, cause: OSError, has_older: bool = False) -> None:
+        intact = "; older checkpoints are intact" if has_older else ""
         super().__init__(
-            f"cannot save the checkpoint of step {step}: {cause.strerror or cause}; "
-            "older checkpoints are intact"
+            f"cannot save the checkpoint of step {step}: {cause.strerror or cause}{intact}"
         )
         self.step = step
         self.cause = cause

@@ -29,6 +29,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("progress", _progress(status)),
         ("metrics", _metrics(status["metrics"])),
         ("checkpoint", _checkpoint(status["newest_checkpoint"])),
+        ("problem", Text(status["problem"] or "", style="red")),
         ("at risk", _at_risk(status["lose_at_most_seconds"])),
         ("processes", _processes(status)),
     ]

@@ -67,6 +67,17 @@ def test_quarantine_says_why() -> None:
     assert text == f"in quarantine:\n  {NAME}  state.pt has changed: wrong digest\n"
 
 
+def test_a_failed_save_is_red() -> None:
+    """Why the last save failed stands out; without a problem there is no such line."""
+    status = Status("abc", "training", "run")
+    assert "problem" not in shown(status_table(status.to_json()), 80)
+    status.problem = "cannot save: No space left on device"
+    console = Console(width=80, color_system="standard", force_terminal=True)
+    with console.capture() as capture:
+        console.print(status_table(status.to_json()))
+    assert "\x1b[31mcannot save: No space left on device" in capture.get()
+
+
 def test_names_are_no_markup() -> None:
     """A run directory with brackets in its name is shown as it is, beside its label."""
     name = "br[bold]x[/red]y"

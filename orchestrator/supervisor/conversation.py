@@ -56,6 +56,7 @@ class Conversation:
         self._rotations: set[asyncio.Task[None]] = set()
         self._waiting_for_checkpoint: list[Peer] = []
         self._grace_checked = False
+        self._problem: str | None = None
 
     async def receive(self, peer: Peer, message: Message) -> None:
         """Act on one message."""
@@ -167,7 +168,8 @@ class Conversation:
         self._journal.write(
             JournalEvent.CHECKPOINT_FAILED, attempt.number if attempt else None, **facts
         )
-        self._log.error(str(facts.get("problem")), training="goes on")
+        self._problem = str(facts.get("problem"))
+        self._log.error(self._problem)
         self._answer_waiting({"type": "failed", **facts})
 
     def _hear_published(self, name: str, facts: dict[str, Any]) -> None:
@@ -175,6 +177,7 @@ class Conversation:
         checkpoint = self._checkpoints.published(name, seconds=seconds)
         if checkpoint is None:
             return
+        self._problem = None
         self._log.info(
             "checkpoint", step=checkpoint.manifest.step, reason=checkpoint.manifest.reason.value
         )
@@ -219,6 +222,7 @@ class Conversation:
         )
         status.supervisor_pid = os.getpid()
         status.restarts = self.restarts
+        status.problem = self._problem
         status.newest_checkpoint = describe_checkpoint(newest) if newest else None
         if attempt is not None:
             status.attempt = attempt.number

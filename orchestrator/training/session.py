@@ -372,7 +372,9 @@ class Session:
 
     def _note_end(self, ended: Future[Checkpoint]) -> None:
         if ended.exception() is not None:
-            self._schedule.failed()
+            delay = self._schedule.failed()
+            if not self._stop_wanted():
+                say(f"training goes on; the next save is tried in {delay:.0f} s")
             return
         self._schedule.succeeded()
         if not ended.result().manifest.healthy:

@@ -118,7 +118,7 @@ class Standalone:
     def failed(self, error: CheckpointWriteError) -> None:
         """Journal it, and say so."""
         self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
-        say(f"{error}; training goes on")
+        say(str(error))
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
