@@ -26,7 +26,7 @@ def run(arguments: Namespace) -> ExitStatus:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     if shutil.which(command[0]) is None:
-        raise ConfigError(f"cannot run {command[0]}: there is no such program")
+        raise ConfigError(f"cannot run {command[0]}: {_why_not(Path(command[0]))}")
     log = Log()
     try:
         ending = _run(config, command)
@@ -59,6 +59,15 @@ async def _supervise(
     config: Config, command: list[str], store: Store, lock: RunLock, interactive: bool
 ) -> Ending:
     return await Supervisor(config, command, store, lock, interactive).run()
+
+
+def _why_not(program: Path) -> str:
+    """What keeps a command that is no program from being run."""
+    if program.is_dir():
+        return "it is a directory; name a program after --"
+    if program.is_file():
+        return f"it is not executable; write `python {program}`, or chmod +x {program}"
+    return "there is no such program"
 
 
 def script_of(command: list[str]) -> str | None:

@@ -91,7 +91,10 @@ class RunDir:
 
     def done(self) -> dict[str, Any] | None:
         """The content of done.json, or None while training is not complete."""
-        return _read_json(self.done_file)
+        return _read_json(
+            self.done_file,
+            "move it away: the run then goes on from its newest checkpoint, if there is more to do",
+        )
 
 
 def default_run_dir(script: str) -> Path:
@@ -130,7 +133,7 @@ class AttemptDir:
     def error(self) -> dict[str, Any] | None:
         """The content of error.json; None when there is none or it is damaged."""
         try:
-            return _read_json(self.error_file)
+            return _read_json(self.error_file, "move it away")
         except ConfigError:
             return None
 
@@ -158,8 +161,9 @@ class RunIdentity:
         ``script`` the path of what is about to train in it. Raises ConfigError when run.json is
         damaged, or when it is another script's: guessing would mix runs.
         """
+        advice = "restore it, or move it away: it is then made anew from what the checkpoints say"
         name = None if script is None else _name_of(script)
-        content = _read_json(run.run_file)
+        content = _read_json(run.run_file, advice)
         if content is None:
             identity = cls(adopted_id or secrets.token_hex(8), command, utc_now(), name)
             try:
@@ -167,14 +171,20 @@ class RunIdentity:
             except OSError as error:
                 raise ConfigError(f"cannot write {run.run_file}: {error.strerror}") from None
             return identity
-        if content.get("format_version") != FORMAT_VERSION:
+        if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
             raise ConfigError(
                 f"cannot use {run.run_file}: its format version is "
-                f"{content.get('format_version')!r}, this program knows {FORMAT_VERSION}"
+                f"{content['format_version']!r}, this program knows {FORMAT_VERSION}; "
+                "use the program that made it"
             )
-        run_id, recorded = content.get("run_id"), content.get("command")
-        if not isinstance(run_id, str) or not isinstance(recorded, list):
-            raise _damaged(run.run_file, "run_id or command is missing")
+        version, run_id = content.get("format_version"), content.get("run_id")
+        recorded = content.get("command")
+        if version is None or not isinstance(run_id, str) or not isinstance(recorded, list):
+            raise _damaged(
+                run.run_file,
+                "format_version, run_id or command is missing or of a wrong kind",
+                advice,
+            )
         first = content.get("script")
         if None not in (name, first) and name != first:
             raise ConfigError(
@@ -285,7 +295,7 @@ def _parse_owner(note: bytes) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path, advice: str) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -293,14 +303,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from None
+        raise _damaged(path, str(error), advice) from None
     if not isinstance(content, dict):
-        raise _damaged(path, "it is not an object")
+        raise _damaged(path, "it is not an object", advice)
     return content
 
 
-def _damaged(path: Path, problem: str) -> ConfigError:
-    return ConfigError(
-        f"cannot use {path}: it is damaged ({problem}); restore it, or move it away: "
-        "it is then made anew from what the checkpoints say"
-    )
+def _damaged(path: Path, problem: str, advice: str) -> ConfigError:
+    return ConfigError(f"cannot use {path}: it is damaged ({problem}); {advice}")

@@ -152,7 +152,7 @@ def test_done_is_told_only_by_a_whole_file(run: RunDir) -> None:
     run.done_file.write_text('{"step": 5}')
     assert run.done() == {"step": 5}
     run.done_file.write_text("")
-    with pytest.raises(ConfigError, match=r"done\.json.*damaged"):
+    with pytest.raises(ConfigError, match=r"done\.json.*damaged.*the run then goes on from"):
         run.done()
 
 
@@ -219,6 +219,13 @@ def test_a_damaged_run_file_is_refused(run: RunDir, content: bytes) -> None:
     with pytest.raises(ConfigError, match=r"^cannot use .*run\.json"):
         RunIdentity.open(run, [])
     assert run.run_file.read_bytes() == content
+
+
+def test_an_empty_run_file_is_damage_and_no_other_version(run: RunDir) -> None:
+    """Where the version is missing, the advice is how to get a whole file again."""
+    run.run_file.write_text("{}")
+    with pytest.raises(ConfigError, match=r"run\.json: it is damaged .*move it away"):
+        RunIdentity.open(run, [])
 
 
 def test_a_run_file_that_cannot_be_read_is_refused(run: RunDir) -> None:

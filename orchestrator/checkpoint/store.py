@@ -103,7 +103,8 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             cause = writer.error if writer and writer.error else error
             if isinstance(cause, OSError):
-                raise CheckpointWriteError(manifest.step, cause) from error
+                has_older = bool(self.directories())
+                raise CheckpointWriteError(manifest.step, cause, has_older) from error
             raise
         return Checkpoint(target, manifest, pinned=False)
 

@@ -56,6 +56,7 @@ class Conversation:
         self._rotations: set[asyncio.Task[None]] = set()
         self._waiting_for_checkpoint: list[Peer] = []
         self._grace_checked = False
+        self._problem: str | None = None
 
     async def receive(self, peer: Peer, message: Message) -> None:
         """Act on one message."""
@@ -68,6 +69,8 @@ class Conversation:
                 # Asking twice is not insisting: a script may ask, and a person beside it.
                 if not self._watch.stop_wanted.is_set():
                     self._watch.request_stop("orchestrator stop")
+            case "checkpoint" if self._watch.stop_wanted.is_set():
+                peer.send({"type": "failed", "problem": "the run is stopping, and saves for that"})
             case "checkpoint":
                 self._waiting_for_checkpoint.append(peer)
                 self.request_checkpoint()
@@ -162,7 +165,8 @@ class Conversation:
         self._journal.write(
             JournalEvent.CHECKPOINT_FAILED, attempt.number if attempt else None, **facts
         )
-        self._log.error(str(facts.get("problem")), training="goes on")
+        self._problem = str(facts.get("problem"))
+        self._log.error(self._problem)
         self._answer_waiting({"type": "failed", **facts})
 
     def _hear_published(self, name: str, facts: dict[str, Any]) -> None:
@@ -170,6 +174,7 @@ class Conversation:
         checkpoint = self._checkpoints.published(name, seconds=seconds)
         if checkpoint is None:
             return
+        self._problem = None
         self._log.info(
             "checkpoint", step=checkpoint.manifest.step, reason=checkpoint.manifest.reason.value
         )
@@ -214,6 +219,7 @@ class Conversation:
         )
         status.supervisor_pid = os.getpid()
         status.restarts = self.restarts
+        status.problem = self._problem
         status.newest_checkpoint = describe_checkpoint(newest) if newest else None
         if attempt is not None:
             status.attempt = attempt.number

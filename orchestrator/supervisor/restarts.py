@@ -133,7 +133,7 @@ def decide(failure: Failure, budget: Budget) -> Retry | GiveUp:
     """The decision for a failure that ``budget`` has already counted."""
     from_outside = failure.fingerprint is None
     if failure.before_first_safe_point and not budget.ever_safe and not from_outside:
-        return GiveUp("it failed before the first step was done, so that a restart would too")
+        return GiveUp("it failed before the first step was done, and a restart would fail too")
     same = budget.not_passed.count((failure.fingerprint, failure.step))
     if not from_outside and same >= 2:
         right_after_resuming = (

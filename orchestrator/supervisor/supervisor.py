@@ -328,7 +328,9 @@ class Supervisor:
             JournalEvent.RUN_STOPPED, attempt.number, status=verdict.status, step=attempt.step
         )
         where = str(newest.path) if newest else None
-        if verdict.status is ExitStatus.STOPPED_SAVED:
+        if verdict.status is ExitStatus.STOPPED_SAVED and newest is None:
+            self._log.info("stopped before the first step: there was nothing to save")
+        elif verdict.status is ExitStatus.STOPPED_SAVED:
             self._log.info("stopped; the state is saved", checkpoint=where)
         else:
             self._log.error(

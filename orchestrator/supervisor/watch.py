@@ -67,7 +67,7 @@ class Watch:
             self._end_attempt(attempt)
         elif self._machine.state in (State.STARTING, State.TRAINING):
             # The command was a shell, say, that a signal ended, while its trainer runs on.
-            self.request_stop("the end of the command before its trainer")
+            self.request_stop("the end of the shell around the trainer")
 
     def trainer_lost(self, attempt: Attempt) -> None:
         """The session's connection has closed: it has left, or its process has ended."""

@@ -56,7 +56,7 @@ class Home(Protocol):
         """Report a checkpoint that we wrote ourselves; older ones may go now."""
 
     def failed(self, error: CheckpointWriteError) -> None:
-        """Report that a checkpoint could not be written by ourselves; training goes on."""
+        """Report that a checkpoint could not be written by ourselves."""
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """The session ends with this status, or with None and the exception's description."""

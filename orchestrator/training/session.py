@@ -162,12 +162,17 @@ class Session:
 
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
-        if not self._is_finished():
+        if self._is_finished():
+            say(
+                f"training is complete already (step {self.global_step}); to train further, raise "
+                "the script's number of epochs or steps"
+            )
+            if (self._home.run.done() or {}).get("command") == self._home.command:
+                return
+        else:
             for attempt in patient_retrying(self._stop_wanted):
                 with attempt:
                     self._save_now(Reason.FINAL)
-        elif (self._home.run.done() or {}).get("command") == self._home.command:
-            return
         for attempt in patient_retrying(self._stop_wanted):
             with attempt:
                 self._mark_complete()
@@ -198,7 +203,8 @@ class Session:
         if isinstance(error, TrainingStopped) and self._emergency is not None:
             # It was being written while the workers ended.
             error.settle(self._outcome(self._emergency))
-        self._page[Field.PHASE] = Phase.DONE
+        if error is None or isinstance(error, TrainingStopped):
+            self._page[Field.PHASE] = Phase.DONE
         status = ExitStatus.COMPLETE if error is None else status_of(error)
         self._saver.close()
         self._home.leave(status, None if error is None or status is not None else describe(error))
@@ -366,7 +372,9 @@ class Session:
 
     def _note_end(self, ended: Future[Checkpoint]) -> None:
         if ended.exception() is not None:
-            self._schedule.failed()
+            delay = self._schedule.failed()
+            if not self._stop_wanted():
+                say(f"training goes on; the next save is tried in {delay:.0f} s")
             return
         self._schedule.succeeded()
         if not ended.result().manifest.healthy:

@@ -15,7 +15,7 @@ from orchestrator.config import Config
 from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, UnreadableError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.page import ControlPage
+from orchestrator.page import ControlPage, Field
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
 from orchestrator.training.ending import say
 from orchestrator.training.writing import OwnWriter
@@ -118,7 +118,7 @@ class Standalone:
     def failed(self, error: CheckpointWriteError) -> None:
         """Journal it, and say so."""
         self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
-        say(f"{error}; training goes on")
+        say(str(error))
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
@@ -126,7 +126,8 @@ class Standalone:
         if status is ExitStatus.COMPLETE:
             self.tell(JournalEvent.RUN_COMPLETED)
         elif status is not None:
-            self.tell(JournalEvent.RUN_STOPPED, status=status)
+            step = self.page.values[Field.STEP]
+            self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
         self._left = True
         self.slots.close()
         self._lock.free()

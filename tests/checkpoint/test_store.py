@@ -306,6 +306,15 @@ def test_a_link_to_a_checkpoint_is_set_aside_without_what_it_points_to(store: St
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+def test_a_link_in_a_files_place_is_called_one(store: Store) -> None:
+    """A person reads that the state is a link, not how many levels of them there are."""
+    state = path_of(store, 300) / "state.pt"
+    state.symlink_to(move_elsewhere(state))
+    reported: list[CheckpointInvalidError] = []
+    reopened(store).newest_valid(reported.append)
+    assert [error.reason for error in reported] == ["state.pt is a symbolic link"]
+
+
 def test_the_same_name_twice_in_quarantine(store: Store) -> None:
     """What is there already is not replaced."""
     for _ in range(3):

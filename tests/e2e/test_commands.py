@@ -64,8 +64,35 @@ def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_pa
     assert_nothing_left(run.run)
     assert orchestrator("stop", str(run.run.root), cwd=tmp_path).returncode == 0
     refused = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
-    assert refused.returncode == 78
+    assert refused.returncode == 74
     assert "nothing works on" in refused.stderr
+
+
+def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """A run without a checkpoint is not called saved, neither by `stop` nor by its supervisor."""
+    run = supervise(*SLOW)
+    run.trainer_pid()
+    stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
+    nothing = "stopped before the first step: there was nothing to save"
+    assert (stopped.returncode, stopped.stdout) == (0, f"{nothing}\n")
+    status, _, stderr = run.end()
+    assert status == 75
+    assert nothing in stderr
+
+
+def test_checkpoint_during_a_stop_is_answered_at_once(supervise: Start, tmp_path: Path) -> None:
+    """While a stop waits for its safe point, `checkpoint` says so and ends with 74."""
+    stuck = "print('stuck', flush=True); time.sleep(300)"
+    run = supervise(*SLOW, "--run-at", "3", "--code", stuck)
+    run.wait_for_output("stuck")
+    run.signal(signal.SIGTERM)
+    run.wait_for_event("stop_requested")
+    refused = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
+    assert run.process.poll() is None
+    assert refused.returncode == 74
+    assert "cannot save: the run is stopping" in refused.stderr
 
 
 def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
@@ -76,9 +103,60 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     )
     checkpoints = tmp_path / "runs" / "train" / "checkpoints"
     wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
+    live = json.loads(orchestrator("status", "--json", cwd=tmp_path).stdout)
+    assert (live["supervisor_pid"], live["trainer_pid"]) == (None, script.pid)
+    assert f"trainer {script.pid}" in orchestrator("status", cwd=tmp_path).stdout
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "status", "--watch", "--json"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["state"] == "running"
     stopped = orchestrator("stop", cwd=tmp_path)
+    assert stopped.returncode == 0
     assert stopped.stdout.startswith("stopped at step")
     assert script.wait(timeout=30) == 75
+    rest, _ = watching.communicate(timeout=30)
+    assert json.loads(rest.splitlines()[-1])["state"] == "stopped"
+
+
+def test_session_says_that_training_is_complete_already(tmp_path: Path) -> None:
+    """A script that is run again after its end does not just print nothing."""
+    said = ""
+    for _ in range(2):
+        result = subprocess.run(
+            [sys.executable, str(TRAIN), "--epochs", "1"],
+            cwd=tmp_path,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "training is complete already" not in said
+        said = result.stderr
+    assert "training is complete already (step 16); to train further, raise" in said
+
+
+def test_interrupt_while_the_program_is_loading_ends_by_sigint(tmp_path: Path) -> None:
+    """A Ctrl-C that comes before anything has begun ends the command without a traceback."""
+    (tmp_path / "xxhash.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    loading = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "run", "--", "true"],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert loading.stdout is not None
+    assert loading.stdout.readline() == "loading\n"
+    loading.send_signal(signal.SIGINT)
+    _, stderr = loading.communicate(timeout=30)
+    assert (loading.returncode, stderr) == (-signal.SIGINT, "")
 
 
 STUCK = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(5)")

@@ -64,13 +64,33 @@ def test_full_disk_stops_the_saving_and_not_the_training(
     wait_for(lambda: run.status()["step"] > newest + 40, "steps beyond the next save")
     assert open_store(run.run).all()[-1].manifest.step <= newest + 10
     assert_all_valid(run.run, at_least=2)
+    assert "No space left on device; older checkpoints are intact" in run.status()["problem"]
     (small_disk / "ballast").unlink()
     wait_for(lambda: open_store(run.run).all()[-1].manifest.step > newest + 40, "a new checkpoint")
+    assert run.status()["problem"] is None
     run.signal(signal.SIGTERM)
     status, _, stderr = run.end()
     assert status == 75
     assert "No space left on device" in stderr
     assert_all_valid(run.run, at_least=2)
+
+
+def test_last_save_on_a_full_disk_says_that_it_is_tried_again(
+    small_disk: Path, supervise: Start
+) -> None:
+    """The end of training waits for room, says so, and does not claim that training goes on."""
+    run = supervise("--epochs", "3", "--step-seconds", "0.05", options=("--every", "1000steps"))
+    wait_for(lambda: run.run.journal_file.exists() and run.run.reserve_file.exists(), "a reserve")
+    run.run.reserve_file.unlink()
+    fill(small_disk / "ballast")
+    wait_for(lambda: run.status()["problem"], "a problem")
+    run.wait_for_output("the last save of the run is tried again for up to 5 minutes")
+    (small_disk / "ballast").unlink()
+    status, stdout, stderr = run.end()
+    assert status == 0
+    assert "No space left on device" in stderr
+    assert "training goes on" not in stdout + stderr
+    assert "training=goes on" not in stderr
 
 
 def test_stop_on_a_full_disk_says_that_nothing_was_saved(
@@ -83,9 +103,10 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     fill(small_disk / "ballast")
     newest = open_store(run.run).all()[-1].manifest.step
     wait_for(lambda: run.status()["step"] > newest + 15, "steps that are not saved")
-    run.signal(signal.SIGTERM)
+    stopped = orchestrator("stop", str(run.run.root), cwd=run.run.root.parent)
     status, _, stderr = run.end()
-    assert status == 74
+    assert status == stopped.returncode == 74
+    assert "steps are lost: the newest checkpoint is" in stopped.stdout
     assert "the last steps are not saved" in stderr
     assert_all_valid(run.run, at_least=2)
 

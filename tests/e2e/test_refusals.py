@@ -27,7 +27,14 @@ TRUE = ("--", "true")
         ((*RUN, "--every", "99999999999h", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
         ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
+        ((*RUN, "--every", "0s", *TRUE), 78, "--every = 0s: it must be longer than nothing"),
+        ((*RUN, "--every", "-5s", *TRUE), 78, "--every = -5s: write a time or a count"),
+        (("run", "--bogus"), 2, "usage: orchestrator run [OPTIONS] -- COMMAND..."),
+        (("checkpoints", "list", "--bogus"), 2, "usage: orchestrator checkpoints list"),
+        (("status", "--", "run"), 2, "usage: orchestrator status"),
         ((*RUN,), 2, "COMMAND"),
+        ((*RUN, "--", "./file"), 78, "it is not executable; write `python file`"),
+        ((*RUN, "--", "/tmp"), 78, "it is a directory"),
         ((*RUN, "--", "no-such-program"), 78, "cannot run no-such-program"),
         (("run", "--run-dir", "file", *TRUE), 78, "name a directory"),
         (("run", "--run-dir", "file/below", *TRUE), 78, "name a directory"),
@@ -114,6 +121,12 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         assert "Traceback" not in stderr
         assert again.status()["state"] == "failed"
     assert len(events(run.run, "attempt_started")) == 1
+    place = str(run.run.root)
+    verified = orchestrator("checkpoints", "verify", place, cwd=run.run.root)
+    assert verified.returncode == 65
+    assert "are in quarantine; repair one and move it back" in verified.stderr
+    listed = orchestrator("checkpoints", "list", place, cwd=run.run.root)
+    assert "state.pt has changed: wrong digest" in listed.stdout
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_transient_fault_is_survived(supervise: Start) -> None:
     first, second = events(run.run, "attempt_exited")
     assert (first["outcome"], second["outcome"]) == ("failed", "complete")
     assert "OSError: flaky disk" in first["cause"]
+    assert (first["phase"], second["phase"]) == ("train", "done")
     assert json.loads(run.run.attempt(1).error_file.read_text())["type"] == "OSError"
 
 
@@ -33,7 +34,7 @@ def test_import_error_is_not_retried(supervise: Start) -> None:
     run = supervise(command=[sys.executable, "-c", "import no_such_module"])
     status, _, stderr = run.end()
     assert status == 70
-    assert "before the first step" in stderr
+    assert "before the first step was done, and a restart would fail too" in stderr
     assert len(events(run.run, "attempt_started")) == 1
 
 
