@@ -71,7 +71,6 @@ class Snapshotter:
         self._usable = len(self._memories)
         self._layout: Layout | None = None
         self._warned_of_plain = False
-        self._current: Taking | None = None
         self._thread: threading.Thread | None = None
         self._held: dict[int, Future[Any]] = {}
 
@@ -193,12 +192,12 @@ class Snapshotter:
         if not self._can_begin or (slot := self._target()) is None:
             return None
         self._slots.begin(slot)
-        self._current = Taking(slot)
-        return self._current
+        return Taking(slot)
 
     @property
     def _can_begin(self) -> bool:
-        finished = self._current is None or self._current.done.done()
+        # The thread also tells of the snapshot, and must have done so before the next one.
+        finished = self._thread is None or not self._thread.is_alive()
         return finished and self._target() is not None
 
     # --- filling -----------------------------------------------------------------------------
