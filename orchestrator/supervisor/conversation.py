@@ -150,13 +150,10 @@ class Conversation:
             type="written", generation=snapshot.generation, name=checkpoint.name, seconds=seconds
         )
 
-    def write_failed(self, snapshot: Snapshot, problem: str | None) -> None:
-        """A snapshot could not be written, or gave way to another, which is no failure."""
-        if problem is not None:
-            self._alarm({"step": snapshot.manifest.step, "problem": problem})
-        self._tell_trainer(
-            type="write_failed", generation=snapshot.generation, problem=problem or "it gave way"
-        )
+    def write_failed(self, snapshot: Snapshot, problem: str) -> None:
+        """A snapshot could not be written."""
+        self._alarm({"step": snapshot.manifest.step, "problem": problem})
+        self._tell_trainer(type="write_failed", generation=snapshot.generation, problem=problem)
 
     def _tell_trainer(self, **message: Any) -> None:
         attempt = self._watch.attempt

@@ -1,6 +1,5 @@
 """Writes snapshots to disk in threads of this process, where no supervisor does it."""
 
-import errno
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.writer import WriteCancelledError, Writer
+from orchestrator.checkpoint.writer import Writer
 from orchestrator.errors import CheckpointWriteError
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
@@ -44,9 +43,6 @@ class OwnWriter:
         began = time.monotonic()
         try:
             checkpoint = self._writer.write(snapshot, reason)
-        except WriteCancelledError:
-            cause = OSError(errno.ECANCELED, "a more urgent one came first")
-            written.set_exception(CheckpointWriteError(snapshot.manifest.step, cause))
         except CheckpointWriteError as error:
             self._failed(error)
             written.set_exception(error)

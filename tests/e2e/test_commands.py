@@ -31,7 +31,7 @@ SLOW = ("--epochs", "50", "--step-seconds", "0.05")
 
 def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
     """`status --json` has every key of the contract, live and after the end."""
-    run = supervise(*SLOW)
+    run = supervise(*SLOW, "--samples", "800")
     run.wait_for_event("checkpoint_published")
     live = wait_for(lambda: (s := run.status())["metrics"] and s, "metrics")
     assert live["state"] == "training"

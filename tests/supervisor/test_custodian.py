@@ -25,8 +25,8 @@ def demoted(store: Store) -> bool:
 
     async def choose_and_demote() -> bool:
         custodian = custodian_of(store)
-        assert await custodian.choose() is not None
-        return await custodian.demote()
+        assert await custodian.choose(None) is not None
+        return await custodian.demote(None)
 
     return asyncio.run(choose_and_demote())
 
@@ -57,7 +57,7 @@ def test_what_could_not_be_moved_is_not_called_moved(tmp_path: Path) -> None:
     store = new_store(tmp_path, [10, 20])
     store.all()[-1].state_file.write_bytes(b"")
     refuse_to_move(store)
-    chosen = asyncio.run(custodian_of(store).choose())
+    chosen = asyncio.run(custodian_of(store).choose(None))
     assert chosen is not None
     assert chosen.manifest.step == 10
     events, _ = Journal(store.run.journal_file).read()
