@@ -29,6 +29,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("progress", _progress(status)),
         ("metrics", _metrics(status["metrics"])),
         ("checkpoint", _checkpoint(status["newest_checkpoint"])),
+        ("snapshot", _snapshot(status["newest_snapshot"], status["snapshots"])),
         ("problem", Text(status["problem"] or "", style="red")),
         ("at risk", _at_risk(status["lose_at_most_seconds"])),
         ("processes", _processes(status)),
@@ -129,6 +130,19 @@ def _checkpoint(newest: dict[str, Any] | None) -> str:
     if newest is None:
         return "none yet"
     return f"step {newest['step']}, {duration_text(newest['age_seconds'])} old  {newest['path']}"
+
+
+def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> str:
+    if newest is None:
+        return ""
+    shown = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
+    if facts and facts["interval_seconds"]:
+        stall = facts["stall_seconds"] * 1000
+        shown.append(f"every {duration_text(facts['interval_seconds'])} at {stall:.3g} ms")
+    if facts and facts["write_seconds"]:
+        written = f"{size_text(facts['bytes'])} in {duration_text(facts['write_seconds'])}"
+        shown.append(f"written to disk: {written}")
+    return "; ".join(shown)
 
 
 def _at_risk(seconds: float | None) -> str:

@@ -86,3 +86,18 @@ def test_names_are_no_markup() -> None:
         ["run", "abc", name],
         ["state", "stopped"],
     ]
+
+
+def test_status_shows_what_is_in_memory() -> None:
+    """The newest snapshot, how often one is taken and at what cost, and how long writing takes."""
+    status = Status(run_id="an id", state="training", run_dir="runs/train")
+    status.newest_snapshot = {"step": 120, "age_seconds": 2.0}
+    status.snapshots = {
+        "interval_seconds": 4.5,
+        "stall_seconds": 0.0453,
+        "bytes": 600 << 20,
+        "write_seconds": 0.5,
+    }
+    text = " ".join(shown(status_table(status.to_json()), 200).split())
+    assert "step 120, 2.0 s old, in memory; every 4.5 s at 45.3 ms" in text
+    assert "written to disk: 600.0 MiB in 0.5 s" in text

@@ -133,9 +133,11 @@ class Supervisor:
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
-            await self._attempts()
-            await self._settle(self._snapshots.under_way)
-            await self._conversation.rotations_end()
+            try:
+                await self._attempts()
+            finally:
+                await self._settle(self._snapshots.under_way)
+                await self._conversation.rotations_end()
         finally:
             self._channel.close()
         assert self._verdict is not None

@@ -338,10 +338,21 @@ class Session:
             if due and (waits or self._saver.can_save):
                 reason = Reason.REQUESTED if requested else Reason.PERIODIC
                 deadline = time.monotonic() + SLOT_WAIT_SECONDS if waits else None
-                if self._course.is_resumable() and self._save(reason, deadline) is not None:
+                if not self._course.is_resumable():
+                    return
+                if self._save(reason, deadline) is not None:
                     self._served_requests = requests
+                elif waits:
+                    self._served_requests = requests
+                    self._give_up_waiting()
             elif self._saver.is_snapshot_due(now) and self._course.is_resumable():
                 self._saver.snapshot(*self._course.content(Reason.PERIODIC))
+
+    def _give_up_waiting(self) -> None:
+        """The writes before do not end, be it for a dead disk or a supervisor that is stopped."""
+        cause = OSError(errno.ETIMEDOUT, "the checkpoints before it are still being written")
+        self._home.failed(CheckpointWriteError(self.global_step, cause))
+        self._schedule.failed()
 
     def _note_end(self, ended: Future[Checkpoint]) -> None:
         if ended.exception() is not None:

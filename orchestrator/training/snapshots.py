@@ -28,6 +28,8 @@ from orchestrator.training.state import all_finite
 # What is left of the free memory for everybody else.
 LEFT_FREE_SHARE = 0.1
 POLL_SECONDS = 0.002
+# Longer than the thread takes for any state that fits into memory, unless a device hangs.
+FINISH_SECONDS = 120.0
 WRITE_BUFFER_BYTES = 16 << 20
 
 
@@ -143,7 +145,7 @@ class Snapshotter:
     def close(self) -> None:
         """Wait for the snapshot under way, and have the device forget the memory."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(FINISH_SECONDS)
         self._copier.close()
         for slot in self._memories:
             slot.unpin()

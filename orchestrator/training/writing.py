@@ -29,6 +29,7 @@ class OwnWriter:
         self._writer = Writer(store)
         self._published = published
         self._failed = failed
+        self._changing_threads = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
@@ -36,8 +37,9 @@ class OwnWriter:
         thread = threading.Thread(
             target=self._run, args=(snapshot, reason, written), name="writer", daemon=True
         )
-        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
-        thread.start()
+        with self._changing_threads:
+            self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+            thread.start()
 
     def _run(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
         began = time.monotonic()
