@@ -192,7 +192,12 @@ class Registry:
 
 
 def _copies_what_it_loads(value: Stateful) -> bool:
-    return type(value).load_state_dict is torch.nn.Module.load_state_dict
+    """Whether it is a module of the usual kind, which keeps nothing of what it is given."""
+    usual = torch.nn.Module
+    return type(value).load_state_dict is usual.load_state_dict and all(
+        type(part).set_extra_state is usual.set_extra_state
+        for part in (value.modules() if isinstance(value, usual) else ())
+    )
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

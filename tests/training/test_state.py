@@ -406,3 +406,49 @@ def test_failure_of_the_device_is_no_bad_metric() -> None:
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
         Progress(metrics={"loss": OnBrokenDevice()}).metric_values()
+
+
+class KeepsWhatItIsGiven(torch.nn.Module):
+    """A module whose extra state is the very tensor that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.zeros(3)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.table
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.table = state
+
+
+def test_nothing_restored_lies_in_memory_that_will_change() -> None:
+    """What is read from a slot is copied, whoever would keep it: optimizers, extra state."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), KeepsWhatItIsGiven())
+    optimizer = torch.optim.Adam(model.parameters())
+    model[0](torch.ones(3)).backward()
+    optimizer.step()
+    registry = Registry()
+    registry.add({"model": model, "optimizer": optimizer})
+    content = registry.capture()
+    expected = copy.deepcopy(content)
+    shared = copy.deepcopy(content)
+    registry.restore(shared, Path("memory"), shared=True)
+
+    def overwrite(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            value.fill_(77)
+        for item in value.values() if isinstance(value, dict) else ():
+            overwrite(item)
+
+    overwrite(shared)
+    now = registry.capture()
+    assert torch.equal(
+        now["model_state_dict"]["0.weight"], expected["model_state_dict"]["0.weight"]
+    )
+    assert torch.equal(
+        now["model_state_dict"]["1._extra_state"], expected["model_state_dict"]["1._extra_state"]
+    )
+    for key, state in expected["optimizer_state_dict"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(now["optimizer_state_dict"]["state"][key][name], value)
