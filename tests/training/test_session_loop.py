@@ -677,12 +677,12 @@ def test_stop_on_a_full_disk_uses_the_reserve(small_disk: Path) -> None:
     model = torch.nn.Linear(300, 300)
     with pytest.raises(TrainingStopped) as stopped, a_session(root, model=model) as session:
         session.step()
-        wait_until((root / "reserve").exists, "the reserve")
+        session.checkpoint()
         fill(small_disk)
         signal.raise_signal(signal.SIGTERM)
         session.step()
     assert stopped.value.status == 75
-    assert saved(root) == [(1, "periodic"), (2, "emergency")]
+    assert saved(root) == [(1, "periodic"), (1, "requested"), (2, "emergency")]
     assert not (root / "reserve").exists()
 
 
@@ -692,7 +692,7 @@ def test_stop_on_a_full_disk_says_unsaved(small_disk: Path) -> None:
     model = torch.nn.Linear(300, 300)
     with pytest.raises(TrainingStopped) as stopped, a_session(root, model=model) as session:
         session.step()
-        wait_until((root / "reserve").exists, "the reserve")
+        session.checkpoint()
         (root / "reserve").unlink()
         filler = fill(small_disk)
         signal.raise_signal(signal.SIGTERM)
