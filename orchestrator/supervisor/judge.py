@@ -50,6 +50,9 @@ def judge(facts: Facts) -> Verdict:
         case ExitStatus.COMPLETE:
             cause = f"training is complete and saved, but the script {_end(facts)} afterwards"
             return Verdict(Outcome.REFUSED, ExitStatus.GAVE_UP, cause)
+        case ExitStatus.STOPPED_UNSAVED if facts.lost_steps == 0:
+            # What the trainer could not wait for any more has been written after its end.
+            return Verdict(Outcome.STOPPED, ExitStatus.STOPPED_SAVED, "stopped on request")
         case ExitStatus.STOPPED_SAVED | ExitStatus.STOPPED_UNSAVED:
             return Verdict(Outcome.STOPPED, ExitStatus(facts.reported), "stopped on request")
     # A shell in between may end with a status of its own; what the session said counts first.
