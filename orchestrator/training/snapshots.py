@@ -25,8 +25,10 @@ from orchestrator.training.shield import sigchld_default
 from orchestrator.training.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import all_finite
 
-# What is left of the free memory for everybody else.
+# What is left of the free memory for everybody else, and for what the training still comes to need:
+# the larger of the two.
 LEFT_FREE_SHARE = 0.1
+LEFT_FREE_BYTES = 128 << 20
 POLL_SECONDS = 0.002
 # Longer than the thread takes for any state that fits into memory, unless a device hangs.
 FINISH_SECONDS = 120.0
@@ -165,7 +167,8 @@ class Snapshotter:
 
     def _decide_usable(self, needed: int) -> None:
         missing = [slot.missing_bytes(needed) for slot in self._memories]
-        free = int(self._available_bytes() * (1 - LEFT_FREE_SHARE))
+        available = self._available_bytes()
+        free = max(0, available - max(LEFT_FREE_BYTES, int(available * LEFT_FREE_SHARE)))
         usable = next((n for n in (2, 1) if sum(missing[:n]) <= free), 0)
         if usable < self._usable:
             consequence = (

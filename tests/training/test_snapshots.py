@@ -14,7 +14,7 @@ from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.page import ControlPage
 from orchestrator.training import Session
 from orchestrator.training.slot_memory import INLINE_BYTES, with_spare
-from orchestrator.training.snapshots import Content, Snapshotter
+from orchestrator.training.snapshots import LEFT_FREE_BYTES, Content, Snapshotter
 from tests.support import DEADLINE_SECONDS, wait_until
 from tests.training.support import draft_of, result_of
 
@@ -84,7 +84,7 @@ def test_wait_for_a_slot_ends(slots: Slots) -> None:
 def test_one_slot_where_memory_is_short(slots: Slots) -> None:
     """With room for one image there is one slot, which is said once with the figures."""
     needed = with_spare(4000)
-    taker = snapshotter(slots, available_bytes=2 * needed)
+    taker = snapshotter(slots, available_bytes=LEFT_FREE_BYTES + 2 * needed - 1)
     with pytest.warns(UserWarning, match=r"two snapshots .* GiB may be used: one is kept"):
         first = take(taker, 1)
     with warnings.catch_warnings():
