@@ -120,7 +120,7 @@ def warmup_then_cosine(step: int, total: int) -> float:
     warmup = total // 20
     if step < warmup:
         return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def main() -> None:

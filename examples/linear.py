@@ -24,7 +24,9 @@ from orchestrator.training import Session
 def main() -> None:
     """Train for five epochs of one step each."""
     parser = argparse.ArgumentParser(description="Fit a line to four points.")
-    parser.add_argument("--interrupt-after", type=int, metavar="N", help="press Ctrl-C in epoch N")
+    parser.add_argument(
+        "--interrupt-after", type=int, metavar="N", help="press Ctrl-C after epoch N"
+    )
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -42,9 +44,9 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
                 print(f"epoch {epoch + 1}  loss {loss.item():.6f}", flush=True)
-                if epoch + 1 == args.interrupt_after:
-                    signal.raise_signal(signal.SIGINT)
                 session.step(loss=loss)
+            if epoch + 1 == args.interrupt_after:
+                signal.raise_signal(signal.SIGINT)  # noticed at the edge of the epoch
 
 
 if __name__ == "__main__":

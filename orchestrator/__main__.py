@@ -1,5 +1,20 @@
-"""``python -m orchestrator``, where the console script is not on PATH."""
+"""The entry point: also ``python -m orchestrator``, where the console script is not on PATH."""
 
-from orchestrator.cli import main
+import os
+import signal
 
-main()
+
+def main() -> None:
+    """Run the command line. A Ctrl-C that nothing else handles ends the process by SIGINT."""
+    try:
+        # Here, since an interrupt may come while this is still being imported.
+        from orchestrator import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,15 +41,31 @@ def parse(words: Sequence[str]) -> Namespace:
     """The arguments of the command line; ``do`` is the function to call. Exits with 2 on misuse."""
     # What follows the first -- is the command to run, whatever its words look like.
     split = words.index("--") if "--" in words else len(words)
-    arguments = _parser().parse_args(words[:split])
+    arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
+    if unknown:
+        arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
     if arguments.do is launch.run:
         arguments.command += tail
         if not arguments.command:
-            _parser().error("run: name the COMMAND to run, after --")
+            arguments.parser.error("name the COMMAND to run, after --")
     elif tail:
-        _parser().error(f"unexpected words after --: {' '.join(tail)}")
+        arguments.parser.error(f"unexpected words after --: {' '.join(tail)}")
     return arguments
+
+
+def _with_negative_values(words: Sequence[str]) -> list[str]:
+    """The words with ``--every -5s`` as ``--every=-5s``.
+
+    argparse would take -5s for an option and say only that --every lacks its value.
+    """
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("--") and word[:1] == "-" and word[1:2].isdecimal():
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     running = _add(groups, "run", launch.run, "Run a training command: save, restart, resume.")
     running.formatter_class = argparse.RawDescriptionHelpFormatter
+    running.usage = "orchestrator run [OPTIONS] -- COMMAND..."
     running.epilog = RUN_HELP
     for setting in fields(Config):
         running.add_argument(
@@ -104,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (showing, listing, verifying):
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
     for command in (pinning, unpinning, exporting):
-        command.add_argument("--step", type=int, help="the checkpoint of this step (the newest)")
+        command.add_argument(
+            "--step", type=int, help="the checkpoint of this step (the newest valid one)"
+        )
     exporting.add_argument(
         "-o", "--output", type=Path, default=Path("checkpoint.pt"), help="the file, a new one"
     )
@@ -117,5 +136,5 @@ def _add(
     command: argparse.ArgumentParser = group.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    command.set_defaults(do=do)
+    command.set_defaults(do=do, parser=command)
     return command

@@ -14,9 +14,17 @@ from typing import Any
 from orchestrator.checkpoint import reading
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.errors import ConfigError, NoValidCheckpointError, OrchestratorError
+from orchestrator.errors import (
+    CheckpointInvalidError,
+    ConfigError,
+    NotSavedError,
+    NoValidCheckpointError,
+    OrchestratorError,
+)
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import DEFAULT_PARENT, RunDir, lock_owner
+from orchestrator.supervisor.states import State
 from orchestrator.supervisor.status import status_from_disk
 from orchestrator.wire import Connection, Message
 
@@ -49,22 +57,23 @@ def status(arguments: Namespace) -> None:
                 print(json.dumps(current), flush=True)
             else:
                 live.update(status_table(current), refresh=True)
-            if current["supervisor_pid"] is None:
+            if current["supervisor_pid"] is current["trainer_pid"] is None:
                 return
             time.sleep(WATCH_SECONDS)
 
 
-def stop(arguments: Namespace) -> None:
-    """Have a run save and stop, and wait for its end."""
+def stop(arguments: Namespace) -> ExitStatus:
+    """Have a run save and stop, and wait for its end; ends with 74 if not all was saved."""
     place = _existing_run(arguments.run_dir)
     owner = _owner_here(place)
     if owner is None:
         print(f"nothing works on {place.root}")
-        return
+        return ExitStatus.COMPLETE
     wait_seconds = STOP_MARGIN_SECONDS
     with _supervisor_of(owner) as connection:
         if connection is None:
-            os.kill(owner["pid"], signal.SIGTERM)
+            # Not SIGTERM: a second one, from somebody else's `stop`, would end it unsaved.
+            os.kill(owner["pid"], signal.SIGUSR1)
         else:
             reply = _ask(connection, {"type": "stop"})
             wait_seconds += float(reply.get("grace_seconds", 0))
@@ -76,16 +85,45 @@ def stop(arguments: Namespace) -> None:
                 f"look with `orchestrator status {place.root}`"
             )
         time.sleep(POLL_SECONDS)
-    final = _status_of(place)
-    print(f"{final['state']} at step {final['step']}")
+    return _report_end(Store.open(place, command=[]))
+
+
+def _report_end(store: Store) -> ExitStatus:
+    """Say how a run that has just ended did so, what was saved and what was lost."""
+    final = status_from_disk(store)
+    newest = final.newest_checkpoint
+    where = f"the newest checkpoint is {newest['path']}" if newest else "there is no checkpoint"
+    if final.state == State.COMPLETED:
+        print(f"training is complete at step {final.step}; {where}")
+        return ExitStatus.COMPLETE
+    if final.state != State.STOPPED:
+        print(f"{final.state}: it ended otherwise than by this stop; {where}")
+        return ExitStatus.GAVE_UP if final.state == State.FAILED else ExitStatus.STOPPED_UNSAVED
+    events, _ = Journal(store.run.journal_file).read()
+    record = [event for event in events if event["event"] == JournalEvent.RUN_STOPPED][-1]
+    if record.get("status") != ExitStatus.STOPPED_SAVED:
+        lost = (record.get("step") or 0) - (final.step or 0)
+        print(
+            f"stopped; the last {f'{lost} steps' if lost > 0 else 'steps'} are lost: {where}"
+            + (f", of step {final.step}" if newest else "")
+        )
+        return ExitStatus.STOPPED_UNSAVED
+    if newest is None:
+        print("stopped before the first step: there was nothing to save")
+    else:
+        print(f"stopped at step {final.step}; the state is saved: {newest['path']}")
+    return ExitStatus.COMPLETE
 
 
 def checkpoint(arguments: Namespace) -> None:
-    """Have a run save now and keep training; print the new checkpoint's path."""
+    """Have a run save now and keep training; print the new checkpoint's path.
+
+    Ends with 74 if none was made.
+    """
     place = _existing_run(arguments.run_dir)
     owner = _owner_here(place)
     if owner is None:
-        raise ConfigError(f"cannot save: nothing works on {place.root}")
+        raise NotSavedError(f"cannot save: nothing works on {place.root}; start it to train on")
     with _supervisor_of(owner) as connection:
         if connection is None:
             os.kill(owner["pid"], signal.SIGUSR2)
@@ -93,7 +131,7 @@ def checkpoint(arguments: Namespace) -> None:
             return
         reply = _ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
     if reply.get("type") != "published":
-        raise ConfigError(f"cannot save: {reply.get('problem', 'the supervisor ended')}")
+        raise NotSavedError(f"cannot save: {reply.get('problem', 'the supervisor has ended')}")
     print(reply["path"])
 
 
@@ -103,8 +141,14 @@ def list_(arguments: Namespace) -> None:
 
 
 def verify(arguments: Namespace) -> ExitStatus:
-    """Verify every checkpoint; ends with 65 if one is damaged. Changes nothing."""
-    rows = _print_checkpoints(_open(arguments.run_dir), arguments.json)
+    """Verify every checkpoint; ends with 65 if one is damaged or none is left to be valid."""
+    store = _open(arguments.run_dir)
+    rows = _print_checkpoints(store, arguments.json)
+    if not rows and (aside := store.quarantined()):
+        raise NoValidCheckpointError(
+            f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(aside)} are in "
+            "quarantine; repair one and move it back, or start anew with another --run-dir"
+        )
     if any(not row["valid"] for row in rows):
         return ExitStatus.NO_VALID_CHECKPOINT
     return ExitStatus.COMPLETE
@@ -137,17 +181,19 @@ def export(arguments: Namespace) -> None:
 
 
 def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
-    from orchestrator.listing import list_checkpoints
+    from orchestrator.listing import list_checkpoints, list_quarantined
 
     rows = list_checkpoints(store)
     if as_json:
         print(json.dumps(rows))
     else:
-        from orchestrator.tables import checkpoints_table
+        from orchestrator.tables import checkpoints_table, quarantine_table
 
-        _console().print(checkpoints_table(rows))
-        if aside := store.quarantined():
-            print(f"{len(aside)} in quarantine: {store.run.quarantine}")
+        console = _console()
+        # Too long a line is the terminal's to wrap: a name that is cut off is no use.
+        console.print(checkpoints_table(rows, console.width), soft_wrap=True)
+        if aside := list_quarantined(store):
+            console.print(quarantine_table(aside), soft_wrap=True)
     return rows
 
 
@@ -159,13 +205,25 @@ def _console() -> Any:
 
 
 def _choose(store: Store, step: int | None) -> reading.Checkpoint:
-    """The newest verified checkpoint, or the newest of a step."""
-    candidates = [c for c in store.all() if step is None or c.manifest.step == step]
-    if not candidates:
-        wanted = "" if step is None else f" of step {step}"
-        raise NoValidCheckpointError(f"cannot find a checkpoint{wanted} in {store.run.checkpoints}")
-    reading.verify(candidates[-1])
-    return candidates[-1]
+    """The newest checkpoint that a run would resume from, or the newest of a step."""
+    if step is not None:
+        of_step = [c for c in store.all() if c.manifest.step == step]
+        if not of_step:
+            raise NoValidCheckpointError(
+                f"cannot find a checkpoint of step {step} in {store.run.checkpoints}; "
+                "see `orchestrator checkpoints list`"
+            )
+        reading.verify(of_step[-1])
+        return of_step[-1]
+    for candidate in reversed(store.all()):
+        if candidate.manifest.healthy:
+            with contextlib.suppress(CheckpointInvalidError):
+                reading.verify(candidate)
+                return candidate
+    raise NoValidCheckpointError(
+        f"cannot find a valid checkpoint in {store.run.checkpoints}; "
+        "see `orchestrator checkpoints list`, name one with --step"
+    )
 
 
 def _existing_run(argument: Path | None) -> RunDir:
@@ -195,8 +253,9 @@ def _status_of(place: RunDir) -> dict[str, Any]:
                 return _ask(connection, {"type": "status"})
     status = status_from_disk(Store.open(place, command=[])).to_json()
     if owner is not None:
-        # A script on its own, or a supervisor that is just beginning or on another machine.
-        status |= {"state": "running", "supervisor_pid": owner.get("pid")}
+        # A script on its own has no socket; the supervisor may be on another machine.
+        holder = "supervisor_pid" if "socket" in owner else "trainer_pid"
+        status |= {"state": "running", holder: owner.get("pid")}
     return status
 
 

@@ -18,6 +18,9 @@ ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
 PROJECT_FILE = "pyproject.toml"
 
+# Far beyond any run, and within what clocks and timers can hold.
+LONGEST_SECONDS = 3650 * 86400.0
+
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _COUNTED = re.compile(r"(\d+)(steps?|epochs?)")
@@ -36,7 +39,10 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("write a duration such as 90s, 10m or 2h")
-    return float(match[1]) * _UNIT_SECONDS[match[2]]
+    seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+    if seconds > LONGEST_SECONDS:
+        raise ValueError(f"at most {LONGEST_SECONDS / _UNIT_SECONDS['d']:g}d")
+    return seconds
 
 
 def _parse_positive_duration(text: str) -> float:
@@ -54,8 +60,10 @@ def _parse_every(text: str) -> Every:
         return Every(amount, "steps" if match[2].startswith("step") else "epochs")
     try:
         return Every(_parse_positive_duration(text), "seconds")
-    except ValueError:
-        raise ValueError("write a time or a count, such as 10m, 500steps or 1epoch") from None
+    except ValueError as error:
+        raise ValueError(
+            f"write a time or a count, such as 10m, 500steps or 1epoch ({error})"
+        ) from None
 
 
 def _parse_keep(text: str) -> int:

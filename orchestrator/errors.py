@@ -8,7 +8,8 @@ OrchestratorError                 carries the exit status that tells a scheduler
 ├── RunInUseError                 another process works on this run: wait, or stop that one
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
 ├── CheckpointInvalidError        one checkpoint failed verification: take an older one
-└── CheckpointWriteError          a checkpoint could not be written: go on, try again later
+├── CheckpointWriteError          a checkpoint could not be written: go on, try again later
+└── NotSavedError                 nothing was saved on a command: there is no trainer to do it
 
 Texts start with "cannot" and say what happened, to what, and what to do now.
 """
@@ -51,7 +52,7 @@ class UnreadableError(ConfigError):
 
     def __init__(self, path: Path, cause: OSError) -> None:
         super().__init__(
-            f"cannot read {path}: {cause.strerror}; the checkpoint may be good, so nothing else is "
+            f"cannot read {path}: {cause.strerror}; what is there may be good, so nothing else is "
             "tried: mend that and run again"
         )
         self.path = path
@@ -80,15 +81,21 @@ class CheckpointInvalidError(OrchestratorError):
         self.reason = reason
 
 
+class NotSavedError(OrchestratorError):
+    """A command asked for a checkpoint and none was made."""
+
+    status = ExitStatus.STOPPED_UNSAVED
+
+
 class CheckpointWriteError(OrchestratorError):
     """A checkpoint could not be written; nothing that was published before is affected."""
 
     status = ExitStatus.STOPPED_UNSAVED
 
-    def __init__(self, step: int, cause: OSError) -> None:
+    def __init__(self, step: int, cause: OSError, has_older: bool = False) -> None:
+        intact = "; older checkpoints are intact" if has_older else ""
         super().__init__(
-            f"cannot save the checkpoint of step {step}: {cause.strerror or cause}; "
-            "older checkpoints are intact"
+            f"cannot save the checkpoint of step {step}: {cause.strerror or cause}{intact}"
         )
         self.step = step
         self.cause = cause

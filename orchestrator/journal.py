@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import ConfigError
+
 
 class JournalEvent(StrEnum):
     """The events of docs/process-contract.md."""
@@ -60,11 +62,19 @@ class Journal:
             self.lost += 1
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
-        """All readable events, oldest first, and the number of damaged lines that were skipped."""
+        """All readable events, oldest first, and the number of damaged lines that were skipped.
+
+        Raises ConfigError when the file cannot be read.
+        """
         try:
             lines = self.path.read_bytes().splitlines()
         except FileNotFoundError:
             return [], 0
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read {self.path}: {error.strerror}; mend that, or move it away: the run "
+                "then goes on without its history"
+            ) from None
         events, damaged = [], 0
         for line in filter(None, lines):
             try:

@@ -1,10 +1,11 @@
 """What `checkpoints list` and `checkpoints verify` say about every checkpoint of a run."""
 
+import json
 from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.reading import read_checkpoint, verify
-from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.store import REASON_FILE, Store
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
 
@@ -38,4 +39,17 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
         except UnreadableError as error:
             row["problem"] = str(error)
         rows.append(row)
+    return rows
+
+
+def list_quarantined(store: Store) -> list[dict[str, str]]:
+    """``path`` and ``reason`` of what was set aside."""
+    rows = []
+    for path in store.quarantined():
+        try:
+            reason = str(json.loads((path / REASON_FILE).read_bytes())["reason"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            # A link or a file has no room for a note, and a full disk none either.
+            reason = "set aside without a note"
+        rows.append({"path": str(path), "reason": reason})
     return rows

@@ -1,47 +1,45 @@
 """Logging for people on a terminal and for machines elsewhere; to standard error."""
 
-import os
 import sys
 from typing import Any
 
 import structlog
 
+from orchestrator.outlet import Outlet
 
-class _UnbreakableStream:
-    """Standard error that nobody may be reading any more.
+LAST_LINES_SECONDS = 1.0
 
-    A closed terminal or pipe must not end a supervisor that has a checkpoint to save.
-    """
 
-    def write(self, text: str) -> int:
-        try:
-            return sys.stderr.write(text)
-        except (OSError, ValueError):
-            return len(text)
+class Log:
+    """The program's log; nobody may be reading it, which must not hold up a supervisor."""
+
+    def __init__(self) -> None:
+        """Console lines on a terminal, one JSON object a line otherwise."""
+        self._outlet = Outlet(sys.stderr.fileno())
+        on_terminal = sys.stderr.isatty()
+        renderer: Any = (
+            structlog.dev.ConsoleRenderer(pad_event_to=0)
+            if on_terminal
+            else structlog.processors.JSONRenderer(default=str)
+        )
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(
+                    fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal
+                ),
+                renderer,
+            ],
+            logger_factory=structlog.WriteLoggerFactory(self),  # type: ignore[arg-type]
+        )
+
+    def write(self, text: str) -> None:
+        """Called by structlog with each line."""
+        self._outlet.write(text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
-        try:
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            # What is buffered for a dead terminal would raise again at exit.
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        """Called by structlog after each line."""
 
-
-def configure() -> None:
-    """Console lines on a terminal, one JSON object a line otherwise."""
-    on_terminal = sys.stderr.isatty()
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(pad_event_to=0)
-        if on_terminal
-        else structlog.processors.JSONRenderer(default=str)
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(
-                fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal
-            ),
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(_UnbreakableStream()),  # type: ignore[arg-type]
-    )
+    def close(self) -> None:
+        """Wait a moment for the last lines to go out."""
+        self._outlet.close(LAST_LINES_SECONDS)

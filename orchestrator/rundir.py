@@ -17,9 +17,10 @@ from orchestrator.journal import utc_now
 
 FORMAT_VERSION = 1
 DEFAULT_PARENT = Path("runs")
-LOCK_TRIES = 5
+LOOK_SECONDS = 0.2
 OWNER_BYTES = 4096
 LOCK_RETRY_SECONDS = 0.05
+ORPHANS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,22 @@ class RunDir:
 
     def done(self) -> dict[str, Any] | None:
         """The content of done.json, or None while training is not complete."""
-        return _read_json(self.done_file)
+        return _read_json(
+            self.done_file,
+            "move it away: the run then goes on from its newest checkpoint, if there is more to do",
+        )
 
 
 def default_run_dir(script: str) -> Path:
-    """``runs/<name>`` under the current directory, for the path of a script or of a program.
+    """``runs/<name>`` under the current directory, for the path of a script or of a program."""
+    return DEFAULT_PARENT / _name_of(script)
 
-    The same whether the script is supervised or not, so that both continue the same run.
-    """
+
+def _name_of(script: str) -> str:
+    """The same whether the script is supervised or not, so that both continue the same run."""
     path = Path(script)
     name = path.parent.name if path.stem == "__main__" else path.stem
-    return DEFAULT_PARENT / (name or "run")
+    return name or "run"
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class AttemptDir:
     def error(self) -> dict[str, Any] | None:
         """The content of error.json; None when there is none or it is damaged."""
         try:
-            return _read_json(self.error_file)
+            return _read_json(self.error_file, "move it away")
         except ConfigError:
             return None
 
@@ -139,31 +145,54 @@ class RunIdentity:
     run_id: str
     command: list[str]
     created: str
+    script: str | None = None
 
     @classmethod
-    def open(cls, run: RunDir, command: list[str], adopted_id: str | None = None) -> Self:
+    def open(
+        cls,
+        run: RunDir,
+        command: list[str],
+        adopted_id: str | None = None,
+        script: str | None = None,
+    ) -> Self:
         """Read run.json, or write it for a new run.
 
-        ``adopted_id`` is the id that existing checkpoints carry, for a run whose run.json was lost.
-        Raises ConfigError when run.json is damaged: guessing would mix runs.
+        ``adopted_id`` is the id that existing checkpoints carry, for a run whose run.json was lost;
+        ``script`` the path of what is about to train in it. Raises ConfigError when run.json is
+        damaged, or when it is another script's: guessing would mix runs.
         """
-        content = _read_json(run.run_file)
+        advice = "restore it, or move it away: it is then made anew from what the checkpoints say"
+        name = None if script is None else _name_of(script)
+        content = _read_json(run.run_file, advice)
         if content is None:
-            identity = cls(adopted_id or secrets.token_hex(8), command, utc_now())
+            identity = cls(adopted_id or secrets.token_hex(8), command, utc_now(), name)
             try:
                 write_json(run.run_file, {"format_version": FORMAT_VERSION, **identity.__dict__})
             except OSError as error:
                 raise ConfigError(f"cannot write {run.run_file}: {error.strerror}") from None
             return identity
-        if content.get("format_version") != FORMAT_VERSION:
+        if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
             raise ConfigError(
                 f"cannot use {run.run_file}: its format version is "
-                f"{content.get('format_version')!r}, this program knows {FORMAT_VERSION}"
+                f"{content['format_version']!r}, this program knows {FORMAT_VERSION}; "
+                "use the program that made it"
             )
-        run_id, recorded = content.get("run_id"), content.get("command")
-        if not isinstance(run_id, str) or not isinstance(recorded, list):
-            raise _damaged(run.run_file, "run_id or command is missing")
-        return cls(run_id, recorded, str(content.get("created")))
+        version, run_id = content.get("format_version"), content.get("run_id")
+        recorded = content.get("command")
+        if version is None or not isinstance(run_id, str) or not isinstance(recorded, list):
+            raise _damaged(
+                run.run_file,
+                "format_version, run_id or command is missing or of a wrong kind",
+                advice,
+            )
+        first = content.get("script")
+        if None not in (name, first) and name != first:
+            raise ConfigError(
+                f"cannot train {name} in {run.root}: that is the run of {first}, whose checkpoints "
+                "would be resumed from; name another with --run-dir, or, where the script was only "
+                f"renamed, move {run.run_file} away"
+            )
+        return cls(run_id, recorded, str(content.get("created")), first)
 
 
 class RunLock:
@@ -182,8 +211,8 @@ class RunLock:
         try:
             self._lock()
         except BlockingIOError:
+            owner = self._owner()
             os.close(self.descriptor)
-            owner = lock_owner(run)
             held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
             raise RunInUseError(
                 f"cannot use the run {run.root}: {held_by} works on it; "
@@ -195,16 +224,22 @@ class RunLock:
                 f"cannot lock {run.lock_file}: {error.strerror}; "
                 "put the run directory on a filesystem that has flock"
             ) from None
-        self.former_owner = _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
+        self.former_owner = self._owner()
+
+    def _owner(self) -> dict[str, Any]:
+        return _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
 
     def _lock(self) -> None:
         # `orchestrator status` looks at the lock by taking it for an instant: one try is not proof.
-        for tries_left in reversed(range(LOCK_TRIES)):
+        # What a killed owner left behind, loader workers say, takes a few seconds to end.
+        seconds = ORPHANS_SECONDS if _is_dead(self._owner()) else LOOK_SECONDS
+        deadline = time.monotonic() + seconds
+        while True:
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if tries_left == 0:
+                if time.monotonic() > deadline:
                     raise
             time.sleep(LOCK_RETRY_SECONDS)
 
@@ -238,6 +273,20 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
     return None
 
 
+def _is_dead(owner: dict[str, Any]) -> bool:
+    """Whether the process that signed the lock ran here and has ended."""
+    pid = owner.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or owner.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
 def _parse_owner(note: bytes) -> dict[str, Any]:
     try:
         owner = json.loads(note)
@@ -246,7 +295,7 @@ def _parse_owner(note: bytes) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path, advice: str) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -254,14 +303,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from None
+        raise _damaged(path, str(error), advice) from None
     if not isinstance(content, dict):
-        raise _damaged(path, "it is not an object")
+        raise _damaged(path, "it is not an object", advice)
     return content
 
 
-def _damaged(path: Path, problem: str) -> ConfigError:
-    return ConfigError(
-        f"cannot use {path}: it is damaged ({problem}); restore it, or move it away: "
-        "it is then made anew from what the checkpoints say"
-    )
+def _damaged(path: Path, problem: str, advice: str) -> ConfigError:
+    return ConfigError(f"cannot use {path}: it is damaged ({problem}); {advice}")

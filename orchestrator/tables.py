@@ -14,6 +14,9 @@ _STATE_STYLES = {
     "killing": "red",
 }
 
+# Before metrics and notes on a line of their own.
+DETAILS_INDENT = "\n    "
+
 
 def status_table(status: dict[str, Any]) -> RenderableType:
     """The status of one run, a line a fact; absent facts are left out."""
@@ -26,6 +29,8 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("progress", _progress(status)),
         ("metrics", _metrics(status["metrics"])),
         ("checkpoint", _checkpoint(status["newest_checkpoint"])),
+        ("snapshot", _snapshot(status["newest_snapshot"], status["snapshots"])),
+        ("problem", Text(status["problem"] or "", style="red")),
         ("at risk", _at_risk(status["lose_at_most_seconds"])),
         ("processes", _processes(status)),
     ]
@@ -38,27 +43,46 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     return Group(table)
 
 
-def checkpoints_table(rows: list[dict[str, Any]]) -> RenderableType:
-    """One row for each checkpoint, newest last."""
+def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
+    """A line for each checkpoint, newest last.
+
+    Metrics and notes go on an indented line of their own where they do not fit; nothing is cut.
+    """
     if not rows:
         return Text("no checkpoints yet")
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("name", "step", "epoch", "reason", "size", "made", "metrics", "notes"):
-        align: Any = "right" if name in ("step", "epoch", "size") else "left"
-        table.add_column(name, justify=align, no_wrap=True)
-    for row in rows:
-        cells = (
-            str(row["path"]).rsplit("/", 1)[-1],
-            _text(row["step"]),
-            _text(row["epoch"]),
-            _text(row["reason"]),
-            "" if row["bytes"] is None else size_text(row["bytes"]),
-            _text(row["time"]).partition(".")[0].replace("T", " "),
-            _metrics(row["metrics"]),
-            _notes(row),
+    titles = ("name", "step", "epoch", "reason", "size", "made")
+    cells = [titles, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if title in ("step", "epoch", "size") else cell.ljust(width)
+            for title, cell, width in zip(titles, line, widths, strict=True)
         )
-        table.add_row(*map(Text, cells))
-    return table
+        for line in cells
+    ]
+    text = Text(lines[0], style="bold")
+    for row, line in zip(rows, lines[1:], strict=True):
+        details = "  ".join(filter(None, (_metrics(row["metrics"]), _notes(row))))
+        fits = len(line) + 2 + len(details) <= columns
+        text.append(f"\n{line}{'  ' if fits else DETAILS_INDENT}{details}".rstrip(), "not bold")
+    return text
+
+
+def quarantine_table(rows: list[dict[str, str]]) -> Text:
+    """What was set aside, and why."""
+    lines = [f"  {row['path'].rsplit('/', 1)[-1]}  {row['reason']}" for row in rows]
+    return Text("\n".join(("in quarantine:", *lines)))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["path"]).rsplit("/", 1)[-1],
+        _text(row["step"]),
+        _text(row["epoch"]),
+        _text(row["reason"]),
+        "" if row["bytes"] is None else size_text(row["bytes"]),
+        _text(row["time"]).partition(".")[0].replace("T", " "),
+    )
 
 
 def size_text(count: int) -> str:
@@ -106,6 +130,19 @@ def _checkpoint(newest: dict[str, Any] | None) -> str:
     if newest is None:
         return "none yet"
     return f"step {newest['step']}, {duration_text(newest['age_seconds'])} old  {newest['path']}"
+
+
+def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> str:
+    if newest is None:
+        return ""
+    shown = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
+    if facts and facts["interval_seconds"]:
+        stall = facts["stall_seconds"] * 1000
+        shown.append(f"every {duration_text(facts['interval_seconds'])} at {stall:.3g} ms")
+    if facts and facts["write_seconds"]:
+        written = f"{size_text(facts['bytes'])} in {duration_text(facts['write_seconds'])}"
+        shown.append(f"written to disk: {written}")
+    return "; ".join(shown)
 
 
 def _at_risk(seconds: float | None) -> str:

@@ -105,7 +105,7 @@ def test_good_values(tmp_path: Path, source: str, name: str, text: str, expected
         ("keep_best", ":min", "METRIC:min"),
         ("every", "10", "10m, 500steps or 1epoch"),
         ("every", "0steps", "at least 1"),
-        ("every", "0s", "10m, 500steps or 1epoch"),
+        ("every", "0s", "longer than nothing"),
         ("every", "-5m", "10m, 500steps or 1epoch"),
         ("every", "1.5epochs", "10m, 500steps or 1epoch"),
         ("every", "steps", "10m, 500steps or 1epoch"),

@@ -11,6 +11,7 @@ from orchestrator.errors import (
     CheckpointWriteError,
     ConfigError,
     MismatchError,
+    NotSavedError,
     NoValidCheckpointError,
     OrchestratorError,
     RunInUseError,
@@ -35,6 +36,7 @@ STATUSES = {
     NoValidCheckpointError("cannot"): 65,
     CheckpointInvalidError(Path("step-1"), "state.pt is missing"): 65,
     CheckpointWriteError(7, OSError(28, "No space left on device")): 74,
+    NotSavedError("cannot"): 74,
 }
 
 
@@ -59,6 +61,8 @@ def test_texts_name_what_they_are_about() -> None:
     assert "step 7" in str(write)
     assert "No space left on device" in str(write)
     assert (write.step, write.cause.errno) == (7, 28)
+    assert "older checkpoints" not in str(write)
+    assert str(CheckpointWriteError(7, write.cause, has_older=True)).endswith("are intact")
     invalid = CheckpointInvalidError(Path("runs/a/step-1"), "state.pt is missing")
     assert "runs/a/step-1: state.pt is missing" in str(invalid)
     assert (invalid.path, invalid.reason) == (Path("runs/a/step-1"), "state.pt is missing")

@@ -25,6 +25,8 @@ MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
 RANKS = {
     "exitcodes": 0,
     "errors": 1,
+    "outlet": 0,
+    "stopsignals": 0,
     "logs": 1,
     "durable": 2,
     "memory": 2,

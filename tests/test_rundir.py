@@ -18,13 +18,14 @@ import pytest
 from orchestrator.errors import ConfigError, RunInUseError
 from orchestrator.rundir import (
     FORMAT_VERSION,
+    LOOK_SECONDS,
     RunDir,
     RunIdentity,
     RunLock,
     default_run_dir,
     lock_owner,
 )
-from tests.support import NOBODY, in_child, wait_until
+from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
 
 # Takes the lock, starts a process that inherits it, as the trainer does, and waits.
 HOLDER = """
@@ -36,6 +37,15 @@ lock.sign(socket="/tmp/socket")
 trainer = subprocess.Popen(["sleep", "1000"], pass_fds=(lock.descriptor,))
 print(trainer.pid, flush=True)
 time.sleep(1000)
+"""
+
+# Says that it is about to take the lock, and takes it.
+TAKER = """
+import sys
+from pathlib import Path
+from orchestrator.rundir import RunDir, RunLock
+print("about to", flush=True)
+RunLock(RunDir(Path(sys.argv[1])))
 """
 
 
@@ -142,7 +152,7 @@ def test_done_is_told_only_by_a_whole_file(run: RunDir) -> None:
     run.done_file.write_text('{"step": 5}')
     assert run.done() == {"step": 5}
     run.done_file.write_text("")
-    with pytest.raises(ConfigError, match=r"done\.json.*damaged"):
+    with pytest.raises(ConfigError, match=r"done\.json.*damaged.*the run then goes on from"):
         run.done()
 
 
@@ -158,7 +168,17 @@ def test_a_run_keeps_its_identity(run: RunDir) -> None:
         "run_id": first.run_id,
         "command": ["python", "train.py"],
         "created": first.created,
+        "script": None,
     }
+
+
+def test_another_script_is_refused(run: RunDir) -> None:
+    """It would resume from checkpoints that are not its own; the same script may have moved."""
+    first = RunIdentity.open(run, ["bash", "exp1.sh"], script="exp1.sh")
+    assert RunIdentity.open(run, ["bash", "new/exp1.sh"], script="new/exp1.sh") == first
+    assert RunIdentity.open(run, []) == first
+    with pytest.raises(ConfigError, match=r"^cannot train exp2 .* run of exp1.*--run-dir"):
+        RunIdentity.open(run, ["bash", "exp2.sh"], script="exp2.sh")
 
 
 def test_runs_have_different_ids(tmp_path: Path) -> None:
@@ -199,6 +219,13 @@ def test_a_damaged_run_file_is_refused(run: RunDir, content: bytes) -> None:
     with pytest.raises(ConfigError, match=r"^cannot use .*run\.json"):
         RunIdentity.open(run, [])
     assert run.run_file.read_bytes() == content
+
+
+def test_an_empty_run_file_is_damage_and_no_other_version(run: RunDir) -> None:
+    """Where the version is missing, the advice is how to get a whole file again."""
+    run.run_file.write_text("{}")
+    with pytest.raises(ConfigError, match=r"run\.json: it is damaged .*move it away"):
+        RunIdentity.open(run, [])
 
 
 def test_a_run_file_that_cannot_be_read_is_refused(run: RunDir) -> None:
@@ -279,7 +306,7 @@ def test_looking_at_the_lock_does_not_refuse_a_start(run: RunDir) -> None:
 
 @pytest.mark.processes
 def test_the_lock_is_free_when_its_last_inheritor_has_ended(run: RunDir) -> None:
-    """A killed supervisor's trainer still holds the run; when both are gone, it is free."""
+    """A killed supervisor's trainer still holds the run; who comes then waits for its end."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run.root)], stdout=subprocess.PIPE
     ) as supervisor:
@@ -293,13 +320,16 @@ def test_the_lock_is_free_when_its_last_inheritor_has_ended(run: RunDir) -> None
                 RunLock(run)
             supervisor.kill()
             supervisor.wait()
-            with pytest.raises(RunInUseError):
-                RunLock(run)
+            waiting = subprocess.Popen([sys.executable, "-c", TAKER, str(run.root)], stdout=-1)
+            assert waiting.stdout is not None
+            waiting.stdout.readline()
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(5 * LOOK_SECONDS)
         finally:
             supervisor.kill()
             os.kill(trainer, signal.SIGKILL)
-    wait_until(lambda: lock_owner(run) is None, "the lock to be free")
-    RunLock(run).release()
+    with waiting:
+        assert waiting.wait(DEADLINE_SECONDS) == 0
 
 
 @pytest.mark.processes

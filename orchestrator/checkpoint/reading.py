@@ -157,6 +157,8 @@ def _judged(path: Path, name: str, error: OSError) -> CheckpointInvalidError | U
     """What an error on reading says: that the checkpoint is bad, or nothing about it."""
     if error.errno == errno.ENOENT:
         return CheckpointInvalidError(path, f"{name} is missing")
+    if error.errno == errno.ELOOP:
+        return CheckpointInvalidError(path, f"{name} is a symbolic link")
     if error.errno in _DAMAGE:
         return CheckpointInvalidError(path, f"{name} cannot be read: {error.strerror}")
     return UnreadableError(path / name, error)

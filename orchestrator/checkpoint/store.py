@@ -56,17 +56,17 @@ class Store:
     _verified: dict[str, Signature] = field(default_factory=dict, init=False)
 
     @classmethod
-    def open(cls, run: RunDir, command: list[str]) -> Self:
+    def open(cls, run: RunDir, command: list[str], script: str | None = None) -> Self:
         """The store of the run in this directory, which becomes a new run if there is none.
 
-        Raises ConfigError when run.json is damaged. A lost run.json is made anew with the id that
-        the newest checkpoint carries.
+        Raises ConfigError when run.json is damaged, or that of another ``script``. A lost run.json
+        is made anew with the id that the newest checkpoint carries.
         """
         adopted = None
         for path in cls(run, run_id="").directories():
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 adopted = read_checkpoint(path).manifest.run_id
-        return cls(run, RunIdentity.open(run, command, adopted).run_id)
+        return cls(run, RunIdentity.open(run, command, adopted, script).run_id)
 
     def publish(
         self,
@@ -103,7 +103,8 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             cause = writer.error if writer and writer.error else error
             if isinstance(cause, OSError):
-                raise CheckpointWriteError(manifest.step, cause) from error
+                has_older = bool(self.directories())
+                raise CheckpointWriteError(manifest.step, cause, has_older) from error
             raise
         return Checkpoint(target, manifest, pinned=False)
 
@@ -118,7 +119,13 @@ class Store:
         return found
 
     def directories(self) -> list[Path]:
-        """Everything that is named like a checkpoint, oldest first."""
+        """Everything that is named like a checkpoint, oldest first. Raises UnreadableError."""
+        try:
+            return self._directories()
+        except OSError as error:
+            raise UnreadableError(self.run.checkpoints, error) from None
+
+    def _directories(self) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):
             paths = [p for p in self.run.checkpoints.iterdir() if is_checkpoint_name(p.name)]
             return sorted(paths, key=lambda path: order_of(path.name))
@@ -129,10 +136,11 @@ class Store:
     ) -> Checkpoint | None:
         """The newest checkpoint that can be trusted; None in a run that never saved one.
 
-        Walks from the newest to the oldest. What fails verification is quarantined and reported;
-        non-finite ones and those of another run are passed over. Raises NoValidCheckpointError
-        when there were candidates and none is left, since a silent start from zero loses a run, and
-        UnreadableError when one cannot be judged.
+        Walks from the newest to the oldest and reads every byte again. What fails verification is
+        reported, after it was quarantined if the disk took that; non-finite ones and those of
+        another run are passed over. Raises NoValidCheckpointError when there were candidates and
+        none is left, since a silent start from zero loses a run, and UnreadableError when one
+        cannot be judged.
         """
         passed_over = []
         for path in reversed(self.directories()):
@@ -144,6 +152,9 @@ class Store:
                 if not checkpoint.manifest.healthy:
                     passed_over.append(f"{path.name} holds non-finite values")
                     continue
+                # A cached verdict is enough to delete on, not to resume from: a disk loses bytes
+                # without touching the inode.
+                self._verified.pop(checkpoint.name, None)
                 self._verify(checkpoint)
             except CheckpointInvalidError as error:
                 # On a disk that takes no change it stays where it is, and is passed over too.
@@ -258,7 +269,8 @@ class Store:
 
         Only under the run lock and while no trainer runs: a live writer's files look the same.
         """
-        with contextlib.suppress(FileNotFoundError):
+        # What cannot be removed now costs room and nothing else.
+        with contextlib.suppress(OSError):
             for path in list(self.run.checkpoints.iterdir()):
                 if path.name.startswith((WRITING_PREFIX, TRASH_PREFIX)):
                     shutil.rmtree(path, ignore_errors=True)
@@ -275,7 +287,7 @@ class Store:
     def _unused_path(self, step: int) -> Path:
         # What is in quarantine keeps its name: the journal and people know it by that.
         aside = [path.name.partition(".")[0] for path in self.quarantined()]
-        used = [path.name for path in self.directories()] + list(filter(is_checkpoint_name, aside))
+        used = [path.name for path in self._directories()] + list(filter(is_checkpoint_name, aside))
         taken = {order_of(name)[1] for name in used if order_of(name)[0] == step}
         base = self.run.checkpoints / f"step-{step:012d}"
         return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")

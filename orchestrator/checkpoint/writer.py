@@ -21,11 +21,8 @@ RESERVE_MARGIN_BYTES = 1 << 16
 # Of the two that Linux knows, this one lowers the disk's priority too (ioprio_get(2)).
 BACKGROUND_NICE = 10
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-URGENT = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
-
-
-class WriteCancelledError(Exception):
-    """The write gave way to a more urgent one."""
+# After these there may be no other chance to write.
+_LAST_CHANCES = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
 
 
 @dataclass
@@ -34,30 +31,24 @@ class Writer:
 
     store: Store
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
-    _give_way: threading.Event = field(default_factory=threading.Event)
 
     def write(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
         """Publish the snapshot, which must stay as it is meanwhile.
 
-        A stop or a crash goes before a periodic write under way, and may use up the reserve. Raises
-        CheckpointWriteError, and WriteCancelledError in the one that has to give way.
+        One that may be the last may use up the reserve. Raises CheckpointWriteError.
         """
-        urgent = reason in URGENT
-        if urgent:
-            self._give_way.set()
         with self._one_at_a_time:
-            self._give_way.clear()
-            if not urgent:
+            if reason not in _LAST_CHANCES:
                 _lower_priority()
-            try:
                 checkpoint = self._publish(snapshot, reason)
-            except CheckpointWriteError as error:
-                if not (urgent and error.cause.errno in _FULL and self._free_reserve()):
-                    raise
-                checkpoint = self._publish(snapshot, reason)
-            if not urgent:
                 self._keep_reserve(snapshot.image_bytes + RESERVE_MARGIN_BYTES)
-            return checkpoint
+                return checkpoint
+            try:
+                return self._publish(snapshot, reason)
+            except CheckpointWriteError as error:
+                if error.cause.errno not in _FULL or not self._free_reserve():
+                    raise
+                return self._publish(snapshot, reason)
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
         def copy(file: DigestingWriter) -> None:
@@ -67,8 +58,6 @@ class Writer:
                 memoryview(image) as whole,
             ):
                 for offset in range(0, size, CHUNK_BYTES):
-                    if self._give_way.is_set():
-                        raise WriteCancelledError
                     with whole[offset : offset + CHUNK_BYTES] as chunk:
                         file.write(chunk)
 

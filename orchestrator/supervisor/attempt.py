@@ -49,12 +49,15 @@ class Attempt:
         self.started = time.monotonic()
         self.peer: Peer | None = None
         self.connected = False
+        self.resumed = False
         self.reported: int | None = None
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
         self.snapshot_facts: dict[str, Any] = {}
         self.over = asyncio.Event()
-        self.directory.root.mkdir(parents=True)
+        # A full disk costs the records of this attempt and not the training.
+        with contextlib.suppress(OSError):
+            self.directory.root.mkdir(parents=True, exist_ok=True)
         self.page, self._page_descriptor = ControlPage.create()
         self._slot_descriptors = snapshots.attach(self.page)
         self.output = open_output(self.directory.output_file)
@@ -67,21 +70,20 @@ class Attempt:
         environment.pop(RESUME_VARIABLE, None)
         if resume_from is not None:
             environment[RESUME_VARIABLE] = str(resume_from.state_file.absolute())
-        # Output into a file would be held back in blocks, and a SIGKILL would lose the last one.
+        # Output into a pipe would be held back in blocks, and a SIGKILL would lose the last one.
         environment.setdefault("PYTHONUNBUFFERED", "1")
         self.child = Child(command, environment, self.output, lock_descriptor)
 
     @property
     def descriptors(self) -> list[int]:
         """What the session is handed: the page, the snapshot memory, and the output's keeper."""
-        keeper = [] if self.output.keeper is None else [self.output.keeper]
-        return [self._page_descriptor, *self._slot_descriptors, *keeper]
+        return [self._page_descriptor, *self._slot_descriptors, self.output.keeper]
 
     @property
     def resumed_step(self) -> int | None:
-        """Completed steps in what it resumes from."""
+        """The step at which the session said that it had resumed."""
         source = self.handed or self.resume_from
-        return source.manifest.step if source else None
+        return source.manifest.step if source and self.resumed else None
 
     @property
     def step(self) -> int:
@@ -120,6 +122,7 @@ class Attempt:
             "left_step": self.left.manifest.step if self.left else None,
             "left_epoch": self.left.manifest.epoch if self.left else None,
             "lost_seconds": self.lost_seconds,
+            "output_bytes_lost": self.output.lost_bytes,
             "seconds": round(time.monotonic() - self.started, 3),
             **facts,
         }

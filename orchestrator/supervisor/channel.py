@@ -27,7 +27,7 @@ MAXIMUM_PATH_BYTES = 103
 
 
 class Peer:
-    """One connection; ``lost`` tells a dead trainer from one that only closed."""
+    """One connection; its end is the message ``lost`` from it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

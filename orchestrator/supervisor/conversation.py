@@ -33,6 +33,7 @@ class Conversation:
     def __init__(
         self,
         config: Config,
+        command: list[str],
         store: Store,
         journal: Journal,
         machine: Machine,
@@ -43,6 +44,7 @@ class Conversation:
     ) -> None:
         self.restarts = restarts
         self._config = config
+        self._command = command
         self._store = store
         self._journal = journal
         self._machine = machine
@@ -54,6 +56,7 @@ class Conversation:
         self._rotations: set[asyncio.Task[None]] = set()
         self._waiting_for_checkpoint: list[Peer] = []
         self._grace_checked = False
+        self._problem: str | None = None
 
     async def receive(self, peer: Peer, message: Message) -> None:
         """Act on one message."""
@@ -63,7 +66,11 @@ class Conversation:
                 peer.send(self._status().to_json())
             case "stop":
                 peer.send({"type": "stopping", "grace_seconds": self._config.grace})
-                self._watch.request_stop("orchestrator stop")
+                # Asking twice is not insisting: a script may ask, and a person beside it.
+                if not self._watch.stop_wanted.is_set():
+                    self._watch.request_stop("orchestrator stop")
+            case "checkpoint" if self._watch.stop_wanted.is_set():
+                peer.send({"type": "failed", "problem": "the run is stopping, and saves for that"})
             case "checkpoint":
                 self._waiting_for_checkpoint.append(peer)
                 self.request_checkpoint()
@@ -86,6 +93,7 @@ class Conversation:
                 "type": "welcome",
                 "protocol": PROTOCOL_VERSION,
                 "run_id": self._store.run_id,
+                "command": self._command,
                 "every": asdict(self._config.every),
                 "snapshot_budget": self._config.snapshot_budget,
                 "resume_generation": attempt.handed.generation if attempt.handed else None,
@@ -100,6 +108,7 @@ class Conversation:
         facts = {key: value for key, value in message.items() if key != "type"}
         match kind:
             case "resumed":
+                attempt.resumed = True
                 self._journal.write(JournalEvent.RESUMED, attempt.number, **facts)
             case "stop_noticed":
                 self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)
@@ -141,13 +150,10 @@ class Conversation:
             type="written", generation=snapshot.generation, name=checkpoint.name, seconds=seconds
         )
 
-    def write_failed(self, snapshot: Snapshot, problem: str | None) -> None:
-        """A snapshot could not be written, or gave way to another, which is no failure."""
-        if problem is not None:
-            self._alarm({"step": snapshot.manifest.step, "problem": problem})
-        self._tell_trainer(
-            type="write_failed", generation=snapshot.generation, problem=problem or "it gave way"
-        )
+    def write_failed(self, snapshot: Snapshot, problem: str) -> None:
+        """A snapshot could not be written."""
+        self._alarm({"step": snapshot.manifest.step, "problem": problem})
+        self._tell_trainer(type="write_failed", generation=snapshot.generation, problem=problem)
 
     def _tell_trainer(self, **message: Any) -> None:
         attempt = self._watch.attempt
@@ -159,7 +165,8 @@ class Conversation:
         self._journal.write(
             JournalEvent.CHECKPOINT_FAILED, attempt.number if attempt else None, **facts
         )
-        self._log.error(str(facts.get("problem")), training="goes on")
+        self._problem = str(facts.get("problem"))
+        self._log.error(self._problem)
         self._answer_waiting({"type": "failed", **facts})
 
     def _hear_published(self, name: str, facts: dict[str, Any]) -> None:
@@ -167,6 +174,7 @@ class Conversation:
         checkpoint = self._checkpoints.published(name, seconds=seconds)
         if checkpoint is None:
             return
+        self._problem = None
         self._log.info(
             "checkpoint", step=checkpoint.manifest.step, reason=checkpoint.manifest.reason.value
         )
@@ -211,6 +219,7 @@ class Conversation:
         )
         status.supervisor_pid = os.getpid()
         status.restarts = self.restarts
+        status.problem = self._problem
         status.newest_checkpoint = describe_checkpoint(newest) if newest else None
         if attempt is not None:
             status.attempt = attempt.number

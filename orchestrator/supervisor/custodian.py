@@ -1,13 +1,15 @@
 """Keeps the checkpoints of a running run: knows them, chooses among them, rotates them."""
 
 import asyncio
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from orchestrator.checkpoint.manifest import json_metrics
-from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
@@ -28,7 +30,10 @@ class Custodian:
         budget: Budget,
         events: list[dict[str, Any]],
     ) -> None:
-        """``events`` are the journal's so far: what they mention is not announced again."""
+        """``events`` are the journal's so far: what they mention is not announced again.
+
+        But for what a person has deleted since: the run may make one of that name anew.
+        """
         self._store = store
         self._policy = policy
         self._journal = journal
@@ -39,7 +44,7 @@ class Custodian:
             Path(str(event.get("path"))).name
             for event in events
             if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED
-        }
+        } & {path.name for path in store.directories()}
         self.attempt: int | None = None
         self.resumed_from: Checkpoint | None = None
         self.newest: Checkpoint | None = None
@@ -96,9 +101,11 @@ class Custodian:
 
     def notice_published(self) -> None:
         """Catch up with what a trainer published but could not announce before it died."""
-        for checkpoint in self._store.all():
-            if checkpoint.name not in self._announced:
-                self.published(checkpoint.name)
+        # A disk that shows nothing now is the affair of the next choice.
+        with contextlib.suppress(UnreadableError):
+            for checkpoint in self._store.all():
+                if checkpoint.name not in self._announced:
+                    self.published(checkpoint.name)
 
     async def rotate(self) -> None:
         """Apply retention; one rotation at a time."""
@@ -125,19 +132,50 @@ class Custodian:
                 step=checkpoint.manifest.step,
             )
 
-    def demote(self) -> bool:
-        """Set aside the checkpoint resumed from, if an older one can take its place."""
+    async def demote(self, handed: Snapshot | None) -> bool:
+        """Set aside the checkpoint resumed from, if a valid older one can take its place.
+
+        Where that was a snapshot, it is the checkpoint that this has become.
+        """
         suspect = self.resumed_from
-        if suspect is None or not any(
-            c.order < suspect.order and c.manifest.healthy for c in self._store.all()
-        ):
+        if handed is not None:
+            suspect = next((c for c in self._store.all() if _place(c) == handed.order), None)
+            if suspect is None:
+                return self.newest is not None
+        if suspect is None or not await in_thread(lambda: self._can_be_replaced(suspect)):
             return False
         reason = "the same failure came twice right after resuming from it"
-        self._store.quarantine(suspect.path, reason)
+        try:
+            self._store.quarantine(suspect.path, reason)
+        except OSError as error:
+            if os.path.lexists(suspect.path):
+                self._log.warning("cannot set the checkpoint aside", problem=str(error))
+                return False
         self._quarantined(CheckpointInvalidError(suspect.path, reason), demoted=True)
         return True
 
+    def _can_be_replaced(self, suspect: Checkpoint) -> bool:
+        """Whether nobody has pinned it and an older one is valid, every byte of it."""
+        try:
+            if read_checkpoint(suspect.path).pinned:
+                return False
+        except (CheckpointInvalidError, UnreadableError):
+            return False
+        for older in reversed(self._store.all()):
+            if older.order < suspect.order and older.manifest.healthy:
+                with contextlib.suppress(CheckpointInvalidError, UnreadableError):
+                    verify(older)
+                    return True
+        return False
+
     def _quarantined(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
+        if os.path.lexists(error.path):
+            self._log.warning(
+                "cannot set a bad checkpoint aside; it is passed over",
+                path=str(error.path),
+                reason=error.reason,
+            )
+            return
         self._announced.discard(error.path.name)
         self._log.warning(
             "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"
@@ -149,3 +187,7 @@ class Custodian:
             reason=error.reason,
             demoted=demoted,
         )
+
+
+def _place(checkpoint: Checkpoint) -> tuple[int, int]:
+    return checkpoint.manifest.step, checkpoint.manifest.epoch

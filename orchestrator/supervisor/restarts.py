@@ -34,7 +34,11 @@ _OUTSIDE_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, sig
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt failed: ``cause`` for people, ``fingerprint`` to recognise it again."""
+    """How an attempt failed: ``cause`` for people, ``fingerprint`` to recognise it again.
+
+    ``resumed_step`` is None unless the session said that it had resumed: a script that failed
+    before that says nothing about the checkpoint.
+    """
 
     cause: str
     fingerprint: str | None
@@ -90,6 +94,7 @@ class Budget:
     def record(self, failure: Failure) -> None:
         """Count a failure; do it before deciding."""
         self._note(failure.fingerprint, failure.step)
+        self.ever_safe = self.ever_safe or not failure.before_first_safe_point
 
     def _note(self, fingerprint: str | None, step: int) -> None:
         self.failures.append((fingerprint, step))
@@ -112,10 +117,10 @@ class Budget:
                     if event.get("outcome") == "failed":
                         budget._note(event.get("fingerprint"), _count(event, "step"))
                 case JournalEvent.GAVE_UP:
-                    # A person who runs it again after that has changed something.
+                    # A person who runs it again after that has changed something. But without
+                    # progress no rerun may set aside yet another checkpoint.
                     budget.failures.clear()
                     budget.not_passed.clear()
-                    budget.demoted = False
         return budget
 
 
@@ -128,7 +133,7 @@ def decide(failure: Failure, budget: Budget) -> Retry | GiveUp:
     """The decision for a failure that ``budget`` has already counted."""
     from_outside = failure.fingerprint is None
     if failure.before_first_safe_point and not budget.ever_safe and not from_outside:
-        return GiveUp("it failed before the first step was done, so that a restart would too")
+        return GiveUp("it failed before the first step was done, and a restart would fail too")
     same = budget.not_passed.count((failure.fingerprint, failure.step))
     if not from_outside and same >= 2:
         right_after_resuming = (

@@ -5,11 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 
-# One cause often sends twice: a closing terminal hangs up through the kernel and through the
-# shell, systemd adds SIGHUP to SIGTERM. Only a later signal is a person who insists.
-MERGE_SECONDS = 0.3
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+from orchestrator.stopsignals import STOP_SIGNALS, EchoFilter
 
 
 class SignalReceiver:
@@ -19,8 +15,7 @@ class SignalReceiver:
         self, on_stop: Callable[[signal.Signals], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._on_stop = on_stop
-        self._clock = clock
-        self._last_stop = float("-inf")
+        self._echoes = EchoFilter(clock)
 
     def install(
         self,
@@ -40,8 +35,5 @@ class SignalReceiver:
 
     def receive_stop(self, number: signal.Signals) -> None:
         """Pass a request to stop on, unless it belongs to the one just before."""
-        now = self._clock()
-        is_echo = now - self._last_stop < MERGE_SECONDS
-        self._last_stop = now
-        if not is_echo:
+        if not self._echoes.is_echo():
             self._on_stop(number)

@@ -64,8 +64,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.WAITING, Event.DUE): State.PREPARING,
 }
 
-FINAL_STATES = frozenset({State.COMPLETED, State.STOPPED, State.FAILED})
-
 
 class Machine:
     """The current state; moves only along the table."""

@@ -37,6 +37,7 @@ class Status:
     newest_snapshot: dict[str, Any] | None = None
     snapshots: dict[str, Any] | None = None
     lose_at_most_seconds: float | None = None
+    problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dict that JSON can hold."""
@@ -70,8 +71,13 @@ def status_from_disk(store: Store) -> Status:
     elif not events:
         state = "new"
     status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
-    status.attempt = max((e["attempt"] for e in events if e.get("attempt")), default=None)
+    attempts = (event.get("attempt") for event in events)
+    status.attempt = max((a for a in attempts if isinstance(a, int)), default=None)
     status.restarts = sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events)
+    saves = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
+    last_save = next((e for e in reversed(events) if e["event"] in saves), None)
+    if last_save is not None and last_save["event"] == JournalEvent.CHECKPOINT_FAILED:
+        status.problem = str(last_save.get("problem"))
     if checkpoints := [c for c in store.all() if c.manifest.healthy]:
         newest = checkpoints[-1]
         status.newest_checkpoint = describe_checkpoint(newest)

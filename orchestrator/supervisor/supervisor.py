@@ -18,6 +18,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
+from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunLock
@@ -100,6 +101,7 @@ class Supervisor:
         )
         self._conversation = Conversation(
             config,
+            command,
             store,
             self._journal,
             self._machine,
@@ -131,9 +133,11 @@ class Supervisor:
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
-            await self._attempts()
-            await self._settle(self._snapshots.under_way)
-            await self._conversation.rotations_end()
+            try:
+                await self._attempts()
+            finally:
+                await self._settle(self._snapshots.under_way)
+                await self._conversation.rotations_end()
         finally:
             self._channel.close()
         assert self._verdict is not None
@@ -162,18 +166,35 @@ class Supervisor:
 
     async def _live_once(self) -> None:
         """One attempt. Raises AttemptFailedError when it failed, whether or not it is the last."""
-        if not self._snapshots.under_way:  # whose files would be swept away
-            await self._unless_stopped(self._checkpoints.sweep())
-        handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
-        await self._unless_stopped(self._checkpoints.choose(handed))
-        attempt = self._start(1 + self._last_attempt_number(), handed)
+        attempt = await self._begin()
         await self._watch.until_over(attempt)
         survivors = await attempt.child.clean_up()
         if survivors:
             self._log.error("processes could not be ended", pids=survivors)
         self._checkpoints.notice_published()
         await self._keep_what_is_left(attempt)
-        self._conclude(attempt)
+        await self._conclude(attempt)
+
+    async def _begin(self) -> Attempt:
+        """Choose what to resume from and start; what prevents that is the end of the run."""
+        try:
+            if not self._snapshots.under_way:  # whose files would be swept away
+                await self._unless_stopped(self._checkpoints.sweep())
+            handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
+            await self._unless_stopped(self._checkpoints.choose(handed))
+            return self._start(1 + self._last_attempt_number(), handed)
+        except OSError as error:
+            self._cannot_begin(
+                problem := f"cannot start the trainer: {error}; mend that, run again"
+            )
+            raise ConfigError(problem) from None
+        except OrchestratorError as error:
+            self._cannot_begin(str(error))
+            raise
+
+    def _cannot_begin(self, reason: str) -> None:
+        self._machine.handle(Event.GIVE_UP)
+        self._journal.write(JournalEvent.GAVE_UP, cause="no attempt could begin", reason=reason)
 
     async def _keep_what_is_left(self, attempt: Attempt) -> None:
         """Have the newest snapshot written, if the trainer did not see to that itself."""
@@ -221,9 +242,11 @@ class Supervisor:
 
     def _last_attempt_number(self) -> int:
         names = (path.name for path in (self._run.root / "attempts").iterdir())
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        on_disk = max((int(name) for name in names if name.isdecimal()), default=0)
+        # On a full disk the last one has left no directory.
+        return max(on_disk, self._checkpoints.attempt or 0)
 
-    def _conclude(self, attempt: Attempt) -> None:
+    async def _conclude(self, attempt: Attempt) -> None:
         newest = self._checkpoints.newest
         error = attempt.directory.error()
         facts = Facts(
@@ -246,6 +269,12 @@ class Supervisor:
             stop_requested=self._watch.stop_source,
         )
         self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
+        if lost := attempt.output.lost_bytes:
+            self._log.warning(
+                "the disk refused a part of the trainer's output",
+                bytes=lost,
+                output=str(attempt.directory.output_file),
+            )
         match verdict.outcome:
             case Outcome.COMPLETE:
                 self._machine.handle(Event.COMPLETE)
@@ -264,16 +293,16 @@ class Supervisor:
                     resumed_step=attempt.resumed_step,
                     before_first_safe_point=not attempt.reached_safe_point,
                 )
-                self._decide(attempt, failure)
+                await self._decide(attempt, failure)
                 raise AttemptFailedError(verdict.cause)
 
-    def _decide(self, attempt: Attempt, failure: Failure) -> None:
+    async def _decide(self, attempt: Attempt, failure: Failure) -> None:
         self._budget.record(failure)
         decision = decide(failure, self._budget)
         if not isinstance(decision, GiveUp) and decision.demote:
             self._budget.demoted = True
             self._snapshots.forget()
-            if not self._checkpoints.demote():
+            if not await self._unless_stopped(self._checkpoints.demote(attempt.handed)):
                 decision = GiveUp(f"the same failure came again at step {failure.step}")
         if isinstance(decision, GiveUp):
             self._give_up(attempt, failure.cause, decision.reason)
@@ -301,7 +330,9 @@ class Supervisor:
             JournalEvent.RUN_STOPPED, attempt.number, status=verdict.status, step=attempt.step
         )
         where = str(newest.path) if newest else None
-        if verdict.status is ExitStatus.STOPPED_SAVED:
+        if verdict.status is ExitStatus.STOPPED_SAVED and newest is None:
+            self._log.info("stopped before the first step: there was nothing to save")
+        elif verdict.status is ExitStatus.STOPPED_SAVED:
             self._log.info("stopped; the state is saved", checkpoint=where)
         else:
             self._log.error(

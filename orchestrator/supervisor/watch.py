@@ -67,7 +67,7 @@ class Watch:
             self._end_attempt(attempt)
         elif self._machine.state in (State.STARTING, State.TRAINING):
             # The command was a shell, say, that a signal ended, while its trainer runs on.
-            self.request_stop("the end of the command before its trainer")
+            self.request_stop("the end of the shell around the trainer")
 
     def trainer_lost(self, attempt: Attempt) -> None:
         """The session's connection has closed: it has left, or its process has ended."""
@@ -115,7 +115,7 @@ class Watch:
             f"{grace:g} s. Again: do not wait for the safe point. A third time: kill at once"
         )
         if attempt.peer is not None:
-            attempt.peer.send({"type": "stop", "deadline_ns": page[Field.STOP_DEADLINE_NS]})
+            attempt.peer.send({"type": "stop"})
         else:
             # No session, not yet or no more: the command itself, not its group, is asked to end.
             attempt.child.terminate()

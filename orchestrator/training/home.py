@@ -25,6 +25,8 @@ class Home(Protocol):
     slots: Slots
     every: Every
     snapshot_budget: float | None
+    command: list[str]
+    """What a person or scheduler started, to be told from other commands on the same run."""
 
     def snapshot_to_resume(self) -> Snapshot | None:
         """The image in memory that the attempt before left, if it is further than the disk."""
@@ -54,7 +56,7 @@ class Home(Protocol):
         """Report a checkpoint that we wrote ourselves; older ones may go now."""
 
     def failed(self, error: CheckpointWriteError) -> None:
-        """Report that a checkpoint could not be written by ourselves; training goes on."""
+        """Report that a checkpoint could not be written by ourselves."""
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """The session ends with this status, or with None and the exception's description."""

@@ -114,7 +114,7 @@ def lay_out(frozen: Frozen) -> Layout:
         with torch.serialization.skip_data(), _aligned(sizes):
             torch.save(frozen.tree, cast(IO[bytes], sink))
     except RuntimeError as error:
-        raise UnstorableError("the state", str(error)) from error
+        raise UnstorableError(where="the state", problem=str(error)) from error
     gaps = iter(sink.gaps)
     # torch.save skips nothing for an empty storage.
     placed = [next(gaps, (0, -1)) if size else (0, 0) for size in sizes]

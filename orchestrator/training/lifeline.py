@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.checkpoint.slots import SLOT_COUNT, Slots
+from orchestrator.checkpoint.slots import Slots
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.page import ControlPage, Field
@@ -60,10 +60,8 @@ class Lifeline:
         self.welcome: Message = welcome
         self.page = ControlPage(descriptors[0])
         os.close(descriptors[0])
-        slots, rest = descriptors[1 : SLOT_COUNT + 2], descriptors[SLOT_COUNT + 2 :]
+        *slots, self._output = descriptors[1:]
         self.slots = Slots(self.page, slots)
-        # Holding the other end keeps the pseudo-terminal alive when the supervisor is killed.
-        self._terminal = rest[0] if rest else None
         self._connection.set_timeout(None)
         self._closed = threading.Event()
         self.supervisor_died = False
@@ -108,22 +106,32 @@ class Lifeline:
             os._exit(ExitStatus.STOPPED_UNSAVED)
 
     def _keep_output(self) -> None:
-        """Lead standard output and error from the orphaned pseudo-terminal to the log."""
-        if self._terminal is None:
-            return
-        log = os.open(self._output_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-        for descriptor in (sys.__stdout__, sys.__stderr__):
-            if descriptor is not None and os.isatty(descriptor.fileno()):
-                os.dup2(log, descriptor.fileno())
-        threading.Thread(target=_drain, args=(self._terminal, log), daemon=True).start()
+        """Lead standard output and error from the orphaned pipe or terminal to the log."""
+        try:
+            log = os.open(self._output_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+        except OSError:
+            log = os.open(os.devnull, os.O_WRONLY)
+        for file in (sys.__stdout__, sys.__stderr__):
+            with contextlib.suppress(OSError, ValueError):  # the script may have closed it
+                if file is not None and self._leads_to_output(file.fileno()):
+                    os.dup2(log, file.fileno())
+        threading.Thread(target=_drain, args=(self._output, log), daemon=True).start()
+
+    def _leads_to_output(self, descriptor: int) -> bool:
+        # The two ends of a pipe are one file, those of a pseudo-terminal are not.
+        return os.isatty(descriptor) or os.path.sameopenfile(descriptor, self._output)
 
     def _close_in_child(self) -> None:
         # A forked child that kept the socket would hide our death from the supervisor.
         self._connection.close()
 
 
-def _drain(terminal: int, log: int) -> None:
-    """Move what was written before the switch; a writer may even be blocked on it."""
+def _drain(output: int, log: int) -> None:
+    """Move what was written before the switch, and what other processes of ours still write.
+
+    Somebody may be blocked on it, so that it must go on when the disk takes nothing more.
+    """
     with contextlib.suppress(OSError):
-        while data := os.read(terminal, COPY_BYTES):
-            os.write(log, data)
+        while data := os.read(output, COPY_BYTES):
+            with contextlib.suppress(OSError):
+                os.write(log, data)

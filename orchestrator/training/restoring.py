@@ -1,6 +1,7 @@
 """Reads checkpoints and classic files into the parts that a session takes over."""
 
 import copy
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = Fa
 
 
 def read_classic(source: Path) -> dict[str, Any]:
-    """Read a file in the classic form; its ``epoch`` counts completed epochs.
+    """Read a file in the classic form; ``epoch`` and ``step`` count completed ones.
 
     Raises ConfigError when it is missing, cannot be loaded or has another form.
     """
@@ -102,6 +103,13 @@ def read_classic(source: Path) -> dict[str, Any]:
             f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
             f"its keys are {', '.join(map(str, content))}"
         )
+    for key in ("epoch", "step"):
+        try:
+            content[key] = operator.index(content.get(key, 0))
+        except TypeError:
+            raise ConfigError(
+                f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole number"
+            ) from None
     return content
 
 

@@ -15,7 +15,10 @@ import torch
 
 def capture() -> dict[str, Any]:
     """All streams, as values that the safe load accepts."""
-    streams: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    version, keys, gauss = random.getstate()
+    # As a tensor: the pickled part of a snapshot then keeps its length from one to the next.
+    python = {"version": version, "keys": torch.tensor(keys), "gauss": gauss}
+    streams: dict[str, Any] = {"python": python, "torch": torch.get_rng_state()}
     if numpy := sys.modules.get("numpy"):
         name, keys, position, has_gauss, gauss = numpy.random.get_state()
         streams["numpy"] = {
@@ -114,6 +117,10 @@ def cuda_in_use() -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
+def _restore_python(state: dict[str, Any]) -> None:
+    random.setstate((state["version"], tuple(state["keys"].tolist()), state["gauss"]))
+
+
 def _restore_numpy(state: dict[str, Any]) -> None:
     import numpy
 
@@ -130,7 +137,7 @@ def _restore_cuda(states: list[torch.Tensor]) -> None:
 
 
 _RESTORE: dict[str, Callable[[Any], None]] = {
-    "python": random.setstate,
+    "python": _restore_python,
     "numpy": _restore_numpy,
     "torch": torch.set_rng_state,
     "cuda": _restore_cuda,

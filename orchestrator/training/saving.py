@@ -48,6 +48,10 @@ def patient_retrying(stop_wanted: Callable[[], bool]) -> tenacity.Retrying:
         wait=tenacity.wait_exponential(FIRST_RETRY_SECONDS, max=60.0),
         stop=tenacity.stop_after_delay(PATIENCE_SECONDS) | _StopWhenWanted(stop_wanted),
         sleep=sleep,
+        before_sleep=lambda _: say(
+            f"the last save of the run is tried again for up to {PATIENCE_SECONDS / 60:.0f} "
+            "minutes: freeing space on the disk helps; a stop gives it up"
+        ),
         reraise=True,
     )
 

@@ -43,12 +43,13 @@ class Schedule:
         """It has been written."""
         self._failures = 0
 
-    def failed(self) -> None:
-        """A write failed: try again soon, then ever more rarely."""
-        delay = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
+    def failed(self) -> float:
+        """A write failed: try again soon, then ever more rarely. Returns in how many seconds."""
+        delay: float = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
         self._failures += 1
         self.next_step = self.next_epoch = NEVER
         self.next_time_ns = time.monotonic_ns() + int(delay * 1e9)
+        return delay
 
     @property
     def is_counted(self) -> bool:

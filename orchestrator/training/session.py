@@ -19,13 +19,9 @@ from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import JournalEvent, utc_now
 from orchestrator.page import Field, Phase
-from orchestrator.training import rng
-from orchestrator.training.data import DataPosition
+from orchestrator.training.course import Course
 from orchestrator.training.ending import describe, refusing, say, status_of
 from orchestrator.training.home import Home
-from orchestrator.training.place import Place
-from orchestrator.training.plain import to_plain
-from orchestrator.training.replay import ReplayPoint, same
 from orchestrator.training.restoring import Restored, read_classic, read_snapshot, read_state
 from orchestrator.training.saving import Saver, patient_retrying
 from orchestrator.training.schedule import Schedule
@@ -71,13 +67,12 @@ class Session:
         """
         self.state: dict[str, Any] = {}
         self.resumed_from: Path | None = None
-        self._problems: list[str] | None = None
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._start_from = Path(start_from) if start_from is not None else None
         self._registry = Registry()
         with refusing():
             self._registry.add(objects)
-        self._progress = Progress()
+        self._course = Course(self._registry, self.state, torch.initial_seed())
         self._entered = False
 
     # --- entering and leaving ----------------------------------------------------------------
@@ -112,13 +107,7 @@ class Session:
     def _begin(self) -> None:
         self._emergency: Future[Checkpoint] | None = None
         self._schedule = Schedule(self._home.every)
-        self._data = DataPosition(torch.initial_seed())
-        self._place = Place()
-        self._replay_point: ReplayPoint | None = None
-        self._streams: dict[str, Any] | None = None
-        self._epoch_streams: dict[str, Any] | None = None
-        self._passed_streams: dict[str, Any] | None = None
-        self._polling = False
+        self._course = Course(self._registry, self.state, torch.initial_seed())
         self._served_requests = 0
         self._show_at_ns = 0
         self._page[Field.PHASE] = Phase.RESTORE
@@ -163,16 +152,27 @@ class Session:
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
         if self._is_finished():
-            return
-        for attempt in patient_retrying(self._stop_wanted):
-            with attempt:
-                self._save_now(Reason.FINAL)
+            say(
+                f"training is complete already (step {self.global_step}); to train further, raise "
+                "the script's number of epochs or steps"
+            )
+            if (self._home.run.done() or {}).get("command") == self._home.command:
+                return
+        else:
+            for attempt in patient_retrying(self._stop_wanted):
+                with attempt:
+                    self._save_now(Reason.FINAL)
         for attempt in patient_retrying(self._stop_wanted):
             with attempt:
                 self._mark_complete()
 
     def _mark_complete(self) -> None:
-        done = {"step": self.global_step, "epoch": self.epoch, "time": utc_now()}
+        done = {
+            "step": self.global_step,
+            "epoch": self.epoch,
+            "time": utc_now(),
+            "command": self._home.command,
+        }
         try:
             write_json(self._home.run.done_file, done)
         except OSError as cause:
@@ -192,7 +192,8 @@ class Session:
         if isinstance(error, TrainingStopped) and self._emergency is not None:
             # It was being written while the workers ended.
             error.settle(self._outcome(self._emergency))
-        self._page[Field.PHASE] = Phase.DONE
+        if error is None or isinstance(error, TrainingStopped):
+            self._page[Field.PHASE] = Phase.DONE
         status = ExitStatus.COMPLETE if error is None else status_of(error)
         self._saver.close()
         self._home.leave(status, None if error is None or status is not None else describe(error))
@@ -203,20 +204,21 @@ class Session:
     @property
     def epoch(self) -> int:
         """Completed epochs."""
-        return self._progress.epoch
+        return self._course.progress.epoch
 
     @property
     def exactness(self) -> str | None:
         """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
-        if self._problems is None:
+        course = self._course
+        if course.problems is None:
             return None
-        problems = self._problems + self._data.problems
+        problems = course.problems + course.data.problems
         return f"APPROXIMATE: {'; '.join(problems)}" if problems else "EXACT"
 
     @property
     def global_step(self) -> int:
         """Completed steps."""
-        return self._progress.step
+        return self._course.progress.step
 
     def register(self, **objects: Any) -> None:
         """Register more objects; before the ``with`` block, so that they are restored with it."""
@@ -232,61 +234,45 @@ class Session:
 
     def epochs(self, total: int) -> Iterator[int]:
         """The epochs still to do of ``total``, counted from 0; between two is a safe point."""
-        progress = self._progress
-        while progress.epoch < total:
-            self._place = Place(epoch_began_at_step=progress.step)
-            if self._data.resumed_pass is None:
-                self._arrive()
-                self._epoch_streams = rng.capture()
-            elif self._epoch_streams is not None:
-                rng.restore(self._epoch_streams)
-            self._remember_replay_point()
-            yield progress.epoch
-            self._streams = self._epoch_streams = None
-            progress.epoch += 1
-            self._page[Field.EPOCH] = progress.epoch
-            self._data.begin_epoch()
-            self._place = Place()
-            self._replay_point = None
+        course = self._course
+        while self.epoch < total:
+            with refusing():
+                course.begin_epoch()
+            yield self.epoch
+            course.end_epoch()
+            self._page[Field.EPOCH] = self.epoch
             self._safe_point()
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to do of ``total``, counted from 0, for loops without epochs."""
-        while (step := self._progress.step) < total:
-            self._place = Place(open_step=step)
-            self._arrive()
+        while (step := self.global_step) < total:
+            with refusing():
+                self._course.begin_step()
             yield step
-            if self._progress.step == step:
+            if self.global_step == step:
                 raise RuntimeError("session.steps() needs one session.step() in each round")
-        self._place = Place()
+        self._course.end_steps()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of ``loader`` that this epoch has still to do."""
-        self._place.has_batches = True
-        if self._streams is not None and self._replay_point is None:
-            self._remember_replay_point()
-        if self._data.is_at_resumed_pass:
-            self._arrive()
-        used_up = yield from self._data.batches(loader, self._progress.epoch)
-        if used_up and not self._data.mid_batch:
-            if self._streams is None:
-                self._remember_replay_point()
-            else:
-                self._passed_streams = rng.capture()
+        course = self._course
+        with refusing():
+            course.begin_pass()
+        used_up = yield from course.data.batches(loader, self.epoch)
+        if used_up:
+            with refusing():
+                course.end_pass()
 
     def step(self, **metrics: Any) -> None:
         """One step is done: a safe point. ``metrics`` are single numbers or tensors of one element.
 
         Raises TrainingStopped when a stop was asked for and the state has been saved.
         """
-        progress, page = self._progress, self._page
+        progress = self._course.progress
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
-        progress.step += 1
-        progress.note(metrics)
-        self._data.consume()
-        self._replay_point = self._streams = None
-        page[STEP] = progress.step
+        self._course.end_step(metrics)
+        self._page[STEP] = progress.step
         self._safe_point()
 
     def poll(self, **metrics: Any) -> None:
@@ -296,17 +282,16 @@ class Session:
         everything after it again: the evaluation, a scheduler's step. Between a batch and its step
         nothing is saved, since the state belongs to neither.
         """
-        self._progress.note(metrics)
-        self._polling = True
+        self._course.poll(metrics)
         try:
             self._safe_point()
         finally:
-            self._polling = False
+            self._course.end_poll()
 
     def checkpoint(self) -> Path | None:
         """Save now; the new checkpoint's directory, None if the disk refused."""
         with refusing():
-            if self._data.mid_batch:
+            if self._course.data.mid_batch:
                 raise ConfigError(
                     "cannot save between a batch and its step: call session.checkpoint() after "
                     "session.step()"
@@ -319,7 +304,7 @@ class Session:
     # --- safe points -------------------------------------------------------------------------
 
     def _safe_point(self) -> None:
-        page, now = self._page, time.monotonic_ns()
+        page, progress, now = self._page, self._course.progress, time.monotonic_ns()
         page[HEARTBEAT] = now
         page[SAFE_POINTS] += 1
         if (
@@ -328,8 +313,8 @@ class Session:
             or page[CHECKPOINT_REQUESTS] != self._served_requests
             or now >= self._schedule.next_time_ns
             or now >= self._saver.pace.next_ns
-            or self._progress.step >= self._schedule.next_step
-            or self._progress.epoch >= self._schedule.next_epoch
+            or progress.step >= self._schedule.next_step
+            or progress.epoch >= self._schedule.next_epoch
         ):
             self._attend(now)
 
@@ -338,11 +323,11 @@ class Session:
         with refusing():
             if now >= self._show_at_ns and not self._page[STOP_REQUEST]:
                 self._show_at_ns = now + SHOW_METRICS_NS
-                self._home.show(self._progress.metric_values())
+                self._home.show(self._course.progress.metric_values())
             if (ended := self._saver.ended()) is not None:
                 self._note_end(ended)
             if self._page[STOP_REQUEST]:
-                if self._is_resumable():
+                if self._course.is_resumable():
                     self._stop()
                 return
             requests = self._page[CHECKPOINT_REQUESTS]
@@ -353,14 +338,27 @@ class Session:
             if due and (waits or self._saver.can_save):
                 reason = Reason.REQUESTED if requested else Reason.PERIODIC
                 deadline = time.monotonic() + SLOT_WAIT_SECONDS if waits else None
-                if self._is_resumable() and self._save(reason, deadline) is not None:
+                if not self._course.is_resumable():
+                    return
+                if self._save(reason, deadline) is not None:
                     self._served_requests = requests
-            elif self._saver.is_snapshot_due(now) and self._is_resumable():
-                self._saver.snapshot(*self._content(Reason.PERIODIC))
+                elif waits:
+                    self._served_requests = requests
+                    self._give_up_waiting()
+            elif self._saver.is_snapshot_due(now) and self._course.is_resumable():
+                self._saver.snapshot(*self._course.content(Reason.PERIODIC))
+
+    def _give_up_waiting(self) -> None:
+        """The writes before do not end, be it for a dead disk or a supervisor that is stopped."""
+        cause = OSError(errno.ETIMEDOUT, "the checkpoints before it are still being written")
+        self._home.failed(CheckpointWriteError(self.global_step, cause))
+        self._schedule.failed()
 
     def _note_end(self, ended: Future[Checkpoint]) -> None:
         if ended.exception() is not None:
-            self._schedule.failed()
+            delay = self._schedule.failed()
+            if not self._stop_wanted():
+                say(f"training goes on; the next save is tried in {delay:.0f} s")
             return
         self._schedule.succeeded()
         if not ended.result().manifest.healthy:
@@ -405,52 +403,15 @@ class Session:
 
         Raises UnstorableError and ConfigError for values that cannot be kept.
         """
-        written = self._saver.save(*self._content(reason), reason, deadline)
+        self._page[Field.PHASE] = Phase.SAVE
+        try:
+            written = self._saver.save(*self._course.content(reason), reason, deadline)
+        finally:
+            self._page[Field.PHASE] = Phase.TRAIN
         if written is not None:
-            self._progress.refuses_bad_metrics = False
+            self._course.progress.refuses_bad_metrics = False
             self._schedule.begun(self.global_step, self.epoch, self._saver.least_interval_seconds)
         return written
-
-    def _content(self, reason: Reason) -> tuple[dict[str, Any], dict[str, float]]:
-        """The state to keep, and the metrics that were measured on it."""
-        point = self._replay_point
-        if point is not None and (reason is Reason.FINAL or not point.is_intact()):
-            point = None
-            self._place.was_changed = reason is not Reason.FINAL
-        if reason in (Reason.EMERGENCY, Reason.FINAL):
-            self._progress.refuses_bad_metrics = False
-        metrics = self._progress.metric_values()
-        state = self._capture(metrics) if point is None else point.state | metrics
-        return state, self._progress.measured_here(metrics)
-
-    def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
-        place = self._place
-        return {
-            "epoch": self.epoch,
-            "step": self.global_step,
-            **metrics,
-            **self._registry.capture(),
-            "state": to_plain(self.state, "session.state"),
-            # On the way back to where a checkpoint was made, a new one is that one.
-            "rng": rng.capture() if self._streams is None else self._streams,
-            "data": {
-                **self._data.state(),
-                "epoch_rng": self._epoch_streams,
-                "caveats": place.caveats(self.global_step, self._polling),
-            },
-        }
-
-    def _remember_replay_point(self) -> None:
-        with refusing():
-            self._replay_point = ReplayPoint(self._capture(self._progress.metric_values()))
-
-    def _is_resumable(self) -> bool:
-        """Whether a run resumed from a checkpoint made here would continue at the right place."""
-        if self._replay_point is not None:
-            return self._replay_point.is_intact()
-        if self._polling and self._data.mid_batch:
-            return False
-        return self._place.is_resumable(self.global_step)
 
     # --- restoring ---------------------------------------------------------------------------
 
@@ -470,15 +431,8 @@ class Session:
 
     def _take_over(self, restored: Restored, source: Path) -> None:
         self._registry.restore(restored.content, source, shared=restored.in_memory)
-        self.state.clear()
-        self.state.update(restored.state)
-        self._progress = restored.progress
-        self._data.load(restored.position)
+        self._course.take_over(restored)
         self.resumed_from = source
-        # Last, since loading may draw from the streams.
-        self._problems = restored.problems + rng.restore(restored.streams)
-        self._streams = restored.streams
-        self._epoch_streams = restored.position.get("epoch_rng")
         self._home.tell(
             JournalEvent.RESUMED,
             path=str(source),
@@ -487,24 +441,12 @@ class Session:
             exactness=self.exactness,
         )
 
-    def _arrive(self) -> None:
-        """Undo what a resumed script has repeated on its way to where the checkpoint was made."""
-        if self._streams is None or self._problems is None:
-            return
-        if self._replay_point is not None:
-            with refusing():
-                self._problems += self._replay_point.undo(self._registry, self.state)
-        if self._passed_streams is not None and not same(self._passed_streams, rng.capture()):
-            self._problems.append("random numbers were drawn between two passes of an epoch")
-        rng.restore(self._streams)
-        self._streams = self._passed_streams = self._data.resumed_pass = None
-
     def _start(self, source: Path) -> None:
         content = read_classic(source)
         left_alone = self._registry.restore_classic(content, source)
         if left_alone:
             say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
-        self._progress = Progress(int(content["epoch"]), int(content.get("step", 0)))
+        self._course.progress = Progress(content["epoch"], content["step"])
 
 
 def _say_unhealthy(checkpoint: Checkpoint) -> None:

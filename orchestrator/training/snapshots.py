@@ -28,6 +28,8 @@ from orchestrator.training.state import all_finite
 # What is left of the free memory for everybody else.
 LEFT_FREE_SHARE = 0.1
 POLL_SECONDS = 0.002
+# Longer than the thread takes for any state that fits into memory, unless a device hangs.
+FINISH_SECONDS = 120.0
 WRITE_BUFFER_BYTES = 16 << 20
 
 
@@ -71,7 +73,6 @@ class Snapshotter:
         self._usable = len(self._memories)
         self._layout: Layout | None = None
         self._warned_of_plain = False
-        self._current: Taking | None = None
         self._thread: threading.Thread | None = None
         self._held: dict[int, Future[Any]] = {}
 
@@ -144,7 +145,7 @@ class Snapshotter:
     def close(self) -> None:
         """Wait for the snapshot under way, and have the device forget the memory."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(FINISH_SECONDS)
         self._copier.close()
         for slot in self._memories:
             slot.unpin()
@@ -193,12 +194,12 @@ class Snapshotter:
         if not self._can_begin or (slot := self._target()) is None:
             return None
         self._slots.begin(slot)
-        self._current = Taking(slot)
-        return self._current
+        return Taking(slot)
 
     @property
     def _can_begin(self) -> bool:
-        finished = self._current is None or self._current.done.done()
+        # The thread also tells of the snapshot, and must have done so before the next one.
+        finished = self._thread is None or not self._thread.is_alive()
         return finished and self._target() is not None
 
     # --- filling -----------------------------------------------------------------------------

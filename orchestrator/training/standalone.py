@@ -15,7 +15,7 @@ from orchestrator.config import Config
 from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, UnreadableError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.page import ControlPage
+from orchestrator.page import ControlPage, Field
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
 from orchestrator.training.ending import say
 from orchestrator.training.writing import OwnWriter
@@ -34,13 +34,16 @@ class Standalone:
         self._policy = config.retention
         self.every = config.every
         self.snapshot_budget = config.snapshot_budget
+        self.command = sys.argv
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
         self.run.create()
         self._lock = RunLock(self.run)
         self._left = False
         try:
             self._lock.sign()
-            self.store = Store.open(self.run, sys.argv)
+            # There is no script in an interactive session, nor with -c.
+            script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
+            self.store = Store.open(self.run, sys.argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.release()
@@ -107,7 +110,7 @@ class Standalone:
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
         except (OSError, UnreadableError) as error:
-            print(f"cannot tidy up {self.run.checkpoints}: {error}", file=sys.stderr)
+            say(f"cannot tidy up {self.run.checkpoints}: {error}")
             return
         for old in deleted:
             self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
@@ -115,7 +118,7 @@ class Standalone:
     def failed(self, error: CheckpointWriteError) -> None:
         """Journal it, and say so."""
         self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
-        say(f"{error}; training goes on")
+        say(str(error))
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
@@ -123,7 +126,8 @@ class Standalone:
         if status is ExitStatus.COMPLETE:
             self.tell(JournalEvent.RUN_COMPLETED)
         elif status is not None:
-            self.tell(JournalEvent.RUN_STOPPED, status=status)
+            step = self.page.values[Field.STEP]
+            self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
         self._left = True
         self.slots.close()
         self._lock.free()
@@ -135,5 +139,8 @@ class Standalone:
             self._left = True
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:
-        print(f"{error}; it was moved to quarantine", file=sys.stderr)
+        if os.path.lexists(error.path):
+            say(f"{error}; it cannot be moved to quarantine and is passed over")
+            return
+        say(f"{error}; it was moved to quarantine")
         self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)

@@ -236,23 +236,48 @@ def _compare_modules(live: Mapping[str, Any], saved: Any) -> list[str]:
     differences = [f"layer {key} is missing in the file" for key in live if key not in saved]
     differences += [f"layer {key} is only in the file" for key in saved if key not in live]
     for key in live.keys() & saved.keys():
-        here, there = getattr(live[key], "shape", None), getattr(saved[key], "shape", None)
-        if here != there:
-            differences.append(f"layer {key} is {_show(there)} in the file, {_show(here)} here")
+        differences += _compare_tensors(f"layer {key}", live[key], saved[key])
     return sorted(differences)
+
+
+def _compare_tensors(name: str, live: Any, saved: Any) -> list[str]:
+    here, there = getattr(live, "shape", None), getattr(saved, "shape", None)
+    if here != there:
+        return [f"{name} is {_show(there)} in the file, {_show(here)} here"]
+    # Loading would cast without a word, and the run would no longer be the one that was saved.
+    here, there = getattr(live, "dtype", None), getattr(saved, "dtype", None)
+    return [f"{name} is {there} in the file, {here} here"] if here != there else []
 
 
 def _compare_optimizers(live: Mapping[str, Any], saved: Any) -> list[str]:
     try:
         sizes = [[len(g["params"]) for g in s["param_groups"]] for s in (live, saved)]
-    except (KeyError, TypeError):
+        here, there = _tensors_of(live), _tensors_of(saved)
+    except (KeyError, TypeError, AttributeError):
         return ["the file holds no optimizer state"]
     if sizes[0] != sizes[1]:
         return [f"parameters per group are {sizes[1]} in the file, {sizes[0]} here"]
     options = [sorted(s["param_groups"][0]) for s in (live, saved)] if sizes[0] else [[], []]
     if options[0] != options[1]:
         return [f"options are {', '.join(options[1])} in the file, {', '.join(options[0])} here"]
-    return []
+    # An optimizer that has not stepped yet has nothing to compare with.
+    return [
+        text
+        for (parameter, key), tensor in here.items()
+        if (parameter, key) in there
+        for text in _compare_tensors(
+            f"{key} of parameter {parameter}", tensor, there[parameter, key]
+        )
+    ]
+
+
+def _tensors_of(optimizer_state: Mapping[str, Any]) -> dict[tuple[Any, str], torch.Tensor]:
+    return {
+        (parameter, key): value
+        for parameter, entries in optimizer_state["state"].items()
+        for key, value in entries.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _show(shape: Any) -> str:

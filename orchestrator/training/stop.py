@@ -10,8 +10,7 @@ from typing import Any
 
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.page import Field
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+from orchestrator.stopsignals import STOP_SIGNALS, EchoFilter
 
 
 class TrainingStopped(SystemExit):
@@ -54,6 +53,8 @@ class SignalFlags:
         self._supervised = supervised
         self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
+        self._echoes = EchoFilter()
+        self._received: set[int] = set()
         self.source: str | None = None
 
     def install(self) -> None:
@@ -92,11 +93,18 @@ class SignalFlags:
         if self._is_for_a_child(number):
             return
         self._page[Field.STOP_REQUEST] = 1
-        self.source = signal.Signals(number).name
-        if not self._supervised:
-            # Nobody escalates for us: the next signal does what it does in any script.
+        if self._echoes.is_echo():
+            return
+        # SIGUSR1 is a notice, which `orchestrator stop` sends too: repeating it changes nothing.
+        if not self._supervised and number in self._received and number != signal.SIGUSR1:
+            # Nobody escalates for us: the second signal does what it does in any script.
             handler = self._previous.pop(number, signal.SIG_DFL)
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            os.kill(os.getpid(), number)
+            return
+        self._received.add(number)
+        self.source = signal.Signals(number).name
+        if not self._supervised:
             text = f"{self.source}: saving at the next safe point; once more: end at once\n"
             # The terminal may be gone: that is why the signal came.
             with contextlib.suppress(OSError, ValueError):

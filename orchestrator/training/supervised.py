@@ -14,13 +14,19 @@ from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.durable import write_json
-from orchestrator.errors import CheckpointWriteError, OrchestratorError
+from orchestrator.errors import CheckpointWriteError, ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
 from orchestrator.training.lifeline import Lifeline
 from orchestrator.training.writing import OwnWriter
-from orchestrator.wire import ATTEMPT_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, Message
+from orchestrator.wire import (
+    ATTEMPT_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SOCKET_VARIABLE,
+    Message,
+)
 
 _MESSAGES = {
     JournalEvent.RESUMED: "resumed",
@@ -36,13 +42,21 @@ class Supervised:
 
     def __init__(self) -> None:
         """Join the run. Raises ConfigError when the supervisor is gone or refuses."""
-        self.run = RunDir(Path(os.environ[RUN_DIR_VARIABLE]))
-        self._attempt = int(os.environ[ATTEMPT_VARIABLE])
+        try:
+            self.run = RunDir(Path(os.environ[RUN_DIR_VARIABLE]))
+            self._attempt = int(os.environ[ATTEMPT_VARIABLE])
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"cannot join a supervised run: {SOCKET_VARIABLE} is set, but {RUN_DIR_VARIABLE} "
+                f"or the number in {ATTEMPT_VARIABLE} is missing; pass all three on, or unset "
+                f"{SOCKET_VARIABLE} to run without a supervisor"
+            ) from None
         self._lifeline = Lifeline(os.environ, self.run, self._hear, self._write_alone)
         welcome = self._lifeline.welcome
         self.page = self._lifeline.page
         self.slots = self._lifeline.slots
         self.store = Store(self.run, welcome["run_id"])
+        self.command = welcome["command"]
         self.every = Every(**welcome["every"])
         self.snapshot_budget: float | None = welcome["snapshot_budget"]
         self._journal = Journal(self.run.journal_file)

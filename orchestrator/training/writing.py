@@ -1,6 +1,5 @@
 """Writes snapshots to disk in threads of this process, where no supervisor does it."""
 
-import errno
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.writer import WriteCancelledError, Writer
+from orchestrator.checkpoint.writer import Writer
 from orchestrator.errors import CheckpointWriteError
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
@@ -30,6 +29,7 @@ class OwnWriter:
         self._writer = Writer(store)
         self._published = published
         self._failed = failed
+        self._changing_threads = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
@@ -37,16 +37,14 @@ class OwnWriter:
         thread = threading.Thread(
             target=self._run, args=(snapshot, reason, written), name="writer", daemon=True
         )
-        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
-        thread.start()
+        with self._changing_threads:
+            self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+            thread.start()
 
     def _run(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
         began = time.monotonic()
         try:
             checkpoint = self._writer.write(snapshot, reason)
-        except WriteCancelledError:
-            cause = OSError(errno.ECANCELED, "a more urgent one came first")
-            written.set_exception(CheckpointWriteError(snapshot.manifest.step, cause))
         except CheckpointWriteError as error:
             self._failed(error)
             written.set_exception(error)

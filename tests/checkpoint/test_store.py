@@ -306,6 +306,15 @@ def test_a_link_to_a_checkpoint_is_set_aside_without_what_it_points_to(store: St
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+def test_a_link_in_a_files_place_is_called_one(store: Store) -> None:
+    """A person reads that the state is a link, not how many levels of them there are."""
+    state = path_of(store, 300) / "state.pt"
+    state.symlink_to(move_elsewhere(state))
+    reported: list[CheckpointInvalidError] = []
+    reopened(store).newest_valid(reported.append)
+    assert [error.reason for error in reported] == ["state.pt is a symbolic link"]
+
+
 def test_the_same_name_twice_in_quarantine(store: Store) -> None:
     """What is there already is not replaced."""
     for _ in range(3):
@@ -364,12 +373,12 @@ def test_a_non_finite_checkpoint_is_not_used(store: Store) -> None:
 
 
 def test_a_verified_checkpoint_that_changes_is_verified_again(store: Store) -> None:
-    """What this process has verified before is trusted only as long as the file is the same."""
+    """Nothing is resumed from on the strength of an earlier look, although no time has changed."""
     assert store.newest_valid() is not None
     state = path_of(store, 300) / "state.pt"
     times = state.stat()
     flip_bit(state)
-    os.utime(state, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    os.utime(state, ns=(times.st_atime_ns, times.st_mtime_ns))
     newest = store.newest_valid()
     assert newest is not None
     assert newest.manifest.step == 200

@@ -6,10 +6,8 @@ import fcntl
 import os
 import random
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -17,12 +15,12 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.writer import CHUNK_BYTES, WriteCancelledError, Writer
+from orchestrator.checkpoint.writer import CHUNK_BYTES, Writer
 from orchestrator.durable import DirectFile, Disk
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.page import ControlPage
 from tests.checkpoint.support import manifest_of, names, new_store
-from tests.support import FailingDisk, full_disk, input_output_error, wait_until
+from tests.support import FailingDisk, full_disk, input_output_error
 
 
 @pytest.fixture
@@ -156,46 +154,6 @@ def test_every_operation_of_a_write_may_fail(tmp_path: Path, slots: Slots, fault
         assert number > 8, "fewer operations than a publish has"
         return
     pytest.fail("the write never passed without a fault")
-
-
-class SlowDisk(Disk):
-    """Waits in the first write until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.reached, self.go_on = threading.Event(), threading.Event()
-
-    def create_direct(self, path: Path) -> BinaryIO:
-        self.reached.set()
-        assert self.go_on.wait(20)
-        return super().create_direct(path)
-
-
-def test_periodic_write_gives_way_to_a_stop(tmp_path: Path, slots: Slots) -> None:
-    """A stop does not wait for the whole of a periodic write, of which nothing is left."""
-    disk = SlowDisk()
-    store = new_store(tmp_path)
-    writer = Writer(Store(store.run, store.run_id, disk))
-    outcomes: list[object] = []
-
-    def write(snapshot: Snapshot, reason: Reason) -> None:
-        try:
-            outcomes.append(writer.write(snapshot, reason).manifest.step)
-        except WriteCancelledError:
-            outcomes.append("gave way")
-
-    first = snapshot_of(slots, 1, 100_000)
-    second = snapshot_of(slots, 2, 100_000)
-    periodic = threading.Thread(target=write, args=(first, Reason.PERIODIC))
-    periodic.start()
-    assert disk.reached.wait(20)
-    urgent = threading.Thread(target=write, args=(second, Reason.EMERGENCY))
-    urgent.start()
-    wait_until(writer._give_way.is_set, "the stop to ask for its turn")
-    disk.go_on.set()
-    periodic.join(20)
-    urgent.join(20)
-    assert outcomes == ["gave way", 2]
-    assert names(store) == ["step-000000000002"]
 
 
 def test_errors_name_their_cause(tmp_path: Path, slots: Slots) -> None:

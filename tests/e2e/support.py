@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -116,6 +117,39 @@ class Supervised:
     def trainer_pid(self) -> int:
         """Process id of the trainer of the newest attempt."""
         return int(self.wait_for_event("attempt_started")["pid"])
+
+
+class Terminal:
+    """`orchestrator run` on a real pseudo-terminal."""
+
+    def __init__(self, root: Path, command: list[str], options: tuple[str, ...] = ()) -> None:
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.chdir(root)
+            run = [sys.executable, "-m", "orchestrator", "run", "--run-dir", "run", *options]
+            os.execve(sys.executable, [*run, "--", *command], clean_environment())
+        self.text = ""
+
+    def read_until(self, text: str) -> None:
+        """Read what the terminal shows until it holds ``text``."""
+        while text not in self.text:
+            self.text += os.read(self.terminal, 65536).decode()
+
+    def press_ctrl_c(self) -> None:
+        """Type Ctrl-C, which the terminal turns into SIGINT for the foreground group."""
+        os.write(self.terminal, b"\x03")
+
+    def end(self) -> int:
+        """Read the rest; the exit status, negative for a signal."""
+        while True:
+            try:
+                data = os.read(self.terminal, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            self.text += data.decode()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def events(run: RunDir, kind: str) -> list[dict[str, Any]]:

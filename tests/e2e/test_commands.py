@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -11,10 +10,13 @@ from pathlib import Path
 
 import torch
 
+from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir
+from tests.checkpoint.support import new_store, publish, state_of
 from tests.e2e.support import (
     TRAIN,
     Supervised,
+    Terminal,
     assert_nothing_left,
     clean_environment,
     events,
@@ -29,7 +31,7 @@ SLOW = ("--epochs", "50", "--step-seconds", "0.05")
 
 def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
     """`status --json` has every key of the contract, live and after the end."""
-    run = supervise(*SLOW)
+    run = supervise(*SLOW, "--samples", "800")
     run.wait_for_event("checkpoint_published")
     live = wait_for(lambda: (s := run.status())["metrics"] and s, "metrics")
     assert live["state"] == "training"
@@ -62,8 +64,35 @@ def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_pa
     assert_nothing_left(run.run)
     assert orchestrator("stop", str(run.run.root), cwd=tmp_path).returncode == 0
     refused = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
-    assert refused.returncode == 78
+    assert refused.returncode == 74
     assert "nothing works on" in refused.stderr
+
+
+def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """A run without a checkpoint is not called saved, neither by `stop` nor by its supervisor."""
+    run = supervise(*SLOW)
+    run.trainer_pid()
+    stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
+    nothing = "stopped before the first step: there was nothing to save"
+    assert (stopped.returncode, stopped.stdout) == (0, f"{nothing}\n")
+    status, _, stderr = run.end()
+    assert status == 75
+    assert nothing in stderr
+
+
+def test_checkpoint_during_a_stop_is_answered_at_once(supervise: Start, tmp_path: Path) -> None:
+    """While a stop waits for its safe point, `checkpoint` says so and ends with 74."""
+    stuck = "print('stuck', flush=True); time.sleep(300)"
+    run = supervise(*SLOW, "--run-at", "3", "--code", stuck)
+    run.wait_for_output("stuck")
+    run.signal(signal.SIGTERM)
+    run.wait_for_event("stop_requested")
+    refused = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
+    assert run.process.poll() is None
+    assert refused.returncode == 74
+    assert "cannot save: the run is stopping" in refused.stderr
 
 
 def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
@@ -74,9 +103,98 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     )
     checkpoints = tmp_path / "runs" / "train" / "checkpoints"
     wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
+    live = json.loads(orchestrator("status", "--json", cwd=tmp_path).stdout)
+    assert (live["supervisor_pid"], live["trainer_pid"]) == (None, script.pid)
+    assert f"trainer {script.pid}" in orchestrator("status", cwd=tmp_path).stdout
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "status", "--watch", "--json"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["state"] == "running"
     stopped = orchestrator("stop", cwd=tmp_path)
+    assert stopped.returncode == 0
     assert stopped.stdout.startswith("stopped at step")
     assert script.wait(timeout=30) == 75
+    rest, _ = watching.communicate(timeout=30)
+    assert json.loads(rest.splitlines()[-1])["state"] == "stopped"
+
+
+def test_session_says_that_training_is_complete_already(tmp_path: Path) -> None:
+    """A script that is run again after its end does not just print nothing."""
+    said = ""
+    for _ in range(2):
+        result = subprocess.run(
+            [sys.executable, str(TRAIN), "--epochs", "1"],
+            cwd=tmp_path,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "training is complete already" not in said
+        said = result.stderr
+    assert "training is complete already (step 16); to train further, raise" in said
+
+
+def test_interrupt_while_the_program_is_loading_ends_by_sigint(tmp_path: Path) -> None:
+    """A Ctrl-C that comes before anything has begun ends the command without a traceback."""
+    (tmp_path / "xxhash.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    loading = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "run", "--", "true"],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert loading.stdout is not None
+    assert loading.stdout.readline() == "loading\n"
+    loading.send_signal(signal.SIGINT)
+    _, stderr = loading.communicate(timeout=30)
+    assert (loading.returncode, stderr) == (-signal.SIGINT, "")
+
+
+STUCK = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(5)")
+
+
+def stop_twice(run: Path, cwd: Path) -> None:
+    """Two `stop` at once, both of which wait for the end."""
+    command = [sys.executable, "-m", "orchestrator", "stop", str(run)]
+    first, second = (
+        subprocess.Popen(
+            command, cwd=cwd, env=clean_environment(), stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    )
+    for stopper in (first, second):
+        assert stopper.communicate(timeout=30)[0].startswith("stopped at step")
+
+
+def test_stop_twice_is_stop_once(supervise: Start, tmp_path: Path) -> None:
+    """A second `stop` waits with the first; only signals stop the waiting for the safe point."""
+    run = supervise(*SLOW, *STUCK)
+    run.wait_for_output("stuck")
+    stop_twice(run.run.root, tmp_path)
+    assert run.end()[0] == 75
+    assert open_store(run.run).all()[-1].manifest.reason == "emergency"
+
+
+def test_stop_twice_is_stop_once_without_supervisor(tmp_path: Path) -> None:
+    """A script on its own is not ended unsaved by a second `stop` either."""
+    command = [sys.executable, str(TRAIN), *SLOW, *STUCK]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdout is not None
+        while "stuck" not in script.stdout.readline():
+            pass
+        stop_twice(tmp_path / "runs" / "train", tmp_path)
+        assert script.wait(timeout=30) == 75
 
 
 def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
@@ -118,6 +236,21 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
 
 
+def test_export_and_pin_take_what_a_run_would_resume_from(tmp_path: Path) -> None:
+    """Without --step, damaged and non-finite checkpoints are passed over."""
+    store = new_store(tmp_path / "run", [10, 20])
+    publish(store, 30, healthy=False)
+    assert Store.open(store.run, []).run_id == store.run_id
+    (store.run.checkpoints / "step-000000000020" / "state.pt").write_bytes(b"")
+    exported = orchestrator("checkpoints", "export", "run", "-o", "out.pt", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "out.pt").read_bytes() == state_of(10)
+    orchestrator("checkpoints", "pin", "run", cwd=tmp_path)
+    assert [c.pinned for c in store.all()] == [True, False, False]
+    damaged = orchestrator("checkpoints", "pin", "run", "--step", "20", cwd=tmp_path)
+    assert damaged.returncode == 65
+
+
 def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
     """Everything the script prints is in output.log and on the supervisor's standard output."""
     code = (
@@ -144,37 +277,49 @@ def test_closed_output_does_not_end_training(supervise: Start) -> None:
     assert run.run.done_file.exists()
 
 
-class Terminal:
-    """`orchestrator run` on a real pseudo-terminal."""
+def unread_pipe() -> tuple[int, int]:
+    """A pipe that is full to the last byte, as when its reader has stopped."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, bytes(4096)):
+            pass
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
 
-    def __init__(self, root: Path, command: list[str]) -> None:
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            os.chdir(root)
-            arguments = [sys.executable, "-m", "orchestrator", "run", "--run-dir", "run", "--"]
-            os.execve(sys.executable, [*arguments, *command], clean_environment())
-        self.text = ""
 
-    def read_until(self, text: str) -> None:
-        """Read what the terminal shows until it holds ``text``."""
-        while text not in self.text:
-            self.text += os.read(self.terminal, 65536).decode()
+def test_unread_output_stops_neither_training_nor_a_stop(supervise: Start) -> None:
+    """A reader that has stopped reading holds up nothing, and the log has all the output."""
+    reader, writer = unread_pipe()
+    code = "for n in range(5000): print('line', n, 'x' * 100)"
+    run = supervise(*SLOW, "--run-at", "2", "--code", code, stdout=writer, stderr=writer)
+    run.wait_for_output("line 4999")
+    wait_for(lambda: (run.status()["step"] or 0) > 3, "steps after the output")
+    run.signal(signal.SIGTERM)
+    assert run.process.wait(timeout=30) == 75
+    assert open_store(run.run).all()[-1].manifest.reason == "emergency"
+    assert events(run.run, "attempt_exited")[-1]["output_bytes_lost"] == 0
+    os.close(reader)
+    os.close(writer)
 
-    def press_ctrl_c(self) -> None:
-        """Type Ctrl-C, which the terminal turns into SIGINT for the foreground group."""
-        os.write(self.terminal, b"\x03")
 
-    def end(self) -> int:
-        """Read the rest; the exit status, negative for a signal."""
-        while True:
-            try:
-                data = os.read(self.terminal, 65536)
-            except OSError:
-                break
-            if not data:
-                break
-            self.text += data.decode()
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: Start) -> None:
+    """When the supervisor dies, what the script and its children go on to print is in the log."""
+    noisy = (
+        "import subprocess\n"
+        "model.register_forward_hook(lambda *_: print('tick', flush=True))\n"
+        "subprocess.Popen(['sh', '-c', 'while sleep 0.01; do echo tock || exit; done'])"
+    )
+    run = supervise(*SLOW, "--run-at", "1", "--code", noisy)
+    run.wait_for_output("tock")
+    run.signal(signal.SIGKILL)
+    run.process.communicate()
+    wait_for(lambda: open_store(run.run).all()[-1].manifest.reason == "emergency", "the save")
+    log = run.run.attempt(1).output_file.read_text()
+    assert "Traceback" not in log
+    assert log.count("tick") + 1 >= open_store(run.run).all()[-1].manifest.step
+    assert_nothing_left(run.run)
 
 
 def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,18 @@ TRUE = ("--", "true")
         ((*RUN, "--keep", "many", *TRUE), 78, "--keep = many"),
         ((*RUN, "--every", "often", *TRUE), 78, "10m, 500steps or 1epoch"),
         ((*RUN, "--grace", "0s", *TRUE), 78, "--grace = 0s"),
+        ((*RUN, "--grace", "200000d", *TRUE), 78, "at most 3650d"),
+        ((*RUN, "--every", "99999999999h", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
         ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
+        ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than nothing"),
+        ((*RUN, "--every", "-5s", *TRUE), 78, "--every = -5s: write a time or a count"),
+        (("run", "--bogus"), 2, "usage: orchestrator run [OPTIONS] -- COMMAND..."),
+        (("checkpoints", "list", "--bogus"), 2, "usage: orchestrator checkpoints list"),
+        (("status", "--", "run"), 2, "usage: orchestrator status"),
         ((*RUN,), 2, "COMMAND"),
+        ((*RUN, "--", "./file"), 78, "it is not executable; write `python file`"),
+        ((*RUN, "--", "/tmp"), 78, "it is a directory"),
         ((*RUN, "--", "no-such-program"), 78, "cannot run no-such-program"),
         (("run", "--run-dir", "file", *TRUE), 78, "name a directory"),
         (("run", "--run-dir", "file/below", *TRUE), 78, "name a directory"),
@@ -109,7 +119,32 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         assert status == 65
         assert "none of the checkpoints" in stderr
         assert "Traceback" not in stderr
+        assert again.status()["state"] == "failed"
     assert len(events(run.run, "attempt_started")) == 1
+    place = str(run.run.root)
+    verified = orchestrator("checkpoints", "verify", place, cwd=run.run.root)
+    assert verified.returncode == 65
+    assert "are in quarantine; repair one and move it back" in verified.stderr
+    listed = orchestrator("checkpoints", "list", place, cwd=run.run.root)
+    assert "state.pt has changed: wrong digest" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "as_file"),
+    [("journal.jsonl", False), ("lock", False), ("checkpoints", True), ("attempts", True)],
+)
+def test_something_else_in_the_place_of_ours(tmp_path: Path, name: str, as_file: bool) -> None:
+    """A file for a directory, or a directory for a file, is refused with its name."""
+    assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 0
+    place = tmp_path / "run" / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    place.touch() if as_file else place.mkdir()
+    for command in ((*RUN, *TRUE), ("status", "run", "--json"), ("checkpoints", "list", "run")):
+        result = orchestrator(*command, cwd=tmp_path)
+        assert "Traceback" not in result.stderr
+        assert result.returncode in (0, 78)
+        assert result.returncode == 0 or str(Path("run")) in result.stderr
+    assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 78
 
 
 def test_value_that_cannot_be_stored_is_named_at_the_first_save(supervise: Start) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.support import Supervised, assert_nothing_left, events
+from tests.e2e.support import TRAIN, Supervised, assert_nothing_left, events
 
 Start = Callable[..., Supervised]
 
@@ -25,6 +25,7 @@ def test_transient_fault_is_survived(supervise: Start) -> None:
     first, second = events(run.run, "attempt_exited")
     assert (first["outcome"], second["outcome"]) == ("failed", "complete")
     assert "OSError: flaky disk" in first["cause"]
+    assert (first["phase"], second["phase"]) == ("train", "done")
     assert json.loads(run.run.attempt(1).error_file.read_text())["type"] == "OSError"
 
 
@@ -33,7 +34,7 @@ def test_import_error_is_not_retried(supervise: Start) -> None:
     run = supervise(command=[sys.executable, "-c", "import no_such_module"])
     status, _, stderr = run.end()
     assert status == 70
-    assert "before the first step" in stderr
+    assert "before the first step was done, and a restart would fail too" in stderr
     assert len(events(run.run, "attempt_started")) == 1
 
 
@@ -59,6 +60,18 @@ def test_checkpoint_that_fails_right_after_resuming_is_set_aside_once(supervise:
     assert len(demoted) == 1
     assert list(run.run.quarantine.iterdir()) != []
     assert_nothing_left(run.run)
+
+
+def test_failures_before_the_session_cost_no_checkpoint(supervise: Start) -> None:
+    """A script that fails before it has resumed says nothing about its checkpoint."""
+    code = "open('gone', 'w'); raise OSError('the data is gone')"
+    train = f'{sys.executable} {TRAIN} --epochs 1 --run-at 8 --code "{code}"'
+    command = ["bash", "-c", f"test ! -e gone && exec {train}"]
+    for _ in range(2):
+        run = supervise(command=command, options=("--every", "3steps"))
+        assert run.end()[0] == 70
+    assert events(run.run, "checkpoint_quarantined") == []
+    assert not run.run.quarantine.exists()
 
 
 KILL_SELF = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
@@ -127,3 +140,16 @@ def test_completed_run_is_not_trained_again(supervise: Start) -> None:
     longer = supervise("--epochs", "2")
     assert longer.end()[0] == 0
     assert events(longer.run, "run_completed")[-1]["step"] == 32
+
+
+def test_a_start_that_was_cut_short_does_not_pass_for_complete(supervise: Start) -> None:
+    """Only the command that completed is complete, not the one that came after it."""
+    assert supervise("--epochs", "1").end()[0] == 0
+    cut = supervise("--epochs", "2")
+    cut.wait_for_event("attempt_started", count=2)
+    cut.signal(signal.SIGTERM)
+    assert cut.end()[0] == 75
+    again = supervise("--epochs", "2")
+    assert again.end()[0] == 0
+    assert events(again.run, "run_completed")[-1]["step"] == 32
+    assert "complete already" in supervise("--epochs", "2").end()[2]

@@ -8,10 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.rundir import lock_owner
+from orchestrator.wire import Connection
 from tests.e2e.support import (
+    DEADLINE_SECONDS,
     TRAIN,
     Supervised,
     WarmTrainers,
@@ -29,11 +33,25 @@ Start = Callable[..., Supervised]
 MEMORY_ONLY = ("--every", "1h", "--snapshot-budget", "50%", "--max-restarts", "1000")
 BALLAST = ("--ballast", str(8 << 20))
 KILLS = 100
+STEP_SECONDS = 0.005
+
+
+def live_status(run: Supervised) -> dict[str, Any]:
+    """What the supervisor says of itself, without starting a process to ask; empty at first."""
+    owner = wait_for(lambda: lock_owner(run.run) or {}, "a supervisor")
+    if "socket" not in owner:
+        return {}
+    connection = Connection(owner["socket"], DEADLINE_SECONDS)
+    connection.send({"type": "status"})
+    status = connection.receive()
+    connection.close()
+    assert status is not None
+    return status
 
 
 def snapshot_step(run: Supervised) -> int:
     """The step of the newest snapshot, 0 where there is none yet."""
-    return int((run.status()["newest_snapshot"] or {"step": 0})["step"])
+    return int((live_status(run).get("newest_snapshot") or {"step": 0})["step"])
 
 
 def test_a_hundred_kills_cost_one_snapshot_interval_each(
@@ -43,15 +61,23 @@ def test_a_hundred_kills_cost_one_snapshot_interval_each(
     tmp_path: Path,
 ) -> None:
     """100 SIGKILLs, many inside a copy: each next attempt goes on from a whole, recent snapshot."""
-    arguments = ("--epochs", "250", "--step-seconds", "0.005", *BALLAST)
+    arguments = ("--epochs", "250", "--step-seconds", str(STEP_SECONDS), *BALLAST)
     command = [*warm_trainers.command, *arguments, "--result", str(tmp_path / "result.pt")]
     moment = random.Random(20261124)
     run = supervise(command=command, options=MEMORY_ONLY)
+    intervals: list[float] = []
     for kill in range(KILLS):
         trainer = warm_trainers.newest()
         assert trainer is not None, (kill, run.end())
-        run.wait_for_event("resumed", count=kill) if kill else run.wait_for_event("snapshot_taken")
-        time.sleep(moment.uniform(0.0, 0.15))
+        if kill == 0 or moment.random() < 0.75:
+            # Most lives make progress; else the growing delay between restarts fills the test.
+            begun = run.wait_for_event("resumed", count=kill)["step"] if kill else 0
+            wait_for(lambda n=begun: snapshot_step(run) > n, "a new snapshot")
+        else:
+            run.wait_for_event("resumed", count=kill)
+        time.sleep(moment.uniform(0.0, 0.05))
+        facts = live_status(run)["snapshots"] or {}
+        intervals += filter(None, [facts.get("interval_seconds")])
         trainer.kill()
         run.wait_for_event("attempt_exited", count=kill + 1)
     status, _, stderr = run.end()
@@ -59,13 +85,14 @@ def test_a_hundred_kills_cost_one_snapshot_interval_each(
     assert_same_result(tmp_path / "result.pt", uninterrupted(*arguments))
 
     exits, resumes = events(run.run, "attempt_exited")[:KILLS], events(run.run, "resumed")
+    assert len(resumes) == KILLS
     assert all(resumed["from_memory"] for resumed in resumes)
     assert [e["step"] for e in resumes] == [e["left_step"] for e in exits]
     assert all(e["step"] >= e["left_step"] for e in exits)
-    intervals = [e["interval_seconds"] for e in events(run.run, "snapshot_taken")]
-    interval = statistics.median(filter(None, intervals))
-    # One interval, a step, and the time in which the thread completes the snapshot.
-    assert statistics.median(e["lost_seconds"] for e in exits) <= 2 * interval + 0.05
+    # One interval, a step, and the time in which the thread completes the snapshot; the interval
+    # is the trainer's own word. Single lives are left out: others use the machine too.
+    lost = statistics.median(e["lost_seconds"] for e in exits)
+    assert lost <= 3 * max(statistics.median(intervals or [0]), STEP_SECONDS)
     assert_all_valid(run.run, at_least=2)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.supervisor.signals import MERGE_SECONDS
+from orchestrator.stopsignals import MERGE_SECONDS
 from tests.e2e.support import (
     TRAIN,
     Supervised,
@@ -197,7 +197,10 @@ def test_shell_between_supervisor_and_trainer(supervise: Start, to_shell: bool) 
         os.kill(run.trainer_pid(), signal.SIGTERM)
     else:
         run.signal(signal.SIGTERM)
-    assert_saved_and_resumable(run, run.end()[0])
+    status, _, stderr = run.end()
+    assert_saved_and_resumable(run, status)
+    source = "the end of the shell around the trainer" if to_shell else "SIGTERM"
+    assert f"stopping on {source}" in stderr
 
 
 def test_command_without_session_is_asked_to_end(supervise: Start) -> None:

@@ -39,6 +39,7 @@ def failure(**facts: Any) -> Failure:
         ({"step": 11}, [("abc", 11)], False, True, Retry(demote=True)),
         ({"step": 11}, [("abc", 11)], True, True, GiveUp),
         ({"step": 12}, [("abc", 12)], False, True, GiveUp),
+        ({"step": 0, "resumed_step": None}, [("abc", 0)], False, True, GiveUp),
         ({"fingerprint": None}, [(None, 50)], False, True, Retry()),
         ({"fingerprint": None}, [(None, 50)] * 2, False, True, Retry()),
         ({"fingerprint": None}, [(None, 50)] * 3, False, True, GiveUp),
@@ -126,7 +127,7 @@ def test_budget_is_read_from_the_journal(events: list[dict[str, Any]], spent: in
         ([{"event": "checkpoint_quarantined", "demoted": True}, published(9)], False, True),
         (
             [{"event": "checkpoint_quarantined", "demoted": True}, {"event": "gave_up"}],
-            False,
+            True,
             False,
         ),
     ],
@@ -137,6 +138,15 @@ def test_what_was_tried_is_read_from_the_journal(
     """A new supervisor knows whether a checkpoint was demoted and whether a step ever succeeded."""
     budget = Budget.from_journal(5, events)
     assert (budget.demoted, budget.ever_safe) == (demoted, ever_safe)
+
+
+def test_a_step_that_succeeded_is_remembered_within_a_supervisor() -> None:
+    """A failure after a safe point proves the script able; a later one before it is retried."""
+    budget = Budget(3)
+    budget.record(failure(fingerprint=None))
+    early = failure(before_first_safe_point=True, fingerprint="mount")
+    budget.record(early)
+    assert decide(early, budget) == Retry()
 
 
 def test_waits_grow_without_progress_and_start_over_with_it() -> None:

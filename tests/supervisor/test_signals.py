@@ -27,6 +27,16 @@ def test_an_echo_is_not_a_second_request() -> None:
     assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
 
 
+def test_echoes_do_not_make_each_other() -> None:
+    """Who sends signals without a pause is heard again after the time of an echo."""
+    now, received = [0.0], []
+    receiver = SignalReceiver(received.append, clock=lambda: now[0])
+    for number in range(50):
+        now[0] = number * 0.25
+        receiver.receive_stop(signal.SIGTERM)
+    assert len(received) == 25
+
+
 def installed(scenario: Callable[[list[str]], Awaitable[None]]) -> list[str]:
     """What was called while ``scenario`` ran with the signals taken over."""
     calls: list[str] = []

@@ -4,7 +4,9 @@ import itertools
 
 import pytest
 
-from orchestrator.supervisor.states import FINAL_STATES, TRANSITIONS, Event, Machine, State
+from orchestrator.supervisor.states import TRANSITIONS, Event, Machine, State
+
+FINAL_STATES = {State.COMPLETED, State.STOPPED, State.FAILED}
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))

@@ -75,6 +75,18 @@ def test_the_progress_is_that_of_the_newest_checkpoint(store: Store) -> None:
     assert 600 <= status.newest_checkpoint["age_seconds"] < 660
 
 
+def test_a_failed_save_is_shown_until_the_next_one_succeeds(store: Store) -> None:
+    """The reason stands in `problem` until a checkpoint has been published after it."""
+    log = Journal(store.run.journal_file)
+    journal(store, *TRAINED)
+    assert status_from_disk(store).problem is None
+    log.write(JournalEvent.CHECKPOINT_FAILED, 1, step=7, problem="cannot save: the disk is full")
+    journal(store, JournalEvent.RUN_STOPPED)
+    assert status_from_disk(store).problem == "cannot save: the disk is full"
+    journal(store, *TRAINED)
+    assert status_from_disk(store).problem is None
+
+
 def test_the_newest_checkpoint_is_one_that_can_be_resumed_from(store: Store) -> None:
     """A non-finite checkpoint is not shown as the state that a resumed run would have."""
     publish(store, 100)
@@ -95,6 +107,14 @@ def test_attempts_and_restarts_are_counted(store: Store) -> None:
     assert (status.attempt, status.restarts) == (3, 3)
 
 
+def test_attempts_that_are_no_numbers_are_passed_over(store: Store) -> None:
+    """A journal line that somebody has edited does not hide the run."""
+    with store.run.journal_file.open("a") as file:
+        for attempt in ('"two"', "1", "null", "[3]"):
+            file.write('{"event": "attempt_started", "attempt": ' + attempt + "}\n")
+    assert status_from_disk(store).attempt == 1
+
+
 KEYS = {
     "run_id",
     "state",
@@ -109,6 +129,7 @@ KEYS = {
     "newest_checkpoint",
     "newest_snapshot",
     "lose_at_most_seconds",
+    "problem",
 }
 
 

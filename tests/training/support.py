@@ -2,6 +2,7 @@
 
 import random
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.training import Session, TrainingStopped
+from orchestrator.training.snapshots import Taking
+from tests.support import DEADLINE_SECONDS
 
 
 class Noisy(Dataset[torch.Tensor]):
@@ -99,3 +103,12 @@ def assert_equal(mine: dict[str, Any], other: dict[str, Any]) -> None:
 def draft_of(step: int, epoch: int = 0) -> Manifest:
     """The manifest of a snapshot, as little as there can be in it."""
     return Manifest("a run", step, epoch, Reason.PERIODIC, {}, True, "now", {}, {})
+
+
+def result_of(taking: Taking) -> Snapshot:
+    """The snapshot, once the thread that completes it has ended too."""
+    snapshot = taking.done.result(timeout=DEADLINE_SECONDS)
+    running = [thread for thread in threading.enumerate() if thread.name == "snapshot"]
+    for thread in running:
+        thread.join(DEADLINE_SECONDS)
+    return snapshot

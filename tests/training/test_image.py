@@ -17,7 +17,7 @@ from orchestrator.errors import UnstorableError
 from orchestrator.page import ControlPage
 from orchestrator.training.image import InexpressibleError, freeze, lay_out
 from orchestrator.training.snapshots import Content, Snapshotter
-from tests.training.support import draft_of
+from tests.training.support import draft_of, result_of
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
 WHOLE = [torch.int64, torch.int8, torch.uint8, torch.bool]
@@ -36,7 +36,7 @@ def snapshotter() -> Iterator[Snapshotter]:
 def image_of(snapshotter: Snapshotter, state: Any) -> bytes:
     taking = snapshotter.take(Content({"step": 1, "state": state}, draft_of(1), []))
     assert taking is not None
-    return bytes_of(taking.done.result(timeout=30))
+    return bytes_of(result_of(taking))
 
 
 def bytes_of(snapshot: Snapshot) -> bytes:
@@ -245,7 +245,7 @@ def test_tensors_may_change_as_soon_as_the_snapshot_is_begun(snapshotter: Snapsh
         model.weight.add_(1)
         model.bias.data = torch.zeros(100)
     history.append(2.0)
-    read = loaded(bytes_of(taking.done.result(timeout=30)))
+    read = loaded(bytes_of(result_of(taking)))
     assert torch.equal(read["model"]["weight"], before[0])
     assert torch.equal(read["model"]["bias"], before[1])
     assert read["history"] == [1.0]
@@ -269,7 +269,7 @@ def test_non_finite_parameter_makes_the_snapshot_unhealthy(snapshotter: Snapshot
             parameter[:900] = value
         taking = snapshotter.take(content)
         assert taking is not None
-        assert taking.done.result(timeout=30).manifest.healthy is healthy
+        assert result_of(taking).manifest.healthy is healthy
 
 
 def test_every_warning_is_ours(snapshotter: Snapshotter) -> None:
@@ -284,4 +284,4 @@ def test_manifest_of_the_snapshot(snapshotter: Snapshotter) -> None:
     draft = Manifest("a run", 7, 2, Reason.PERIODIC, {"loss": 0.5}, True, "now", {}, {"torch": "2"})
     taking = snapshotter.take(Content({"step": 7}, draft, []))
     assert taking is not None
-    assert taking.done.result(timeout=30).manifest == draft
+    assert result_of(taking).manifest == draft

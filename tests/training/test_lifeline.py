@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.slots import Slots
+from orchestrator.errors import ConfigError
 from orchestrator.page import ControlPage
 from orchestrator.training.supervised import Supervised
 from orchestrator.wire import (
@@ -35,6 +36,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         "type": "welcome",
         "protocol": PROTOCOL_VERSION,
         "run_id": "a run",
+        "command": ["python", "train.py"],
         "every": {"amount": 600.0, "unit": "seconds"},
         "grace_seconds": 3600.0,
         "snapshot_budget": None,
@@ -49,7 +51,10 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         def serve() -> None:
             connection, _ = server.accept()
             accepted.append(connection)
-            send_with_descriptors(connection, welcome, [descriptor, *slots.descriptors])
+            output, unused = os.pipe()
+            send_with_descriptors(connection, welcome, [descriptor, *slots.descriptors, output])
+            os.close(output)
+            os.close(unused)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -83,3 +88,14 @@ def test_stopped_supervisor_does_not_stop_the_trainer() -> None:
     home.leave(None, None)
     watched.join(DEADLINE_SECONDS)
     assert not blocked
+
+
+@pytest.mark.parametrize("absent", [RUN_DIR_VARIABLE, ATTEMPT_VARIABLE])
+def test_incomplete_environment_is_refused(monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    """A socket without the run's directory or the attempt's number is refused with their names."""
+    environment = {SOCKET_VARIABLE: "/nowhere", RUN_DIR_VARIABLE: "run", ATTEMPT_VARIABLE: "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(absent)
+    with pytest.raises(ConfigError, match=rf"^cannot join .*{absent}"):
+        Supervised()

@@ -70,6 +70,21 @@ def test_file_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     assert 0 < checkpoint["loss"] < training.history[-1]
 
 
+@pytest.mark.parametrize("key", ["epoch", "step"])
+def test_classic_file_with_an_odd_count_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], key: str
+) -> None:
+    """A count that is no whole number is named, with 78 and no traceback."""
+    model = torch.nn.Linear(2, 1)
+    content = {"epoch": 1, "model_state_dict": model.state_dict()} | {key: "last"}
+    torch.save(content, tmp_path / "old.pth")
+    session = Session(run_dir=tmp_path / "run", start_from=tmp_path / "old.pth", model=model)
+    with pytest.raises(TrainingRefused) as caught, session:
+        pass
+    assert caught.value.status == 78
+    assert f"its '{key}' is 'last', not a whole number" in capfd.readouterr().err
+
+
 def test_epoch_with_one_step_is_not_repeated(tmp_path: Path) -> None:
     """In a loop without batches a stop waits for the epoch's end, so that none is done twice."""
     done: list[int] = []

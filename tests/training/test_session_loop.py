@@ -20,6 +20,7 @@ from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.journal import Journal
 from orchestrator.rundir import RunDir
+from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.support import wait_until
 from tests.training.support import Training, assert_equal
@@ -131,12 +132,19 @@ def test_stop_with_weights_that_are_not_finite_says_unsaved(
 
 def test_second_signal_is_not_held_up(tmp_path: Path) -> None:
     """Once a stop was asked for, the same signal again does what it does in any script."""
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(TrainingStopped), a_session(tmp_path) as session:
-        assert signal.getsignal(signal.SIGTERM) != before
-        signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) == before
-        session.step()
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(TrainingStopped), a_session(tmp_path) as session:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == []
+            time.sleep(2 * MERGE_SECONDS)
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+            session.step()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_sigusr2_saves_and_training_goes_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir
+from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session
 from tests.support import wait_until
 
@@ -174,13 +176,51 @@ def test_short_memory_while_resuming_says_nothing_of_the_checkpoints(
     assert scripts(body).line() == "begins at 3"
 
 
-def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: Path) -> None:
+STEPPING = """
+    with session() as s:
+        for step in s.steps(10 ** 9):
+            if step == 3:
+                print("training", flush=True)
+                time.sleep(1)
+            s.step()
+    """
+
+
+def test_two_hangups_of_one_closed_terminal_save(scripts: Any, tmp_path: Path) -> None:
+    """The kernel and the shell both hang up: that is one request, and the state is saved."""
+    script = scripts(STEPPING, stderr=subprocess.PIPE)
+    script.line()
+    os.kill(script.process.pid, signal.SIGHUP)
+    assert "saving at the next safe point" in script.process.stderr.readline()
+    os.kill(script.process.pid, signal.SIGHUP)
+    assert script.status() == 75
+    script.process.stderr.close()
+    assert saved(tmp_path / "run")[-1] == (4, "emergency")
+
+
+def test_second_signal_of_a_person_ends_at_once(scripts: Any, tmp_path: Path) -> None:
+    """Once more, and later than an echo, a signal does what it does in any script."""
+    script = scripts(STEPPING.replace("sleep(1)", "sleep(3600)"), stderr=subprocess.PIPE)
+    script.line()
+    os.kill(script.process.pid, signal.SIGTERM)
+    script.process.stderr.readline()
+    time.sleep(2 * MERGE_SECONDS)
+    os.kill(script.process.pid, signal.SIGTERM)
+    assert script.status() == -signal.SIGTERM
+    script.process.stderr.close()
+    assert saved(tmp_path / "run")[-1] == (1, "periodic")
+
+
+def test_killed_run_is_free_although_its_children_live(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a killed script has forked, a loader worker say, does not hold the run."""
     script = scripts(
         """
         import multiprocessing
         with session() as s:
             s.step()
+            s.checkpoint()
             child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
             child.start()
             print(child.pid, flush=True)
@@ -191,6 +231,7 @@ def test_killed_run_is_free_although_its_children_live(scripts: Any, tmp_path: P
     script.process.kill()
     script.process.wait()
     os.kill(child, 0)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
     with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
         assert session.global_step == 1
 

@@ -16,7 +16,7 @@ from orchestrator.training import Session
 from orchestrator.training.slot_memory import INLINE_BYTES, with_spare
 from orchestrator.training.snapshots import Content, Snapshotter
 from tests.support import DEADLINE_SECONDS, wait_until
-from tests.training.support import draft_of
+from tests.training.support import draft_of, result_of
 
 SMALL = {"tensor": torch.arange(1000.0)}
 PLENTY = 1 << 40
@@ -36,7 +36,7 @@ def snapshotter(slots: Slots, available_bytes: int = PLENTY) -> Snapshotter:
 
 def take(taker: Snapshotter, step: int, state: dict[str, Any] = SMALL) -> Snapshot | None:
     taking = taker.take(Content({"step": step, **state}, draft_of(step), []))
-    return None if taking is None else taking.done.result(timeout=DEADLINE_SECONDS)
+    return None if taking is None else result_of(taking)
 
 
 def steps(slots: Slots) -> list[int]:
@@ -125,7 +125,7 @@ def test_snapshot_with_a_deadline_waits_for_memory(slots: Slots) -> None:
     taker = snapshotter(slots)
     taking = taker.take(Content(state, draft_of(1), []), time.monotonic() + DEADLINE_SECONDS)
     assert taking is not None
-    taking.done.result(timeout=DEADLINE_SECONDS)
+    result_of(taking)
     taker.close()
 
 

@@ -104,6 +104,16 @@ def _no_tensor(content: Content) -> None:
     content["model_state_dict"]["1.running_mean"] = 1.0
 
 
+def _other_dtype(content: Content) -> None:
+    state = content["model_state_dict"]
+    state["0.weight"] = state["0.weight"].double()
+
+
+def _other_dtype_of_the_optimizer(content: Content) -> None:
+    state = content["optimizer_state_dict"]["state"][2]
+    state["exp_avg"] = state["exp_avg"].half()
+
+
 def _missing_name(content: Content) -> None:
     del content["ema_state_dict"]
 
@@ -146,6 +156,11 @@ DIFFERENCES: list[tuple[Callable[[Content], None], str]] = [
     (_extra_layer, "model: layer 3.weight is only in the file"),
     (_other_shape, "model: layer 0.weight is [9, 3] in the file, [4, 3] here"),
     (_no_tensor, "model: layer 1.running_mean is no tensor in the file, [4] here"),
+    (_other_dtype, "model: layer 0.weight is torch.float64 in the file, torch.float32 here"),
+    (
+        _other_dtype_of_the_optimizer,
+        "optimizer: exp_avg of parameter 2 is torch.float16 in the file, torch.float32 here",
+    ),
     (_missing_name, "ema is registered, but not in the file"),
     (_unregistered_name, "scaler is in the file, but not registered"),
     (_other_group_sizes, "optimizer: parameters per group are [2, 3] in the file, [2, 2] here"),

@@ -1,0 +1,170 @@
+"""Where a run is in its script's loop, and what a checkpoint made there holds.
+
+A resumed script executes once more what lies between the `with` and the batch at which it was cut.
+On this way back the streams, the registered objects and plain values that it changes are put back
+when it arrives; a checkpoint made on the way is the one that the run was resumed from.
+"""
+
+from typing import Any
+
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.training import rng
+from orchestrator.training.data import DataPosition
+from orchestrator.training.place import Place
+from orchestrator.training.plain import to_plain
+from orchestrator.training.replay import ReplayPoint, same
+from orchestrator.training.restoring import Restored
+from orchestrator.training.state import Progress, Registry
+
+
+class Course:
+    """The counters, the place, the position in the data and the random streams of a run.
+
+    ``problems`` are the reasons why a resumed run may differ from one that was not interrupted;
+    None while it was not resumed.
+    """
+
+    def __init__(self, registry: Registry, plain_state: dict[str, Any], seed: int) -> None:
+        """``plain_state`` is the session's dict of plain values, saved with the rest."""
+        self.progress = Progress()
+        self.data = DataPosition(seed)
+        self.problems: list[str] | None = None
+        self._registry = registry
+        self._plain_state = plain_state
+        self._place = Place()
+        self._polling = False
+        self._replay_point: ReplayPoint | None = None
+        # On the way back: the streams at its end, those where its epoch began, those after the last
+        # pass over the data that it repeats.
+        self._streams: dict[str, Any] | None = None
+        self._epoch_streams: dict[str, Any] | None = None
+        self._passed_streams: dict[str, Any] | None = None
+
+    # --- what the loop does ------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        """The loop enters an epoch, anew or on the way back."""
+        self._place = Place(epoch_began_at_step=self.progress.step)
+        if self.data.resumed_pass is None:
+            self._arrive()
+            self._epoch_streams = rng.capture()
+        elif self._epoch_streams is not None:
+            rng.restore(self._epoch_streams)
+        self._remember()
+
+    def end_epoch(self) -> None:
+        """Everything in the epoch has been done."""
+        self._streams = self._epoch_streams = None
+        self.progress.epoch += 1
+        self.data.begin_epoch()
+        self._place = Place()
+        self._replay_point = None
+
+    def begin_step(self) -> None:
+        """The loop enters a step that ``session.steps()`` counts."""
+        self._place = Place(open_step=self.progress.step)
+        self._arrive()
+
+    def end_steps(self) -> None:
+        """``session.steps()`` has no more."""
+        self._place = Place()
+
+    def begin_pass(self) -> None:
+        """The loop asks for batches."""
+        self._place.has_batches = True
+        if self._streams is not None and self._replay_point is None:
+            self._remember()
+        if self.data.is_at_resumed_pass:
+            self._arrive()
+
+    def end_pass(self) -> None:
+        """The batches are used up."""
+        if self.data.mid_batch:
+            return
+        if self._streams is None:
+            self._remember()
+        else:
+            self._passed_streams = rng.capture()
+
+    def end_step(self, metrics: dict[str, Any]) -> None:
+        """A step is done."""
+        self.progress.step += 1
+        self.progress.note(metrics)
+        self.data.consume()
+        self._replay_point = self._streams = None
+
+    def poll(self, metrics: dict[str, Any]) -> None:
+        """A safe point without a step begins; ``end_poll`` ends it."""
+        self.progress.note(metrics)
+        self._polling = True
+
+    def end_poll(self) -> None:
+        """That safe point is passed."""
+        self._polling = False
+
+    # --- saving ------------------------------------------------------------------------------
+
+    def is_resumable(self) -> bool:
+        """Whether a run resumed from a checkpoint made here would continue at the right place."""
+        if self._replay_point is not None:
+            return self._replay_point.is_intact()
+        if self._polling and self.data.mid_batch:
+            return False
+        return self._place.is_resumable(self.progress.step)
+
+    def content(self, reason: Reason) -> tuple[dict[str, Any], dict[str, float]]:
+        """The state to keep, and the metrics that were measured on it.
+
+        Raises UnstorableError and ConfigError for values that cannot be kept.
+        """
+        point = self._replay_point
+        if point is not None and (reason is Reason.FINAL or not point.is_intact()):
+            point = None
+            self._place.was_changed = reason is not Reason.FINAL
+        if reason in (Reason.EMERGENCY, Reason.FINAL):
+            self.progress.refuses_bad_metrics = False
+        metrics = self.progress.metric_values()
+        state = self._capture(metrics) if point is None else point.state | metrics
+        return state, self.progress.measured_here(metrics)
+
+    def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
+        return {
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            **metrics,
+            **self._registry.capture(),
+            "state": to_plain(self._plain_state, "session.state"),
+            "rng": rng.capture() if self._streams is None else self._streams,
+            "data": {
+                **self.data.state(),
+                "epoch_rng": self._epoch_streams,
+                "caveats": self._place.caveats(self.progress.step, self._polling),
+            },
+        }
+
+    def _remember(self) -> None:
+        self._replay_point = ReplayPoint(self._capture(self.progress.metric_values()))
+
+    # --- restoring ---------------------------------------------------------------------------
+
+    def take_over(self, restored: Restored) -> None:
+        """Continue from a checkpoint whose registered objects have been restored already."""
+        self._plain_state.clear()
+        self._plain_state.update(restored.state)
+        self.progress = restored.progress
+        self.data.load(restored.position)
+        # Last, since loading may draw from the streams.
+        self.problems = restored.problems + rng.restore(restored.streams)
+        self._streams = restored.streams
+        self._epoch_streams = restored.position.get("epoch_rng")
+
+    def _arrive(self) -> None:
+        """Undo what a resumed script has repeated on its way to where the checkpoint was made."""
+        if self._streams is None or self.problems is None:
+            return
+        if self._replay_point is not None:
+            self.problems += self._replay_point.undo(self._registry, self._plain_state)
+        if self._passed_streams is not None and not same(self._passed_streams, rng.capture()):
+            self.problems.append("random numbers were drawn between two passes of an epoch")
+        rng.restore(self._streams)
+        self._streams = self._passed_streams = self.data.resumed_pass = None
