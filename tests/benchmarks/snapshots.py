@@ -192,7 +192,8 @@ def supervised(
     root.mkdir(parents=True)
     result = root / "result.json"
     words = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root / "run")]
-    words += ["--keep", "2", "--every", "1d", "--snapshot-budget", budget, "--"]
+    words += ["--keep", "2", "--every", "1d", "--snapshot-budget", budget]
+    words += ["--max-restarts", "5" if keep else "0", "--"]
     words += [*_trainer(case, result), *options]
     ran = subprocess.run(
         words, cwd=ROOT, timeout=CASE_SECONDS, check=False, capture_output=True, text=True

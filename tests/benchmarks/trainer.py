@@ -25,7 +25,7 @@ from orchestrator.page import Field
 from orchestrator.training import Session
 from orchestrator.training.image import freeze, lay_out
 from orchestrator.training.schedule import NEVER
-from orchestrator.training.snapshots import Taking
+from orchestrator.training.snapshots import Content, Taking
 from tests.benchmarks.workload import (
     Bytes,
     TinyWorkload,
@@ -52,6 +52,16 @@ class Trainer:
         self.session = session
         self.workload = workload
         self.supervisor = psutil.Process(os.getppid())
+        self.content: Content | None = None
+        self._taking: Taking | None = None
+        self._snapshotter = session._saver._snapshotter
+        self._take = self._snapshotter.take
+        self._snapshotter.take = self._record  # type: ignore[method-assign]
+
+    def _record(self, content: Content, deadline: float | None = None) -> Taking | None:
+        self._taking = self._take(content, deadline)
+        self.content = content
+        return self._taking
 
     def steps(self, count: int) -> float:
         """Seconds that so many steps take."""
@@ -63,18 +73,19 @@ class Trainer:
 
     def snapshot(self) -> tuple[float, Taking]:
         """Take a snapshot at a safe point: seconds that it took, and what came of it."""
-        pace, snapshotter = self.session._saver.pace, self.session._saver._snapshotter
+        pace = self.session._saver.pace
         self.workload.step()
-        before = snapshotter._current
+        self._taking = None
         pace.next_ns = 0
         began = time.perf_counter()
         self.session.step()
         seconds = time.perf_counter() - began
         pace.next_ns = NEVER
-        taking = snapshotter._current
-        assert taking is not None
-        assert taking is not before, "no snapshot was taken"
+        taking, thread = self._taking, self._snapshotter._thread
+        assert taking is not None, "no snapshot was taken"
+        assert thread is not None
         taking.done.result()
+        thread.join()
         return seconds, taking
 
     def request_checkpoint(self) -> Future[Any]:
@@ -260,7 +271,8 @@ def tiny(trainer: Trainer, arguments: argparse.Namespace) -> Times:
     trainer.snapshot()
     for _ in range(arguments.rounds):
         stall, taking = trainer.snapshot()
-        frozen = freeze(trainer.session._capture({}))
+        assert trainer.content is not None
+        frozen = freeze(trainer.content.state)
         began = time.perf_counter()
         lay_out(frozen)
         note(times, layout=time.perf_counter() - began)
