@@ -36,8 +36,8 @@ class Size:
 
 
 SIZES = [
-    Size("10 MB", 10_000_000, 9, 9, (2, 1), targets=False),
-    Size("600 MB", 600_000_000, 7, 5, (2, 1)),
+    Size("10 MB", 10_000_000, 9, 5, (2, 1), targets=False),
+    Size("600 MB", 600_000_000, 7, 4, (2, 1)),
     Size("3 GB", 3_000_000_000, 3, 2, (2,)),
 ]
 
@@ -64,12 +64,12 @@ def _saving(size: Size, label: str, root: Path, common: list[str]) -> list[Figur
         paired(f"{label}: its thread's time", times["thread"], times["copy"], copy),
         paired(f"{label}: to durable", times["durable"], times["raw_write"], write, durable),
         paired(f"{label}: the writer alone", times["writer"], times["raw_write"], write),
-        paired(f"{label}: supervisor's CPU", times["supervisor_cpu"], times["raw_write"], write),
+        paired(f"{label}: supervisor's CPU", times["supervisor_cpu"], times["copy"], copy),
     ]
 
 
 def _losing(size: Size, label: str, root: Path, common: list[str], threads: int) -> list[Figure]:
-    seconds = min(6.0, max(1.0, size.state_bytes / 400e6))
+    seconds = min(6.0, max(0.5, size.state_bytes / 400e6))
     times = supervised(
         root,
         "losing",
@@ -88,8 +88,8 @@ def _losing(size: Size, label: str, root: Path, common: list[str], threads: int)
         paired(
             f"{label}: supervisor's CPU meanwhile",
             times["supervisor_cpu"],
-            times["ours_durable"],
-            "to durable",
+            times["copy"],
+            "memory copy",
         ),
     ]
     for name, words in OTHERS.items():
@@ -133,7 +133,7 @@ def on_cuda(root: Path) -> list[Figure]:
 def overheads(root: Path) -> list[Figure]:
     """The overhead of training with snapshots, for the sizes where an interval is short."""
     return [
-        _overhead("10 MB", 10_000_000, 12, 2.0, root),
+        _overhead("10 MB", 10_000_000, 10, 2.0, root),
         _overhead("600 MB", 600_000_000, 4, 8.0, root),
     ]
 
@@ -179,6 +179,8 @@ def tiny(root: Path) -> list[Figure]:
         floors = [10 * seconds for seconds in few[key]]
         name = f"100,000 tiny tensors: {words}"
         figures.append(paired(name, many[key], floors, tenfold, 1.5))
+    name = "100,000 tiny tensors: layout"
+    figures.append(paired(name, many["layout"], many["save"], "torch.save into memory"))
     stall = statistics.median(many["stall"])
     name = "100,000 tiny tensors: stall"
     return [Figure(name, "s", stall, 0.0, "nothing", 1.0), *figures]

@@ -5,6 +5,7 @@ Appends lines of JSON to FILE, each a mapping of names to lists of seconds.
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -276,6 +277,9 @@ def tiny(trainer: Trainer, arguments: argparse.Namespace) -> Times:
         began = time.perf_counter()
         lay_out(frozen)
         note(times, layout=time.perf_counter() - began)
+        began = time.perf_counter()
+        torch.save(frozen.tree, io.BytesIO())
+        note(times, save=time.perf_counter() - began)
         note(times, stall=stall, thread=taking.thread_seconds)
     return times
 
