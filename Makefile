@@ -21,7 +21,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready  ## The figures of docs/performance.md.
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks --json build/benchmarks.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

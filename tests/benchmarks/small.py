@@ -1,0 +1,90 @@
+"""What costs little: a step, the shortest run, a supervisor that has nothing to do."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from orchestrator.rundir import RunDir
+from orchestrator.training import Session
+from tests.benchmarks.figures import Figure, median_seconds
+
+STEPS = 100_000
+IDLE_SECONDS = 20.0
+START_SECONDS = 60.0
+
+TRAINER = """
+import time, torch
+from orchestrator.training import Session
+with Session(model=torch.nn.Linear(2, 1)) as session:
+    session.checkpoint()
+    time.sleep(600)
+"""
+
+
+def step_cost(root: Path) -> list[Figure]:
+    """session.step() when nothing is due, against calling a function that does nothing."""
+    loss = torch.zeros(())
+
+    def nothing(**metrics: object) -> None:
+        pass
+
+    def call(step: Callable[..., None]) -> float:
+        return median_seconds(lambda: [step(loss=loss) for _ in range(STEPS)]) / STEPS
+
+    with Session(run_dir=root, model=torch.nn.Linear(2, 1)) as session:
+        session.step(loss=loss)  # the first step of a run is saved
+        cost = call(session.step)
+    floor = call(nothing)
+    return [Figure("session.step(), nothing due", "us", cost * 1e6, floor * 1e6, "empty call", 5.0)]
+
+
+def shortest_run(root: Path) -> list[Figure]:
+    """`orchestrator run -- true`, against starting and ending Python."""
+    command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root), "--", "true"]
+    run = median_seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+    python = [sys.executable, "-c", "pass"]
+    floor = median_seconds(lambda: subprocess.run(python, check=True))
+    return [Figure("orchestrator run -- true", "s", run, floor, "python -c pass", 0.5)]
+
+
+def idle_supervisor(root: Path) -> list[Figure]:
+    """Resident memory and share of a core while the trainer does nothing."""
+    bare = subprocess.Popen(
+        [sys.executable, "-c", "import asyncio, time; time.sleep(600)"], stdout=subprocess.DEVNULL
+    )
+    command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root)]
+    supervisor = subprocess.Popen(
+        [*command, "--", sys.executable, "-c", TRAINER],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_checkpoint(root)
+        process, floor = psutil.Process(supervisor.pid), psutil.Process(bare.pid)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(IDLE_SECONDS)
+        share = (sum(process.cpu_times()[:2]) - before) / IDLE_SECONDS * 100
+        mebibytes = process.memory_info().rss / 2**20
+        floor_mebibytes = floor.memory_info().rss / 2**20
+    finally:
+        for running in (supervisor, bare):
+            running.send_signal(signal.SIGTERM)
+            running.wait()
+    return [
+        Figure("supervisor, resident", "MiB", mebibytes, floor_mebibytes, "import asyncio", 45.0),
+        Figure("supervisor, idle", "% of a core", share, 0.0, "nothing", 0.5),
+    ]
+
+
+def wait_for_checkpoint(root: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not list(RunDir(root).checkpoints.glob("step-*")):
+        if time.monotonic() > deadline:
+            sys.exit(f"no checkpoint came within {START_SECONDS:g} s")
+        time.sleep(0.1)
