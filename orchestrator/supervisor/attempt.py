@@ -50,6 +50,7 @@ class Attempt:
         self.peer: Peer | None = None
         self.connected = False
         self.resumed = False
+        self.rejected = False
         self.reported: int | None = None
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
@@ -81,9 +82,9 @@ class Attempt:
 
     @property
     def resumed_step(self) -> int | None:
-        """The step at which the session said that it had resumed."""
+        """The step at which the session said that it had resumed, or could not."""
         source = self.handed or self.resume_from
-        return source.manifest.step if source and self.resumed else None
+        return source.manifest.step if source and (self.resumed or self.rejected) else None
 
     @property
     def step(self) -> int:

@@ -127,8 +127,7 @@ class Conversation:
                     problem = "there is no such snapshot"
                     self._tell_trainer(type="write_failed", generation=generation, problem=problem)
             case "rejected":
-                self._log.error("the snapshot in memory cannot be loaded", **facts)
-                self._snapshots.forget()
+                attempt.rejected = True
             case "metrics":
                 attempt.metrics = facts.get("metrics", {})
             case "ended":

@@ -298,6 +298,11 @@ class Supervisor:
 
     async def _decide(self, attempt: Attempt, failure: Failure) -> None:
         self._budget.record(failure)
+        if attempt.rejected and attempt.handed is not None:
+            self._log.error("the snapshot in memory cannot be loaded", step=failure.resumed_step)
+            self._snapshots.forget()
+            # What was written from it is no better.
+            await self._unless_stopped(self._checkpoints.demote(attempt.handed))
         decision = decide(failure, self._budget)
         if not isinstance(decision, GiveUp) and decision.demote:
             self._budget.demoted = True

@@ -34,8 +34,8 @@ class Home(Protocol):
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """The newest valid checkpoint. Raises NoValidCheckpointError."""
 
-    def reject(self, snapshot: Snapshot) -> None:
-        """Report that the snapshot to resume from cannot be loaded."""
+    def reject(self) -> None:
+        """Report that what should be resumed from cannot be loaded."""
 
     def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
         """Snapshots of the attempt before that are still being written."""

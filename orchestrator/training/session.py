@@ -13,7 +13,6 @@ import torch
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.durable import write_json
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
@@ -122,11 +121,22 @@ class Session:
         self._entered = True
 
     def _resume_newest(self) -> bool:
-        if (snapshot := self._home.snapshot_to_resume()) is not None:
-            self._resume_snapshot(snapshot)
-        elif (checkpoint := self._home.checkpoint_to_resume()) is not None:
-            self._resume(checkpoint)
-        return self.resumed_from is not None
+        snapshot = self._home.snapshot_to_resume()
+        checkpoint = None if snapshot else self._home.checkpoint_to_resume()
+        try:
+            if snapshot is not None:
+                # Its checkpoint is being written, or was.
+                name = f"step-{snapshot.manifest.step:012d}"
+                restored, source = read_snapshot(snapshot), self._home.run.checkpoints / name
+            elif checkpoint is not None:
+                restored, source = read_state(checkpoint), checkpoint.path
+            else:
+                return False
+        except RuntimeError:
+            self._home.reject()
+            raise
+        self._take_over(restored, source)
+        return True
 
     def __exit__(
         self,
@@ -414,20 +424,6 @@ class Session:
         return written
 
     # --- restoring ---------------------------------------------------------------------------
-
-    def _resume_snapshot(self, snapshot: Snapshot) -> None:
-        try:
-            restored = read_snapshot(snapshot)
-        except RuntimeError:
-            # The next attempt then takes the newest checkpoint.
-            self._home.reject(snapshot)
-            raise
-        step = snapshot.manifest.step
-        # Where it is being written to, or was.
-        self._take_over(restored, self._home.run.checkpoints / f"step-{step:012d}")
-
-    def _resume(self, checkpoint: Checkpoint) -> None:
-        self._take_over(read_state(checkpoint), checkpoint.path)
 
     def _take_over(self, restored: Restored, source: Path) -> None:
         self._registry.restore(restored.content, source, shared=restored.in_memory)

@@ -67,8 +67,8 @@ class Standalone:
         self._resumed_from = self.store.newest_valid(self._quarantined)
         return self._resumed_from
 
-    def reject(self, snapshot: Snapshot) -> None:
-        """There is none to reject."""
+    def reject(self) -> None:
+        """Nobody decides for us: the error says it."""
 
     def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
         """None, as with ``snapshot_to_resume``."""

@@ -79,9 +79,9 @@ class Supervised:
         path = os.environ.get(RESUME_VARIABLE)
         return read_checkpoint(Path(path).parent) if path else None
 
-    def reject(self, snapshot: Snapshot) -> None:
-        """Have the next attempt resume from the disk."""
-        self._lifeline.send("rejected", generation=snapshot.generation)
+    def reject(self) -> None:
+        """Have the supervisor think about what the next attempt resumes from."""
+        self._lifeline.send("rejected")
 
     def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
         """What the supervisor still writes for the attempt before."""

@@ -50,6 +50,9 @@ def main() -> None:
             for figure in found:
                 figure.load = load
             figures += found
+            if arguments.json:
+                # After each group: whoever interrupts the run keeps what was measured.
+                write_json(arguments.json, figures, notes)
             seconds = time.monotonic() - began
             print(f"{name}: {seconds:.0f} s, load before {load:.1f}", file=sys.stderr, flush=True)
     show(figures, notes)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from tests.e2e.support import TRAIN, Supervised, events, open_store, orchestrator
 
@@ -180,3 +181,22 @@ def test_several_processes_are_refused_for_now(
     status, stdout, _ = supervise("--epochs", "1").end()
     assert status == 78
     assert "WORLD_SIZE is 2" in stdout
+
+
+def test_checkpoint_that_cannot_be_loaded_gives_way_to_an_older_one(supervise: Start) -> None:
+    """A file whose digest is right and which torch refuses twice does not strand the run."""
+    options = ("--every", "5steps", "--snapshot-budget", "off")
+    run = supervise("--epochs", "1", "--fail-at", "13", options=options)
+    run.end()
+    newest, older = open_store(run.run).all()[-1], open_store(run.run).all()[-2]
+    junk = b"not what torch.save writes"
+    newest.state_file.write_bytes(junk)
+    manifest = json.loads((newest.path / "manifest.json").read_text())
+    digest = xxhash.xxh3_128(junk).hexdigest()
+    manifest["files"]["state.pt"] = {"bytes": len(junk), "xxh3_128": digest}
+    (newest.path / "manifest.json").write_text(json.dumps(manifest))
+    again = supervise("--epochs", "1")
+    status, stdout, stderr = again.end()
+    assert status == 0, (stdout, stderr)
+    assert events(run.run, "resumed")[-1]["step"] == older.manifest.step
+    assert [path.name for path in run.run.quarantine.iterdir()] == [newest.name]

@@ -79,19 +79,20 @@ KILL_SELF = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
 def test_budget_without_progress_is_spent_and_survives_the_supervisor(supervise: Start) -> None:
     """Deaths without a new checkpoint between them end the run, counted over supervisors."""
+    off = ("--snapshot-budget", "off")  # a snapshot would be progress
     arguments = ("--run-at", "3", "--code", KILL_SELF)
-    first = supervise(*arguments, options=("--max-restarts", "1"))
+    first = supervise(*arguments, options=(*off, "--max-restarts", "1"))
     assert first.end()[0] == 70
     assert len(events(first.run, "attempt_started")) == 2
     assert "--max-restarts allows 1" in events(first.run, "gave_up")[0]["reason"]
 
     # Stopped while it waits to try again, the next supervisor begins with what was spent.
-    second = supervise(*arguments, options=("--max-restarts", "3"))
+    second = supervise(*arguments, options=(*off, "--max-restarts", "3"))
     second.wait_for_event("restart_scheduled", count=3)
     second.signal(signal.SIGTERM)
     assert second.end()[0] == 75
     spent = events(first.run, "restart_scheduled")[-1]["failures"]
-    third = supervise(*arguments, options=("--max-restarts", "3"))
+    third = supervise(*arguments, options=(*off, "--max-restarts", "3"))
     third.wait_for_event("restart_scheduled", count=4)
     assert events(first.run, "restart_scheduled")[-1]["failures"] > spent
     third.signal(signal.SIGTERM)
