@@ -41,6 +41,8 @@ QUIET_SHARE = 0.05
 QUIET_SECONDS = 0.1
 QUIET_WAIT_SECONDS = 60.0
 STEPS_BETWEEN = 2
+OVERHEAD_SECONDS = 90.0
+LEAST_ROUNDS = 2
 
 
 class Trainer:
@@ -238,7 +240,11 @@ def overhead(trainer: Trainer, arguments: argparse.Namespace) -> Times:
         trainer.steps(4)
         if pace.interval_seconds is None:
             pace.next_ns = 0
+    # On a busy machine snapshots are dear, and with them an interval is long.
+    end = time.monotonic() + OVERHEAD_SECONDS
     for turn in range(arguments.rounds):
+        if turn >= LEAST_ROUNDS and time.monotonic() > end:
+            break
         step_seconds = trainer.steps(8) / 8
         interval = pace.interval_seconds
         window = interval * max(1, round(arguments.base_seconds / interval))
