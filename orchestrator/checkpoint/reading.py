@@ -1,6 +1,7 @@
 """Reading checkpoints back: what a directory claims to be, and whether its bytes are that."""
 
 import errno
+import mmap
 import os
 import re
 import stat
@@ -165,14 +166,24 @@ def _judged(path: Path, name: str, error: OSError) -> CheckpointInvalidError | U
 
 
 def _digest(path: Path) -> FileRecord:
+    # Past the page cache: what counts is what the disk has, and training needs the cache itself.
     # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return _digest_opened(os.open(path, flags | getattr(os, "O_DIRECT", 0)))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return _digest_opened(os.open(path, flags))
+
+
+def _digest_opened(descriptor: int) -> FileRecord:
     with open(descriptor, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         digest, size = xxhash.xxh3_128(), 0
-        buffer = memoryview(bytearray(READ_CHUNK_BYTES))
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
+        with mmap.mmap(-1, READ_CHUNK_BYTES) as aligned, memoryview(aligned) as buffer:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                size += count
     return FileRecord(bytes=size, xxh3_128=digest.hexdigest())

@@ -39,7 +39,7 @@ class Writer:
         """
         with self._one_at_a_time:
             if reason not in _LAST_CHANCES:
-                _lower_priority()
+                lower_priority()
                 checkpoint = self._publish(snapshot, reason)
                 self._keep_reserve(snapshot.image_bytes + RESERVE_MARGIN_BYTES)
                 return checkpoint
@@ -92,7 +92,8 @@ def _reserve(path: Path, size: int) -> None:
         os.close(descriptor)
 
 
-def _lower_priority() -> None:
+def lower_priority() -> None:
+    """Have this thread, which must do nothing else, leave processor and disk to the training."""
     if sys.platform == "linux":  # elsewhere this would be the priority of the whole process
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)

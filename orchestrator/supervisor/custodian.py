@@ -13,6 +13,7 @@ from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.writer import lower_priority
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.supervisor.restarts import Budget
@@ -115,11 +116,13 @@ class Custodian:
         def report(error: CheckpointInvalidError) -> None:
             loop.call_soon_threadsafe(self._quarantined, error)
 
+        def delete() -> list[Checkpoint]:
+            lower_priority()
+            return self._store.apply_retention(self._policy, in_use, report)
+
         async with self._rotating:
             try:
-                deleted = await in_thread(
-                    lambda: self._store.apply_retention(self._policy, in_use, report)
-                )
+                deleted = await in_thread(delete)
             except (OSError, UnreadableError) as error:
                 self._log.warning("cannot rotate checkpoints", problem=str(error))
                 return
