@@ -22,7 +22,7 @@ RESERVE_MARGIN_BYTES = 1 << 16
 BACKGROUND_NICE = 10
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # After these there may be no other chance to write.
-_LAST_CHANCES = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
+LAST_CHANCES = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Writer:
         One that may be the last may use up the reserve. Raises CheckpointWriteError.
         """
         with self._one_at_a_time:
-            if reason not in _LAST_CHANCES:
+            if reason not in LAST_CHANCES:
                 lower_priority()
                 checkpoint = self._publish(snapshot, reason)
                 self._keep_reserve(snapshot.image_bytes + RESERVE_MARGIN_BYTES)

@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.writer import Writer
+from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.page import ControlPage
 from orchestrator.supervisor.threads import in_thread
@@ -23,13 +23,19 @@ class SnapshotKeeper:
     def __init__(
         self,
         store: Store,
+        rotated: Callable[[], Awaitable[object]],
         on_written: Callable[[Snapshot, Checkpoint, float], None],
         on_failed: Callable[[Snapshot, str], None],
     ) -> None:
-        """``on_written`` gets the seconds that it took, ``on_failed`` the problem."""
+        """``on_written`` gets the seconds that it took, ``on_failed`` the problem.
+
+        Before a periodic write ``rotated`` is awaited: deleting must not fall behind writing, or a
+        run that saves often fills the disk with checkpoints that --keep does not want.
+        """
         self.slots: Slots | None = None
         self.last_write_seconds = 0.0
         self._writer = Writer(store)
+        self._rotated = rotated
         self._on_written = on_written
         self._on_failed = on_failed
         self._under_way: dict[int, tuple[Snapshot, asyncio.Task[None]]] = {}
@@ -68,8 +74,10 @@ class SnapshotKeeper:
             self._under_way[snapshot.generation] = snapshot, task
 
     async def _write(self, snapshot: Snapshot, reason: Reason) -> None:
-        began = time.monotonic()
         try:
+            if reason not in LAST_CHANCES:
+                await self._rotated()
+            began = time.monotonic()
             checkpoint = await in_thread(lambda: self._writer.write(snapshot, reason))
         except (CheckpointWriteError, OSError, ValueError) as error:
             # The last two come from a slot that a failing trainer has scribbled over.

@@ -150,14 +150,23 @@ def assert_sound(run: RunDir, had_two: bool) -> bool:
     if not run.run_file.exists():
         return had_two
     store, valid = open_store(run), 0
-    for path in store.directories():
-        try:
-            verify(read_checkpoint(path))
-        except CheckpointInvalidError:
-            # Deleted under our eyes, or really damaged: then it is still there.
-            assert not path.exists(), path
-        else:
-            valid += 1
+
+    def nothing_vanishes() -> bool:
+        """Count the valid ones; what rotation deletes meanwhile has a successor not counted yet."""
+        nonlocal valid
+        valid, vanished = 0, False
+        for path in store.directories():
+            try:
+                verify(read_checkpoint(path))
+            except CheckpointInvalidError:
+                # Deleted under our eyes, or really damaged: then it is still there.
+                assert not path.exists(), path
+                vanished = True
+            else:
+                valid += 1
+        return not vanished
+
+    wait_for(nothing_vanishes, "a look without a deletion")
     assert valid >= 2 or not had_two
     assert store.quarantined() == []
     return had_two or valid >= 2

@@ -1,0 +1,47 @@
+"""The writes from the snapshot memory: when they begin."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.slots import Snapshot
+from orchestrator.page import ControlPage
+from orchestrator.supervisor.snapshots import SnapshotKeeper
+from tests.checkpoint.support import manifest_of, names, new_store
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_only_what_can_wait_waits_for_the_deletion_of_older_ones(
+    tmp_path: Path, reason: Reason
+) -> None:
+    """A rotation that is behind holds the next periodic write back, and never an emergency."""
+    store = new_store(tmp_path)
+
+    async def written_before_the_rotation_ends() -> bool:
+        rotated = asyncio.Event()
+        keeper = SnapshotKeeper(store, rotated.wait, lambda *facts: None, lambda *facts: None)
+        snapshot = take(keeper)
+        keeper.write(snapshot, reason)
+        await keeper.settle([snapshot], 0.3, asyncio.Event())
+        before = bool(names(store))
+        rotated.set()
+        await keeper.settle([snapshot], 10.0, asyncio.Event())
+        return before
+
+    can_wait = reason in (Reason.PERIODIC, Reason.REQUESTED)
+    assert asyncio.run(written_before_the_rotation_ends()) is not can_wait
+    assert names(store) == ["step-000000000007"]
+
+
+def take(keeper: SnapshotKeeper) -> Snapshot:
+    """A snapshot of step 7, as a trainer would leave it."""
+    page, descriptor = ControlPage.create()
+    os.close(descriptor)
+    keeper.attach(page)
+    assert keeper.slots is not None
+    keeper.slots.begin(0)
+    os.pwrite(keeper.slots.images[0], b"image", 0)
+    return keeper.slots.commit(0, 5, manifest_of(7))
