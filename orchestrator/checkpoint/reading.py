@@ -1,10 +1,13 @@
 """Reading checkpoints back: what a directory claims to be, and whether its bytes are that."""
 
+import contextlib
 import errno
 import mmap
 import os
 import re
 import stat
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +22,8 @@ STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 PIN_FILE = "pinned"
 READ_CHUNK_BYTES = 16 << 20
+# From this size on a thread of its own has the digest sooner.
+BESIDE_BYTES = 1 << 20
 
 # A link or directory in a file's place, and a disk that has lost the bytes.
 _DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO, errno.ENXIO}
@@ -61,16 +66,31 @@ class DigestingWriter:
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of ``data``. Raises OSError, kept in ``error`` too: torch hides the errno."""
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-        self._digest.update(data)
         # Not len(): memory may consist of items larger than a byte.
         count = memoryview(data).nbytes
+        with self._digesting(data, count):
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = self.error or error
+                raise
         self._bytes += count
         return count
+
+    @contextlib.contextmanager
+    def _digesting(self, data: bytes | memoryview, count: int) -> Iterator[None]:
+        """Have ``data`` digested when the block ends, a large piece in a thread meanwhile."""
+        if count < BESIDE_BYTES:
+            yield
+            self._digest.update(data)
+            return
+        # It is ahead of the disk, and faults shared memory in for it.
+        thread = threading.Thread(target=self._digest.update, args=(data,))
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def flush(self) -> None:
         """For callers that expect a file; the bytes reach the disk when the store syncs them."""

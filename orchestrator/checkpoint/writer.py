@@ -30,6 +30,7 @@ class Writer:
     """The only one who writes snapshots of a run; ``write`` blocks and belongs into a thread."""
 
     store: Store
+    _views: dict[int, mmap.mmap] = field(default_factory=dict)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
@@ -52,17 +53,32 @@ class Writer:
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
         def copy(file: DigestingWriter) -> None:
-            size = snapshot.image_bytes
-            with (
-                mmap.mmap(snapshot.descriptor, size, prot=mmap.PROT_READ) as image,
-                memoryview(image) as whole,
-            ):
-                for offset in range(0, size, CHUNK_BYTES):
-                    with whole[offset : offset + CHUNK_BYTES] as chunk:
+            with memoryview(self._view(snapshot))[: snapshot.image_bytes] as image:
+                for offset in range(0, len(image), CHUNK_BYTES):
+                    with image[offset : offset + CHUNK_BYTES] as chunk:
                         file.write(chunk)
 
         manifest = replace(snapshot.manifest, reason=reason)
         return self.store.publish(manifest, copy, direct=True)
+
+    def _view(self, snapshot: Snapshot) -> mmap.mmap:
+        """The slot's memory, mapped once: faulting it in takes more processor than writing it.
+
+        Raises ValueError where the image is longer than the memory.
+        """
+        view = self._views.get(snapshot.slot)
+        size = os.fstat(snapshot.descriptor).st_size
+        if view is None or len(view) < snapshot.image_bytes or size < snapshot.image_bytes:
+            view = mmap.mmap(snapshot.descriptor, snapshot.image_bytes, prot=mmap.PROT_READ)
+            self._views[snapshot.slot] = view
+        return view
+
+    def release(self) -> None:
+        """Let go of the memory until the next write.
+
+        While none trains we must not look like the largest process to the OOM killer.
+        """
+        self._views.clear()
 
     def _keep_reserve(self, size: int) -> None:
         """Have so many bytes of disk set aside, where there is room for them and as much again."""

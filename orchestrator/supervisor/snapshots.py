@@ -43,6 +43,7 @@ class SnapshotKeeper:
 
     def attach(self, page: ControlPage) -> list[int]:
         """Have the slots on a new attempt's control page; the descriptors for its trainer."""
+        self._writer.release()
         if self.slots is None:
             self.slots = Slots.create(page)
         else:

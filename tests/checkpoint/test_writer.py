@@ -52,6 +52,25 @@ def test_image_becomes_the_file(tmp_path: Path, slots: Slots, size: int) -> None
     assert checkpoint.manifest.step == 7
 
 
+def test_each_write_has_the_bytes_of_that_moment(tmp_path: Path, slots: Slots) -> None:
+    """A slot whose image grows, shrinks and changes is written as it is, time after time."""
+    writer = Writer(new_store(tmp_path))
+    for step, size in ((1, 5000), (3, 4 * CHUNK_BYTES), (5, 100), (7, 4 * CHUNK_BYTES)):
+        checkpoint = writer.write(snapshot_of(slots, step, size), Reason.PERIODIC)
+        verify(checkpoint)
+        assert checkpoint.state_file.read_bytes() == random.Random(step).randbytes(size)
+
+
+def test_memory_that_is_shorter_than_its_image_is_refused(tmp_path: Path, slots: Slots) -> None:
+    """A failing trainer that cut its slot off ends the write, and not the process that writes."""
+    writer = Writer(new_store(tmp_path))
+    snapshot = snapshot_of(slots, 1, 3 * CHUNK_BYTES)
+    writer.write(snapshot, Reason.PERIODIC)
+    os.ftruncate(snapshot.descriptor, CHUNK_BYTES)
+    with pytest.raises(ValueError, match="mmap length"):
+        writer.write(snapshot, Reason.CRASH)
+
+
 def test_file_is_written_past_the_cache(tmp_path: Path) -> None:
     """On a filesystem that has O_DIRECT the flag is set until the last piece."""
     file = DirectFile(tmp_path / "file")
