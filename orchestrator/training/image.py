@@ -61,22 +61,23 @@ class _Freezer:
         kind = type(value)
         if kind not in _CHANGEABLE:
             return value
-        if id(value) not in self._seen:
-            self._seen[id(value)] = self._copy(value, kind)
-        return self._seen[id(value)]
+        frozen = self._seen.get(id(value))
+        if frozen is None:
+            copy = self._tensor if kind in _TENSORS else self._container
+            frozen = self._seen[id(value)] = copy(value)
+        return frozen
 
-    def _copy(self, value: Any, kind: type) -> Any:
-        if kind in _TENSORS:
-            return self._tensor(value)
+    def _container(self, value: Any) -> Any:
+        kind = type(value)
         if kind not in _DICTS:
-            return kind(self.freeze(item) for item in value)
-        frozen = kind((key, self.freeze(item)) for key, item in value.items())
+            return kind([self.freeze(item) for item in value])
+        frozen = kind({key: self.freeze(item) for key, item in value.items()})
         if hasattr(value, "__dict__"):
             frozen.__dict__.update(value.__dict__)  # a module's state_dict carries _metadata
         return frozen
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type == "meta":
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
             raise InexpressibleError(f"a tensor of the layout {tensor.layout} on {tensor.device}")
         if tensor.is_quantized:
             raise InexpressibleError("a quantised tensor, which skip_data refuses")

@@ -89,14 +89,14 @@ def from_plain(value: Any) -> Any:
 
 def _container_to_plain(value: Any, where: str) -> Any:
     if isinstance(value, dict):
-        converted = {}
+        changes = {}
         for key, item in value.items():
             if not _is_plain_key(key):
                 raise UnstorableError(f"{where}[{key!r}]", "its key is no plain value")
-            converted[key] = to_plain(item, f"{where}[{key!r}]")
-        if all(converted[key] is value[key] for key in value):
-            return value
-        return _like(value, converted)
+            plain = to_plain(item, f"{where}[{key!r}]")
+            if plain is not item:
+                changes[key] = plain
+        return _like(value, {**value, **changes}) if changes else value
     items = [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if all(a is b for a, b in zip(items, value, strict=True)):
         return value
