@@ -82,10 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     running.usage = "orchestrator run [OPTIONS] -- COMMAND..."
     running.epilog = RUN_HELP
     for setting in fields(Config):
+        option, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
+        if setting.type is bool:
+            _add_switch(running, option, text)
+            continue
         running.add_argument(
-            "--" + setting.name.replace("_", "-"),
-            metavar=setting.metadata["metavar"],
-            help=setting.metadata["help"].replace("%", "%%"),
+            option, metavar=setting.metadata["metavar"], help=text.replace("%", "%%")
         )
     running.add_argument("command", nargs="*", metavar="-- COMMAND", help="python train.py ...")
 
@@ -128,6 +130,16 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("checkpoint.pt"), help="the file, a new one"
     )
     return parser
+
+
+def _add_switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
+    """--option and --no-option, with the words that the environment and the files use."""
+    name = option.removeprefix("--")
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument(option, dest=name, action="store_const", const="on", help=text)
+    choice.add_argument(
+        f"--no-{name}", dest=name, action="store_const", const="off", help="Do without."
+    )
 
 
 def _add(

@@ -23,6 +23,7 @@ LONGEST_SECONDS = 3650 * 86400.0
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SWITCH = {"on": True, "off": False}
 _COUNTED = re.compile(r"(\d+)(steps?|epochs?)")
 
 
@@ -103,6 +104,12 @@ def _parse_best(text: str) -> BestPolicy:
     return BestPolicy(match[1], "min" if match[2] == "min" else "max", int(match[3] or 1))
 
 
+def _parse_switch(text: str) -> bool:
+    if text.strip() not in _SWITCH:
+        raise ValueError("write on or off")
+    return _SWITCH[text.strip()]
+
+
 def _option(parse: Callable[[str], Any], metavar: str, text: str, default: Any) -> Any:
     return field(default=default, metadata={"parse": parse, "metavar": metavar, "help": text})
 
@@ -139,6 +146,12 @@ class Config:
         "1%|off",
         "Share of the time that snapshots in memory may take. Default: 1%.",
         0.01,
+    )
+    spare: bool = _option(
+        _parse_switch,
+        "on|off",
+        "Keep a process with torch imported, to become the next trainer. Default: on.",
+        True,
     )
 
     @property
@@ -191,10 +204,10 @@ def _read_file(directory: Path) -> tuple[dict[str, str], str]:
         if not isinstance(content, dict):
             raise ConfigError(f"cannot use {path}: {'.'.join(table)} is not a table")
         known = {setting.name for setting in fields(Config)}
-        values = {str(key).replace("-", "_"): str(value) for key, value in content.items()}
+        values = {str(key).replace("-", "_"): _text(value) for key, value in content.items()}
         for key, value in content.items():
-            # A list or a table has no form on the command line; a bool is no number to us either.
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
+            # A list or a table has no form on the command line.
+            if not isinstance(value, str | int | float):
                 raise ConfigError(f"cannot use {key} in {name} = {value}: write a text or a number")
         if unknown := sorted(values.keys() - known):
             raise ConfigError(
@@ -203,3 +216,10 @@ def _read_file(directory: Path) -> tuple[dict[str, str], str]:
             )
         return values, name
     return {}, CONFIG_FILE
+
+
+def _text(value: object) -> str:
+    """A value of a TOML file as it would be written elsewhere."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)

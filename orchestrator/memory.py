@@ -1,4 +1,4 @@
-"""How much memory this process may still take, counting the limits of its control group."""
+"""How much memory may still be taken, counting control groups, and how much a process has."""
 
 from pathlib import Path
 
@@ -14,6 +14,14 @@ def available_bytes(root: Path = Path("/")) -> int:
     version. ``root`` is where /proc and /sys are.
     """
     return max(0, min([psutil.virtual_memory().available, *_group_rooms(root)]))
+
+
+def private_bytes(pid: int) -> int | None:
+    """The memory of a process that nobody shares with it, which its end would free."""
+    try:
+        return int(psutil.Process(pid).memory_full_info().uss)
+    except psutil.Error:
+        return None
 
 
 def _group_rooms(root: Path) -> list[int]:

@@ -126,6 +126,11 @@ class AttemptDir:
         return self.root / "error.json"
 
     @property
+    def modules_file(self) -> Path:
+        """The modules that the trainer has loaded, for the spare; written by the session."""
+        return self.root / "modules.json"
+
+    @property
     def exit_file(self) -> Path:
         """How the attempt ended, written by the supervisor."""
         return self.root / "exit.json"

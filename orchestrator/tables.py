@@ -33,6 +33,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("problem", Text(status["problem"] or "", style="red")),
         ("at risk", _at_risk(status["lose_at_most_seconds"])),
         ("processes", _processes(status)),
+        ("spare", _spare(status["spare"])),
     ]
     for name, value in rows:
         if value:
@@ -152,6 +153,15 @@ def _at_risk(seconds: float | None) -> str:
 def _processes(status: dict[str, Any]) -> str:
     names = ("supervisor", "trainer", "spare")
     return "  ".join(f"{n} {status[f'{n}_pid']}" for n in names if status[f"{n}_pid"])
+
+
+def _spare(spare: dict[str, Any] | None) -> str:
+    if spare is None:
+        return ""
+    if spare["reason"]:
+        return f"none: {spare['reason']}"
+    memory = f", {size_text(spare['bytes'])} of memory" if spare["bytes"] else ""
+    return f"{spare['state']}{memory}"
 
 
 def _notes(row: dict[str, Any]) -> str:

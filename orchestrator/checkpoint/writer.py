@@ -4,7 +4,6 @@ import contextlib
 import errno
 import mmap
 import os
-import sys
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +13,11 @@ from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
+from orchestrator.priority import lower_priority
 
 CHUNK_BYTES = 16 << 20
 # The manifest, directories, and a file that has grown since.
 RESERVE_MARGIN_BYTES = 1 << 16
-# Of the two that Linux knows, this one lowers the disk's priority too (ioprio_get(2)).
-BACKGROUND_NICE = 10
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # After these there may be no other chance to write.
 LAST_CHANCES = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
@@ -106,10 +104,3 @@ def _reserve(path: Path, size: int) -> None:
         path.unlink()
     finally:
         os.close(descriptor)
-
-
-def lower_priority() -> None:
-    """Have this thread, which must do nothing else, leave processor and disk to the training."""
-    if sys.platform == "linux":  # elsewhere this would be the priority of the whole process
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)

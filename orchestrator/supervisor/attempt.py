@@ -23,6 +23,21 @@ from orchestrator.wire import (
 )
 
 
+def common_environment(run: RunDir, socket_path: str) -> dict[str, str]:
+    """What the trainers of all attempts, and the spare, find in their environment."""
+    environment = {
+        **os.environ,
+        SOCKET_VARIABLE: socket_path,
+        RUN_DIR_VARIABLE: str(run.root.absolute()),
+    }
+    # Of a supervisor around us.
+    for name in (ATTEMPT_VARIABLE, RESUME_VARIABLE):
+        environment.pop(name, None)
+    # Output into a pipe would be held back in blocks, and a SIGKILL would lose the last one.
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment
+
+
 class Attempt:
     """One attempt, from its directory to the end of its last process."""
 
@@ -30,17 +45,15 @@ class Attempt:
         self,
         run: RunDir,
         number: int,
-        command: list[str],
         resume_from: Checkpoint | None,
         handed: Snapshot | None,
         snapshots: SnapshotKeeper,
-        socket_path: str,
-        lock_descriptor: int,
     ) -> None:
-        """Start the trainer. Raises ConfigError when the command cannot be run, and OSError.
+        """Prepare what a trainer needs, which is started then as ``child``. Raises OSError.
 
         ``handed`` is the snapshot that its session resumes from, newer than ``resume_from``.
         """
+        self.child: Child
         self.number = number
         self.handed = handed
         self.left: Snapshot | None = None
@@ -49,6 +62,7 @@ class Attempt:
         self.started = time.monotonic()
         self.peer: Peer | None = None
         self.connected = False
+        self.session_pid: int | None = None
         self.resumed = False
         self.rejected = False
         self.reported: int | None = None
@@ -62,18 +76,14 @@ class Attempt:
         self.page, self._page_descriptor = ControlPage.create()
         self._slot_descriptors = snapshots.attach(self.page)
         self.output = open_output(self.directory.output_file)
-        environment = {
-            **os.environ,
-            SOCKET_VARIABLE: socket_path,
-            RUN_DIR_VARIABLE: str(run.root.absolute()),
-            ATTEMPT_VARIABLE: str(number),
-        }
-        environment.pop(RESUME_VARIABLE, None)
-        if resume_from is not None:
-            environment[RESUME_VARIABLE] = str(resume_from.state_file.absolute())
-        # Output into a pipe would be held back in blocks, and a SIGKILL would lose the last one.
-        environment.setdefault("PYTHONUNBUFFERED", "1")
-        self.child = Child(command, environment, self.output, lock_descriptor)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What its environment has beside the common one."""
+        variables = {ATTEMPT_VARIABLE: str(self.number)}
+        if self.resume_from is not None:
+            variables[RESUME_VARIABLE] = str(self.resume_from.state_file.absolute())
+        return variables
 
     @property
     def descriptors(self) -> list[int]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import psutil
 
@@ -29,37 +29,44 @@ def become_subreaper() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def start_cold(
+    command: Sequence[str], environment: Mapping[str, str], output: Output, lock_descriptor: int
+) -> subprocess.Popen[bytes]:
+    """Start the command. Raises ConfigError when it cannot be run at all.
+
+    It inherits the run lock, so that the run stays locked until the last of its processes ends.
+    """
+    try:
+        return subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdout=output.descriptor,
+            stderr=output.descriptor,
+            # A session of its own: a terminal's Ctrl-C reaches the supervisor only, which then
+            # asks for a save, and not the loader workers, whose death would prevent it.
+            start_new_session=True,
+            pass_fds=(lock_descriptor,),
+        )
+    except OSError as error:
+        output.start()
+        output.finish(LAST_OUTPUT_SECONDS)
+        name = error.filename or command[0]
+        raise ConfigError(f"cannot run {name}: {error.strerror}") from None
+
+
 class Child:
     """The trainer process and everything it starts."""
 
     def __init__(
         self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
+        process: subprocess.Popen[bytes],
         output: Output,
-        lock_descriptor: int,
+        spare_pid: Callable[[], int | None],
     ) -> None:
-        """Start it. Raises ConfigError when the command cannot be run at all.
-
-        It inherits the run lock, so that the run stays locked until the last of its processes ends.
-        """
+        """``process`` has been given the output; what it starts does not include the spare."""
+        self._process = process
         self._output = output
-        try:
-            self._process = subprocess.Popen(
-                command,
-                env=dict(environment),
-                stdout=output.descriptor,
-                stderr=output.descriptor,
-                # A session of its own: a terminal's Ctrl-C reaches the supervisor only, which then
-                # asks for a save, and not the loader workers, whose death would prevent it.
-                start_new_session=True,
-                pass_fds=(lock_descriptor,),
-            )
-        except OSError as error:
-            output.start()
-            output.finish(LAST_OUTPUT_SECONDS)
-            name = error.filename or command[0]
-            raise ConfigError(f"cannot run {name}: {error.strerror}") from None
+        self._spare_pid = spare_pid
         output.start()
 
     @property
@@ -80,7 +87,7 @@ class Child:
         """SIGKILL to the command and all its descendants, without waiting for their end."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        for process in _descendants():
+        for process in _descendants(self._spare_pid()):
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
@@ -89,32 +96,42 @@ class Child:
 
         Returns the ids of processes that even SIGKILL did not end in time (uninterruptible sleep).
         """
-        survivors = await in_thread(lambda: _end_descendants(KILL_WAIT_SECONDS))
+        spare_pid = self._spare_pid()
+        survivors = await in_thread(lambda: _end_descendants(spare_pid, KILL_WAIT_SECONDS))
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))
         return survivors
 
 
-def _descendants() -> list[psutil.Process]:
-    """All processes below us; with the subreaper that includes those that lost their parent."""
-    return psutil.Process().children(recursive=True)
+def _descendants(spare_pid: int | None) -> list[psutil.Process]:
+    """All processes below us but the spare and what it has started.
+
+    With the subreaper that includes those that lost their parent.
+    """
+    found = psutil.Process().children(recursive=True)
+    if spare_pid is None:
+        return found
+    passed_over = {spare_pid}
+    with contextlib.suppress(psutil.Error):
+        passed_over |= {p.pid for p in psutil.Process(spare_pid).children(recursive=True)}
+    return [process for process in found if process.pid not in passed_over]
 
 
-def _end_descendants(timeout_seconds: float) -> list[int]:
+def _end_descendants(spare_pid: int | None, timeout_seconds: float) -> list[int]:
     deadline = time.monotonic() + timeout_seconds
-    left = _descendants()
+    left = _descendants(spare_pid)
     while left and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         # psutil waits for our direct children with waitpid, which reaps the adopted ones.
         psutil.wait_procs(left, timeout=min(0.5, max(0.0, deadline - time.monotonic())))
-        left = _descendants()
+        left = _descendants(spare_pid)
     return [process.pid for process in left]
 
 
-def reap_adopted(child_pid: int | None) -> None:
-    """Collect orphans that were handed to us and have ended; leaves ``child_pid`` to its waiter."""
+def reap_adopted(awaited: Collection[int]) -> None:
+    """Collect orphans that were handed to us and have ended; ``awaited`` have their own waiters."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error, ChildProcessError):
-            if process.pid != child_pid and process.status() == psutil.STATUS_ZOMBIE:
+            if process.pid not in awaited and process.status() == psutil.STATUS_ZOMBIE:
                 os.waitpid(process.pid, os.WNOHANG)

@@ -18,6 +18,7 @@ from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.channel import Peer
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.snapshots import SnapshotKeeper
+from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.status import Status, describe_checkpoint
 from orchestrator.supervisor.watch import CLOSING_SHARE, Watch
@@ -40,6 +41,7 @@ class Conversation:
         watch: Watch,
         checkpoints: Custodian,
         snapshots: SnapshotKeeper,
+        spares: SpareKeeper,
         restarts: int,
     ) -> None:
         self.restarts = restarts
@@ -51,6 +53,7 @@ class Conversation:
         self._watch = watch
         self._checkpoints = checkpoints
         self._snapshots = snapshots
+        self._spares = spares
         self._snapshot_journalled = float("-inf")
         self._log = structlog.get_logger()
         self._rotations: set[asyncio.Task[None]] = set()
@@ -88,6 +91,7 @@ class Conversation:
             peer.send({"type": "refused", "reason": "another session has this run already"})
             return
         attempt.peer, attempt.connected = peer, True
+        attempt.session_pid = message.get("pid")
         peer.send(
             {
                 "type": "welcome",
@@ -126,6 +130,10 @@ class Conversation:
                 if not self._snapshots.write_generation(generation, reason):
                     problem = "there is no such snapshot"
                     self._tell_trainer(type="write_failed", generation=generation, problem=problem)
+            case "modules" if not self._watch.stop_wanted.is_set():
+                self._spares.trainer_has_loaded(
+                    attempt.directory.modules_file, attempt.session_pid == attempt.child.pid
+                )
             case "rejected":
                 attempt.rejected = True
             case "metrics":
@@ -219,6 +227,7 @@ class Conversation:
         status.supervisor_pid = os.getpid()
         status.restarts = self.restarts
         status.problem = self._problem
+        status.spare_pid, status.spare = self._spares.pid, self._spares.facts()
         status.newest_checkpoint = describe_checkpoint(newest) if newest else None
         if attempt is not None:
             status.attempt = attempt.number

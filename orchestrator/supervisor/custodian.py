@@ -13,9 +13,9 @@ from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.writer import lower_priority
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.journal import Journal, JournalEvent
+from orchestrator.priority import lower_priority
 from orchestrator.supervisor.restarts import Budget
 from orchestrator.supervisor.threads import in_thread
 

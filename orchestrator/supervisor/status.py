@@ -28,6 +28,7 @@ class Status:
     supervisor_pid: int | None = None
     trainer_pid: int | None = None
     spare_pid: int | None = None
+    spare: dict[str, Any] | None = None
     attempt: int | None = None
     restarts: int = 0
     epoch: int | None = None

@@ -22,9 +22,9 @@ from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunLock
-from orchestrator.supervisor.attempt import Attempt
+from orchestrator.supervisor.attempt import Attempt, common_environment
 from orchestrator.supervisor.channel import Channel, remove_abandoned
-from orchestrator.supervisor.child import become_subreaper, reap_adopted
+from orchestrator.supervisor.child import Child, become_subreaper, reap_adopted, start_cold
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.judge import Facts, Outcome, Verdict, judge
@@ -40,6 +40,7 @@ from orchestrator.supervisor.restarts import (
 )
 from orchestrator.supervisor.signals import SignalReceiver
 from orchestrator.supervisor.snapshots import SnapshotKeeper
+from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine, State
 from orchestrator.supervisor.watch import Watch
 
@@ -100,6 +101,7 @@ class Supervisor:
             lambda: self._snapshots.write_allowance_seconds,
             self._journal,
         )
+        self._spares = SpareKeeper(command, config.spare)
         self._conversation = Conversation(
             config,
             command,
@@ -109,6 +111,7 @@ class Supervisor:
             self._watch,
             self._checkpoints,
             self._snapshots,
+            self._spares,
             restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
         )
         self._verdict: Verdict | None = None
@@ -131,6 +134,8 @@ class Supervisor:
         try:
             self._channel.start()
             self._lock.sign(socket=self._channel.path)
+            self._environment = common_environment(self._run, self._channel.path)
+            self._spares.open(self._environment)
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
@@ -140,6 +145,7 @@ class Supervisor:
                 await self._settle(self._snapshots.under_way)
                 await self._conversation.rotations_end()
         finally:
+            await self._spares.close()
             self._channel.close()
         assert self._verdict is not None
         by_interrupt = self._interactive and self._watch.stop_source == signal.SIGINT.name
@@ -169,6 +175,7 @@ class Supervisor:
         """One attempt. Raises AttemptFailedError when it failed, whether or not it is the last."""
         attempt = await self._begin()
         await self._watch.until_over(attempt)
+        self._spares.trainer_has_ended()
         survivors = await attempt.child.clean_up()
         if survivors:
             self._log.error("processes could not be ended", pids=survivors)
@@ -183,7 +190,8 @@ class Supervisor:
                 await self._unless_stopped(self._checkpoints.sweep())
             handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
             await self._unless_stopped(self._checkpoints.choose(handed))
-            return self._start(1 + self._last_attempt_number(), handed)
+            await self._unless_stopped(self._spares.settle())
+            return await self._start(1 + self._last_attempt_number(), handed)
         except OSError as error:
             self._cannot_begin(
                 problem := f"cannot start the trainer: {error}; mend that, run again"
@@ -213,21 +221,20 @@ class Supervisor:
     async def _settle(self, snapshots: list[Snapshot]) -> None:
         await self._snapshots.settle(snapshots, WRITE_WAIT_SECONDS, self._watch.kill_wanted)
 
-    def _start(self, number: int, handed: Snapshot | None) -> Attempt:
+    async def _start(self, number: int, handed: Snapshot | None) -> Attempt:
         resume_from = self._checkpoints.resumed_from
-        attempt = Attempt(
-            self._run,
-            number,
-            self._command,
-            resume_from,
-            handed,
-            self._snapshots,
-            self._channel.path,
-            self._lock.descriptor,
-        )
+        attempt = Attempt(self._run, number, resume_from, handed, self._snapshots)
+        variables, output, lock = attempt.variables, attempt.output, self._lock.descriptor
+        process = await self._spares.become_trainer(variables, output.descriptor, lock)
+        warm = process is not None
+        if process is None:
+            process = start_cold(self._command, self._environment | variables, output, lock)
+        attempt.child = Child(process, output, lambda: self._spares.pid)
         self._checkpoints.attempt = number
         self._machine.handle(Event.SPAWNED)
-        self._journal.write(JournalEvent.ATTEMPT_STARTED, number, pid=attempt.child.pid)
+        self._journal.write(
+            JournalEvent.ATTEMPT_STARTED, number, pid=attempt.child.pid, from_spare=warm
+        )
         self._log.info(
             "training started",
             attempt=number,
@@ -371,7 +378,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         attempt = self._watch.attempt
-        reap_adopted(attempt.child.pid if attempt else None)
+        reap_adopted(self._spares.awaited | ({attempt.child.pid} if attempt else set()))
 
     def _resize(self) -> None:
         attempt = self._watch.attempt

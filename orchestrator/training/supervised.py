@@ -19,6 +19,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
 from orchestrator.training.lifeline import Lifeline
+from orchestrator.training.loaded import ModuleReport
 from orchestrator.training.writing import OwnWriter
 from orchestrator.wire import (
     ATTEMPT_VARIABLE,
@@ -61,6 +62,9 @@ class Supervised:
         self.snapshot_budget: float | None = welcome["snapshot_budget"]
         self._journal = Journal(self.run.journal_file)
         self._own_writer = OwnWriter(self.store, self.published, self.failed)
+        self._module_report = ModuleReport(
+            self.run.attempt(self._attempt).modules_file, lambda: self._lifeline.send("modules")
+        )
         self._changing_writes = threading.Lock()
         self._writes: dict[int, tuple[Snapshot, Reason, Future[Checkpoint]]] = {}
         self._left = self.slots.snapshots()
@@ -106,8 +110,9 @@ class Supervised:
             self._lifeline.send(_MESSAGES[event], **facts)
 
     def show(self, metrics: dict[str, float]) -> None:
-        """Report the latest metrics."""
+        """Report the latest metrics, and what else a supervisor hears about once a second."""
         self._lifeline.offer("metrics", metrics=json_metrics(metrics))
+        self._module_report.consider()
 
     def took(self, snapshot: Snapshot, **facts: Any) -> None:
         """Report a snapshot."""

@@ -1,0 +1,55 @@
+"""Reads a command as the interpreter does: its options, and the script or module that it runs."""
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_INTERPRETER = re.compile(r"python(\d+(\.\d+)*)?")
+_FLAGS = re.compile(r"-[bBdEIOPqRsSu]+")
+_WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
+
+
+@dataclass(frozen=True)
+class PythonCommand:
+    """``python`` is the interpreter with its options, ``words`` what it runs and the arguments."""
+
+    python: list[str]
+    words: list[str]
+
+    @property
+    def module(self) -> str | None:
+        """What -m names; None for a script."""
+        first = self.words[0]
+        return (first[2:] or self.words[1]) if first.startswith("-m") else None
+
+
+def python_command(command: list[str]) -> PythonCommand | None:
+    """The parts of ``PYTHON [OPTIONS] SCRIPT ...`` or ``... -m MODULE ...``; None for any other."""
+    if not _INTERPRETER.fullmatch(Path(command[0]).name):
+        return None
+    index = 1
+    while index < len(command):
+        word = command[index]
+        if word in _WITH_VALUE:
+            index += 2
+        elif _FLAGS.fullmatch(word) or re.match(r"-[WX].", word):
+            index += 1
+        else:
+            break
+    words = command[index:]
+    if not words:
+        return None
+    names_module = words[0].startswith("-m") and (len(words[0]) > 2 or len(words) > 1)
+    return PythonCommand(command[:index], words) if names_module or _is_source(words[0]) else None
+
+
+def _is_source(word: str) -> bool:
+    """Whether a word names a file of source text: not a directory, an archive, a pipe, bytecode."""
+    path = Path(word)
+    return (
+        not word.startswith("-")
+        and path.is_file()
+        and path.suffix != ".pyc"
+        and not zipfile.is_zipfile(path)
+    )

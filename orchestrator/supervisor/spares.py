@@ -1,0 +1,248 @@
+"""The spare as the supervisor sees it: when there is one, and how it becomes the trainer."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from orchestrator import spare
+from orchestrator.memory import available_bytes, private_bytes
+from orchestrator.supervisor.python_command import PythonCommand, python_command
+from orchestrator.supervisor.threads import in_thread
+from orchestrator.wire import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
+
+MEMORY_CHECK_SECONDS = 5.0
+# With less than this left, the spare is the first to go.
+LEAST_MEMORY_BYTES = 256 << 20
+# What torch and its libraries take, and that again.
+ROOM_BYTES = 1 << 30
+# The imports of a cold start would take as long.
+READY_WAIT_SECONDS = 60.0
+TAKE_OVER_SECONDS = 2.0
+END_SECONDS = 5.0
+
+OFF = "--no-spare"
+NOT_PYTHON = "the command is not PYTHON script.py or PYTHON -m module"
+OTHER_PROCESS = "the session is opened by another process than the command's own"
+TOO_EARLY = "the trainer has not trained for long enough"
+NO_MEMORY = "memory is short"
+
+
+class _Spare:
+    """One process and the conversation with it."""
+
+    def __init__(
+        self, command: PythonCommand, environment: Mapping[str, str], modules_file: Path
+    ) -> None:
+        """Start it. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[bool] = loop.create_future()
+        self.problem: str | None = None
+        self._began: asyncio.Future[bool] = loop.create_future()
+        # What modules print while they are imported is of interest only if that fails.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        self._connection, theirs = socket.socketpair()
+        self._connection.setblocking(False)
+        with theirs:
+            self.process = subprocess.Popen(
+                spare.command_line(command.python, theirs.fileno(), modules_file, command.words),
+                env=dict(environment),
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,
+                pass_fds=(theirs.fileno(),),
+            )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has imported everything and lives."""
+        return self.ready.done() and self.ready.result()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is a trainer, and lets go of us."""
+        return self._began.done() and self._began.result()
+
+    async def converse(self) -> None:
+        """Hear it until its end, or until it has become the trainer."""
+        loop, buffer = asyncio.get_running_loop(), LineBuffer()
+        with contextlib.suppress(OSError, ValueError):
+            while data := await loop.sock_recv(self._connection, RECEIVE_BYTES):
+                for message in buffer.feed(data):
+                    self._hear(message)
+        for outcome in (self.ready, self._began):
+            if not outcome.done():
+                outcome.set_result(False)
+
+    def _hear(self, message: Message) -> None:
+        match message.get("type"):
+            case "ready":
+                self.ready.set_result(True)
+            case "began":
+                self._began.set_result(True)
+            case "refused":
+                self.problem = str(message.get("reason"))
+
+    async def become_trainer(self, variables: Mapping[str, str], output: int, lock: int) -> bool:
+        """Hand it what differs from attempt to attempt; whether it begins with the script."""
+        message = {"type": "begin", "environment": variables}
+        try:
+            send_with_descriptors(self._connection, message, (output, lock))
+        except OSError:
+            return False
+        await asyncio.wait({self._began}, timeout=TAKE_OVER_SECONDS)
+        return self.has_begun
+
+    async def end(self) -> int | None:
+        """Kill it if it lives, and reap it; its exit status, negative for a signal."""
+        self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await in_thread(lambda: self.process.wait(END_SECONDS))
+        return self.process.returncode
+
+    def why_it_ended(self, status: int | None) -> str:
+        """For people: its own words, or what it printed last."""
+        if self.problem is not None:
+            return self.problem
+        if status is None or status < 0:
+            return f"it was ended by {signal.Signals(-(status or -signal.SIGKILL)).name}"
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing said")
+        return f"it ended with status {status}: {last}"
+
+    def close(self) -> None:
+        """Let go of our ends."""
+        self._connection.close()
+        self._output.close()
+
+
+class SpareKeeper:
+    """Has at most one spare, from when a trainer is in its loop until the next one is needed."""
+
+    def __init__(self, command: list[str], wanted: bool) -> None:
+        """Without ``wanted`` there is never one."""
+        self._command = python_command(command)
+        self._never = OFF if not wanted else NOT_PYTHON if self._command is None else None
+        """Why there will be none as long as this supervisor lives."""
+        self._reason = TOO_EARLY
+        self._modules_file: Path | None = None
+        self._spare: _Spare | None = None
+        self._former_pid: int | None = None
+        self._environment: Mapping[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = structlog.get_logger()
+
+    def open(self, environment: Mapping[str, str]) -> None:
+        """Begin; ``environment`` is what the trainers of all attempts have in common."""
+        self._environment = environment
+        if self._never is None:
+            self._run(self._watch_memory())
+
+    async def close(self) -> None:
+        """End the spare with the run."""
+        for task in self._tasks:
+            task.cancel()
+        if (spare := self._spare) is not None:
+            await spare.end()
+            spare.close()
+
+    # --- what is known -----------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int | None:
+        """The process that waits."""
+        return self._spare.process.pid if self._spare else None
+
+    @property
+    def awaited(self) -> set[int]:
+        """The processes, this one and the one before, that have somebody who reaps them."""
+        return {pid for pid in (self.pid, self._former_pid) if pid is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """The ``spare`` object of the status."""
+        if (spare := self._spare) is None:
+            return {"state": "none", "reason": self._never or self._reason, "bytes": None}
+        state = "ready" if spare.is_ready else "importing"
+        return {"state": state, "reason": None, "bytes": private_bytes(spare.process.pid)}
+
+    # --- beside the trainer ------------------------------------------------------------------
+
+    def trainer_has_loaded(self, modules_file: Path, by_command_itself: bool) -> None:
+        """A trainer is in its loop, and has left the names of its modules."""
+        if not by_command_itself:
+            self._never = self._never or OTHER_PROCESS
+        self._modules_file = modules_file
+        self._start()
+
+    def trainer_has_ended(self) -> None:
+        """From now on a spare that is missing would come too late."""
+        self._modules_file = None
+
+    def _start(self) -> None:
+        if self._never or self._spare is not None or self._modules_file is None:
+            return
+        assert self._command is not None
+        if available_bytes() < ROOM_BYTES:
+            self._reason = NO_MEMORY
+            return
+        try:
+            self._spare = _Spare(self._command, self._environment, self._modules_file)
+        except OSError as error:
+            self._reason = f"it cannot be started: {error.strerror}"
+            return
+        self._run(self._mind(self._spare))
+
+    async def _mind(self, spare: _Spare) -> None:
+        await spare.converse()
+        if spare.has_begun:
+            return
+        status = await spare.end()
+        self._spare, self._reason = None, spare.why_it_ended(status)
+        if status is not None and status >= 0:
+            # The next one would end in the same way.
+            self._never = self._reason
+        self._log.warning("there is no spare: the next trainer starts cold", reason=self._reason)
+        spare.close()
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(MEMORY_CHECK_SECONDS)
+            if self._spare is not None and available_bytes() < LEAST_MEMORY_BYTES:
+                self._spare.problem = NO_MEMORY
+                await self._spare.end()
+            elif self._reason == NO_MEMORY:
+                self._start()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- when a trainer is needed ------------------------------------------------------------
+
+    async def settle(self) -> None:
+        """Wait until the spare, if there is one, has imported everything."""
+        if self._spare is not None:
+            await asyncio.wait({self._spare.ready}, timeout=READY_WAIT_SECONDS)
+
+    async def become_trainer(
+        self, variables: Mapping[str, str], output: int, lock: int
+    ) -> subprocess.Popen[bytes] | None:
+        """The former spare that runs the command now; None where it has to be started cold."""
+        spare, self._reason = self._spare, TOO_EARLY
+        if spare is None:
+            return None
+        if not spare.is_ready or not await spare.become_trainer(variables, output, lock):
+            await spare.end()
+            return None
+        self._spare, self._former_pid = None, spare.process.pid
+        spare.close()
+        return spare.process

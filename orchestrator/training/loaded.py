@@ -1,0 +1,74 @@
+"""Which modules this process has loaded: what a spare may import, and what it must not."""
+
+import contextlib
+import os
+import site
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.durable import write_json
+
+# So many more than at the last report are worth another one.
+GROWTH = 50
+# Ours may be an editable installation, and the spare needs it all the same.
+_OURS = __name__.partition(".")[0]
+
+
+class ModuleReport:
+    """Writes the list for the spare, again after it has grown; for a thread that must not wait."""
+
+    def __init__(self, file: Path, tell: Callable[[], None]) -> None:
+        """``tell`` is called in a thread when the file is there."""
+        self._file = file
+        self._tell = tell
+        self._worth_at: int | None = None
+
+    def consider(self) -> None:
+        """Report if that is due; the first call, at the first safe point, is too early for it."""
+        count = len(sys.modules)
+        if self._worth_at is None:
+            self._worth_at = 0
+        elif count >= self._worth_at:
+            self._worth_at = count + GROWTH
+            threading.Thread(target=self._report, name="modules", daemon=True).start()
+
+    def _report(self) -> None:
+        # Without the list, say on a full disk, there is no spare and training goes on.
+        with contextlib.suppress(OSError):
+            write_json(self._file, loaded_modules())
+            self._tell()
+
+
+def loaded_modules() -> dict[str, list[str]]:
+    """The names of ``third_party`` modules, in the order of import, and of the script's ``own``.
+
+    Third-party is what lies in the interpreter's library or in site-packages, own any other file.
+    """
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    # What -m runs must not be imported in advance: there is a warning for those who do.
+    passed_over = {"__main__", "__mp_main__", spec and spec.name}
+    roots = _library_roots()
+    script = "" if spec else str(getattr(main, "__file__", ""))
+    # A script that lies in site-packages itself has its own modules beside it.
+    own_root = os.path.join(os.path.dirname(script), "") if script.startswith(roots) else "\0"
+    names: dict[str, list[str]] = {"third_party": [], "own": []}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        # torch makes modules whose file is no path.
+        if name in passed_over or not isinstance(file, str) or not os.path.isabs(file):
+            continue
+        installed = file.startswith(roots) and not file.startswith(own_root)
+        is_ours = name.partition(".")[0] == _OURS
+        names["third_party" if installed or is_ours else "own"].append(name)
+    return names
+
+
+def _library_roots() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    roots = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    roots |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(os.path.join(root, "") for root in roots)
