@@ -152,8 +152,7 @@ def _read(script: str, connection: socket.socket) -> bytes:
 
 
 def _take_over(environment: dict[str, str], output: int, lock: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    _flush()
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
@@ -184,10 +183,19 @@ def _prepare_main(words: list[str]) -> None:
 def _run(words: list[str], script: bytes | None) -> None:
     main = sys.modules["__main__"].__dict__
     if script is not None:
-        exec(compile(script, main["__file__"], "exec", dont_inherit=True), main)
+        try:
+            exec(compile(script, main["__file__"], "exec", dont_inherit=True), main)
+        finally:
+            _flush()  # so does the interpreter after a script, before it prints the traceback
     else:
         # What the interpreter itself calls for -m.
         runpy._run_module_as_main(words[0][2:] or words[1])  # type: ignore[attr-defined]
+
+
+def _flush() -> None:
+    for stream in (sys.stderr, sys.stdout):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _hide_our_frames() -> None:
