@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,14 @@ class _Spare:
 class SpareKeeper:
     """Has at most one spare, from when a trainer is in its loop until the next one is needed."""
 
-    def __init__(self, command: list[str], wanted: bool) -> None:
-        """Without ``wanted`` there is never one."""
+    def __init__(
+        self,
+        command: list[str],
+        wanted: bool,
+        available: Callable[[], int] = available_bytes,
+    ) -> None:
+        """Without ``wanted`` there is never one; ``available`` is how much memory is left."""
+        self._available = available
         self._command = python_command(command)
         self._never = OFF if not wanted else NOT_PYTHON if self._command is None else None
         """Why there will be none as long as this supervisor lives."""
@@ -190,7 +196,7 @@ class SpareKeeper:
         if self._never or self._spare is not None or self._modules_file is None:
             return
         assert self._command is not None
-        if available_bytes() < ROOM_BYTES:
+        if self._available() < ROOM_BYTES:
             self._reason = NO_MEMORY
             return
         try:
@@ -215,7 +221,7 @@ class SpareKeeper:
     async def _watch_memory(self) -> None:
         while True:
             await asyncio.sleep(MEMORY_CHECK_SECONDS)
-            if self._spare is not None and available_bytes() < LEAST_MEMORY_BYTES:
+            if self._spare is not None and self._available() < LEAST_MEMORY_BYTES:
                 self._spare.problem = NO_MEMORY
                 await self._spare.end()
             elif self._reason == NO_MEMORY:

@@ -43,9 +43,10 @@ class ModuleReport:
 
 
 def loaded_modules() -> dict[str, list[str]]:
-    """The names of ``third_party`` modules, in the order of import, and of the script's ``own``.
+    """The names of ``third_party`` modules and of the script's ``own``, as their imports ended.
 
-    Third-party is what lies in the interpreter's library or in site-packages, own any other file.
+    In that order, what one module does to another is done before a third one uses it, as it was
+    here. Third-party is what lies in the interpreter's library or in site-packages, own the rest.
     """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)

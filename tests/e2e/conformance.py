@@ -94,7 +94,7 @@ def descriptors() -> list[str]:
 
 def signals() -> dict[str, str]:
     return {
-        number.name: repr(signal.getsignal(number))
+        number.name: repr(signal.getsignal(number)).partition(" at 0x")[0]
         for number in signal.valid_signals()
         if isinstance(number, signal.Signals)
     }
@@ -202,7 +202,7 @@ def collect_torch() -> dict[str, Any]:
     return {
         "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
         "seed": torch.initial_seed(),
-        "numbers": torch.rand(3).tolist(),
+        "numbers": torch.manual_seed(1) and torch.rand(3).tolist(),
         "defaults": [str(torch.get_default_dtype()), torch.is_grad_enabled()],
         "cuda initialised": torch.cuda.is_initialized(),
         "children": {method: workers(method) for method in multiprocessing.get_all_start_methods()},

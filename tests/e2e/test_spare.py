@@ -1,0 +1,165 @@
+"""Training goes on in the spare after the trainer's death, as in any other process."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.support import (
+    TRAIN,
+    Supervised,
+    assert_nothing_left,
+    assert_same_result,
+    clean_environment,
+    events,
+    processes_of,
+    wait_for,
+)
+
+Start = Callable[..., Supervised]
+
+CONFORMANCE = Path(__file__).with_name("conformance.py")
+SLOW = ("--epochs", "3000", "--step-seconds", "0.02")
+WAIT = ("--run-at", "70", "--code", "while Path('wait').exists(): time.sleep(0.02)")
+
+
+def ready_spare(run: Supervised) -> int:
+    """Wait for a spare that has imported everything; its process id."""
+
+    def pid() -> int | None:
+        status = run.status()
+        ready = status["spare"] and status["spare"]["state"] == "ready"
+        return status["spare_pid"] if ready else None
+
+    run.wait_for_event("attempt_started")
+    found = wait_for(pid, "a spare that is ready")
+    assert found is not None
+    return found
+
+
+FORMS = {
+    "script": ["folder/script.py"],
+    "module": ["-u", "-X", "utf8", "-W", "error::UserWarning", "-m", "package.script"],
+}
+
+
+@pytest.mark.parametrize("words", FORMS.values(), ids=FORMS)
+def test_a_script_sees_the_same_three_times(
+    supervise: Start, tmp_path: Path, words: list[str]
+) -> None:
+    """Under python, in a cold start and in a spare, all that a script prints is equal."""
+    for folder in ("folder", "package"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(CONFORMANCE, tmp_path / folder / "script.py")
+    (tmp_path / "train").touch()
+    command = [sys.executable, *words, str(tmp_path / "facts"), "--torch"]
+    run = supervise(command=command, options=("--spare",), stdin=subprocess.DEVNULL)
+    ready_spare(run)
+    (tmp_path / "train").unlink()
+    status, _, stderr = run.end()
+    assert status == 0, stderr
+    assert [e["from_spare"] for e in events(run.run, "attempt_started")] == [False, True]
+    bare = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        timeout=90,
+    )
+    assert bare.returncode == 0
+    names = ("facts", "facts1", "facts2")
+    alone, cold, warm = (comparable(tmp_path / name, tmp_path) for name in names)
+    # torch seeds itself anew in each process, and so it does in a spare.
+    assert len({facts["torch"].pop("seed") for facts in (alone, cold, warm)}) == 3
+    assert alone == cold
+    assert cold == warm
+    assert warm["torch"]["loaders"] == [True, True]
+
+
+def comparable(facts: Path, root: Path) -> dict[str, Any]:
+    """What a script saw, less what differs from process to process and from attempt to attempt."""
+    content: dict[str, Any] = json.loads(facts.read_text())
+    # Thread pools that libraries start when they are imported are started later in a spare.
+    del content["Threads"]
+    # The spare is below the script on the stack.
+    content["callers"] = [c for c in content["callers"] if not c.endswith(("spare.py", "<string>"))]
+    for key in ("environ", "environb"):
+        content[key] = {k: v for k, v in content[key].items() if not k.startswith("ORCHESTRATOR_")}
+    content["child's environment"] = [
+        line for line in content["child's environment"] if not line.startswith("ORCHESTRATOR_")
+    ]
+    lock = f"{root / 'run' / 'lock'} True"
+    content["descriptors"] = [d for d in content["descriptors"] if d != lock]
+    return content
+
+
+def test_training_goes_on_in_the_spare_with_the_same_bits(
+    supervise: Start, uninterrupted: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Killed with a spare at hand, training ends with the bits of the undisturbed run."""
+    arguments = ("--epochs", "6", "--step-seconds", "0.02", "--workers", "2", *WAIT)
+    (tmp_path / "wait").touch()
+    run = supervise(*arguments, "--result", str(tmp_path / "r.pt"), options=("--spare",))
+    spare = ready_spare(run)
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    (tmp_path / "wait").unlink()
+    run.wait_for_event("attempt_started", count=2)
+    assert run.trainer_pid() == spare
+    assert run.end()[0] == 0
+    assert len(events(run.run, "attempt_started")) == 2
+    assert_same_result(tmp_path / "r.pt", uninterrupted(*arguments))
+    assert_nothing_left(run.run)
+
+
+def test_a_stop_that_signals_everybody_is_still_a_stop(supervise: Start) -> None:
+    """A SIGTERM to the trainer in a former spare and to its successor saves and ends everything."""
+    run = supervise(*SLOW, options=("--spare",))
+    spare = ready_spare(run)
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    run.wait_for_event("resumed")
+    assert run.trainer_pid() == spare != ready_spare(run)
+    run.signal_everyone(signal.SIGTERM)
+    assert run.end()[0] == 75
+    assert_nothing_left(run.run)
+
+
+def test_the_spare_ends_with_a_killed_supervisor(supervise: Start) -> None:
+    """After a SIGKILL of the supervisor neither the spare nor the lock stay."""
+    run = supervise(*SLOW, options=("--spare",))
+    assert ready_spare(run) in {process.pid for process in processes_of(run.run)}
+    run.signal(signal.SIGKILL)
+    run.end()
+    assert_nothing_left(run.run)
+
+
+def test_a_spare_that_fails_costs_no_attempt(supervise: Start) -> None:
+    """Where the spare does not take over, the same attempt starts cold."""
+    run = supervise(*SLOW, options=("--spare", "--max-restarts", "1"))
+    os.kill(ready_spare(run), signal.SIGSTOP)
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    run.wait_for_event("resumed")
+    assert [e["from_spare"] for e in events(run.run, "attempt_started")] == [False, False]
+    assert len(events(run.run, "restart_scheduled")) == 1
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 75
+    assert_nothing_left(run.run)
+
+
+def test_a_shell_around_the_trainer_is_started_cold(supervise: Start) -> None:
+    """A command that is not Python's gets no spare, and the status says why."""
+    command = ["bash", "-c", f"{sys.executable} {TRAIN} {' '.join(SLOW)}; true"]
+    run = supervise(command=command, options=("--spare",))
+    run.wait_for_event("checkpoint_published")
+    assert "is not PYTHON script.py" in run.status()["spare"]["reason"]
+    run.signal(signal.SIGTERM)
+    run.end()

@@ -1,0 +1,202 @@
+"""When there is a spare, and why there is none."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.supervisor.spares import (
+    LEAST_MEMORY_BYTES,
+    NO_MEMORY,
+    NOT_PYTHON,
+    OFF,
+    OTHER_PROCESS,
+    ROOM_BYTES,
+    TOO_EARLY,
+    SpareKeeper,
+)
+
+DEADLINE_SECONDS = 60.0
+
+
+class Setting:
+    """A keeper for a script, and the memory that it finds."""
+
+    def __init__(self, root: Path, *options: str, modules: list[str]) -> None:
+        (root / "script.py").touch()
+        self.command = [sys.executable, *options, str(root / "script.py")]
+        self.modules_file = root / "modules.json"
+        self.modules_file.write_text(json.dumps({"third_party": modules, "own": []}))
+        self.available = ROOM_BYTES
+        self.keeper = SpareKeeper(self.command, wanted=True, available=lambda: self.available)
+
+    def offer(self) -> None:
+        self.keeper.trainer_has_loaded(self.modules_file, by_command_itself=True)
+
+    async def until(self, state: str) -> dict[str, Any]:
+        """Wait for a state of the spare, and return what is known of it."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while (facts := self.keeper.facts())["state"] != state:
+                await asyncio.sleep(0.01)
+        return facts
+
+
+Scene = Callable[[Setting], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    """Run a scene with a keeper that has been opened, and see that nothing is left of it."""
+
+    def run(scene: Scene, *options: str, modules: list[str] | None = None) -> None:
+        async def whole() -> None:
+            setting = Setting(tmp_path, *options, modules=modules or [])
+            setting.keeper.open(os.environ)
+            try:
+                await scene(setting)
+            finally:
+                await setting.keeper.close()
+
+        asyncio.run(whole())
+        assert psutil.Process().children() == []
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted", "reason"),
+    [(["bash", "-c", "x"], True, NOT_PYTHON), (["python", "-m", "x"], False, OFF)],
+)
+def test_commands_that_get_none(command: list[str], wanted: bool, reason: str) -> None:
+    """What is no script or module of Python is started cold, and the status says so."""
+    keeper = SpareKeeper(command, wanted)
+    keeper.trainer_has_loaded(Path("modules.json"), by_command_itself=True)
+    assert keeper.facts() == {"state": "none", "reason": reason, "bytes": None}
+    assert keeper.pid is None
+
+
+def test_a_launcher_gets_none() -> None:
+    """Where a child of the command trains, being the command would not help."""
+    keeper = SpareKeeper(["python", "-m", "torch.distributed.run"], wanted=True)
+    assert keeper.facts()["reason"] == TOO_EARLY
+    keeper.trainer_has_loaded(Path("modules.json"), by_command_itself=False)
+    assert keeper.facts()["reason"] == OTHER_PROCESS
+
+
+@pytest.mark.processes
+def test_a_spare_waits_until_the_end_of_the_run(play: Callable[..., None]) -> None:
+    """It gets ready beside the trainer, is shown with its memory, and ends with its keeper."""
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        facts = await setting.until("ready")
+        assert facts["bytes"] > 1 << 20
+        assert setting.keeper.pid in setting.keeper.awaited
+        setting.offer()  # the list has grown
+        assert setting.keeper.pid in {p.pid for p in psutil.Process().children()}
+
+    play(scene)
+
+
+@pytest.mark.processes
+def test_an_interpreter_without_the_package_is_tried_once(play: Callable[..., None]) -> None:
+    """A spare that ends by itself at once is not started again, and its last words are shown."""
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("importing")
+        facts = await setting.until("none")
+        assert "status 1: ModuleNotFoundError" in facts["reason"]
+        setting.offer()
+        assert setting.keeper.pid is None
+        assert await setting.keeper.become_trainer({}, 1, 2) is None
+
+    play(scene, "-S")
+
+
+@pytest.mark.processes
+def test_a_spare_that_was_killed_is_replaced_for_the_next_time(play: Callable[..., None]) -> None:
+    """An end from outside says nothing about the next one."""
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("ready")
+        assert setting.keeper.pid is not None
+        os.kill(setting.keeper.pid, signal.SIGTERM)
+        assert (await setting.until("none"))["reason"] == "it was ended by SIGTERM"
+        assert await setting.keeper.become_trainer({}, 1, 2) is None
+        setting.offer()
+        await setting.until("ready")
+
+    play(scene)
+
+
+@pytest.mark.processes
+def test_it_gives_way_when_memory_is_short(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short of memory there is none; it comes back when there is room, if a trainer is there."""
+    monkeypatch.setattr("orchestrator.supervisor.spares.MEMORY_CHECK_SECONDS", 0.02)
+
+    async def scene(setting: Setting) -> None:
+        setting.available = ROOM_BYTES - 1
+        setting.offer()
+        assert setting.keeper.facts()["reason"] == NO_MEMORY
+        setting.available = ROOM_BYTES
+        await setting.until("ready")
+        setting.available = LEAST_MEMORY_BYTES - 1
+        assert (await setting.until("none"))["reason"] == NO_MEMORY
+        setting.keeper.trainer_has_ended()
+        setting.available = ROOM_BYTES
+        await asyncio.sleep(0.1)  # several checks
+        assert setting.keeper.pid is None
+        setting.offer()
+        await setting.until("ready")
+
+    play(scene)
+
+
+@pytest.mark.processes
+def test_one_that_does_not_answer_is_ended(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spare that is stopped, say, costs a moment and no more: the start is cold then."""
+    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", 0.1)
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("ready")
+        assert setting.keeper.pid is not None
+        os.kill(setting.keeper.pid, signal.SIGSTOP)
+        assert await setting.keeper.become_trainer({}, 1, 2) is None
+        assert psutil.Process().children() == []
+
+    play(scene)
+
+
+@pytest.mark.processes
+def test_one_that_is_not_ready_is_waited_for(play: Callable[..., None], tmp_path: Path) -> None:
+    """A trainer that is needed during the imports begins right after them."""
+
+    async def scene(setting: Setting) -> None:
+        script, lock = tmp_path / "script.py", tmp_path / "lock"
+        script.write_text(f"import sys; open({str(tmp_path / 'done')!r}, 'w'); sys.exit(7)")
+        setting.offer()
+        assert setting.keeper.facts()["state"] == "importing"
+        await setting.keeper.settle()
+        with lock.open("w") as held:
+            process = await setting.keeper.become_trainer({}, 1, held.fileno())
+        assert process is not None
+        assert process.pid in setting.keeper.awaited
+        assert process.wait(DEADLINE_SECONDS) == 7
+        assert (tmp_path / "done").exists()
+        assert setting.keeper.facts()["reason"] == TOO_EARLY
+
+    play(scene, modules=["asyncio", "unittest.mock", "xml.dom.minidom"])
