@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
+from orchestrator.cli import parse
 from orchestrator.config import Config, Every, parse_duration
 from orchestrator.errors import ConfigError
 
@@ -80,6 +81,8 @@ def test_sources_are_combined(tmp_path: Path) -> None:
         ("grace", "1.5h", 5400.0),
         ("grace", "2d", 172800.0),
         ("max_restarts", "0", 0),
+        ("spare", "on", True),
+        ("spare", "off", False),
     ],
 )
 @pytest.mark.parametrize("source", SOURCES)
@@ -118,6 +121,8 @@ def test_good_values(tmp_path: Path, source: str, name: str, text: str, expected
         ("max_restarts", "-1", "whole number"),
         ("max_restarts", "1.0", "whole number"),
         ("max_restarts", "off", "whole number"),
+        ("spare", "no", "on or off"),
+        ("spare", "1", "on or off"),
     ],
 )
 @pytest.mark.parametrize("source", SOURCES)
@@ -228,3 +233,17 @@ def test_every_setting_explains_itself() -> None:
     """The help of each setting is a sentence that --help can print."""
     for setting in fields(Config):
         assert setting.metadata["help"].endswith(".")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_switch_is_written_as_toml_writes_it(tmp_path: Path, value: bool) -> None:
+    """In a file, true and false mean on and off."""
+    (tmp_path / "orchestrator.toml").write_text(f"spare = {str(value).lower()}\n")
+    assert Config.resolve({}, {}, tmp_path).spare is value
+
+
+@pytest.mark.parametrize(("word", "expected"), [("--spare", "on"), ("--no-spare", "off")])
+def test_a_switch_on_the_command_line(word: str, expected: str) -> None:
+    """--spare and --no-spare say what on and off say elsewhere."""
+    assert parse(["run", word, "--", "true"]).spare == expected
+    assert parse(["run", "--", "true"]).spare is None
