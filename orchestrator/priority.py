@@ -7,11 +7,10 @@ import threading
 
 # Of the two that Linux knows, this one lowers the disk's priority too (ioprio_get(2)).
 BACKGROUND_NICE = 10
-IDLE_NICE = 19
 
 
-def lower_priority(nice: int = BACKGROUND_NICE) -> None:
+def lower_priority() -> None:
     """Have this thread, which must do nothing else, leave processor and disk to the training."""
     if sys.platform == "linux":  # elsewhere this would be the priority of the whole process
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)

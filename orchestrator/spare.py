@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from orchestrator.priority import IDLE_NICE, lower_priority
+from orchestrator.priority import lower_priority
 from orchestrator.wire import RECEIVE_BYTES, LineBuffer, Message, encode
 
 # Not -m nor a file's path: both would put a directory on sys.path from which to import.
@@ -100,7 +100,7 @@ def _wait_for_job(connection: socket.socket) -> tuple[dict[str, str], int, int]:
 
 def _import_modules(modules_file: Path, connection: socket.socket) -> None:
     """In a thread of low priority; main's could not be raised again afterwards."""
-    lower_priority(IDLE_NICE)
+    lower_priority()
     modules = json.loads(modules_file.read_text())
     for name in modules["third_party"]:
         # The script will meet what is wrong with it, or imports it in other circumstances.

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.priority import BACKGROUND_NICE
 from orchestrator.spare import command_line
 from orchestrator.supervisor.python_command import python_command
 from orchestrator.wire import send_with_descriptors
@@ -274,7 +275,7 @@ def test_it_does_not_outlive_the_supervisor(setting: Setting, imports: str) -> N
 
 
 def test_imports_have_low_priority_and_leave_no_thread_with_it(setting: Setting) -> None:
-    """While it imports one thread works, at the lowest priority; afterwards none has it."""
+    """While it imports one thread works, at low priority; afterwards none has it."""
     (setting.root / "library").mkdir()
     (setting.root / "library" / "look.py").write_text(
         "import os, threading\n"
@@ -287,4 +288,4 @@ def test_imports_have_low_priority_and_leave_no_thread_with_it(setting: Setting)
     setting.environment["PYTHONPATH"] = str(setting.root / "library")
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     assert setting.warm(sys.executable, "script.py", third_party=["look"]) == (0, b"[%d]\n" % nice)
-    assert (setting.root / "waiting.log").read_text().split() == ["19", str(nice)]
+    assert (setting.root / "waiting.log").read_text().split() == [str(BACKGROUND_NICE), str(nice)]
