@@ -66,12 +66,14 @@ class Diagnosis:
     """The kind of end, in words for people, and the status of the run unless it goes on.
 
     ``fingerprint`` is equal for the same defect; None for an end that says nothing of one.
+    ``stack`` is where a fatal signal hit, innermost frame first.
     """
 
     kind: Kind
     cause: str
     status: ExitStatus
     fingerprint: str | None = None
+    stack: Sequence[str] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -82,6 +84,9 @@ class Diagnosis:
 def diagnose(facts: Facts) -> Diagnosis:
     """The diagnosis of one attempt."""
     death = _death(facts)
+    if death.kind is Kind.HANG and not facts.stop_requested:
+        # The signal that ended it may have had it stop as if that had been asked for.
+        return Diagnosis(Kind.HANG, f"the trainer {death.what}", ExitStatus.GAVE_UP)
     match facts.reported:
         case ExitStatus.COMPLETE if facts.returncode == 0 or facts.stop_requested:
             return Diagnosis(Kind.COMPLETE, "training is complete", ExitStatus.COMPLETE)
@@ -102,7 +107,8 @@ def diagnose(facts: Facts) -> Diagnosis:
         return Diagnosis(Kind.STOPPED, f"the trainer {death.what} while stopping", status)
     if not facts.connected and facts.returncode == 0:
         return Diagnosis(Kind.COMPLETE, "the command ended with status 0", ExitStatus.COMPLETE)
-    return Diagnosis(death.kind, f"the trainer {death.what}", ExitStatus.GAVE_UP, death.fingerprint)
+    cause = f"the trainer {death.what}"
+    return Diagnosis(death.kind, cause, ExitStatus.GAVE_UP, death.fingerprint, death.stack)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class _Death:
     kind: Kind
     what: str
     fingerprint: str | None
+    stack: Sequence[str] = ()
 
 
 def _death(facts: Facts) -> _Death:
@@ -119,7 +126,7 @@ def _death(facts: Facts) -> _Death:
         return _Death(Kind.HANG, f"hung: {facts.hang}", None)
     error = facts.error
     if error is None and facts.returncode == PYTHON_EXCEPTION_STATUS:
-        error = traceback_in(list(facts.output))
+        error = traceback_in(facts.output)
     if error is not None:
         return _raised(error, facts.oom_kills)
     if (number := _signal_of(facts.returncode)) is not None:
@@ -133,8 +140,10 @@ def _death(facts: Facts) -> _Death:
 def _raised(error: dict[str, Any], oom_kills: int) -> _Death:
     kind = kind_of(error)
     message = str(error.get("message", ""))
-    what = f"failed with {error.get('type')}: {_headline(message)}"
-    if oom_kills and ("DataLoader worker" in message):
+    what = f"failed with {error.get('type')}"
+    if headline := _headline(message):
+        what += f": {headline}"
+    if oom_kills and (kind is Kind.WORKER_KILLED or "DataLoader worker" in message):
         # torch says only that a worker is gone.
         return _Death(Kind.OOM_KILLED, f"{what}; the kernel's OOM killer ended the worker", None)
     if frame := error.get("frame"):
@@ -150,11 +159,14 @@ def _signalled(number: int, facts: Facts) -> _Death:
     name = _signal_name(number)
     if kind is Kind.KILLED and facts.oom_kills:
         return _Death(Kind.OOM_KILLED, "was ended by the kernel's OOM killer", None)
+    if facts.stop_requested:
+        return _Death(kind, f"was ended by {name}", None)  # by us, or by whoever asked for the stop
     if kind in (Kind.KILLED, Kind.TERMINATED):
         return _Death(kind, f"was ended by {name} ({why})", None)
-    stack = fatal_stack(list(facts.output))
+    stack = fatal_stack(facts.output)
     where = f" at {stack[0]}" if stack else ""
-    return _Death(kind, f"was ended by {name} ({why}){where}", _digest("signal", name, *stack[:1]))
+    mark = _digest("signal", name, *stack[:1])
+    return _Death(kind, f"was ended by {name} ({why}){where}", mark, stack)
 
 
 def kind_of(error: dict[str, Any]) -> Kind:

@@ -290,6 +290,7 @@ class Supervisor:
                 kind=diagnosis.kind,
                 cause=diagnosis.cause,
                 fingerprint=diagnosis.fingerprint,
+                stack=diagnosis.stack,
                 oom_kills=facts.oom_kills,
                 last_lines=last_lines(output),
                 stop_requested=self._watch.stop_source,

@@ -35,15 +35,20 @@ class Kind(StrEnum):
     HANG = "hang"
 
 
+_NOTHING = r"(?!)"
+
+
 @dataclass(frozen=True)
 class Symptom:
-    """One way to recognise a kind of exception: any of the three is enough.
+    """One way to recognise a kind of exception: any of the four is enough.
 
-    ``types`` are names of classes, of which the exception's own or a base is one.
+    ``types`` are names of classes, of which the exception's own or a base is one; ``text`` and
+    ``raised_in`` are looked for in the message and in the traceback.
     """
 
     kind: Kind
-    text: str = r"(?!)"
+    text: str = _NOTHING
+    raised_in: str = _NOTHING
     types: frozenset[str] = frozenset()
     errnos: frozenset[int] = frozenset()
 
@@ -54,6 +59,7 @@ class Symptom:
             not self.types.isdisjoint(names)
             or error.get("errno") in self.errnos
             or re.search(self.text, str(error.get("message")), re.IGNORECASE) is not None
+            or re.search(self.raised_in, str(error.get("traceback"))) is not None
         )
 
 
@@ -70,6 +76,8 @@ SYMPTOMS = (
         r"DataLoader worker .* killed by signal: (Killed|Terminated|Hangup|Interrupt)",
     ),
     Symptom(Kind.CRASHED, r"DataLoader worker .* killed by signal"),
+    # A worker died with a batch on its way: torch raises EOFError or ConnectionResetError here.
+    Symptom(Kind.WORKER_KILLED, raised_in=r"in rebuild_storage_fd\b"),
     Symptom(
         Kind.CUDA_OUT_OF_MEMORY,
         r"\b(CUDA|HIP|XPU|MPS backend)( error:)? out of memory|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED",

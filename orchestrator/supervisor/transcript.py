@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def last_lines(lines: list[str]) -> list[str]:
     return [line[:LONGEST_LINE] for line in lines[-LAST_LINES:]]
 
 
-def traceback_in(lines: list[str]) -> dict[str, Any] | None:
+def traceback_in(lines: Sequence[str]) -> dict[str, Any] | None:
     """The exception at the end of the output, in the form of error.json.
 
     For scripts that fail before they import the session; None where the output ends otherwise.
@@ -54,16 +55,18 @@ def traceback_in(lines: list[str]) -> dict[str, Any] | None:
     end = next((i for i in below if not lines[i].startswith(" ")), None)
     if end is None or (found := _EXCEPTION.match(lines[end])) is None:
         return None
+    if end < len(lines) - LAST_LINES:
+        return None  # it was printed, and the script went on
     frames = [frame for line in lines[begin:end] if (frame := _FRAME.match(line))]
     return {
         "type": found["type"].rpartition(".")[2],
-        "message": "\n".join([found["message"] or "", *lines[end + 1 :]]),
+        "message": found["message"] or "",
         "frame": _place(frames[-1]) if frames else None,
         "traceback": "\n".join(lines[begin:]),
     }
 
 
-def fatal_stack(lines: list[str]) -> list[str]:
+def fatal_stack(lines: Sequence[str]) -> list[str]:
     """The frames that faulthandler printed of the thread that a fatal signal hit, innermost first.
 
     The supervisor sets PYTHONFAULTHANDLER; a script that leads it elsewhere has the stacks there.
