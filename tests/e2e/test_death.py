@@ -14,6 +14,7 @@ import pytest
 from orchestrator.rundir import RunDir
 from tests.e2e.support import (
     Supervised,
+    Terminal,
     WarmTrainers,
     events,
     wait_for,
@@ -21,6 +22,12 @@ from tests.e2e.support import (
 
 Start = Callable[..., Supervised]
 
+# Steps here are faster than the disk: a death must not come before the checkpoint it is about.
+SAVED = """
+import glob, time
+while not glob.glob('run/checkpoints/step-%012d'):
+    time.sleep(0.01)
+"""
 ONE_LIFE = ("--max-restarts", "0", "--snapshot-budget", "off")
 CUDA = "\\nCUDA kernel errors might be asynchronously reported at some other API call"
 DEATHS = {
@@ -70,7 +77,7 @@ def test_each_death_has_its_diagnosis(
 ) -> None:
     """What ended the trainer stands in exit.json, in the journal and in what people read."""
     code, kind, words = DEATHS[death]
-    command = [*warm_trainers.command, "--run-at", "3", "--code", code]
+    command = [*warm_trainers.command, "--run-at", "3", "--code", SAVED % 1 + code]
     run = supervise(command=command, options=ONE_LIFE)
     status, _, stderr = run.end()
     assert status == 70, stderr
@@ -211,6 +218,21 @@ def test_import_error_without_a_session_is_read_from_the_output(supervise: Start
     assert "ModuleNotFoundError: No module named 'no_such_module'" in record["cause"]
 
 
+def test_paragraph_on_a_terminal(tmp_path: Path) -> None:
+    """A person reads the cause and, below it, plain lines instead of an object."""
+    terminal = Terminal(tmp_path, [sys.executable, "-c", "import no_such_module"])
+    assert terminal.end() == 70
+    cause, _, below = terminal.text.partition("the trainer failed with ModuleNotFoundError: ")
+    assert cause
+    lines = [line.rstrip() for line in below.splitlines()[1:]]
+    assert lines == [
+        "    attempt 1, before its session began",
+        "    saved: nothing yet",
+        "    now: gave up: it failed before the first step was done, and a restart would fail too",
+        "    all of its output: run/attempts/0001/output.log",
+    ]
+
+
 @pytest.fixture
 def memory_group() -> Iterator[Callable[[int], Path]]:
     """Make a memory control group with a limit below our own, in whichever version there is."""
@@ -290,6 +312,7 @@ with Session(model=torch.nn.Linear(1, 1), poison=poison) as session:
         open("recovered", "w")
     for step in session.steps(9):
         if step == 7 and not os.path.exists("recovered"):
+            exec(sys.argv[2])
             os._exit(1)
         poison.step = step + 1
         session.step()
@@ -306,7 +329,7 @@ def test_checkpoint_that_kills_its_loader_gives_way_to_an_older_one(
 ) -> None:
     """The second death while loading the same state demotes it; training goes on from an older."""
     (tmp_path / "script.py").write_text(POISON)
-    command = [*warm_trainers.command[:-1], "script.py", death]
+    command = [*warm_trainers.command[:-1], "script.py", death, SAVED % 6]
     options = ("--every", "3steps", "--snapshot-budget", "off")
     if not from_memory:
         assert supervise(command=command, options=(*options, "--max-restarts", "0")).end()[0] == 70
@@ -329,13 +352,14 @@ def test_lack_of_memory_right_after_resuming_costs_no_checkpoint(
     supervise: Start, warm_trainers: WarmTrainers
 ) -> None:
     """The same MemoryError twice at the same step ends the run, and its checkpoint stays."""
-    code = "if session.resumed_from: raise MemoryError"
-    arguments = ("--run-at", "6", "--code", code, "--fail-at", "7")
+    code = f"if session.resumed_from: raise MemoryError\n{SAVED % 6}raise ValueError"
+    arguments = ("--run-at", "6", "--code", code)
     options = ("--every", "3steps", "--snapshot-budget", "off")
     run = supervise(command=[*warm_trainers.command, *arguments], options=options)
     assert run.end()[0] == 70
     kinds = [e["kind"] for e in events(run.run, "attempt_exited")]
     assert kinds == ["exception", "memory_error", "memory_error"]
+    assert [e["resumed_step"] for e in events(run.run, "attempt_exited")] == [None, 6, 6]
     assert "the same failure came again at step 6" in events(run.run, "gave_up")[0]["reason"]
     assert not run.run.quarantine.exists()
 
@@ -364,12 +388,12 @@ def test_disk_that_fails_for_a_while_is_survived(
 ECC = "raise torch.AcceleratorError('CUDA error: uncorrectable ECC error encountered')"
 
 
-@pytest.mark.parametrize(("every", "expected"), [("1steps", 75), ("1h", 74)])
+@pytest.mark.parametrize(("every", "saved", "expected"), [("1steps", 3, 75), ("1h", 1, 74)])
 def test_broken_hardware_ends_the_run_so_that_it_is_run_elsewhere(
-    supervise: Start, warm_trainers: WarmTrainers, every: str, expected: int
+    supervise: Start, warm_trainers: WarmTrainers, every: str, saved: int, expected: int
 ) -> None:
     """After one try in vain the status says: run it again, and whether all is saved."""
-    command = [*warm_trainers.command, "--run-at", "3", "--code", ECC]
+    command = [*warm_trainers.command, "--run-at", "3", "--code", SAVED % saved + ECC]
     run = supervise(command=command, options=("--every", every, "--snapshot-budget", "off"))
     status, _, stderr = run.end()
     assert status == expected, stderr
@@ -383,7 +407,7 @@ def test_slices_that_are_too_short_end_the_run(
     supervise: Start, warm_trainers: WarmTrainers
 ) -> None:
     """Machines that vanish and stops before a checkpoint add up over supervisors, to 70."""
-    code = "print('slow', flush=True); time.sleep(300)"
+    code = f"{SAVED % 1}print('slow', flush=True); time.sleep(300)"
     command = [*warm_trainers.command, "--run-at", "1", "--code", code]
     options = ("--grace", "1s", "--max-restarts", "3", "--snapshot-budget", "off")
     for attempt in range(1, 5):
