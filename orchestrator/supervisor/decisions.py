@@ -172,7 +172,12 @@ TABLE = (
         Action.DEMOTE,
         "the same failure came twice right after resuming from step {resumed}",
     ),
-    Row(SCRIPT | SHORTAGE, AGAIN, Action.GIVE_UP, "the same failure came again at step {step}"),
+    Row(
+        SCRIPT | SHORTAGE | {Kind.HANG},
+        AGAIN,
+        Action.GIVE_UP,
+        "the same failure came again at step {step}",
+    ),
     Row(OUTSIDE, SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
     Row(
         ALL,

@@ -84,15 +84,16 @@ class Diagnosis:
 def diagnose(facts: Facts) -> Diagnosis:
     """The diagnosis of one attempt."""
     death = _death(facts)
-    if death.kind is Kind.HANG and not facts.stop_requested:
-        # The signal that ended it may have had it stop as if that had been asked for.
-        return Diagnosis(Kind.HANG, f"the trainer {death.what}", ExitStatus.GAVE_UP)
+    cause = f"the trainer {death.what}"
+    failed = Diagnosis(death.kind, cause, ExitStatus.GAVE_UP, death.fingerprint, death.stack)
     match facts.reported:
         case ExitStatus.COMPLETE if facts.returncode == 0 or facts.stop_requested:
             return Diagnosis(Kind.COMPLETE, "training is complete", ExitStatus.COMPLETE)
         case ExitStatus.COMPLETE:
             cause = f"training is complete and saved, but the script {death.what} afterwards"
             return Diagnosis(Kind.FAILED_AFTERWARDS, cause, ExitStatus.GAVE_UP)
+        case _ if death.kind is Kind.HANG and not facts.stop_requested:
+            return failed  # it may have saved and stopped when it was ended, but nobody wanted that
         case ExitStatus.STOPPED_UNSAVED if facts.lost_steps == 0:
             # What the trainer could not wait for any more has been written after its end.
             return Diagnosis(Kind.STOPPED, "stopped on request", ExitStatus.STOPPED_SAVED)
@@ -107,8 +108,7 @@ def diagnose(facts: Facts) -> Diagnosis:
         return Diagnosis(Kind.STOPPED, f"the trainer {death.what} while stopping", status)
     if not facts.connected and facts.returncode == 0:
         return Diagnosis(Kind.COMPLETE, "the command ended with status 0", ExitStatus.COMPLETE)
-    cause = f"the trainer {death.what}"
-    return Diagnosis(death.kind, cause, ExitStatus.GAVE_UP, death.fingerprint, death.stack)
+    return failed
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Death:
 
 def _death(facts: Facts) -> _Death:
     if facts.hang is not None:
-        return _Death(Kind.HANG, f"hung: {facts.hang}", None)
+        return _Death(Kind.HANG, f"hung: {facts.hang}", _digest("hang"))
     error = facts.error
     if error is None and facts.returncode == PYTHON_EXCEPTION_STATUS:
         error = traceback_in(facts.output)

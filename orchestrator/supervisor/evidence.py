@@ -22,8 +22,8 @@ class Evidence:
     async def gather(self) -> None:
         """Look now and then, until cancelled."""
         while True:
+            await asyncio.sleep(LOOK_SECONDS)  # the first seconds belong to the trainer
             await in_thread(self._look)
-            await asyncio.sleep(LOOK_SECONDS)
 
     def oom_kills(self) -> int:
         """How often the OOM killer has struck there lately; also after the trainer's end."""

@@ -5,10 +5,11 @@ from typing import Any
 from orchestrator.quantities import duration_text, size_text
 from orchestrator.supervisor.symptoms import ADVICE, Kind
 
-_PHASES = {
+PHASES = {
     "start": "before its session began",
     "restore": "while restoring",
     "train": "while training",
+    "evaluate": "while evaluating",
     "save": "while saving",
     "done": "after the training",
 }
@@ -29,12 +30,11 @@ def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list
 
 
 def _where(record: dict[str, Any]) -> str:
-    phase = record["phase"]
     if record["loading_step"] is not None:
         return (
             f"attempt {record['attempt']}, while loading the state of step {record['loading_step']}"
         )
-    where = f"attempt {record['attempt']}, {_PHASES.get(phase, f'in phase {phase}')}"
+    where = f"attempt {record['attempt']}, {PHASES[record['phase']]}"
     if record["since_safe_point_seconds"] is not None:
         ago = duration_text(record["since_safe_point_seconds"])
         where += f", step {record['step']}, {ago} after its last safe point"

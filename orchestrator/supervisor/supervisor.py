@@ -283,7 +283,7 @@ class Supervisor:
         self._budget.record(end)
         decision = Decision(Action.STOP, "a stop came before it was decided")
         try:
-            decision = await self._set_aside(attempt, end, decide(end, self._budget))
+            decision = await self._prepare(attempt, end, decide(end, self._budget))
         finally:
             record = attempt.record_end(
                 outcome=diagnosis.outcome,
@@ -304,23 +304,26 @@ class Supervisor:
                 bytes=lost,
                 output=str(attempt.directory.output_file),
             )
-        self._act(attempt, diagnosis, decision, record, facts.lost_steps)
+        self._act(attempt, diagnosis, decision, record)
 
     def _facts(self, attempt: Attempt, output: list[str]) -> Facts:
-        newest = self._checkpoints.newest
         return Facts(
             returncode=-signal.SIGKILL if attempt.returncode is None else attempt.returncode,
             connected=attempt.connected,
             reported=attempt.reported,
             stop_requested=self._watch.stop_wanted.is_set(),
-            lost_steps=max(0, attempt.step - (newest.manifest.step if newest else 0)),
+            lost_steps=self._lost_steps(attempt),
             error=attempt.error(),
             hang=attempt.hang,
             oom_kills=attempt.evidence.oom_kills(),
             output=output,
         )
 
-    async def _set_aside(self, attempt: Attempt, end: End, decision: Decision) -> Decision:
+    def _lost_steps(self, attempt: Attempt) -> int:
+        newest = self._checkpoints.newest
+        return max(0, attempt.step - (newest.manifest.step if newest else 0))
+
+    async def _prepare(self, attempt: Attempt, end: End, decision: Decision) -> Decision:
         """Set aside what the decision doubts; where that cannot be, another row decides."""
         match decision.action:
             case Action.FORGET:
@@ -332,6 +335,9 @@ class Supervisor:
                 self._snapshots.forget()
                 if not await self._demote(attempt, decision.reason):
                     return decide(end, self._budget)
+            case Action.REQUEUE:
+                # The status is to say whether all is saved.
+                await self._settle(self._snapshots.under_way)
         return decision
 
     async def _demote(self, attempt: Attempt, reason: str) -> bool:
@@ -343,7 +349,6 @@ class Supervisor:
         diagnosis: Diagnosis,
         decision: Decision,
         record: dict[str, Any],
-        lost_steps: int,
     ) -> None:
         self._status = diagnosis.status
         self._death = _Death(
@@ -356,14 +361,14 @@ class Supervisor:
                 self._log.info(diagnosis.cause, step=attempt.step, epoch=attempt.epoch)
             case Action.STOP:
                 self._machine.handle(Event.STOP)
-                self._report_stop(attempt, diagnosis.status, lost_steps)
+                self._report_stop(attempt, diagnosis.status)
             case Action.RETRY | Action.DEMOTE | Action.FORGET:
                 self._machine.handle(Event.RETRY)
                 raise AttemptFailedError(diagnosis.cause)
             case Action.REQUEUE:
                 self._machine.handle(Event.STOP)
-                saved = lost_steps == 0
-                self._status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
+                lost = self._lost_steps(attempt)
+                self._status = ExitStatus.STOPPED_UNSAVED if lost else ExitStatus.STOPPED_SAVED
                 self._journal.write(
                     JournalEvent.RUN_STOPPED,
                     attempt.number,
@@ -407,7 +412,7 @@ class Supervisor:
             output=output,
         )
 
-    def _report_stop(self, attempt: Attempt, status: ExitStatus, lost_steps: int) -> None:
+    def _report_stop(self, attempt: Attempt, status: ExitStatus) -> None:
         newest = self._checkpoints.newest
         self._journal.write(
             JournalEvent.RUN_STOPPED, attempt.number, status=status, step=attempt.step
@@ -419,7 +424,9 @@ class Supervisor:
             self._log.info("stopped; the state is saved", checkpoint=where)
         else:
             self._log.error(
-                "stopped; the last steps are not saved", lost_steps=lost_steps, checkpoint=where
+                "stopped; the last steps are not saved",
+                lost_steps=self._lost_steps(attempt),
+                checkpoint=where,
             )
 
     async def _pause(self, seconds: float) -> None:

@@ -60,8 +60,8 @@ def _record(error: BaseException | None, thread: threading.Thread | None = None)
     with contextlib.suppress(OSError, KeyError, ValueError):
         attempt = int(os.environ[ATTEMPT_VARIABLE])
         file = RunDir(Path(os.environ[RUN_DIR_VARIABLE])).attempt(attempt).error_file
-        if thread is not None and file.exists():
-            return None  # what has ended the main thread is the cause, and not the consequence
+        if file.exists():
+            return None  # the first is the cause; those of other threads and processes follow
         write_json(file, description)
         return file
     return None

@@ -24,7 +24,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "restarts.md").read_text()
 
 
 def end(kind: Kind = Kind.EXCEPTION, **facts: Any) -> End:
-    mark = None if kind in OUTSIDE else "abc"
+    mark = None if kind in OUTSIDE else str(kind)
     return End(kind, **({"fingerprint": mark, "step": 50, "resumed_step": 10} | facts))
 
 
@@ -117,7 +117,11 @@ CASES = {
     "at another step": case(RETRY, "", EXCEPTION, end(step=49)),
     "again": case(GIVE_UP, "the same failure came again at step 50", EXCEPTION, EXCEPTION),
     "disk failed again": case(RETRY, "", end(Kind.DISK_FULL), end(Kind.DISK_FULL)),
-    "hung again": case(RETRY, "", end(Kind.HANG), end(Kind.HANG)),
+    "hung again": case(GIVE_UP, "came again", end(Kind.HANG), end(Kind.HANG)),
+    "hung again right after resuming": case(
+        GIVE_UP, "came again", end(Kind.HANG, step=11), end(Kind.HANG, step=11)
+    ),
+    "hung before the first step": case(RETRY, "", end(Kind.HANG), ever_safe=False),
     "killed again": case(RETRY, "", KILLED, KILLED, KILLED),
     "killed too often": case(
         GIVE_UP,
@@ -205,6 +209,7 @@ NAMES = {
     SCRIPT: "script",
     SHORTAGE: "shortage",
     SCRIPT | SHORTAGE: "script, shortage",
+    SCRIPT | SHORTAGE | {Kind.HANG}: "script, shortage, `hang`",
     POISON: "script but `import_error`",
 }
 

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.report import paragraph, restart_text
+from orchestrator.page import Phase
+from orchestrator.supervisor.report import PHASES, paragraph, restart_text
+
+
+def test_every_phase_has_its_words() -> None:
+    """Whatever the trainer was doing, the paragraph can say it."""
+    assert {phase.name.lower() for phase in Phase} <= PHASES.keys()
+
 
 RECORD: dict[str, Any] = {
     "attempt": 2,
@@ -29,7 +36,7 @@ RECORD: dict[str, Any] = {
         ({"phase": "restore", "loading_step": 6}, "attempt 2, while loading the state of step 6"),
         (
             {"phase": "evaluate"},
-            "attempt 2, in phase evaluate, step 8, 0.2 s after its last safe point",
+            "attempt 2, while evaluating, step 8, 0.2 s after its last safe point",
         ),
         (
             {"kind": "oom_killed", "memory_limit_bytes": 2 << 30},
