@@ -12,6 +12,8 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import utc_now
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
 
+MOST_CAUSES = 5
+
 
 def say(text: str) -> None:
     """Print to standard error."""
@@ -49,13 +51,14 @@ def describe(error: BaseException) -> dict[str, Any] | None:
     }
 
 
-def _identity(error: BaseException) -> dict[str, Any]:
+def _identity(error: BaseException, causes: int = MOST_CAUSES) -> dict[str, Any]:
     """What the supervisor tells kinds of failures by; a cause may say more than what it caused."""
-    cause = error.__cause__
+    cause = error.__cause__ if causes else None  # an exception may be its own cause
+    number = getattr(error, "errno", None)
     return {
         "type": type(error).__qualname__,
         "message": str(error),
         "bases": [base.__qualname__ for base in type(error).__mro__[1:]],
-        "errno": getattr(error, "errno", None),
-        "cause": None if cause is None else _identity(cause),
+        "errno": number if isinstance(number, int) else None,
+        "cause": None if cause is None else _identity(cause, causes - 1),
     }

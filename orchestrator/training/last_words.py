@@ -51,17 +51,15 @@ def _record(error: BaseException | None, thread: threading.Thread | None = None)
     """Write error.json; where it has been written, or None."""
     if error is None or os.getpid() != _pid or SOCKET_VARIABLE not in os.environ:
         return None
-    description = describe(error)
-    if description is None:
-        return None
-    if thread is not None:
-        description["thread"] = thread.name
-    # Whatever is wrong with the place, the script's own traceback must follow.
-    with contextlib.suppress(OSError, KeyError, ValueError):
+    # Whatever goes wrong here, the script's own traceback must follow.
+    with contextlib.suppress(Exception):
         attempt = int(os.environ[ATTEMPT_VARIABLE])
         file = RunDir(Path(os.environ[RUN_DIR_VARIABLE])).attempt(attempt).error_file
-        if file.exists():
+        description = describe(error)
+        if description is None or file.exists():
             return None  # the first is the cause; those of other threads and processes follow
+        if thread is not None:
+            description["thread"] = thread.name
         write_json(file, description)
         return file
     return None
