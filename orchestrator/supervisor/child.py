@@ -44,6 +44,8 @@ class Child:
         It inherits the run lock, so that the run stays locked until the last of its processes ends.
         """
         self._output = output
+        self.peak_bytes = 0
+        """The most memory that the command itself has held, once it has ended."""
         try:
             self._process = subprocess.Popen(
                 command,
@@ -69,7 +71,16 @@ class Child:
 
     async def wait(self) -> int:
         """The exit status, negative for a signal."""
-        return await in_thread(self._process.wait)
+        return await in_thread(self._wait)
+
+    def _wait(self) -> int:
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            return self._process.wait()  # send_signal() looks too, and may have been first
+        self.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode
 
     def terminate(self) -> None:
         """SIGTERM to the command itself, never to its group."""

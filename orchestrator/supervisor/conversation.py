@@ -88,6 +88,7 @@ class Conversation:
             peer.send({"type": "refused", "reason": "another session has this run already"})
             return
         attempt.peer, attempt.connected = peer, True
+        attempt.session_pid = message.get("pid")
         peer.send(
             {
                 "type": "welcome",
