@@ -18,9 +18,7 @@ class Log:
         self._outlet = Outlet(sys.stderr.fileno())
         on_terminal = sys.stderr.isatty()
         renderer: Any = (
-            structlog.dev.ConsoleRenderer(pad_event_to=0)
-            if on_terminal
-            else structlog.processors.JSONRenderer(default=str)
+            _Paragraphs() if on_terminal else structlog.processors.JSONRenderer(default=str)
         )
         structlog.configure(
             processors=[
@@ -43,3 +41,20 @@ class Log:
     def close(self) -> None:
         """Wait a moment for the last lines to go out."""
         self._outlet.close(LAST_LINES_SECONDS)
+
+
+class _Paragraphs:
+    """A line an event; one with ``details``, a list of lines, has these below it.
+
+    Its other facts, which the details put into words, are then left to the machines.
+    """
+
+    def __init__(self) -> None:
+        self._render_line = structlog.dev.ConsoleRenderer(pad_event_to=0)
+
+    def __call__(self, logger: Any, method: str, event: dict[str, Any]) -> str:
+        if "details" not in event:
+            return str(self._render_line(logger, method, event))
+        head = {key: event[key] for key in ("event", "level", "timestamp")}
+        lines = [f"    {line}" for line in event["details"]]
+        return "\n".join([str(self._render_line(logger, method, head)), *lines])

@@ -26,6 +26,7 @@ RANKS = {
     "exitcodes": 0,
     "errors": 1,
     "outlet": 0,
+    "quantities": 0,
     "stopsignals": 0,
     "logs": 1,
     "durable": 2,

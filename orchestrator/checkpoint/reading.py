@@ -22,6 +22,8 @@ STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 PIN_FILE = "pinned"
 READ_CHUNK_BYTES = 16 << 20
+# What is read into the page cache is copied from there: at best while the processor has it too.
+CACHED_CHUNK_BYTES = 1 << 20
 # From this size on a thread of its own has the digest sooner.
 BESIDE_BYTES = 1 << 20
 
@@ -138,14 +140,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest, pinned=(path / PIN_FILE).exists())
 
 
-def verify(checkpoint: Checkpoint) -> None:
+def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
     """Read every byte and compare with the manifest.
 
-    Raises CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
+    What counts is what the disk has, so that the bytes are read past the page cache, which training
+    needs itself; ``to_load`` reads them into it, since the very same are loaded next. Raises
+    CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
     """
     for name, record in checkpoint.manifest.files.items():
         try:
-            actual = _digest(checkpoint.path / name)
+            actual = _digest(checkpoint.path / name, direct=not to_load)
         except OSError as error:
             raise _judged(checkpoint.path, name, error) from None
         if actual.bytes != record.bytes:
@@ -185,24 +189,25 @@ def _judged(path: Path, name: str, error: OSError) -> CheckpointInvalidError | U
     return UnreadableError(path / name, error)
 
 
-def _digest(path: Path) -> FileRecord:
-    # Past the page cache: what counts is what the disk has, and training needs the cache itself.
+def _digest(path: Path, *, direct: bool) -> FileRecord:
     # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return _digest_opened(os.open(path, flags | getattr(os, "O_DIRECT", 0)))
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    return _digest_opened(os.open(path, flags))
+    if direct:
+        try:
+            direct_flag = getattr(os, "O_DIRECT", 0)
+            return _digest_opened(os.open(path, flags | direct_flag), READ_CHUNK_BYTES)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return _digest_opened(os.open(path, flags), CACHED_CHUNK_BYTES)
 
 
-def _digest_opened(descriptor: int) -> FileRecord:
+def _digest_opened(descriptor: int, chunk_bytes: int) -> FileRecord:
     with open(descriptor, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         digest, size = xxhash.xxh3_128(), 0
-        with mmap.mmap(-1, READ_CHUNK_BYTES) as aligned, memoryview(aligned) as buffer:
+        with mmap.mmap(-1, chunk_bytes) as aligned, memoryview(aligned) as buffer:
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 size += count

@@ -155,7 +155,7 @@ class Store:
                 # A cached verdict is enough to delete on, not to resume from: a disk loses bytes
                 # without touching the inode.
                 self._verified.pop(checkpoint.name, None)
-                self._verify(checkpoint)
+                self._verify(checkpoint, to_load=True)
             except CheckpointInvalidError as error:
                 # On a disk that takes no change it stays where it is, and is passed over too.
                 try:
@@ -235,10 +235,10 @@ class Store:
         keep = names_to_keep([_candidate(c) for c in valid], policy, in_use)
         return [c for c in valid if c.name not in keep and self._delete(c)]
 
-    def _verify(self, checkpoint: Checkpoint) -> None:
+    def _verify(self, checkpoint: Checkpoint, *, to_load: bool = False) -> None:
         signature = _signature(checkpoint)
         if signature is None or self._verified.get(checkpoint.name) != signature:
-            verify(checkpoint)
+            verify(checkpoint, to_load=to_load)
             if signature is not None:
                 self._verified[checkpoint.name] = signature
 

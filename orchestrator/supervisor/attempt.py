@@ -9,10 +9,12 @@ from typing import Any
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.durable import write_json
-from orchestrator.page import ControlPage, Field
+from orchestrator.page import ControlPage, Field, Phase
 from orchestrator.rundir import AttemptDir, RunDir
+from orchestrator.supervisor.budget import Place
 from orchestrator.supervisor.channel import Peer
 from orchestrator.supervisor.child import Child
+from orchestrator.supervisor.evidence import Evidence
 from orchestrator.supervisor.output import open_output
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.wire import (
@@ -35,6 +37,8 @@ def common_environment(run: RunDir, socket_path: str) -> dict[str, str]:
         environment.pop(name, None)
     # Output into a pipe would be held back in blocks, and a SIGKILL would lose the last one.
     environment.setdefault("PYTHONUNBUFFERED", "1")
+    # A fatal signal leaves the stacks of all threads in the output.
+    environment.setdefault("PYTHONFAULTHANDLER", "1")
     return environment
 
 
@@ -49,22 +53,24 @@ class Attempt:
         handed: Snapshot | None,
         snapshots: SnapshotKeeper,
     ) -> None:
-        """Prepare what a trainer needs, which is started then as ``child``. Raises OSError.
+        """Prepare what a trainer needs, which ``begin`` is told of then. Raises OSError.
 
         ``handed`` is the snapshot that its session resumes from, newer than ``resume_from``.
         """
-        self.child: Child
         self.number = number
         self.handed = handed
         self.left: Snapshot | None = None
         self.directory: AttemptDir = run.attempt(number)
         self.resume_from = resume_from
         self.started = time.monotonic()
+        self.ended: float | None = None
         self.peer: Peer | None = None
         self.connected = False
-        self.session_pid: int | None = None
         self.resumed = False
         self.rejected = False
+        self.session_pid: int | None = None
+        self.hang: str | None = None
+        """Where it hung, if it was ended for that."""
         self.reported: int | None = None
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
@@ -76,6 +82,11 @@ class Attempt:
         self.page, self._page_descriptor = ControlPage.create()
         self._slot_descriptors = snapshots.attach(self.page)
         self.output = open_output(self.directory.output_file)
+
+    def begin(self, child: Child) -> None:
+        """The trainer has been started."""
+        self.child = child
+        self.evidence = Evidence(child.pid)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -92,9 +103,21 @@ class Attempt:
 
     @property
     def resumed_step(self) -> int | None:
-        """The step at which the session said that it had resumed, or could not."""
-        source = self.handed or self.resume_from
-        return source.manifest.step if source and (self.resumed or self.rejected) else None
+        """The step at which the session said that it had resumed."""
+        source = self._source
+        return source.manifest.step if source and self.resumed else None
+
+    @property
+    def loading(self) -> Place | None:
+        """The place of what it is loading; None before and after that."""
+        source = self._source
+        if source is None or self.resumed or self.page.phase is not Phase.RESTORE:
+            return None
+        return source.manifest.step, source.manifest.epoch
+
+    @property
+    def _source(self) -> Snapshot | Checkpoint | None:
+        return self.handed or self.resume_from
 
     @property
     def step(self) -> int:
@@ -118,9 +141,24 @@ class Attempt:
         """Whether this attempt came as far as one safe point."""
         return self.page.values[Field.SAFE_POINTS] > 0
 
+    @property
+    def since_safe_point_seconds(self) -> float | None:
+        """How long before its end the last safe point was."""
+        if not self.reached_safe_point or self.ended is None:
+            return None
+        return max(0.0, self.ended - self.page.values[Field.HEARTBEAT_NS] / 1e9)
+
+    def error(self) -> dict[str, Any] | None:
+        """What the session's process left in error.json; another process's says nothing of it."""
+        error = self.directory.error()
+        if error and self.session_pid and error.get("pid", self.session_pid) != self.session_pid:
+            return None
+        return error
+
     def record_end(self, **facts: Any) -> dict[str, Any]:
         """Write exit.json and return what it holds; seconds are the attempt's whole life."""
         returncode = self.returncode
+        loading_step, loading_epoch = self.loading or (None, None)
         content = {
             "attempt": self.number,
             "status": returncode if returncode is not None and returncode >= 0 else None,
@@ -129,12 +167,18 @@ class Attempt:
             "epoch": self.epoch,
             "phase": self.page.phase.name.lower(),
             "reached_safe_point": self.reached_safe_point,
+            "since_safe_point_seconds": _rounded(self.since_safe_point_seconds),
+            "connected": self.connected,
             "resumed_step": self.resumed_step,
+            "loading_step": loading_step,
+            "loading_epoch": loading_epoch,
             "left_step": self.left.manifest.step if self.left else None,
             "left_epoch": self.left.manifest.epoch if self.left else None,
-            "lost_seconds": self.lost_seconds,
+            "lost_seconds": _rounded(self.lost_seconds),
+            "peak_memory_bytes": max(self.child.peak_bytes, self.evidence.peak_bytes),
+            "memory_limit_bytes": self.evidence.memory_limit_bytes,
             "output_bytes_lost": self.output.lost_bytes,
-            "seconds": round(time.monotonic() - self.started, 3),
+            "seconds": _rounded((self.ended or time.monotonic()) - self.started),
             **facts,
         }
         # The journal holds the same; a full disk must not end the run.
@@ -142,3 +186,7 @@ class Attempt:
             write_json(self.directory.exit_file, content)
         os.close(self._page_descriptor)
         return content
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -67,6 +67,8 @@ class Child:
         self._process = process
         self._output = output
         self._spare_pid = spare_pid
+        self.peak_bytes = 0
+        """The most memory that the command itself has held, once it has ended."""
         output.start()
 
     @property
@@ -76,7 +78,16 @@ class Child:
 
     async def wait(self) -> int:
         """The exit status, negative for a signal."""
-        return await in_thread(self._process.wait)
+        return await in_thread(self._wait)
+
+    def _wait(self) -> int:
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            return self._process.wait()  # send_signal() looks too, and may have been first
+        self.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode
 
     def terminate(self) -> None:
         """SIGTERM to the command itself, never to its group."""

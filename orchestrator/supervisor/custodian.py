@@ -16,7 +16,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.priority import lower_priority
-from orchestrator.supervisor.restarts import Budget
+from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.threads import in_thread
 
 
@@ -135,7 +135,7 @@ class Custodian:
                 step=checkpoint.manifest.step,
             )
 
-    async def demote(self, handed: Snapshot | None) -> bool:
+    async def demote(self, handed: Snapshot | None, reason: str) -> bool:
         """Set aside the checkpoint resumed from, if a valid older one can take its place.
 
         Where that was a snapshot, it is the checkpoint that this has become.
@@ -147,7 +147,6 @@ class Custodian:
                 return self.newest is not None
         if suspect is None or not await in_thread(lambda: self._can_be_replaced(suspect)):
             return False
-        reason = "the same failure came twice right after resuming from it"
         try:
             self._store.quarantine(suspect.path, reason)
         except OSError as error:

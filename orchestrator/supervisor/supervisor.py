@@ -7,9 +7,10 @@ event loop's thread, which moves the state machine. The protocol is docs/process
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 import structlog
 
@@ -23,25 +24,22 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunLock
 from orchestrator.supervisor.attempt import Attempt, common_environment
+from orchestrator.supervisor.budget import Budget, End
 from orchestrator.supervisor.channel import Channel, remove_abandoned
 from orchestrator.supervisor.child import Child, become_subreaper, reap_adopted, start_cold
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.judge import Facts, Outcome, Verdict, judge
+from orchestrator.supervisor.decisions import RETRIES, Action, Decision, decide
+from orchestrator.supervisor.diagnosis import Diagnosis, Facts, diagnose
 from orchestrator.supervisor.output import TerminalOutput
-from orchestrator.supervisor.restarts import (
-    AttemptFailedError,
-    Budget,
-    Failure,
-    GiveUp,
-    decide,
-    fingerprint,
-    retrying,
-)
+from orchestrator.supervisor.report import paragraph, restart_text
+from orchestrator.supervisor.restarts import AttemptFailedError, retrying
 from orchestrator.supervisor.signals import SignalReceiver
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
-from orchestrator.supervisor.states import Event, Machine, State
+from orchestrator.supervisor.states import Event, Machine
+from orchestrator.supervisor.symptoms import Kind
+from orchestrator.supervisor.transcript import end_of, last_lines
 from orchestrator.supervisor.watch import Watch
 
 T = TypeVar("T")
@@ -60,6 +58,15 @@ class Ending:
 
 class _StoppedBetweenAttemptsError(Exception):
     """A stop came while no trainer was running."""
+
+
+@dataclass(frozen=True)
+class _Death:
+    """A failed attempt as it is told to people, once it is known what happens next."""
+
+    record: dict[str, Any]
+    saved: str
+    output: str
 
 
 class Supervisor:
@@ -114,7 +121,8 @@ class Supervisor:
             self._spares,
             restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
         )
-        self._verdict: Verdict | None = None
+        self._status: ExitStatus | None = None
+        self._death: _Death | None = None
 
     async def run(self) -> Ending:
         """Supervise until the run has ended.
@@ -147,35 +155,34 @@ class Supervisor:
         finally:
             await self._spares.close()
             self._channel.close()
-        assert self._verdict is not None
+        assert self._status is not None
         by_interrupt = self._interactive and self._watch.stop_source == signal.SIGINT.name
-        return Ending(self._verdict.status, by_interrupt)
+        return Ending(self._status, by_interrupt)
 
     # --- the course of the run ---------------------------------------------------------------
 
     async def _attempts(self) -> None:
-        loop = retrying(self._budget, lambda: self._machine.state is State.FAILED, self._pause)
         try:
-            async for attempt in loop:
+            async for attempt in retrying(self._budget, self._pause):
                 with attempt:
                     await self._live_once()
-        except AttemptFailedError:
-            pass  # the verdict says why no other attempt follows
         except _StoppedBetweenAttemptsError:
             self._machine.handle(Event.STOP)
             await self._settle(self._snapshots.under_way)
             left = self._snapshots.newest_left(beyond=self._checkpoints.newest)
             saved = left is None or self._snapshots.is_durable(left)
-            status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
-            self._verdict = Verdict(Outcome.STOPPED, status, "stopped while no trainer was running")
-            self._journal.write(JournalEvent.RUN_STOPPED, status=status)
-            self._log.info("stopped", status=status.value)
+            self._status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
+            self._journal.write(JournalEvent.RUN_STOPPED, status=self._status)
+            self._log.info("stopped", status=self._status.value)
 
     async def _live_once(self) -> None:
-        """One attempt. Raises AttemptFailedError when it failed, whether or not it is the last."""
+        """One attempt. Raises AttemptFailedError when another is to follow."""
         attempt = await self._begin()
+        gathering = asyncio.ensure_future(attempt.evidence.gather())
         await self._watch.until_over(attempt)
         self._spares.trainer_has_ended()
+        attempt.ended = time.monotonic()
+        gathering.cancel()
         survivors = await attempt.child.clean_up()
         if survivors:
             self._log.error("processes could not be ended", pids=survivors)
@@ -229,11 +236,18 @@ class Supervisor:
         warm = process is not None
         if process is None:
             process = start_cold(self._command, self._environment | variables, output, lock)
-        attempt.child = Child(process, output, lambda: self._spares.pid)
+        attempt.begin(Child(process, output, lambda: self._spares.pid))
         self._checkpoints.attempt = number
+        self._budget.begin()
         self._machine.handle(Event.SPAWNED)
+        source = handed or resume_from
         self._journal.write(
-            JournalEvent.ATTEMPT_STARTED, number, pid=attempt.child.pid, from_spare=warm
+            JournalEvent.ATTEMPT_STARTED,
+            number,
+            pid=attempt.child.pid,
+            resume_step=source.manifest.step if source else None,
+            from_memory=handed is not None,
+            from_spare=warm,
         )
         self._log.info(
             "training started",
@@ -255,101 +269,170 @@ class Supervisor:
         return max(on_disk, self._checkpoints.attempt or 0)
 
     async def _conclude(self, attempt: Attempt) -> None:
-        newest = self._checkpoints.newest
-        error = attempt.directory.error()
-        facts = Facts(
-            returncode=-signal.SIGKILL if attempt.returncode is None else attempt.returncode,
-            connected=attempt.connected,
-            reported=attempt.reported,
-            stop_requested=self._watch.stop_wanted.is_set(),
-            lost_steps=max(0, attempt.step - (newest.manifest.step if newest else 0)),
-            error=error,
-        )
+        """Diagnose, decide, record, act. Raises AttemptFailedError when it is to be repeated."""
+        output = end_of(attempt.directory.output_file)
+        facts = self._facts(attempt, output)
         if attempt.left is not None and not facts.stop_requested:
             # In this order: what was saved before a failure must not make up for it.
             self._budget.refill(*attempt.left.order)
-        verdict = self._verdict = judge(facts)
-        mark = fingerprint(error, facts.returncode) if verdict.outcome is Outcome.FAILED else None
-        record = attempt.record_end(
-            outcome=verdict.outcome,
-            cause=verdict.cause,
-            fingerprint=mark,
-            stop_requested=self._watch.stop_source,
+        diagnosis = diagnose(facts)
+        end = End(
+            kind=diagnosis.kind,
+            fingerprint=diagnosis.fingerprint,
+            step=attempt.step,
+            resumed_step=attempt.resumed_step,
+            loading=attempt.loading,
+            rejected_snapshot=attempt.rejected and attempt.handed is not None,
+            reached_safe_point=attempt.reached_safe_point,
+            connected=attempt.connected,
         )
-        self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
+        self._budget.record(end)
+        decision = Decision(Action.STOP, "a stop came before it was decided")
+        try:
+            decision = await self._prepare(attempt, end, decide(end, self._budget))
+        finally:
+            record = attempt.record_end(
+                outcome=diagnosis.outcome,
+                kind=diagnosis.kind,
+                cause=diagnosis.cause,
+                fingerprint=diagnosis.fingerprint,
+                stack=diagnosis.stack,
+                oom_kills=facts.oom_kills,
+                last_lines=last_lines(output),
+                stop_requested=self._watch.stop_source,
+                decision=decision.action,
+                reason=decision.reason,
+            )
+            self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
         if lost := attempt.output.lost_bytes:
             self._log.warning(
                 "the disk refused a part of the trainer's output",
                 bytes=lost,
                 output=str(attempt.directory.output_file),
             )
-        match verdict.outcome:
-            case Outcome.COMPLETE:
+        self._act(attempt, diagnosis, decision, record)
+
+    def _facts(self, attempt: Attempt, output: list[str]) -> Facts:
+        return Facts(
+            returncode=-signal.SIGKILL if attempt.returncode is None else attempt.returncode,
+            connected=attempt.connected,
+            reported=attempt.reported,
+            stop_requested=self._watch.stop_wanted.is_set(),
+            lost_steps=self._lost_steps(attempt),
+            error=attempt.error(),
+            hang=attempt.hang,
+            oom_kills=attempt.evidence.oom_kills(),
+            output=output,
+        )
+
+    def _lost_steps(self, attempt: Attempt) -> int:
+        newest = self._checkpoints.newest
+        return max(0, attempt.step - (newest.manifest.step if newest else 0))
+
+    async def _prepare(self, attempt: Attempt, end: End, decision: Decision) -> Decision:
+        """Set aside what the decision doubts; where that cannot be, another row decides."""
+        match decision.action:
+            case Action.FORGET:
+                self._snapshots.forget()
+                # What was written from it is no better.
+                await self._demote(attempt, decision.reason)
+            case Action.DEMOTE:
+                self._budget.demoted = True
+                self._snapshots.forget()
+                if not await self._demote(attempt, decision.reason):
+                    return decide(end, self._budget)
+            case Action.REQUEUE:
+                # The status is to say whether all is saved.
+                await self._settle(self._snapshots.under_way)
+        return decision
+
+    async def _demote(self, attempt: Attempt, reason: str) -> bool:
+        return await self._unless_stopped(self._checkpoints.demote(attempt.handed, reason))
+
+    def _act(
+        self,
+        attempt: Attempt,
+        diagnosis: Diagnosis,
+        decision: Decision,
+        record: dict[str, Any],
+    ) -> None:
+        self._status = diagnosis.status
+        self._death = _Death(
+            record, self._saved(attempt, decision), str(attempt.directory.output_file)
+        )
+        match decision.action:
+            case Action.FINISH:
                 self._machine.handle(Event.COMPLETE)
                 self._journal.write(JournalEvent.RUN_COMPLETED, attempt.number, step=attempt.step)
-                self._log.info(verdict.cause, step=attempt.step, epoch=attempt.epoch)
-            case Outcome.STOPPED:
+                self._log.info(diagnosis.cause, step=attempt.step, epoch=attempt.epoch)
+            case Action.STOP:
                 self._machine.handle(Event.STOP)
-                self._report_stop(attempt, verdict, facts.lost_steps)
-            case Outcome.REFUSED:
-                self._give_up(attempt, verdict.cause, "a restart would not help")
-            case Outcome.FAILED:
-                failure = Failure(
-                    cause=verdict.cause,
-                    fingerprint=mark,
+                self._report_stop(attempt, diagnosis.status)
+            case Action.RETRY | Action.DEMOTE | Action.FORGET:
+                self._machine.handle(Event.RETRY)
+                raise AttemptFailedError(diagnosis.cause)
+            case Action.REQUEUE:
+                self._machine.handle(Event.STOP)
+                lost = self._lost_steps(attempt)
+                self._status = ExitStatus.STOPPED_UNSAVED if lost else ExitStatus.STOPPED_SAVED
+                self._journal.write(
+                    JournalEvent.RUN_STOPPED,
+                    attempt.number,
+                    status=self._status,
                     step=attempt.step,
-                    resumed_step=attempt.resumed_step,
-                    before_first_safe_point=not attempt.reached_safe_point,
+                    reason=decision.reason,
                 )
-                await self._decide(attempt, failure)
-                raise AttemptFailedError(verdict.cause)
+                self._tell_of_death(f"ended: {decision.reason}")
+            case Action.GIVE_UP:
+                self._machine.handle(Event.GIVE_UP)
+                if diagnosis.kind is Kind.STOPPED:
+                    self._status = ExitStatus.GAVE_UP
+                self._journal.write(
+                    JournalEvent.GAVE_UP,
+                    attempt.number,
+                    cause=diagnosis.cause,
+                    reason=decision.reason,
+                )
+                self._tell_of_death(f"gave up: {decision.reason}")
+            case _:
+                assert_never(decision.action)
 
-    async def _decide(self, attempt: Attempt, failure: Failure) -> None:
-        self._budget.record(failure)
-        if attempt.rejected and attempt.handed is not None:
-            self._log.error("the snapshot in memory cannot be loaded", step=failure.resumed_step)
-            self._snapshots.forget()
-            # What was written from it is no better.
-            await self._unless_stopped(self._checkpoints.demote(attempt.handed))
-        decision = decide(failure, self._budget)
-        if not isinstance(decision, GiveUp) and decision.demote:
-            self._budget.demoted = True
-            self._snapshots.forget()
-            if not await self._unless_stopped(self._checkpoints.demote(attempt.handed)):
-                decision = GiveUp(f"the same failure came again at step {failure.step}")
-        if isinstance(decision, GiveUp):
-            self._give_up(attempt, failure.cause, decision.reason)
-            return
-        self._machine.handle(Event.RETRY)
-        self._log.warning(
-            failure.cause,
-            step=failure.step,
-            in_memory=attempt.left.manifest.step if attempt.left else None,
-            output=attempt.directory.output_file,
+    def _saved(self, attempt: Attempt, decision: Decision) -> str:
+        if decision.action is Action.DEMOTE:
+            return f"an older checkpoint, since {decision.reason}"
+        if attempt.left is not None and not self._snapshots.is_durable(attempt.left):
+            return f"step {attempt.left.manifest.step}, in memory and being written"
+        newest = self._checkpoints.newest
+        return f"step {newest.manifest.step}, {newest.path}" if newest else "nothing yet"
+
+    def _tell_of_death(self, now: str) -> None:
+        assert self._death is not None
+        record, output = self._death.record, self._death.output
+        tell = self._log.warning if record["decision"] in RETRIES else self._log.error
+        tell(
+            record["cause"],
+            details=paragraph(record, self._death.saved, now, output),
+            kind=record["kind"],
+            step=record["step"],
+            decision=record["decision"],
+            output=output,
         )
 
-    def _give_up(self, attempt: Attempt, cause: str, reason: str) -> None:
-        self._machine.handle(Event.GIVE_UP)
-        self._journal.write(JournalEvent.GAVE_UP, attempt.number, cause=cause, reason=reason)
-        self._log.error(
-            f"gave up: {cause}; {reason}",
-            step=attempt.step,
-            output=str(attempt.directory.output_file),
-        )
-
-    def _report_stop(self, attempt: Attempt, verdict: Verdict, lost_steps: int) -> None:
+    def _report_stop(self, attempt: Attempt, status: ExitStatus) -> None:
         newest = self._checkpoints.newest
         self._journal.write(
-            JournalEvent.RUN_STOPPED, attempt.number, status=verdict.status, step=attempt.step
+            JournalEvent.RUN_STOPPED, attempt.number, status=status, step=attempt.step
         )
         where = str(newest.path) if newest else None
-        if verdict.status is ExitStatus.STOPPED_SAVED and newest is None:
+        if status is ExitStatus.STOPPED_SAVED and newest is None:
             self._log.info("stopped before the first step: there was nothing to save")
-        elif verdict.status is ExitStatus.STOPPED_SAVED:
+        elif status is ExitStatus.STOPPED_SAVED:
             self._log.info("stopped; the state is saved", checkpoint=where)
         else:
             self._log.error(
-                "stopped; the last steps are not saved", lost_steps=lost_steps, checkpoint=where
+                "stopped; the last steps are not saved",
+                lost_steps=self._lost_steps(attempt),
+                checkpoint=where,
             )
 
     async def _pause(self, seconds: float) -> None:
@@ -357,7 +440,7 @@ class Supervisor:
         self._journal.write(
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=self._budget.spent
         )
-        self._log.info("restarting", in_seconds=round(seconds, 1), failures=self._budget.spent)
+        self._tell_of_death(restart_text(seconds, self._budget.spent, self._config.max_restarts))
         await self._unless_stopped(asyncio.sleep(seconds))
         self._machine.handle(Event.DUE)
 

@@ -1,6 +1,9 @@
 """What a training script talks to. The only part of the package that imports torch."""
 
+from orchestrator.training import last_words
 from orchestrator.training.session import Session
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
 
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
+
+last_words.listen()

@@ -1,6 +1,7 @@
 """How a session says what stopped it: a sentence, a status, a description of an exception."""
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import utc_now
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
+
+MOST_CAUSES = 5
 
 
 def say(text: str) -> None:
@@ -40,9 +43,22 @@ def describe(error: BaseException) -> dict[str, Any] | None:
         return None
     frames = traceback.extract_tb(error.__traceback__)
     return {
-        "type": type(error).__qualname__,
-        "message": str(error),
+        **_identity(error),
         "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else None,
         "traceback": "".join(traceback.format_exception(error)),
+        "pid": os.getpid(),
         "time": utc_now(),
+    }
+
+
+def _identity(error: BaseException, causes: int = MOST_CAUSES) -> dict[str, Any]:
+    """What the supervisor tells kinds of failures by; a cause may say more than what it caused."""
+    cause = error.__cause__ if causes else None  # an exception may be its own cause
+    number = getattr(error, "errno", None)
+    return {
+        "type": type(error).__qualname__,
+        "message": str(error),
+        "bases": [base.__qualname__ for base in type(error).__mro__[1:]],
+        "errno": number if isinstance(number, int) else None,
+        "cause": None if cause is None else _identity(cause, causes - 1),
     }

@@ -23,7 +23,8 @@ _VERSIONS = {"torch": str(torch.__version__)}
 class Restored:
     """The content of a state.pt; ``content`` holds the state_dicts, ``problems`` the doubts.
 
-    ``in_memory`` says that its tensors lie in a slot that a later snapshot will overwrite.
+    Its tensors are borrowed: they lie in a mapped file or, with ``in_memory``, in a slot that a
+    later snapshot will overwrite.
     """
 
     content: dict[str, Any]
@@ -61,10 +62,9 @@ def read_snapshot(snapshot: Snapshot) -> Restored:
 
 def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = False) -> Restored:
     try:
-        content = _load(source, mmap=in_memory)
-        if in_memory:
-            for key in ("state", "rng", "data"):
-                content[key] = copy.deepcopy(content[key])
+        content = _load(source, mmap=True)
+        for key in ("state", "rng", "data"):
+            content[key] = copy.deepcopy(content[key])
         position = content["data"]
         return Restored(
             content=content,
@@ -124,7 +124,12 @@ def _doubts(manifest: Manifest, position: dict[str, Any]) -> list[str]:
 
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except RuntimeError:
+        if not mmap:
+            raise
+        return _load(path)  # some filesystems cannot map files
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}, not a dict")
     return content

@@ -426,7 +426,7 @@ class Session:
     # --- restoring ---------------------------------------------------------------------------
 
     def _take_over(self, restored: Restored, source: Path) -> None:
-        self._registry.restore(restored.content, source, shared=restored.in_memory)
+        self._registry.restore(restored.content, source, borrowed=True)
         self._course.take_over(restored)
         self.resumed_from = source
         self._home.tell(

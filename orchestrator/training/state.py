@@ -156,12 +156,12 @@ class Registry:
         source: Path,
         optional: Iterable[str] = (),
         *,
-        shared: bool = False,
+        borrowed: bool = False,
     ) -> None:
         """Compare everything with the live objects and only then hand it over.
 
-        Names in ``optional`` may be missing in ``content``. With ``shared`` its tensors lie in
-        memory that will change, so that objects which would keep them get copies. Raises
+        Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors lie in
+        a slot or a mapped file, so that objects which would keep them get copies. Raises
         MismatchError with what differs.
         """
         present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
@@ -177,7 +177,7 @@ class Registry:
         if differences:
             raise _mismatch(source, differences)
         for name, state in states.items():
-            if shared and not _copies_what_it_loads(self._objects[name]):
+            if borrowed and not _copies_what_it_loads(self._objects[name]):
                 state = copy.deepcopy(state)
             try:
                 self._objects[name].load_state_dict(state)

@@ -57,12 +57,14 @@ def figures_of(size: Size, root: Path, device: str = "cpu") -> list[Figure]:
 def _saving(size: Size, label: str, root: Path, common: list[str]) -> list[Figure]:
     times = supervised(root, "saving", *common, "--rounds", str(size.rounds))
     copy, write = "memory copy", "raw O_DIRECT write"
+    least = [sum(pair) for pair in zip(times["copy"], times["raw_write"], strict=True)]
     target = 1.3 if size.targets else None
     durable = 1.25 if size.targets else None
     return [
         paired(f"{label}: stall of a snapshot", times["stall"], times["copy"], copy, target),
         paired(f"{label}: its thread's time", times["thread"], times["copy"], copy),
         paired(f"{label}: to durable", times["durable"], times["raw_write"], write, durable),
+        paired(f"{label}: the same", times["durable"], least, "copy, then raw write"),
         paired(f"{label}: the writer alone", times["writer"], times["raw_write"], write),
         paired(f"{label}: supervisor's CPU", times["supervisor_cpu"], times["copy"], copy),
     ]

@@ -295,7 +295,9 @@ def restoring(arguments: argparse.Namespace, workload: Workload) -> Times:
     times: Times = {}
     session = Session(model=workload.model, optimizer=workload.optimizer, run_dir=arguments.run_dir)
     states = sorted(arguments.run_dir.glob("checkpoints/step-*/state.pt")) if alone() else []
+    raw_read = 0.0
     if states:
+        raw_read = read_directly(states[-1])
         drop_from_cache(states[-1])
     began = time.perf_counter()
     session.__enter__()
@@ -304,7 +306,7 @@ def restoring(arguments: argparse.Namespace, workload: Workload) -> Times:
         floor = Bytes(workload.tensors())
         note(times, clone=floor.clone(), copy=floor.copy(), load=restore_by_torch(states))
         if states:
-            note(times, disk=seconds, raw_read=read_directly(states[-1]))
+            note(times, disk=seconds, raw_read=raw_read)
         else:
             note(times, memory=seconds)
         del floor

@@ -58,9 +58,15 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 @pytest.fixture
-def warm_trainers(tmp_path: Path) -> Iterator[WarmTrainers]:
+def warm_trainers(warm_server: Path) -> WarmTrainers:
     """Trainers forked from one server."""
-    address = tmp_path / "warm"
+    return WarmTrainers(warm_server)
+
+
+@pytest.fixture(scope="module")
+def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The address of a process that has imported torch and forks trainers."""
+    address = tmp_path_factory.mktemp("warm") / "server"
     server = subprocess.Popen(
         [sys.executable, str(WARM_TRAINER), "serve", str(address)],
         stdout=subprocess.PIPE,
@@ -69,6 +75,6 @@ def warm_trainers(tmp_path: Path) -> Iterator[WarmTrainers]:
     )
     assert server.stdout is not None
     assert server.stdout.readline() == "ready\n"
-    yield WarmTrainers(address)
+    yield address
     server.kill()
     server.communicate()

@@ -225,13 +225,16 @@ class WarmTrainers:
     def __init__(self, address: Path) -> None:
         self.command = [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address), str(TRAIN)]
         self._pid_file = address.with_name(f"{address.name}.pid")
-        self._last: str | None = None
+        self._last = self._content()
+
+    def _content(self) -> str | None:
+        return self._pid_file.read_text() if self._pid_file.exists() else None
 
     def newest(self) -> psutil.Process | None:
         """Wait for a trainer that was not returned before; None if it has ended already."""
 
         def fresh() -> str | None:
-            content = self._pid_file.read_text() if self._pid_file.exists() else None
+            content = self._content()
             return content if content != self._last else None
 
         self._last = wait_for(fresh, "a new trainer", 30)

@@ -69,7 +69,7 @@ def test_a_script_sees_the_same_three_times(
     bare = subprocess.run(
         command,
         cwd=tmp_path,
-        env=clean_environment() | {"PYTHONUNBUFFERED": "1"},
+        env=clean_environment() | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

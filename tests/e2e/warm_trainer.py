@@ -10,6 +10,7 @@ SIGKILL is real; only its parent differs.
     python warm_trainer.py SOCKET SCRIPT ARGS... (the client; the trainer's id is in SOCKET.pid)
 """
 
+import faulthandler
 import json
 import os
 import runpy
@@ -54,6 +55,8 @@ def become_trainer(request: dict[str, object], descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[arg-type]
     os.chdir(str(request["directory"]))
+    if os.environ.get("PYTHONFAULTHANDLER"):
+        faulthandler.enable()  # as the interpreter does at its start
     sys.argv = list(request["arguments"])  # type: ignore[arg-type]
     status = 0
     try:

@@ -9,8 +9,8 @@ import pytest
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.journal import Journal
+from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.restarts import Budget
 from tests.checkpoint.support import names, new_store, publish
 from tests.support import FailingDisk
 
@@ -26,7 +26,7 @@ def demoted(store: Store) -> bool:
     async def choose_and_demote() -> bool:
         custodian = custodian_of(store)
         assert await custodian.choose(None) is not None
-        return await custodian.demote(None)
+        return await custodian.demote(None, "it failed")
 
     return asyncio.run(choose_and_demote())
 

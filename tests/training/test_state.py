@@ -433,7 +433,7 @@ def test_nothing_restored_lies_in_memory_that_will_change() -> None:
     content = registry.capture()
     expected = copy.deepcopy(content)
     shared = copy.deepcopy(content)
-    registry.restore(shared, Path("memory"), shared=True)
+    registry.restore(shared, Path("memory"), borrowed=True)
 
     def overwrite(value: Any) -> None:
         if isinstance(value, torch.Tensor):

@@ -1,0 +1,91 @@
+"""What the end of the trainer's output tells: last lines, a traceback, faulthandler's stacks."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+END_BYTES = 1 << 18
+LAST_LINES = 20
+LONGEST_LINE = 300
+STACK_FRAMES = 20
+
+_TERMINAL_SEQUENCE = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor movements
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
+    r"|\x1b[ -~]"
+)
+# A progress bar goes back to the beginning of its line, with either of these.
+_LINE_BEGINS_AGAIN = re.compile(r"\r|\x08+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_TRACEBACK = "Traceback (most recent call last):"
+_EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+_FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+),? in (?P<name>.+)$')
+_FATAL = "Fatal Python error: "
+
+
+def end_of(log: Path) -> list[str]:
+    """The last lines of output.log as a terminal would have left them, empty ones left out."""
+    try:
+        with open(log, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - END_BYTES))
+            text = file.read(END_BYTES).decode(errors="replace")
+    except OSError:
+        return []
+    lines = [_as_shown(line) for line in text.split("\n")]
+    return [line for line in lines if line]
+
+
+def last_lines(lines: list[str]) -> list[str]:
+    """So few of them, and each so short, that they fit into a record."""
+    return [line[:LONGEST_LINE] for line in lines[-LAST_LINES:]]
+
+
+def traceback_in(lines: Sequence[str]) -> dict[str, Any] | None:
+    """The exception at the end of the output, in the form of error.json.
+
+    For scripts that fail before they import the session; None where the output ends otherwise.
+    """
+    if _TRACEBACK not in lines:
+        return None
+    begin = len(lines) - 1 - lines[::-1].index(_TRACEBACK)
+    below = range(begin + 1, len(lines))
+    end = next((i for i in below if not lines[i].startswith(" ")), None)
+    if end is None or (found := _EXCEPTION.match(lines[end])) is None:
+        return None
+    if end < len(lines) - LAST_LINES:
+        return None  # it was printed, and the script went on
+    frames = [frame for line in lines[begin:end] if (frame := _FRAME.match(line))]
+    return {
+        "type": found["type"].rpartition(".")[2],
+        "message": found["message"] or "",
+        "frame": _place(frames[-1]) if frames else None,
+        "traceback": "\n".join(lines[begin:]),
+    }
+
+
+def fatal_stack(lines: Sequence[str]) -> list[str]:
+    """The frames that faulthandler printed of the thread that a fatal signal hit, innermost first.
+
+    The supervisor sets PYTHONFAULTHANDLER; a script that leads it elsewhere has the stacks there.
+    """
+    fatal = [i for i, line in enumerate(lines) if line.startswith(_FATAL)]
+    if not fatal:
+        return []
+    dump = lines[fatal[-1] :]
+    stacks = [i for i, line in enumerate(dump) if line.endswith("(most recent call first):")]
+    hit = next((i for i in stacks if dump[i].startswith("Current thread ")), min(stacks, default=0))
+    frames = itertools.takewhile(bool, map(_FRAME.match, dump[hit + 1 :]))
+    return [_place(frame) for frame in itertools.islice(frames, STACK_FRAMES) if frame]
+
+
+def _as_shown(line: str) -> str:
+    parts = _LINE_BEGINS_AGAIN.split(_TERMINAL_SEQUENCE.sub("", line))
+    shown = next((part for part in reversed(parts) if part.strip()), "")
+    return _CONTROL.sub("", shown).rstrip()
+
+
+def _place(frame: re.Match[str]) -> str:
+    return f"{frame['file']}:{frame['line']} {frame['name']}"

@@ -1,0 +1,59 @@
+"""The paragraph about a death."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.page import Phase
+from orchestrator.supervisor.report import PHASES, paragraph, restart_text
+
+
+def test_every_phase_has_its_words() -> None:
+    """Whatever the trainer was doing, the paragraph can say it."""
+    assert {phase.name.lower() for phase in Phase} <= PHASES.keys()
+
+
+RECORD: dict[str, Any] = {
+    "attempt": 2,
+    "kind": "exception",
+    "step": 8,
+    "phase": "train",
+    "loading_step": None,
+    "since_safe_point_seconds": 0.25,
+    "peak_memory_bytes": 1 << 30,
+    "memory_limit_bytes": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "where"),
+    [
+        ({}, "attempt 2, while training, step 8, 0.2 s after its last safe point"),
+        (
+            {"phase": "start", "since_safe_point_seconds": None},
+            "attempt 2, before its session began",
+        ),
+        ({"phase": "restore", "loading_step": 6}, "attempt 2, while loading the state of step 6"),
+        (
+            {"phase": "evaluate"},
+            "attempt 2, while evaluating, step 8, 0.2 s after its last safe point",
+        ),
+        (
+            {"kind": "oom_killed", "memory_limit_bytes": 2 << 30},
+            "attempt 2, while training, step 8, 0.2 s after its last safe point; its processes "
+            "held up to 1.0 GiB of memory, where 2.0 GiB are allowed",
+        ),
+    ],
+)
+def test_paragraph(facts: dict[str, Any], where: str) -> None:
+    """Where it was, advice where there is some, what is saved, what happens now, the output."""
+    lines = paragraph(RECORD | facts, "step 7", "gave up", "output.log")
+    assert lines[0] == where
+    assert lines[-3:] == ["saved: step 7", "now: gave up", "all of its output: output.log"]
+    assert len(lines) == (5 if "kind" in facts else 4)
+
+
+def test_restart_is_announced_with_its_delay() -> None:
+    """The first comes at once."""
+    assert restart_text(0, 1, 5).startswith("starting again at once (failure 1 ")
+    assert restart_text(2.04, 3, 5).startswith("starting again in 2.0 s (failure 3 ")
