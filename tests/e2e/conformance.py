@@ -195,6 +195,8 @@ def collect_torch() -> dict[str, Any]:
     import torch._dynamo  # as an optimizer does
     from torch.utils.data import DataLoader
 
+    import orchestrator.training  # noqa: F401 - which sets an excepthook
+
     def loads(method: str) -> bool:
         loader = DataLoader(Squares(), num_workers=1, multiprocessing_context=method)  # type: ignore
         return [batch.item() for batch in loader] == [0, 1, 4, 9]
