@@ -209,6 +209,9 @@ class SpareKeeper:
     async def _mind(self, spare: _Spare) -> None:
         await spare.converse()
         if spare.has_begun:
+            # Not before: the loop goes on watching a descriptor that is closed under it, and would
+            # miss what comes on the connection that gets its number next.
+            spare.close()
             return
         status = await spare.end()
         self._spare, self._reason = None, spare.why_it_ended(status)
@@ -250,5 +253,4 @@ class SpareKeeper:
             await spare.end()
             return None
         self._spare, self._former_pid = None, spare.process.pid
-        spare.close()
         return spare.process

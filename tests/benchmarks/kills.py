@@ -97,4 +97,4 @@ def _wait_for_spare(run: RunDir, wanted: bool) -> None:
             time.sleep(0.5)
             return
         time.sleep(0.1)
-    raise TimeoutError("no spare became ready")
+    raise TimeoutError(f"no spare became ready: {status['spare']}")

@@ -1,9 +1,11 @@
 """When there is a spare, and why there is none."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -200,3 +202,28 @@ def test_one_that_is_not_ready_is_waited_for(play: Callable[..., None], tmp_path
         assert setting.keeper.facts()["reason"] == TOO_EARLY
 
     play(scene, modules=["asyncio", "unittest.mock", "xml.dom.minidom"])
+
+
+@pytest.mark.processes
+def test_the_connections_that_come_after_it_are_heard(play: Callable[..., None]) -> None:
+    """Having become the trainer, the spare leaves the event loop nothing that it still watches."""
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("ready")
+        process = await setting.keeper.become_trainer({}, 1, 2)
+        assert process is not None
+        loop = asyncio.get_running_loop()
+        # Some of them get the number of whatever has been closed.
+        pairs = [socket.socketpair() for _ in range(8)]
+        for ours, theirs in pairs:
+            ours.setblocking(False)
+            heard = asyncio.ensure_future(loop.sock_recv(ours, 1))
+            await asyncio.sleep(0)
+            theirs.send(b"x")
+            assert await asyncio.wait_for(heard, DEADLINE_SECONDS) == b"x"
+        for end in itertools.chain(*pairs):
+            end.close()
+        assert process.wait(DEADLINE_SECONDS) == 0
+
+    play(scene)
