@@ -60,7 +60,7 @@ def play(tmp_path: Path) -> Callable[..., None]:
     def run(scene: Scene, *options: str, modules: list[str] | None = None) -> None:
         async def whole() -> None:
             setting = Setting(tmp_path, *options, modules=modules or [])
-            setting.keeper.open(os.environ)
+            setting.keeper.open({**os.environ, "PYTHONPATH": str(tmp_path)})
             try:
                 await scene(setting)
             finally:
@@ -205,8 +205,14 @@ def test_one_that_is_not_ready_is_waited_for(play: Callable[..., None], tmp_path
 
 
 @pytest.mark.processes
-def test_the_connections_that_come_after_it_are_heard(play: Callable[..., None]) -> None:
-    """Having become the trainer, the spare leaves the event loop nothing that it still watches."""
+def test_the_connections_that_come_after_it_are_heard(
+    play: Callable[..., None], tmp_path: Path
+) -> None:
+    """However late the new trainer lets go of its connection, no other takes its place too soon."""
+    (tmp_path / "late.py").write_text(
+        "import socket, time\nclose = socket.socket.close\n"
+        "socket.socket.close = lambda self: (time.sleep(0.5), close(self))"
+    )
 
     async def scene(setting: Setting) -> None:
         setting.offer()
@@ -226,4 +232,4 @@ def test_the_connections_that_come_after_it_are_heard(play: Callable[..., None])
             end.close()
         assert process.wait(DEADLINE_SECONDS) == 0
 
-    play(scene)
+    play(scene, modules=["late"])
