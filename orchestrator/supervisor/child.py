@@ -1,32 +1,20 @@
 """One life of the trainer: start it in a session of its own, wait for it, end its whole tree."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-
-import psutil
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.errors import ConfigError
+from orchestrator.supervisor import processes
 from orchestrator.supervisor.output import Output
+from orchestrator.supervisor.processes import Remains
 from orchestrator.supervisor.threads import in_thread
 
-PR_SET_CHILD_SUBREAPER = 36
 KILL_WAIT_SECONDS = 10.0
 LAST_OUTPUT_SECONDS = 5.0
-
-
-def become_subreaper() -> None:
-    """Have orphaned descendants handed to us, so that none escapes the end of its attempt.
-
-    Linux only; elsewhere a daemonised grandchild is not found (docs/process-contract.md).
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Child:
@@ -87,45 +75,18 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
-    def kill_tree(self) -> None:
-        """SIGKILL to the command and all its descendants, without waiting for their end."""
+    def kill_tree(self, exclude: Collection[int] = ()) -> None:
+        """SIGKILL to the command and all our descendants, without waiting for their end.
+
+        But for ``exclude`` and what is below those.
+        """
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        for process in _descendants():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        processes.kill(exclude)
 
-    async def clean_up(self) -> list[int]:
-        """After the command's own end: end and reap what it left behind, collect the last output.
-
-        Returns the ids of processes that even SIGKILL did not end in time (uninterruptible sleep).
-        """
-        survivors = await in_thread(lambda: _end_descendants(KILL_WAIT_SECONDS))
+    async def clean_up(self, exclude: Collection[int] = ()) -> Remains:
+        """After the command's own end: end what it left behind, collect the last output."""
+        remains = await in_thread(lambda: processes.end_all(KILL_WAIT_SECONDS, exclude))
+        remains.seen.add(self.pid)
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))
-        return survivors
-
-
-def _descendants() -> list[psutil.Process]:
-    """All processes below us; with the subreaper that includes those that lost their parent."""
-    return psutil.Process().children(recursive=True)
-
-
-def _end_descendants(timeout_seconds: float) -> list[int]:
-    deadline = time.monotonic() + timeout_seconds
-    left = _descendants()
-    while left and time.monotonic() < deadline:
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        # psutil waits for our direct children with waitpid, which reaps the adopted ones.
-        psutil.wait_procs(left, timeout=min(0.5, max(0.0, deadline - time.monotonic())))
-        left = _descendants()
-    return [process.pid for process in left]
-
-
-def reap_adopted(child_pid: int | None) -> None:
-    """Collect orphans that were handed to us and have ended; leaves ``child_pid`` to its waiter."""
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error, ChildProcessError):
-            if process.pid != child_pid and process.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(process.pid, os.WNOHANG)
+        return remains

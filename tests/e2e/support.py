@@ -120,14 +120,21 @@ class Supervised:
 
 
 class Terminal:
-    """`orchestrator run` on a real pseudo-terminal."""
+    """`orchestrator run` on a real pseudo-terminal, started by ``through`` if that is given."""
 
-    def __init__(self, root: Path, command: list[str], options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        command: list[str],
+        options: tuple[str, ...] = (),
+        through: tuple[str, ...] = (),
+    ) -> None:
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             os.chdir(root)
-            run = [sys.executable, "-m", "orchestrator", "run", "--run-dir", "run", *options]
-            os.execve(sys.executable, [*run, "--", *command], clean_environment())
+            orchestrator = [*through, sys.executable, "-m", "orchestrator"]
+            run = [*orchestrator, "run", "--run-dir", "run", *options, "--", *command]
+            os.execvpe(run[0], run, clean_environment())
         self.text = ""
 
     def read_until(self, text: str) -> None:
