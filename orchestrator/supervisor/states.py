@@ -27,6 +27,7 @@ class Event(StrEnum):
     CONNECTED = "connected"
     STOP = "stop"
     HANG = "hang"
+    RECOVERED = "recovered"
     DEADLINE = "deadline"
     EXITED = "exited"
     COMPLETE = "complete"
@@ -59,6 +60,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.HURRYING, Event.EXITED): State.JUDGING,
     (State.HUNG, Event.CONNECTED): State.HUNG,
     (State.HUNG, Event.STOP): State.KILLING,
+    (State.HUNG, Event.RECOVERED): State.TRAINING,
     (State.HUNG, Event.DEADLINE): State.KILLING,
     (State.HUNG, Event.EXITED): State.JUDGING,
     (State.KILLING, Event.CONNECTED): State.KILLING,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
 from orchestrator.supervisor import processes, stacks
@@ -200,8 +201,17 @@ class Watch:
             await asyncio.wait_for(
                 in_thread(lambda: stacks.write(file, tree, dump)), STACKS_SECONDS
             )
-        if self._machine.state is State.HUNG:
+        if self._machine.state is State.HUNG and not self._has_completed(attempt):
             self._ask_to_stop(attempt, min(COME_BACK_SECONDS, self._grace_seconds))
+
+    def _has_completed(self, attempt: Attempt) -> bool:
+        """Whether it came back and was done before it could be asked to stop: no hang then."""
+        if attempt.reported != ExitStatus.COMPLETE:
+            return False
+        attempt.hang = None
+        self._cancel_deadline()
+        self._machine.handle(Event.RECOVERED)
+        return True
 
     def _set_deadline(self, seconds: float) -> None:
         self._cancel_deadline()
@@ -220,6 +230,8 @@ class Watch:
             self._end_attempt(attempt)
             return
         hung = self._machine.state is State.HUNG
+        if hung and self._has_completed(attempt):
+            return
         self._machine.handle(Event.DEADLINE)
         late = (
             "it does not come back: killing it"

@@ -17,6 +17,7 @@ import torch
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.wire import Connection
 
 TRAIN = Path(__file__).with_name("train.py")
 WARM_TRAINER = Path(__file__).with_name("warm_trainer.py")
@@ -157,6 +158,19 @@ class Terminal:
                 break
             self.text += data.decode()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def live_status(run: Supervised) -> dict[str, Any]:
+    """What the supervisor says of itself, without starting a process to ask; empty at first."""
+    owner = wait_for(lambda: lock_owner(run.run) or {}, "a supervisor")
+    if "socket" not in owner:
+        return {}
+    connection = Connection(owner["socket"], DEADLINE_SECONDS)
+    connection.send({"type": "status"})
+    status = connection.receive()
+    connection.close()
+    assert status is not None
+    return status
 
 
 def events(run: RunDir, kind: str) -> list[dict[str, Any]]:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import Supervised, assert_nothing_left, assert_same_result, events, wait_for
+from tests.e2e.support import (
+    Supervised,
+    assert_nothing_left,
+    assert_same_result,
+    events,
+    live_status,
+    wait_for,
+)
 
 Start = Callable[..., Supervised]
 
@@ -75,7 +82,8 @@ def test_hung_trainer_is_restarted(
 ) -> None:
     """Each kind of hang is noticed and described, and training ends with the same bits."""
     result = ("--result", str(tmp_path / "result.pt"))
-    run = supervise(*AT_STEP_5, ONCE.format(hang), *result, options=QUICK)
+    pace = ("--step-seconds", "0.1")  # it is not to be done before it is asked to stop
+    run = supervise(*AT_STEP_5, ONCE.format(hang), *pace, *result, options=QUICK)
     status, _, stderr = run.end()
     assert status == 0, stderr
     (found,) = events(run.run, "hang_detected")
@@ -124,6 +132,15 @@ def test_trainer_that_was_only_slow_loses_nothing(supervise: Start) -> None:
     assert events(run.run, "stop_requested") == []
 
 
+def test_trainer_that_comes_back_and_completes_may_go_on(supervise: Start, tmp_path: Path) -> None:
+    """One that was only stopped, and is done when it is continued, is not killed after that."""
+    upload = "import atexit; atexit.register(lambda: (time.sleep(3), open('uploaded', 'w')))"
+    code = f"{upload}\n{ONCE.format(STOPPED)}"
+    run = supervise("--epochs", "1", "--run-at", "15", "--code", code, options=QUICK)
+    assert run.end()[0] == 0
+    assert (tmp_path / "uploaded").exists()
+
+
 def test_polls_are_signs_of_life(supervise: Start) -> None:
     """An evaluation that polls may take longer than the timeout."""
     run = supervise(*AT_STEP_5, POLLS, options=OPTIONS)
@@ -140,14 +157,14 @@ def test_command_without_session_is_never_taken_for_hung(supervise: Start) -> No
 
 def test_time_in_which_the_supervisor_was_stopped_does_not_count(supervise: Start) -> None:
     """A job that is stopped as a whole for longer than the timeout goes on where it was."""
-    run = supervise("--epochs", "1000", "--step-seconds", "0.05", options=OPTIONS)
+    run = supervise("--epochs", "1000", "--step-seconds", "0.05", options=("--hang-timeout", "5s"))
     run.wait_for_event("checkpoint_published")
     run.signal_everyone(signal.SIGSTOP)
-    time.sleep(5)
-    run.signal(signal.SIGCONT)  # it ticks again before the trainer moves
-    wait_for(lambda: run.status()["silent_seconds"], "a look at the trainer")
+    time.sleep(7)
+    run.signal(signal.SIGCONT)  # it looks again before the trainer moves
+    wait_for(lambda: live_status(run)["silent_seconds"], "a look at the trainer")
     os.kill(run.trainer_pid(), signal.SIGCONT)
-    wait_for(lambda: run.status()["silent_seconds"] == 0, "a sign of life")
+    wait_for(lambda: live_status(run)["silent_seconds"] == 0, "a sign of life")
     assert events(run.run, "hang_detected") == []
     run.signal(signal.SIGTERM)
     assert run.end()[0] == 75
