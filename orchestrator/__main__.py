@@ -1,7 +1,6 @@
 """The entry point: also ``python -m orchestrator``, where the console script is not on PATH."""
 
-import os
-import signal
+from orchestrator.stopsignals import end_by_interrupt
 
 
 def main() -> None:
@@ -12,8 +11,7 @@ def main() -> None:
 
         cli.main()
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        end_by_interrupt()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ PROJECT_FILE = "pyproject.toml"
 
 # Far beyond any run, and within what clocks and timers can hold.
 LONGEST_SECONDS = 3650 * 86400.0
+# The supervisor looks once a second.
+LEAST_HANG_SECONDS = 2.0
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -97,6 +99,16 @@ def _parse_budget(text: str) -> float | None:
     return float(match[1]) / 100
 
 
+def _parse_hang_timeout(text: str) -> float | Literal["auto", "off"]:
+    match text.strip():
+        case "auto" | "off" as word:
+            return word
+    seconds = parse_duration(text)
+    if seconds < LEAST_HANG_SECONDS:
+        raise ValueError(f"at least {LEAST_HANG_SECONDS:g}s, or auto, or off")
+    return seconds
+
+
 def _parse_best(text: str) -> BestPolicy:
     match = re.fullmatch(r"(\w+):(min|max)(?::([1-9]\d*))?", text.strip())
     if match is None:
@@ -140,7 +152,13 @@ class Config:
     max_restarts: int = _option(
         _parse_count, "N", "Failures without progress between them to restart after. Default: 5.", 5
     )
-
+    hang_timeout: float | Literal["auto", "off"] = _option(
+        _parse_hang_timeout,
+        "auto|off|5m",
+        "How long a trainer may show no sign of life before it is restarted. Default: auto, "
+        "learned from what was seen, never under 5m.",
+        "auto",
+    )
     snapshot_budget: float | None = _option(
         _parse_budget,
         "1%|off",

@@ -7,6 +7,7 @@ OrchestratorError                 carries the exit status that tells a scheduler
 │   └── UnreadableError           the system refuses to read a checkpoint: nothing is said of it
 ├── RunInUseError                 another process works on this run: wait, or stop that one
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
+├── LeftoverError                 the last trainer cannot be ended: look at the machine
 ├── CheckpointInvalidError        one checkpoint failed verification: take an older one
 ├── CheckpointWriteError          a checkpoint could not be written: go on, try again later
 └── NotSavedError                 nothing was saved on a command: there is no trainer to do it
@@ -68,6 +69,18 @@ class NoValidCheckpointError(OrchestratorError):
     """Checkpoints exist and none is valid; starting from zero silently is never right."""
 
     status = ExitStatus.NO_VALID_CHECKPOINT
+
+
+class LeftoverError(OrchestratorError):
+    """The last trainer is in uninterruptible sleep; another beside it would meet it on the disk."""
+
+    status = ExitStatus.GAVE_UP
+
+    def __init__(self, processes: str) -> None:
+        super().__init__(
+            f"cannot start the next attempt: {processes}, and SIGKILL does not end that; it waits "
+            "for a disk or a device: mend or reboot the machine, then run again"
+        )
 
 
 class CheckpointInvalidError(OrchestratorError):

@@ -23,6 +23,7 @@ class JournalEvent(StrEnum):
     CHECKPOINT_DELETED = "checkpoint_deleted"
     STOP_REQUESTED = "stop_requested"
     STOP_NOTICED = "stop_noticed"
+    HANG_DETECTED = "hang_detected"
     ATTEMPT_EXITED = "attempt_exited"
     RESTART_SCHEDULED = "restart_scheduled"
     GAVE_UP = "gave_up"

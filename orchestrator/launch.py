@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import signal
 import sys
 from argparse import Namespace
 from dataclasses import fields
@@ -17,6 +16,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.logs import Log
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
+from orchestrator.stopsignals import end_by_interrupt
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 
 
@@ -36,9 +36,7 @@ def run(arguments: Namespace) -> ExitStatus:
         ExitStatus.STOPPED_SAVED,
         ExitStatus.STOPPED_UNSAVED,
     ):
-        # A shell loop around us ends too only if we die of the signal, as it expects.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        end_by_interrupt()
     return ending.status
 
 

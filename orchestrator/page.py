@@ -55,6 +55,7 @@ class Phase(IntEnum):
     TRAIN = 2
     SAVE = 3
     DONE = 4
+    EVALUATE = 5
 
 
 class ControlPage:

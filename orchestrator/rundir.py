@@ -131,6 +131,11 @@ class AttemptDir:
         return self.root / "modules.json"
 
     @property
+    def stacks_file(self) -> Path:
+        """What every thread did when the attempt was taken for hung, written by the supervisor."""
+        return self.root / "stacks.txt"
+
+    @property
     def exit_file(self) -> Path:
         """How the attempt ended, written by the supervisor."""
         return self.root / "exit.json"

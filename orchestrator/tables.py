@@ -29,6 +29,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("state", Text(state, style=_STATE_STYLES.get(state, "yellow"))),
         ("attempt", _attempt(status)),
         ("progress", _progress(status)),
+        ("phase", _phase(status)),
         ("metrics", _metrics(status["metrics"])),
         ("checkpoint", _checkpoint(status["newest_checkpoint"])),
         ("snapshot", _snapshot(status["newest_snapshot"], status["snapshots"])),
@@ -103,6 +104,15 @@ def _progress(status: dict[str, Any]) -> str:
     if status["step"] is None:
         return ""
     return f"step {status['step']}, {status['epoch']} epochs done"
+
+
+def _phase(status: dict[str, Any]) -> str:
+    if status["phase"] is None:
+        return ""
+    shown = [status["phase"], f"last sign of life {duration_text(status['silent_seconds'])} ago"]
+    if (budget := status["hang_budget_seconds"]) is not None:
+        shown.append(f"taken for hung after {duration_text(budget)}")
+    return ", ".join(shown)
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

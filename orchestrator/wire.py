@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 from collections.abc import Iterable
@@ -12,6 +13,10 @@ SOCKET_VARIABLE = "ORCHESTRATOR_SOCKET"
 RUN_DIR_VARIABLE = "ORCHESTRATOR_RUN_DIR"
 ATTEMPT_VARIABLE = "ORCHESTRATOR_ATTEMPT"
 RESUME_VARIABLE = "ORCHESTRATOR_RESUME_FROM"
+
+# Has a trainer's interpreters write their stacks down. Ignored by whoever does not know it, and by
+# nobody else used but for urgent data on sockets that ask for it.
+DUMP_SIGNAL = signal.SIGURG
 
 PROTOCOL_VERSION = 1
 MAXIMUM_LINE_BYTES = 1 << 20

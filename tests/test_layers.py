@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HOMES = {
     "torch": ("training/",),
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
-    "psutil": ("supervisor/child.py", "memory.py"),
+    "psutil": ("supervisor/processes.py", "memory.py"),
     "rich": ("commands.py", "tables.py"),
     "xxhash": ("checkpoint/reading.py",),
     "structlog": ("logs.py", "launch.py", "supervisor/"),

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.durable import write_json
-from orchestrator.page import ControlPage, Field, Phase
+from orchestrator.page import ControlPage, Field, Phase, anonymous_file
 from orchestrator.rundir import AttemptDir, RunDir
 from orchestrator.supervisor.budget import Place
 from orchestrator.supervisor.channel import Peer
@@ -70,7 +70,7 @@ class Attempt:
         self.rejected = False
         self.session_pid: int | None = None
         self.hang: str | None = None
-        """Where it hung, if it was ended for that."""
+        """What it did when it was taken for hung, in words."""
         self.reported: int | None = None
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
@@ -81,6 +81,7 @@ class Attempt:
             self.directory.root.mkdir(parents=True, exist_ok=True)
         self.page, self._page_descriptor = ControlPage.create()
         self._slot_descriptors = snapshots.attach(self.page)
+        self.stacks_descriptor = anonymous_file("orchestrator-stacks")
         self.output = open_output(self.directory.output_file)
 
     def begin(self, child: Child) -> None:
@@ -98,8 +99,9 @@ class Attempt:
 
     @property
     def descriptors(self) -> list[int]:
-        """What the session is handed: the page, the snapshot memory, and the output's keeper."""
-        return [self._page_descriptor, *self._slot_descriptors, self.output.keeper]
+        """What the session is handed: page, snapshot memory, the output's keeper, stacks."""
+        memory = [self._page_descriptor, *self._slot_descriptors]
+        return [*memory, self.output.keeper, self.stacks_descriptor]
 
     @property
     def resumed_step(self) -> int | None:
@@ -169,6 +171,7 @@ class Attempt:
             "reached_safe_point": self.reached_safe_point,
             "since_safe_point_seconds": _rounded(self.since_safe_point_seconds),
             "connected": self.connected,
+            "hang": self.hang,
             "resumed_step": self.resumed_step,
             "loading_step": loading_step,
             "loading_epoch": loading_epoch,
@@ -185,6 +188,7 @@ class Attempt:
         with contextlib.suppress(OSError):
             write_json(self.directory.exit_file, content)
         os.close(self._page_descriptor)
+        os.close(self.stacks_descriptor)
         return content
 
 

@@ -117,7 +117,7 @@ class Conversation:
             case "stop_noticed":
                 self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)
                 # A scheduler may have signalled the trainer alone: that too is a stop.
-                if not self._watch.stop_wanted.is_set():
+                if attempt.hang is None and not self._watch.stop_wanted.is_set():
                     self._watch.request_stop(f"{facts.get('source')} to the trainer")
             case "published":
                 self._hear_published(str(facts.get("name")), facts)
@@ -238,6 +238,10 @@ class Conversation:
             if self._snapshots.slots and (place := self._snapshots.slots.newest_place()):
                 step, age = place
                 status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
+            if (silence := self._watch.silence) is not None:
+                status.phase = silence.activity
+                status.silent_seconds = round(silence.seconds, 3)
+                status.hang_budget_seconds = silence.budget_seconds
             if not attempt.over.is_set():
                 status.trainer_pid = attempt.child.pid
                 kept = filter(None, (status.newest_checkpoint, status.newest_snapshot))

@@ -122,7 +122,8 @@ class _Death:
 
 
 def _death(facts: Facts) -> _Death:
-    if facts.hang is not None:
+    # What was raised and recorded says more than that the process did not end after it.
+    if facts.hang is not None and facts.error is None:
         return _Death(Kind.HANG, f"hung: {facts.hang}", _digest("hang"))
     error = facts.error
     if error is None and facts.returncode == PYTHON_EXCEPTION_STATUS:

@@ -168,9 +168,14 @@ class SpareKeeper:
         return self._spare.process.pid if self._spare else None
 
     @property
+    def waiting(self) -> set[int]:
+        """The same as a set."""
+        return set() if self.pid is None else {self.pid}
+
+    @property
     def awaited(self) -> set[int]:
         """The processes, this one and the one before, that have somebody who reaps them."""
-        return {pid for pid in (self.pid, self._former_pid) if pid is not None}
+        return self.waiting | (set() if self._former_pid is None else {self._former_pid})
 
     def facts(self) -> dict[str, Any]:
         """The ``spare`` object of the status."""

@@ -11,6 +11,7 @@ class State(StrEnum):
     TRAINING = "training"
     STOPPING = "stopping"
     HURRYING = "hurrying"
+    HUNG = "hung"
     KILLING = "killing"
     JUDGING = "judging"
     WAITING = "waiting"
@@ -25,6 +26,8 @@ class Event(StrEnum):
     SPAWNED = "spawned"
     CONNECTED = "connected"
     STOP = "stop"
+    HANG = "hang"
+    RECOVERED = "recovered"
     DEADLINE = "deadline"
     EXITED = "exited"
     COMPLETE = "complete"
@@ -34,15 +37,18 @@ class Event(StrEnum):
 
 
 # STOPPING waits for the safe point and the save; HURRYING, after a second request, only for a save
-# that has begun; KILLING for nothing but the end of every process.
+# that has begun; HUNG for the stacks, and a moment for a trainer that comes back after all; KILLING
+# for nothing but the end of every process.
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PREPARING, Event.SPAWNED): State.STARTING,
     (State.PREPARING, Event.STOP): State.STOPPED,
     (State.PREPARING, Event.GIVE_UP): State.FAILED,
     (State.STARTING, Event.CONNECTED): State.TRAINING,
     (State.STARTING, Event.STOP): State.STOPPING,
+    (State.STARTING, Event.HANG): State.HUNG,
     (State.STARTING, Event.EXITED): State.JUDGING,
     (State.TRAINING, Event.STOP): State.STOPPING,
+    (State.TRAINING, Event.HANG): State.HUNG,
     (State.TRAINING, Event.EXITED): State.JUDGING,
     (State.STOPPING, Event.CONNECTED): State.STOPPING,
     (State.STOPPING, Event.STOP): State.HURRYING,
@@ -52,6 +58,11 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.HURRYING, Event.STOP): State.KILLING,
     (State.HURRYING, Event.DEADLINE): State.KILLING,
     (State.HURRYING, Event.EXITED): State.JUDGING,
+    (State.HUNG, Event.CONNECTED): State.HUNG,
+    (State.HUNG, Event.STOP): State.KILLING,
+    (State.HUNG, Event.RECOVERED): State.TRAINING,
+    (State.HUNG, Event.DEADLINE): State.KILLING,
+    (State.HUNG, Event.EXITED): State.JUDGING,
     (State.KILLING, Event.CONNECTED): State.KILLING,
     (State.KILLING, Event.STOP): State.KILLING,
     (State.KILLING, Event.DEADLINE): State.KILLING,

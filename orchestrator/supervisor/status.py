@@ -33,6 +33,9 @@ class Status:
     restarts: int = 0
     epoch: int | None = None
     step: int | None = None
+    phase: str | None = None
+    silent_seconds: float | None = None
+    hang_budget_seconds: float | None = None
     metrics: dict[str, float | str] = field(default_factory=dict)
     newest_checkpoint: dict[str, Any] | None = None
     newest_snapshot: dict[str, Any] | None = None

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
 
@@ -19,19 +19,22 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.errors import ConfigError, LeftoverError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunLock
+from orchestrator.supervisor import gpus, processes
 from orchestrator.supervisor.attempt import Attempt, common_environment
 from orchestrator.supervisor.budget import Budget, End
 from orchestrator.supervisor.channel import Channel, remove_abandoned
-from orchestrator.supervisor.child import Child, become_subreaper, reap_adopted, start_cold
+from orchestrator.supervisor.child import Child, start_cold
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.decisions import RETRIES, Action, Decision, decide
 from orchestrator.supervisor.diagnosis import Diagnosis, Facts, diagnose
+from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.output import TerminalOutput
+from orchestrator.supervisor.processes import Remains
 from orchestrator.supervisor.report import paragraph, restart_text
 from orchestrator.supervisor.restarts import AttemptFailedError, retrying
 from orchestrator.supervisor.signals import SignalReceiver
@@ -39,6 +42,7 @@ from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.symptoms import Kind
+from orchestrator.supervisor.threads import in_thread
 from orchestrator.supervisor.transcript import end_of, last_lines
 from orchestrator.supervisor.watch import Watch
 
@@ -46,6 +50,9 @@ T = TypeVar("T")
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
 WRITE_WAIT_SECONDS = 1800.0
+# As for a disk: a process that cannot be ended waits for one, or for a device.
+STUCK_WAIT_SECONDS = 1800.0
+GPU_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,9 @@ class Supervisor:
         self._watch = Watch(
             self._machine,
             config.grace,
+            Budgets(config.hang_timeout),
             lambda: self._snapshots.write_allowance_seconds,
+            lambda: bool(self._snapshots.under_way),
             self._journal,
         )
         self._spares = SpareKeeper(command, config.spare)
@@ -123,6 +132,7 @@ class Supervisor:
         )
         self._status: ExitStatus | None = None
         self._death: _Death | None = None
+        self._gone: asyncio.Future[None] | None = None
 
     async def run(self) -> Ending:
         """Supervise until the run has ended.
@@ -130,7 +140,7 @@ class Supervisor:
         Raises ConfigError and NoValidCheckpointError when it cannot begin.
         """
         loop = asyncio.get_running_loop()
-        become_subreaper()
+        processes.become_subreaper()
         SignalReceiver(lambda number: self._watch.request_stop(number.name)).install(
             loop,
             on_save=self._conversation.request_checkpoint,
@@ -183,9 +193,8 @@ class Supervisor:
         self._spares.trainer_has_ended()
         attempt.ended = time.monotonic()
         gathering.cancel()
-        survivors = await attempt.child.clean_up()
-        if survivors:
-            self._log.error("processes could not be ended", pids=survivors)
+        remains = await attempt.child.clean_up()
+        self._gone = asyncio.ensure_future(self._all_gone(attempt, remains))
         self._checkpoints.notice_published()
         await self._keep_what_is_left(attempt)
         await self._conclude(attempt)
@@ -197,6 +206,8 @@ class Supervisor:
                 await self._unless_stopped(self._checkpoints.sweep())
             handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
             await self._unless_stopped(self._checkpoints.choose(handed))
+            if self._gone is not None:
+                await self._unless_stopped(self._gone)
             await self._unless_stopped(self._spares.settle())
             return await self._start(1 + self._last_attempt_number(), handed)
         except OSError as error:
@@ -207,6 +218,33 @@ class Supervisor:
         except OrchestratorError as error:
             self._cannot_begin(str(error))
             raise
+
+    async def _all_gone(self, attempt: Attempt, remains: Remains) -> None:
+        """Return when nothing of an attempt is left that the next one could meet.
+
+        Raises LeftoverError when that does not come.
+        """
+        if remains.foreign:
+            self._log.warning(
+                "processes of another user were left running", pids=sorted(remains.foreign)
+            )
+        if remains.stuck:
+            self._log.error(
+                "processes that SIGKILL does not end, in uninterruptible sleep: the next attempt "
+                "waits for their end",
+                processes=processes.describe(remains.stuck[0], remains.stuck),
+            )
+            left = await in_thread(lambda: processes.wait(remains.stuck, STUCK_WAIT_SECONDS))
+            if left:
+                raise LeftoverError(processes.describe(left[0], left))
+        users = remains.seen | {attempt.session_pid or attempt.child.pid}
+        with contextlib.suppress(TimeoutError):
+            taken = await asyncio.wait_for(
+                in_thread(lambda: gpus.wait_until_released(users, GPU_WAIT_SECONDS)),
+                GPU_WAIT_SECONDS + gpus.QUERY_SECONDS,
+            )
+            if taken:
+                self._log.warning("the dead trainer still holds GPU memory", pids=sorted(taken))
 
     def _cannot_begin(self, reason: str) -> None:
         self._machine.handle(Event.GIVE_UP)
@@ -236,7 +274,7 @@ class Supervisor:
         warm = process is not None
         if process is None:
             process = start_cold(self._command, self._environment | variables, output, lock)
-        attempt.begin(Child(process, output, lambda: self._spares.pid))
+        attempt.begin(Child(process, output, lambda: self._spares.waiting))
         self._checkpoints.attempt = number
         self._budget.begin()
         self._machine.handle(Event.SPAWNED)
@@ -444,7 +482,7 @@ class Supervisor:
         await self._unless_stopped(asyncio.sleep(seconds))
         self._machine.handle(Event.DUE)
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """Await ``work``, or raise _StoppedBetweenAttemptsError as soon as a stop is wanted."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._watch.stop_wanted.wait())
@@ -461,7 +499,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         attempt = self._watch.attempt
-        reap_adopted(self._spares.awaited | ({attempt.child.pid} if attempt else set()))
+        processes.reap(keep=self._spares.awaited | ({attempt.child.pid} if attempt else set()))
 
     def _resize(self) -> None:
         attempt = self._watch.attempt

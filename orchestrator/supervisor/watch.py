@@ -1,16 +1,22 @@
-"""Watches an attempt to its end: the ladder of a stop, its deadlines, the exit of the command."""
+"""Watches an attempt to its end: the ladders of a stop and of a hang, the exit of the command."""
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable
 
 import structlog
 
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
+from orchestrator.supervisor import processes, stacks
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS
+from orchestrator.supervisor.hangs import TICK_SECONDS, Activity, Budgets, HangClock, Sign, Silence
 from orchestrator.supervisor.states import Event, Machine, State
+from orchestrator.supervisor.threads import in_thread
 
 # Of the grace period, what ending the processes and writing the last records may take.
 CLOSING_SECONDS = 2.0
@@ -21,25 +27,44 @@ LEAST_PATIENCE_SHARE = 0.3
 LAST_RUNG = 3
 # A dying process closes its socket an instant before or after its exit is seen.
 LAST_WORDS_SECONDS = 1.0
+# A hung trainer has so long to write its stacks down, and then to come back after all and save.
+STACKS_SECONDS = stacks.ALL_ANSWERS_SECONDS + 2.0
+COME_BACK_SECONDS = 3.0
+
+_ACTIVITIES = {
+    Phase.START: Activity.START,
+    Phase.RESTORE: Activity.START,
+    Phase.TRAIN: Activity.STEP,
+    Phase.EVALUATE: Activity.EVALUATE,
+    Phase.SAVE: Activity.SAVE,
+    Phase.DONE: Activity.DONE,
+}
 
 
 class Watch:
     """Moves the machine while a trainer runs.
 
-    ``stop_wanted`` is set for good by the first stop, ``kill_wanted`` by the third.
+    ``stop_wanted`` is set for good by the first stop, ``kill_wanted`` by the third. ``silence`` is
+    how long the trainer has shown no sign of life.
     """
 
     def __init__(
         self,
         machine: Machine,
         grace_seconds: float,
+        budgets: Budgets,
         write_allowance_seconds: Callable[[], float],
+        is_writing: Callable[[], bool],
         journal: Journal,
     ) -> None:
+        """``is_writing``: whether we write a snapshot to disk, which a saving trainer waits for."""
         self.attempt: Attempt | None = None
         self.stop_wanted = asyncio.Event()
         self.kill_wanted = asyncio.Event()
         self.stop_source: str | None = None
+        self.silence: Silence | None = None
+        self._budgets = budgets
+        self._is_writing = is_writing
         self._requests = 0
         self._write_allowance_seconds = write_allowance_seconds
         self._machine = machine
@@ -54,9 +79,13 @@ class Watch:
         if self.stop_wanted.is_set():
             # It came between the choice of the checkpoint and the start.
             self._begin_stop(attempt)
-        waiter = asyncio.ensure_future(self._wait_for_command(attempt))
+        tasks = [
+            asyncio.ensure_future(self._wait_for_command(attempt)),
+            asyncio.ensure_future(self._wait_for_hang(attempt)),
+        ]
         await attempt.over.wait()
-        waiter.cancel()
+        for task in tasks:
+            task.cancel()
         self._cancel_deadline()
 
     async def _wait_for_command(self, attempt: Attempt) -> None:
@@ -106,14 +135,17 @@ class Watch:
         patience = grace - min(CLOSING_SECONDS, CLOSING_SHARE * grace)
         # What is in memory then has to be written within the grace period too.
         patience = max(LEAST_PATIENCE_SHARE * grace, patience - self._write_allowance_seconds())
-        self._set_deadline(patience)
-        page = attempt.page.values
-        page[Field.STOP_DEADLINE_NS] = time.monotonic_ns() + int(patience * 1e9)
-        page[Field.STOP_REQUEST] = 1
         self._log.info(
             f"stopping on {self.stop_source}: saving at the next safe point, which may take up to "
             f"{grace:g} s. Again: do not wait for the safe point. A third time: kill at once"
         )
+        self._ask_to_stop(attempt, patience)
+
+    def _ask_to_stop(self, attempt: Attempt, patience: float) -> None:
+        self._set_deadline(patience)
+        page = attempt.page.values
+        page[Field.STOP_DEADLINE_NS] = time.monotonic_ns() + int(patience * 1e9)
+        page[Field.STOP_REQUEST] = 1
         if attempt.peer is not None:
             attempt.peer.send({"type": "stop"})
         else:
@@ -132,6 +164,55 @@ class Watch:
         attempt.child.kill_tree()
         self._set_deadline(KILL_WAIT_SECONDS)
 
+    # --- hangs -------------------------------------------------------------------------------
+
+    async def _wait_for_hang(self, attempt: Attempt) -> None:
+        clock = HangClock(self._budgets, _sign_of(attempt))
+        while self._machine.state in (State.STARTING, State.TRAINING):
+            await asyncio.sleep(TICK_SECONDS)
+            sign = _sign_of(attempt)
+            excused = sign.activity is Activity.SAVE and self._is_writing()
+            self.silence = clock.tick(sign, excused)
+            if self.silence.is_hang and self._machine.state in (State.STARTING, State.TRAINING):
+                await self._end_hung(attempt, self.silence)
+        self.silence = None
+
+    async def _end_hung(self, attempt: Attempt, silence: Silence) -> None:
+        """Record what it does, ask it to save and end in case it is only slow, then kill it."""
+        self._machine.handle(Event.HANG)
+        self._set_deadline(STACKS_SECONDS + COME_BACK_SECONDS)
+        self._budgets.ended_as_hung(silence.activity, silence.step)
+        tree = attempt.child.tree()
+        first = attempt.session_pid if attempt.session_pid in tree else attempt.child.pid
+        seems = processes.describe(first, tree)
+        attempt.hang = f"no sign of life for {silence.seconds:.0f} s in {silence.activity}; {seems}"
+        facts = {
+            "phase": silence.activity,
+            "seconds": round(silence.seconds, 1),
+            "budget_seconds": silence.budget_seconds,
+            "seems": seems,
+        }
+        self._journal.write(JournalEvent.HANG_DETECTED, attempt.number, step=silence.step, **facts)
+        file = attempt.directory.stacks_file
+        self._log.error("the trainer hangs: restarting it", **facts, stacks=str(file))
+        tree.sort(key=lambda pid: pid != first)
+        dump = os.dup(attempt.stacks_descriptor)
+        with contextlib.suppress(TimeoutError, OSError):
+            await asyncio.wait_for(
+                in_thread(lambda: stacks.write(file, tree, dump)), STACKS_SECONDS
+            )
+        if self._machine.state is State.HUNG and not self._has_completed(attempt):
+            self._ask_to_stop(attempt, min(COME_BACK_SECONDS, self._grace_seconds))
+
+    def _has_completed(self, attempt: Attempt) -> bool:
+        """Whether it came back and was done before it could be asked to stop: no hang then."""
+        if attempt.reported != ExitStatus.COMPLETE:
+            return False
+        attempt.hang = None
+        self._cancel_deadline()
+        self._machine.handle(Event.RECOVERED)
+        return True
+
     def _set_deadline(self, seconds: float) -> None:
         self._cancel_deadline()
         self._deadline = asyncio.get_running_loop().call_later(seconds, self._deadline_passed)
@@ -148,5 +229,26 @@ class Watch:
             self._log.error("the trainer does not end even when killed", pid=attempt.child.pid)
             self._end_attempt(attempt)
             return
+        hung = self._machine.state is State.HUNG
+        if hung and self._has_completed(attempt):
+            return
         self._machine.handle(Event.DEADLINE)
-        self._kill(attempt, "the safe point or the save did not come in time")
+        late = (
+            "it does not come back: killing it"
+            if hung
+            else "the safe point or the save did not come in time"
+        )
+        self._kill(attempt, late)
+
+
+def _sign_of(attempt: Attempt) -> Sign:
+    page = attempt.page
+    safe_points, step = page.values[Field.SAFE_POINTS], page.values[Field.STEP]
+    activity = _ACTIVITIES[page.phase]
+    if not attempt.connected:
+        activity = Activity.LAUNCH
+    elif attempt.peer is None and activity is not Activity.DONE:
+        activity = Activity.END
+    elif activity is Activity.STEP and not safe_points:
+        activity = Activity.START
+    return Sign(activity, safe_points, step)

@@ -1,7 +1,9 @@
 """The trainer's connection to its supervisor, and what happens when the supervisor dies."""
 
 import contextlib
+import faulthandler
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +14,13 @@ from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.page import ControlPage, Field
 from orchestrator.rundir import RunDir
-from orchestrator.wire import ATTEMPT_VARIABLE, SOCKET_VARIABLE, Connection, Message
+from orchestrator.wire import (
+    ATTEMPT_VARIABLE,
+    DUMP_SIGNAL,
+    SOCKET_VARIABLE,
+    Connection,
+    Message,
+)
 
 CONNECT_SECONDS = 10.0
 COPY_BYTES = 1 << 16
@@ -60,14 +68,19 @@ class Lifeline:
         self.welcome: Message = welcome
         self.page = ControlPage(descriptors[0])
         os.close(descriptors[0])
-        *slots, self._output = descriptors[1:]
+        *slots, self._output, self._stacks = descriptors[1:]
         self.slots = Slots(self.page, slots)
         self._connection.set_timeout(None)
         self._closed = threading.Event()
         self.supervisor_died = False
 
     def listen(self) -> None:
-        """Begin to hear the supervisor."""
+        """Begin to hear the supervisor, and to answer when it asks for our stacks.
+
+        The latter stays when the session ends: a process that does not end then hangs too.
+        """
+        if signal.getsignal(DUMP_SIGNAL) == signal.SIG_DFL:
+            faulthandler.register(DUMP_SIGNAL, file=self._stacks)
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
         os.register_at_fork(after_in_child=self._close_in_child)
 

@@ -1,5 +1,6 @@
 """The session: what a training script talks to (docs/process-contract.md, README)."""
 
+import contextlib
 import errno
 import os
 import time
@@ -39,10 +40,12 @@ WRITE_WAIT_SECONDS = 1800.0
 
 # Plain integers: the hot path looks them up at every step.
 STEP = int(Field.STEP)
+PHASE = int(Field.PHASE)
 HEARTBEAT = int(Field.HEARTBEAT_NS)
 SAFE_POINTS = int(Field.SAFE_POINTS)
 STOP_REQUEST = int(Field.STOP_REQUEST)
 CHECKPOINT_REQUESTS = int(Field.CHECKPOINT_REQUESTS)
+TRAIN = int(Phase.TRAIN)
 
 
 class Session:
@@ -109,7 +112,7 @@ class Session:
         self._course = Course(self._registry, self.state, torch.initial_seed())
         self._served_requests = 0
         self._show_at_ns = 0
-        self._page[Field.PHASE] = Phase.RESTORE
+        self._page[PHASE] = Phase.RESTORE
         if self._resume_newest():
             self._schedule.begun(self.global_step, self.epoch)
         elif self._start_from is not None:
@@ -117,7 +120,7 @@ class Session:
         self._steps_at_start = self.global_step
         self._page[Field.STEP] = self.global_step
         self._page[Field.EPOCH] = self.epoch
-        self._page[Field.PHASE] = Phase.TRAIN
+        self._page[PHASE] = Phase.TRAIN
         self._entered = True
 
     def _resume_newest(self) -> bool:
@@ -203,7 +206,7 @@ class Session:
             # It was being written while the workers ended.
             error.settle(self._outcome(self._emergency))
         if error is None or isinstance(error, TrainingStopped):
-            self._page[Field.PHASE] = Phase.DONE
+            self._page[PHASE] = Phase.DONE
         status = ExitStatus.COMPLETE if error is None else status_of(error)
         self._saver.close()
         self._home.leave(status, None if error is None or status is not None else describe(error))
@@ -270,6 +273,7 @@ class Session:
             course.begin_pass()
         used_up = yield from course.data.batches(loader, self.epoch)
         if used_up:
+            self._page[PHASE] = Phase.EVALUATE
             with refusing():
                 course.end_pass()
 
@@ -283,6 +287,7 @@ class Session:
             self._home.run.done_file.unlink(missing_ok=True)
         self._course.end_step(metrics)
         self._page[STEP] = progress.step
+        self._page[PHASE] = TRAIN
         self._safe_point()
 
     def poll(self, **metrics: Any) -> None:
@@ -293,6 +298,7 @@ class Session:
         nothing is saved, since the state belongs to neither.
         """
         self._course.poll(metrics)
+        self._page[PHASE] = Phase.EVALUATE
         try:
             self._safe_point()
         finally:
@@ -400,28 +406,35 @@ class Session:
     def _save_now(self, reason: Reason) -> Checkpoint:
         """Save, and wait until the checkpoint is durable. Raises CheckpointWriteError."""
         deadline = time.monotonic() + WRITE_WAIT_SECONDS
-        written = self._save(reason, deadline)
-        assert written is not None
-        try:
-            return written.result(timeout=max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            cause = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-            raise CheckpointWriteError(self.global_step, cause) from None
+        with self._phase_save():
+            written = self._save(reason, deadline)
+            assert written is not None
+            try:
+                return written.result(timeout=max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                cause = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+                raise CheckpointWriteError(self.global_step, cause) from None
 
     def _save(self, reason: Reason, deadline: float | None = None) -> Future[Checkpoint] | None:
         """Have the state become a checkpoint; None where that cannot begin now.
 
         Raises UnstorableError and ConfigError for values that cannot be kept.
         """
-        self._page[Field.PHASE] = Phase.SAVE
-        try:
+        with self._phase_save():
             written = self._saver.save(*self._course.content(reason), reason, deadline)
-        finally:
-            self._page[Field.PHASE] = Phase.TRAIN
         if written is not None:
             self._course.progress.refuses_bad_metrics = False
             self._schedule.begun(self.global_step, self.epoch, self._saver.least_interval_seconds)
         return written
+
+    @contextlib.contextmanager
+    def _phase_save(self) -> Iterator[None]:
+        before = self._page[PHASE]
+        self._page[PHASE] = Phase.SAVE
+        try:
+            yield
+        finally:
+            self._page[PHASE] = before
 
     # --- restoring ---------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import torch
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.wire import Connection
 
 TRAIN = Path(__file__).with_name("train.py")
 WARM_TRAINER = Path(__file__).with_name("warm_trainer.py")
@@ -124,14 +125,21 @@ class Supervised:
 
 
 class Terminal:
-    """`orchestrator run` on a real pseudo-terminal."""
+    """`orchestrator run` on a real pseudo-terminal, started by ``through`` if that is given."""
 
-    def __init__(self, root: Path, command: list[str], options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        command: list[str],
+        options: tuple[str, ...] = (),
+        through: tuple[str, ...] = (),
+    ) -> None:
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             os.chdir(root)
-            run = [sys.executable, "-m", "orchestrator", "run", "--run-dir", "run", *options]
-            os.execve(sys.executable, [*run, "--", *command], clean_environment())
+            orchestrator = [*through, sys.executable, "-m", "orchestrator"]
+            run = [*orchestrator, "run", "--run-dir", "run", *options, "--", *command]
+            os.execvpe(run[0], run, clean_environment())
         self.text = ""
 
     def read_until(self, text: str) -> None:
@@ -154,6 +162,19 @@ class Terminal:
                 break
             self.text += data.decode()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def live_status(run: Supervised) -> dict[str, Any]:
+    """What the supervisor says of itself, without starting a process to ask; empty at first."""
+    owner = wait_for(lambda: lock_owner(run.run) or {}, "a supervisor")
+    if "socket" not in owner:
+        return {}
+    connection = Connection(owner["socket"], DEADLINE_SECONDS)
+    connection.send({"type": "status"})
+    status = connection.receive()
+    connection.close()
+    assert status is not None
+    return status
 
 
 def events(run: RunDir, kind: str) -> list[dict[str, Any]]:

@@ -8,14 +8,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from orchestrator.rundir import lock_owner
-from orchestrator.wire import Connection
 from tests.e2e.support import (
-    DEADLINE_SECONDS,
     TRAIN,
     Supervised,
     WarmTrainers,
@@ -23,6 +19,7 @@ from tests.e2e.support import (
     assert_nothing_left,
     assert_same_result,
     events,
+    live_status,
     open_store,
     wait_for,
 )
@@ -34,19 +31,6 @@ MEMORY_ONLY = ("--every", "1h", "--snapshot-budget", "50%", "--max-restarts", "1
 BALLAST = ("--ballast", str(8 << 20))
 KILLS = 100
 STEP_SECONDS = 0.005
-
-
-def live_status(run: Supervised) -> dict[str, Any]:
-    """What the supervisor says of itself, without starting a process to ask; empty at first."""
-    owner = wait_for(lambda: lock_owner(run.run) or {}, "a supervisor")
-    if "socket" not in owner:
-        return {}
-    connection = Connection(owner["socket"], DEADLINE_SECONDS)
-    connection.send({"type": "status"})
-    status = connection.receive()
-    connection.close()
-    assert status is not None
-    return status
 
 
 def snapshot_step(run: Supervised) -> int:

@@ -49,6 +49,12 @@ def diagnosis(**facts: Any) -> Diagnosis:
         ({"returncode": -40}, "signal", "failed", 70),
         ({"returncode": -9, "hang": "no step for 90 s"}, "hang", "failed", 70),
         ({"reported": 75, "returncode": 75, "hang": "no step"}, "hang", "failed", 70),
+        (
+            {"returncode": -9, "hang": "no end", "error": {"type": "ValueError"}},
+            "exception",
+            "failed",
+            70,
+        ),
         ({"reported": 0, "hang": "no step"}, "complete", "complete", 0),
         ({"reported": 75, "hang": "no step", "stop_requested": True}, "stopped", "stopped", 75),
     ],

@@ -222,11 +222,11 @@ def test_the_connections_that_come_after_it_are_heard(
         loop = asyncio.get_running_loop()
         # Some of them get the number of whatever has been closed.
         pairs = [socket.socketpair() for _ in range(8)]
-        for ours, theirs in pairs:
-            ours.setblocking(False)
-            heard = asyncio.ensure_future(loop.sock_recv(ours, 1))
+        for hearing, saying in [*pairs, *(pair[::-1] for pair in pairs)]:
+            hearing.setblocking(False)
+            heard = asyncio.ensure_future(loop.sock_recv(hearing, 1))
             await asyncio.sleep(0)
-            theirs.send(b"x")
+            saying.send(b"x")
             assert await asyncio.wait_for(heard, DEADLINE_SECONDS) == b"x"
         for end in itertools.chain(*pairs):
             end.close()

@@ -52,9 +52,11 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
             connection, _ = server.accept()
             accepted.append(connection)
             output, unused = os.pipe()
-            send_with_descriptors(connection, welcome, [descriptor, *slots.descriptors, output])
-            os.close(output)
-            os.close(unused)
+            stacks = os.open(os.devnull, os.O_WRONLY)
+            handed = [descriptor, *slots.descriptors, output, stacks]
+            send_with_descriptors(connection, welcome, handed)
+            for each in (output, unused, stacks):
+                os.close(each)
 
         thread = threading.Thread(target=serve)
         thread.start()

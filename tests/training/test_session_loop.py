@@ -239,6 +239,39 @@ def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {reason for _, reason in saved(tmp_path)} == {"periodic", "final"}
 
 
+def test_page_says_what_the_loop_is_busy_with(tmp_path: Path) -> None:
+    """It trains until the batches are used up or a poll, then evaluates to the next step."""
+    phases: list[str] = []
+
+    class Watched:
+        def state_dict(self) -> dict[str, Any]:
+            note()
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def note() -> None:
+        phases.append(session._home.page.phase.name.lower())
+
+    with Session(run_dir=tmp_path, watched=Watched()) as session:
+        for _ in session.epochs(2):
+            for _ in session.batches([1]):
+                session.step()
+                phases.clear()
+                session.checkpoint()
+                note()
+                session.poll()
+                note()
+                session.step()
+                note()
+                assert phases == ["save", "train", "evaluate", "train"]
+            phases.clear()
+            note()
+            session.checkpoint()
+            note()
+            assert phases == ["evaluate", "evaluate"]
+
+
 def test_checkpoint_on_demand(tmp_path: Path) -> None:
     """session.checkpoint() saves now and returns where."""
     with a_session(tmp_path) as session:
