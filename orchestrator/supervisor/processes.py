@@ -158,15 +158,17 @@ class Remains:
     """Those that we may not end: another user's."""
 
 
-def kill(exclude: Collection[int] = (), with_groups: bool = False) -> Remains:
+def kill(exclude: Collection[int] = (), groups: set[int] | None = None) -> Remains:
     """SIGKILL to all descendants, without waiting for their end.
 
-    And to their process groups, if asked: no fork escapes that, as it does from a list.
+    And to the process groups in ``groups``, to which theirs are added: no fork escapes that, as it
+    does from a list.
     """
     remains = Remains()
     tree = descendants(exclude)
-    if with_groups:
-        for group in _groups(tree) - _groups([os.getpid(), *exclude]):
+    if groups is not None:
+        groups |= _groups(tree) - _groups([os.getpid(), *exclude])
+        for group in groups:
             with contextlib.suppress(OSError):  # they have ended, or are another user's
                 os.killpg(group, signal.SIGKILL)
     for pid in tree:
@@ -198,13 +200,16 @@ def end_all(timeout_seconds: float, exclude: Collection[int] = ()) -> Remains:
     with their groups.
     """
     deadline = time.monotonic() + timeout_seconds
+    # Of all that were ever found: a look may come between two processes of a chain and find none.
+    groups = _groups(descendants(exclude)) - _groups([os.getpid(), *exclude])
     remains = kill(exclude)
     poll, quiet, some_escaped = FIRST_POLL_SECONDS, 0, False
     while quiet < LOOKS and time.monotonic() < deadline:
         if remains.stuck:
             time.sleep(poll)
             poll = min(2 * poll, LONGEST_POLL_SECONDS)
-        found = kill(exclude, with_groups=some_escaped)
+        # Not while somebody is stuck: in that time the number of a group may become another's.
+        found = kill(exclude, groups if some_escaped or not remains.stuck else None)
         if is_new := not found.seen <= remains.seen:
             # One that is dead by now may have left a child that this look has missed.
             some_escaped, poll = True, FIRST_POLL_SECONDS

@@ -25,6 +25,7 @@ GROUPS: dict[str, Callable[[Path], list[Figure]]] = {
     "tiny": snapshots.tiny,
     **{size.name.replace(" ", ""): partial(snapshots.figures_of, size) for size in snapshots.SIZES},
     "overhead": snapshots.overheads,
+    "goodput": kills.goodput,
     "cuda": snapshots.on_cuda,
 }
 

@@ -1,5 +1,6 @@
 """The tree of processes below one: found, ended, collected."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -77,12 +78,17 @@ def test_chain_of_forks_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
 
     def work() -> None:
-        python(RUNS_AWAY)
-        wait_until(lambda: Path("runs").exists(), "the chain")
-        assert processes.end_all(TIMEOUT_SECONDS).stuck == []
-        processes.reap(keep=[])
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+        chain = python(RUNS_AWAY)
+        try:
+            wait_until(lambda: Path("runs").exists(), "the chain")
+            assert processes.end_all(TIMEOUT_SECONDS).stuck == []
+            processes.reap(keep=[])
+            with pytest.raises(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+        finally:
+            # It would run on after a failed test, for ever.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(chain.pid, signal.SIGKILL)
 
     as_subreaper(work)
 

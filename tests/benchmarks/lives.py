@@ -1,0 +1,96 @@
+"""A trainer that is killed again and again, and notes how far it came.
+
+python -m tests.benchmarks.lives ours|classic NOTES BYTES [SECONDS]
+``classic`` does what everybody's script does: torch.save every so many seconds, load at the start.
+"""
+
+import contextlib
+import mmap
+import os
+import struct
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.workload import Workload
+
+RECORD = struct.Struct("3q")
+TOTAL = 10**9
+
+
+class Notes:
+    """Shared memory of trainer and benchmark: process, completed steps, end of its first step."""
+
+    def __init__(self, file: Path) -> None:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(descriptor, RECORD.size)
+        self._map = mmap.mmap(descriptor, RECORD.size)
+        self._first_ns = 0
+        os.close(descriptor)
+
+    def step(self, step: int) -> None:
+        """Note that this process has completed a step; the time is that of its first one."""
+        self._first_ns = self._first_ns or time.monotonic_ns()
+        RECORD.pack_into(self._map, 0, os.getpid(), step, self._first_ns)
+
+    def read(self) -> tuple[int, int, int]:
+        """The process that wrote last, the step it completed, when it completed its first one."""
+        pid, step, first_ns = RECORD.unpack_from(self._map)
+        return pid, step, first_ns
+
+
+def ours(workload: Workload, notes: Notes) -> None:
+    from orchestrator.training import Session
+
+    with Session(model=workload.model, optimizer=workload.optimizer) as session:
+        for _ in session.steps(TOTAL):
+            workload.step()
+            session.step()
+            notes.step(session.global_step)
+
+
+def classic(workload: Workload, notes: Notes, file: Path, seconds: float) -> None:
+    step = 0
+    if file.exists():
+        checkpoint = torch.load(file, weights_only=True)
+        workload.model.load_state_dict(checkpoint["model_state_dict"])
+        workload.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        step = checkpoint["step"]
+    due = 0.0 if step == 0 else time.monotonic() + seconds
+    while step < TOTAL:
+        workload.step()
+        step += 1
+        notes.step(step)
+        if time.monotonic() >= due:
+            save(workload, step, file)
+            due = time.monotonic() + seconds
+
+
+def save(workload: Workload, step: int, file: Path) -> None:
+    temporary = file.with_suffix(".writing")
+    with open(temporary, "wb") as opened:
+        state = {
+            "step": step,
+            "model_state_dict": workload.model.state_dict(),
+            "optimizer_state_dict": workload.optimizer.state_dict(),
+        }
+        torch.save(state, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    temporary.rename(file)
+
+
+def main() -> None:
+    way, file, state_bytes, *seconds = sys.argv[1:]
+    workload, notes = Workload(int(state_bytes)), Notes(Path(file))
+    with contextlib.suppress(KeyboardInterrupt):
+        if way == "ours":
+            ours(workload, notes)
+        else:
+            classic(workload, notes, Path(file).with_name("checkpoint.pt"), float(seconds[0]))
+
+
+if __name__ == "__main__":
+    main()
