@@ -200,7 +200,9 @@ def test_two_hangups_of_one_closed_terminal_save(scripts: Any, tmp_path: Path) -
 
 def test_second_signal_of_a_person_ends_at_once(scripts: Any, tmp_path: Path) -> None:
     """Once more, and later than an echo, a signal does what it does in any script."""
-    script = scripts(STEPPING.replace("sleep(1)", "sleep(3600)"), stderr=subprocess.PIPE)
+    # Not one long sleep: a signal that comes an instant before it would be handled after it.
+    long = STEPPING.replace("time.sleep(1)", "[time.sleep(0.1) for _ in range(36000)]")
+    script = scripts(long, stderr=subprocess.PIPE)
     script.line()
     os.kill(script.process.pid, signal.SIGTERM)
     script.process.stderr.readline()
