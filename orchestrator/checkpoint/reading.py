@@ -88,7 +88,12 @@ class DigestingWriter:
             return
         # It is ahead of the disk, and faults shared memory in for it.
         thread = threading.Thread(target=self._digest.update, args=(data,))
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more threads
+            yield
+            self._digest.update(data)
+            return
         try:
             yield
         finally:

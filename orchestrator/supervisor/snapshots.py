@@ -9,7 +9,6 @@ from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
-from orchestrator.errors import CheckpointWriteError
 from orchestrator.page import ControlPage
 from orchestrator.supervisor.threads import in_thread
 
@@ -80,8 +79,9 @@ class SnapshotKeeper:
                 await self._rotated()
             began = time.monotonic()
             checkpoint = await in_thread(lambda: self._writer.write(snapshot, reason))
-        except (CheckpointWriteError, OSError, ValueError) as error:
-            # The last two come from a slot that a failing trainer has scribbled over.
+        except Exception as error:
+            # Whatever it is (a slot that a failing trainer has scribbled over, no thread to be
+            # had), the trainer keeps the slot, and saves nothing, until it has an answer.
             self._on_failed(snapshot, str(error))
         else:
             self.last_write_seconds = round(time.monotonic() - began, 3)

@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import (
+    BESIDE_BYTES,
     Checkpoint,
     DigestingWriter,
     export_state,
@@ -162,6 +163,20 @@ def test_an_error_of_the_disk_is_known_also_when_the_serializer_hides_it(tmp_pat
     with pytest.raises(CheckpointWriteError, match="No space left"):
         store.publish(manifest_of(1), hide)
     assert names(store) == []
+
+
+def test_a_large_piece_is_digested_without_a_thread_too(
+    empty: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system gives no more threads a checkpoint is slower and no worse."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    state = os.urandom(BESIDE_BYTES)
+    checkpoint = empty.publish(manifest_of(1), lambda file: file.write(state))
+    verify(checkpoint)
 
 
 @pytest.mark.parametrize("kind", ["B", "d"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,34 @@ def test_only_what_can_wait_waits_for_the_deletion_of_older_ones(
     can_wait = reason in (Reason.PERIODIC, Reason.REQUESTED)
     assert asyncio.run(written_before_the_rotation_ends()) is not can_wait
     assert names(store) == ["step-000000000007"]
+
+
+def test_a_write_that_cannot_begin_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system gives no more threads the trainer hears it, and may save again later."""
+    problems: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def write() -> None:
+        rotated = asyncio.Event()
+        rotated.set()
+        keeper = SnapshotKeeper(
+            new_store(tmp_path),
+            rotated.wait,
+            on_written=lambda *facts: None,
+            on_failed=lambda snapshot, problem: problems.append(problem),
+        )
+        snapshot = take(keeper)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        keeper.write(snapshot, Reason.PERIODIC)
+        await keeper.settle([snapshot], 10.0, asyncio.Event())
+        assert keeper.under_way == []
+
+    asyncio.run(write())
+    assert problems == ["can't start new thread"]
 
 
 def take(keeper: SnapshotKeeper) -> Snapshot:
