@@ -196,6 +196,14 @@ class Conversation:
         if self._rotations:
             await asyncio.wait(self._rotations, timeout=ROTATION_WAIT_SECONDS)
 
+    async def rotations_end_or_stop(self) -> None:
+        """The same for a write: when a stop comes, the state of now needs its slot."""
+        stop = asyncio.ensure_future(self._watch.stop_wanted.wait())
+        end = asyncio.ensure_future(self.rotations_end())
+        await asyncio.wait({stop, end}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        end.cancel()
+
     def _warn_of_short_grace(self, save_seconds: Any) -> None:
         if self._grace_checked or not isinstance(save_seconds, float):
             return

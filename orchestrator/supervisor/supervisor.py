@@ -105,7 +105,7 @@ class Supervisor:
         self._machine = Machine()
         self._snapshots = SnapshotKeeper(
             store,
-            rotated=lambda: self._conversation.rotations_end(),
+            rotated=lambda: self._conversation.rotations_end_or_stop(),
             on_written=lambda *facts: self._conversation.written(*facts),
             on_failed=lambda *facts: self._conversation.write_failed(*facts),
         )

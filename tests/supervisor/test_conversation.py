@@ -1,0 +1,53 @@
+"""What the supervisor does on the word of the trainer."""
+
+import asyncio
+from pathlib import Path
+
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.config import Config
+from orchestrator.journal import Journal
+from orchestrator.supervisor.budget import Budget
+from orchestrator.supervisor.conversation import Conversation
+from orchestrator.supervisor.custodian import Custodian
+from orchestrator.supervisor.hangs import Budgets
+from orchestrator.supervisor.snapshots import SnapshotKeeper
+from orchestrator.supervisor.spares import SpareKeeper
+from orchestrator.supervisor.states import Machine
+from orchestrator.supervisor.watch import Watch
+from tests.checkpoint.support import names, new_store, publish
+from tests.supervisor.test_snapshots import take
+
+
+class _RotatesForEver(Custodian):
+    async def rotate(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> None:
+    """The slot of a periodic write that waits for a rotation is free for the stop's own save."""
+    store, machine, config = new_store(tmp_path), Machine(), Config.resolve({}, {}, tmp_path)
+    journal = Journal(store.run.journal_file)
+
+    async def play() -> None:
+        watch = Watch(machine, config.grace, Budgets("off"), lambda: 0.0, lambda: False, journal)
+        custodian = _RotatesForEver(store, config.retention, journal, Budget(3), [])
+        keeper = SnapshotKeeper(
+            store,
+            lambda: conversation.rotations_end_or_stop(),
+            on_written=lambda *facts: None,
+            on_failed=lambda *facts: None,
+        )
+        spares = SpareKeeper(["true"], wanted=False)
+        conversation = Conversation(
+            config, [], store, journal, machine, watch, custodian, keeper, spares, restarts=0
+        )
+        snapshot = take(keeper)
+        conversation.written(snapshot, publish(store, 1), 0.1)
+        keeper.write(snapshot, Reason.PERIODIC)
+        await keeper.settle([snapshot], 0.1, asyncio.Event())
+        assert names(store) == ["step-000000000001"]
+        watch.request_stop("SIGTERM")
+        await keeper.settle([snapshot], 10.0, asyncio.Event())
+        assert names(store) == ["step-000000000001", "step-000000000007"]
+
+    asyncio.run(play())
