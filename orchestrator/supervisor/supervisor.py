@@ -6,6 +6,7 @@ event loop's thread, which moves the state machine. The protocol is docs/process
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Awaitable
@@ -140,6 +141,8 @@ class Supervisor:
         Raises ConfigError and NoValidCheckpointError when it cannot begin.
         """
         loop = asyncio.get_running_loop()
+        # What the shell had in the background that then became us by exec: no part of the training.
+        self._others = set(processes.children_of(os.getpid()))
         processes.become_subreaper()
         SignalReceiver(lambda number: self._watch.request_stop(number.name)).install(
             loop,
@@ -274,7 +277,7 @@ class Supervisor:
         warm = process is not None
         if process is None:
             process = start_cold(self._command, self._environment | variables, output, lock)
-        attempt.begin(Child(process, output, lambda: self._spares.waiting))
+        attempt.begin(Child(process, output, lambda: self._spares.waiting | self._others))
         self._checkpoints.attempt = number
         self._budget.begin()
         self._machine.handle(Event.SPAWNED)
@@ -500,6 +503,7 @@ class Supervisor:
     def _reap(self) -> None:
         attempt = self._watch.attempt
         processes.reap(keep=self._spares.awaited | ({attempt.child.pid} if attempt else set()))
+        self._others.intersection_update(processes.children_of(os.getpid()))
 
     def _resize(self) -> None:
         attempt = self._watch.attempt

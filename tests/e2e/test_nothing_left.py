@@ -54,6 +54,21 @@ def test_daemon_ends_with_its_attempt(supervise: Start, tmp_path: Path) -> None:
     assert_nothing_left(run.run)
 
 
+def test_what_the_shell_had_in_the_background_lives_on(tmp_path: Path) -> None:
+    """A server that a script starts before it becomes the supervisor by exec is none of ours."""
+    script = (
+        "sleep 1000 & echo $! > server; "
+        f"exec {sys.executable} -m orchestrator run --run-dir run -- "
+        "bash -c '[ -e second ] && exit 0; touch second; kill -9 $$'"
+    )
+    subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=clean_environment(), check=True, timeout=60
+    )
+    server = int((tmp_path / "server").read_text())
+    assert len(events(RunDir(tmp_path / "run"), "attempt_started")) == 2
+    os.kill(server, signal.SIGKILL)  # which fails if it has ended
+
+
 @pytest.fixture
 def frozen() -> Iterator[Callable[[int, bool], None]]:
     """Freezes a process so that SIGKILL does not end it before it is thawed."""
