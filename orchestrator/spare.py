@@ -7,6 +7,7 @@ standard library and of site-packages are imported while it waits. Then the proc
 """
 
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -30,6 +31,7 @@ BOOT = (
 )
 OOM_SCORE_FILE = Path("/proc/self/oom_score_adj")
 FIRST_TO_BE_KILLED = "1000"
+DIGEST_DIGITS = 4
 
 
 def command_line(
@@ -37,6 +39,12 @@ def command_line(
 ) -> list[str]:
     """What starts a spare for the command ``python + words``, such as python -u + script.py 3."""
     return [*python, "-c", BOOT, str(descriptor), str(modules_file), *words]
+
+
+def environment_digest(name: str) -> str | None:
+    """Tells values of a variable apart, too short to give one away; None where it is not set."""
+    value = os.environ.get(name)
+    return None if value is None else hashlib.sha256(os.fsencode(value)).hexdigest()[:DIGEST_DIGITS]
 
 
 def main() -> None:
@@ -108,6 +116,9 @@ def _import_modules(modules_file: Path, connection: socket.socket) -> None:
             importlib.import_module(name)
     if clash := sorted(sys.modules.keys() & set(modules["own"])):
         _refuse(connection, f"the script has a module {clash[0]} of its own, we know another one")
+    for name, digest in modules["environment"].items():
+        if environment_digest(name) != digest:
+            _refuse(connection, f"the script sets {name}, which modules may read on import")
     _end_thread_pools()
     if left := len(_threads()) - 2:
         _refuse(connection, f"the modules start {left} threads, which would keep low priority")

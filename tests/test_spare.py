@@ -1,5 +1,6 @@
 """A spare runs a script as the interpreter itself would."""
 
+import ast
 import contextlib
 import json
 import os
@@ -66,11 +67,20 @@ class Setting:
 
     @contextlib.contextmanager
     def spare(
-        self, *command: str, third_party: list[str] | None = None, own: list[str] | None = None
+        self,
+        *command: str,
+        third_party: list[str] | None = None,
+        own: list[str] | None = None,
+        environment: dict[str, str | None] | None = None,
     ) -> Iterator[tuple["subprocess.Popen[bytes]", socket.socket]]:
         """A waiting spare, and the supervisor's end of its socket."""
         modules_file = self.root / "modules.json"
-        modules_file.write_text(json.dumps({"third_party": third_party or [], "own": own or []}))
+        modules = {
+            "third_party": third_party or [],
+            "own": own or [],
+            "environment": environment or {},
+        }
+        modules_file.write_text(json.dumps(modules))
         with contextlib.chdir(self.root):
             parts = python_command(list(command))
         assert parts is not None
@@ -241,6 +251,29 @@ def test_a_module_that_the_script_has_itself_makes_it_refuse(setting: Setting) -
         assert message["type"] == "refused"
         assert "colorsys" in message["reason"]
         assert process.wait(DEADLINE_SECONDS) == 0
+
+
+def test_a_variable_that_only_the_script_sets_makes_it_refuse(setting: Setting) -> None:
+    """Modules that read the environment on import would be others in a spare than after a start."""
+    (setting.root / "library").mkdir()
+    (setting.root / "library" / "sets.py").write_text("import os; os.environ['BY_MODULE'] = '1'")
+    (setting.root / "script.py").write_text(
+        "import os, sys, sets; os.environ['BY_SCRIPT'] = '1'\n"
+        "from orchestrator.training.loaded import changed_environment as c; print(c())"
+    )
+    setting.environment["PYTHONPATH"] = str(setting.root / "library")
+    command = (sys.executable, "script.py")
+    changed = ast.literal_eval(setting.cold(*command)[1].decode())
+    with setting.spare(*command, third_party=["sets"], environment=changed) as (process, ours):
+        message = receive(ours)
+        assert message is not None
+        assert message["type"] == "refused"
+        assert "BY_SCRIPT" in message["reason"]
+        assert process.wait(DEADLINE_SECONDS) == 0
+    del changed["BY_SCRIPT"]
+    assert "BY_MODULE" in changed
+    with setting.spare(*command, third_party=["sets"], environment=changed) as (process, ours):
+        assert receive(ours) == {"type": "ready"}
 
 
 def test_a_script_that_is_gone_is_left_to_a_cold_start(setting: Setting) -> None:

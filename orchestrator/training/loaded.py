@@ -1,4 +1,4 @@
-"""Which modules this process has loaded: what a spare may import, and what it must not."""
+"""What this process has loaded: what a spare may import, what it must not, and with what set."""
 
 import contextlib
 import os
@@ -10,11 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.durable import write_json
+from orchestrator.spare import environment_digest
+from orchestrator.wire import ATTEMPT_VARIABLE, RESUME_VARIABLE
 
 # So many more than at the last report are worth another one.
 GROWTH = 50
 # Ours may be an editable installation, and the spare needs it all the same.
 _OURS = __name__.partition(".")[0]
+_FIRST_ENVIRONMENT = Path("/proc/self/environ")
+# The attempt's own, and what torch sets when it is used, not when it is imported.
+_PASSED_OVER = {
+    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, "CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT"),
+    *("TEARDOWN_CUPTI", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+}
 
 
 class ModuleReport:
@@ -38,7 +46,7 @@ class ModuleReport:
     def _report(self) -> None:
         # Without the list, say on a full disk, there is no spare and training goes on.
         with contextlib.suppress(OSError):
-            write_json(self._file, loaded_modules())
+            write_json(self._file, {**loaded_modules(), "environment": changed_environment()})
             self._tell()
 
 
@@ -66,6 +74,20 @@ def loaded_modules() -> dict[str, list[str]]:
         is_ours = name.partition(".")[0] == _OURS
         names["third_party" if installed or is_ours else "own"].append(name)
     return names
+
+
+def changed_environment() -> dict[str, str | None]:
+    """The variables that are not what they were at the start, with digests of their values.
+
+    The modules of a spare set theirs too. What it does not have then the script has set, most
+    likely for modules to read when they are imported, such as OMP_NUM_THREADS or HF_HOME.
+    """
+    first: set[bytes] = set()
+    with contextlib.suppress(OSError):  # not Linux: then all of them are compared
+        first = set(filter(None, _FIRST_ENVIRONMENT.read_bytes().split(b"\0")))
+    now = {key + b"=" + value for key, value in os.environb.items()}
+    names = {os.fsdecode(entry.partition(b"=")[0]) for entry in first ^ now}
+    return {name: environment_digest(name) for name in sorted(names - _PASSED_OVER)}
 
 
 def _library_roots() -> tuple[str, ...]:

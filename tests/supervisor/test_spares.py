@@ -35,7 +35,9 @@ class Setting:
         (root / "script.py").touch()
         self.command = [sys.executable, *options, str(root / "script.py")]
         self.modules_file = root / "modules.json"
-        self.modules_file.write_text(json.dumps({"third_party": modules, "own": []}))
+        self.modules_file.write_text(
+            json.dumps({"third_party": modules, "own": [], "environment": {}})
+        )
         self.available = ROOM_BYTES
         self.keeper = SpareKeeper(self.command, wanted=True, available=lambda: self.available)
 
