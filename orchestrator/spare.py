@@ -55,7 +55,7 @@ def main() -> None:
     connection.set_inheritable(False)
     own_score = _be_killed_first()
     imports = threading.Thread(
-        target=_import_modules, args=(Path(modules_file), connection), name="imports", daemon=True
+        target=_get_ready, args=(Path(modules_file), connection), name="imports", daemon=True
     )
     imports.start()
     environment, output, lock = _wait_for_job(connection)
@@ -106,9 +106,17 @@ def _wait_for_job(connection: socket.socket) -> tuple[dict[str, str], int, int]:
             return message["environment"], output, lock
 
 
-def _import_modules(modules_file: Path, connection: socket.socket) -> None:
+def _get_ready(modules_file: Path, connection: socket.socket) -> None:
     """In a thread of low priority; main's could not be raised again afterwards."""
     lower_priority()
+    try:
+        _import_modules(modules_file, connection)
+    except BaseException as error:  # nobody else would end the wait for us
+        _refuse(connection, f"{type(error).__name__}: {error}")
+    connection.send(encode({"type": "ready"}))
+
+
+def _import_modules(modules_file: Path, connection: socket.socket) -> None:
     modules = json.loads(modules_file.read_text())
     for name in modules["third_party"]:
         # The script will meet what is wrong with it, or imports it in other circumstances.
@@ -122,7 +130,6 @@ def _import_modules(modules_file: Path, connection: socket.socket) -> None:
     _end_thread_pools()
     if left := len(_threads()) - 2:
         _refuse(connection, f"the modules start {left} threads, which would keep low priority")
-    connection.send(encode({"type": "ready"}))
 
 
 def _end_thread_pools() -> None:

@@ -77,8 +77,9 @@ class Child:
         except ChildProcessError:
             return self._process.wait()  # send_signal() looks too, and may have been first
         self.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        return self._process.returncode
+        # Not read back: send_signal() takes a process that is gone for one that ended with 0.
+        self._process.returncode = returncode = os.waitstatus_to_exitcode(status)
+        return returncode
 
     def terminate(self) -> None:
         """SIGTERM to the command itself, never to its group."""

@@ -33,6 +33,7 @@ NOT_PYTHON = "the command is not PYTHON script.py or PYTHON -m module"
 OTHER_PROCESS = "the session is opened by another process than the command's own"
 TOO_EARLY = "the trainer has not trained for long enough"
 NO_MEMORY = "memory is short"
+NEVER_READY = "the imports of the one before did not end"
 
 
 class _Spare:
@@ -83,9 +84,9 @@ class _Spare:
 
     def _hear(self, message: Message) -> None:
         match message.get("type"):
-            case "ready":
+            case "ready" if not self.ready.done():
                 self.ready.set_result(True)
-            case "began":
+            case "began" if not self._began.done():
                 self._began.set_result(True)
             case "refused":
                 self.problem = str(message.get("reason"))
@@ -98,6 +99,8 @@ class _Spare:
         except OSError:
             return False
         await asyncio.wait({self._began}, timeout=TAKE_OVER_SECONDS)
+        if not self._began.done():
+            self._began.set_result(False)  # it will be ended, even if it says it now
         return self.has_begun
 
     async def end(self) -> int | None:
@@ -254,6 +257,9 @@ class SpareKeeper:
         spare, self._reason = self._spare, TOO_EARLY
         if spare is None:
             return None
+        if not spare.ready.done():
+            # The next one would have every restart wait for as long.
+            self._never = NEVER_READY
         if not spare.is_ready or not await spare.become_trainer(variables, output, lock):
             await spare.end()
             return None

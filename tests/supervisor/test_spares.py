@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.supervisor.spares import (
     LEAST_MEMORY_BYTES,
+    NEVER_READY,
     NO_MEMORY,
     NOT_PYTHON,
     OFF,
@@ -181,6 +182,55 @@ def test_one_that_does_not_answer_is_ended(
         os.kill(setting.keeper.pid, signal.SIGSTOP)
         assert await setting.keeper.become_trainer({}, 1, 2) is None
         assert psutil.Process().children() == []
+
+    play(scene)
+
+
+@pytest.mark.processes
+def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says after it was given up does not keep the next one from being started."""
+    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", 0.0)
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("ready")
+        spare = setting.keeper._spare
+        assert spare is not None
+        assert not await spare.become_trainer({}, 1, 2)
+        await setting.until("none")
+
+    play(scene)
+
+
+@pytest.mark.processes
+def test_imports_that_do_not_end_are_waited_for_once(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run does not wait at each of its restarts for a module that blocks in a spare."""
+    monkeypatch.setattr("orchestrator.supervisor.spares.READY_WAIT_SECONDS", 0.1)
+    (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.keeper.settle()
+        assert await setting.keeper.become_trainer({}, 1, 2) is None
+        setting.offer()
+        assert (await setting.until("none"))["reason"] == NEVER_READY
+
+    play(scene, modules=["endless"])
+
+
+@pytest.mark.processes
+def test_one_that_cannot_prepare_itself_says_so(play: Callable[..., None]) -> None:
+    """Nobody waits for a spare whose list of modules cannot be read, say."""
+
+    async def scene(setting: Setting) -> None:
+        setting.modules_file.unlink()
+        setting.offer()
+        await setting.until("importing")
+        assert "FileNotFoundError" in (await setting.until("none"))["reason"]
 
     play(scene)
 
