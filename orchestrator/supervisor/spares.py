@@ -222,7 +222,9 @@ class SpareKeeper:
             spare.close()
             return
         status = await spare.end()
-        self._spare, self._reason = None, spare.why_it_ended(status)
+        if self._spare is spare:
+            self._spare = None
+        self._reason = spare.why_it_ended(status)
         if status is not None and status >= 0:
             # The next one would end in the same way.
             self._never = self._reason
@@ -257,11 +259,12 @@ class SpareKeeper:
         spare, self._reason = self._spare, TOO_EARLY
         if spare is None:
             return None
+        # From here on it is no spare, which would be ended when memory is short.
+        self._spare, self._former_pid = None, spare.process.pid
         if not spare.ready.done():
             # The next one would have every restart wait for as long.
             self._never = NEVER_READY
         if not spare.is_ready or not await spare.become_trainer(variables, output, lock):
             await spare.end()
             return None
-        self._spare, self._former_pid = None, spare.process.pid
         return spare.process

@@ -187,18 +187,46 @@ def test_one_that_does_not_answer_is_ended(
 
 
 @pytest.mark.processes
+def test_one_that_becomes_the_trainer_does_not_give_way(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short memory ends spares, and never what is a trainer already."""
+    monkeypatch.setattr("orchestrator.supervisor.spares.MEMORY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", DEADLINE_SECONDS)
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("ready")
+        pid = setting.keeper.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        becoming = asyncio.ensure_future(setting.keeper.become_trainer({}, 1, 2))
+        await asyncio.sleep(0)
+        setting.available = 0
+        await asyncio.sleep(0.1)  # several checks
+        os.kill(pid, signal.SIGCONT)
+        process = await becoming
+        assert process is not None
+        assert process.wait(DEADLINE_SECONDS) == 0
+
+    play(scene)
+
+
+@pytest.mark.processes
 def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it says after it was given up does not keep the next one from being started."""
-    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", 0.1)
 
     async def scene(setting: Setting) -> None:
         setting.offer()
         await setting.until("ready")
         spare = setting.keeper._spare
         assert spare is not None
+        os.kill(spare.process.pid, signal.SIGSTOP)
         assert not await spare.become_trainer({}, 1, 2)
+        os.kill(spare.process.pid, signal.SIGCONT)
         await setting.until("none")
 
     play(scene)
