@@ -127,6 +127,11 @@ class Attempt:
         return self.page.values[Field.STEP]
 
     @property
+    def last_step(self) -> int:
+        """The same, or what it was handed and had not restored yet."""
+        return max(self.step, self.left.manifest.step if self.left else 0)
+
+    @property
     def epoch(self) -> int:
         """Completed epochs."""
         return self.page.values[Field.EPOCH]

@@ -368,7 +368,7 @@ class Supervisor:
 
     def _lost_steps(self, attempt: Attempt) -> int:
         newest = self._checkpoints.newest
-        return max(0, attempt.step - (newest.manifest.step if newest else 0))
+        return max(0, attempt.last_step - (newest.manifest.step if newest else 0))
 
     async def _prepare(self, attempt: Attempt, end: End, decision: Decision) -> Decision:
         """Set aside what the decision doubts; where that cannot be, another row decides."""
