@@ -7,12 +7,13 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.reading import verify
+from orchestrator.checkpoint.reading import Checkpoint, verify
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import CHUNK_BYTES, Writer
@@ -40,12 +41,18 @@ def snapshot_of(slots: Slots, step: int, size: int) -> Snapshot:
     return slots.commit(slot, size, manifest_of(step))
 
 
+def write(writer: Writer, snapshot: Snapshot, reason: Reason) -> Checkpoint:
+    """In a thread of its own, whose priority it may lower for good."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(writer.write, snapshot, reason).result()
+
+
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, CHUNK_BYTES, CHUNK_BYTES + 5000])
 def test_image_becomes_the_file(tmp_path: Path, slots: Slots, size: int) -> None:
     """The file has exactly the bytes of the image, whatever its length is."""
     store = new_store(tmp_path)
     snapshot = snapshot_of(slots, 7, size)
-    checkpoint = Writer(store).write(snapshot, Reason.CRASH)
+    checkpoint = write(Writer(store), snapshot, Reason.CRASH)
     verify(checkpoint)
     assert checkpoint.state_file.read_bytes() == random.Random(7).randbytes(size)
     assert checkpoint.manifest.reason is Reason.CRASH
@@ -56,7 +63,7 @@ def test_each_write_has_the_bytes_of_that_moment(tmp_path: Path, slots: Slots) -
     """A slot whose image grows, shrinks and changes is written as it is, time after time."""
     writer = Writer(new_store(tmp_path))
     for step, size in ((1, 5000), (3, 4 * CHUNK_BYTES), (5, 100), (7, 4 * CHUNK_BYTES)):
-        checkpoint = writer.write(snapshot_of(slots, step, size), Reason.PERIODIC)
+        checkpoint = write(writer, snapshot_of(slots, step, size), Reason.PERIODIC)
         verify(checkpoint)
         assert checkpoint.state_file.read_bytes() == random.Random(step).randbytes(size)
 
@@ -65,10 +72,10 @@ def test_memory_that_is_shorter_than_its_image_is_refused(tmp_path: Path, slots:
     """A failing trainer that cut its slot off ends the write, and not the process that writes."""
     writer = Writer(new_store(tmp_path))
     snapshot = snapshot_of(slots, 1, 3 * CHUNK_BYTES)
-    writer.write(snapshot, Reason.PERIODIC)
+    write(writer, snapshot, Reason.PERIODIC)
     os.ftruncate(snapshot.descriptor, CHUNK_BYTES)
     with pytest.raises(ValueError, match="mmap length"):
-        writer.write(snapshot, Reason.CRASH)
+        write(writer, snapshot, Reason.CRASH)
 
 
 def test_file_is_written_past_the_cache(tmp_path: Path) -> None:
@@ -133,13 +140,13 @@ def test_emergency_uses_the_reserve_and_a_periodic_write_does_not(
     """On a full disk a periodic write fails and leaves the reserve to the stop that may come."""
     store = new_store(small_disk / "run")
     writer = Writer(store)
-    writer.write(snapshot_of(slots, 1, 500_000), Reason.PERIODIC)
+    write(writer, snapshot_of(slots, 1, 500_000), Reason.PERIODIC)
     assert store.run.reserve_file.stat().st_size >= 500_000
     fill(small_disk)
     with pytest.raises(CheckpointWriteError, match="No space left"):
-        writer.write(snapshot_of(slots, 2, 500_000), Reason.PERIODIC)
+        write(writer, snapshot_of(slots, 2, 500_000), Reason.PERIODIC)
     assert store.run.reserve_file.exists()
-    checkpoint = writer.write(snapshot_of(slots, 3, 500_000), Reason.EMERGENCY)
+    checkpoint = write(writer, snapshot_of(slots, 3, 500_000), Reason.EMERGENCY)
     verify(checkpoint)
     assert not store.run.reserve_file.exists()
     assert names(store) == ["step-000000000001", "step-000000000003"]
@@ -148,7 +155,7 @@ def test_emergency_uses_the_reserve_and_a_periodic_write_does_not(
 def test_no_reserve_where_there_is_hardly_room(small_disk: Path, slots: Slots) -> None:
     """Space is set aside only where as much again is left."""
     store = new_store(small_disk / "run")
-    Writer(store).write(snapshot_of(slots, 1, 2_000_000), Reason.PERIODIC)
+    write(Writer(store), snapshot_of(slots, 1, 2_000_000), Reason.PERIODIC)
     assert not store.run.reserve_file.exists()
 
 
@@ -162,13 +169,13 @@ def test_every_operation_of_a_write_may_fail(tmp_path: Path, slots: Slots, fault
         store = new_store(root, steps=(100, 200))
         failing = Store(store.run, store.run_id, disk)
         try:
-            Writer(failing).write(snapshot, Reason.PERIODIC)
+            write(Writer(failing), snapshot, Reason.PERIODIC)
         except CheckpointWriteError:
             left = [name for name in names(store) if name != "step-000000000400"]
             assert left == ["step-000000000100", "step-000000000200"]
             for checkpoint in store.all():
                 verify(checkpoint)
-            verify(Writer(store).write(snapshot, Reason.PERIODIC))
+            verify(write(Writer(store), snapshot, Reason.PERIODIC))
             continue
         assert number > 8, "fewer operations than a publish has"
         return
@@ -180,5 +187,5 @@ def test_errors_name_their_cause(tmp_path: Path, slots: Slots) -> None:
     store = new_store(tmp_path)
     failing = Store(store.run, store.run_id, FailingDisk(3, input_output_error))
     with pytest.raises(CheckpointWriteError) as caught:
-        Writer(failing).write(snapshot_of(slots, 1, 10_000), Reason.PERIODIC)
+        write(Writer(failing), snapshot_of(slots, 1, 10_000), Reason.PERIODIC)
     assert caught.value.cause.errno == errno.EIO
