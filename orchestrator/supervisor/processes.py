@@ -167,7 +167,7 @@ def kill(exclude: Collection[int] = (), groups: set[int] | None = None) -> Remai
     remains = Remains()
     tree = descendants(exclude)
     if groups is not None:
-        groups |= _groups(tree) - _groups([os.getpid(), *exclude])
+        groups |= _groups_of(tree, exclude)
         for group in groups:
             with contextlib.suppress(OSError):  # they have ended, or are another user's
                 os.killpg(group, signal.SIGKILL)
@@ -183,6 +183,11 @@ def kill(exclude: Collection[int] = (), groups: set[int] | None = None) -> Remai
         if (process := Process.look(pid)) is not None and not process.is_dead:
             remains.stuck.append(pid)
     return remains
+
+
+def _groups_of(tree: Iterable[int], exclude: Collection[int]) -> set[int]:
+    """The process groups of a tree, without our own and those of ``exclude``."""
+    return _groups(tree) - _groups([os.getpid(), *exclude])
 
 
 def _groups(pids: Iterable[int]) -> set[int]:
@@ -201,7 +206,7 @@ def end_all(timeout_seconds: float, exclude: Collection[int] = ()) -> Remains:
     """
     deadline = time.monotonic() + timeout_seconds
     # Of all that were ever found: a look may come between two processes of a chain and find none.
-    groups = _groups(descendants(exclude)) - _groups([os.getpid(), *exclude])
+    groups = _groups_of(descendants(exclude), exclude)
     remains = kill(exclude)
     poll, quiet, some_escaped = FIRST_POLL_SECONDS, 0, False
     while quiet < LOOKS and time.monotonic() < deadline:
