@@ -8,6 +8,7 @@ OrchestratorError                 carries the exit status that tells a scheduler
 ├── RunInUseError                 another process works on this run: wait, or stop that one
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
 ├── LeftoverError                 the last trainer cannot be ended: look at the machine
+├── NoThreadError                 the system grants us no thread: raise its limit
 ├── CheckpointInvalidError        one checkpoint failed verification: take an older one
 ├── CheckpointWriteError          a checkpoint could not be written: go on, try again later
 └── NotSavedError                 nothing was saved on a command: there is no trainer to do it
@@ -80,6 +81,18 @@ class LeftoverError(OrchestratorError):
         super().__init__(
             f"cannot start the next attempt: {processes}, and SIGKILL does not end that; it waits "
             "for a disk or a device: mend or reboot the machine, then run again"
+        )
+
+
+class NoThreadError(OrchestratorError):
+    """The system has granted no thread for long: a limit of processes, or of memory."""
+
+    status = ExitStatus.GAVE_UP
+
+    def __init__(self) -> None:
+        super().__init__(
+            "cannot go on: the system grants no thread; raise its limit of processes (ulimit -u, "
+            "TasksMax, pids.max), or end some, then run again"
         )
 
 

@@ -13,7 +13,7 @@ from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.priority import lower_priority
 from orchestrator.supervisor.budget import Budget
@@ -123,7 +123,7 @@ class Custodian:
         async with self._rotating:
             try:
                 deleted = await in_thread(delete)
-            except (OSError, UnreadableError) as error:
+            except (OSError, OrchestratorError) as error:
                 self._log.warning("cannot rotate checkpoints", problem=str(error))
                 return
         for checkpoint in deleted:
@@ -140,12 +140,14 @@ class Custodian:
 
         Where that was a snapshot, it is the checkpoint that this has become.
         """
-        suspect = self.resumed_from
-        if handed is not None:
-            suspect = next((c for c in self._store.all() if _place(c) == handed.order), None)
+        try:
+            suspect = self.resumed_from if handed is None else self._become(handed)
             if suspect is None:
-                return self.newest is not None
-        if suspect is None or not await in_thread(lambda: self._can_be_replaced(suspect)):
+                return handed is not None and self.newest is not None
+            if not await in_thread(lambda: self._can_be_replaced(suspect)):
+                return False
+        except UnreadableError as error:
+            self._log.warning("cannot set the checkpoint aside", problem=str(error))
             return False
         try:
             self._store.quarantine(suspect.path, reason)
@@ -155,6 +157,9 @@ class Custodian:
                 return False
         self._quarantined(CheckpointInvalidError(suspect.path, reason), demoted=True)
         return True
+
+    def _become(self, snapshot: Snapshot) -> Checkpoint | None:
+        return next((c for c in self._store.all() if _place(c) == snapshot.order), None)
 
     def _can_be_replaced(self, suspect: Checkpoint) -> bool:
         """Whether nobody has pinned it and an older one is valid, every byte of it."""

@@ -1,7 +1,9 @@
 """What is gathered about a trainer from outside while it runs."""
 
 import asyncio
+import contextlib
 
+from orchestrator.errors import NoThreadError
 from orchestrator.memory import OomKills, limit_bytes, tree_bytes
 from orchestrator.supervisor.threads import in_thread
 
@@ -23,7 +25,8 @@ class Evidence:
         """Look now and then, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)  # the first seconds belong to the trainer
-            await in_thread(self._look)
+            with contextlib.suppress(NoThreadError):
+                await in_thread(self._look)
 
     def oom_kills(self) -> int:
         """How often the OOM killer has struck there lately; also after the trainer's end."""

@@ -1,9 +1,15 @@
-"""The paragraph that people read about a death: where, what is saved, what happens now."""
+"""What people read about the end of an attempt: where, what is saved, what happens now."""
 
 from typing import Any
 
+import structlog
+
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.quantities import duration_text, size_text
+from orchestrator.supervisor.decisions import RETRIES
 from orchestrator.supervisor.symptoms import ADVICE, Kind
+from orchestrator.supervisor.verdict import Verdict
 
 PHASES = {
     "start": "before its session began",
@@ -16,6 +22,36 @@ PHASES = {
 _MEMORY_MATTERS = frozenset(
     {Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.OOM_KILLED, Kind.KILLED, Kind.WORKER_KILLED}
 )
+
+
+def tell_of_death(verdict: Verdict, now: str) -> None:
+    """Of a failed attempt, once it is known what happens ``now``."""
+    record, log = verdict.record, structlog.get_logger()
+    tell = log.warning if verdict.decision.action in RETRIES else log.error
+    tell(
+        record["cause"],
+        details=paragraph(record, verdict.saved, now, verdict.output),
+        kind=record["kind"],
+        step=record["step"],
+        decision=record["decision"],
+        output=verdict.output,
+    )
+
+
+def tell_of_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
+    """Of a stop on request: whether everything is saved, and where."""
+    log = structlog.get_logger()
+    where = str(newest.path) if newest else None
+    if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
+        log.error(
+            "stopped; the last steps are not saved",
+            lost_steps=verdict.lost_steps,
+            checkpoint=where,
+        )
+    elif newest is None:
+        log.info("stopped before the first step: there was nothing to save")
+    else:
+        log.info("stopped; the state is saved", checkpoint=where)
 
 
 def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list[str]:

@@ -12,6 +12,8 @@ from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
 from orchestrator.page import ControlPage
 from orchestrator.supervisor.threads import in_thread
 
+# A disk that takes longer for a checkpoint than this is taken for dead.
+WRITE_WAIT_SECONDS = 1800.0
 # What a stop has to expect: the write under way, its own, and a disk that is slower than before.
 WRITE_ALLOWANCE = 2.5
 
@@ -110,7 +112,10 @@ class SnapshotKeeper:
         return snapshot.generation in self._durable
 
     async def settle(
-        self, snapshots: Iterable[Snapshot], timeout_seconds: float, abandon: asyncio.Event
+        self,
+        snapshots: Iterable[Snapshot],
+        abandon: asyncio.Event,
+        timeout_seconds: float = WRITE_WAIT_SECONDS,
     ) -> None:
         """Wait for the end of these writes, at most so long and until ``abandon`` is set."""
         generations = [snapshot.generation for snapshot in snapshots]

@@ -5,13 +5,11 @@ event loop's thread, which moves the state machine. The protocol is docs/process
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, TypeVar, assert_never
+from typing import assert_never
 
 import structlog
 
@@ -20,40 +18,29 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.errors import ConfigError, LeftoverError, OrchestratorError
+from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunLock
-from orchestrator.supervisor import gpus, processes
+from orchestrator.supervisor import processes, report
 from orchestrator.supervisor.attempt import Attempt, common_environment
-from orchestrator.supervisor.budget import Budget, End
+from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.channel import Channel, remove_abandoned
 from orchestrator.supervisor.child import Child, start_cold
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.decisions import RETRIES, Action, Decision, decide
-from orchestrator.supervisor.diagnosis import Diagnosis, Facts, diagnose
+from orchestrator.supervisor.decisions import Action
 from orchestrator.supervisor.hangs import Budgets
+from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
-from orchestrator.supervisor.processes import Remains
-from orchestrator.supervisor.report import paragraph, restart_text
 from orchestrator.supervisor.restarts import AttemptFailedError, retrying
 from orchestrator.supervisor.signals import SignalReceiver
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.symptoms import Kind
-from orchestrator.supervisor.threads import in_thread
-from orchestrator.supervisor.transcript import end_of, last_lines
-from orchestrator.supervisor.watch import Watch
-
-T = TypeVar("T")
-
-# A disk that takes longer for a checkpoint than this is taken for dead.
-WRITE_WAIT_SECONDS = 1800.0
-# As for a disk: a process that cannot be ended waits for one, or for a device.
-STUCK_WAIT_SECONDS = 1800.0
-GPU_WAIT_SECONDS = 30.0
+from orchestrator.supervisor.verdict import Judge, Verdict
+from orchestrator.supervisor.watch import StoppedBetweenAttemptsError, Watch
 
 
 @dataclass(frozen=True)
@@ -62,19 +49,6 @@ class Ending:
 
     status: ExitStatus
     by_interrupt: bool
-
-
-class _StoppedBetweenAttemptsError(Exception):
-    """A stop came while no trainer was running."""
-
-
-@dataclass(frozen=True)
-class _Death:
-    """A failed attempt as it is told to people, once it is known what happens next."""
-
-    record: dict[str, Any]
-    saved: str
-    output: str
 
 
 class Supervisor:
@@ -132,7 +106,10 @@ class Supervisor:
             restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
         )
         self._status: ExitStatus | None = None
-        self._death: _Death | None = None
+        self._judge = Judge(
+            self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
+        )
+        self._to_repeat: Verdict | None = None
         self._gone: asyncio.Future[None] | None = None
 
     async def run(self) -> Ending:
@@ -163,7 +140,7 @@ class Supervisor:
             try:
                 await self._attempts()
             finally:
-                await self._settle(self._snapshots.under_way)
+                await self._settle_all()
                 await self._conversation.rotations_end()
         finally:
             await self._spares.close()
@@ -179,9 +156,9 @@ class Supervisor:
             async for attempt in retrying(self._budget, self._pause):
                 with attempt:
                     await self._live_once()
-        except _StoppedBetweenAttemptsError:
+        except StoppedBetweenAttemptsError:
             self._machine.handle(Event.STOP)
-            await self._settle(self._snapshots.under_way)
+            await self._settle_all()
             left = self._snapshots.newest_left(beyond=self._checkpoints.newest)
             saved = left is None or self._snapshots.is_durable(left)
             self._status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
@@ -197,21 +174,24 @@ class Supervisor:
         attempt.ended = time.monotonic()
         gathering.cancel()
         remains = await attempt.child.clean_up()
-        self._gone = asyncio.ensure_future(self._all_gone(attempt, remains))
+        users = remains.seen | {attempt.session_pid or attempt.child.pid}
+        self._gone = asyncio.ensure_future(all_gone(remains, users))
+        # Where no attempt follows nobody asks for its outcome.
+        self._gone.add_done_callback(lambda gone: gone.cancelled() or gone.exception())
         self._checkpoints.notice_published()
         await self._keep_what_is_left(attempt)
-        await self._conclude(attempt)
+        self._act(attempt, await self._judge.judge(attempt))
 
     async def _begin(self) -> Attempt:
         """Choose what to resume from and start; what prevents that is the end of the run."""
         try:
             if not self._snapshots.under_way:  # whose files would be swept away
-                await self._unless_stopped(self._checkpoints.sweep())
+                await self._watch.unless_stopped(self._checkpoints.sweep())
             handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
-            await self._unless_stopped(self._checkpoints.choose(handed))
+            await self._watch.unless_stopped(self._checkpoints.choose(handed))
             if self._gone is not None:
-                await self._unless_stopped(self._gone)
-            await self._unless_stopped(self._spares.settle())
+                await self._watch.unless_stopped(self._gone)
+            await self._watch.unless_stopped(self._spares.settle())
             return await self._start(1 + self._last_attempt_number(), handed)
         except OSError as error:
             self._cannot_begin(
@@ -221,33 +201,6 @@ class Supervisor:
         except OrchestratorError as error:
             self._cannot_begin(str(error))
             raise
-
-    async def _all_gone(self, attempt: Attempt, remains: Remains) -> None:
-        """Return when nothing of an attempt is left that the next one could meet.
-
-        Raises LeftoverError when that does not come.
-        """
-        if remains.foreign:
-            self._log.warning(
-                "processes of another user were left running", pids=sorted(remains.foreign)
-            )
-        if remains.stuck:
-            self._log.error(
-                "processes that SIGKILL does not end, in uninterruptible sleep: the next attempt "
-                "waits for their end",
-                processes=processes.describe(remains.stuck[0], remains.stuck),
-            )
-            left = await in_thread(lambda: processes.wait(remains.stuck, STUCK_WAIT_SECONDS))
-            if left:
-                raise LeftoverError(processes.describe(left[0], left))
-        users = remains.seen | {attempt.session_pid or attempt.child.pid}
-        with contextlib.suppress(TimeoutError):
-            taken = await asyncio.wait_for(
-                in_thread(lambda: gpus.wait_until_released(users, GPU_WAIT_SECONDS)),
-                GPU_WAIT_SECONDS + gpus.QUERY_SECONDS,
-            )
-            if taken:
-                self._log.warning("the dead trainer still holds GPU memory", pids=sorted(taken))
 
     def _cannot_begin(self, reason: str) -> None:
         self._machine.handle(Event.GIVE_UP)
@@ -261,13 +214,13 @@ class Supervisor:
         if attempt.left is not None:
             self._snapshots.write(attempt.left, Reason.EMERGENCY if stopping else Reason.CRASH)
         if stopping:
-            await self._settle(self._snapshots.under_way)
+            await self._settle_all()
         elif attempt.handed is not None:
             # Should it turn out to be poisoned, it must be on the disk to be set aside there.
-            await self._settle([attempt.handed])
+            await self._snapshots.settle([attempt.handed], self._watch.kill_wanted)
 
-    async def _settle(self, snapshots: list[Snapshot]) -> None:
-        await self._snapshots.settle(snapshots, WRITE_WAIT_SECONDS, self._watch.kill_wanted)
+    async def _settle_all(self) -> None:
+        await self._snapshots.settle(self._snapshots.under_way, self._watch.kill_wanted)
 
     async def _start(self, number: int, handed: Snapshot | None) -> Attempt:
         resume_from = self._checkpoints.resumed_from
@@ -309,98 +262,10 @@ class Supervisor:
         # On a full disk the last one has left no directory.
         return max(on_disk, self._checkpoints.attempt or 0)
 
-    async def _conclude(self, attempt: Attempt) -> None:
-        """Diagnose, decide, record, act. Raises AttemptFailedError when it is to be repeated."""
-        output = end_of(attempt.directory.output_file)
-        facts = self._facts(attempt, output)
-        if attempt.left is not None and not facts.stop_requested:
-            # In this order: what was saved before a failure must not make up for it.
-            self._budget.refill(*attempt.left.order)
-        diagnosis = diagnose(facts)
-        end = End(
-            kind=diagnosis.kind,
-            fingerprint=diagnosis.fingerprint,
-            step=attempt.step,
-            resumed_step=attempt.resumed_step,
-            loading=attempt.loading,
-            rejected_snapshot=attempt.rejected and attempt.handed is not None,
-            reached_safe_point=attempt.reached_safe_point,
-            connected=attempt.connected,
-        )
-        self._budget.record(end)
-        decision = Decision(Action.STOP, "a stop came before it was decided")
-        try:
-            decision = await self._prepare(attempt, end, decide(end, self._budget))
-        finally:
-            record = attempt.record_end(
-                outcome=diagnosis.outcome,
-                kind=diagnosis.kind,
-                cause=diagnosis.cause,
-                fingerprint=diagnosis.fingerprint,
-                stack=diagnosis.stack,
-                oom_kills=facts.oom_kills,
-                last_lines=last_lines(output),
-                stop_requested=self._watch.stop_source,
-                decision=decision.action,
-                reason=decision.reason,
-            )
-            self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
-        if lost := attempt.output.lost_bytes:
-            self._log.warning(
-                "the disk refused a part of the trainer's output",
-                bytes=lost,
-                output=str(attempt.directory.output_file),
-            )
-        self._act(attempt, diagnosis, decision, record)
-
-    def _facts(self, attempt: Attempt, output: list[str]) -> Facts:
-        return Facts(
-            returncode=-signal.SIGKILL if attempt.returncode is None else attempt.returncode,
-            connected=attempt.connected,
-            reported=attempt.reported,
-            stop_requested=self._watch.stop_wanted.is_set(),
-            lost_steps=self._lost_steps(attempt),
-            error=attempt.error(),
-            hang=attempt.hang,
-            oom_kills=attempt.evidence.oom_kills(),
-            output=output,
-        )
-
-    def _lost_steps(self, attempt: Attempt) -> int:
-        newest = self._checkpoints.newest
-        return max(0, attempt.last_step - (newest.manifest.step if newest else 0))
-
-    async def _prepare(self, attempt: Attempt, end: End, decision: Decision) -> Decision:
-        """Set aside what the decision doubts; where that cannot be, another row decides."""
-        match decision.action:
-            case Action.FORGET:
-                self._snapshots.forget()
-                # What was written from it is no better.
-                await self._demote(attempt, decision.reason)
-            case Action.DEMOTE:
-                self._budget.demoted = True
-                self._snapshots.forget()
-                if not await self._demote(attempt, decision.reason):
-                    return decide(end, self._budget)
-            case Action.REQUEUE:
-                # The status is to say whether all is saved.
-                await self._settle(self._snapshots.under_way)
-        return decision
-
-    async def _demote(self, attempt: Attempt, reason: str) -> bool:
-        return await self._unless_stopped(self._checkpoints.demote(attempt.handed, reason))
-
-    def _act(
-        self,
-        attempt: Attempt,
-        diagnosis: Diagnosis,
-        decision: Decision,
-        record: dict[str, Any],
-    ) -> None:
+    def _act(self, attempt: Attempt, verdict: Verdict) -> None:
+        """Move on as decided. Raises AttemptFailedError when the attempt is to be repeated."""
+        diagnosis, decision = verdict.diagnosis, verdict.decision
         self._status = diagnosis.status
-        self._death = _Death(
-            record, self._saved(attempt, decision), str(attempt.directory.output_file)
-        )
         match decision.action:
             case Action.FINISH:
                 self._machine.handle(Event.COMPLETE)
@@ -408,13 +273,20 @@ class Supervisor:
                 self._log.info(diagnosis.cause, step=attempt.step, epoch=attempt.epoch)
             case Action.STOP:
                 self._machine.handle(Event.STOP)
-                self._report_stop(attempt, diagnosis.status)
+                self._journal.write(
+                    JournalEvent.RUN_STOPPED,
+                    attempt.number,
+                    status=self._status,
+                    step=attempt.step,
+                )
+                report.tell_of_stop(verdict, self._checkpoints.newest)
             case Action.RETRY | Action.DEMOTE | Action.FORGET:
                 self._machine.handle(Event.RETRY)
+                self._to_repeat = verdict
                 raise AttemptFailedError(diagnosis.cause)
             case Action.REQUEUE:
                 self._machine.handle(Event.STOP)
-                lost = self._lost_steps(attempt)
+                lost = verdict.lost_steps > 0
                 self._status = ExitStatus.STOPPED_UNSAVED if lost else ExitStatus.STOPPED_SAVED
                 self._journal.write(
                     JournalEvent.RUN_STOPPED,
@@ -423,7 +295,7 @@ class Supervisor:
                     step=attempt.step,
                     reason=decision.reason,
                 )
-                self._tell_of_death(f"ended: {decision.reason}")
+                report.tell_of_death(verdict, f"ended: {decision.reason}")
             case Action.GIVE_UP:
                 self._machine.handle(Event.GIVE_UP)
                 if diagnosis.kind is Kind.STOPPED:
@@ -434,69 +306,22 @@ class Supervisor:
                     cause=diagnosis.cause,
                     reason=decision.reason,
                 )
-                self._tell_of_death(f"gave up: {decision.reason}")
+                report.tell_of_death(verdict, f"gave up: {decision.reason}")
             case _:
                 assert_never(decision.action)
-
-    def _saved(self, attempt: Attempt, decision: Decision) -> str:
-        if decision.action is Action.DEMOTE:
-            return f"an older checkpoint, since {decision.reason}"
-        if attempt.left is not None and not self._snapshots.is_durable(attempt.left):
-            return f"step {attempt.left.manifest.step}, in memory and being written"
-        newest = self._checkpoints.newest
-        return f"step {newest.manifest.step}, {newest.path}" if newest else "nothing yet"
-
-    def _tell_of_death(self, now: str) -> None:
-        assert self._death is not None
-        record, output = self._death.record, self._death.output
-        tell = self._log.warning if record["decision"] in RETRIES else self._log.error
-        tell(
-            record["cause"],
-            details=paragraph(record, self._death.saved, now, output),
-            kind=record["kind"],
-            step=record["step"],
-            decision=record["decision"],
-            output=output,
-        )
-
-    def _report_stop(self, attempt: Attempt, status: ExitStatus) -> None:
-        newest = self._checkpoints.newest
-        self._journal.write(
-            JournalEvent.RUN_STOPPED, attempt.number, status=status, step=attempt.step
-        )
-        where = str(newest.path) if newest else None
-        if status is ExitStatus.STOPPED_SAVED and newest is None:
-            self._log.info("stopped before the first step: there was nothing to save")
-        elif status is ExitStatus.STOPPED_SAVED:
-            self._log.info("stopped; the state is saved", checkpoint=where)
-        else:
-            self._log.error(
-                "stopped; the last steps are not saved",
-                lost_steps=self._lost_steps(attempt),
-                checkpoint=where,
-            )
 
     async def _pause(self, seconds: float) -> None:
         self._conversation.restarts += 1
         self._journal.write(
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=self._budget.spent
         )
-        self._tell_of_death(restart_text(seconds, self._budget.spent, self._config.max_restarts))
-        await self._unless_stopped(asyncio.sleep(seconds))
+        assert self._to_repeat is not None
+        report.tell_of_death(
+            self._to_repeat,
+            report.restart_text(seconds, self._budget.spent, self._config.max_restarts),
+        )
+        await self._watch.unless_stopped(asyncio.sleep(seconds))
         self._machine.handle(Event.DUE)
-
-    async def _unless_stopped(self, work: Awaitable[T]) -> T:
-        """Await ``work``, or raise _StoppedBetweenAttemptsError as soon as a stop is wanted."""
-        task = asyncio.ensure_future(work)
-        stop = asyncio.ensure_future(self._watch.stop_wanted.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if self._watch.stop_wanted.is_set():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            raise _StoppedBetweenAttemptsError
-        return await task
 
     # --- what the system tells ---------------------------------------------------------------
 

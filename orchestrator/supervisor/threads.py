@@ -3,10 +3,17 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from orchestrator.errors import NoThreadError
+
 T = TypeVar("T")
+
+# At its limit of processes a machine has often room again a moment later.
+THREAD_WAIT_SECONDS = 60.0
+THREAD_POLL_SECONDS = 0.2
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -14,6 +21,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     asyncio.to_thread's executor is joined when the program ends, and would hold it for as long as
     one thread is stuck on a dead disk or on a process in uninterruptible sleep.
+    Raises NoThreadError when the system grants none for a minute.
     """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
@@ -31,5 +39,17 @@ async def in_thread(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(deliver, *outcome)
 
-    threading.Thread(target=run, daemon=True).start()
+    await _start(threading.Thread(target=run, daemon=True))
     return await result
+
+
+async def _start(thread: threading.Thread) -> None:
+    deadline = time.monotonic() + THREAD_WAIT_SECONDS
+    while True:
+        try:
+            thread.start()
+            return
+        except RuntimeError:
+            if time.monotonic() >= deadline:
+                raise NoThreadError from None
+        await asyncio.sleep(THREAD_POLL_SECONDS)

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
+from orchestrator.errors import NoThreadError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
@@ -39,6 +41,13 @@ _ACTIVITIES = {
     Phase.SAVE: Activity.SAVE,
     Phase.DONE: Activity.DONE,
 }
+
+
+T = TypeVar("T")
+
+
+class StoppedBetweenAttemptsError(Exception):
+    """A stop came while no trainer was running."""
 
 
 class Watch:
@@ -74,19 +83,28 @@ class Watch:
         self._deadline: asyncio.TimerHandle | None = None
 
     async def until_over(self, attempt: Attempt) -> None:
-        """Wait until the attempt has ended or was given up as unkillable."""
+        """Wait until the attempt has ended or was given up as unkillable.
+
+        Raises NoThreadError, with all of it killed, when there is no way to watch it.
+        """
         self.attempt = attempt
         if self.stop_wanted.is_set():
             # It came between the choice of the checkpoint and the start.
             self._begin_stop(attempt)
-        tasks = [
-            asyncio.ensure_future(self._wait_for_command(attempt)),
-            asyncio.ensure_future(self._wait_for_hang(attempt)),
-        ]
-        await attempt.over.wait()
-        for task in tasks:
-            task.cancel()
-        self._cancel_deadline()
+        over = asyncio.ensure_future(attempt.over.wait())
+        watching = asyncio.gather(self._wait_for_command(attempt), self._wait_for_hang(attempt))
+        try:
+            await asyncio.wait({over, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+            await over
+        except NoThreadError:
+            attempt.child.kill_tree()
+            raise
+        finally:
+            watching.cancel()
+            over.cancel()
+            self._cancel_deadline()
 
     async def _wait_for_command(self, attempt: Attempt) -> None:
         attempt.returncode = await attempt.child.wait()
@@ -163,6 +181,19 @@ class Watch:
         self._log.warning(why, phase=attempt.page.phase.name.lower())
         attempt.child.kill_tree()
         self._set_deadline(KILL_WAIT_SECONDS)
+
+    async def unless_stopped(self, work: Awaitable[T]) -> T:
+        """Await ``work``, or raise StoppedBetweenAttemptsError as soon as a stop is wanted."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self.stop_wanted.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if self.stop_wanted.is_set():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            raise StoppedBetweenAttemptsError
+        return await task
 
     # --- hangs -------------------------------------------------------------------------------
 

@@ -44,10 +44,10 @@ def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> 
         snapshot = take(keeper)
         conversation.written(snapshot, publish(store, 1), 0.1)
         keeper.write(snapshot, Reason.PERIODIC)
-        await keeper.settle([snapshot], 0.1, asyncio.Event())
+        await keeper.settle([snapshot], asyncio.Event(), 0.1)
         assert names(store) == ["step-000000000001"]
         watch.request_stop("SIGTERM")
-        await keeper.settle([snapshot], 10.0, asyncio.Event())
+        await keeper.settle([snapshot], asyncio.Event(), 10.0)
         assert names(store) == ["step-000000000001", "step-000000000007"]
 
     asyncio.run(play())

@@ -26,10 +26,10 @@ def test_only_what_can_wait_waits_for_the_deletion_of_older_ones(
         keeper = SnapshotKeeper(store, rotated.wait, lambda *facts: None, lambda *facts: None)
         snapshot = take(keeper)
         keeper.write(snapshot, reason)
-        await keeper.settle([snapshot], 0.3, asyncio.Event())
+        await keeper.settle([snapshot], asyncio.Event(), 0.3)
         before = bool(names(store))
         rotated.set()
-        await keeper.settle([snapshot], 10.0, asyncio.Event())
+        await keeper.settle([snapshot], asyncio.Event(), 10.0)
         return before
 
     can_wait = reason in (Reason.PERIODIC, Reason.REQUESTED)
@@ -58,7 +58,7 @@ def test_a_write_that_cannot_begin_is_answered(
         snapshot = take(keeper)
         monkeypatch.setattr(threading.Thread, "start", refuse)
         keeper.write(snapshot, Reason.PERIODIC)
-        await keeper.settle([snapshot], 10.0, asyncio.Event())
+        await keeper.settle([snapshot], asyncio.Event(), 10.0)
         assert keeper.under_way == []
 
     asyncio.run(write())
