@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -94,7 +94,8 @@ class Watch:
         over = asyncio.ensure_future(attempt.over.wait())
         watching = asyncio.gather(self._wait_for_command(attempt), self._wait_for_hang(attempt))
         try:
-            await asyncio.wait({over, watching}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {over, watching}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if watching.done():
                 watching.result()
             await over
