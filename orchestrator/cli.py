@@ -45,7 +45,7 @@ def parse(words: Sequence[str]) -> Namespace:
     tail = list(words[split + 1 :])
     if unknown:
         arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
-    if arguments.do is launch.run:
+    if arguments.takes_command:
         arguments.command += tail
         if not arguments.command:
             arguments.parser.error("name the COMMAND to run, after --")
@@ -76,11 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(groups)
+    _add_commands_to_a_run(groups)
+    _add_checkpoints(groups)
+    return parser
 
+
+def _add_run(groups: Any) -> None:
     running = _add(groups, "run", launch.run, "Run a training command: save, restart, resume.")
-    running.formatter_class = argparse.RawDescriptionHelpFormatter
-    running.usage = "orchestrator run [OPTIONS] -- COMMAND..."
-    running.epilog = RUN_HELP
+    _take_command(running, RUN_HELP)
     for setting in fields(Config):
         option, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
         if setting.type is bool:
@@ -89,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         running.add_argument(
             option, metavar=setting.metadata["metavar"], help=text.replace("%", "%%")
         )
-    running.add_argument("command", nargs="*", metavar="-- COMMAND", help="python train.py ...")
 
+
+def _add_commands_to_a_run(groups: Any) -> None:
     showing = _add(
         groups, "status", commands.status, "Show what a run does, and what a kill would lose."
     )
@@ -101,7 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     saving = _add(
         groups, "checkpoint", commands.checkpoint, "Have a run save now and keep training."
     )
+    for command in (showing, stopping, saving):
+        _take_run_dir(command)
+    _take_json(showing)
 
+
+def _add_checkpoints(groups: Any) -> None:
     kept = groups.add_parser("checkpoints", help="List, verify, pin and copy checkpoints.")
     actions = kept.add_subparsers(title="commands", required=True, metavar="COMMAND")
     listing = _add(actions, "list", commands.list_, "List them, every byte verified.")
@@ -111,17 +121,10 @@ def _parser() -> argparse.ArgumentParser:
         actions, "unpin", commands.unpin, "Let --keep decide about a checkpoint again."
     )
     exporting = _add(actions, "export", commands.export, "Copy state.pt, verified, to a new file.")
-
-    for command in (showing, stopping, saving, listing, verifying, pinning, unpinning, exporting):
-        command.add_argument(
-            "run_dir",
-            nargs="?",
-            type=Path,
-            metavar="RUN_DIR",
-            help="the run; may be left out where there is only one in runs/",
-        )
-    for command in (showing, listing, verifying):
-        command.add_argument("--json", action="store_true", help="print JSON, for programs")
+    for command in (listing, verifying, pinning, unpinning, exporting):
+        _take_run_dir(command)
+    for command in (listing, verifying):
+        _take_json(command)
     for command in (pinning, unpinning, exporting):
         command.add_argument(
             "--step", type=int, help="the checkpoint of this step (the newest valid one)"
@@ -129,7 +132,28 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument(
         "-o", "--output", type=Path, default=Path("checkpoint.pt"), help="the file, a new one"
     )
-    return parser
+
+
+def _take_command(command: argparse.ArgumentParser, epilog: str) -> None:
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.usage = f"{command.prog} [OPTIONS] -- COMMAND..."
+    command.epilog = epilog
+    command.add_argument("command", nargs="*", metavar="-- COMMAND", help="python train.py ...")
+    command.set_defaults(takes_command=True)
+
+
+def _take_run_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "run_dir",
+        nargs="?",
+        type=Path,
+        metavar="RUN_DIR",
+        help="the run; may be left out where there is only one in runs/",
+    )
+
+
+def _take_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def _add_switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
@@ -148,5 +172,5 @@ def _add(
     command: argparse.ArgumentParser = group.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    command.set_defaults(do=do, parser=command)
+    command.set_defaults(do=do, parser=command, takes_command=False)
     return command
