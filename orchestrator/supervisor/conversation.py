@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import Any
 
@@ -55,6 +56,7 @@ class Conversation:
         self._snapshots = snapshots
         self._spares = spares
         self._snapshot_journalled = float("-inf")
+        self._snapshot_interval: float | None = None
         self._log = structlog.get_logger()
         self._rotations: set[asyncio.Task[None]] = set()
         self._waiting_for_checkpoint: list[Peer] = []
@@ -100,6 +102,7 @@ class Conversation:
                 "command": self._command,
                 "every": asdict(self._config.every),
                 "snapshot_budget": self._config.snapshot_budget,
+                "snapshot_interval_seconds": self._snapshot_interval,
                 "resume_generation": attempt.handed.generation if attempt.handed else None,
                 "writing_generations": [s.generation for s in self._snapshots.under_way],
                 "grace_seconds": self._config.grace,
@@ -145,6 +148,7 @@ class Conversation:
 
     def _hear_snapshot(self, attempt: Attempt, facts: dict[str, Any]) -> None:
         attempt.snapshot_facts = facts
+        self._snapshot_interval = facts.get("interval_seconds") or self._snapshot_interval
         now = time.monotonic()
         if now - self._snapshot_journalled >= SNAPSHOT_SAMPLE_SECONDS:
             self._snapshot_journalled = now
@@ -196,13 +200,19 @@ class Conversation:
         if self._rotations:
             await asyncio.wait(self._rotations, timeout=ROTATION_WAIT_SECONDS)
 
-    async def rotations_end_or_stop(self) -> None:
-        """The same for a write: when a stop comes, the state of now needs its slot."""
-        stop = asyncio.ensure_future(self._watch.stop_wanted.wait())
-        end = asyncio.ensure_future(self.rotations_end())
-        await asyncio.wait({stop, end}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        end.cancel()
+    async def rotations_end_or_hurry(self) -> None:
+        """The same for a write, unless the attempt is to stop, or over: then it is urgent."""
+        attempt = self._watch.attempt
+        work: list[Coroutine[Any, Any, Any]] = [
+            self.rotations_end(),
+            self._watch.stop_wanted.wait(),
+        ]
+        if attempt is not None:
+            work.append(attempt.over.wait())
+        waits = [asyncio.ensure_future(wait) for wait in work]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     def _warn_of_short_grace(self, save_seconds: Any) -> None:
         if self._grace_checked or not isinstance(save_seconds, float):

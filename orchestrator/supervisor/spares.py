@@ -134,9 +134,11 @@ class SpareKeeper:
         self,
         command: list[str],
         wanted: bool,
+        is_stopping: Callable[[], bool],
         available: Callable[[], int] = available_bytes,
     ) -> None:
         """Without ``wanted`` there is never one; ``available`` is how much memory is left."""
+        self._is_stopping = is_stopping
         self._available = available
         self._command = python_command(command)
         self._never = OFF if not wanted else NOT_PYTHON if self._command is None else None
@@ -228,7 +230,10 @@ class SpareKeeper:
         if status is not None and status >= 0:
             # The next one would end in the same way.
             self._never = self._reason
-        self._log.warning("there is no spare: the next trainer starts cold", reason=self._reason)
+        if not self._is_stopping():  # a scheduler's stop, sent to everybody, ends it too
+            self._log.warning(
+                "there is no spare: the next trainer starts cold", reason=self._reason
+            )
         spare.close()
 
     async def _watch_memory(self) -> None:

@@ -80,7 +80,7 @@ class Supervisor:
         self._machine = Machine()
         self._snapshots = SnapshotKeeper(
             store,
-            rotated=lambda: self._conversation.rotations_end_or_stop(),
+            rotated=lambda: self._conversation.rotations_end_or_hurry(),
             on_written=lambda *facts: self._conversation.written(*facts),
             on_failed=lambda *facts: self._conversation.write_failed(*facts),
         )
@@ -92,7 +92,7 @@ class Supervisor:
             lambda: bool(self._snapshots.under_way),
             self._journal,
         )
-        self._spares = SpareKeeper(command, config.spare)
+        self._spares = SpareKeeper(command, config.spare, self._watch.stop_wanted.is_set)
         self._conversation = Conversation(
             config,
             command,

@@ -91,6 +91,9 @@ class Watch:
         if self.stop_wanted.is_set():
             # It came between the choice of the checkpoint and the start.
             self._begin_stop(attempt)
+        if self.kill_wanted.is_set():
+            self._machine.handle(Event.DEADLINE)
+            self._kill(attempt, "killing everything now")
         over = asyncio.ensure_future(attempt.over.wait())
         watching = asyncio.gather(self._wait_for_command(attempt), self._wait_for_hang(attempt))
         try:

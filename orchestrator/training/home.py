@@ -25,6 +25,8 @@ class Home(Protocol):
     slots: Slots
     every: Every
     snapshot_budget: float | None
+    snapshot_interval: float | None
+    """In seconds, as an earlier attempt has learned it."""
     command: list[str]
     """What a person or scheduler started, to be told from other commands on the same run."""
 

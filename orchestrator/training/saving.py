@@ -72,7 +72,7 @@ class Saver:
     """
 
     def __init__(self, home: Home, registry: Registry) -> None:
-        self.pace = Pace(home.snapshot_budget)
+        self.pace = Pace(home.snapshot_budget, home.snapshot_interval)
         self._write_seconds = 0.0
         self._thread_seconds = 0.0
         self._home = home

@@ -1,6 +1,8 @@
 """When the next checkpoint and the next snapshot are due."""
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,9 +11,12 @@ from orchestrator.config import Every
 FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
 NEVER = 1 << 62
-# A new measurement counts so much; an interval stays until the measured cost is off by a quarter.
-NEW_SHARE = 0.3
+# The cost is the median of so many measurements; an interval stays until that is off by a quarter.
+REMEMBERED = 5
 HYSTERESIS = 0.25
+# Until so many are known the next one follows after this share of the interval.
+LEARNING = 3
+LEARNING_SHARE = 0.1
 
 
 @dataclass
@@ -72,33 +77,46 @@ def _next_multiple(count: int, interval: int) -> int:
 class Pace:
     """The interval at which something with a measured cost takes at most ``budget`` of the time.
 
-    Without a budget it is never due. The first two are due at once: nothing is known yet, and the
-    first costs more than those that follow.
+    Without a budget it is never due. Otherwise the first two are due at once, unless an earlier
+    process has learned the interval: the first is no measure, since it prepares what the others
+    use. The next few follow soon, so that one measured in a bad moment does not decide for long.
     """
 
     def __init__(
-        self, budget: float | None, clock_ns: Callable[[], int] = time.monotonic_ns
+        self,
+        budget: float | None,
+        learned_seconds: float | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._budget = budget
         self._clock_ns = clock_ns
         self._warm = False
-        self._cost_seconds: float | None = None
+        self._costs: deque[float] = deque(maxlen=REMEMBERED)
         self.interval_seconds: float | None = None
         self.next_ns = 0 if budget is not None else NEVER
+        if budget is not None and learned_seconds is not None:
+            self._costs.extend([learned_seconds * budget] * LEARNING)
+            self.interval_seconds = learned_seconds
+            self._wait(learned_seconds)
 
     def took(self, seconds: float) -> None:
         """One has been done at this cost; the next is due an interval later."""
         if self._budget is None:
             return
-        if not self._warm:
-            self._warm = True
-            return
-        before = self._cost_seconds
-        cost = seconds if before is None else before + NEW_SHARE * (seconds - before)
-        self._cost_seconds = cost
-        wanted = cost / self._budget
+        if self._warm:
+            self._learn(seconds, self._budget)
+        self._warm = True
+        if self.interval_seconds is not None:
+            learning = len(self._costs) < LEARNING
+            self._wait(self.interval_seconds * (LEARNING_SHARE if learning else 1.0))
+
+    def _learn(self, seconds: float, budget: float) -> None:
+        self._costs.append(seconds)
+        wanted = statistics.median(self._costs) / budget
         if self.interval_seconds is None or not (
             1 - HYSTERESIS <= wanted / self.interval_seconds <= 1 + HYSTERESIS
         ):
             self.interval_seconds = wanted
-        self.next_ns = self._clock_ns() + int(self.interval_seconds * 1e9)
+
+    def _wait(self, seconds: float) -> None:
+        self.next_ns = self._clock_ns() + int(seconds * 1e9)

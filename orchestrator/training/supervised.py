@@ -60,6 +60,7 @@ class Supervised:
         self.command = welcome["command"]
         self.every = Every(**welcome["every"])
         self.snapshot_budget: float | None = welcome["snapshot_budget"]
+        self.snapshot_interval: float | None = welcome["snapshot_interval_seconds"]
         self._journal = Journal(self.run.journal_file)
         self._own_writer = OwnWriter(self.store, self.published, self.failed)
         self._module_report = ModuleReport(

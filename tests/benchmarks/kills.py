@@ -23,13 +23,10 @@ ROOT = Path(__file__).parents[2]
 SIZES = {"10 MB": 10_000_000, "600 MB": 600_000_000}
 LARGE_BYTES = 100_000_000
 KILLS = 20
-# They take several seconds each.
-KILLS_OF_OTHERS = 5
 DEADLINE_SECONDS = 120.0
 SETTLE_SECONDS = 1.0
 POLL_SECONDS = 0.002
 
-GOODPUT_BYTES = 600_000_000
 GOODPUT_SECONDS = 180.0
 KILL_EVERY_SECONDS = 20.0
 BASE_SECONDS = 15.0
@@ -167,9 +164,9 @@ def _restarts(name: str, size: int, root: Path) -> list[Figure]:
     is_large = size > LARGE_BYTES
     label = f"{name}: SIGKILL to the next step"
     ours = seconds(OurJob(root, size, "--spare"), KILLS)
-    cold = seconds(OurJob(root, size, "--no-spare"), KILLS_OF_OTHERS)
-    by_torchrun = seconds(torchrun(root, size), KILLS_OF_OTHERS)
-    by_bash = seconds(bash_loop(root, size), KILLS_OF_OTHERS)
+    cold = seconds(OurJob(root, size, "--no-spare"), KILLS)
+    by_torchrun = seconds(torchrun(root, size), KILLS)
+    by_bash = seconds(bash_loop(root, size), KILLS)
     against_cold = paired(label, ours, cold, "our cold start")
     against_cold.relative = False
     copies = 2 * Bytes(Workload(size).tensors()).copy() if is_large else 0.0
@@ -183,19 +180,23 @@ def _restarts(name: str, size: int, root: Path) -> list[Figure]:
 
 def goodput(root: Path) -> list[Figure]:
     """Steps kept under a SIGKILL every 20 s, over those of a run that nobody disturbs."""
-    with OurJob(root, GOODPUT_BYTES, "--spare") as job:
+    return [_goodput(name, size, root) for name, size in SIZES.items()]
+
+
+def _goodput(name: str, size: int, root: Path) -> Figure:
+    with OurJob(root, size, "--spare") as job:
         pace = job.steps_per_second()
-    with OurJob(root, GOODPUT_BYTES, "--spare") as job:
+    with OurJob(root, size, "--spare") as job:
         ours = job.goodput(pace)
-    workload = Workload(GOODPUT_BYTES)
+    workload = Workload(size)
     workload.step()
     began = time.perf_counter()
     save(workload, 1, root / "saved.pt")
     save_seconds = time.perf_counter() - began
     # Young's interval (1974) is the best there is for a given mean time between failures.
     best = math.sqrt(2 * save_seconds * KILL_EVERY_SECONDS)
-    with torchrun(root, GOODPUT_BYTES, best) as job:
+    with torchrun(root, size, best) as job:
         others = job.goodput(pace)
-    words = f"torchrun, torch.save every {best:.1f} s"
-    label = "600 MB: steps lost under a SIGKILL every 20 s"
-    return [Figure(label, "of all", 1 - ours, 1 - others, words, 0.05)]
+    words = f"torchrun, torch.save every {best:.2g} s"
+    label = f"{name}: steps lost under a SIGKILL every 20 s"
+    return Figure(label, "of all", 1 - ours, 1 - others, words, 0.05)

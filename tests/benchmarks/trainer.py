@@ -42,8 +42,8 @@ QUIET_SHARE = 0.05
 QUIET_SECONDS = 0.1
 QUIET_WAIT_SECONDS = 60.0
 STEPS_BETWEEN = 2
-OVERHEAD_SECONDS = 90.0
-LEAST_ROUNDS = 2
+# So many snapshots teach the pace its interval.
+PACED = 6
 
 
 class Trainer:
@@ -230,37 +230,25 @@ def _finish(pending: Any, root: Path) -> None:
 
 
 def overhead(trainer: Trainer, arguments: argparse.Namespace) -> Times:
-    """Windows of steps with snapshots as often as the budget allows, in turn with none."""
+    """Windows of steps with one snapshot, in turn with none, and the interval that is paced."""
     times: Times = {}
     pace = trainer.session._saver.pace
-    trainer.steps(2)
-    deadline = time.monotonic() + arguments.base_seconds * 3
-    while pace.interval_seconds is None or time.monotonic() < deadline:
-        trainer.steps(4)
-        if pace.interval_seconds is None:
-            pace.next_ns = 0
-    # On a busy machine snapshots are dear, and with them an interval is long.
-    end = time.monotonic() + OVERHEAD_SECONDS
+    trainer.steps(1)
+    trainer.session.checkpoint()
+    for _ in range(PACED):
+        trainer.snapshot()
+    steps = max(4, round(arguments.base_seconds / (trainer.steps(8) / 8)))
     for turn in range(arguments.rounds):
-        if turn >= LEAST_ROUNDS and time.monotonic() > end:
-            break
-        step_seconds = trainer.steps(8) / 8
-        interval = pace.interval_seconds
-        window = interval * max(1, round(arguments.base_seconds / interval))
-        steps = max(8, round(window / step_seconds))
-        for with_snapshots in (turn % 2 == 0, turn % 2 == 1):
-            # From the middle of an interval on, so that a window of one holds one.
-            due = time.monotonic_ns() + int(pace.interval_seconds * 0.5e9)
-            pace.next_ns = due if with_snapshots else NEVER
+        for with_snapshot in (turn % 2 == 0, turn % 2 == 1):
+            pace.next_ns = 0 if with_snapshot else NEVER
             begun = _generation(trainer)
-            seconds = trainer.steps(steps)
+            # What the step that takes it costs, and those that run beside its thread.
+            seconds = trainer.steps(1)
             pace.next_ns = NEVER
-            trainer.steps(1)
-            if with_snapshots:
-                note(times, with_snapshots=seconds, taken=_generation(trainer) - begun)
-                note(times, interval=pace.interval_seconds, window=seconds)
-            else:
-                note(times, without=seconds)
+            seconds += trainer.steps(steps)
+            assert _generation(trainer) - begun == with_snapshot
+            note(times, **{"with_one" if with_snapshot else "without": seconds})
+        note(times, interval=pace.interval_seconds)
     return times
 
 

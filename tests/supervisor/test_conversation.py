@@ -33,11 +33,11 @@ def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> 
         custodian = _RotatesForEver(store, config.retention, journal, Budget(3), [])
         keeper = SnapshotKeeper(
             store,
-            lambda: conversation.rotations_end_or_stop(),
+            lambda: conversation.rotations_end_or_hurry(),
             on_written=lambda *facts: None,
             on_failed=lambda *facts: None,
         )
-        spares = SpareKeeper(["true"], wanted=False)
+        spares = SpareKeeper(["true"], False, watch.stop_wanted.is_set)
         conversation = Conversation(
             config, [], store, journal, machine, watch, custodian, keeper, spares, restarts=0
         )

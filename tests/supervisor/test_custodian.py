@@ -1,7 +1,10 @@
 """The checkpoints of a running run, as the supervisor keeps them."""
 
 import asyncio
+import errno
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +23,13 @@ def custodian_of(store: Store) -> Custodian:
     return Custodian(store, RetentionPolicy(keep=3), journal, Budget(3), journal.read()[0])
 
 
-def demoted(store: Store) -> bool:
+def demoted(store: Store, meanwhile: Callable[[], None] = lambda: None) -> bool:
     """Whether the checkpoint that a run would resume from could be set aside."""
 
     async def choose_and_demote() -> bool:
         custodian = custodian_of(store)
         assert await custodian.choose(None) is not None
+        meanwhile()
         return await custodian.demote(None, "it failed")
 
     return asyncio.run(choose_and_demote())
@@ -87,3 +91,20 @@ def test_a_checkpoint_that_cannot_be_replaced_is_not_demoted(tmp_path: Path, spo
         "step-000000000010",
         "step-000000000020",
     ]
+
+
+def test_a_checkpoint_that_cannot_be_judged_is_not_demoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that shows nothing now leaves everything where it is, and the run goes on."""
+    store = new_store(tmp_path, [10, 20])
+
+    def lose_the_disk() -> None:
+        def refuse(*arguments: object) -> int:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        monkeypatch.setattr(os, "open", refuse)
+
+    assert not demoted(store, lose_the_disk)
+    monkeypatch.undo()
+    assert len(store.all()) == 2

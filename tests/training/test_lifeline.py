@@ -40,6 +40,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         "every": {"amount": 600.0, "unit": "seconds"},
         "grace_seconds": 3600.0,
         "snapshot_budget": None,
+        "snapshot_interval_seconds": None,
         "resume_generation": None,
         "writing_generations": [],
     }

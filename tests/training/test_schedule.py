@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.config import Every
-from orchestrator.training.schedule import NEVER, Pace, Schedule
+from orchestrator.training.schedule import LEARNING, NEVER, Pace, Schedule
 
 
 class Clock:
@@ -17,16 +17,40 @@ class Clock:
 def test_pace_keeps_to_its_budget() -> None:
     """A cost of 10 ms at 1% is due again after a second."""
     clock = Clock()
-    pace = Pace(0.01, clock)
+    pace = Pace(0.01, None, clock)
     pace.took(5.0)
-    pace.took(0.01)
+    for _ in range(LEARNING):
+        pace.took(0.01)
     assert pace.interval_seconds == pytest.approx(1.0)
     assert pace.next_ns == pytest.approx(101e9)
 
 
+def test_the_first_measurements_follow_soon() -> None:
+    """One that was taken in a bad moment does not stretch the interval for long."""
+    clock = Clock()
+    pace = Pace(0.01, None, clock)
+    for seconds in (5.0, 0.3):
+        pace.took(seconds)
+    assert pace.next_ns == pytest.approx(103e9)
+    for _ in range(LEARNING):
+        pace.took(0.01)
+    assert pace.interval_seconds == pytest.approx(1.0)
+
+
+def test_what_an_earlier_process_has_learned_holds() -> None:
+    """The first is due an interval after the start, and one bad moment changes nothing."""
+    clock = Clock()
+    pace = Pace(0.01, 4.0, clock)
+    assert pace.next_ns == pytest.approx(104e9)
+    for seconds in (5.0, 0.3):
+        pace.took(seconds)
+        assert pace.next_ns == pytest.approx(104e9)
+    assert Pace(None, 4.0, clock).next_ns == NEVER
+
+
 def test_first_snapshot_is_no_measure() -> None:
     """The first one lays out and faults pages in: the second is due at once."""
-    pace = Pace(0.01, Clock())
+    pace = Pace(0.01, None, Clock())
     assert pace.next_ns == 0
     pace.took(3.0)
     assert pace.next_ns == 0
@@ -34,7 +58,7 @@ def test_first_snapshot_is_no_measure() -> None:
 
 def test_pace_does_not_follow_noise() -> None:
     """The interval stays while the cost moves by less than a quarter, and follows what lasts."""
-    pace = Pace(0.01, Clock())
+    pace = Pace(0.01, None, Clock())
     for seconds in (0.0, 0.010, 0.011, 0.009, 0.012):
         pace.took(seconds)
         assert pace.interval_seconds in (None, pytest.approx(1.0))
