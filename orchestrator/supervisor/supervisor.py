@@ -39,6 +39,7 @@ from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.symptoms import Kind
+from orchestrator.supervisor.threads import may_go_unheard
 from orchestrator.supervisor.verdict import Judge, Verdict
 from orchestrator.supervisor.watch import StoppedBetweenAttemptsError, Watch
 
@@ -176,8 +177,7 @@ class Supervisor:
         remains = await attempt.child.clean_up()
         users = remains.seen | {attempt.session_pid or attempt.child.pid}
         self._gone = asyncio.ensure_future(all_gone(remains, users))
-        # Where no attempt follows nobody asks for its outcome.
-        self._gone.add_done_callback(lambda gone: gone.cancelled() or gone.exception())
+        may_go_unheard(self._gone)  # where no attempt follows
         self._checkpoints.notice_published()
         await self._keep_what_is_left(attempt)
         self._act(attempt, await self._judge.judge(attempt))

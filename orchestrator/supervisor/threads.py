@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop."""
+"""Work beside the course of the run: blocking work in threads, outcomes that may not matter."""
 
 import asyncio
 import contextlib
@@ -53,3 +53,8 @@ async def _start(thread: threading.Thread) -> None:
             if time.monotonic() >= deadline:
                 raise NoThreadError from None
         await asyncio.sleep(THREAD_POLL_SECONDS)
+
+
+def may_go_unheard(future: "asyncio.Future[Any]") -> None:
+    """Have asyncio not complain where nobody asks for the outcome."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())

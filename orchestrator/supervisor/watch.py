@@ -18,7 +18,7 @@ from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS
 from orchestrator.supervisor.hangs import TICK_SECONDS, Activity, Budgets, HangClock, Sign, Silence
 from orchestrator.supervisor.states import Event, Machine, State
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.supervisor.threads import in_thread, may_go_unheard
 
 # Of the grace period, what ending the processes and writing the last records may take.
 CLOSING_SECONDS = 2.0
@@ -96,6 +96,7 @@ class Watch:
             self._kill(attempt, "killing everything now")
         over = asyncio.ensure_future(attempt.over.wait())
         watching = asyncio.gather(self._wait_for_command(attempt), self._wait_for_hang(attempt))
+        may_go_unheard(watching)
         try:
             either: set[asyncio.Future[Any]] = {over, watching}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -112,7 +112,7 @@ def test_signal_to_trainer_alone_is_a_stop(supervise: Start) -> None:
 
 def test_second_interrupt_does_not_wait_for_the_safe_point(supervise: Start) -> None:
     """A second Ctrl-C ends a trainer that reaches no safe point; the older checkpoint stands."""
-    run = supervise(*SLOW, *STUCK)
+    run = supervise(*SLOW, *STUCK, options=("--snapshot-budget", "off"))
     run.wait_for_output("stuck")
     run.signal(signal.SIGINT)
     run.wait_for_event("stop_requested")
@@ -156,7 +156,7 @@ def test_third_interrupt_kills_at_once(supervise: Start) -> None:
 
 def test_deadline_ends_a_trainer_without_safe_point(supervise: Start) -> None:
     """When no safe point comes within the grace period, the trainer is killed and 74 says so."""
-    run = supervise(*SLOW, *STUCK, options=("--grace", "2s"))
+    run = supervise(*SLOW, *STUCK, options=("--grace", "2s", "--snapshot-budget", "off"))
     run.wait_for_output("stuck")
     run.signal(signal.SIGTERM)
     status, _, stderr = run.end()
