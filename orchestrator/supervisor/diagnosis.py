@@ -22,6 +22,7 @@ _VOLATILE = re.compile(
     r"|[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?",
     re.IGNORECASE,
 )
+_GONE_WORKER = re.compile(r"DataLoader worker .* exited unexpectedly")
 
 
 class Outcome(StrEnum):
@@ -129,7 +130,7 @@ def _death(facts: Facts) -> _Death:
     if error is None and facts.returncode == PYTHON_EXCEPTION_STATUS:
         error = traceback_in(facts.output)
     if error is not None:
-        return _raised(error, facts.oom_kills)
+        return _raised(error, facts)
     if (number := _signal_of(facts.returncode)) is not None:
         return _signalled(number, facts)
     mark = _digest("status", str(facts.returncode), "")
@@ -138,13 +139,16 @@ def _death(facts: Facts) -> _Death:
     return _Death(Kind.EXIT_STATUS, f"ended with status {facts.returncode}", mark)
 
 
-def _raised(error: dict[str, Any], oom_kills: int) -> _Death:
-    kind = kind_of(error)
-    message = str(error.get("message", ""))
+def _raised(error: dict[str, Any], facts: Facts) -> _Death:
+    kind, message = kind_of(error), str(error.get("message", ""))
+    if kind is Kind.EXCEPTION and _GONE_WORKER.search(message):
+        # torch raises the signal in the middle of other code, which may catch it and only log it.
+        told = (line for line in facts.output if "DataLoader worker" in line)
+        kind = kind_of({"message": "\n".join(told)})
     what = f"failed with {error.get('type')}"
     if headline := _headline(message):
         what += f": {headline}"
-    if oom_kills and (kind is Kind.WORKER_KILLED or "DataLoader worker" in message):
+    if facts.oom_kills and (kind is Kind.WORKER_KILLED or "DataLoader worker" in message):
         # torch says only that a worker is gone.
         return _Death(Kind.OOM_KILLED, f"{what}; the kernel's OOM killer ended the worker", None)
     if frame := error.get("frame"):

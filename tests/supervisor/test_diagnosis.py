@@ -116,6 +116,19 @@ def test_worker_that_the_oom_killer_ended(message: str) -> None:
     assert found.fingerprint is None
 
 
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        ([f"W1124 profiler.py:858] RuntimeError: {WORKER}Bus error. It"], Kind.SHARED_MEMORY_FULL),
+        (["OSError: Input/output error"], Kind.EXCEPTION),
+    ],
+)
+def test_signal_of_a_worker_that_other_code_has_caught(output: list[str], kind: Kind) -> None:
+    """torch raises it in the middle of anything; where that logs it, the output tells it."""
+    message = "DataLoader worker (pid(s) 17) exited unexpectedly"
+    assert diagnosis(returncode=1, error=error(message=message), output=output).kind is kind
+
+
 def test_exception_without_error_file_is_read_from_the_output() -> None:
     """A script that fails before it imports us has printed why."""
     output = [
