@@ -124,7 +124,7 @@ def test_worker_that_the_oom_killer_ended(message: str) -> None:
     ],
 )
 def test_signal_of_a_worker_that_other_code_has_caught(output: list[str], kind: Kind) -> None:
-    """torch raises it in the middle of anything; where that logs it, the output tells it."""
+    """Torch raises it in the middle of anything; where that logs it, the output tells it."""
     message = "DataLoader worker (pid(s) 17) exited unexpectedly"
     assert diagnosis(returncode=1, error=error(message=message), output=output).kind is kind
 
