@@ -40,6 +40,14 @@ class Course:
         self._epoch_streams: dict[str, Any] | None = None
         self._passed_streams: dict[str, Any] | None = None
 
+    @property
+    def exactness(self) -> str | None:
+        """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
+        if self.problems is None:
+            return None
+        problems = self.problems + self.data.problems
+        return f"APPROXIMATE: {'; '.join(problems)}" if problems else "EXACT"
+
     # --- what the loop does ------------------------------------------------------------------
 
     def begin_epoch(self) -> None:

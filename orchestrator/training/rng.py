@@ -5,6 +5,7 @@ changes none of them, and restoring one after the other leaves each as it was wh
 """
 
 import contextlib
+import hashlib
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -101,6 +102,25 @@ class Streams:
             sys.modules["numpy"].random.set_state(state[2])
         for generator, own in zip(self._generators, state[3], strict=True):
             generator.set_state(own)
+
+
+def drawing(begin: Callable[[], Iterator[Any]], streams: Streams) -> Iterator[Any]:
+    """What the iterator yields; it draws from ``streams`` whenever it is asked."""
+    end = object()
+    with streams:
+        iterator = begin()
+    while True:
+        with streams:
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
+
+
+def derive_seed(*parts: int) -> int:
+    """63 bits that depend on every part; equal parts give equal seeds on every machine."""
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def seed_all(seed: int) -> None:

@@ -1,0 +1,56 @@
+"""Takes over what a run goes on from: a snapshot, a checkpoint, or a file in the classic form."""
+
+from pathlib import Path
+
+from orchestrator.journal import JournalEvent
+from orchestrator.training.course import Course
+from orchestrator.training.ending import say
+from orchestrator.training.home import Home
+from orchestrator.training.restoring import Restored, read_classic, read_snapshot, read_state
+from orchestrator.training.state import Progress, Registry
+
+
+def resume_newest(home: Home, registry: Registry, course: Course) -> Path | None:
+    """Restore the newest state of the run; its checkpoint, None in a run without one.
+
+    Raises MismatchError, and RuntimeError for what cannot be loaded.
+    """
+    snapshot = home.snapshot_to_resume()
+    checkpoint = None if snapshot else home.checkpoint_to_resume()
+    try:
+        if snapshot is not None:
+            # Its checkpoint is being written, or was.
+            name = f"step-{snapshot.manifest.step:012d}"
+            restored, source = read_snapshot(snapshot), home.run.checkpoints / name
+        elif checkpoint is not None:
+            restored, source = read_state(checkpoint), checkpoint.path
+        else:
+            return None
+    except RuntimeError:
+        home.reject()
+        raise
+    _take_over(restored, source, home, registry, course)
+    return source
+
+
+def _take_over(
+    restored: Restored, source: Path, home: Home, registry: Registry, course: Course
+) -> None:
+    registry.restore(restored.content, source, borrowed=True)
+    course.take_over(restored)
+    home.tell(
+        JournalEvent.RESUMED,
+        path=str(source),
+        step=course.progress.step,
+        from_memory=restored.in_memory,
+        exactness=course.exactness,
+    )
+
+
+def start_from_classic(source: Path, registry: Registry, course: Course) -> None:
+    """Begin a run with what a file in the classic form has. Raises ConfigError, MismatchError."""
+    content = read_classic(source)
+    left_alone = registry.restore_classic(content, source)
+    if left_alone:
+        say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
+    course.progress = Progress(content["epoch"], content["step"])
