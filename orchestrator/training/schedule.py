@@ -14,7 +14,7 @@ NEVER = 1 << 62
 # The cost is the median of so many measurements; an interval stays until that is off by a quarter.
 REMEMBERED = 5
 HYSTERESIS = 0.25
-# Until so many are known the next one follows after this share of the interval.
+# After so many, first ones in a process, the next one follows after this share of the interval.
 LEARNING = 3
 LEARNING_SHARE = 0.1
 
@@ -77,9 +77,10 @@ def _next_multiple(count: int, interval: int) -> int:
 class Pace:
     """The interval at which something with a measured cost takes at most ``budget`` of the time.
 
-    Without a budget it is never due. Otherwise the first two are due at once, unless an earlier
-    process has learned the interval: the first is no measure, since it prepares what the others
-    use. The next few follow soon, so that one measured in a bad moment does not decide for long.
+    Without a budget it is never due. Otherwise the first is due at once, and is no measure, since
+    it prepares what the others use. The next few follow soon: one measured in a bad moment is not
+    to decide for long, and a process that lives shortly is to leave something. ``learned_seconds``
+    is the interval that an earlier process came to.
     """
 
     def __init__(
@@ -90,25 +91,24 @@ class Pace:
     ) -> None:
         self._budget = budget
         self._clock_ns = clock_ns
-        self._warm = False
+        self._done = 0
         self._costs: deque[float] = deque(maxlen=REMEMBERED)
         self.interval_seconds: float | None = None
         self.next_ns = 0 if budget is not None else NEVER
         if budget is not None and learned_seconds is not None:
             self._costs.extend([learned_seconds * budget] * LEARNING)
             self.interval_seconds = learned_seconds
-            self._wait(learned_seconds)
 
     def took(self, seconds: float) -> None:
         """One has been done at this cost; the next is due an interval later."""
         if self._budget is None:
             return
-        if self._warm:
+        if self._done > 0:
             self._learn(seconds, self._budget)
-        self._warm = True
+        self._done += 1
         if self.interval_seconds is not None:
-            learning = len(self._costs) < LEARNING
-            self._wait(self.interval_seconds * (LEARNING_SHARE if learning else 1.0))
+            share = LEARNING_SHARE if self._done <= LEARNING else 1.0
+            self.next_ns = self._clock_ns() + int(self.interval_seconds * share * 1e9)
 
     def _learn(self, seconds: float, budget: float) -> None:
         self._costs.append(seconds)
@@ -117,6 +117,3 @@ class Pace:
             1 - HYSTERESIS <= wanted / self.interval_seconds <= 1 + HYSTERESIS
         ):
             self.interval_seconds = wanted
-
-    def _wait(self, seconds: float) -> None:
-        self.next_ns = self._clock_ns() + int(seconds * 1e9)

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 SIZES = {"10 MB": 10_000_000, "600 MB": 600_000_000}
 LARGE_BYTES = 100_000_000
 KILLS = 20
+ALONE = 5
 DEADLINE_SECONDS = 120.0
 SETTLE_SECONDS = 1.0
 POLL_SECONDS = 0.002
@@ -161,6 +162,11 @@ def _restarts(name: str, size: int, root: Path) -> list[Figure]:
         with job:
             return [job.kill() for _ in range(kills)]
 
+    def script_alone() -> float:
+        words = [sys.executable, "-m", LIVES, "alone", str(root / "notes"), str(size)]
+        done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
+        return float(done.stdout)
+
     is_large = size > LARGE_BYTES
     label = f"{name}: SIGKILL to the next step"
     ours = seconds(OurJob(root, size, "--spare"), KILLS)
@@ -171,7 +177,9 @@ def _restarts(name: str, size: int, root: Path) -> list[Figure]:
     against_cold.relative = False
     copies = 2 * Bytes(Workload(size).tensors()).copy() if is_large else 0.0
     against_cold.target = 0.5 + copies
+    alone = [script_alone() for _ in range(ALONE)]
     return [
+        paired(label, ours, alone, "the script's own part of that"),
         against_cold,
         paired(label, ours, by_torchrun, "torchrun", None if is_large else 0.1),
         paired(label, ours, by_bash, "bash loop"),

@@ -1,7 +1,8 @@
 """A trainer that is killed again and again, and notes how far it came.
 
-python -m tests.benchmarks.lives ours|classic NOTES BYTES [SECONDS]
-``classic`` does what everybody's script does: torch.save every so many seconds, load at the start.
+python -m tests.benchmarks.lives ours|classic|alone NOTES BYTES [SECONDS]
+``classic`` does what everybody's script does: torch.save every so many seconds, load at the start;
+``alone`` prints how long the script itself takes, with torch imported, to the end of a first step.
 """
 
 import contextlib
@@ -84,7 +85,14 @@ def save(workload: Workload, step: int, file: Path) -> None:
 
 def main() -> None:
     way, file, state_bytes, *seconds = sys.argv[1:]
+    if way == "alone":
+        import torch._dynamo  # noqa: F401 - the first optimizer step would, and a spare has it
+    began = time.perf_counter()
     workload, notes = Workload(int(state_bytes)), Notes(Path(file))
+    if way == "alone":
+        workload.step()
+        print(time.perf_counter() - began)
+        return
     with contextlib.suppress(KeyboardInterrupt):
         if way == "ours":
             ours(workload, notes)

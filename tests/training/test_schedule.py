@@ -38,13 +38,17 @@ def test_the_first_measurements_follow_soon() -> None:
 
 
 def test_what_an_earlier_process_has_learned_holds() -> None:
-    """The first is due an interval after the start, and one bad moment changes nothing."""
+    """The next process begins with that interval, after a few that follow soon."""
     clock = Clock()
     pace = Pace(0.01, 4.0, clock)
-    assert pace.next_ns == pytest.approx(104e9)
-    for seconds in (5.0, 0.3):
+    assert pace.next_ns == 0
+    for _ in range(LEARNING):
+        pace.took(0.3)
+        assert pace.next_ns == pytest.approx(100.4e9)
+    pace = Pace(0.01, 4.0, clock)
+    for seconds in (5.0, 0.3, 0.04, 0.04):
         pace.took(seconds)
-        assert pace.next_ns == pytest.approx(104e9)
+    assert pace.next_ns == pytest.approx(104e9)
     assert Pace(None, 4.0, clock).next_ns == NEVER
 
 
