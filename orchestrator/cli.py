@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator import __version__, commands, launch
+from orchestrator import __version__, commands, deploy, launch
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
@@ -21,6 +21,10 @@ Exit status: 0 training is complete; 75 stopped, saved; 74 stopped, the last ste
 
 Every option has an environment variable (ORCHESTRATOR_KEEP) and a key in orchestrator.toml or
 [tool.orchestrator] of pyproject.toml."""
+
+UNIT_HELP = """The unit runs the command in this directory, with this Python and the options given
+here, which are those of `run`. Without --run-dir systemd gives the run a directory.
+docs/systemd.md has more."""
 
 
 def main() -> NoReturn:
@@ -79,18 +83,37 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(groups)
     _add_commands_to_a_run(groups)
     _add_checkpoints(groups)
+    _add_hosts(groups)
     return parser
 
 
 def _add_run(groups: Any) -> None:
     running = _add(groups, "run", launch.run, "Run a training command: save, restart, resume.")
     _take_command(running, RUN_HELP)
+    _take_settings(running)
+
+
+def _add_hosts(groups: Any) -> None:
+    unit = _add(
+        groups,
+        "systemd-unit",
+        deploy.print_systemd_unit,
+        "Print a systemd unit for a training command.",
+    )
+    _take_command(unit, UNIT_HELP)
+    unit.add_argument("--user", action="store_true", help="for the user's own service manager")
+    unit.add_argument("--name", help="of the unit; default: that of the script")
+    unit.add_argument("--run-as", metavar="ACCOUNT", help="whose service it is; default: yours")
+    _take_settings(unit)
+
+
+def _take_settings(command: argparse.ArgumentParser) -> None:
     for setting in fields(Config):
         option, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
         if setting.type is bool:
-            _add_switch(running, option, text)
+            _add_switch(command, option, text)
             continue
-        running.add_argument(
+        command.add_argument(
             option, metavar=setting.metadata["metavar"], help=text.replace("%", "%%")
         )
 

@@ -1,6 +1,7 @@
 """`orchestrator run`: opens the run and supervises the command in it."""
 
 import asyncio
+import faulthandler
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.notify import Notifier
 from orchestrator.logs import Log
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
 from orchestrator.stopsignals import end_by_interrupt
@@ -25,11 +27,12 @@ def run(arguments: Namespace) -> ExitStatus:
     command: list[str] = arguments.command
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
-    if shutil.which(command[0]) is None:
-        raise ConfigError(f"cannot run {command[0]}: {_why_not(Path(command[0]))}")
+    check_program(command[0])
+    # A watchdog's SIGABRT is to leave behind what we were stuck in.
+    faulthandler.enable()
     log = Log()
     try:
-        ending = _run(config, command)
+        ending = _run(config, command, Notifier.take(os.environ))
     finally:
         log.close()
     if ending.by_interrupt and ending.status in (
@@ -40,7 +43,7 @@ def run(arguments: Namespace) -> ExitStatus:
     return ending.status
 
 
-def _run(config: Config, command: list[str]) -> Ending:
+def _run(config: Config, command: list[str], notifier: Notifier) -> Ending:
     script = script_of(command)
     place = RunDir(config.run_dir or default_run_dir(script or command[0]))
     place.create()
@@ -48,15 +51,27 @@ def _run(config: Config, command: list[str]) -> Ending:
     lock.sign()
     store = Store.open(place, command, script)
     if _already_complete(place, command):
+        notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
     interactive = sys.stdin.isatty() or sys.stderr.isatty()
-    return asyncio.run(_supervise(config, command, store, lock, interactive))
+    return asyncio.run(_supervise(config, command, store, lock, interactive, notifier))
 
 
 async def _supervise(
-    config: Config, command: list[str], store: Store, lock: RunLock, interactive: bool
+    config: Config,
+    command: list[str],
+    store: Store,
+    lock: RunLock,
+    interactive: bool,
+    notifier: Notifier,
 ) -> Ending:
-    return await Supervisor(config, command, store, lock, interactive).run()
+    return await Supervisor(config, command, store, lock, interactive, notifier).run()
+
+
+def check_program(program: str) -> None:
+    """Refuse a command that is no program. Raises ConfigError."""
+    if shutil.which(program) is None:
+        raise ConfigError(f"cannot run {program}: {_why_not(Path(program))}")
 
 
 def _why_not(program: Path) -> str:

@@ -24,6 +24,7 @@ MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
 # A module may import from those of lower rank, and from its own folder.
 RANKS = {
     "exitcodes": 0,
+    "pulse": 0,
     "errors": 1,
     "outlet": 0,
     "quantities": 0,
@@ -39,14 +40,16 @@ RANKS = {
     "spare": 3,
     "checkpoint": 4,
     "config": 5,
+    "hosts": 5,
     "listing": 5,
     "tables": 5,
     "supervisor": 6,
     "training": 6,
     "commands": 7,
     "launch": 7,
-    "cli": 8,
-    "__main__": 9,
+    "deploy": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 

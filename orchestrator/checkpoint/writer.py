@@ -14,6 +14,7 @@ from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.priority import lower_priority
+from orchestrator.pulse import Pulse
 
 CHUNK_BYTES = 16 << 20
 # The manifest, directories, and a file that has grown since.
@@ -28,6 +29,7 @@ class Writer:
     """The only one who writes snapshots of a run; ``write`` blocks and belongs into a thread."""
 
     store: Store
+    pulse: Pulse = field(default_factory=Pulse)
     _views: dict[int, mmap.mmap] = field(default_factory=dict)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,11 +55,15 @@ class Writer:
         def copy(file: DigestingWriter) -> None:
             with memoryview(self._view(snapshot))[: snapshot.image_bytes] as image:
                 for offset in range(0, len(image), CHUNK_BYTES):
+                    self.pulse.beat()
                     with image[offset : offset + CHUNK_BYTES] as chunk:
                         file.write(chunk)
 
         manifest = replace(snapshot.manifest, reason=reason)
-        return self.store.publish(manifest, copy, direct=True)
+        try:
+            return self.store.publish(manifest, copy, direct=True)
+        finally:
+            self.pulse.rest()
 
     def _view(self, snapshot: Snapshot) -> mmap.mmap:
         """The slot's memory, mapped once: faulting it in takes more processor than writing it.

@@ -68,7 +68,7 @@ class Conversation:
         attempt = self._watch.attempt
         match message.get("type"):
             case "status":
-                peer.send(self._status().to_json())
+                peer.send(self.status().to_json())
             case "stop":
                 peer.send({"type": "stopping", "grace_seconds": self._config.grace})
                 # Asking twice is not insisting: a script may ask, and a person beside it.
@@ -236,7 +236,8 @@ class Conversation:
             peer.send(message)
         self._waiting_for_checkpoint.clear()
 
-    def _status(self) -> Status:
+    def status(self) -> Status:
+        """How the run is at this moment."""
         attempt = self._watch.attempt
         newest = self._checkpoints.newest
         status = Status(

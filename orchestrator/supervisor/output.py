@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from orchestrator.outlet import Outlet
+from orchestrator.pulse import Pulse
 
 COPY_BYTES = 1 << 16
 # A reader that is slow for a moment loses nothing; one that has stopped does not stop the trainer.
@@ -39,6 +40,7 @@ class Output:
         """``ends`` are the one to read from and the one to write to."""
         self.keeper, self.descriptor = ends
         """The trainer is to hold the first, and to get the second as output and error."""
+        self.pulse = Pulse()
         self._log = _Log(log)
         self._target = target
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)
@@ -67,8 +69,10 @@ class Output:
         # At the end of the last writer, Linux answers EIO for a terminal.
         with contextlib.suppress(OSError):
             while data := os.read(self.keeper, COPY_BYTES):
+                self.pulse.beat()
                 self._log.write(data)
                 self._outlet.write(data)
+                self.pulse.rest()
 
 
 class TerminalOutput(Output):

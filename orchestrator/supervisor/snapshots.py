@@ -10,6 +10,7 @@ from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
 from orchestrator.page import ControlPage
+from orchestrator.pulse import Pulse
 from orchestrator.supervisor.threads import in_thread
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
@@ -55,6 +56,11 @@ class SnapshotKeeper:
     def under_way(self) -> list[Snapshot]:
         """What is being written, or waits for that."""
         return [snapshot for snapshot, _ in self._under_way.values()]
+
+    @property
+    def writing(self) -> Pulse:
+        """Beats while a snapshot is being written."""
+        return self._writer.pulse
 
     @property
     def write_allowance_seconds(self) -> float:

@@ -20,7 +20,9 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.notify import Notifier
 from orchestrator.journal import Journal, JournalEvent
+from orchestrator.pulse import Pulse
 from orchestrator.rundir import RunLock
 from orchestrator.supervisor import processes, report
 from orchestrator.supervisor.attempt import Attempt, common_environment
@@ -34,6 +36,7 @@ from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
 from orchestrator.supervisor.restarts import AttemptFailedError, retrying
+from orchestrator.supervisor.service import Service
 from orchestrator.supervisor.signals import SignalReceiver
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
@@ -62,6 +65,7 @@ class Supervisor:
         store: Store,
         lock: RunLock,
         interactive: bool,
+        notifier: Notifier,
     ) -> None:
         self._config = config
         self._command = command
@@ -106,6 +110,13 @@ class Supervisor:
             self._spares,
             restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
         )
+        self._service = Service(
+            notifier,
+            self._conversation.status,
+            self._watch.stop_wanted.is_set,
+            self._snapshots.writing,
+            self._pulses,
+        )
         self._status: ExitStatus | None = None
         self._judge = Judge(
             self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
@@ -130,6 +141,7 @@ class Supervisor:
         )
         remove_abandoned(self._lock.former_owner.get("socket"))
         self._channel = Channel(self._conversation.receive)
+        telling = asyncio.ensure_future(self._service.tell())
         try:
             self._channel.start()
             self._lock.sign(socket=self._channel.path)
@@ -140,12 +152,14 @@ class Supervisor:
             )
             try:
                 await self._attempts()
+                self._service.ended()
             finally:
                 await self._settle_all()
                 await self._conversation.rotations_end()
         finally:
             await self._spares.close()
             self._channel.close()
+            telling.cancel()
         assert self._status is not None
         by_interrupt = self._interactive and self._watch.stop_source == signal.SIGINT.name
         return Ending(self._status, by_interrupt)
@@ -234,6 +248,7 @@ class Supervisor:
         self._checkpoints.attempt = number
         self._budget.begin()
         self._machine.handle(Event.SPAWNED)
+        self._service.started()
         source = handed or resume_from
         self._journal.write(
             JournalEvent.ATTEMPT_STARTED,
@@ -329,6 +344,11 @@ class Supervisor:
         attempt = self._watch.attempt
         processes.reap(keep=self._spares.awaited | ({attempt.child.pid} if attempt else set()))
         self._others.intersection_update(processes.children_of(os.getpid()))
+
+    def _pulses(self) -> list[Pulse]:
+        attempt = self._watch.attempt
+        copying = [] if attempt is None or attempt.over.is_set() else [attempt.output.pulse]
+        return [self._snapshots.writing, *copying]
 
     def _resize(self) -> None:
         attempt = self._watch.attempt

@@ -1,0 +1,100 @@
+"""The commands that print what another host of a run needs: a unit for systemd."""
+
+import os
+import pwd
+import shutil
+import sys
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from orchestrator.config import ENVIRONMENT_PREFIX, Config
+from orchestrator.errors import ConfigError
+from orchestrator.hosts import systemd_unit
+from orchestrator.launch import check_program, script_of
+from orchestrator.rundir import RunDir, default_run_dir
+
+ROOT = "root"
+# -P: a folder named orchestrator in the working directory is not to be taken for this package.
+MODULE_WORDS = ("-P", "-m", "orchestrator")
+
+
+def print_systemd_unit(arguments: Namespace) -> None:
+    """Print a unit that runs a command as `orchestrator run` would here."""
+    given = _settings(arguments)
+    directory = Path.cwd()
+    config = Config.resolve(given, {}, directory)
+    command = [_absolute_program(arguments.command[0]), *arguments.command[1:]]
+    usual_run_dir = default_run_dir(script_of(command) or command[0])
+    name = systemd_unit.check_name(arguments.name or usual_run_dir.name)
+    run_dir = directory / config.run_dir if config.run_dir else None
+    account = None if arguments.user else _account(arguments.run_as)
+    service = systemd_unit.Service(
+        name=name,
+        program=[sys.executable, *MODULE_WORDS],
+        options=[word for key, text in given.items() for word in _option(key, text)],
+        command=command,
+        directory=directory,
+        run_dir=run_dir,
+        account=account,
+        for_user=arguments.user,
+        grace_seconds=config.grace,
+        save_seconds=systemd_unit.slowest_save(RunDir(run_dir)) if run_dir else None,
+    )
+    print(systemd_unit.unit(service), end="")
+    if run_dir is None and RunDir(usual_run_dir).run_file.exists():
+        _note(
+            f"this unit begins a new run, in systemd's own place; {usual_run_dir} is here: to go "
+            f"on with that, add --run-dir {usual_run_dir}"
+        )
+    if account == ROOT:
+        _note("the training will run as root; name another account with --run-as")
+
+
+def _settings(arguments: Namespace) -> dict[str, str]:
+    """What was given on the command line, and what `run` would find in this environment.
+
+    A file in the working directory is read again by each start.
+    """
+    given = {}
+    for setting in fields(Config):
+        variable = ENVIRONMENT_PREFIX + setting.name.upper()
+        text = getattr(arguments, setting.name) or os.environ.get(variable)
+        if text is not None:
+            given[setting.name] = text
+    return given
+
+
+def _option(name: str, text: str) -> list[str]:
+    """The words for ``run``; the run directory is named by the environment, for all commands."""
+    option = name.replace("_", "-")
+    if name == "run_dir":
+        return []
+    if name == "spare":
+        return [f"--{option}" if text == "on" else f"--no-{option}"]
+    return [f"--{option}={text}"]
+
+
+def _absolute_program(program: str) -> str:
+    check_program(program)
+    found = shutil.which(program)
+    assert found is not None
+    # Not resolved: a virtual environment is found by the place of the link.
+    return str(Path.cwd() / found)
+
+
+def _account(name: str | None) -> str:
+    """Whose service it is: the one named, who called sudo, or the caller. Raises ConfigError."""
+    try:
+        if name is not None:
+            return pwd.getpwnam(name).pw_name
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise ConfigError(
+            f"cannot run the service as {name or os.getuid()}: there is no such account here; "
+            "name one with --run-as"
+        ) from None
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
