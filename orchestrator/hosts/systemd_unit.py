@@ -33,11 +33,9 @@ _IN_VAIN = (
 _STOPPED = (ExitStatus.STOPPED_UNSAVED, ExitStatus.STOPPED_SAVED)
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# systemd sets MAINPID while the supervisor lives.
 _SHELL = ("/bin/sh", "-c")
 _SYSTEM_UNITS = "/etc/systemd/system"
 _USER_UNITS = "~/.config/systemd/user"
-_UNLESS_ALIVE = '[ -n "$MAINPID" ] || exec'
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,6 @@ def unit(service: Service) -> str:
     if beside not in _USUAL_PATH.split(":"):
         setting.append(f"Environment={word(f'PATH={beside}:{_USUAL_PATH}')}")
     needed = [str(service.directory), *([str(run_dir)] if run_dir else [])]
-    wait = [*_SHELL, f'{_UNLESS_ALIVE} "$0" "$@" stop', *service.program]
     grace, save = service.grace_seconds, service.save_seconds
     saving = f"of a save, which took up to {save:.1f} s" if save else "of what is in memory"
     return _render(
@@ -106,7 +103,6 @@ def unit(service: Service) -> str:
         setting=setting,
         start=command([*service.program, "run", *service.options, "--", *service.command]),
         save=command([*service.program, "checkpoint"]),
-        wait=command(wait),
         stop_seconds=stop_seconds(grace, save),
         stop_reason=f"A grace period of {grace:g} s, and time for the writing {saving}.",
     )
@@ -127,7 +123,6 @@ def template(for_user: bool) -> str:
         ],
         start=command([*_SHELL, 'cd "$DIRECTORY" && eval "exec orchestrator run -- $COMMAND"']),
         save=command([*_SHELL, "exec orchestrator checkpoint"]),
-        wait=command([*_SHELL, f"{_UNLESS_ALIVE} orchestrator stop"]),
         stop_seconds=stop_seconds(TEMPLATE_GRACE_SECONDS, None),
         stop_reason="Longer than ORCHESTRATOR_GRACE: change both or none.",
     )
@@ -212,10 +207,8 @@ KillSignal=SIGTERM
 # {stop_reason}
 # A save that still gets on when it is over is given more, as long as it does.
 TimeoutStopSec={stop_seconds}
-# A trainer whose supervisor was killed saves by itself, and systemd would kill it meanwhile. These
-# wait for its end; while the supervisor lives they do nothing.
-ExecStop=-{wait}
-ExecStopPost=-{wait}
+# What kills the supervisor kills its trainer too. The newest snapshot is kept for the next start.
+FileDescriptorStoreMax=8
 # No sign of health for so long: its loop does not turn, or one of its threads is stuck.
 WatchdogSec=180
 

@@ -100,8 +100,12 @@ class Attempt:
     @property
     def descriptors(self) -> list[int]:
         """What the session is handed: page, snapshot memory, the output's keeper, stacks."""
-        memory = [self._page_descriptor, *self._slot_descriptors]
-        return [*memory, self.output.keeper, self.stacks_descriptor]
+        return [*self.memory, self.output.keeper, self.stacks_descriptor]
+
+    @property
+    def memory(self) -> list[int]:
+        """The control page, and the snapshot memory whose table it has."""
+        return [self._page_descriptor, *self._slot_descriptors]
 
     @property
     def resumed_step(self) -> int | None:

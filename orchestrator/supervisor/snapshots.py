@@ -52,6 +52,10 @@ class SnapshotKeeper:
             self.slots.move_to(page)
         return self.slots.descriptors
 
+    def inherit(self, slots: Slots) -> None:
+        """Take over what a supervisor before us has left."""
+        self.slots = slots
+
     @property
     def under_way(self) -> list[Snapshot]:
         """What is being written, or waits for that."""

@@ -33,6 +33,7 @@ from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.decisions import Action
 from orchestrator.supervisor.hangs import Budgets
+from orchestrator.supervisor.heritage import Heritage
 from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
 from orchestrator.supervisor.restarts import AttemptFailedError, retrying
@@ -117,6 +118,7 @@ class Supervisor:
             self._snapshots.writing,
             self._pulses,
         )
+        self._heritage = Heritage(notifier)
         self._status: ExitStatus | None = None
         self._judge = Judge(
             self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
@@ -201,6 +203,8 @@ class Supervisor:
         try:
             if not self._snapshots.under_way:  # whose files would be swept away
                 await self._watch.unless_stopped(self._checkpoints.sweep())
+            if self._checkpoints.attempt is None:
+                await self._watch.unless_stopped(self._accept_heritage())
             handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
             await self._watch.unless_stopped(self._checkpoints.choose(handed))
             if self._gone is not None:
@@ -215,6 +219,17 @@ class Supervisor:
         except OrchestratorError as error:
             self._cannot_begin(str(error))
             raise
+
+    async def _accept_heritage(self) -> None:
+        """Save what a killed supervisor has left in memory, if it is newer than what it saved."""
+        slots = self._heritage.accept(self._store.run_id)
+        if slots is None:
+            return
+        await self._checkpoints.choose(None)
+        self._snapshots.inherit(slots)
+        if left := self._snapshots.newest_left(beyond=self._checkpoints.newest):
+            self._log.info("a killed supervisor has left a snapshot", step=left.manifest.step)
+            self._snapshots.write(left, Reason.CRASH)
 
     def _cannot_begin(self, reason: str) -> None:
         self._machine.handle(Event.GIVE_UP)
@@ -239,6 +254,7 @@ class Supervisor:
     async def _start(self, number: int, handed: Snapshot | None) -> Attempt:
         resume_from = self._checkpoints.resumed_from
         attempt = Attempt(self._run, number, resume_from, handed, self._snapshots)
+        self._heritage.leave(number, *attempt.memory)
         variables, output, lock = attempt.variables, attempt.output, self._lock.descriptor
         process = await self._spares.become_trainer(variables, output.descriptor, lock)
         warm = process is not None
