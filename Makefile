@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd_unit import template; stdout.write(template
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench units clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -22,6 +23,10 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready  ## The figures of docs/performance.md.
 	$(BIN)/python -m tests.benchmarks --json build/benchmarks.json
+
+units: $(VENV)/.ready  ## The templates in systemd/, from their generator.
+	$(BIN)/python -c "$(TEMPLATE)(False))" > systemd/orchestrator@.service
+	$(BIN)/python -c "$(TEMPLATE)(True))" > systemd/user/orchestrator@.service
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import DEFAULT_PARENT, RunDir, lock_owner, owner_is_dead
+from orchestrator.rundir import DEFAULT_PARENT, RunDir, lock_owner
 from orchestrator.supervisor.states import State
 from orchestrator.supervisor.status import status_from_disk
 from orchestrator.wire import Connection, Message
@@ -69,7 +69,14 @@ def stop(arguments: Namespace) -> ExitStatus:
     if owner is None:
         print(f"nothing works on {place.root}")
         return ExitStatus.COMPLETE
-    wait_seconds = _ask_to_stop(owner)
+    wait_seconds = STOP_MARGIN_SECONDS
+    with _supervisor_of(owner) as connection:
+        if connection is None:
+            # Not SIGTERM: a second one, from somebody else's `stop`, would end it unsaved.
+            os.kill(owner["pid"], signal.SIGUSR1)
+        else:
+            reply = _ask(connection, {"type": "stop"})
+            wait_seconds += float(reply.get("grace_seconds", 0))
     deadline = time.monotonic() + wait_seconds
     while lock_owner(place) is not None:
         if time.monotonic() > deadline:
@@ -79,20 +86,6 @@ def stop(arguments: Namespace) -> ExitStatus:
             )
         time.sleep(POLL_SECONDS)
     return _report_end(Store.open(place, command=[]))
-
-
-def _ask_to_stop(owner: dict[str, Any]) -> float:
-    """Ask whoever holds the lock; how many seconds to wait for the end."""
-    if owner_is_dead(owner):
-        # The supervisor was killed, and its trainer, which still has the lock, saves by itself.
-        return CHECKPOINT_WAIT_SECONDS
-    with _supervisor_of(owner) as connection:
-        if connection is None:
-            # Not SIGTERM: a second one, from somebody else's `stop`, would end it unsaved.
-            os.kill(owner["pid"], signal.SIGUSR1)
-            return STOP_MARGIN_SECONDS
-        reply = _ask(connection, {"type": "stop"})
-        return STOP_MARGIN_SECONDS + float(reply.get("grace_seconds", 0))
 
 
 def _report_end(store: Store) -> ExitStatus:

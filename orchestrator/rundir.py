@@ -242,7 +242,7 @@ class RunLock:
     def _lock(self) -> None:
         # `orchestrator status` looks at the lock by taking it for an instant: one try is not proof.
         # What a killed owner left behind, loader workers say, takes a few seconds to end.
-        seconds = ORPHANS_SECONDS if owner_is_dead(self._owner()) else LOOK_SECONDS
+        seconds = ORPHANS_SECONDS if _is_dead(self._owner()) else LOOK_SECONDS
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -283,7 +283,7 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
     return None
 
 
-def owner_is_dead(owner: dict[str, Any]) -> bool:
+def _is_dead(owner: dict[str, Any]) -> bool:
     """Whether the process that signed the lock ran here and has ended."""
     pid = owner.get("pid")
     if not isinstance(pid, int) or pid <= 0 or owner.get("host") != socket.gethostname():

@@ -12,6 +12,8 @@ from orchestrator.exitcodes import ExitStatus
 from tests.e2e.support import assert_all_valid, events, wait_for
 from tests.hosts.systemd import Job, Manager, managed, print_unit, training
 
+pytestmark = pytest.mark.processes
+
 SLOW_DISK = Path(__file__).with_name("slow_disk.py")
 
 
