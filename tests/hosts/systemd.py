@@ -134,7 +134,7 @@ class Job:
         self.directory.mkdir()
         self.run = RunDir(self.directory / "run")
         own = ["--user"] if manager.mode == "user" else []
-        words = [*own, "--name", name, "--run-dir", str(self.run.root), *options]
+        words = [*own, "--no-spare", "--name", name, "--run-dir", str(self.run.root), *options]
         text = print_unit(*words, "--", *command, directory=self.directory)
         text = text.replace(f"{MODULE} run", f"{program} run")
         manager.install(self.unit, text, **{"RestartSec": 0} | overrides)
