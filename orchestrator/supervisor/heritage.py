@@ -8,9 +8,14 @@ same over the attempts, and of the control page, which has their table and is ea
 import os
 from collections.abc import Mapping
 
+import structlog
+
+from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import SLOT_COUNT, Slots
 from orchestrator.hosts.notify import Notifier
 from orchestrator.page import PAGE_VERSION, ControlPage, Field
+from orchestrator.supervisor.custodian import Custodian
+from orchestrator.supervisor.snapshots import SnapshotKeeper
 
 PREFIX = "orchestrator-"
 PAGE = f"{PREFIX}page-"
@@ -33,11 +38,24 @@ class Heritage:
         if former is not None:
             self._notifier.forget(former)
 
-    def accept(self, run_id: str) -> Slots | None:
-        """The snapshots that a killed supervisor of this run has left; None where there are none.
+    async def accept(self, run_id: str, checkpoints: Custodian, snapshots: SnapshotKeeper) -> None:
+        """Save what a killed supervisor of this run has left, if no checkpoint is as new.
 
-        A trainer of it can no longer be: we hold the lock that it would have.
+        A trainer that could still write there can no longer be: we hold the lock that it had.
         """
+        slots = self.find(run_id)
+        if slots is None:
+            return
+        await checkpoints.choose(None)
+        snapshots.inherit(slots)
+        if left := snapshots.newest_left(beyond=checkpoints.newest):
+            structlog.get_logger().info(
+                "a killed supervisor has left a snapshot", step=left.manifest.step
+            )
+            snapshots.write(left, Reason.CRASH)
+
+    def find(self, run_id: str) -> Slots | None:
+        """The memory that was left, if all of it is there and of this run."""
         stored = {k: v for k, v in self._notifier.stored.items() if k.startswith(PREFIX)}
         self._page = max(filter(_is_page, stored), key=_attempt_of, default=None)
         slots = None if self._page is None else _slots(stored, self._page, run_id)

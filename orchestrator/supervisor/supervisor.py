@@ -204,7 +204,9 @@ class Supervisor:
             if not self._snapshots.under_way:  # whose files would be swept away
                 await self._watch.unless_stopped(self._checkpoints.sweep())
             if self._checkpoints.attempt is None:
-                await self._watch.unless_stopped(self._accept_heritage())
+                await self._watch.unless_stopped(
+                    self._heritage.accept(self._store.run_id, self._checkpoints, self._snapshots)
+                )
             handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
             await self._watch.unless_stopped(self._checkpoints.choose(handed))
             if self._gone is not None:
@@ -219,17 +221,6 @@ class Supervisor:
         except OrchestratorError as error:
             self._cannot_begin(str(error))
             raise
-
-    async def _accept_heritage(self) -> None:
-        """Save what a killed supervisor has left in memory, if it is newer than what it saved."""
-        slots = self._heritage.accept(self._store.run_id)
-        if slots is None:
-            return
-        await self._checkpoints.choose(None)
-        self._snapshots.inherit(slots)
-        if left := self._snapshots.newest_left(beyond=self._checkpoints.newest):
-            self._log.info("a killed supervisor has left a snapshot", step=left.manifest.step)
-            self._snapshots.write(left, Reason.CRASH)
 
     def _cannot_begin(self, reason: str) -> None:
         self._machine.handle(Event.GIVE_UP)

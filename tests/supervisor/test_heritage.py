@@ -1,7 +1,7 @@
 """Snapshot memory that a service manager hands from one supervisor to the next."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -28,9 +28,9 @@ class Keeper(Notifier):
 
 
 @pytest.fixture
-def left() -> Iterator[Keeper]:
+def left() -> Keeper:
     """What a supervisor has left whose second attempt had the snapshots of steps 5 and 6."""
-    keeper, heritage = Keeper(), Heritage(Keeper())
+    keeper = Keeper()
     heritage = Heritage(keeper)
     page, descriptor = ControlPage.create()
     slots = Slots.create(page)
@@ -48,7 +48,7 @@ def left() -> Iterator[Keeper]:
 def test_next_supervisor_finds_the_snapshots(left: Keeper) -> None:
     """The page of the last attempt alone is kept, and its table tells what is whole."""
     assert set(left.stored) == {f"{PAGE}2", *MEMORY}
-    slots = Heritage(left).accept(RUN_ID)
+    slots = Heritage(left).find(RUN_ID)
     assert slots is not None
     assert [s.manifest.step for s in slots.snapshots()] == [6, 5]
     assert set(left.stored) == {f"{PAGE}2", *MEMORY}
@@ -58,7 +58,7 @@ def test_torn_snapshot_does_not_count(left: Keeper) -> None:
     """The slot that was being filled when all was killed is passed over."""
     page = ControlPage(left.stored[f"{PAGE}2"])
     Slots(page, [left.stored[name] for name in MEMORY]).begin(0)
-    slots = Heritage(left).accept(RUN_ID)
+    slots = Heritage(left).find(RUN_ID)
     assert slots is not None
     assert [s.manifest.step for s in slots.snapshots()] == [6]
 
@@ -88,13 +88,13 @@ def spoil_set(left: Keeper) -> str:
 
 
 @pytest.mark.parametrize("spoil", [spoil_run, spoil_version, spoil_size, spoil_page, spoil_set])
-def test_what_cannot_be_trusted_is_given_back(left: Keeper, spoil: object) -> None:
+def test_what_cannot_be_trusted_is_given_back(left: Keeper, spoil: Callable[[Keeper], str]) -> None:
     """Another run's, another version's, cut short, incomplete: nothing of it is used or kept."""
-    run_id = spoil(left)  # type: ignore[operator]
-    assert Heritage(left).accept(run_id) is None
+    run_id = spoil(left)
+    assert Heritage(left).find(run_id) is None
     assert left.stored == {}
 
 
 def test_nothing_left() -> None:
     """The first start of a service finds nothing."""
-    assert Heritage(Keeper()).accept(RUN_ID) is None
+    assert Heritage(Keeper()).find(RUN_ID) is None
