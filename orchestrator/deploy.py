@@ -15,6 +15,7 @@ from orchestrator.launch import check_program, script_of
 from orchestrator.rundir import RunDir, default_run_dir
 
 ROOT = "root"
+SYSTEM_STATE = Path("/var/lib/orchestrator")
 # -P: a folder named orchestrator in the working directory is not to be taken for this package.
 MODULE_WORDS = ("-P", "-m", "orchestrator")
 
@@ -28,6 +29,8 @@ def print_systemd_unit(arguments: Namespace) -> None:
     usual_run_dir = default_run_dir(script_of(command) or command[0])
     name = systemd_unit.check_name(arguments.name or usual_run_dir.name)
     run_dir = directory / config.run_dir if config.run_dir else None
+    # Where a user's manager keeps state depends on its version.
+    measured = run_dir or (None if arguments.user else SYSTEM_STATE / name)
     account = None if arguments.user else _account(arguments.run_as)
     service = systemd_unit.Service(
         name=name,
@@ -39,7 +42,7 @@ def print_systemd_unit(arguments: Namespace) -> None:
         account=account,
         for_user=arguments.user,
         grace_seconds=config.grace,
-        save_seconds=systemd_unit.slowest_save(RunDir(run_dir)) if run_dir else None,
+        save_seconds=None if measured is None else systemd_unit.slowest_save(RunDir(measured)),
     )
     print(systemd_unit.unit(service), end="")
     if run_dir is None and RunDir(usual_run_dir).run_file.exists():

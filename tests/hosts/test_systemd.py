@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts import systemd_unit
 from tests.e2e.support import assert_all_valid, events, wait_for
 from tests.hosts.systemd import Job, Manager, managed, print_unit, training
 
@@ -220,3 +221,18 @@ def test_user_manager(tmp_path_factory: pytest.TempPathFactory) -> None:
         job.systemctl("stop")
         assert (job.show("Result"), job.show("ExecMainStatus")) == ("success", "75")
         assert_all_valid(job.run)
+
+
+def test_template_runs_the_command_of_its_file(systemd: Manager) -> None:
+    """An instance finds its directory and command, which a shell reads, in the file of its name."""
+    systemd.install("orchestrator@.service", systemd_unit.template(for_user=False))
+    (systemd.share / "shown.env").write_text(
+        f"DIRECTORY={systemd.share}\nPATH={Path(sys.executable).parent}:/usr/bin:/bin\n"
+        """COMMAND=sh -c 'echo "$0 in $PWD"' "a b"\n"""
+    )
+    systemd.run("mkdir", "/etc/orchestrator")
+    systemd.run("cp", f"{systemd.share}/shown.env", "/etc/orchestrator")
+    systemd.systemctl("start", "orchestrator@shown")
+    systemd.wait_for("orchestrator@shown", "SubState", "dead")
+    output = systemd.run("cat", "/var/lib/orchestrator/shown/attempts/0001/output.log")
+    assert output == f"a b in {systemd.share}\n"

@@ -121,6 +121,16 @@ def test_time_to_stop_follows_the_slowest_of_the_last_saves(tmp_path: Path) -> N
     assert [systemd_unit.stop_seconds(30.0, save) for save in (None, 1.0, 7.5)] == [45, 45, 53]
 
 
+def test_time_to_stop_is_measured_where_the_run_is(tmp_path: Path) -> None:
+    """The unit for a run that was here before allows for what its saves took."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    Journal(run.journal_file).write(JournalEvent.CHECKPOINT_PUBLISHED, 1, seconds=20.0)
+    text = print_unit("--run-dir", "run", "--grace", "40s", "--", "true", directory=tmp_path)
+    assert "\nTimeoutStopSec=100\n" in text
+    assert "which took up to 20.0 s" in text
+
+
 def test_unit_of_a_command_is_complete(tmp_path: Path) -> None:
     """Absolute program, directory, run directory and options; a note on what is here already."""
     (tmp_path / "train.py").touch()
