@@ -3,15 +3,20 @@
 The node pretends to have many processors, so that jobs which mostly wait run side by side.
 """
 
+import contextlib
+import fcntl
+import json
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from orchestrator.slurm.job import TIME_FORMAT
 from tests.e2e.support import wait_for
@@ -19,7 +24,7 @@ from tests.e2e.support import wait_for
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "shellcheck")
 # Daemons are in sbin, which is not on everybody's path.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-PROCESSORS = 64
+PROCESSORS = 256
 START_SECONDS = 30.0
 END_SECONDS = 10.0
 
@@ -87,18 +92,58 @@ def _free_port() -> int:
 
 
 class Cluster:
-    """Its daemons, and the commands of a user."""
+    """Its daemons, and the commands of a user.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._daemons: list[subprocess.Popen[bytes]] = []
+    All test processes of a machine share one. Who comes first starts it, and ``prepare`` says what
+    is then to be known to all; who leaves last ends it.
+    """
+
+    def __init__(self, root: Path, prepare: Callable[["Cluster"], dict[str, Any]]) -> None:
+        self.root = root
+        self._prepare = prepare
+        self._daemons: list[int] = []
         self.environment = {"SLURM_CONF": str(root / "slurm.conf"), "PATH": PATH}
+        self.prepared: dict[str, Any] = {}
 
-    def start(self) -> None:
+    def join(self) -> None:
+        """Use it, until ``leave``."""
+        with self._shared() as shared:
+            if shared["users"] == 0:
+                try:
+                    self._start()
+                    shared |= {"daemons": self._daemons, "prepared": self._prepare(self)}
+                except BaseException:
+                    self._stop()
+                    raise
+            shared["users"] += 1
+            self._daemons, self.prepared = shared["daemons"], shared["prepared"]
+
+    def leave(self) -> None:
+        """Use it no more."""
+        with self._shared() as shared:
+            shared["users"] -= 1
+            if shared["users"] == 0:
+                self._stop()
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[dict[str, Any]]:
+        self.root.mkdir(exist_ok=True)
+        with (self.root / "shared.json").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            shared = json.loads(file.read() or '{"users": 0}')
+            try:
+                yield shared
+            finally:
+                file.truncate(0)
+                file.write(json.dumps(shared))
+                file.flush()
+
+    def _start(self) -> None:
         """Bring it up, until the node is idle."""
-        root = self._root
+        root = self.root
         for name in ("controller", "node"):
-            (root / name).mkdir(parents=True)
+            (root / name).mkdir()
         root.chmod(0o755)
         key, munge = root / "munge.key", root / "munge.socket"
         key.touch(0o600)
@@ -121,7 +166,7 @@ class Cluster:
             *(f"--pid-file={root}/munged.pid", f"--seed-file={root}/munge.seed"),
             f"--log-file={root}/munged.log",
         )
-        wait_for(munge.exists, "munged", START_SECONDS)
+        self._wait_until(munge.exists, "munged")
         self._spawn("slurmctld", "-D")
         self._wait_until(lambda: "is UP" in self.ask("scontrol", "ping"), "slurmctld")
         self._spawn("slurmd", "-D", "-N", "node")
@@ -130,44 +175,42 @@ class Cluster:
         )
 
     def _spawn(self, program: str, *arguments: str) -> None:
-        with (self._root / f"{program}.log").open("wb") as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    [program, *arguments],
-                    env=os.environ | self.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+        with (self.root / f"{program}.log").open("wb") as log:
+            daemon = subprocess.Popen(
+                [program, *arguments],
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
+        self._daemons.append(daemon.pid)
 
     def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        def look() -> bool:
-            for daemon in self._daemons:
-                assert daemon.poll() is None, self.logs()
-            return condition()
-
-        wait_for(look, what, START_SECONDS)
+        try:
+            wait_for(condition, what, START_SECONDS)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
-        files = sorted(self._root.glob("*.log"))
+        files = sorted(self.root.glob("*.log"))
         return "\n".join(f"{file.name}: {file.read_text()[-2000:]}" for file in files)
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """End every job, then the daemons."""
         self.ask("scancel", "--user", pwd.getpwuid(os.geteuid()).pw_name)
         deadline = time.monotonic() + 2 * KILL_WAIT_SECONDS
         while self.ask("squeue", "-h") and time.monotonic() < deadline:
             time.sleep(0.2)
-        for daemon in reversed(self._daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(daemon.pid, signal.SIGKILL)
-                daemon.wait()
+        for pid in reversed(self._daemons):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                daemon = psutil.Process(pid)
+                daemon.terminate()
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    daemon.wait(END_SECONDS)
+                    continue
+                daemon.kill()
 
     def ask(self, *words: str) -> str:
         """What a command of SLURM prints; nothing where it fails."""
@@ -184,9 +227,9 @@ class Cluster:
     def submit(self, directory: Path, environment: dict[str, str], *arguments: str) -> str:
         """Submit a batch script from a directory; the job's number."""
         result = subprocess.run(
-            ["sbatch", "--parsable", *arguments],
+            [shutil.which("sbatch", path=PATH) or "sbatch", "--parsable", *arguments],
             cwd=directory,
-            env=environment | self.environment,
+            env=environment | {"SLURM_CONF": self.environment["SLURM_CONF"]},
             capture_output=True,
             text=True,
             timeout=60,
@@ -199,12 +242,3 @@ class Cluster:
         """What `scontrol show job` says of a job, by key."""
         words = self.ask("scontrol", "--oneliner", "show", "job", name).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
-
-    def wait_for_state(self, name: str, *states: str, seconds: float = 150.0) -> dict[str, str]:
-        """Wait until a job has reached one of these states."""
-
-        def look() -> dict[str, str] | None:
-            job = self.job(name)
-            return job if job.get("JobState") in states else None
-
-        return wait_for(look, f"job {name}: {' or '.join(states)}", seconds)
