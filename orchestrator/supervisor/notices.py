@@ -9,8 +9,6 @@ import os
 from pathlib import Path
 
 import structlog
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
 
 from orchestrator.supervisor.tools import Tools
 
@@ -23,6 +21,10 @@ NO_COMMAND = (126, 127)
 
 async def file_appears(path: Path) -> None:
     """Return when there is such a file."""
+    # Only those who watch a file pay for it.
+    from watchdog.events import FileSystemEvent, FileSystemEventHandler
+    from watchdog.observers import Observer
+
     loop, seen = asyncio.get_running_loop(), asyncio.Event()
 
     class Look(FileSystemEventHandler):
