@@ -115,6 +115,7 @@ class Supervisor:
             config,
             run,
             self._journal,
+            events,
             lambda: self._snapshots.write_allowance_seconds,
             self._watch.notice,
         )

@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
 from orchestrator.slurm.job import Job
 from orchestrator.supervisor.notices import command_agrees, file_appears
 from orchestrator.supervisor.slurm_job import SlurmJob
+from orchestrator.supervisor.snapshots import WRITE_ALLOWANCE
 from orchestrator.supervisor.tools import Tools
 
 STOPPED = (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED)
@@ -29,19 +31,26 @@ class Surroundings:
         config: Config,
         run: RunDir,
         journal: Journal,
+        events: list[dict[str, Any]],
         save_seconds: Callable[[], float],
         request_stop: Callable[[str], None],
     ) -> None:
-        """``request_stop`` must not insist where a stop is under way."""
+        """``events`` are the journal's so far, from which it is known what saving took.
+
+        ``save_seconds`` says what a save may take now, 0 before the first; ``request_stop`` must
+        not insist where a stop is under way.
+        """
         self.tools = Tools()
         self._config = config
         self._run = run
         self._journal = journal
         self._request_stop = request_stop
-        job = Job.from_environment(os.environ)
-        self._job = (
-            SlurmJob(job, self.tools, config.grace, save_seconds, request_stop) if job else None
-        )
+        earlier = WRITE_ALLOWANCE * _last_save_seconds(events)
+        self._job: SlurmJob | None = None
+        if (job := Job.from_environment(os.environ)) is not None:
+            self._job = SlurmJob(
+                job, self.tools, config.grace, lambda: save_seconds() or earlier, request_stop
+            )
         self._tasks: list[asyncio.Future[None]] = []
 
     def begin(self) -> None:
@@ -72,3 +81,12 @@ class Surroundings:
         by_a_person = stop_source is not None and stop_source.startswith(BY_A_PERSON)
         if self._config.slurm_requeue and self._job and status in STOPPED and not by_a_person:
             await self._job.requeue(self._run, self._journal)
+
+
+def _last_save_seconds(events: list[dict[str, Any]]) -> float:
+    """How long the last checkpoint took whose time is known."""
+    for event in reversed(events):
+        seconds = event.get("seconds")
+        if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED and isinstance(seconds, float):
+            return seconds
+    return 0.0

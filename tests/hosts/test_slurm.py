@@ -22,19 +22,13 @@ from tests.e2e.support import (
     orchestrator,
     wait_for,
 )
-from tests.hosts.slurm_cluster import PROCESSORS, Cluster, why_not
+from tests.hosts.slurm_cluster import KILL_WAIT_SECONDS, PROCESSORS, Cluster, why_not
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "slurm"
 GRACE = "15s"
 SHORT = ("--epochs", "2")
 ENDLESS = ("--epochs", "10000", "--step-seconds", "0.1")
 WORKERS = ("--workers", "2")
-# So many attempts wait here for their end, and the next goes on.
-HOLD = """import os
-while int(os.environ['ORCHESTRATOR_ATTEMPT']) <= {attempts}:
-    session.poll()
-    time.sleep(0.05)
-"""
 # A limit is looked at twice a minute, and the machine does other things too.
 JOB_SECONDS = 150.0
 
@@ -112,19 +106,19 @@ def environment() -> dict[str, str]:
     return cleaned | {"PATH": f"{scripts}:{cleaned['PATH']}", "ORCHESTRATOR_GRACE": GRACE}
 
 
-def write_train(directory: Path, *arguments: str) -> None:
-    """train.py, which trains with these arguments whatever its own are."""
+def write_train(directory: Path, *arguments: str, slow_attempts: int = 0) -> None:
+    """train.py, which trains with these arguments whatever its own are.
+
+    So many attempts take seconds for each step, in which somebody can end them.
+    """
     directory.mkdir(exist_ok=True)
     (directory / "train.py").write_text(
-        "import runpy, sys\n"
+        "import os, runpy, sys\n"
         f"sys.argv = {[str(TRAIN), *arguments]}\n"
+        f"if int(os.environ['ORCHESTRATOR_ATTEMPT']) <= {slow_attempts}:\n"
+        "    sys.argv += ['--step-seconds', '2']\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-
-
-def held(attempts: int) -> tuple[str, ...]:
-    """Arguments of a trainer whose first attempts go no further than some step."""
-    return ("--run-at", "6", "--code", HOLD.format(attempts=attempts))
 
 
 def submit(cluster: Cluster, directory: Path, script: Path, *sbatch: str) -> str:
@@ -221,7 +215,8 @@ def uninterrupted(directory: Path, *arguments: str) -> Path:
 def test_job_goes_on_over_slices_until_it_is_complete(cluster: Cluster, tmp_path: Path) -> None:
     """Signalled in two ways, a job is queued again each time, and ends as if nothing had been."""
     arguments = (*SHORT, *WORKERS)
-    write_train(tmp_path, *arguments, *held(2), "--result", str(tmp_path / "result.pt"))
+    result = ("--result", str(tmp_path / "result.pt"))
+    write_train(tmp_path, *arguments, *result, slow_attempts=2)
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "single.sh"))
     ends = (("--batch", "--signal=USR1"), ("--full", "--signal=TERM"))
     for slice_, end in enumerate(ends, start=1):
@@ -241,7 +236,7 @@ def test_job_goes_on_over_slices_until_it_is_complete(cluster: Cluster, tmp_path
 
 def test_one_task_of_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
     """A task of an array that is preempted goes on by itself; the other is left alone."""
-    write_train(tmp_path, *SHORT, *held(1))
+    write_train(tmp_path, *SHORT, slow_attempts=1)
     number = submit(cluster, tmp_path, EXAMPLES / "array.sh", "--array=0-1")
     first, second = (Job(cluster, tmp_path, f"{number}_{n}", f"train-{n}") for n in range(2))
     first.wait_until_it_trains()
@@ -250,14 +245,14 @@ def test_one_task_of_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) 
     assert first.wait_for_event("requeued")["job"] == f"{number}_0"
     assert first.wait_for_state("COMPLETED")["Restarts"] == "1"
     # It is still in its first life.
-    assert second.wait_for_state("RUNNING")["Restarts"] == "0"
     assert second.events("stop_requested") == []
+    assert cluster.job(second.number)["Restarts"] == "0"
     second.signal()
 
 
 def test_preempted_job_gives_way_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
     """A job of a higher partition gets the place; the preempted one has saved, and completes."""
-    write_train(tmp_path, *SHORT, *held(1))
+    write_train(tmp_path, *SHORT, slow_attempts=1)
     most = f"--cpus-per-task={PROCESSORS * 3 // 4}"
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "preemptible.sh", most))
     job.wait_until_it_trains()
@@ -274,12 +269,14 @@ def test_preempted_job_gives_way_and_comes_back(cluster: Cluster, tmp_path: Path
 def test_cancelled_job_has_saved_and_stays_ended(cluster: Cluster, tmp_path: Path) -> None:
     """SIGUSR2 to everybody saves and training goes on; scancel saves, and nothing is requeued."""
     write_train(tmp_path, *ENDLESS, *WORKERS)
-    script = generate_script(tmp_path, "--sbatch", "time=60", "--grace", GRACE)
+    too_long = f"{KILL_WAIT_SECONDS + 5}s"
+    script = generate_script(tmp_path, "--sbatch", "time=60", "--grace", too_long)
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, script))
     job.wait_until_it_trains()
     job.signal("--full", "--signal=USR2")
     assert job.wait_for_event("checkpoint_published", 2)["reason"] == "requested"
     assert job.events("stop_requested") == []
+    assert f"set --grace {KILL_WAIT_SECONDS}s" in job.output()
     job.signal()
     assert job.wait_for_state("CANCELLED")["Restarts"] == "0"
     assert job.events("run_stopped")[0]["status"] == 75
@@ -289,7 +286,7 @@ def test_cancelled_job_has_saved_and_stays_ended(cluster: Cluster, tmp_path: Pat
 
 def test_signal_to_the_steps_and_requeue_by_status(cluster: Cluster, tmp_path: Path) -> None:
     """SIGTERM to steps alone saves; status 75 has the cluster queue the job again (RequeueExit)."""
-    write_train(tmp_path, *SHORT, *held(1))
+    write_train(tmp_path, *SHORT, slow_attempts=1)
     script = write_script(
         tmp_path,
         "#SBATCH --open-mode=append",
@@ -313,8 +310,7 @@ def test_history_survives_and_what_was_given_up_is_not_queued_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """A failure from before the requeue counts after it: the second one like it is the last."""
-    code = FAILS_BUT_ONCE + HOLD.format(attempts=2)
-    write_train(tmp_path, *SHORT, "--run-at", "6", "--code", code)
+    write_train(tmp_path, *SHORT, "--run-at", "2", "--code", FAILS_BUT_ONCE, slow_attempts=2)
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "single.sh"))
     job.wait_for_event("resumed")
     job.signal("--batch", "--signal=USR1")
