@@ -103,15 +103,18 @@ def environment() -> dict[str, str]:
     """What somebody has who has activated the virtual environment."""
     cleaned = clean_environment()
     scripts = Path(sys.executable).parent
-    return cleaned | {"PATH": f"{scripts}:{cleaned['PATH']}", "ORCHESTRATOR_GRACE": GRACE}
+    return cleaned | {"PATH": f"{scripts}:{cleaned['PATH']}"}
 
 
-def write_train(directory: Path, *arguments: str, slow_attempts: int = 0) -> None:
-    """train.py, which trains with these arguments whatever its own are.
+def write_train(
+    directory: Path, *arguments: str, slow_attempts: int = 0, grace: str = GRACE
+) -> None:
+    """train.py, which trains with these arguments whatever its own are, and the settings.
 
     So many attempts take seconds for each step, in which somebody can end them.
     """
     directory.mkdir(exist_ok=True)
+    (directory / "orchestrator.toml").write_text(f"grace = '{grace}'\n")
     (directory / "train.py").write_text(
         "import os, runpy, sys\n"
         f"sys.argv = {[str(TRAIN), *arguments]}\n"
@@ -303,6 +306,7 @@ def test_signal_to_the_steps_and_requeue_by_status(cluster: Cluster, tmp_path: P
 FAILS_BUT_ONCE = """import os
 if os.environ['ORCHESTRATOR_ATTEMPT'] != '2':
     raise ValueError('a bug')
+time.sleep(300)
 """
 
 
@@ -310,7 +314,7 @@ def test_history_survives_and_what_was_given_up_is_not_queued_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """A failure from before the requeue counts after it: the second one like it is the last."""
-    write_train(tmp_path, *SHORT, "--run-at", "2", "--code", FAILS_BUT_ONCE, slow_attempts=2)
+    write_train(tmp_path, *SHORT, "--run-at", "2", "--code", FAILS_BUT_ONCE, grace="3s")
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "single.sh"))
     job.wait_for_event("resumed")
     job.signal("--batch", "--signal=USR1")

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config import Config
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal
 from orchestrator.rundir import RunDir
 from orchestrator.slurm.job import Job
 from orchestrator.supervisor import slurm_job
 from orchestrator.supervisor.slurm_job import SlurmJob
+from orchestrator.supervisor.surroundings import Surroundings
 from orchestrator.supervisor.tools import Tools
 from tests.support import wait_until
 
@@ -175,3 +178,43 @@ def test_refused_requeue_leaves_a_marker(controller: Controller, tmp_path: Path)
     assert marker["job"] == "7"
     assert "presently disabled" in marker["problem"]
     assert "presently disabled" in str(events[0]["problem"])
+
+
+@pytest.mark.parametrize(
+    ("status", "source", "requeues"),
+    [
+        (ExitStatus.STOPPED_SAVED, "SIGUSR1", True),
+        (ExitStatus.STOPPED_SAVED, "the end of SLURM job 7", True),
+        (ExitStatus.STOPPED_UNSAVED, "SIGTERM to the trainer", True),
+        # Broken hardware: nobody asked for the stop.
+        (ExitStatus.STOPPED_SAVED, None, True),
+        (ExitStatus.STOPPED_SAVED, "orchestrator stop", False),
+        (ExitStatus.STOPPED_SAVED, "SIGINT", False),
+        (ExitStatus.STOPPED_SAVED, "SIGHUP", False),
+        (ExitStatus.COMPLETE, None, False),
+        # Whatever was asked for meanwhile.
+        (ExitStatus.COMPLETE, "SIGUSR1", False),
+        (ExitStatus.GAVE_UP, "SIGUSR1", False),
+        (ExitStatus.NO_VALID_CHECKPOINT, None, False),
+    ],
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_which_ends_are_queued_again(
+    controller: Controller,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: ExitStatus,
+    source: str | None,
+    requeues: bool,
+    wanted: bool,
+) -> None:
+    """With --slurm-requeue a stop, unless a person asked for it; never what cannot go on."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run = RunDir(tmp_path / "run")
+    run.create()
+    journal = Journal(run.journal_file)
+    config = Config(slurm_requeue=wanted)
+    surroundings = Surroundings(config, run, journal, [], lambda: 0.0, lambda source: None)
+    asyncio.run(surroundings.end(status, source))
+    assert controller.asked("requeue 7") == (wanted and requeues)
