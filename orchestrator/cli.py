@@ -13,6 +13,7 @@ from orchestrator import __version__, commands, launch
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.slurm_script import slurm_script
 
 RUN_HELP = """Running the same command again resumes.
 
@@ -21,6 +22,10 @@ Exit status: 0 training is complete; 75 stopped, saved; 74 stopped, the last ste
 
 Every option has an environment variable (ORCHESTRATOR_KEEP) and a key in orchestrator.toml or
 [tool.orchestrator] of pyproject.toml."""
+
+SLURM_SCRIPT_HELP = """orchestrator slurm-script -- python train.py > train.sh; sbatch train.sh
+
+It takes the options of `orchestrator run` too. docs/slurm.md has more."""
 
 
 def main() -> NoReturn:
@@ -77,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(groups)
+    _add_slurm_script(groups)
     _add_commands_to_a_run(groups)
     _add_checkpoints(groups)
     return parser
@@ -85,12 +91,31 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(groups: Any) -> None:
     running = _add(groups, "run", launch.run, "Run a training command: save, restart, resume.")
     _take_command(running, RUN_HELP)
+    _take_settings(running)
+
+
+def _add_slurm_script(groups: Any) -> None:
+    printing = _add(
+        groups, "slurm-script", slurm_script, "Print a batch script that trains in SLURM."
+    )
+    _take_command(printing, SLURM_SCRIPT_HELP)
+    printing.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of sbatch, such as time=4:00:00, gpus=1 or array=0-3; may be given often",
+    )
+    _take_settings(printing)
+
+
+def _take_settings(command: argparse.ArgumentParser) -> None:
     for setting in fields(Config):
         option, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
         if setting.type is bool:
-            _add_switch(running, option, text)
+            _add_switch(command, option, text)
             continue
-        running.add_argument(
+        command.add_argument(
             option, metavar=setting.metadata["metavar"], help=text.replace("%", "%%")
         )
 
@@ -159,10 +184,11 @@ def _take_json(command: argparse.ArgumentParser) -> None:
 def _add_switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
     """--option and --no-option, with the words that the environment and the files use."""
     name = option.removeprefix("--")
+    setting = name.replace("-", "_")
     choice = command.add_mutually_exclusive_group()
-    choice.add_argument(option, dest=name, action="store_const", const="on", help=text)
+    choice.add_argument(option, dest=setting, action="store_const", const="on", help=text)
     choice.add_argument(
-        f"--no-{name}", dest=name, action="store_const", const="off", help="Do without."
+        f"--no-{name}", dest=setting, action="store_const", const="off", help="Do without."
     )
 
 

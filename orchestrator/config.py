@@ -84,6 +84,18 @@ def _parse_directory(text: str) -> Path:
     return Path(text)
 
 
+def _parse_file(text: str) -> Path:
+    if not text.strip():
+        raise ValueError("name a file")
+    return Path(text)
+
+
+def _parse_shell_command(text: str) -> str:
+    if not text.strip():
+        raise ValueError("write a command")
+    return text
+
+
 def _parse_count(text: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError("write a whole number, 0 or more")
@@ -170,6 +182,23 @@ class Config:
         "on|off",
         "Keep a process with torch imported, to become the next trainer. Default: on.",
         True,
+    )
+
+    slurm_requeue: bool = _option(
+        _parse_switch,
+        "on|off",
+        "In a SLURM job: have it queued again after a stop that nobody asked for in person. "
+        "Default: off.",
+        False,
+    )
+    notice_file: Path | None = _option(
+        _parse_file, "PATH", "Save and stop when this file appears. Default: none.", None
+    )
+    notice_command: str | None = _option(
+        _parse_shell_command,
+        "CMD",
+        "Save and stop when this shell command, run every 5 s, ends with 0. Default: none.",
+        None,
     )
 
     @property
