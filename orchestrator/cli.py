@@ -9,10 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator import __version__, commands, deploy, launch
+from orchestrator import __version__, commands, launch
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.slurm_script import slurm_script
+from orchestrator.systemd_unit import print_systemd_unit
 
 RUN_HELP = """Running the same command again resumes.
 
@@ -25,6 +27,10 @@ Every option has an environment variable (ORCHESTRATOR_KEEP) and a key in orches
 UNIT_HELP = """The unit runs the command in this directory, with this Python and the options given
 here, which are those of `run`. Without --run-dir systemd gives the run a directory.
 docs/systemd.md has more."""
+
+SLURM_SCRIPT_HELP = """orchestrator slurm-script -- python train.py > train.sh; sbatch train.sh
+
+It takes the options of `orchestrator run` too. docs/slurm.md has more."""
 
 
 def main() -> NoReturn:
@@ -81,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(groups)
+    _add_systemd_unit(groups)
+    _add_slurm_script(groups)
     _add_commands_to_a_run(groups)
     _add_checkpoints(groups)
-    _add_hosts(groups)
     return parser
 
 
@@ -93,11 +100,11 @@ def _add_run(groups: Any) -> None:
     _take_settings(running)
 
 
-def _add_hosts(groups: Any) -> None:
+def _add_systemd_unit(groups: Any) -> None:
     unit = _add(
         groups,
         "systemd-unit",
-        deploy.print_systemd_unit,
+        print_systemd_unit,
         "Print a systemd unit for a training command.",
     )
     _take_command(unit, UNIT_HELP)
@@ -105,6 +112,21 @@ def _add_hosts(groups: Any) -> None:
     unit.add_argument("--name", help="of the unit; default: that of the script")
     unit.add_argument("--run-as", metavar="ACCOUNT", help="whose service it is; default: yours")
     _take_settings(unit)
+
+
+def _add_slurm_script(groups: Any) -> None:
+    printing = _add(
+        groups, "slurm-script", slurm_script, "Print a batch script that trains in SLURM."
+    )
+    _take_command(printing, SLURM_SCRIPT_HELP)
+    printing.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of sbatch, such as time=4:00:00, gpus=1 or array=0-3; may be given often",
+    )
+    _take_settings(printing)
 
 
 def _take_settings(command: argparse.ArgumentParser) -> None:
@@ -182,10 +204,11 @@ def _take_json(command: argparse.ArgumentParser) -> None:
 def _add_switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
     """--option and --no-option, with the words that the environment and the files use."""
     name = option.removeprefix("--")
+    setting = name.replace("-", "_")
     choice = command.add_mutually_exclusive_group()
-    choice.add_argument(option, dest=name, action="store_const", const="on", help=text)
+    choice.add_argument(option, dest=setting, action="store_const", const="on", help=text)
     choice.add_argument(
-        f"--no-{name}", dest=name, action="store_const", const="off", help="Do without."
+        f"--no-{name}", dest=setting, action="store_const", const="off", help="Do without."
     )
 
 

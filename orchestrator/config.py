@@ -84,6 +84,18 @@ def _parse_directory(text: str) -> Path:
     return Path(text)
 
 
+def _parse_file(text: str) -> Path:
+    if not text.strip():
+        raise ValueError("name a file")
+    return Path(text)
+
+
+def _parse_shell_command(text: str) -> str:
+    if not text.strip():
+        raise ValueError("write a command")
+    return text
+
+
 def _parse_count(text: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError("write a whole number, 0 or more")
@@ -172,6 +184,23 @@ class Config:
         True,
     )
 
+    slurm_requeue: bool = _option(
+        _parse_switch,
+        "on|off",
+        "In a SLURM job: have it queued again after a stop that nobody asked for in person. "
+        "Default: off.",
+        False,
+    )
+    notice_file: Path | None = _option(
+        _parse_file, "PATH", "Save and stop when this file appears. Default: none.", None
+    )
+    notice_command: str | None = _option(
+        _parse_shell_command,
+        "CMD",
+        "Save and stop when this shell command, run every 5 s, ends with 0. Default: none.",
+        None,
+    )
+
     @property
     def retention(self) -> RetentionPolicy:
         """The part that decides which checkpoints stay."""
@@ -203,6 +232,14 @@ class Config:
                     raise ConfigError(f"cannot use {source} = {text}: {error}") from None
                 break
         return cls(**values)
+
+
+def option_words(name: str, text: str) -> list[str]:
+    """The words of a command line that give a setting this value."""
+    option = name.replace("_", "-")
+    if Config.__dataclass_fields__[name].type is bool:
+        return [f"--{option}" if text == "on" else f"--no-{option}"]
+    return [f"--{option}", text]
 
 
 def _read_file(directory: Path) -> tuple[dict[str, str], str]:

@@ -29,6 +29,7 @@ class JournalEvent(StrEnum):
     GAVE_UP = "gave_up"
     RUN_STOPPED = "run_stopped"
     RUN_COMPLETED = "run_completed"
+    REQUEUED = "requeued"
 
 
 class Journal:

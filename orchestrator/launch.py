@@ -15,11 +15,11 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.notify import Notifier
 from orchestrator.logs import Log
 from orchestrator.rundir import RunDir, RunLock, default_run_dir
 from orchestrator.stopsignals import end_by_interrupt
 from orchestrator.supervisor.supervisor import Ending, Supervisor
+from orchestrator.systemd.notify import Notifier
 
 
 def run(arguments: Namespace) -> ExitStatus:

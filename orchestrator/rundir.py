@@ -60,6 +60,11 @@ class RunDir:
         return self.root / "done.json"
 
     @property
+    def requeue_file(self) -> Path:
+        """Exists when a SLURM job should be queued again and we could not see to that."""
+        return self.root / "requeue.json"
+
+    @property
     def reserve_file(self) -> Path:
         """Disk space that an emergency save may use up."""
         return self.root / "reserve"

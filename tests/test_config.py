@@ -83,6 +83,9 @@ def test_sources_are_combined(tmp_path: Path) -> None:
         ("max_restarts", "0", 0),
         ("spare", "on", True),
         ("spare", "off", False),
+        ("slurm_requeue", "on", True),
+        ("notice_file", "/run/notice", Path("/run/notice")),
+        ("notice_command", "curl -sf localhost", "curl -sf localhost"),
     ],
 )
 @pytest.mark.parametrize("source", SOURCES)
@@ -123,6 +126,9 @@ def test_good_values(tmp_path: Path, source: str, name: str, text: str, expected
         ("max_restarts", "off", "whole number"),
         ("spare", "no", "on or off"),
         ("spare", "1", "on or off"),
+        ("slurm_requeue", "yes", "on or off"),
+        ("notice_file", "", "name a file"),
+        ("notice_command", " ", "write a command"),
     ],
 )
 @pytest.mark.parametrize("source", SOURCES)

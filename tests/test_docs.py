@@ -50,6 +50,17 @@ def test_control_page() -> None:
     assert ", ".join(f"{phase.value} {phase.name.lower()}" for phase in Phase) in CONTRACT
 
 
+def test_kubernetes() -> None:
+    """The Job of the page knows every status, and its grace period fits into the pod's."""
+    (job,) = blocks((ROOT / "docs" / "kubernetes.md").read_text(), "yaml")
+    lists = [set(map(int, found.split(", "))) for found in re.findall(r"values: \[(.*?)\]", job)]
+    again = {ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED}
+    assert lists == [set(ExitStatus) - again - {ExitStatus.COMPLETE}, again]
+    (grace,) = re.findall(r'"--grace", "(\d+)s"', job)
+    (patience,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", job)
+    assert int(grace) < int(patience)
+
+
 @pytest.mark.parametrize("name", [*JournalEvent, *State])
 def test_names(name: str) -> None:
     """Every journal event and every state stands in the contract."""

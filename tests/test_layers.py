@@ -18,6 +18,7 @@ HOMES = {
     "rich": ("commands.py", "tables.py"),
     "xxhash": ("checkpoint/reading.py",),
     "structlog": ("logs.py", "launch.py", "supervisor/"),
+    "watchdog": ("supervisor/notices.py",),
 }
 # A path's own rename, and shutil's; Disk's is the one that is allowed.
 MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
@@ -40,14 +41,16 @@ RANKS = {
     "spare": 3,
     "checkpoint": 4,
     "config": 5,
-    "hosts": 5,
+    "systemd": 5,
+    "slurm": 5,
     "listing": 5,
     "tables": 5,
     "supervisor": 6,
     "training": 6,
     "commands": 7,
     "launch": 7,
-    "deploy": 8,
+    "slurm_script": 8,
+    "systemd_unit": 8,
     "cli": 9,
     "__main__": 10,
 }

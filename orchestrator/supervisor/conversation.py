@@ -72,8 +72,7 @@ class Conversation:
             case "stop":
                 peer.send({"type": "stopping", "grace_seconds": self._config.grace})
                 # Asking twice is not insisting: a script may ask, and a person beside it.
-                if not self._watch.stop_wanted.is_set():
-                    self._watch.request_stop("orchestrator stop")
+                self._watch.notice("orchestrator stop")
             case "checkpoint" if self._watch.stop_wanted.is_set():
                 peer.send({"type": "failed", "problem": "the run is stopping, and saves for that"})
             case "checkpoint":
@@ -120,8 +119,8 @@ class Conversation:
             case "stop_noticed":
                 self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)
                 # A scheduler may have signalled the trainer alone: that too is a stop.
-                if attempt.hang is None and not self._watch.stop_wanted.is_set():
-                    self._watch.request_stop(f"{facts.get('source')} to the trainer")
+                if attempt.hang is None:
+                    self._watch.notice(f"{facts.get('source')} to the trainer")
             case "published":
                 self._hear_published(str(facts.get("name")), facts)
             case "save_failed":

@@ -12,10 +12,10 @@ import structlog
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import SLOT_COUNT, Slots
-from orchestrator.hosts.notify import Notifier
 from orchestrator.page import PAGE_VERSION, ControlPage, Field
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.snapshots import SnapshotKeeper
+from orchestrator.systemd.notify import Notifier
 
 PREFIX = "orchestrator-"
 PAGE = f"{PREFIX}page-"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from orchestrator.hosts.notify import Notifier
 from orchestrator.pulse import Pulse
 from orchestrator.quantities import duration_text
 from orchestrator.supervisor.status import Status
+from orchestrator.systemd.notify import Notifier
 
 STATUS_SECONDS = 2.0
 # Several signs of health fit into the time that the manager waits for one.

@@ -20,7 +20,6 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.notify import Notifier
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.pulse import Pulse
 from orchestrator.rundir import RunLock
@@ -42,10 +41,12 @@ from orchestrator.supervisor.signals import SignalReceiver
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
+from orchestrator.supervisor.surroundings import Surroundings
 from orchestrator.supervisor.symptoms import Kind
 from orchestrator.supervisor.threads import may_go_unheard
 from orchestrator.supervisor.verdict import Judge, Verdict
 from orchestrator.supervisor.watch import StoppedBetweenAttemptsError, Watch
+from orchestrator.systemd.notify import Notifier
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,14 @@ class Supervisor:
         self._judge = Judge(
             self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
         )
+        self._surroundings = Surroundings(
+            config,
+            run,
+            self._journal,
+            events,
+            lambda: self._snapshots.write_allowance_seconds,
+            self._watch.notice,
+        )
         self._to_repeat: Verdict | None = None
         self._gone: asyncio.Future[None] | None = None
 
@@ -152,6 +161,7 @@ class Supervisor:
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
+            self._surroundings.begin()
             try:
                 await self._attempts()
                 self._service.ended()
@@ -163,6 +173,7 @@ class Supervisor:
             self._channel.close()
             telling.cancel()
         assert self._status is not None
+        await self._surroundings.end(self._status, self._watch.stop_source)
         by_interrupt = self._interactive and self._watch.stop_source == signal.SIGINT.name
         return Ending(self._status, by_interrupt)
 
@@ -251,7 +262,7 @@ class Supervisor:
         warm = process is not None
         if process is None:
             process = start_cold(self._command, self._environment | variables, output, lock)
-        attempt.begin(Child(process, output, lambda: self._spares.waiting | self._others))
+        attempt.begin(Child(process, output, self._not_the_trainers))
         self._checkpoints.attempt = number
         self._budget.begin()
         self._machine.handle(Event.SPAWNED)
@@ -347,9 +358,14 @@ class Supervisor:
 
     # --- what the system tells ---------------------------------------------------------------
 
+    def _not_the_trainers(self) -> set[int]:
+        """Processes below us that do not end with an attempt."""
+        return self._spares.waiting | self._others | self._surroundings.tools.running
+
     def _reap(self) -> None:
         attempt = self._watch.attempt
-        processes.reap(keep=self._spares.awaited | ({attempt.child.pid} if attempt else set()))
+        awaited = self._spares.awaited | self._surroundings.tools.running
+        processes.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
         self._others.intersection_update(processes.children_of(os.getpid()))
 
     def _pulses(self) -> list[Pulse]:

@@ -152,6 +152,11 @@ class Watch:
         else:
             self._kill(attempt, "killing everything now")
 
+    def notice(self, source: str) -> None:
+        """The same for who only tells that the end is near: where a stop is under way, nothing."""
+        if not self.stop_wanted.is_set():
+            self.request_stop(source)
+
     def _begin_stop(self, attempt: Attempt) -> None:
         self._machine.handle(Event.STOP)
         grace = self._grace_seconds

@@ -6,7 +6,7 @@ from typing import NoReturn
 import pytest
 
 # .ci/run sets it.
-REQUIRED = "HOSTS_REQUIRED"
+REQUIRED = "REQUIRE_HOSTS"
 
 
 def lacking(reason: str) -> NoReturn:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.checkpoint.slots import Slots
-from orchestrator.hosts.notify import Notifier
 from orchestrator.page import ControlPage, Field
 from orchestrator.supervisor.heritage import MEMORY, PAGE, Heritage
+from orchestrator.systemd.notify import Notifier
 from tests.checkpoint.support import RUN_ID, manifest_of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.hosts.notify import Notifier
+from orchestrator.systemd.notify import Notifier
 
 
 @pytest.fixture(params=["file", "abstract"])

@@ -10,10 +10,17 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts import systemd_text, systemd_unit
-from orchestrator.hosts.systemd_unit import Service
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
+from orchestrator.systemd.text import command, literal
+from orchestrator.systemd.unit import (
+    Service,
+    check_name,
+    service_unit,
+    slowest_save,
+    stop_seconds,
+    template,
+)
 from tests.hosts.need import lacking
 from tests.hosts.systemd import ROOT, print_unit
 from tests.test_docs import STATUSES
@@ -43,14 +50,14 @@ def service(**changes: object) -> Service:
 
 
 UNITS = {
-    "plain": systemd_unit.unit(service()),
-    "words": systemd_unit.unit(service(command=ODD_WORDS, options=("--every=500steps",))),
-    "paths": systemd_unit.unit(
+    "plain": service_unit(service()),
+    "words": service_unit(service(command=ODD_WORDS, options=("--every=500steps",))),
+    "paths": service_unit(
         service(directory=Path("/srv/a 100% b"), run_dir=Path('/srv/r "1" %n'), save_seconds=20.0)
     ),
-    "user": systemd_unit.unit(service(for_user=True, account=None)),
-    "template@": systemd_unit.template(for_user=False),
-    "template-user@": systemd_unit.template(for_user=True),
+    "user": service_unit(service(for_user=True, account=None)),
+    "template@": template(for_user=False),
+    "template-user@": template(for_user=True),
 }
 
 
@@ -91,7 +98,7 @@ def test_exposure_is_ok(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("for_user", TEMPLATES)
 def test_templates_are_what_the_generator_makes(for_user: bool) -> None:
     """The files in systemd/ are written by `make units`."""
-    assert TEMPLATES[for_user].read_text() == systemd_unit.template(for_user)
+    assert TEMPLATES[for_user].read_text() == template(for_user)
 
 
 def test_statuses_are_those_of_the_contract() -> None:
@@ -113,12 +120,12 @@ def test_statuses_are_those_of_the_contract() -> None:
 def test_time_to_stop_follows_the_slowest_of_the_last_saves(tmp_path: Path) -> None:
     """TimeoutStopSec is the grace period, and three such saves where that is more than 15 s."""
     run = RunDir(tmp_path)
-    assert systemd_unit.slowest_save(run) is None
+    assert slowest_save(run) is None
     journal = Journal(run.journal_file)
     for seconds in (99.0, *[5.0] * 19, 7.5, None):
         journal.write(JournalEvent.CHECKPOINT_PUBLISHED, 1, seconds=seconds)
-    assert systemd_unit.slowest_save(run) == 7.5
-    assert [systemd_unit.stop_seconds(30.0, save) for save in (None, 1.0, 7.5)] == [45, 45, 53]
+    assert slowest_save(run) == 7.5
+    assert [stop_seconds(30.0, save) for save in (None, 1.0, 7.5)] == [45, 45, 53]
 
 
 def test_time_to_stop_is_measured_where_the_run_is(tmp_path: Path) -> None:
@@ -140,7 +147,7 @@ def test_unit_of_a_command_is_complete(tmp_path: Path) -> None:
     assert "Environment=ORCHESTRATOR_RUN_DIR=%S/orchestrator/train\n" in lines
     start = next(line for line in lines.splitlines() if line.startswith("ExecStart="))
     python = shutil.which("python3")
-    assert start.endswith(f" -P -m orchestrator run --every=1epoch -- {python} train.py")
+    assert start.endswith(f" -P -m orchestrator run --every 1epoch -- {python} train.py")
     named = print_unit("--run-dir", "r", "--user", "--", "python3", "train.py", directory=tmp_path)
     assert f"Environment=ORCHESTRATOR_RUN_DIR={tmp_path}/r\n" in named
     assert "StateDirectory" not in named
@@ -151,17 +158,17 @@ def test_unit_of_a_command_is_complete(tmp_path: Path) -> None:
 def test_names_that_cannot_be_are_refused(name: str) -> None:
     """A unit's name is one of a file, and of a directory in systemd's place for state."""
     with pytest.raises(ConfigError, match="cannot name a unit"):
-        systemd_unit.check_name(name)
+        check_name(name)
 
 
 @pytest.mark.parametrize("value", [" /a", "/a\n", "/a\\", "/a\x01b"])
 def test_values_that_cannot_be_written_are_refused(value: str) -> None:
     """A directory that a unit's line cannot hold is refused, not changed."""
     with pytest.raises(ConfigError, match="cannot write"):
-        systemd_text.literal(value)
+        literal(value)
 
 
 def test_words_that_are_no_text_are_refused() -> None:
     """An argument that is not UTF-8 has no form in a unit."""
     with pytest.raises(ConfigError, match="not UTF-8"):
-        systemd_text.command([json.loads('"\\udcff"')])
+        command([json.loads('"\\udcff"')])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.systemd_text import command, literal, word, words
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
+from orchestrator.systemd.text import command, literal, word, words
 
 # Beyond the grace period: ending the processes, writing what was in memory.
 MARGIN_SECONDS = 15
@@ -78,7 +78,7 @@ def stop_seconds(grace_seconds: float, save_seconds: float | None) -> int:
     return math.ceil(grace_seconds + max(MARGIN_SECONDS, SAVE_ALLOWANCE * (save_seconds or 0.0)))
 
 
-def unit(service: Service) -> str:
+def service_unit(service: Service) -> str:
     """The unit of one command."""
     run_dir = service.run_dir
     setting = [f"User={service.account}"] if service.account else []

@@ -1,4 +1,4 @@
-"""The commands that print what another host of a run needs: a unit for systemd."""
+"""`orchestrator systemd-unit`: prints a unit for a command."""
 
 import os
 import pwd
@@ -8,13 +8,15 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from orchestrator.config import ENVIRONMENT_PREFIX, Config
+from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
-from orchestrator.hosts import systemd_unit
 from orchestrator.launch import check_program, script_of
 from orchestrator.rundir import RunDir, default_run_dir
+from orchestrator.systemd.unit import Service, check_name, service_unit, slowest_save
 
 ROOT = "root"
+# Named by the environment of the unit, for all commands that are run in it.
+RUN_DIR = "run_dir"
 SYSTEM_STATE = Path("/var/lib/orchestrator")
 # -P: a folder named orchestrator in the working directory is not to be taken for this package.
 MODULE_WORDS = ("-P", "-m", "orchestrator")
@@ -27,24 +29,29 @@ def print_systemd_unit(arguments: Namespace) -> None:
     config = Config.resolve(given, {}, directory)
     command = [_absolute_program(arguments.command[0]), *arguments.command[1:]]
     usual_run_dir = default_run_dir(script_of(command) or command[0])
-    name = systemd_unit.check_name(arguments.name or usual_run_dir.name)
+    name = check_name(arguments.name or usual_run_dir.name)
     run_dir = directory / config.run_dir if config.run_dir else None
     # Where a user's manager keeps state depends on its version.
     measured = run_dir or (None if arguments.user else SYSTEM_STATE / name)
     account = None if arguments.user else _account(arguments.run_as)
-    service = systemd_unit.Service(
+    service = Service(
         name=name,
         program=[sys.executable, *MODULE_WORDS],
-        options=[word for key, text in given.items() for word in _option(key, text)],
+        options=[
+            word
+            for key, text in given.items()
+            if key != RUN_DIR
+            for word in option_words(key, text)
+        ],
         command=command,
         directory=directory,
         run_dir=run_dir,
         account=account,
         for_user=arguments.user,
         grace_seconds=config.grace,
-        save_seconds=None if measured is None else systemd_unit.slowest_save(RunDir(measured)),
+        save_seconds=None if measured is None else slowest_save(RunDir(measured)),
     )
-    print(systemd_unit.unit(service), end="")
+    print(service_unit(service), end="")
     if run_dir is None and RunDir(usual_run_dir).run_file.exists():
         _note(
             f"this unit begins a new run, in systemd's own place; {usual_run_dir} is here: to go "
@@ -66,16 +73,6 @@ def _settings(arguments: Namespace) -> dict[str, str]:
         if text is not None:
             given[setting.name] = text
     return given
-
-
-def _option(name: str, text: str) -> list[str]:
-    """The words for ``run``; the run directory is named by the environment, for all commands."""
-    option = name.replace("_", "-")
-    if name == "run_dir":
-        return []
-    if name == "spare":
-        return [f"--{option}" if text == "on" else f"--no-{option}"]
-    return [f"--{option}={text}"]
 
 
 def _absolute_program(program: str) -> str:
