@@ -148,8 +148,8 @@ def test_requeue(controller: Controller, tmp_path: Path) -> None:
     [
         ("COMPLETING", {"Reason": "None"}),
         ("CANCELLED", {"Reason": "None"}),
-        # A preemption has done it: the count is above what this life began with.
-        ("COMPLETING", {"Reason": "None", "Restarts": "2"}),
+        # SLURM has done it: the count is above what this life began with.
+        ("COMPLETING", {"Reason": "TimeLimit", "Restarts": "2"}),
     ],
 )
 def test_no_requeue(
