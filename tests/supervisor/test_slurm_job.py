@@ -43,10 +43,11 @@ class Controller:
 
     def says(self, seconds_left: float, state: str = "RUNNING", **words: str) -> None:
         end = time.time() + seconds_left
-        facts = {"StartTime": int(end) - FAR, "EndTime": int(end), "PreemptTime": "None", **words}
+        times = {"StartTime": int(end) - FAR, "EndTime": int(end), "PreemptTime": "None"}
+        facts = {"JobState": state, "Restarts": 1, **times, **words}
         text = " ".join(f"{key}={value}" for key, value in facts.items())
         new = self._directory / "job.new"
-        new.write_text(f"JobId=7 JobState={state} Restarts=1 {text} Partition=main\n")
+        new.write_text(f"JobId=7 {text} Partition=main\n")
         new.replace(self._directory / "job")
 
     def refuses(self, text: str) -> None:
@@ -148,8 +149,8 @@ def test_requeue(controller: Controller, tmp_path: Path) -> None:
     [
         ("COMPLETING", {"Reason": "None"}),
         ("CANCELLED", {"Reason": "None"}),
-        # A preemption has done it: the count is above what this life began with.
-        ("COMPLETING", {"Reason": "None", "Restarts": "2"}),
+        # SLURM has done it: the count is above what this life began with.
+        ("COMPLETING", {"Reason": "TimeLimit", "Restarts": "2"}),
     ],
 )
 def test_no_requeue(
