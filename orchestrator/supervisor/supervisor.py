@@ -23,6 +23,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.pulse import Pulse
 from orchestrator.rundir import RunLock
+from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor import processes, report
 from orchestrator.supervisor.attempt import Attempt, common_environment
 from orchestrator.supervisor.budget import Budget
@@ -37,7 +38,7 @@ from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
 from orchestrator.supervisor.restarts import AttemptFailedError, retrying
 from orchestrator.supervisor.service import Service
-from orchestrator.supervisor.signals import SignalReceiver
+from orchestrator.supervisor.signals import take_over
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
@@ -98,6 +99,7 @@ class Supervisor:
             lambda: self._snapshots.write_allowance_seconds,
             lambda: bool(self._snapshots.under_way),
             self._journal,
+            EchoFilter(),
         )
         self._spares = SpareKeeper(command, config.spare, self._watch.stop_wanted.is_set)
         self._conversation = Conversation(
@@ -144,8 +146,9 @@ class Supervisor:
         # What the shell had in the background that then became us by exec: no part of the training.
         self._others = set(processes.children_of(os.getpid()))
         processes.become_subreaper()
-        SignalReceiver(lambda number: self._watch.request_stop(number.name)).install(
+        take_over(
             loop,
+            on_stop=self._watch.hear_signal,
             on_save=self._conversation.request_checkpoint,
             on_child=self._reap,
             on_resize=self._resize,

@@ -13,6 +13,7 @@ from orchestrator.errors import NoThreadError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
+from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor import processes, stacks
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS
@@ -65,6 +66,7 @@ class Watch:
         write_allowance_seconds: Callable[[], float],
         is_writing: Callable[[], bool],
         journal: Journal,
+        echoes: EchoFilter,
     ) -> None:
         """``is_writing``: whether we write a snapshot to disk, which a saving trainer waits for."""
         self.attempt: Attempt | None = None
@@ -79,6 +81,7 @@ class Watch:
         self._machine = machine
         self._grace_seconds = grace_seconds
         self._journal = journal
+        self._echoes = echoes
         self._log = structlog.get_logger()
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -132,6 +135,11 @@ class Watch:
             self._machine.handle(Event.EXITED)
             attempt.over.set()
 
+    def hear_signal(self, source: str) -> None:
+        """Request a stop on a signal to us or to the trainer: one that was sent to both is one."""
+        if not self._echoes.is_echo():
+            self.request_stop(source)
+
     def request_stop(self, source: str) -> None:
         """Climb one rung: save and stop, then no more waiting for the safe point, then kill."""
         self.stop_source = self.stop_source or source
@@ -155,7 +163,7 @@ class Watch:
     def notice(self, source: str) -> None:
         """The same for who only tells that the end is near: where a stop is under way, nothing."""
         if not self.stop_wanted.is_set():
-            self.request_stop(source)
+            self.hear_signal(source)
 
     def _begin_stop(self, attempt: Attempt) -> None:
         self._machine.handle(Event.STOP)

@@ -6,6 +6,7 @@ from pathlib import Path
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
 from orchestrator.journal import Journal
+from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
@@ -29,7 +30,9 @@ def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> 
     journal = Journal(store.run.journal_file)
 
     async def play() -> None:
-        watch = Watch(machine, config.grace, Budgets("off"), lambda: 0.0, lambda: False, journal)
+        watch = Watch(
+            machine, config.grace, Budgets("off"), lambda: 0.0, lambda: False, journal, EchoFilter()
+        )
         custodian = _RotatesForEver(store, config.retention, journal, Budget(3), [])
         keeper = SnapshotKeeper(
             store,

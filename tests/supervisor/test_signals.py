@@ -4,37 +4,11 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from itertools import count
 
 import pytest
 
-from orchestrator.supervisor.signals import SignalReceiver
+from orchestrator.supervisor.signals import take_over
 from tests.support import DEADLINE_SECONDS
-
-
-def test_an_echo_is_not_a_second_request() -> None:
-    """Signals that one cause sends together are one request; a later one is another."""
-    now, received = [0.0], []
-    receiver = SignalReceiver(received.append, clock=lambda: now[0])
-    for time, number in [
-        (0.0, signal.SIGTERM),
-        (0.1, signal.SIGHUP),
-        (0.9, signal.SIGINT),
-        (5.0, signal.SIGINT),
-    ]:
-        now[0] = time
-        receiver.receive_stop(number)
-    assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
-
-
-def test_echoes_do_not_make_each_other() -> None:
-    """Who sends signals without a pause is heard again after the time of an echo."""
-    now, received = [0.0], []
-    receiver = SignalReceiver(received.append, clock=lambda: now[0])
-    for number in range(50):
-        now[0] = number * 0.25
-        receiver.receive_stop(signal.SIGTERM)
-    assert len(received) == 25
 
 
 def installed(scenario: Callable[[list[str]], Awaitable[None]]) -> list[str]:
@@ -42,9 +16,9 @@ def installed(scenario: Callable[[list[str]], Awaitable[None]]) -> list[str]:
     calls: list[str] = []
 
     async def run() -> None:
-        receiver = SignalReceiver(lambda number: calls.append(number.name), clock=count().__next__)
-        receiver.install(
+        take_over(
             asyncio.get_running_loop(),
+            on_stop=calls.append,
             on_save=lambda: calls.append("save"),
             on_child=lambda: calls.append("child"),
             on_resize=lambda: calls.append("resize"),
