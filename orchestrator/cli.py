@@ -159,10 +159,11 @@ def _take_json(command: argparse.ArgumentParser) -> None:
 def _add_switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
     """--option and --no-option, with the words that the environment and the files use."""
     name = option.removeprefix("--")
+    dest = name.replace("-", "_")
     choice = command.add_mutually_exclusive_group()
-    choice.add_argument(option, dest=name, action="store_const", const="on", help=text)
+    choice.add_argument(option, dest=dest, action="store_const", const="on", help=text)
     choice.add_argument(
-        f"--no-{name}", dest=name, action="store_const", const="off", help="Do without."
+        f"--no-{name}", dest=dest, action="store_const", const="off", help="Do without."
     )
 
 

@@ -16,7 +16,7 @@ HOMES = {
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
     "psutil": ("supervisor/processes.py", "memory.py"),
     "rich": ("commands.py", "tables.py"),
-    "xxhash": ("checkpoint/reading.py",),
+    "xxhash": ("checkpoint/reading.py", "training/digests.py"),
     "structlog": ("logs.py", "launch.py", "supervisor/"),
 }
 # A path's own rename, and shutil's; Disk's is the one that is allowed.

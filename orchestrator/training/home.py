@@ -25,6 +25,7 @@ class Home(Protocol):
     slots: Slots
     every: Every
     snapshot_budget: float | None
+    allow_data_change: bool
     command: list[str]
     """What a person or scheduler started, to be told from other commands on the same run."""
 

@@ -20,6 +20,7 @@ from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.training import rng
 from orchestrator.training.copying import Copier
+from orchestrator.training.digests import digest_parts
 from orchestrator.training.image import Frozen, InexpressibleError, Layout, freeze, lay_out
 from orchestrator.training.shield import sigchld_default
 from orchestrator.training.slot_memory import SlotMemory, with_spare
@@ -139,7 +140,8 @@ class Snapshotter:
                 torch.save(content.state, cast(IO[bytes], file))
                 image_bytes = file.tell()
             healthy = all(map(all_finite, content.parameters))
-            taking.done.set_result(self._commit(taking, content, image_bytes, healthy))
+            digests = digest_parts(content.state)
+            taking.done.set_result(self._commit(taking, content, image_bytes, healthy, digests))
         except BaseException as error:  # whoever waits for it has to hear of anything
             taking.done.set_exception(error)
         return taking
@@ -232,15 +234,27 @@ class Snapshotter:
                 target.write(offset, piece)
             self._layout = fresh
             healthy = _is_finite(content.parameters, frozen, fresh, target)
+            digests = _digests(frozen, fresh, target)
             taking.thread_seconds = time.thread_time()
-            taking.done.set_result(self._commit(taking, content, fresh.image_bytes, healthy))
+            taking.done.set_result(
+                self._commit(taking, content, fresh.image_bytes, healthy, digests)
+            )
         except BaseException as error:  # whoever waits for it has to hear of anything
             taking.done.set_exception(error)
 
     def _commit(
-        self, taking: Taking, content: Content, image_bytes: int, healthy: bool
+        self,
+        taking: Taking,
+        content: Content,
+        image_bytes: int,
+        healthy: bool,
+        digests: dict[str, str],
     ) -> Snapshot:
-        draft = replace(content.draft, healthy=content.draft.healthy and healthy)
+        draft = replace(
+            content.draft,
+            healthy=content.draft.healthy and healthy,
+            digests=digests | content.draft.digests,
+        )
         return self._slots.commit(taking.slot, image_bytes, draft)
 
     def _warn_of_plain(self, error: InexpressibleError) -> None:
@@ -260,6 +274,12 @@ def _move(target: SlotMemory, copied: Layout, fresh: Layout) -> None:
     grows = moves[-1][1] > moves[-1][0]
     for source, place, size in reversed(moves) if grows else moves:
         target.move(source, place, size)
+
+
+def _digests(frozen: Frozen, layout: Layout, target: SlotMemory) -> dict[str, str]:
+    places = zip(frozen.storages, layout.offsets, strict=True)
+    addresses = {storage._cdata: target.address + offset for storage, offset in places}
+    return digest_parts(frozen.tree, addresses)
 
 
 def _is_finite(

@@ -34,6 +34,7 @@ class Standalone:
         self._policy = config.retention
         self.every = config.every
         self.snapshot_budget = config.snapshot_budget
+        self.allow_data_change = config.allow_data_change
         self.command = sys.argv
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
         self.run.create()

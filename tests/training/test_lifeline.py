@@ -40,6 +40,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         "every": {"amount": 600.0, "unit": "seconds"},
         "grace_seconds": 3600.0,
         "snapshot_budget": None,
+        "allow_data_change": False,
         "resume_generation": None,
         "writing_generations": [],
     }
