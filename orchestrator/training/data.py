@@ -125,11 +125,12 @@ class DataPosition:
         start = start_of(saved, facts)
         # A second pass in the same epoch has an order of its own.
         seed = rng.derive_seed(self.seed, epoch, index)
-        this = Pass(facts, saved, start, self._open_pass(loader, seed, epoch, index, start))
+        opened = self._open_pass(loader, seed, epoch, index, start)
+        this = Pass(facts, saved, start, opened)
         self._passes.append(this)
         self._open.append(this)
         try:
-            for batch in this.batches:
+            for batch in opened.batches:
                 if this.taken == this.start and not changed:
                     self._check_first_batch(index, this)
                 this.taken += 1
@@ -149,8 +150,11 @@ class DataPosition:
 
     def _seen_last(self, index: int) -> dict[str, Any]:
         """The state of this pass in the epoch that was cut, or else in the one before."""
-        before = self._before_cut[index] if index < len(self._before_cut) else {}
-        return self._saved(index) or before
+        saved = self._saved(index)
+        # One that begins inside another may be an evaluation, which has no number of its own.
+        if saved or self._open or index >= len(self._before_cut):
+            return saved
+        return self._before_cut[index]
 
     def _note_changes(self, index: int, facts: Facts | None) -> bool:
         """Whether there was another loader here before the run was cut; a problem then."""

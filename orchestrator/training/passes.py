@@ -1,6 +1,6 @@
 """One pass over the data: how far it is, over what, and whether it goes on as it would have."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch.utils.data import BatchSampler
@@ -17,7 +17,10 @@ class Pass:
     only they count when the run continues.
     """
 
-    __slots__ = ("_opened", "_saved", "consumed", "ended", "facts", "start", "taken")
+    __slots__ = (
+        *("_own_state", "_saved", "_upcoming"),
+        *("consumed", "ended", "facts", "start", "taken"),
+    )
 
     def __init__(
         self, facts: Facts | None, saved: Mapping[str, Any], start: int, opened: Opened
@@ -27,22 +30,19 @@ class Pass:
         self.start = self.consumed = self.taken = start
         self.ended = False
         self._saved = saved
-        self._opened = opened
-
-    @property
-    def batches(self) -> Iterator[Any]:
-        """What is still to come."""
-        return self._opened.batches
+        # Not its batches: the workers behind them end when the loop leaves them.
+        self._upcoming = opened.upcoming
+        self._own_state = opened.own_state
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint keeps of it."""
         if self._saved and self.taken == self.start:
             return dict(self._saved)  # nothing has been taken since
-        own = self._opened.own_state() if self.taken == self.consumed else None
+        own = self._own_state() if self.taken == self.consumed else None
         return {
             "batches": self.consumed,
             "loader": self.facts,
-            "next": self._opened.upcoming(self.consumed),
+            "next": self._upcoming(self.consumed),
             "own": own,
             "ended": self.ended,
         }
@@ -50,7 +50,7 @@ class Pass:
     def goes_on_as_saved(self) -> bool:
         """Whether its first batch since the cut is the one that was to come next."""
         expected = self._saved.get("next")
-        return expected is None or self._opened.upcoming(self.start) == expected
+        return expected is None or self._upcoming(self.start) == expected
 
 
 def start_of(saved: Mapping[str, Any], facts: Facts | None) -> int:

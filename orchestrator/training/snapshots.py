@@ -22,6 +22,7 @@ from orchestrator.training import rng
 from orchestrator.training.copying import Copier
 from orchestrator.training.digests import digest_parts
 from orchestrator.training.image import Frozen, InexpressibleError, Layout, freeze, lay_out
+from orchestrator.training.inspecting import digests_of, is_finite
 from orchestrator.training.shield import sigchld_default
 from orchestrator.training.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import all_finite
@@ -233,8 +234,8 @@ class Snapshotter:
             for offset, piece in fresh.pieces:
                 target.write(offset, piece)
             self._layout = fresh
-            healthy = _is_finite(content.parameters, frozen, fresh, target)
-            digests = _digests(frozen, fresh, target)
+            healthy = is_finite(content.parameters, frozen, fresh, target)
+            digests = digests_of(frozen, fresh, target)
             taking.thread_seconds = time.thread_time()
             taking.done.set_result(
                 self._commit(taking, content, fresh.image_bytes, healthy, digests)
@@ -274,33 +275,3 @@ def _move(target: SlotMemory, copied: Layout, fresh: Layout) -> None:
     grows = moves[-1][1] > moves[-1][0]
     for source, place, size in reversed(moves) if grows else moves:
         target.move(source, place, size)
-
-
-def _digests(frozen: Frozen, layout: Layout, target: SlotMemory) -> dict[str, str]:
-    places = zip(frozen.storages, layout.offsets, strict=True)
-    addresses = {storage._cdata: target.address + offset for storage, offset in places}
-    return digest_parts(frozen.tree, addresses)
-
-
-def _is_finite(
-    parameters: Sequence[torch.Tensor], frozen: Frozen, layout: Layout, target: SlotMemory
-) -> bool:
-    """Whether the parameters are finite in the image; the live ones are changing already."""
-    places = dict(
-        zip(
-            (storage._cdata for storage in frozen.storages),
-            zip(layout.offsets, layout.sizes, strict=True),
-            strict=True,
-        )
-    )
-    checked = set()
-    for parameter in parameters:
-        place = places.get(parameter.untyped_storage()._cdata)
-        # A parameter that the state_dict leaves out is not in the image.
-        if place is not None and place not in checked:
-            checked.add(place)
-            offset, size = place
-            whole = size // parameter.element_size() * parameter.element_size()
-            if not all_finite(target.data[offset : offset + whole].view(parameter.dtype)):
-                return False
-    return True

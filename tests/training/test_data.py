@@ -1,6 +1,7 @@
 """Batches that continue where a run was cut."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import time
@@ -29,6 +30,7 @@ from torch.utils.data import (
 )
 
 from orchestrator.training.data import DataPosition
+from tests.support import wait_until
 
 SIZE = 22
 Loader = Callable[[], Any]
@@ -525,3 +527,14 @@ def test_out_of_order_workers_lose_nothing(tmp_path: Path) -> None:
     consume(position)
     after, _ = drain(loader(), position.state())
     assert sorted(int(i) for batch in before + after for i in batch) == list(range(8))
+
+
+def test_workers_end_when_the_loop_leaves_them() -> None:
+    """A pass that is broken off keeps no worker, although its position is kept."""
+    position = DataPosition(seed=7)
+    passes = position.batches(DataLoader(Augmented(), 4, num_workers=1), 0)
+    next(passes)
+    (worker,) = multiprocessing.active_children()
+    passes.close()
+    wait_until(lambda: not worker.is_alive(), "the worker's end")
+    assert positions(position.state()) == [0]
