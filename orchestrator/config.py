@@ -177,6 +177,13 @@ class Config:
         "Share of the time that snapshots in memory may take. Default: 1%.",
         0.01,
     )
+    allow_data_change: bool = _option(
+        _parse_switch,
+        "on|off",
+        "Go on in mid-epoch although the data set's length, the batch size or the sampler has "
+        "changed. Default: off, it is refused.",
+        False,
+    )
     spare: bool = _option(
         _parse_switch,
         "on|off",

@@ -16,6 +16,7 @@ class JournalEvent(StrEnum):
     RUN_STARTED = "run_started"
     ATTEMPT_STARTED = "attempt_started"
     RESUMED = "resumed"
+    EXACTNESS_LOST = "exactness_lost"
     SNAPSHOT_TAKEN = "snapshot_taken"
     CHECKPOINT_PUBLISHED = "checkpoint_published"
     CHECKPOINT_FAILED = "checkpoint_failed"

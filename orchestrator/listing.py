@@ -14,7 +14,7 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
     rows = []
     for path in store.directories():
         row: dict[str, Any] = dict.fromkeys(
-            ("step", "epoch", "reason", "bytes", "healthy", "time", "problem")
+            ("step", "epoch", "reason", "bytes", "healthy", "time", "exactness", "problem")
         )
         row |= {"path": str(path), "valid": False, "pinned": False, "metrics": {}}
         try:
@@ -28,6 +28,7 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
                 "healthy": manifest.healthy,
                 "pinned": checkpoint.pinned,
                 "time": manifest.time,
+                "exactness": manifest.exactness,
                 "metrics": json_metrics(manifest.metrics),
             }
             if manifest.run_id != store.run_id:

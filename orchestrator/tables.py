@@ -157,7 +157,7 @@ def _spare(spare: dict[str, Any] | None) -> str:
 
 
 def _notes(row: dict[str, Any]) -> str:
-    notes = []
+    notes = list(filter(None, [row["exactness"]]))
     if not row["valid"]:
         notes.append(f"INVALID: {row['problem']}" if row.get("problem") else "INVALID")
     if row["healthy"] is False:

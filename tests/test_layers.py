@@ -16,7 +16,7 @@ HOMES = {
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
     "psutil": ("supervisor/processes.py", "memory.py"),
     "rich": ("commands.py", "tables.py"),
-    "xxhash": ("checkpoint/reading.py",),
+    "xxhash": ("checkpoint/reading.py", "training/digests.py"),
     "structlog": ("logs.py", "launch.py", "supervisor/"),
     "watchdog": ("supervisor/notices.py",),
 }

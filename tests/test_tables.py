@@ -24,6 +24,7 @@ def row(**facts: Any) -> dict[str, Any]:
         "healthy": True,
         "valid": True,
         "pinned": True,
+        "exactness": "EXACT",
         "problem": None,
     } | facts
 
@@ -45,7 +46,7 @@ def test_list_cuts_nothing_off(columns: int) -> None:
     assert text.count(" 12345678 ") == 2
     for fact in ("100", "emergency", "1000.0 MiB", "2026-11-24 08:21:20", "accuracy 0.987654"):
         assert fact in text
-    assert f"INVALID: {problem}, pinned" in text
+    assert f"EXACT, INVALID: {problem}, pinned" in text
     assert "…" not in text
 
 
@@ -54,10 +55,18 @@ def test_list_folds_what_does_not_fit() -> None:
     narrow = shown(checkpoints_table([row()], 80), 80).splitlines()
     assert len(narrow) == 3
     assert max(map(len, narrow)) <= 80
-    assert narrow[2] == "    loss 0.123456  accuracy 0.987654  pinned"
+    assert narrow[2] == "    loss 0.123456  accuracy 0.987654  EXACT, pinned"
     wide = shown(checkpoints_table([row()], 200), 200).splitlines()
     assert len(wide) == 2
-    assert wide[1].endswith("08:21:20  loss 0.123456  accuracy 0.987654  pinned")
+    assert wide[1].endswith("08:21:20  loss 0.123456  accuracy 0.987654  EXACT, pinned")
+
+
+def test_list_says_what_is_not_exact() -> None:
+    """A checkpoint of a run that may differ from an uninterrupted one stands out."""
+    reason = "APPROXIMATE: torch is another"
+    text = shown(checkpoints_table([row(), row(exactness=reason)], 200), 200)
+    assert text.splitlines()[1].endswith("EXACT, pinned")
+    assert text.splitlines()[2].endswith(f"{reason}, pinned")
 
 
 def test_quarantine_says_why() -> None:

@@ -6,7 +6,8 @@ The format is docs/checkpoint-format.md.
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
@@ -46,6 +47,15 @@ class Manifest:
     time: str
     files: dict[str, FileRecord]
     versions: dict[str, str]
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of the parts of state.pt; a session that resumes compares them with what it has then."""
+    doubts: list[str] = field(default_factory=list)
+    """Why this may differ from the checkpoint of a run that was never interrupted."""
+
+    @property
+    def exactness(self) -> str:
+        """EXACT, or APPROXIMATE and why."""
+        return exactness_of(self.doubts)
 
     @property
     def total_bytes(self) -> int:
@@ -89,11 +99,19 @@ class Manifest:
                 time=_typed(content, "time", str),
                 files=_file_records(_typed(content, "files", dict)),
                 versions=_typed(content, "versions", dict),
+                digests=_typed(content, "digests", dict),
+                doubts=list(map(str, _typed(content, "doubts", list))),
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
         except (TypeError, OverflowError) as error:
             raise ValueError(f"manifest.json is malformed ({error})") from None
+
+
+def exactness_of(doubts: Iterable[str]) -> str:
+    """EXACT, or APPROXIMATE and each of the reasons once."""
+    reasons = "; ".join(dict.fromkeys(doubts))
+    return f"APPROXIMATE: {reasons}" if reasons else "EXACT"
 
 
 def json_metrics(metrics: dict[str, float]) -> dict[str, float | str]:

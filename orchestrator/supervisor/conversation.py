@@ -102,6 +102,7 @@ class Conversation:
                 "every": asdict(self._config.every),
                 "snapshot_budget": self._config.snapshot_budget,
                 "snapshot_interval_seconds": self._snapshot_interval,
+                "allow_data_change": self._config.allow_data_change,
                 "resume_generation": attempt.handed.generation if attempt.handed else None,
                 "writing_generations": [s.generation for s in self._snapshots.under_way],
                 "grace_seconds": self._config.grace,
@@ -116,6 +117,8 @@ class Conversation:
             case "resumed":
                 attempt.resumed = True
                 self._journal.write(JournalEvent.RESUMED, attempt.number, **facts)
+            case "exactness_lost":
+                self._journal.write(JournalEvent.EXACTNESS_LOST, attempt.number, **facts)
             case "stop_noticed":
                 self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)
                 # A scheduler may have signalled the trainer alone: that too is a stop.

@@ -5,16 +5,26 @@ On this way back the streams, the registered objects and plain values that it ch
 when it arrives; a checkpoint made on the way is the one that the run was resumed from.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.manifest import Reason, exactness_of
 from orchestrator.training import rng
-from orchestrator.training.data import DataPosition
+from orchestrator.training.data import DataPosition, digest_of_next
+from orchestrator.training.digests import digest_parts
 from orchestrator.training.place import Place
 from orchestrator.training.plain import to_plain
 from orchestrator.training.replay import ReplayPoint, same
 from orchestrator.training.restoring import Restored
-from orchestrator.training.state import Progress, Registry
+from orchestrator.training.state import SUFFIX, Progress, Registry
+
+
+class Saved(NamedTuple):
+    """The state for a checkpoint, the metrics that were measured on it, and the doubts about it."""
+
+    state: dict[str, Any]
+    metrics: dict[str, float]
+    doubts: list[str]
 
 
 class Course:
@@ -24,10 +34,17 @@ class Course:
     None while it was not resumed.
     """
 
-    def __init__(self, registry: Registry, plain_state: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        plain_state: dict[str, Any],
+        seed: int,
+        *,
+        allow_data_change: bool = False,
+    ) -> None:
         """``plain_state`` is the session's dict of plain values, saved with the rest."""
         self.progress = Progress()
-        self.data = DataPosition(seed)
+        self.data = DataPosition(seed, allow_change=allow_data_change)
         self.problems: list[str] | None = None
         self._registry = registry
         self._plain_state = plain_state
@@ -43,10 +60,7 @@ class Course:
     @property
     def exactness(self) -> str | None:
         """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
-        if self.problems is None:
-            return None
-        problems = self.problems + self.data.problems
-        return f"APPROXIMATE: {'; '.join(problems)}" if problems else "EXACT"
+        return None if self.problems is None else exactness_of(self._doubts())
 
     # --- what the loop does ------------------------------------------------------------------
 
@@ -55,9 +69,9 @@ class Course:
         self._place = Place(epoch_began_at_step=self.progress.step)
         if self.data.resumed_pass is None:
             self._arrive()
-            self._epoch_streams = rng.capture()
+            self._epoch_streams = self._capture_streams()
         elif self._epoch_streams is not None:
-            rng.restore(self._epoch_streams)
+            rng.restore(self._epoch_streams, self._registry.generators)
         self._remember()
 
     def end_epoch(self) -> None:
@@ -77,8 +91,9 @@ class Course:
         """``session.steps()`` has no more."""
         self._place = Place()
 
-    def begin_pass(self) -> None:
-        """The loop asks for batches."""
+    def begin_pass(self, loader: Iterable[Any]) -> None:
+        """The loop asks for the batches of ``loader``. Raises MismatchError for a changed one."""
+        self.data.check(loader)
         self._place.has_batches = True
         if self._streams is not None and self._replay_point is None:
             self._remember()
@@ -92,7 +107,7 @@ class Course:
         if self._streams is None:
             self._remember()
         else:
-            self._passed_streams = rng.capture()
+            self._passed_streams = self._capture_streams()
 
     def end_step(self, metrics: dict[str, Any]) -> None:
         """A step is done."""
@@ -120,11 +135,8 @@ class Course:
             return False
         return self._place.is_resumable(self.progress.step)
 
-    def content(self, reason: Reason) -> tuple[dict[str, Any], dict[str, float]]:
-        """The state to keep, and the metrics that were measured on it.
-
-        Raises UnstorableError and ConfigError for values that cannot be kept.
-        """
+    def content(self, reason: Reason) -> Saved:
+        """What to keep. Raises UnstorableError and ConfigError for values that cannot be kept."""
         point = self._replay_point
         if point is not None and (reason is Reason.FINAL or not point.is_intact()):
             point = None
@@ -133,7 +145,11 @@ class Course:
             self.progress.refuses_bad_metrics = False
         metrics = self.progress.metric_values()
         state = self._capture(metrics) if point is None else point.state | metrics
-        return state, self.progress.measured_here(metrics)
+        doubts = self._doubts() + state["data"]["caveats"]
+        return Saved(state, self.progress.measured_here(metrics), list(dict.fromkeys(doubts)))
+
+    def _doubts(self) -> list[str]:
+        return (self.problems or []) + self.data.problems
 
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
         return {
@@ -142,13 +158,16 @@ class Course:
             **metrics,
             **self._registry.capture(),
             "state": to_plain(self._plain_state, "session.state"),
-            "rng": rng.capture() if self._streams is None else self._streams,
+            "rng": self._capture_streams() if self._streams is None else self._streams,
             "data": {
                 **self.data.state(),
                 "epoch_rng": self._epoch_streams,
                 "caveats": self._place.caveats(self.progress.step, self._polling),
             },
         }
+
+    def _capture_streams(self) -> dict[str, Any]:
+        return rng.capture(self._registry.generators)
 
     def _remember(self) -> None:
         self._replay_point = ReplayPoint(self._capture(self.progress.metric_values()))
@@ -162,9 +181,22 @@ class Course:
         self.progress = restored.progress
         self.data.load(restored.position)
         # Last, since loading may draw from the streams.
-        self.problems = restored.problems + rng.restore(restored.streams)
+        self.problems = restored.problems + rng.restore(restored.streams, self._registry.generators)
+        self.problems += self._differences(restored)
         self._streams = restored.streams
         self._epoch_streams = restored.position.get("epoch_rng")
+
+    def _differences(self, restored: Restored) -> list[str]:
+        """What of the live objects and streams is not what the digests of the checkpoint say."""
+        streams = self._capture_streams()
+        known = {name: streams[name] for name in restored.streams if name in streams}
+        here = digest_parts({**self._registry.capture(), "rng": known})
+        here["next_batch"] = digest_of_next(restored.position)
+        return [
+            f"{name.removesuffix(SUFFIX)} has not taken over what was saved"
+            for name, there in restored.digests.items()
+            if name in here and here[name] != there
+        ]
 
     def _arrive(self) -> None:
         """Undo what a resumed script has repeated on its way to where the checkpoint was made."""
@@ -172,7 +204,9 @@ class Course:
             return
         if self._replay_point is not None:
             self.problems += self._replay_point.undo(self._registry, self._plain_state)
-        if self._passed_streams is not None and not same(self._passed_streams, rng.capture()):
+        if self._passed_streams is not None and not same(
+            self._passed_streams, self._capture_streams()
+        ):
             self.problems.append("random numbers were drawn between two passes of an epoch")
-        rng.restore(self._streams)
+        rng.restore(self._streams, self._registry.generators)
         self._streams = self._passed_streams = self.data.resumed_pass = None

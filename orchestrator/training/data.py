@@ -4,81 +4,83 @@ The order of an epoch is a function of (seed, epoch), and of the number of the p
 makes several; the position is counted in batches consumed by steps, not in batches prefetched.
 """
 
-import itertools
-import warnings
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from orchestrator.errors import MismatchError
 from orchestrator.training import rng
+from orchestrator.training.digests import digest
+from orchestrator.training.passes import Facts, Pass, differences, facts_of, start_of
 from orchestrator.training.seeking import SeekableLoader
+from orchestrator.training.sources import (
+    Opened,
+    has_own_state,
+    has_positions,
+    open_by_own_state,
+    open_by_reading,
+)
 
 
-class Cursor:
-    """The position in one pass over the data, in batches.
-
-    ``taken`` were handed to the loop; ``consumed`` are those that a completed step has used, and
-    only they count when the run continues.
-    """
-
-    __slots__ = ("consumed", "size", "taken")
-
-    def __init__(self, consumed: int = 0, size: str | None = None) -> None:
-        self.size = size
-        self.consumed = consumed
-        self.taken = consumed
+def digest_of_next(state: Mapping[str, Any]) -> str:
+    """A digest of the batches that come next in the passes of a position's ``state``."""
+    return digest([each.get("next") for each in state["passes"]])
 
 
 class DataPosition:
     """The positions of all passes that the current epoch has begun, in the order of their begin."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, allow_change: bool = False) -> None:
+        """With ``allow_change`` a pass goes on with another loader than it had, and says so."""
         self.seed = seed
         self.problems: list[str] = []
         self.resumed_pass: int | None = None
         """The pass in which the checkpoint was made, until the script is there again."""
-        self._open: list[Cursor] = []
-        self._cursors: list[Cursor] = []
-        self._to_resume: list[int] = []
-        self._sizes: list[str | None] = []
+        self._allow_change = allow_change
+        self._open: list[Pass] = []
+        self._passes: list[Pass] = []
+        self._to_resume: list[dict[str, Any]] = []
+        # The states of the passes of the epoch before this one; on resume, those of the epoch
+        # before the cut, until this epoch ends.
+        self._last_epoch: list[dict[str, Any]] = []
+        self._before_cut: list[dict[str, Any]] = []
         # Kept from epoch to epoch, for the sake of persistent workers.
         self._loaders: weakref.WeakKeyDictionary[DataLoader[Any], SeekableLoader]
         self._loaders = weakref.WeakKeyDictionary()
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint keeps under ``data``."""
-        positions = [cursor.consumed for cursor in self._cursors]
-        sizes = [cursor.size for cursor in self._cursors]
         return {
             "seed": self.seed,
-            "batches": positions + self._to_resume[len(positions) :],
-            "sizes": sizes + self._sizes[len(sizes) :],
+            "passes": [p.state() for p in self._passes] + self._to_resume[len(self._passes) :],
             "pass": self._current_pass() if self.resumed_pass is None else self.resumed_pass,
+            "last_epoch": self._last_epoch,
         }
 
     def _current_pass(self) -> int | None:
         """The first of those that are open, or the last that was; evaluations do not count."""
-        used = [cursor for cursor in self._cursors if cursor.consumed]
+        used = [each for each in self._passes if each.consumed]
         if not used:
             return None
-        return self._cursors.index(next((c for c in used if c in self._open), used[-1]))
+        return self._passes.index(next((p for p in used if p in self._open), used[-1]))
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned."""
         self.seed = int(state["seed"])
-        self._to_resume = [int(position) for position in state["batches"]]
-        self._sizes = list(state.get("sizes", ()))
-        self.resumed_pass = state.get("pass")
+        self._to_resume = list(state["passes"])
+        self.resumed_pass = state["pass"]
+        self._last_epoch = self._before_cut = list(state["last_epoch"])
 
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
         if self.resumed_pass is not None:
             self.problems.append("the epoch ended before the pass over the data where it was cut")
-        self._cursors = []
+        self._last_epoch = [each.state() for each in self._passes]
+        self._before_cut = []
+        self._passes = []
         self._to_resume = []
-        self._sizes = []
         self._open = []
         self.resumed_pass = None
 
@@ -87,70 +89,95 @@ class DataPosition:
         if self.resumed_pass is not None:
             self.problems.append("a step came before the pass over the data where it was cut")
             self.resumed_pass = None
-        for cursor in self._open:
-            cursor.consumed = cursor.taken
+        for each in self._open:
+            each.consumed = each.taken
 
     @property
     def is_at_resumed_pass(self) -> bool:
         """Whether the next pass to begin is the one in which the checkpoint was made."""
-        return self.resumed_pass in (None, len(self._cursors))
+        return self.resumed_pass in (None, len(self._passes))
 
     @property
     def mid_batch(self) -> bool:
         """Whether batches were taken that no step has consumed yet."""
-        return any(cursor.taken != cursor.consumed for cursor in self._open)
+        return any(each.taken != each.consumed for each in self._open)
+
+    def check(self, loader: Iterable[Any]) -> None:
+        """Refuse another loader than the one the next pass was cut over. Raises MismatchError."""
+        index = len(self._passes)
+        saved = self._saved(index)
+        changes = differences(saved["loader"], facts_of(loader)) if saved.get("batches") else []
+        if changes and not self._allow_change:
+            raise MismatchError(
+                f"cannot go on at batch {saved['batches']} of pass {index + 1} over the data: it "
+                "is not the data, or not the loader, that it was\n  "
+                + "\n  ".join(changes)
+                + "\nput that back, or go on all the same with --allow-data-change "
+                "(ORCHESTRATOR_ALLOW_DATA_CHANGE=on); the run is APPROXIMATE then"
+            )
 
     def batches(self, loader: Iterable[Any], epoch: int) -> Generator[Any, None, bool]:
         """The batches of this epoch that are still to do; returns whether steps used them all."""
-        index = len(self._cursors)
+        index = len(self._passes)
         inside_another = bool(self._open)
-        start = self._to_resume[index] if index < len(self._to_resume) else 0
-        cursor = Cursor(start, _size_of(loader))
-        still_to_resume = any(self._to_resume[index:])
-        if still_to_resume and index < len(self._sizes) and self._sizes[index] != cursor.size:
-            self.problems.append(
-                f"pass {index + 1} of the epoch had {self._sizes[index]}, now {cursor.size}"
-            )
-        self._cursors.append(cursor)
-        self._open.append(cursor)
+        facts, saved = facts_of(loader), self._saved(index)
+        changed = self._note_changes(index, facts)
+        start = start_of(saved, facts)
         # A second pass in the same epoch has an order of its own.
-        order_seed = rng.derive_seed(self.seed, epoch, index)
+        seed = rng.derive_seed(self.seed, epoch, index)
+        opened = self._open_pass(loader, seed, epoch, index, start)
+        this = Pass(facts, saved, start, opened)
+        self._passes.append(this)
+        self._open.append(this)
         try:
-            for batch in self._iterate(loader, epoch, order_seed, start):
-                cursor.taken += 1
+            for batch in opened.batches:
+                if this.taken == this.start and not changed:
+                    self._check_first_batch(index, this)
+                this.taken += 1
                 yield batch
-            return cursor.taken == cursor.consumed
+            this.ended = True
+            return this.taken == this.consumed
         finally:
-            if cursor in self._open:
-                self._open.remove(cursor)
-            if inside_another and not cursor.consumed and cursor in self._cursors:
+            if this in self._open:
+                self._open.remove(this)
+            if inside_another and not this.consumed and this in self._passes:
                 # An evaluation between two steps. A resumed run does not repeat it, so it has no
                 # place among the passes; one beside them is repeated and needs its own.
-                self._cursors.remove(cursor)
+                self._passes.remove(this)
 
-    def _iterate(self, loader: Iterable[Any], epoch: int, seed: int, start: int) -> Iterator[Any]:
-        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-            return self._fast_forward(loader, seed, start)
-        if loader not in self._loaders:
-            self._loaders[loader] = SeekableLoader(loader)
-        return self._loaders[loader].seek(seed, epoch, start)
+    def _saved(self, index: int) -> dict[str, Any]:
+        return self._to_resume[index] if index < len(self._to_resume) else {}
 
-    def _fast_forward(self, loader: Iterable[Any], seed: int, start: int) -> Iterator[Any]:
-        if start:
-            warnings.warn(
-                f"skipping {start} batches by reading them: {type(loader).__name__} has no "
-                "positions to seek to; a DataLoader over a map-style dataset has",
-                stacklevel=4,
+    def _seen_last(self, index: int) -> dict[str, Any]:
+        """The state of this pass in the epoch that was cut, or else in the one before."""
+        saved = self._saved(index)
+        # One that begins inside another may be an evaluation, which has no number of its own.
+        if saved or self._open or index >= len(self._before_cut):
+            return saved
+        return self._before_cut[index]
+
+    def _note_changes(self, index: int, facts: Facts | None) -> bool:
+        """Whether there was another loader here before the run was cut; a problem then."""
+        seen = self._seen_last(index)
+        changes = differences(seen["loader"], facts) if seen else []
+        if changes:
+            self.problems.append(f"pass {index + 1} over the data: {', '.join(changes)}")
+        return bool(changes)
+
+    def _open_pass(self, loader: Any, seed: int, epoch: int, index: int, start: int) -> Opened:
+        if has_positions(loader):
+            if loader not in self._loaders:
+                self._loaders[loader] = SeekableLoader(loader)
+            return self._loaders[loader].open(seed, epoch, start)
+        own_state, ended = self._seen_last(index).get("own"), self._saved(index).get("ended", False)
+        if has_own_state(loader) and (own_state is not None or not start):
+            opened = open_by_own_state(loader, seed, start, own_state, ended=ended)
+            self.problems += opened.doubts
+            return opened
+        return open_by_reading(loader, seed, start)
+
+    def _check_first_batch(self, index: int, this: Pass) -> None:
+        if not this.goes_on_as_saved():
+            self.problems.append(
+                f"pass {index + 1} over the data goes on with other samples than were to come next"
             )
-        return itertools.islice(rng.drawing(lambda: iter(loader), rng.Streams(seed)), start, None)
-
-
-def _size_of(loader: Any) -> str | None:
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    try:
-        samples = len(loader.dataset)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-    batches_of = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
-    return f"{samples} samples by {type(loader.sampler).__name__} in batches of {batches_of}"

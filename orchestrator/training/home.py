@@ -27,6 +27,7 @@ class Home(Protocol):
     snapshot_budget: float | None
     snapshot_interval: float | None
     """In seconds, as an earlier attempt has learned it."""
+    allow_data_change: bool
     command: list[str]
     """What a person or scheduler started, to be told from other commands on the same run."""
 

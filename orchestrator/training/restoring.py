@@ -21,7 +21,7 @@ _VERSIONS = {"torch": str(torch.__version__)}
 
 @dataclass(frozen=True)
 class Restored:
-    """The content of a state.pt; ``content`` holds the state_dicts, ``problems`` the doubts.
+    """The content of a state.pt and of its manifest; ``content`` holds the state_dicts.
 
     Its tensors are borrowed: they lie in a mapped file or, with ``in_memory``, in a slot that a
     later snapshot will overwrite.
@@ -33,6 +33,7 @@ class Restored:
     position: dict[str, Any]
     streams: dict[str, Any]
     problems: list[str]
+    digests: dict[str, str]
     in_memory: bool
 
 
@@ -78,7 +79,8 @@ def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = Fa
             ),
             position=position,
             streams=content["rng"],
-            problems=_doubts(manifest, position),
+            problems=_doubts(manifest),
+            digests=manifest.digests,
             in_memory=in_memory,
         )
     except Exception as error:  # torch raises many kinds, some with an empty message
@@ -113,14 +115,14 @@ def read_classic(source: Path) -> dict[str, Any]:
     return content
 
 
-def _doubts(manifest: Manifest, position: dict[str, Any]) -> list[str]:
+def _doubts(manifest: Manifest) -> list[str]:
     """Why a run resumed from here may differ from one that was not interrupted."""
-    doubts = [
+    changed = [
         f"it was made with {name} {version}, this is {_VERSIONS[name]}"
         for name, version in manifest.versions.items()
         if name in _VERSIONS and version != _VERSIONS[name]
     ]
-    return doubts + list(position.get("caveats", ()))
+    return manifest.doubts + changed
 
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:

@@ -38,10 +38,12 @@ def _take_over(
 ) -> None:
     registry.restore(restored.content, source, borrowed=True)
     course.take_over(restored)
+    step, where = course.progress.step, "memory" if restored.in_memory else source.name
+    say(f"resumed at step {step} from {where}: {course.exactness}")
     home.tell(
         JournalEvent.RESUMED,
         path=str(source),
-        step=course.progress.step,
+        step=step,
         from_memory=restored.in_memory,
         exactness=course.exactness,
     )

@@ -1,6 +1,7 @@
 """The random number streams of a training process: capture and restore.
 
-Python, NumPy's legacy generator, torch on the CPU and on every CUDA or MPS device. Taking them
+Python, NumPy's legacy generator, torch on the CPU and on every CUDA or MPS device, and what
+generators a script has registered. Taking them
 changes none of them, and restoring one after the other leaves each as it was when taken.
 """
 
@@ -8,14 +9,17 @@ import contextlib
 import hashlib
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
+from orchestrator.training.generators import set_state, state_of
 
-def capture() -> dict[str, Any]:
-    """All streams, as values that the safe load accepts."""
+
+def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All streams, as values that the safe load accepts; ``generators`` are the script's own."""
     version, keys, gauss = random.getstate()
     # As a tensor: the pickled part of a snapshot then keeps its length from one to the next.
     python = {"version": version, "keys": torch.tensor(keys), "gauss": gauss}
@@ -33,24 +37,32 @@ def capture() -> dict[str, Any]:
         streams["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         streams["mps"] = torch.mps.get_rng_state()
+    if generators:
+        states = {name: state_of(generator) for name, generator in generators.items()}
+        streams["generators"] = states
     return streams
 
 
-def restore(streams: dict[str, Any]) -> list[str]:
+def restore(streams: dict[str, Any], generators: Mapping[str, Any] | None = None) -> list[str]:
     """Put the streams back; returns why any could not be, for the session's exactness."""
+    generators = generators or {}
+    setters = _RESTORE | {
+        f"generator {name}": partial(set_state, generator) for name, generator in generators.items()
+    }
+    saved = {name: state for name, state in streams.items() if name != "generators"}
+    saved |= {f"generator {n}": s for n, s in streams.get("generators", {}).items()}
     problems = []
-    for name, state in streams.items():
-        if name not in _RESTORE:
-            problems.append(f"the {name} random stream is unknown here")
+    for name, state in saved.items():
+        if name not in setters:
+            problems.append(f"the random stream {name} is unknown here")
             continue
         try:
-            _RESTORE[name](state)
-        except (
-            Exception
-        ) as error:  # a damaged state, or a library that is not here, raises any kind
-            problems.append(f"the {name} random stream could not be restored ({error})")
-    current = capture()
-    problems += [f"the checkpoint has no {name} random stream" for name in current.keys() - streams]
+            setters[name](state)
+        # A damaged state, or a library that is not here, raises any kind.
+        except Exception as error:
+            problems.append(f"the random stream {name} could not be restored ({error})")
+    current = capture().keys() | (setters.keys() - _RESTORE.keys())
+    problems += [f"the checkpoint has no random stream {n}" for n in sorted(current - saved.keys())]
     return problems
 
 

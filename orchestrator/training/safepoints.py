@@ -51,6 +51,7 @@ class SafePoints:
         self._stop_source = stop_source
         self._served_requests = 0
         self._show_at_ns = 0
+        self._told_exactness = course.exactness
 
     @property
     def stop_wanted(self) -> bool:
@@ -79,6 +80,7 @@ class SafePoints:
             if now >= self._show_at_ns and not self.stop_wanted:
                 self._show_at_ns = now + SHOW_METRICS_NS
                 self._home.show(self._course.progress.metric_values())
+            self._tell_lost_exactness()
             if (ended := self._saver.ended()) is not None:
                 self._note_end(ended)
             if self.stop_wanted:
@@ -105,7 +107,16 @@ class SafePoints:
                 self._served_requests = requests
                 self._give_up_waiting()
         elif self._saver.is_snapshot_due(now) and self._course.is_resumable():
-            self._saver.snapshot(*self._course.content(Reason.PERIODIC))
+            self._saver.snapshot(self._course.content(Reason.PERIODIC))
+
+    def _tell_lost_exactness(self) -> None:
+        """Say what has come up since the run was resumed, on the way to where it was cut, say."""
+        exactness = self._course.exactness
+        if exactness != self._told_exactness:
+            self._told_exactness = exactness
+            step = self._course.progress.step
+            say(f"at step {step} the resumed run turns out to be {exactness}")
+            self._home.tell(JournalEvent.EXACTNESS_LOST, step=step, exactness=exactness)
 
     def _give_up_waiting(self) -> None:
         """The writes before do not end, be it for a dead disk or a supervisor that is stopped."""
@@ -168,8 +179,9 @@ class SafePoints:
         Raises UnstorableError and ConfigError for values that cannot be kept.
         """
         progress = self._course.progress
+        self._tell_lost_exactness()
         with self._phase_save():
-            written = self._saver.save(*self._course.content(reason), reason, deadline)
+            written = self._saver.save(self._course.content(reason), reason, deadline)
         if written is not None:
             progress.refuses_bad_metrics = False
             least_seconds = self._saver.least_interval_seconds

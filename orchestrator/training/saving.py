@@ -19,6 +19,9 @@ from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.journal import utc_now
 from orchestrator.training import rng
+from orchestrator.training.course import Saved
+from orchestrator.training.data import digest_of_next
+from orchestrator.training.digests import digest_parts
 from orchestrator.training.ending import say
 from orchestrator.training.home import Home
 from orchestrator.training.schedule import FIRST_RETRY_SECONDS, Pace
@@ -110,16 +113,12 @@ class Saver:
                 return written
         return None
 
-    def snapshot(self, state: dict[str, Any], metrics: dict[str, float]) -> None:
+    def snapshot(self, saved: Saved) -> None:
         """Keep the state in memory, if that is possible now."""
-        self._take(state, metrics, Reason.PERIODIC, None)
+        self._take(saved, Reason.PERIODIC, None)
 
     def save(
-        self,
-        state: dict[str, Any],
-        metrics: dict[str, float],
-        reason: Reason,
-        deadline: float | None = None,
+        self, saved: Saved, reason: Reason, deadline: float | None = None
     ) -> Future[Checkpoint] | None:
         """Have the state become a checkpoint; None where that cannot begin now.
 
@@ -127,11 +126,11 @@ class Saver:
         with CheckpointWriteError. Raises UnstorableError at the first save.
         """
         if not self._proved_loadable:
-            _prove_loadable(state)
+            _prove_loadable(saved.state)
             self._proved_loadable = True
         if self._snapshotter.has_room:
             written: Future[Checkpoint] = Future()
-            taking, step = self._take(state, metrics, reason, deadline), int(state["step"])
+            taking, step = self._take(saved, reason, deadline), int(saved.state["step"])
             if taking is not None:
                 self._snapshotter.hold(taking.slot, written)
                 self._writing.append(written)
@@ -139,24 +138,18 @@ class Saver:
                 return written
             if self._snapshotter.has_room and deadline is None:
                 return None
-        saved = self._save_blocking(state, self._draft(state, metrics, reason))
-        self._writing.append(saved)
-        return saved
+        made = self._save_blocking(saved.state, self._draft(saved, reason))
+        self._writing.append(made)
+        return made
 
     def close(self) -> None:
         """Wait for the snapshot under way and give the memory back."""
         self._snapshotter.close()
 
-    def _take(
-        self,
-        state: dict[str, Any],
-        metrics: dict[str, float],
-        reason: Reason,
-        deadline: float | None,
-    ) -> Taking | None:
+    def _take(self, saved: Saved, reason: Reason, deadline: float | None) -> Taking | None:
         content = Content(
-            state=state,
-            draft=self._draft(state, metrics, reason),
+            state=saved.state,
+            draft=self._draft(saved, reason),
             parameters=self._registry.parameters(),
             of_optimizers=self._registry.storages_of_optimizers() if rng.cuda_in_use() else _NONE,
         )
@@ -202,7 +195,11 @@ class Saver:
     def _save_blocking(self, state: dict[str, Any], draft: Manifest) -> Future[Checkpoint]:
         saved: Future[Checkpoint] = Future()
         began = time.monotonic()
-        draft = replace(draft, healthy=draft.healthy and self._registry.is_finite())
+        draft = replace(
+            draft,
+            healthy=draft.healthy and self._registry.is_finite(),
+            digests=digest_parts(state) | draft.digests,
+        )
         try:
             # A loader worker that dies during torch.save would make it raise.
             with sigchld_default():
@@ -217,13 +214,13 @@ class Saver:
             saved.set_result(checkpoint)
         return saved
 
-    def _draft(self, state: dict[str, Any], metrics: dict[str, float], reason: Reason) -> Manifest:
+    def _draft(self, saved: Saved, reason: Reason) -> Manifest:
         return Manifest(
             run_id=self._home.store.run_id,
-            step=state["step"],
-            epoch=state["epoch"],
+            step=saved.state["step"],
+            epoch=saved.state["epoch"],
             reason=reason,
-            metrics=metrics,
+            metrics=saved.metrics,
             healthy=True,
             time=utc_now(),
             files={},
@@ -232,6 +229,8 @@ class Saver:
                 "torch": str(torch.__version__),
                 "orchestrator": __version__,
             },
+            digests={"next_batch": digest_of_next(saved.state["data"])},
+            doubts=saved.doubts,
         )
 
 

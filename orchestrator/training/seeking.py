@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from types import GeneratorType
 from typing import Any
@@ -18,6 +19,8 @@ from torch.utils.data import (
 
 from orchestrator.training import rng
 from orchestrator.training.augmentation import Indices, SeededCollate, SeededDataset, SingleIndex
+from orchestrator.training.digests import digest
+from orchestrator.training.sources import Opened
 
 _DRAW_AT_ONCE = (SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
 
@@ -39,15 +42,47 @@ class SeekableLoader:
         # Positions are counted in the order of the sampler.
         self._loader.in_order = True
 
-    def seek(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
-        """The batches of the pass with this ``seed`` from number ``start`` on."""
+    def open(self, seed: int, epoch: int, start: int) -> Opened:
+        """The pass with this ``seed``, from batch ``start`` on."""
+        ahead = self._loader.num_workers * (self._loader.prefetch_factor or 0)
+        order = self._sampler.order = _Order(ahead)
         self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
         # Creating an iterator draws from the global stream; a resumed run creates one more.
         with rng.scoped(seed):
-            iterator = iter(self._loader)
-        if isinstance(iterator, GeneratorType):  # it has not begun: its first batch draws
-            return rng.drawing(lambda: iterator, rng.Streams(seed))
-        return iterator
+            batches = iter(self._loader)
+        if isinstance(batches, GeneratorType):  # it has not begun: its first batch draws
+            return Opened(rng.drawing(lambda: batches, rng.Streams(seed)), order.digest_of)
+        return Opened(batches, order.digest_of)
+
+
+class _Order:
+    """The indices that a pass has drawn last, by the number of their batch."""
+
+    def __init__(self, ahead: int) -> None:
+        """``ahead`` batches are drawn before they are needed."""
+        self._drawn: deque[tuple[int, Any]] = deque(maxlen=ahead + 2)
+        self._indices: Iterator[Any] = iter(())
+        self._may_look_ahead = False
+        self._next = 0
+        self._looked_at: list[Any] = []
+
+    def begin(self, indices: Iterator[Any], start: int, *, may_look_ahead: bool) -> None:
+        """Draw from ``indices``; ahead of time only where that changes nothing."""
+        self._indices, self._next, self._may_look_ahead = indices, start, may_look_ahead
+
+    def draw(self) -> tuple[int, Any]:
+        """The next batch's number and indices. Raises StopIteration."""
+        item = self._looked_at.pop() if self._looked_at else next(self._indices)
+        number, self._next = self._next, self._next + 1
+        self._drawn.append((number, item))
+        return number, item
+
+    def digest_of(self, number: int) -> str | None:
+        """A digest of the indices of the batch with this number; None where it is not known."""
+        if number == self._next and self._may_look_ahead and not self._looked_at:
+            self._looked_at = list(itertools.islice(self._indices, 1))
+        drawn = [*self._drawn, *((self._next, item) for item in self._looked_at)]
+        return next((digest(item) for n, item in drawn if n == number), None)
 
 
 class _EpochSampler:
@@ -67,39 +102,40 @@ class _EpochSampler:
             if generator is not None
         ]
         self.seed = self.epoch = self.start = 0
+        self.order = _Order(0)
 
     def __len__(self) -> int:
         return max(0, len(self._sampler) - self.start)
 
     def __iter__(self) -> Iterator[Any]:
         # Bound now: another pass over the same loader may begin before this one draws.
-        return self._items(self.seed, self.epoch, self.start)
+        return self._items(self.order, self.seed, self.epoch, self.start)
 
-    def _items(self, pass_seed: int, epoch: int, start: int) -> Iterator[Any]:
-        order = self._order(pass_seed, epoch, start)
-        for number in itertools.count(start):
+    def _items(self, order: _Order, pass_seed: int, epoch: int, start: int) -> Iterator[Any]:
+        indices = self._draw(pass_seed, epoch, start)
+        order.begin(indices, start, may_look_ahead=self._draws_at_once())
+        while True:
             try:
-                item = next(order)
+                number, item = order.draw()
             except StopIteration:
                 return
             seed = rng.derive_seed(pass_seed, number)
             if self._batched:
-                indices = Indices(item)
-                indices.seed = seed
-                yield indices
+                batch = Indices(item)
+                batch.seed = seed
+                yield batch
             else:
                 yield SingleIndex(item, seed)
 
-    def _order(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
+    def _draw(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
         """The pass's batches of indices from ``start``; drawn now, under the pass's seed."""
         for part in (self._sampler, getattr(self._sampler, "sampler", None)):
             set_epoch = getattr(part, "set_epoch", None)
             if set_epoch is not None:
                 set_epoch(epoch)
         streams = rng.Streams(seed, self._generators)
-        order = rng.drawing(lambda: self._skip(start), streams)
         if not self._draws_at_once():
-            return order
+            return rng.drawing(lambda: self._skip(start), streams)
         with streams:
             rest = self._skip(start)
             first = list(itertools.islice(rest, 1))

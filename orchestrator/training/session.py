@@ -92,12 +92,17 @@ class Session:
         return self
 
     def _begin(self) -> None:
-        self._course = Course(self._registry, self.state, torch.initial_seed())
-        self._safe_points = SafePoints(
-            self._home, self._course, self._saver, lambda: self._signals.source
+        self._course = Course(
+            self._registry,
+            self.state,
+            torch.initial_seed(),
+            allow_data_change=self._home.allow_data_change,
         )
         self._page[PHASE] = Phase.RESTORE
         self.resumed_from = resume_newest(self._home, self._registry, self._course)
+        self._safe_points = SafePoints(
+            self._home, self._course, self._saver, lambda: self._signals.source
+        )
         if self.resumed_from is not None:
             self._safe_points.schedule.begun(self.global_step, self.epoch)
         elif self._start_from is not None:
@@ -234,7 +239,7 @@ class Session:
         """The batches of ``loader`` that this epoch has still to do."""
         course = self._course
         with refusing():
-            course.begin_pass()
+            course.begin_pass(loader)
         used_up = yield from course.data.batches(loader, self.epoch)
         if used_up:
             self._page[PHASE] = Phase.EVALUATE

@@ -31,14 +31,19 @@ class WorkerShield:
     """
 
     def __init__(self) -> None:
-        self._original = DataLoader.__iter__
+        self._originals: dict[type[DataLoader[Any]], Any] = {}
         self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
         # The iterator of a loop that was left is gone before we are asked; its workers may not be.
         self._workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def install(self) -> None:
         """Begin to shield; ``restore`` ends it."""
-        original, iterators, workers = self._original, self._iterators, self._workers
+        self._originals = {kind: kind.__iter__ for kind in _kinds_with_own_iter(DataLoader)}
+        for kind, original in self._originals.items():
+            kind.__iter__ = self._shielding(original)  # type: ignore[method-assign]
+
+    def _shielding(self, original: Any) -> Any:
+        iterators, workers = self._iterators, self._workers
 
         def shielded_iter(loader: DataLoader[Any]) -> Any:
             if loader.num_workers > 0:
@@ -50,14 +55,15 @@ class WorkerShield:
                 workers.update(getattr(iterator, "_workers", ()))
             return iterator
 
-        DataLoader.__iter__ = shielded_iter  # type: ignore[method-assign]
+        return shielded_iter
 
     def restore(self) -> None:
         """Stop shielding, and end the workers that still live.
 
         The interpreter would end them with SIGTERM, which they do not hear, and wait for ever.
         """
-        DataLoader.__iter__ = self._original  # type: ignore[method-assign]
+        for kind, original in self._originals.items():
+            kind.__iter__ = original  # type: ignore[method-assign]
         for iterator in list(self._iterators):
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()
@@ -68,6 +74,12 @@ class WorkerShield:
             if worker.is_alive():
                 worker.kill()
                 worker.join(WORKER_END_SECONDS)
+
+
+def _kinds_with_own_iter(kind: type[DataLoader[Any]]) -> list[type[DataLoader[Any]]]:
+    """It and its subclasses, as torchdata's loader is, that start their workers themselves."""
+    below = [each for sub in kind.__subclasses__() for each in _kinds_with_own_iter(sub)]
+    return [kind, *below] if "__iter__" in vars(kind) else below
 
 
 def _prepare(loader: DataLoader[Any]) -> None:

@@ -20,7 +20,9 @@ from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.training import rng
 from orchestrator.training.copying import Copier
+from orchestrator.training.digests import digest_parts
 from orchestrator.training.image import Frozen, InexpressibleError, Layout, freeze, lay_out
+from orchestrator.training.inspecting import digests_of, is_finite
 from orchestrator.training.shield import sigchld_default
 from orchestrator.training.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import all_finite
@@ -139,7 +141,8 @@ class Snapshotter:
                 torch.save(content.state, cast(IO[bytes], file))
                 image_bytes = file.tell()
             healthy = all(map(all_finite, content.parameters))
-            taking.done.set_result(self._commit(taking, content, image_bytes, healthy))
+            digests = digest_parts(content.state)
+            taking.done.set_result(self._commit(taking, content, image_bytes, healthy, digests))
         except BaseException as error:  # whoever waits for it has to hear of anything
             taking.done.set_exception(error)
         return taking
@@ -231,16 +234,28 @@ class Snapshotter:
             for offset, piece in fresh.pieces:
                 target.write(offset, piece)
             self._layout = fresh
-            healthy = _is_finite(content.parameters, frozen, fresh, target)
+            healthy = is_finite(content.parameters, frozen, fresh, target)
+            digests = digests_of(frozen, fresh, target)
             taking.thread_seconds = time.thread_time()
-            taking.done.set_result(self._commit(taking, content, fresh.image_bytes, healthy))
+            taking.done.set_result(
+                self._commit(taking, content, fresh.image_bytes, healthy, digests)
+            )
         except BaseException as error:  # whoever waits for it has to hear of anything
             taking.done.set_exception(error)
 
     def _commit(
-        self, taking: Taking, content: Content, image_bytes: int, healthy: bool
+        self,
+        taking: Taking,
+        content: Content,
+        image_bytes: int,
+        healthy: bool,
+        digests: dict[str, str],
     ) -> Snapshot:
-        draft = replace(content.draft, healthy=content.draft.healthy and healthy)
+        draft = replace(
+            content.draft,
+            healthy=content.draft.healthy and healthy,
+            digests=digests | content.draft.digests,
+        )
         return self._slots.commit(taking.slot, image_bytes, draft)
 
     def _warn_of_plain(self, error: InexpressibleError) -> None:
@@ -260,27 +275,3 @@ def _move(target: SlotMemory, copied: Layout, fresh: Layout) -> None:
     grows = moves[-1][1] > moves[-1][0]
     for source, place, size in reversed(moves) if grows else moves:
         target.move(source, place, size)
-
-
-def _is_finite(
-    parameters: Sequence[torch.Tensor], frozen: Frozen, layout: Layout, target: SlotMemory
-) -> bool:
-    """Whether the parameters are finite in the image; the live ones are changing already."""
-    places = dict(
-        zip(
-            (storage._cdata for storage in frozen.storages),
-            zip(layout.offsets, layout.sizes, strict=True),
-            strict=True,
-        )
-    )
-    checked = set()
-    for parameter in parameters:
-        place = places.get(parameter.untyped_storage()._cdata)
-        # A parameter that the state_dict leaves out is not in the image.
-        if place is not None and place not in checked:
-            checked.add(place)
-            offset, size = place
-            whole = size // parameter.element_size() * parameter.element_size()
-            if not all_finite(target.data[offset : offset + whole].view(parameter.dtype)):
-                return False
-    return True

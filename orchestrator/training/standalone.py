@@ -35,6 +35,7 @@ class Standalone:
         self.every = config.every
         self.snapshot_budget = config.snapshot_budget
         self.snapshot_interval: float | None = None
+        self.allow_data_change = config.allow_data_change
         self.command = sys.argv
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
         self.run.create()

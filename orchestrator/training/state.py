@@ -9,8 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.training.comparing import compare
 from orchestrator.training.ending import say
+from orchestrator.training.generators import is_generator
 from orchestrator.training.plain import from_plain, to_plain
+from orchestrator.training.wrappers import unwrapped, with_names_of, with_plain_names
 
 SUFFIX = "_state_dict"
 RESERVED = frozenset({"epoch", "step", "state", "rng", "data"})
@@ -92,30 +95,36 @@ class Registry:
     """The registered objects by name, in the order of their registration."""
 
     def __init__(self) -> None:
+        self.generators: dict[str, Any] = {}
+        """The script's own random generators: streams, which are kept among the others."""
         self._objects: dict[str, Stateful] = {}
 
     def add(self, objects: Mapping[str, Any]) -> None:
         """Register more. Raises ConfigError for a taken name or an object without the methods."""
         for name, value in objects.items():
-            if name in self._objects:
+            if name in self._objects or name in self.generators:
                 raise ConfigError(f"cannot register {name}: that name is taken")
+            if is_generator(value):
+                self.generators[name] = value
+                continue
             if not isinstance(value, Stateful):
                 raise ConfigError(
                     f"cannot register {name}: a {type(value).__name__} has no state_dict() and "
                     "load_state_dict(); keep plain values in session.state"
                 )
-            self._objects[name] = value
+            self._objects[name] = unwrapped(value)
 
     def capture(self) -> dict[str, Any]:
         """``<name>_state_dict`` for each object. Raises UnstorableError."""
         return {
-            name + SUFFIX: to_plain(value.state_dict(), name + SUFFIX)
+            name + SUFFIX: to_plain(_state_of(value), name + SUFFIX)
             for name, value in self._objects.items()
         }
 
     def load(self, key: str, state: Any) -> None:
         """Give one object the state that ``capture`` has under ``key``."""
-        self._objects[key.removesuffix(SUFFIX)].load_state_dict(from_plain(state))
+        value = self._objects[key.removesuffix(SUFFIX)]
+        value.load_state_dict(_fitted(value, from_plain(state)))
 
     def parameters(self) -> list[torch.Tensor]:
         """The floating or complex parameters of every registered module.
@@ -170,10 +179,12 @@ class Registry:
         differences = [f"{name} is registered, but not in the file" for name in missing]
         differences += [f"{name} is in the file, but not registered" for name in unused]
         states = {
-            name: from_plain(content[name + SUFFIX]) for name in self._objects if name in present
+            name: _fitted(value, from_plain(content[name + SUFFIX]))
+            for name, value in self._objects.items()
+            if name in present
         }
         for name, state in states.items():
-            differences += [f"{name}: {text}" for text in _compare(self._objects[name], state)]
+            differences += [f"{name}: {text}" for text in compare(self._objects[name], state)]
         if differences:
             raise _mismatch(source, differences)
         for name, state in states.items():
@@ -189,6 +200,15 @@ class Registry:
                 if "an exception occurred" in str(error):
                     raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
+
+
+def _state_of(value: Stateful) -> Any:
+    state = value.state_dict()
+    return with_plain_names(state) if isinstance(value, torch.nn.Module) else state
+
+
+def _fitted(value: Stateful, state: Any) -> Any:
+    return with_names_of(value, state) if isinstance(value, torch.nn.Module) else state
 
 
 def _copies_what_it_loads(value: Stateful) -> bool:
@@ -216,74 +236,3 @@ def _mismatch(source: Path, differences: list[str]) -> MismatchError:
         + "\n  ".join(shown)
         + "\nuse the script that made it, or start anew with another run directory"
     )
-
-
-def _compare(live: Stateful, saved: Any) -> list[str]:
-    if isinstance(live, torch.nn.Module):
-        return _compare_modules(live.state_dict(), saved)
-    if isinstance(live, torch.optim.Optimizer):
-        return _compare_optimizers(live.state_dict(), saved)
-    if isinstance(live, torch.optim.lr_scheduler.LRScheduler):
-        return _compare_keys(live.state_dict(), saved, "entry")
-    return []
-
-
-def _compare_keys(live: Mapping[str, Any], saved: Any, kind: str) -> list[str]:
-    if not isinstance(saved, Mapping):
-        return [f"the file holds a {type(saved).__name__}, not a state_dict"]
-    differences = [f"{kind} {key} is missing in the file" for key in live if key not in saved]
-    return differences + [f"{kind} {key} is only in the file" for key in saved if key not in live]
-
-
-def _compare_modules(live: Mapping[str, Any], saved: Any) -> list[str]:
-    if not isinstance(saved, Mapping):
-        return [f"the file holds a {type(saved).__name__}, not a state_dict"]
-    differences = [f"layer {key} is missing in the file" for key in live if key not in saved]
-    differences += [f"layer {key} is only in the file" for key in saved if key not in live]
-    for key in live.keys() & saved.keys():
-        differences += _compare_tensors(f"layer {key}", live[key], saved[key])
-    return sorted(differences)
-
-
-def _compare_tensors(name: str, live: Any, saved: Any) -> list[str]:
-    here, there = getattr(live, "shape", None), getattr(saved, "shape", None)
-    if here != there:
-        return [f"{name} is {_show(there)} in the file, {_show(here)} here"]
-    # Loading would cast without a word, and the run would no longer be the one that was saved.
-    here, there = getattr(live, "dtype", None), getattr(saved, "dtype", None)
-    return [f"{name} is {there} in the file, {here} here"] if here != there else []
-
-
-def _compare_optimizers(live: Mapping[str, Any], saved: Any) -> list[str]:
-    try:
-        sizes = [[len(g["params"]) for g in s["param_groups"]] for s in (live, saved)]
-        here, there = _tensors_of(live), _tensors_of(saved)
-    except (KeyError, TypeError, AttributeError):
-        return ["the file holds no optimizer state"]
-    if sizes[0] != sizes[1]:
-        return [f"parameters per group are {sizes[1]} in the file, {sizes[0]} here"]
-    options = [sorted(s["param_groups"][0]) for s in (live, saved)] if sizes[0] else [[], []]
-    if options[0] != options[1]:
-        return [f"options are {', '.join(options[1])} in the file, {', '.join(options[0])} here"]
-    # An optimizer that has not stepped yet has nothing to compare with.
-    return [
-        text
-        for (parameter, key), tensor in here.items()
-        if (parameter, key) in there
-        for text in _compare_tensors(
-            f"{key} of parameter {parameter}", tensor, there[parameter, key]
-        )
-    ]
-
-
-def _tensors_of(optimizer_state: Mapping[str, Any]) -> dict[tuple[Any, str], torch.Tensor]:
-    return {
-        (parameter, key): value
-        for parameter, entries in optimizer_state["state"].items()
-        for key, value in entries.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def _show(shape: Any) -> str:
-    return "no tensor" if shape is None else str(list(shape))

@@ -31,6 +31,7 @@ from orchestrator.wire import (
 
 _MESSAGES = {
     JournalEvent.RESUMED: "resumed",
+    JournalEvent.EXACTNESS_LOST: "exactness_lost",
     JournalEvent.STOP_NOTICED: "stop_noticed",
     JournalEvent.CHECKPOINT_FAILED: "save_failed",
 }
@@ -61,6 +62,7 @@ class Supervised:
         self.every = Every(**welcome["every"])
         self.snapshot_budget: float | None = welcome["snapshot_budget"]
         self.snapshot_interval: float | None = welcome["snapshot_interval_seconds"]
+        self.allow_data_change: bool = welcome["allow_data_change"]
         self._journal = Journal(self.run.journal_file)
         self._own_writer = OwnWriter(self.store, self.published, self.failed)
         self._module_report = ModuleReport(

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import kills, small, snapshots
+from tests.benchmarks import kills, resume, small, snapshots
 from tests.benchmarks.figures import Figure, show, write_json
 
 GROUPS: dict[str, Callable[[Path], list[Figure]]] = {
     "step": small.step_cost,
     "run": small.shortest_run,
     "idle": small.idle_supervisor,
+    "resume": resume.exactness,
     "kill": kills.restarts,
     "tiny": snapshots.tiny,
     **{size.name.replace(" ", ""): partial(snapshots.figures_of, size) for size in snapshots.SIZES},

@@ -34,6 +34,7 @@ def manifest_of(step: int, **changes: Any) -> Manifest:
         "time": utc_now(),
         "files": {},
         "versions": {"python": "3.11.7"},
+        "digests": {"rng": "06b05ab6"},
     }
     return Manifest(**(facts | changes))
 

@@ -77,6 +77,8 @@ def test_the_file_holds_what_the_format_promises() -> None:
         "time": "2026-01-01T00:00:00+00:00",
         "files": {"state.pt": RECORD},
         "versions": {"python": "3.11.7"},
+        "digests": {"rng": "06b05ab6"},
+        "doubts": [],
     }
     assert Manifest.from_json(encoded()).files == {"state.pt": FileRecord(**RECORD)}
 
@@ -84,6 +86,14 @@ def test_the_file_holds_what_the_format_promises() -> None:
 def test_unknown_keys_are_ignored() -> None:
     """A later version may add keys without a new format version."""
     assert Manifest.from_json(encoded(colour="green")).step == 7
+
+
+def test_exactness_gives_each_reason_once() -> None:
+    """Without doubts a checkpoint is EXACT; with some it says APPROXIMATE and why."""
+    assert manifest_of(1).exactness == "EXACT"
+    doubts = ["a stream is missing", "torch is another", "a stream is missing"]
+    expected = "APPROXIMATE: a stream is missing; torch is another"
+    assert manifest_of(1, doubts=doubts).exactness == expected
 
 
 def test_total_bytes() -> None:
@@ -127,6 +137,8 @@ HOSTILE = {
     "healthy text": encoded(healthy="true"),
     "time a number": encoded(time=0),
     "versions a list": encoded(versions=[]),
+    "digests a list": encoded(digests=[]),
+    "doubts a text": encoded(doubts="none"),
     "files a list": encoded(files=["state.pt"]),
     "no files": encoded(files={}),
     "record a number": encoded(files={"state.pt": 3}),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,23 +30,32 @@ class Noisy(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         self.read.append(index)
-        return torch.full((4,), float(index)) + torch.randn(4) * random.random()
+        noise = torch.randn(4) * random.random() + np.random.random()
+        return torch.full((4,), float(index)) + noise
 
 
 class Training:
-    """A model with dropout, Adam, a scheduler and a loader; ``run`` trains and may be stopped."""
+    """A model with dropout, Adam, a scheduler, a generator of its own and a loader.
 
-    def __init__(self, *, epochs: int = 3, accumulate: int = 1, **loader: Any) -> None:
+    ``run`` trains and may be stopped.
+    """
+
+    def __init__(
+        self, *, epochs: int = 3, accumulate: int = 1, size: int = 24, **loader: Any
+    ) -> None:
         torch.manual_seed(0)
         random.seed(0)
+        np.random.seed(0)
+        self.generator = np.random.default_rng(0)
         self.epochs, self.accumulate = epochs, accumulate
         self.model = torch.nn.Sequential(
             torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1)
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, 0.5)
-        self.loader = DataLoader(Noisy(), **({"batch_size": 4, "shuffle": True} | loader))
+        self.loader = DataLoader(Noisy(size), **({"batch_size": 4, "shuffle": True} | loader))
         self.history: list[float] = []
+        self.exactness: str | None = None
 
     def run(
         self,
@@ -59,9 +69,10 @@ class Training:
                 signal.raise_signal(signal.SIGTERM)
 
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        session = Session(run_dir=run_dir, **parts)
+        session = Session(run_dir=run_dir, **parts, generator=self.generator)
         try:
             with session:
+                self.exactness = session.exactness
                 self.history = session.state.setdefault("history", [])
                 for _ in session.epochs(self.epochs):
                     for number, batch in enumerate(session.batches(self.loader), start=1):
@@ -71,12 +82,14 @@ class Training:
                             continue
                         self.optimizer.step()
                         self.optimizer.zero_grad()
-                        self.history.append(loss.item() + random.random())
+                        noise = random.random() + np.random.random() + self.generator.random()
+                        self.history.append(loss.item() + noise)
                         pass_by("step")
                         session.step(loss=loss)
                     self.scheduler.step()
                     pass_by("evaluation")
                     session.poll(accuracy=0.5 + torch.rand(()))
+                self.exactness = session.exactness
         except TrainingStopped as end:
             assert end.status == 75
             return False
@@ -91,6 +104,8 @@ class Training:
             "history": list(self.history),
             "torch": torch.get_rng_state(),
             "python": random.getstate(),
+            "numpy": str(np.random.get_state()),
+            "generator": str(self.generator.bit_generator.state),
         }
 
 

@@ -1,6 +1,7 @@
 """Batches that continue where a run was cut."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import time
@@ -29,6 +30,7 @@ from torch.utils.data import (
 )
 
 from orchestrator.training.data import DataPosition
+from tests.support import wait_until
 
 SIZE = 22
 Loader = Callable[[], Any]
@@ -193,6 +195,17 @@ def consume(position: DataPosition) -> None:
     position.consume()
 
 
+def cut_at(*batches: int) -> dict[str, Any]:
+    """The position of an epoch whose passes were cut there, over loaders that nobody noted."""
+    passes = [{"batches": count, "loader": None} for count in batches]
+    return {"seed": 7, "passes": passes, "pass": None, "last_epoch": []}
+
+
+def positions(state: dict[str, Any]) -> list[int]:
+    """How many batches of each pass were consumed."""
+    return [each["batches"] for each in state["passes"]]
+
+
 def new_process() -> None:
     """The global streams of another process; nothing of an epoch may depend on them."""
     random.seed()
@@ -291,7 +304,7 @@ def test_workers_change_nothing(tmp_path: Path, persistent: bool, collate: Any) 
 
     whole, _ = drain(augmented(shuffle=True, collate_fn=collate)())
     before, position = drain(loader(), stop_after=2)
-    assert position["batches"] == [2]  # and not what the workers had fetched ahead
+    assert positions(position) == [2]  # and not what the workers had fetched ahead
     log.unlink()
     after, _ = drain(loader(), position)
     assert_same(before + after, whole)
@@ -314,7 +327,7 @@ def test_persistent_workers_serve_every_epoch() -> None:
 def test_skipped_samples_are_never_read(tmp_path: Path, batch_size: int | None) -> None:
     """Continuing at batch 3 reads what comes after it and nothing else."""
     log = tmp_path / "log"
-    rest, _ = drain(DataLoader(Augmented(log), batch_size), {"seed": 7, "batches": [3]})
+    rest, _ = drain(DataLoader(Augmented(log), batch_size), cut_at(3))
     done = 3 * (batch_size or 1)
     assert read(log) == list(range(done, SIZE))
     assert len(rest) == len(range(done, SIZE, batch_size or 1))
@@ -354,7 +367,7 @@ def test_global_streams_do_not_see_the_loader(name: str) -> None:
     position = DataPosition(seed=7)
     for cut in ([], [2]):
         position.begin_epoch()
-        position.load({"seed": 7, "batches": cut})
+        position.load(cut_at(*cut))
         take(position, LOADERS[name](), 1)
         assert global_streams() == before
 
@@ -411,21 +424,21 @@ def test_position_counts_what_steps_consumed() -> None:
     passes = position.batches(augmented()(), 0)
     next(passes)
     assert position.mid_batch
-    assert position.state()["batches"] == [0]
+    assert positions(position.state()) == [0]
     next(passes)
     consume(position)
     assert not position.mid_batch
-    assert position.state()["batches"] == [2]
+    assert positions(position.state()) == [2]
 
 
 def test_resumed_position_is_kept_before_the_first_batch() -> None:
     """A run that is stopped again before its first batch continues at the same place."""
     position = DataPosition(seed=0)
-    position.load({"seed": 7, "batches": [4, 2]})
+    position.load(cut_at(4, 2))
     assert position.state()["seed"] == 7
-    assert position.state()["batches"] == [4, 2]
+    assert positions(position.state()) == [4, 2]
     position.begin_epoch()
-    assert position.state()["batches"] == []
+    assert positions(position.state()) == []
 
 
 @pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), lambda: [*range(6)]])
@@ -435,7 +448,7 @@ def test_without_positions_batches_are_read_and_dropped(make: Loader) -> None:
         warnings.simplefilter("error")
         whole = [str(batch) for batch in DataPosition(seed=7).batches(make(), 0)]
     resumed = DataPosition(seed=7)
-    resumed.load({"seed": 7, "batches": [2]})
+    resumed.load(cut_at(2))
     with pytest.warns(UserWarning, match="skipping 2 batches") as caught:
         rest = [str(batch) for batch in resumed.batches(make(), 0)]
     assert rest == whole[2:]
@@ -514,3 +527,14 @@ def test_out_of_order_workers_lose_nothing(tmp_path: Path) -> None:
     consume(position)
     after, _ = drain(loader(), position.state())
     assert sorted(int(i) for batch in before + after for i in batch) == list(range(8))
+
+
+def test_workers_end_when_the_loop_leaves_them() -> None:
+    """A pass that is broken off keeps no worker, although its position is kept."""
+    position = DataPosition(seed=7)
+    passes = position.batches(DataLoader(Augmented(), 4, num_workers=1), 0)
+    next(passes)
+    (worker,) = multiprocessing.active_children()
+    passes.close()
+    wait_until(lambda: not worker.is_alive(), "the worker's end")
+    assert positions(position.state()) == [0]

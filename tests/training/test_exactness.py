@@ -1,56 +1,65 @@
 """A resumed run is bit for bit the run that was not interrupted."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.training import Session
-from orchestrator.training.rng import restore
+from orchestrator.checkpoint.reading import STATE_FILE, DigestingWriter, read_checkpoint
+from orchestrator.checkpoint.store import Store
+from orchestrator.rundir import RunDir
+from tests.support import DEADLINE_SECONDS
+from tests.training.lives import COMPLETE, KILLED, STEPS, STOPPED, Case, Result
 from tests.training.support import Training, assert_equal
 
-LOADERS: list[dict[str, Any]] = [
-    {},
-    {"shuffle": False},
-    {"drop_last": True, "batch_size": 5},
+WORKERS: list[dict[str, Any]] = [
+    {"num_workers": 0},
     {"num_workers": 2},
     {"num_workers": 2, "persistent_workers": True},
-    {"sampler": torch.utils.data.WeightedRandomSampler([1.0] * 24, 24), "shuffle": False},
+]
+ENDINGS = {"SIGTERM": STOPPED, "SIGKILL": KILLED}
+# One, two and three in the first of two epochs, at its edge, and at the last step.
+INTERRUPTIONS = [
+    [("step", 2, "SIGKILL")],
+    [("step", 1, "SIGTERM"), ("step", 3, "SIGKILL")],
+    [("step", 1, "SIGKILL"), ("step", 2, "SIGTERM"), ("step", 3, "SIGTERM")],
+    [("step", STEPS, "SIGTERM"), ("evaluation", STEPS, "SIGKILL"), ("step", STEPS + 1, "SIGTERM")],
+    [("evaluation", STEPS, "SIGTERM"), ("step", 2 * STEPS, "SIGKILL")],
+    [("step", 2 * STEPS, "SIGTERM")],
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("loader", LOADERS, ids=range(len(LOADERS)))
-def test_interrupted_run_equals_the_uninterrupted_one(
-    tmp_path: Path, loader: dict[str, Any], accumulate: int
+@pytest.mark.processes
+@pytest.mark.parametrize("workers", WORKERS, ids=["alone", "workers", "persistent"])
+def test_interrupted_runs_equal_the_uninterrupted_one(
+    tmp_path: Path, workers: dict[str, Any]
 ) -> None:
-    """Stops in mid-epoch, at its edge, in the evaluation and at the last step change no bit."""
-    whole = Training(accumulate=accumulate, **loader)
-    assert whole.run(tmp_path / "whole")
-    steps = len(whole.history)
-    edge = steps // 3
-    stops = [*(("step", at) for at in sorted({1, 2, edge})), ("evaluation", 2 * edge)]
-    stops.append(("step", steps))
-    lives = 0
-    while True:
-        here = Training(accumulate=accumulate, **loader)
-        expected = stops[lives] if lives < len(stops) else None
-
-        def stop(session: Session, place: str, at: Any = expected) -> bool:
-            done = session.global_step + (place == "step")
-            return at is not None and (place, done) == at
-
-        if here.run(tmp_path / "cut", stop):
-            break
-        lives += 1
-    assert lives == len(stops)
-    assert_equal(here.result(), whole.result())
+    """Weights, optimizer, streams and history are equal, for all loaders and interruptions."""
+    cases = [
+        Case({**workers, "shuffle": shuffle}, accumulate, cuts)
+        for shuffle in (False, True)
+        for accumulate in (1, 4)
+        for cuts in INTERRUPTIONS
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.training.lives", str(tmp_path)],
+        input=json.dumps(list(map(asdict, cases))),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=4 * DEADLINE_SECONDS,
+    )
+    assert ran.returncode == 0, ran.stderr
+    results = [Result(**result) for result in json.loads(ran.stdout)]
+    for case, result in zip(cases, results, strict=True):
+        endings = [ENDINGS[name] for *_, name in case.cuts] + [COMPLETE]
+        assert result == Result(endings, "EXACT", []), (case, ran.stderr[-2000:])
 
 
 def test_skipped_samples_are_not_read(tmp_path: Path) -> None:
@@ -73,25 +82,91 @@ def test_worker_count_does_not_change_the_data(tmp_path: Path) -> None:
     assert histories[0] == histories[1] == histories[2]
 
 
-@pytest.mark.parametrize("stream", ["torch", "python", "data", "optimizer", "scheduler"])
-def test_each_stream_matters(tmp_path: Path, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any one of the restored streams the result differs: the comparison can fail."""
+def removed(*keys: str) -> Callable[[dict[str, Any]], None]:
+    """Have the state be without an entry."""
+
+    def remove(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return remove
+
+
+def as_at_the_start(name: str) -> Callable[[dict[str, Any]], None]:
+    """Have the state of an object be that of a new one."""
+
+    def reset(content: dict[str, Any]) -> None:
+        content[f"{name}_state_dict"] = getattr(Training(), name).state_dict()
+
+    return reset
+
+
+def without_position(content: dict[str, Any]) -> None:
+    content["data"] |= {"passes": [], "pass": None}
+
+
+def with_the_batch_before(content: dict[str, Any]) -> None:
+    content["data"]["passes"][0]["batches"] -= 1
+
+
+def without_moments(content: dict[str, Any]) -> None:
+    content["optimizer_state_dict"]["state"] = {}
+
+
+def without_plain_values(content: dict[str, Any]) -> None:
+    content["state"] = {}
+
+
+STREAMS = {
+    "torch": removed("rng", "torch"),
+    "python": removed("rng", "python"),
+    "numpy": removed("rng", "numpy"),
+    "generator": removed("rng", "generators", "generator"),
+    "model": as_at_the_start("model"),
+    "optimizer": as_at_the_start("optimizer"),
+    "moments": without_moments,
+    "scheduler": as_at_the_start("scheduler"),
+    "position": without_position,
+    "one batch": with_the_batch_before,
+    "plain values": without_plain_values,
+}
+
+
+def rewrite_newest(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the newest checkpoint, whose file then has the digest that the manifest gives."""
+    path = Store.open(RunDir(root), command=[]).directories()[-1]
+    content = torch.load(path / STATE_FILE, weights_only=True)
+    change(content)
+    with open(path / STATE_FILE, "wb") as file:
+        writer = DigestingWriter(file)
+        torch.save(content, writer)  # type: ignore[arg-type]
+    manifest = replace(read_checkpoint(path).manifest, files={STATE_FILE: writer.record()})
+    (path / "manifest.json").write_bytes(manifest.to_json())
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_each_stream_matters(tmp_path: Path, stream: str) -> None:
+    """With any one stream removed from the checkpoint the run differs, and mostly it says so."""
     whole = Training()
     whole.run(tmp_path / "whole")
     Training().run(tmp_path / "cut", lambda session, place: session.global_step == 7)
-    second = Training()
-    if stream in ("torch", "python"):
-        monkeypatch.setattr(
-            "orchestrator.training.rng.restore",
-            lambda states: restore({k: v for k, v in states.items() if k != stream}),
-        )
-    elif stream == "data":
-        monkeypatch.setattr(
-            "orchestrator.training.data.DataPosition.load", lambda self, state: None
-        )
-    else:
-        kind = type(getattr(second, stream))
-        monkeypatch.setattr(kind, "load_state_dict", lambda self, state: None)
-    second.run(tmp_path / "cut")
+    rewrite_newest(tmp_path / "cut", STREAMS[stream])
+    resumed = Training()
+    resumed.run(tmp_path / "cut")
     with pytest.raises(AssertionError):
-        assert_equal(second.result(), whole.result())
+        assert_equal(resumed.result(), whole.result())
+    # The script's own values may be anything, and have no digest.
+    assert (resumed.exactness == "EXACT") == (stream == "plain values")
+
+
+def test_rewriting_a_checkpoint_changes_nothing_by_itself(tmp_path: Path) -> None:
+    """With nothing removed the run is the uninterrupted one, and says so."""
+    whole = Training()
+    whole.run(tmp_path / "whole")
+    Training().run(tmp_path / "cut", lambda session, place: session.global_step == 7)
+    rewrite_newest(tmp_path / "cut", lambda content: None)
+    resumed = Training()
+    assert resumed.run(tmp_path / "cut")
+    assert_equal(resumed.result(), whole.result())
+    assert resumed.exactness == "EXACT"

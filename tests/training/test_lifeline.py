@@ -41,6 +41,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         "grace_seconds": 3600.0,
         "snapshot_budget": None,
         "snapshot_interval_seconds": None,
+        "allow_data_change": False,
         "resume_generation": None,
         "writing_generations": [],
     }
