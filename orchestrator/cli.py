@@ -9,8 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator import __version__, commands, launch
+from orchestrator import __version__, attach, commands, launch
 from orchestrator.config import Config
+from orchestrator.doctor import page
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.slurm_script import slurm_script
@@ -98,6 +99,11 @@ def _add_run(groups: Any) -> None:
     running = _add(groups, "run", launch.run, "Run a training command: save, restart, resume.")
     _take_command(running, RUN_HELP)
     _take_settings(running)
+    running.add_argument(
+        "--detach",
+        action="store_true",
+        help="Run in the background, out of this terminal's reach; return when training runs.",
+    )
 
 
 def _add_systemd_unit(groups: Any) -> None:
@@ -151,9 +157,23 @@ def _add_commands_to_a_run(groups: Any) -> None:
     saving = _add(
         groups, "checkpoint", commands.checkpoint, "Have a run save now and keep training."
     )
-    for command in (showing, stopping, saving):
+    following = _add(
+        groups,
+        "attach",
+        attach.attach,
+        "Follow a run's output until its end, and end with its exit status; Ctrl-C leaves it "
+        "running.",
+    )
+    examining = _add(
+        groups,
+        "doctor",
+        page.doctor,
+        "Say what this machine and a run directory offer, and what to mend; 78 if something fails.",
+    )
+    for command in (showing, following, stopping, saving, examining):
         _take_run_dir(command)
-    _take_json(showing)
+    for command in (showing, examining):
+        _take_json(command)
 
 
 def _add_checkpoints(groups: Any) -> None:

@@ -8,27 +8,30 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint import reading
 from orchestrator.checkpoint.store import Store
-from orchestrator.config import Config
+from orchestrator.contact import (
+    ask,
+    existing_run,
+    open_store,
+    owner_here,
+    status_of,
+    supervisor_of,
+)
 from orchestrator.errors import (
     CheckpointInvalidError,
     ConfigError,
     NotSavedError,
     NoValidCheckpointError,
-    OrchestratorError,
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import DEFAULT_PARENT, RunDir, lock_owner
+from orchestrator.rundir import lock_owner
 from orchestrator.supervisor.states import State
 from orchestrator.supervisor.status import status_from_disk
-from orchestrator.wire import Connection, Message
 
-REPLY_SECONDS = 5.0
 CHECKPOINT_WAIT_SECONDS = 600.0
 STOP_MARGIN_SECONDS = 15.0
 POLL_SECONDS = 0.1
@@ -39,20 +42,20 @@ PIPE_COLUMNS = 200
 def status(arguments: Namespace) -> None:
     """Show what a run is doing, how far it is, and what a kill now would lose."""
     as_json, watch = arguments.json, arguments.watch
-    place = _existing_run(arguments.run_dir)
+    place = existing_run(arguments.run_dir)
     if as_json and not watch:
-        print(json.dumps(_status_of(place)))
+        print(json.dumps(status_of(place)))
         return
     from rich.live import Live
 
     from orchestrator.tables import status_table
 
     if not watch:
-        _console().print(status_table(_status_of(place)))
+        _console().print(status_table(status_of(place)))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         while True:
-            current = _status_of(place)
+            current = status_of(place)
             if as_json:
                 print(json.dumps(current), flush=True)
             else:
@@ -64,18 +67,18 @@ def status(arguments: Namespace) -> None:
 
 def stop(arguments: Namespace) -> ExitStatus:
     """Have a run save and stop, and wait for its end; ends with 74 if not all was saved."""
-    place = _existing_run(arguments.run_dir)
-    owner = _owner_here(place)
+    place = existing_run(arguments.run_dir)
+    owner = owner_here(place)
     if owner is None:
         print(f"nothing works on {place.root}")
         return ExitStatus.COMPLETE
     wait_seconds = STOP_MARGIN_SECONDS
-    with _supervisor_of(owner) as connection:
+    with supervisor_of(owner) as connection:
         if connection is None:
             # Not SIGTERM: a second one, from somebody else's `stop`, would end it unsaved.
             os.kill(owner["pid"], signal.SIGUSR1)
         else:
-            reply = _ask(connection, {"type": "stop"})
+            reply = ask(connection, {"type": "stop"})
             wait_seconds += float(reply.get("grace_seconds", 0))
     deadline = time.monotonic() + wait_seconds
     while lock_owner(place) is not None:
@@ -120,16 +123,16 @@ def checkpoint(arguments: Namespace) -> None:
 
     Ends with 74 if none was made.
     """
-    place = _existing_run(arguments.run_dir)
-    owner = _owner_here(place)
+    place = existing_run(arguments.run_dir)
+    owner = owner_here(place)
     if owner is None:
         raise NotSavedError(f"cannot save: nothing works on {place.root}; start it to train on")
-    with _supervisor_of(owner) as connection:
+    with supervisor_of(owner) as connection:
         if connection is None:
             os.kill(owner["pid"], signal.SIGUSR2)
             print("asked the script to save at its next safe point")
             return
-        reply = _ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
+        reply = ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
     if reply.get("type") != "published":
         raise NotSavedError(f"cannot save: {reply.get('problem', 'the supervisor has ended')}")
     print(reply["path"])
@@ -137,12 +140,12 @@ def checkpoint(arguments: Namespace) -> None:
 
 def list_(arguments: Namespace) -> None:
     """List the checkpoints, newest last; every byte is verified."""
-    _print_checkpoints(_open(arguments.run_dir), arguments.json)
+    _print_checkpoints(open_store(arguments.run_dir), arguments.json)
 
 
 def verify(arguments: Namespace) -> ExitStatus:
     """Verify every checkpoint; ends with 65 if one is damaged or none is left to be valid."""
-    store = _open(arguments.run_dir)
+    store = open_store(arguments.run_dir)
     rows = _print_checkpoints(store, arguments.json)
     if not rows and (aside := store.quarantined()):
         raise NoValidCheckpointError(
@@ -156,7 +159,7 @@ def verify(arguments: Namespace) -> ExitStatus:
 
 def pin(arguments: Namespace) -> None:
     """Keep a checkpoint whatever --keep says."""
-    store = _open(arguments.run_dir)
+    store = open_store(arguments.run_dir)
     chosen = _choose(store, arguments.step)
     with _file_errors(f"cannot pin {chosen.path}"):
         store.pin(chosen)
@@ -165,7 +168,7 @@ def pin(arguments: Namespace) -> None:
 
 def unpin(arguments: Namespace) -> None:
     """Let --keep decide about a checkpoint again."""
-    store = _open(arguments.run_dir)
+    store = open_store(arguments.run_dir)
     chosen = _choose(store, arguments.step)
     with _file_errors(f"cannot unpin {chosen.path}"):
         store.unpin(chosen)
@@ -174,7 +177,7 @@ def unpin(arguments: Namespace) -> None:
 
 def export(arguments: Namespace) -> None:
     """Copy a checkpoint's state.pt, verified on the way, to a file for torch.load."""
-    chosen = _choose(_open(arguments.run_dir), arguments.step)
+    chosen = _choose(open_store(arguments.run_dir), arguments.step)
     with _file_errors(f"cannot write {arguments.output}"):
         reading.export_state(chosen, arguments.output)
     print(f"wrote {arguments.output} (step {chosen.manifest.step})")
@@ -224,84 +227,6 @@ def _choose(store: Store, step: int | None) -> reading.Checkpoint:
         f"cannot find a valid checkpoint in {store.run.checkpoints}; "
         "see `orchestrator checkpoints list`, name one with --step"
     )
-
-
-def _existing_run(argument: Path | None) -> RunDir:
-    """The run that the command line, the settings, or the contents of runs/ name."""
-    root = argument or Config.resolve({}, os.environ, Path.cwd()).run_dir
-    if root is None:
-        found = sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
-        if len(found) != 1:
-            names = ", ".join(map(str, found)) or "none"
-            raise ConfigError(f"cannot tell which run is meant: name one (in runs/: {names})")
-        root = found[0]
-    place = RunDir(root)
-    if not place.run_file.exists():
-        raise ConfigError(f"cannot find a run in {root}: there is no {place.run_file}")
-    return place
-
-
-def _open(argument: Path | None) -> Store:
-    return Store.open(_existing_run(argument), command=[])
-
-
-def _status_of(place: RunDir) -> dict[str, Any]:
-    owner = lock_owner(place)
-    if owner is not None:
-        with contextlib.suppress(OrchestratorError), _supervisor_of(owner) as connection:
-            if connection is not None:
-                return _ask(connection, {"type": "status"})
-    status = status_from_disk(Store.open(place, command=[])).to_json()
-    if owner is not None:
-        # A script on its own has no socket; the supervisor may be on another machine.
-        holder = "supervisor_pid" if "socket" in owner else "trainer_pid"
-        status |= {"state": "running", holder: owner.get("pid")}
-    return status
-
-
-def _owner_here(place: RunDir) -> dict[str, Any] | None:
-    owner = lock_owner(place)
-    if owner is not None and not isinstance(owner.get("pid"), int):
-        raise ConfigError(
-            f"cannot reach the run {place.root}: it is held by a process that has not signed the "
-            "lock; try again in a moment"
-        )
-    if owner is not None and owner.get("host") not in (None, os.uname().nodename):
-        raise ConfigError(
-            f"cannot reach the run {place.root} from here: it runs on {owner['host']}, "
-            f"process {owner.get('pid')}"
-        )
-    return owner
-
-
-@contextlib.contextmanager
-def _supervisor_of(owner: dict[str, Any]) -> Iterator[Connection | None]:
-    """A connection to the supervisor; None for a script on its own, which has no socket."""
-    path = owner.get("socket")
-    if path is None:
-        yield None
-        return
-    try:
-        connection = Connection(path, REPLY_SECONDS)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot reach the supervisor (process {owner.get('pid')}): {error}"
-        ) from None
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def _ask(
-    connection: Connection, message: Message, timeout_seconds: float = REPLY_SECONDS
-) -> Message:
-    try:
-        connection.send(message)
-        connection.set_timeout(timeout_seconds)
-        return connection.receive() or {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot talk to the supervisor: {error}") from None
 
 
 @contextlib.contextmanager

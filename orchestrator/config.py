@@ -207,6 +207,13 @@ class Config:
         "Save and stop when this shell command, run every 5 s, ends with 0. Default: none.",
         None,
     )
+    on_event: str | None = _option(
+        _parse_shell_command,
+        "CMD",
+        "Run CMD (with sh, at most 30 s) when training is done, is given up or hangs; "
+        "ORCHESTRATOR_EVENT tells which.",
+        None,
+    )
 
     @property
     def retention(self) -> RetentionPolicy:

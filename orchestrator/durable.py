@@ -14,6 +14,8 @@ import secrets
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from orchestrator.capabilities import Capability, has
+
 WRITE_BUFFER_BYTES = 1 << 20
 # What O_DIRECT asks of addresses, lengths and offsets: a page satisfies every disk.
 DIRECT_BLOCK_BYTES = 4096
@@ -75,8 +77,9 @@ class DirectFile(io.FileIO):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "xb")
         # Set afterwards: an open that is refused for it may leave the file behind.
-        with contextlib.suppress(OSError):
-            self._set_flags(self._flags() | _O_DIRECT)
+        if has(Capability.DIRECT_IO):
+            with contextlib.suppress(OSError):
+                self._set_flags(self._flags() | _O_DIRECT)
 
     def write(self, data: Any) -> int:
         """Write all of ``data``, in bytes; only the last piece of a file may be no whole block."""

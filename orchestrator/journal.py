@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +44,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lost = 0
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """Called with each event after it was written."""
 
     def write(self, event: JournalEvent, attempt: int | None = None, **facts: Any) -> None:
         """Append one event with the time, UTC in ISO 8601."""
@@ -63,6 +66,8 @@ class Journal:
                 os.close(descriptor)
         except OSError:
             self.lost += 1
+        for hear in self.listeners:
+            hear(record)
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
         """All readable events, oldest first, and the number of damaged lines that were skipped.

@@ -4,15 +4,17 @@ import asyncio
 import faulthandler
 import os
 import shutil
-import sys
 from argparse import Namespace
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import structlog
 
+from orchestrator import detach
 from orchestrator.checkpoint.store import Store
-from orchestrator.config import Config
+from orchestrator.config import Config, option_words
+from orchestrator.console import Console
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.logs import Log
@@ -22,17 +24,22 @@ from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.systemd.notify import Notifier
 
 
-def run(arguments: Namespace) -> ExitStatus:
-    """Supervise a training command."""
+def run(arguments: Namespace) -> int:
+    """Supervise a training command, here or in the background."""
     command: list[str] = arguments.command
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
+    place = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
+    if arguments.detach:
+        given = [option_words(name, text) for name, text in options.items() if text is not None]
+        return detach.start(place, ["run", *chain.from_iterable(given), "--", *command])
     # A watchdog's SIGABRT is to leave behind what we were stuck in.
     faulthandler.enable()
-    log = Log()
+    console = Console()
+    log = Log(console.screen)
     try:
-        ending = _run(config, command, Notifier.take(os.environ))
+        ending = _run(config, command, place, console, log)
     finally:
         log.close()
     if ending.by_interrupt and ending.status in (
@@ -43,18 +50,17 @@ def run(arguments: Namespace) -> ExitStatus:
     return ending.status
 
 
-def _run(config: Config, command: list[str], notifier: Notifier) -> Ending:
-    script = script_of(command)
-    place = RunDir(config.run_dir or default_run_dir(script or command[0]))
+def _run(config: Config, command: list[str], place: RunDir, console: Console, log: Log) -> Ending:
+    notifier = Notifier.take(os.environ)
     place.create()
     lock = RunLock(place)
     lock.sign()
-    store = Store.open(place, command, script)
+    log.record_in(place.log_file)
+    store = Store.open(place, command, script_of(command))
     if _already_complete(place, command):
         notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    interactive = sys.stdin.isatty() or sys.stderr.isatty()
-    return asyncio.run(_supervise(config, command, store, lock, interactive, notifier))
+    return asyncio.run(_supervise(config, command, store, lock, console, notifier))
 
 
 async def _supervise(
@@ -62,10 +68,10 @@ async def _supervise(
     command: list[str],
     store: Store,
     lock: RunLock,
-    interactive: bool,
+    console: Console,
     notifier: Notifier,
 ) -> Ending:
-    return await Supervisor(config, command, store, lock, interactive, notifier).run()
+    return await Supervisor(config, command, store, lock, console, notifier).run()
 
 
 def check_program(program: str) -> None:

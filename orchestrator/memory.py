@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.capabilities import Capability, has
+
 _V1_UNLIMITED = 1 << 60
 _ROOT = Path("/")
 # A worker that was killed longer ago than so many looks is not why the trainer ends now.
@@ -59,8 +61,8 @@ def available_bytes(root: Path = _ROOT) -> int:
     return max(0, min([psutil.virtual_memory().available, *rooms]))
 
 
-def limit_bytes(pid: int, root: Path = _ROOT) -> int | None:
-    """What the control groups of a process allow it; None where they set no limit."""
+def limit_bytes(pid: int | str, root: Path = _ROOT) -> int | None:
+    """What the control groups of a process (or ``self``) allow; None where they set no limit."""
     limits = [
         limit
         for version, groups in _memory_groups(root, str(pid))
@@ -127,6 +129,8 @@ class OomKills:
 
 def _memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[_Version, list[Path]]]:
     """The control groups of a process that may limit its memory, its own first."""
+    if root == _ROOT and not has(Capability.PROC):
+        return
     try:
         lines = (root / "proc" / pid / "cgroup").read_text().splitlines()
     except OSError:

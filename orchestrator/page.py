@@ -10,6 +10,8 @@ import tempfile
 from enum import IntEnum
 from typing import Self
 
+from orchestrator.capabilities import Capability, has
+
 PAGE_BYTES = 4096
 PAGE_VERSION = 1
 
@@ -90,7 +92,7 @@ class ControlPage:
 
 def anonymous_file(name: str) -> int:
     """A descriptor of memory that is gone with its last holder; of a nameless file elsewhere."""
-    if hasattr(os, "memfd_create"):
+    if has(Capability.MEMFD):
         return os.memfd_create(name, os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

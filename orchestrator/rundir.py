@@ -45,6 +45,16 @@ class RunDir:
         return self.root / "journal.jsonl"
 
     @property
+    def log_file(self) -> Path:
+        """What supervisors have said, one JSON object a line."""
+        return self.root / "supervisor.log"
+
+    @property
+    def attempts(self) -> Path:
+        """The records of each life of the trainer, one directory each."""
+        return self.root / "attempts"
+
+    @property
     def checkpoints(self) -> Path:
         """Published checkpoints, one directory each."""
         return self.root / "checkpoints"
@@ -71,13 +81,13 @@ class RunDir:
 
     def attempt(self, number: int) -> "AttemptDir":
         """The records of one life of the trainer, counted from 1."""
-        return AttemptDir(self.root / "attempts" / f"{number:04d}")
+        return AttemptDir(self.attempts / f"{number:04d}")
 
     def create(self) -> None:
         """Make the directories. Raises ConfigError when the place cannot hold a run."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            (self.root / "attempts").mkdir(exist_ok=True)
+            self.attempts.mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
                 f"cannot use {self.root} as run directory: it is, or lies under, a file; "

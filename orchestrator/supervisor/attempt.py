@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
+from orchestrator.console import Sink
 from orchestrator.durable import write_json
 from orchestrator.page import ControlPage, Field, Phase, anonymous_file
 from orchestrator.rundir import AttemptDir, RunDir
@@ -52,6 +53,7 @@ class Attempt:
         resume_from: Checkpoint | None,
         handed: Snapshot | None,
         snapshots: SnapshotKeeper,
+        printed_to: Sink,
     ) -> None:
         """Prepare what a trainer needs, which ``begin`` is told of then. Raises OSError.
 
@@ -82,7 +84,7 @@ class Attempt:
         self.page, self._page_descriptor = ControlPage.create()
         self._slot_descriptors = snapshots.attach(self.page)
         self.stacks_descriptor = anonymous_file("orchestrator-stacks")
-        self.output = open_output(self.directory.output_file)
+        self.output = open_output(self.directory.output_file, printed_to)
 
     def begin(self, child: Child) -> None:
         """The trainer has been started."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from orchestrator.capabilities import Capability, has
 from orchestrator.errors import ConfigError
 from orchestrator.supervisor import processes
 from orchestrator.supervisor.output import Output
@@ -99,6 +100,8 @@ class Child:
     async def clean_up(self) -> Remains:
         """After the command's own end: end what it left behind, collect the last output."""
         exclude = self._exclude()
+        if not has(Capability.SUBREAPER):
+            await in_thread(lambda: processes.end_group(self.pid, KILL_WAIT_SECONDS))
         remains = await in_thread(lambda: processes.end_all(KILL_WAIT_SECONDS, exclude))
         remains.seen.add(self.pid)
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))

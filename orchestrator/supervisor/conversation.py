@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
 
@@ -59,7 +59,7 @@ class Conversation:
         self._snapshot_interval: float | None = None
         self._log = structlog.get_logger()
         self._rotations: set[asyncio.Task[None]] = set()
-        self._waiting_for_checkpoint: list[Peer] = []
+        self._waiting_for_checkpoint: list[Callable[[Message], None]] = []
         self._grace_checked = False
         self._problem: str | None = None
 
@@ -76,7 +76,7 @@ class Conversation:
             case "checkpoint" if self._watch.stop_wanted.is_set():
                 peer.send({"type": "failed", "problem": "the run is stopping, and saves for that"})
             case "checkpoint":
-                self._waiting_for_checkpoint.append(peer)
+                self._waiting_for_checkpoint.append(peer.send)
                 self.request_checkpoint()
             case "hello" if attempt is not None:
                 self._welcome(attempt, peer, message)
@@ -233,9 +233,21 @@ class Conversation:
         else:
             self._watch.attempt.page.values[Field.CHECKPOINT_REQUESTS] += 1
 
+    async def save_now(self) -> Message:
+        """The same, and what came of it: ``published`` or ``failed``."""
+        outcome: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def answer(message: Message) -> None:
+            if not outcome.done():
+                outcome.set_result(message)
+
+        self._waiting_for_checkpoint.append(answer)
+        self.request_checkpoint()
+        return await outcome
+
     def _answer_waiting(self, message: Message) -> None:
-        for peer in self._waiting_for_checkpoint:
-            peer.send(message)
+        for answer in self._waiting_for_checkpoint:
+            answer(message)
         self._waiting_for_checkpoint.clear()
 
     def status(self) -> Status:

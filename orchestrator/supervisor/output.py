@@ -16,27 +16,24 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator.outlet import Outlet
+from orchestrator.console import Sink
 from orchestrator.pulse import Pulse
 
 COPY_BYTES = 1 << 16
-# A reader that is slow for a moment loses nothing; one that has stopped does not stop the trainer.
-READER_PATIENCE_SECONDS = 1.0
 
 
-def open_output(log: Path) -> "Output":
+def open_output(log: Path, target: Sink) -> "Output":
     """The kind of output that suits where the supervisor's own goes. Raises OSError."""
-    target = sys.stdout.fileno()
     if sys.stdout.isatty():
         with contextlib.suppress(OSError):
-            return TerminalOutput(log, target)
+            return TerminalOutput(log, target, sys.stdout.fileno())
     return Output(log, target, os.pipe())
 
 
 class Output:
     """What the trainer writes into, and a thread that copies from there."""
 
-    def __init__(self, log: Path, target: int, ends: tuple[int, int]) -> None:
+    def __init__(self, log: Path, target: Sink, ends: tuple[int, int]) -> None:
         """``ends`` are the one to read from and the one to write to."""
         self.keeper, self.descriptor = ends
         """The trainer is to hold the first, and to get the second as output and error."""
@@ -53,14 +50,13 @@ class Output:
     def start(self) -> None:
         """Begin to copy; call it once the trainer has its descriptor."""
         os.close(self.descriptor)
-        self._outlet = Outlet(self._target, READER_PATIENCE_SECONDS)
         self._thread.start()
 
     def finish(self, timeout_seconds: float) -> None:
         """Copy until the last process that can write has let go, at most so long, and close."""
         deadline = time.monotonic() + timeout_seconds
         self._thread.join(timeout_seconds)
-        self._outlet.close(max(0.0, deadline - time.monotonic()))
+        self._target.drain(max(0.0, deadline - time.monotonic()))
         if not self._thread.is_alive():
             os.close(self.keeper)
             self._log.close()
@@ -71,15 +67,16 @@ class Output:
             while data := os.read(self.keeper, COPY_BYTES):
                 self.pulse.beat()
                 self._log.write(data)
-                self._outlet.write(data)
+                self._target.write(data)
                 self.pulse.rest()
 
 
 class TerminalOutput(Output):
     """A pseudo-terminal instead of the pipe."""
 
-    def __init__(self, log: Path, terminal: int) -> None:
-        super().__init__(log, terminal, pty.openpty())
+    def __init__(self, log: Path, target: Sink, terminal: int) -> None:
+        super().__init__(log, target, pty.openpty())
+        self._terminal = terminal
         attributes = termios.tcgetattr(self.descriptor)
         attributes[1] &= ~termios.OPOST  # the real terminal adds carriage returns, once is enough
         termios.tcsetattr(self.descriptor, termios.TCSANOW, attributes)
@@ -88,7 +85,7 @@ class TerminalOutput(Output):
     def resize(self) -> None:
         """Give the pseudo-terminal the size of the real one."""
         with contextlib.suppress(OSError):
-            size = fcntl.ioctl(self._target, termios.TIOCGWINSZ, bytes(8))
+            size = fcntl.ioctl(self._terminal, termios.TIOCGWINSZ, bytes(8))
             fcntl.ioctl(self.keeper, termios.TIOCSWINSZ, size)
 
 

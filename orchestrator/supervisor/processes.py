@@ -8,13 +8,14 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from orchestrator.capabilities import Capability, has, proc_misleads
 
 PR_SET_CHILD_SUBREAPER = 36
 FIRST_POLL_SECONDS = 0.001
@@ -23,16 +24,6 @@ PATIENT_POLL_SECONDS = 0.2
 # A look at children while one of them ends may miss another: one look that finds none is no proof.
 LOOKS = 2
 
-
-def _proc_shows_us() -> bool:
-    """Whether /proc is that of our process namespace: its numbers would be others' otherwise."""
-    try:
-        return os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
-
-
-HAS_PROC = _proc_shows_us() and os.path.exists("/proc/thread-self/children")
 
 _STATES = {
     "R": "running",
@@ -49,7 +40,7 @@ def become_subreaper() -> None:
 
     Linux only; elsewhere a daemonised grandchild is not found (docs/process-contract.md).
     """
-    if sys.platform == "linux":
+    if has(Capability.SUBREAPER):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -65,7 +56,7 @@ class Process:
     @classmethod
     def look(cls, pid: int) -> "Process | None":
         """None where it has ended. Nothing is read that waits for a lock of the process."""
-        if not HAS_PROC:
+        if not has(Capability.PROC):
             return cls._look_with_psutil(pid)
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -118,10 +109,9 @@ def waits_in(directory: Path) -> str:
 
 def children_of(pid: int) -> list[int]:
     """Its children, dead ones that nobody has collected included."""
-    if not HAS_PROC:
-        # A /proc that shows other processes than ours is worse than none.
+    if not has(Capability.PROC):
         with contextlib.suppress(psutil.Error):
-            if not os.path.exists("/proc/self"):
+            if not proc_misleads():
                 return [child.pid for child in psutil.Process(pid).children()]
         return []
     found: list[int] = []
@@ -221,6 +211,18 @@ def end_all(timeout_seconds: float, exclude: Collection[int] = ()) -> Remains:
         quiet = 0 if found.stuck or is_new else quiet + 1
         remains = Remains(remains.seen | found.seen, found.stuck, found.foreign)
     return remains
+
+
+def end_group(leader: int, timeout_seconds: float) -> None:
+    """SIGKILL to a process group until nobody is in it, at most so long.
+
+    What is left of a tree where orphans are not handed to us; its leader may have ended.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    with contextlib.suppress(OSError):  # all have ended, or are another user's
+        while time.monotonic() < deadline:
+            os.killpg(leader, signal.SIGKILL)
+            time.sleep(LONGEST_POLL_SECONDS)
 
 
 def wait(pids: Collection[int], timeout_seconds: float) -> list[int]:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from orchestrator.supervisor.processes import HAS_PROC, Process, waits_in
+from orchestrator.capabilities import Capability, has
+from orchestrator.supervisor.processes import Process, waits_in
 from orchestrator.wire import DUMP_SIGNAL
 
 ANSWER_SECONDS = 1.0
@@ -52,7 +53,7 @@ def _collect(pids: Iterable[int], dump: int) -> str:
 
 def _listens(pid: int) -> bool:
     """Whether the process catches DUMP_SIGNAL and does not block it."""
-    if not HAS_PROC:
+    if not has(Capability.PROC):
         return False
     bit = 1 << (DUMP_SIGNAL - 1)
     masks = {}

@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.store import Store
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.supervisor.states import State
 
@@ -46,6 +47,18 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """A dict that JSON can hold."""
         return asdict(self)
+
+
+def exit_status_after(events: list[dict[str, Any]]) -> ExitStatus:
+    """What the last supervisor of a run ended with, by the journal; 74 if it was killed."""
+    marks = (*_STATE_AFTER, *_BEGINNINGS)
+    last: dict[str, Any] = next((e for e in reversed(events) if e["event"] in marks), {})
+    match last.get("event"):
+        case JournalEvent.RUN_COMPLETED:
+            return ExitStatus.COMPLETE
+        case JournalEvent.RUN_STOPPED | JournalEvent.GAVE_UP:
+            return ExitStatus(last.get("status", ExitStatus.GAVE_UP))
+    return ExitStatus.STOPPED_UNSAVED
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
+from orchestrator.console import Console
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
@@ -34,6 +35,7 @@ from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.decisions import Action
 from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.heritage import Heritage
+from orchestrator.supervisor.hook import EventHook
 from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
 from orchestrator.supervisor.restarts import AttemptFailedError, retrying
@@ -42,6 +44,7 @@ from orchestrator.supervisor.signals import take_over
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
+from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.surroundings import Surroundings
 from orchestrator.supervisor.symptoms import Kind
 from orchestrator.supervisor.threads import may_go_unheard
@@ -67,7 +70,7 @@ class Supervisor:
         command: list[str],
         store: Store,
         lock: RunLock,
-        interactive: bool,
+        console: Console,
         notifier: Notifier,
     ) -> None:
         self._config = config
@@ -75,7 +78,7 @@ class Supervisor:
         self._store = store
         self._run = run = store.run
         self._lock = lock
-        self._interactive = interactive
+        self._console = console
         self._log = structlog.get_logger()
         self._journal = Journal(run.journal_file)
         events, damaged = self._journal.read()
@@ -100,6 +103,7 @@ class Supervisor:
             lambda: bool(self._snapshots.under_way),
             self._journal,
             EchoFilter(),
+            Countdown(console.show_below),
         )
         self._spares = SpareKeeper(command, config.spare, self._watch.stop_wanted.is_set)
         self._conversation = Conversation(
@@ -134,6 +138,8 @@ class Supervisor:
             lambda: self._snapshots.write_allowance_seconds,
             self._watch.notice,
         )
+        self._hook = EventHook(config.on_event, run, self._surroundings.tools)
+        self._journal.listeners.append(self._hook.hear)
         self._to_repeat: Verdict | None = None
         self._gone: asyncio.Future[None] | None = None
 
@@ -164,21 +170,22 @@ class Supervisor:
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
-            self._surroundings.begin()
+            self._surroundings.begin(self._conversation.save_now)
             try:
                 await self._attempts()
                 self._service.ended()
             finally:
                 await self._settle_all()
                 await self._conversation.rotations_end()
+                await self._hook.finish(self._watch.kill_wanted)
         finally:
             await self._spares.close()
             self._channel.close()
             telling.cancel()
         assert self._status is not None
         await self._surroundings.end(self._status, self._watch.stop_source)
-        by_interrupt = self._interactive and self._watch.stop_source == signal.SIGINT.name
-        return Ending(self._status, by_interrupt)
+        is_interrupt = self._watch.stop_source == signal.SIGINT.name
+        return Ending(self._status, self._console.is_interactive and is_interrupt)
 
     # --- the course of the run ---------------------------------------------------------------
 
@@ -228,17 +235,21 @@ class Supervisor:
             await self._watch.unless_stopped(self._spares.settle())
             return await self._start(1 + self._last_attempt_number(), handed)
         except OSError as error:
-            self._cannot_begin(
-                problem := f"cannot start the trainer: {error}; mend that, run again"
-            )
-            raise ConfigError(problem) from None
+            problem = ConfigError(f"cannot start the trainer: {error}; mend that, run again")
+            self._cannot_begin(problem)
+            raise problem from None
         except OrchestratorError as error:
-            self._cannot_begin(str(error))
+            self._cannot_begin(error)
             raise
 
-    def _cannot_begin(self, reason: str) -> None:
+    def _cannot_begin(self, error: OrchestratorError) -> None:
         self._machine.handle(Event.GIVE_UP)
-        self._journal.write(JournalEvent.GAVE_UP, cause="no attempt could begin", reason=reason)
+        self._journal.write(
+            JournalEvent.GAVE_UP,
+            cause="no attempt could begin",
+            reason=str(error),
+            status=error.status,
+        )
 
     async def _keep_what_is_left(self, attempt: Attempt) -> None:
         """Have the newest snapshot written, if the trainer did not see to that itself."""
@@ -258,7 +269,8 @@ class Supervisor:
 
     async def _start(self, number: int, handed: Snapshot | None) -> Attempt:
         resume_from = self._checkpoints.resumed_from
-        attempt = Attempt(self._run, number, resume_from, handed, self._snapshots)
+        printed_to = self._console.output
+        attempt = Attempt(self._run, number, resume_from, handed, self._snapshots, printed_to)
         self._heritage.leave(number, *attempt.memory)
         variables, output, lock = attempt.variables, attempt.output, self._lock.descriptor
         process = await self._spares.become_trainer(variables, output.descriptor, lock)
@@ -293,7 +305,7 @@ class Supervisor:
         return attempt
 
     def _last_attempt_number(self) -> int:
-        names = (path.name for path in (self._run.root / "attempts").iterdir())
+        names = (path.name for path in self._run.attempts.iterdir())
         on_disk = max((int(name) for name in names if name.isdecimal()), default=0)
         # On a full disk the last one has left no directory.
         return max(on_disk, self._checkpoints.attempt or 0)
@@ -341,6 +353,7 @@ class Supervisor:
                     attempt.number,
                     cause=diagnosis.cause,
                     reason=decision.reason,
+                    status=self._status,
                 )
                 report.tell_of_death(verdict, f"gave up: {decision.reason}")
             case _:

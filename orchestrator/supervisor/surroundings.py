@@ -1,4 +1,4 @@
-"""What around the run may end it: a SLURM job, a machine that is about to be taken away."""
+"""What around the run may end it: a SLURM job, a machine about to be taken away, or to sleep."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,8 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
 from orchestrator.slurm.job import Job
+from orchestrator.supervisor.battery import save_before_it_is_empty
+from orchestrator.supervisor.logind import save_before_sleep
 from orchestrator.supervisor.notices import command_agrees, file_appears
 from orchestrator.supervisor.slurm_job import SlurmJob
 from orchestrator.supervisor.snapshots import WRITE_ALLOWANCE
@@ -53,8 +55,10 @@ class Surroundings:
             )
         self._tasks: list[asyncio.Future[None]] = []
 
-    def begin(self) -> None:
-        """Watch from now on."""
+    def begin(self, save: Callable[[], Awaitable[object]]) -> None:
+        """Watch from now on; ``save`` is for a machine that may be gone soon, or asleep."""
+        guards = (save_before_it_is_empty, save_before_sleep)
+        self._tasks += [asyncio.ensure_future(guard(save)) for guard in guards]
         # Of an earlier life, which has been run again now.
         with contextlib.suppress(OSError):
             self._run.requeue_file.unlink()

@@ -14,11 +14,12 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
 from orchestrator.stopsignals import EchoFilter
-from orchestrator.supervisor import processes, stacks
+from orchestrator.supervisor import processes, stacks, stopping
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS
 from orchestrator.supervisor.hangs import TICK_SECONDS, Activity, Budgets, HangClock, Sign, Silence
 from orchestrator.supervisor.states import Event, Machine, State
+from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.threads import in_thread, may_go_unheard
 
 # Of the grace period, what ending the processes and writing the last records may take.
@@ -67,6 +68,7 @@ class Watch:
         is_writing: Callable[[], bool],
         journal: Journal,
         echoes: EchoFilter,
+        countdown: Countdown,
     ) -> None:
         """``is_writing``: whether we write a snapshot to disk, which a saving trainer waits for."""
         self.attempt: Attempt | None = None
@@ -82,6 +84,7 @@ class Watch:
         self._grace_seconds = grace_seconds
         self._journal = journal
         self._echoes = echoes
+        self._countdown = countdown
         self._log = structlog.get_logger()
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -113,6 +116,7 @@ class Watch:
             watching.cancel()
             over.cancel()
             self._cancel_deadline()
+            self._countdown.end()
 
     async def _wait_for_command(self, attempt: Attempt) -> None:
         attempt.returncode = await attempt.child.wait()
@@ -171,10 +175,8 @@ class Watch:
         patience = grace - min(CLOSING_SECONDS, CLOSING_SHARE * grace)
         # What is in memory then has to be written within the grace period too.
         patience = max(LEAST_PATIENCE_SHARE * grace, patience - self._write_allowance_seconds())
-        self._log.info(
-            f"stopping on {self.stop_source}: saving at the next safe point, which may take up to "
-            f"{grace:g} s. Again: do not wait for the safe point. A third time: kill at once"
-        )
+        stopping.tell(str(self.stop_source), patience, attempt.peer is not None)
+        self._countdown.begin(patience, lambda: stopping.awaited(attempt.page.phase))
         self._ask_to_stop(attempt, patience)
 
     def _ask_to_stop(self, attempt: Attempt, patience: float) -> None:
@@ -193,11 +195,12 @@ class Watch:
             self._log.info("a save is under way and may finish; once more: kill at once")
         else:
             self._machine.handle(Event.DEADLINE)
-            self._kill(attempt, "not waiting for the safe point")
+            self._kill(attempt, stopping.HURRYING)
 
     def _kill(self, attempt: Attempt, why: str) -> None:
         self._log.warning(why, phase=attempt.page.phase.name.lower())
         attempt.child.kill_tree()
+        self._countdown.end()
         self._set_deadline(KILL_WAIT_SECONDS)
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:

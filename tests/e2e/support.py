@@ -3,9 +3,11 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from orchestrator.wire import Connection
 TRAIN = Path(__file__).with_name("train.py")
 WARM_TRAINER = Path(__file__).with_name("warm_trainer.py")
 DEADLINE_SECONDS = 90.0
+LINES, COLUMNS = 50, 200
 
 T = TypeVar("T")
 
@@ -66,6 +69,7 @@ class Supervised:
         *script_arguments: str,
         options: tuple[str, ...] = (),
         command: list[str] | None = None,
+        environment: dict[str, str] | None = None,
         **popen: Any,
     ) -> None:
         self.run = RunDir(root / "run")
@@ -78,7 +82,7 @@ class Supervised:
                 *("--", *command),
             ],
             cwd=root,
-            env=clean_environment(),
+            env=clean_environment() | (environment or {}),
             text=True,
             **(output | popen),
         )
@@ -133,19 +137,28 @@ class Terminal:
         command: list[str],
         options: tuple[str, ...] = (),
         through: tuple[str, ...] = (),
+        arguments: list[str] | None = None,
     ) -> None:
+        """``arguments`` are those of another command than ``run``."""
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
+            termios.tcsetwinsize(1, (LINES, COLUMNS))
             os.chdir(root)
-            orchestrator = [*through, sys.executable, "-m", "orchestrator"]
-            run = [*orchestrator, "run", "--run-dir", "run", *options, "--", *command]
-            os.execvpe(run[0], run, clean_environment())
+            run = ["run", "--run-dir", "run", *options, "--", *command]
+            words = [*through, sys.executable, "-m", "orchestrator", *(arguments or run)]
+            os.execvpe(words[0], words, clean_environment() | {"TERM": "xterm"})
         self.text = ""
 
-    def read_until(self, text: str) -> None:
-        """Read what the terminal shows until it holds ``text``."""
-        while text not in self.text:
-            self.text += os.read(self.terminal, 65536).decode()
+    def read_until(self, text: str, times: int = 1) -> None:
+        """Read what the terminal shows until it holds ``text`` so often."""
+        while self.text.count(text) < times:
+            self.read_more()
+
+    def read_more(self) -> None:
+        """Read what it shows next, for which it has to show something before the deadline."""
+        ready, _, _ = select.select([self.terminal], [], [], DEADLINE_SECONDS)
+        assert ready, self.text
+        self.text += os.read(self.terminal, 65536).decode(errors="replace")
 
     def press_ctrl_c(self) -> None:
         """Type Ctrl-C, which the terminal turns into SIGINT for the foreground group."""

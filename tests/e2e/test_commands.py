@@ -331,7 +331,7 @@ def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(tmp_path: Path) -> None:
     assert "a terminal: True\r\n" in terminal.text
     terminal.press_ctrl_c()
     assert terminal.end() == -signal.SIGINT
-    assert "stopping on SIGINT" in terminal.text
+    assert "stopping on Ctrl-C" in terminal.text
     assert "the state is saved" in terminal.text
     assert "\r\r" not in terminal.text
 

@@ -55,6 +55,11 @@ if not Path('met').exists():
     Path('met').touch()
     hangs_here()
 """
+# It outlives the hung trainer's processes.
+NOTE = """
+[ "$ORCHESTRATOR_EVENT" = done ] || sleep 3
+echo "$ORCHESTRATOR_EVENT at $ORCHESTRATOR_EVENT_STEP" >> events
+"""
 POLLS = """
 for _ in range(7):
     time.sleep(0.5)
@@ -100,9 +105,15 @@ def test_hung_trainer_is_restarted(
 
 
 def test_stuck_worker_is_a_hang_and_seen_in_its_own_process(supervise: Start) -> None:
-    """A trainer that waits for a loader worker is restarted; the stacks of both say where."""
-    run = supervise(*AT_STEP_5, STUCK_WORKER, options=QUICK)
+    """A trainer that waits for a loader worker is restarted; the stacks of both say where.
+
+    The user's command for events is told of it.
+    """
+    run = supervise(*AT_STEP_5, STUCK_WORKER, options=(*QUICK, "--on-event", NOTE))
     assert run.end()[0] == 0
+    told = (run.run.root.parent / "events").read_text().splitlines()
+    assert [line.split()[0] for line in told] == ["hang", "done"]
+    assert told[0] == "hang at 5"
     assert len(events(run.run, "hang_detected")) == 1
     trainer, worker = run.run.attempt(1).stacks_file.read_text().split("=== process ")[1:3]
     assert "in hangs_here" in trainer

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from orchestrator.outlet import Outlet
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from tests.checkpoint.support import new_store
@@ -17,7 +18,7 @@ def test_what_was_handed_on_counts_before_it_is_restored(tmp_path: Path) -> None
     store = new_store(tmp_path)
     keeper = SnapshotKeeper(store, _at_once, lambda *facts: None, lambda *facts: None)
     handed = take(keeper)
-    attempt = Attempt(store.run, 2, None, handed, keeper)
+    attempt = Attempt(store.run, 2, None, handed, keeper, Outlet(1))
     attempt.left = keeper.newest_left(beyond=None)
     assert attempt.step == 0
     assert attempt.last_step == handed.manifest.step

@@ -14,6 +14,7 @@ from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Machine
+from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.watch import Watch
 from tests.checkpoint.support import names, new_store, publish
 from tests.supervisor.test_snapshots import take
@@ -31,7 +32,14 @@ def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> 
 
     async def play() -> None:
         watch = Watch(
-            machine, config.grace, Budgets("off"), lambda: 0.0, lambda: False, journal, EchoFilter()
+            machine,
+            config.grace,
+            Budgets("off"),
+            lambda: 0.0,
+            lambda: False,
+            journal,
+            EchoFilter(),
+            Countdown(print),
         )
         custodian = _RotatesForEver(store, config.retention, journal, Budget(3), [])
         keeper = SnapshotKeeper(

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.capabilities import Capability, has
 from orchestrator.supervisor import processes
 from tests.support import NOBODY, in_child, wait_until
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.skipif(not processes.HAS_PROC, reason="needs /proc with lists of children"),
+    pytest.mark.skipif(not has(Capability.PROC), reason="needs /proc with lists of children"),
 ]
 
 TIMEOUT_SECONDS = 10.0

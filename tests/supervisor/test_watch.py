@@ -6,6 +6,7 @@ from orchestrator.journal import Journal
 from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.states import Machine
+from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.watch import Watch
 
 
@@ -13,7 +14,8 @@ def test_a_signal_that_trainer_and_supervisor_get_is_one_request(tmp_path: Path)
     """The trainer may tell of it first; ours, an instant later, does not hurry the save then."""
     now, journal = [0.0], Journal(tmp_path / "journal.jsonl")
     echoes = EchoFilter(clock=lambda: now[0])
-    watch = Watch(Machine(), 30.0, Budgets("off"), lambda: 0.0, lambda: False, journal, echoes)
+    budgets, countdown = Budgets("off"), Countdown(print)
+    watch = Watch(Machine(), 30.0, budgets, lambda: 0.0, lambda: False, journal, echoes, countdown)
     watch.notice("SIGTERM to the trainer")
     watch.hear_signal("SIGTERM")
     now[0] = 5.0

@@ -1,0 +1,114 @@
+"""What the machine offers beside the disk: memory, limits, GPUs, power, software."""
+
+import platform
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from orchestrator import __version__
+from orchestrator.capabilities import Capability, has, without
+from orchestrator.doctor.findings import Finding, Level, Subject
+from orchestrator.memory import available_bytes, limit_bytes
+from orchestrator.quantities import size_text
+
+PACKAGES = ("torch", "psutil", "structlog", "tenacity", "xxhash", "rich")
+GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+QUERY_SECONDS = 10.0
+LEAST_OPEN_FILES = 1024
+LEAST_PROCESSES = 1024
+# Two slots, each with the room that it keeps for growing.
+SLOTS_SHARE = 2 * 9 / 8
+
+
+def versions(subject: Subject) -> Finding:
+    """Of Python, of us and of what we need."""
+    shown, missing = [f"orchestrator {__version__}", f"Python {platform.python_version()}"], []
+    for name in PACKAGES:
+        try:
+            shown.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    text = ", ".join(shown)
+    if missing:
+        advice = f"pip install {' '.join(missing)}"
+        return Finding("versions", Level.FAIL, f"{text}; missing: {', '.join(missing)}", advice)
+    return Finding("versions", Level.OK, f"{text}, {platform.system()} {platform.release()}")
+
+
+def memory(subject: Subject) -> Finding:
+    """Room for two snapshots of the state in memory."""
+    available = available_bytes()
+    allowed = limit_bytes("self")
+    text = f"{size_text(available)} available"
+    if allowed is not None:
+        text += f", control groups allow {size_text(allowed)}"
+    size = subject.checkpoint_bytes
+    if size is None or subject.config.snapshot_budget is None:
+        return Finding("memory", Level.OK, text)
+    text += f"; two snapshots take {size_text(int(SLOTS_SHARE * size))}"
+    if available < SLOTS_SHARE * size:
+        slots = "one only" if available > SLOTS_SHARE * size / 2 else "none: every save blocks"
+        advice = f"room for {slots}; while a run trains here its snapshots are taken off already"
+        return Finding("memory", Level.WARN, text, advice)
+    return Finding("memory", Level.OK, text)
+
+
+def limits(subject: Subject) -> Iterator[Finding]:
+    """Of files, processes, file sizes and address space (ulimit)."""
+    found = []
+    files, processes = _limit("RLIMIT_NOFILE"), _limit("RLIMIT_NPROC")
+    if files is not None and files < LEAST_OPEN_FILES:
+        found.append((Level.WARN, f"{files} open files", "raise it: ulimit -n"))
+    if processes is not None and processes < LEAST_PROCESSES:
+        found.append((Level.WARN, f"{processes} processes", "raise it: ulimit -u"))
+    if (space := _limit("RLIMIT_AS")) is not None:
+        text = f"{size_text(space)} of address space"
+        found.append((Level.WARN, text, "snapshots and CUDA reserve much: ulimit -v unlimited"))
+    if (largest := _limit("RLIMIT_FSIZE")) is not None:
+        is_too_small = largest < (subject.checkpoint_bytes or 0)
+        level = Level.FAIL if is_too_small else Level.WARN
+        found.append((level, f"files of at most {size_text(largest)}", "ulimit -f unlimited"))
+    for level, text, advice in found:
+        yield Finding("limits", level, text, advice)
+    if not found:
+        shown = [f"{'any number of' if files is None else files} open files"]
+        shown.append(f"{'any number of' if processes is None else processes} processes")
+        yield Finding("limits", Level.OK, ", ".join(shown))
+
+
+def _limit(name: str) -> int | None:
+    """The soft limit; None where there is none, or the system does not know it."""
+    number = getattr(resource, name, None)
+    if number is None:
+        return None
+    soft, _ = resource.getrlimit(number)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def gpus(subject: Subject) -> Finding:
+    """What nvidia-smi shows."""
+    if shutil.which(GPU_QUERY[0]) is None:
+        return Finding("GPUs", Level.OK, "none: there is no nvidia-smi")
+    try:
+        answer = subprocess.run(
+            GPU_QUERY, capture_output=True, text=True, timeout=QUERY_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        advice = "look at the driver (dmesg), reboot if it does not answer"
+        return Finding("GPUs", Level.WARN, f"nvidia-smi does not answer: {error}", advice)
+    if answer.returncode:
+        text = (answer.stdout + answer.stderr).strip().splitlines()
+        advice = "after an upgrade of the driver, or a suspend: reboot, or reload nvidia_uvm"
+        return Finding("GPUs", Level.WARN, text[0] if text else "nvidia-smi fails", advice)
+    return Finding("GPUs", Level.OK, "; ".join(answer.stdout.strip().splitlines()) or "none")
+
+
+def capabilities(subject: Subject) -> Iterator[Finding]:
+    """What this system does not offer, and what is different then."""
+    missing = [capability for capability in Capability if not has(capability)]
+    for capability in missing:
+        yield Finding("system", Level.WARN, f"no {capability}: {without(capability)}")
+    if not missing:
+        yield Finding("system", Level.OK, f"has {', '.join(Capability)}")

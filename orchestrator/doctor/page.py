@@ -1,0 +1,69 @@
+"""Runs every check and prints the page."""
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.config import Config
+from orchestrator.contact import existing_run
+from orchestrator.doctor import disk, hosts, machine
+from orchestrator.doctor.findings import Finding, Level, Subject
+from orchestrator.errors import ConfigError
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.rundir import DEFAULT_PARENT, RunDir
+
+CHECKS: tuple[Callable[[Subject], Finding | Iterable[Finding]], ...] = (
+    machine.versions,
+    machine.capabilities,
+    disk.filesystem,
+    disk.free_space,
+    disk.speed,
+    disk.clock,
+    machine.memory,
+    machine.limits,
+    machine.gpus,
+    hosts.grace,
+)
+_COLOURS = {Level.OK: "\x1b[32m", Level.WARN: "\x1b[33m", Level.FAIL: "\x1b[31m"}
+
+
+def doctor(arguments: Namespace) -> ExitStatus:
+    """Look at the machine and a run directory; 78 when something would fail."""
+    config = Config.resolve({}, os.environ, Path.cwd())
+    subject = Subject.look(_place(arguments.run_dir, config), config)
+    findings = list(examine(subject))
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        print(f"the run directory {subject.run.root} on {os.uname().nodename}")
+        for finding in findings:
+            print(_line(finding, is_coloured=sys.stdout.isatty()))
+    fails = any(finding.level is Level.FAIL for finding in findings)
+    return ExitStatus.CONFIGURATION if fails else ExitStatus.COMPLETE
+
+
+def examine(subject: Subject) -> Iterator[Finding]:
+    """What all checks say, in the page's order."""
+    for check in CHECKS:
+        found = check(subject)
+        yield from [found] if isinstance(found, Finding) else found
+
+
+def _place(argument: Path | None, config: Config) -> RunDir:
+    """The run that is meant; where there is none, the place where one would be made."""
+    try:
+        return existing_run(argument)
+    except ConfigError:
+        return RunDir(argument or config.run_dir or DEFAULT_PARENT)
+
+
+def _line(finding: Finding, is_coloured: bool) -> str:
+    level = finding.level.ljust(4)
+    if is_coloured:
+        level = f"{_COLOURS[finding.level]}{level}\x1b[0m"
+    advice = f"\n{'':18}-> {finding.advice}" if finding.advice else ""
+    return f"{level}  {finding.check:<11} {finding.text}{advice}"

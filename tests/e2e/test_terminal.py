@@ -1,0 +1,214 @@
+"""A person at a real terminal: Ctrl-C, hang-ups, and runs in the background to come back to."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyte
+import pytest
+
+from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.stopsignals import MERGE_SECONDS
+from tests.e2e.support import (
+    COLUMNS,
+    LINES,
+    TRAIN,
+    Supervised,
+    Terminal,
+    WarmTrainers,
+    assert_nothing_left,
+    clean_environment,
+    events,
+    kill_leftovers,
+    orchestrator,
+    wait_for,
+)
+
+Start = Callable[..., Supervised]
+
+SLOW = ("--epochs", "500", "--step-seconds", "0.05")
+# A bar that goes on with every step, and one step that waits for the test.
+BAR = """
+import os
+from tqdm import tqdm
+print('waiting', flush=True)
+bar = tqdm(total=1000, ncols=60, mininterval=0, ascii=True)
+model.register_forward_hook(lambda *_: (bar.update(), None)[1])
+while not os.path.exists('go'):
+    time.sleep(0.02)
+"""
+SLOW_SAVE = """
+class SlowToSave:
+    def state_dict(self):
+        print('saving', flush=True)
+        time.sleep(300)
+        return {}
+    def load_state_dict(self, state):
+        pass
+session._registry._objects['slow'] = SlowToSave()
+print('armed', flush=True)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunDir]:
+    """The run that a test starts, ended with it."""
+    place = RunDir(tmp_path / "run")
+    yield place
+    kill_leftovers(place)
+
+
+def seen(text: str) -> list[str]:
+    """What a person sees of it in the end."""
+    screen = pyte.Screen(COLUMNS, LINES)
+    pyte.Stream(screen).feed(text)
+    return [line.rstrip() for line in screen.display if line.strip()]
+
+
+def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
+    tmp_path: Path, warm_trainers: WarmTrainers
+) -> None:
+    """The script's progress bar goes on below the message, and the end is by SIGINT."""
+    terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW, "--run-at", "3", "--code", BAR])
+    terminal.read_until("waiting")
+    terminal.press_ctrl_c()
+    counted: set[str] = set()
+    while len(counted) < 3:
+        terminal.read_more()
+        counted = set(re.findall(r"waiting for the safe point: (\d+) s left", terminal.text))
+    (tmp_path / "go").touch()
+    assert terminal.end() == -signal.SIGINT
+    lines = seen(terminal.text)
+    at = next(number for number, line in enumerate(lines) if "stopping on Ctrl-C" in line)
+    assert "saving at the next safe point" in lines[at]
+    assert re.search(r"up to \d+ s", lines[at + 1])
+    assert "Ctrl-C again" in lines[at + 2]
+    assert "a third time: kill" in lines[at + 2]
+    assert sum("the state is saved" in line for line in lines) == 1
+    assert not any("s left" in line for line in lines)
+    bars = [line for line in lines if "/1000 [" in line]
+    assert len(bars) == 1
+    # The terminal itself echoes ^C, over which a shorter bar does not reach.
+    assert re.fullmatch(r"\s*\d+%\|.*\| \d+/1000 \[.*\](\^C)?", bars[0])
+    assert "\r\r" not in terminal.text
+
+
+def test_second_ctrl_c_does_not_wait_and_third_kills(tmp_path: Path, run: RunDir) -> None:
+    """Each says on the terminal what it does."""
+    options = ("--snapshot-budget", "off")
+    arguments = ("--samples", "8000", "--run-at", "3", "--code", SLOW_SAVE)
+    terminal = Terminal(tmp_path, [sys.executable, str(TRAIN), *SLOW, *arguments], options)
+    terminal.read_until("armed\r\n")
+    terminal.press_ctrl_c()
+    terminal.read_until("saving\r\n")
+    terminal.read_until("saving: ")
+    for expected in ("may finish", "killing everything now"):
+        wait_for_echo_to_pass()
+        terminal.press_ctrl_c()
+        terminal.read_until(expected)
+    assert terminal.end() == -signal.SIGINT
+    assert events(run, "run_stopped")[-1]["status"] == 74
+    assert len(events(run, "stop_requested")) == 3
+    assert_nothing_left(run)
+
+
+def wait_for_echo_to_pass() -> None:
+    time.sleep(2 * MERGE_SECONDS)
+
+
+def test_closed_terminal_under_nohup_changes_nothing(
+    tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
+) -> None:
+    """Training goes on without a terminal, and can be stopped as always."""
+    command = [*warm_trainers.command, *SLOW]
+    terminal = Terminal(tmp_path, command, through=("nohup",))
+    wait_for(lambda: events(run, "checkpoint_published"), "a checkpoint")
+    os.close(terminal.terminal)
+    log = run.attempt(1).output_file
+    before = log.read_text()
+    wait_for(lambda: len(log.read_text().splitlines()) > len(before.splitlines()), "more output")
+    assert events(run, "stop_requested") == []
+    assert orchestrator("stop", "run", cwd=tmp_path).returncode == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 75
+
+
+def detach(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return orchestrator("run", "--run-dir", "run", "--detach", "--", *command, cwd=root)
+
+
+def attach_to(root: Path) -> Terminal:
+    return Terminal(root, [], arguments=["attach", "run"])
+
+
+def test_detached_run_is_followed_and_left_and_ended(
+    tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
+) -> None:
+    """It says how to come back; attach shows its output, leaves it alone at Ctrl-C, tells its end.
+
+    What kills the trainer is told too, and the next one's output follows.
+    """
+    begun = detach(tmp_path, *warm_trainers.command, *SLOW)
+    assert begun.returncode == 0, begun.stderr
+    assert "training runs in the background" in begun.stdout
+    assert "orchestrator attach run" in begun.stdout
+    owner = lock_owner(run)
+    assert owner is not None
+    assert os.getsid(owner["pid"]) == owner["pid"]
+    assert detach(tmp_path, *warm_trainers.command, *SLOW).returncode == 69
+
+    first = attach_to(tmp_path)
+    first.read_until("begins at step 0")
+    trainer = warm_trainers.newest()
+    assert trainer is not None
+    trainer.kill()
+    first.read_until("was ended by SIGKILL")
+    first.read_until("begins at step", times=2)
+    first.press_ctrl_c()
+    assert first.end() == -signal.SIGINT
+    assert "detached: training goes on" in first.text
+
+    second = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "attach", "run"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert second.stdout is not None
+    assert second.stdout.readline()
+    assert psutil.pid_exists(owner["pid"])
+    assert orchestrator("stop", "run", cwd=tmp_path).returncode == 0
+    _, said = second.communicate(timeout=30)
+    assert second.returncode == 75
+    assert "the state is saved" in said
+    assert_nothing_left(run)
+
+
+def test_detach_says_why_training_could_not_start(tmp_path: Path, run: RunDir) -> None:
+    """The reason and the exit status are those that the run would have had in the foreground."""
+    ended = detach(tmp_path, sys.executable, "-c", "import no_such_module")
+    assert ended.returncode == 70
+    assert "No module named 'no_such_module'" in ended.stderr
+    after = orchestrator("attach", "run", cwd=tmp_path)
+    assert after.returncode == 70
+    assert "no_such_module" in after.stdout
+    assert "failed" in after.stderr
+
+
+def test_event_hook_hears_of_the_end(tmp_path: Path, run: RunDir) -> None:
+    """It is told what happened and where, and a failing one is told of and harms nothing."""
+    record = 'echo "$ORCHESTRATOR_EVENT $ORCHESTRATOR_RUN_DIR" >> events; sleep 0.2; exit 3'
+    for command, status in (("true", 0), ("false", 70)):
+        options = ("--run-dir", "run", "--on-event", record, "--", command)
+        ended = orchestrator("run", *options, cwd=tmp_path)
+        assert ended.returncode == status
+        assert "the --on-event command failed: status 3" in ended.stderr
+        (run.root / "done.json").unlink(missing_ok=True)
+    assert (tmp_path / "events").read_text() == f"done {run.root}\ngave_up {run.root}\n"
