@@ -83,8 +83,8 @@ WRAPPED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("into", WRAPPED.keys() - {"averaged"})
-@pytest.mark.parametrize("of", WRAPPED.keys() - {"averaged"})
+@pytest.mark.parametrize("into", sorted(WRAPPED.keys() - {"averaged"}))
+@pytest.mark.parametrize("of", sorted(WRAPPED.keys() - {"averaged"}))
 def test_wrappers_do_not_show(of: str, into: str) -> None:
     """A model is stored under its plain names, and fits itself in any other wrapper."""
     saved, live = WRAPPED[of](), WRAPPED[into]()
