@@ -239,8 +239,11 @@ def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {reason for _, reason in saved(tmp_path)} == {"periodic", "final"}
 
 
-def test_page_says_what_the_loop_is_busy_with(tmp_path: Path) -> None:
+def test_page_says_what_the_loop_is_busy_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It trains until the batches are used up or a poll, then evaluates to the next step."""
+    monkeypatch.setenv("ORCHESTRATOR_SNAPSHOT_BUDGET", "off")
     phases: list[str] = []
 
     class Watched:
