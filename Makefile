@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench survival clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -22,6 +22,9 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready  ## The figures of docs/performance.md.
 	$(BIN)/python -m tests.benchmarks --json build/benchmarks.json
+
+survival: $(VENV)/.ready  ## Over a thousand faults against every example; the table of docs/reliability.md.
+	$(BIN)/python -m tests.survival
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
