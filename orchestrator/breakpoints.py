@@ -188,7 +188,7 @@ def _tell_metrics(session: Any, kind: str, metrics: dict[str, Any]) -> None:
     for name, value in metrics.items():
         # What is no number the session itself judges.
         with contextlib.suppress(Exception):
-            values[name] = float(value).hex()
+            values[name] = float(getattr(value, "detach", lambda: value)()).hex()
     step = session.global_step + _MEASURING[kind]
     if directory := os.environ.get(VARIABLE):
         _tell(directory, {"kind": kind, "step": step, "epoch": session.epoch, "metrics": values})

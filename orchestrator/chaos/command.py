@@ -73,8 +73,8 @@ class _Experiment:
         began = time.monotonic()
         self._display.say("two runs without faults, to compare with")
         reference = Reference.of(lambda: self._try([]))
-        for name in sorted(reference.volatile):
-            self._display.say(f"the metric {name} differs from run to run: it is not compared")
+        for name in reference.volatile:
+            self._display.say(f"{name} differs from run to run: it is not compared")
         self._report.steps = steps = reference.history.steps
         self._launch_seconds = reference.launch_seconds
         self._patience_seconds = max(LEAST_PATIENCE_SECONDS, PATIENCE_RUNS * reference.seconds)

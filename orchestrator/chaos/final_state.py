@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -83,7 +84,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return dict
+            return OrderedDict
         return type(name, (_Object,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, reference: Any) -> _Storage:

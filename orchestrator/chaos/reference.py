@@ -1,6 +1,6 @@
 """What the script does when nothing disturbs it, and what of that is the same each time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from orchestrator.chaos.final_state import differences
@@ -9,17 +9,20 @@ from orchestrator.chaos.trial import Result
 from orchestrator.errors import ConfigError
 
 SHOWN_DIFFERENCES = 3
+# As long as the weights agree: streams that the script does not seed, and its own plain values.
+_DECIDES_NOTHING = {"rng", "state"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run; ``volatile`` metrics differ from run to run by themselves."""
+    """An undisturbed run, and what differs from run to run by itself."""
 
     history: History
     content: dict[str, str]
     seconds: float
     launch_seconds: float
-    volatile: frozenset[str]
+    volatile_metrics: frozenset[str]
+    volatile_entries: frozenset[str]
 
     @classmethod
     def of(cls, run: Callable[[], Result]) -> "Reference":
@@ -36,32 +39,43 @@ class Reference:
                     "cannot judge this command: nothing in it has made a step of a Session; "
                     "see `orchestrator.training.Session` in the README"
                 )
-        reference = cls(
+        metrics = first.history.metrics_unlike(second.history)
+        unlike = differences(first.content, second.content)
+        if decisive := [path for path in unlike if not _may_differ(path, metrics)]:
+            raise ConfigError(
+                "cannot judge this script: two runs of it that nobody disturbed end differently "
+                f"({_shown(decisive)}); make it deterministic first: seed every generator, see "
+                "torch.use_deterministic_algorithms()"
+            )
+        return cls(
             history=second.history,
             content=second.content,
             seconds=second.seconds,
             launch_seconds=second.launch_seconds,
-            volatile=frozenset(first.history.metrics_unlike(second.history)),
+            volatile_metrics=frozenset(metrics),
+            volatile_entries=frozenset(unlike),
         )
-        if unlike := reference.unlike(first.content):
-            raise ConfigError(
-                "cannot judge this script: two runs of it that nobody disturbed end differently "
-                f"({_shown(unlike)}); make it deterministic first: seed every generator, see "
-                "torch.use_deterministic_algorithms()"
-            )
-        return reference
 
-    def unlike(self, content: dict[str, str]) -> list[str]:
-        """What of a final state is not as here, by name; volatile metrics are passed over."""
-        return [path for path in differences(self.content, content) if path not in self.volatile]
+    @property
+    def volatile(self) -> list[str]:
+        """The names of what is not compared: metrics, random streams, plain values."""
+        streams = {".".join(path.split(".")[:2]) for path in self.volatile_entries}
+        return sorted(self.volatile_metrics | streams)
 
     def divergence(self, result: Result) -> Divergence | None:
         """The first thing in which a run is not this one."""
-        if (found := self.history.divergence(result.history, self.volatile)) is not None:
+        found = self.history.divergence(result.history, self.volatile_metrics)
+        if found is not None:
             return found
-        if unlike := self.unlike(result.content):
-            return Divergence(result.ended, f"the final state differs: {_shown(unlike)}")
+        unlike = {*differences(self.content, result.content)} - self.volatile_entries
+        if unlike:
+            return Divergence(result.ended, f"the final state differs: {_shown(sorted(unlike))}")
         return None
+
+
+def _may_differ(path: str, volatile_metrics: Collection[str]) -> bool:
+    """Whether the entry decides nothing: a stream that nobody draws from, the time of day."""
+    return path.partition(".")[0] in _DECIDES_NOTHING or path in volatile_metrics
 
 
 def _shown(paths: list[str]) -> str:

@@ -117,7 +117,7 @@ def test_unsaved_state_is_found(chaos: Chaos, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "loss of step" in done.stdout
     assert "not as in the undisturbed run" in done.stdout
-    assert "the metric speed differs from run to run: it is not compared" in done.stderr
+    assert "speed differs from run to run: it is not compared" in done.stderr
     assert [*(tmp_path / "tmp").glob("*/*/run/journal.jsonl")]
 
 
