@@ -20,7 +20,8 @@ from typing import Any
 
 VARIABLE = "ORCHESTRATOR_BREAKPOINTS"
 ARMED_FILE = "armed"
-SOCKET_FILE = "socket"
+# The trial's directory may lie too deep for the path of a socket.
+SOCKET_LINK = "socket"
 HISTORY_FILE = "history.jsonl"
 # What is armed is written at once and read at once, always so many bytes.
 ARMED_BYTES = 256
@@ -166,7 +167,7 @@ def _hold(directory: str, message: dict[str, Any]) -> None:
     """Wait until chaos lets us go on, or kills us. Raises the OSError that it asks for."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.connect(os.path.join(directory, SOCKET_FILE))
+            connection.connect(os.readlink(os.path.join(directory, SOCKET_LINK)))
             connection.sendall(json.dumps(message).encode() + b"\n")
             with connection.makefile() as answers:
                 answer = json.loads(answers.readline())
@@ -188,7 +189,7 @@ def _tell_metrics(session: Any, kind: str, metrics: dict[str, Any]) -> None:
     for name, value in metrics.items():
         # What is no number the session itself judges.
         with contextlib.suppress(Exception):
-            values[name] = float(getattr(value, "detach", lambda: value)()).hex()
+            values[name] = float(value.detach() if hasattr(value, "detach") else value).hex()
     step = session.global_step + _MEASURING[kind]
     if directory := os.environ.get(VARIABLE):
         _tell(directory, {"kind": kind, "step": step, "epoch": session.epoch, "metrics": values})

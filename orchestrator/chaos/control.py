@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
-from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_FILE
+from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
+from orchestrator.supervisor.channel import short_directory
 
 LOOK_SECONDS = 0.02
 MESSAGE_SECONDS = 10.0
@@ -43,8 +45,11 @@ class Control:
             directory / ARMED_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(directory / SOCKET_FILE))
+        self._socket_directory = short_directory()
+        address = self._socket_directory / SOCKET_LINK
+        self._listener.bind(str(address))
         self._listener.listen()
+        (directory / SOCKET_LINK).symlink_to(address)
 
     def arm(self, *places: str, from_step: int = 0) -> None:
         """Have processes stop at these places only, at those that know of steps from one on."""
@@ -76,4 +81,5 @@ class Control:
         """Go away: a process that is held then ends by itself."""
         self.disarm()
         self._listener.close()
+        shutil.rmtree(self._socket_directory, ignore_errors=True)
         os.close(self._armed)

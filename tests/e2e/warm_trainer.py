@@ -10,6 +10,7 @@ SIGKILL is real; only its parent differs.
     python warm_trainer.py SOCKET SCRIPT ARGS... (the client; the trainer's id is in SOCKET.pid)
 """
 
+import contextlib
 import faulthandler
 import importlib
 import json
@@ -55,7 +56,8 @@ def watch(connection: socket.socket) -> None:
         # The command was killed, which is what the trainer is to everybody else.
         os.kill(trainer, signal.SIGKILL)
     _, status = os.waitpid(trainer, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with contextlib.suppress(BrokenPipeError):  # the command was killed meanwhile
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
