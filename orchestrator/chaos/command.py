@@ -16,16 +16,13 @@ from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
 from orchestrator.chaos.reference import Reference
 from orchestrator.chaos.report import Report
 from orchestrator.chaos.shown import Display, show
-from orchestrator.chaos.trial import Injection, Result, Trial
+from orchestrator.chaos.trial import Injection, Pace, Result, Trial
 
 NOT_GOOD = 1
 # So many times may a fault come too late for its moment before it is left out.
 TRIES = 3
 # A run saves so often.
 SAVES = 20
-# Nothing happens for longer than this only where something hangs.
-LEAST_PATIENCE_SECONDS = 120.0
-PATIENCE_RUNS = 10.0
 
 
 def chaos(arguments: Namespace) -> int:
@@ -63,28 +60,24 @@ class _Experiment:
         self._interrupts = interrupts
         self._display = display
         self._chance = random.Random(report.seed)
-        self._launch_seconds = 0.0
-        self._patience_seconds = float("inf")
-        self._options: list[str] = []
+        self._pace = Pace(0.0, 0.0, float("inf"))
         self._tries: Counter[Fault] = Counter()
 
     def run(self, chosen: list[Fault]) -> None:
         """Fill the report. Raises ConfigError, InterruptedBySignalError."""
         began = time.monotonic()
         self._display.say("two runs without faults, to compare with")
-        reference = Reference.of(lambda: self._try([]))
+        reference = Reference.of(lambda steps: self._try([], steps))
         for name in reference.volatile:
             self._display.say(f"{name} differs from run to run: it is not compared")
         self._report.steps = steps = reference.history.steps
-        self._launch_seconds = reference.launch_seconds
-        self._patience_seconds = max(LEAST_PATIENCE_SECONDS, PATIENCE_RUNS * reference.seconds)
-        self._options = ["--every", f"{max(1, steps // SAVES)}steps"]
+        self._pace = reference.pace
         waiting, self._report.not_reached = table.reachable(chosen, reference.history.places)
         while waiting:
             injected = len(self._report.injections)
             missed: list[Fault] = []
             for group in table.plan(waiting, steps, self._chance):
-                missed += self._judge(self._try(group), reference)
+                missed += self._judge(self._try(group, steps), reference)
             came = {injection.name for injection in self._report.injections[injected:]}
             self._tries.update(fault for fault in {*missed} if fault.name not in came)
             waiting = [fault for fault in missed if self._tries[fault] < TRIES]
@@ -92,15 +85,14 @@ class _Experiment:
             self._report.not_reached += sorted(given_up)
         self._report.seconds = time.monotonic() - began
 
-    def _try(self, plan: list[Planned]) -> Result:
-        """Run the script once, with these faults."""
+    def _try(self, plan: list[Planned], steps: int | None) -> Result:
+        """Run the script once, with these faults; it saves often once its length is known."""
         self._report.trials += 1
         trial = Trial(
             command=self._report.command,
             directory=self._root / str(self._report.trials),
-            options=self._options,
-            launch_seconds=self._launch_seconds,
-            patience_seconds=self._patience_seconds,
+            options=["--every", f"{max(1, steps // SAVES)}steps"] if steps else [],
+            pace=self._pace,
             interrupts=self._interrupts,
             chance=self._chance,
             tell=self._display.injected,

@@ -186,10 +186,16 @@ def reachable(faults: Collection[Fault], places: Collection[str]) -> tuple[list[
 
 
 def plan(faults: list[Fault], steps: int, chance: random.Random) -> list[list[Planned]]:
-    """Divide the faults into runs of ``steps`` steps; shuffled, in the order of their steps."""
+    """Divide the faults into runs of ``steps`` steps; shuffled, in the order of their steps.
+
+    A run ends once, so that each has one fault of the end at most.
+    """
     per_trial = min(MOST_FAULTS_IN_A_TRIAL, max(1, steps // STEPS_PER_FAULT))
     shuffled = chance.sample(faults, len(faults))
-    groups = [shuffled[start : start + per_trial] for start in range(0, len(shuffled), per_trial)]
+    shuffled.sort(key=lambda fault: not fault.moment.at_end)
+    of_the_end = sum(fault.moment.at_end for fault in faults)
+    count = max(of_the_end, -(-len(faults) // per_trial))
+    groups = [shuffled[index::count] for index in range(count)]
     return [
         sorted(
             (_placed(fault, steps, chance) for fault in group),

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 from orchestrator.chaos.final_state import differences
 from orchestrator.chaos.history import Divergence, History
-from orchestrator.chaos.trial import Result
+from orchestrator.chaos.trial import Pace, Result
 from orchestrator.errors import ConfigError
 
 SHOWN_DIFFERENCES = 3
+LATER_SHARE = 0.1
+# Nothing happens for longer than this only where something hangs.
+LEAST_PATIENCE_SECONDS = 120.0
+PATIENCE_RUNS = 10.0
 # As long as the weights agree: streams that the script does not seed, and its own plain values.
 _DECIDES_NOTHING = {"rng", "state"}
 
@@ -19,26 +23,18 @@ class Reference:
 
     history: History
     content: dict[str, str]
-    seconds: float
-    launch_seconds: float
+    pace: Pace
     volatile_metrics: frozenset[str]
     volatile_entries: frozenset[str]
 
     @classmethod
-    def of(cls, run: Callable[[], Result]) -> "Reference":
-        """Run the script twice. Raises ConfigError where nothing could be compared with that."""
-        first, second = run(), run()
-        for result in (first, second):
-            if result.problem is not None:
-                raise ConfigError(
-                    f"cannot begin: without any fault {result.problem}; see what "
-                    "`orchestrator run` with the same command says"
-                )
-            if not result.history.steps:
-                raise ConfigError(
-                    "cannot judge this command: nothing in it has made a step of a Session; "
-                    "see `orchestrator.training.Session` in the README"
-                )
+    def of(cls, run: Callable[[int | None], Result]) -> "Reference":
+        """Run the script twice: ``run`` is given the steps that the run has, once that is known.
+
+        Raises ConfigError where nothing could be compared with that.
+        """
+        first = _sound(run(None))
+        second = _sound(run(first.history.steps))
         metrics = first.history.metrics_unlike(second.history)
         unlike = differences(first.content, second.content)
         if decisive := [path for path in unlike if not _may_differ(path, metrics)]:
@@ -50,8 +46,11 @@ class Reference:
         return cls(
             history=second.history,
             content=second.content,
-            seconds=second.seconds,
-            launch_seconds=second.launch_seconds,
+            pace=Pace(
+                launch_seconds=second.launch_seconds,
+                later_seconds=LATER_SHARE * (second.seconds - second.launch_seconds),
+                patience_seconds=max(LEAST_PATIENCE_SECONDS, PATIENCE_RUNS * second.seconds),
+            ),
             volatile_metrics=frozenset(metrics),
             volatile_entries=frozenset(unlike),
         )
@@ -71,6 +70,20 @@ class Reference:
         if unlike:
             return Divergence(result.ended, f"the final state differs: {_shown(sorted(unlike))}")
         return None
+
+
+def _sound(result: Result) -> Result:
+    if result.problem is not None:
+        raise ConfigError(
+            f"cannot begin: without any fault {result.problem}; see what `orchestrator run` with "
+            "the same command says"
+        )
+    if not result.history.steps:
+        raise ConfigError(
+            "cannot judge this command: nothing in it has made a step of a Session; see "
+            "`orchestrator.training.Session` in the README"
+        )
+    return result
 
 
 def _may_differ(path: str, volatile_metrics: Collection[str]) -> bool:

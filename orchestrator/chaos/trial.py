@@ -26,8 +26,6 @@ FULL_SECONDS = 8.0
 # A damaged checkpoint must have a predecessor.
 CHECKPOINTS_FOR_DAMAGE = 2
 IN_LOOP = f"{TRAINER}:step"
-# A fault "at any time" comes within so long after a step.
-LATER_SECONDS = 1.0
 _WRITING = ("create", "write", "sync", "publish")
 _OF_A_FULL_DISK = tuple(f"{role}:{name}" for role in (SUPERVISOR, TRAINER) for name in _WRITING)
 
@@ -61,15 +59,27 @@ class Result:
     """Why the run was lost, or what is wrong with what it left."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast the script is: what takes how long, and how long at most.
+
+    A fault "at any time" comes within ``later_seconds`` after a step; a run in which nothing
+    happens for ``patience_seconds`` is lost.
+    """
+
+    launch_seconds: float
+    later_seconds: float
+    patience_seconds: float
+
+
 @dataclass
 class Trial:
-    """Runs the command once; ``patience_seconds`` is how long nothing may happen."""
+    """Runs the command once."""
 
     command: list[str]
     directory: Path
     options: list[str]
-    launch_seconds: float
-    patience_seconds: float
+    pace: Pace
     interrupts: Interrupts
     chance: random.Random
     tell: Callable[[], None] = lambda: None
@@ -119,10 +129,10 @@ class Trial:
 
     def _patiently(self, what: str) -> Iterator[None]:
         """Go round until the caller has what it waits for. Raises RunLostError at the deadline."""
-        deadline = time.monotonic() + self.patience_seconds
+        deadline = time.monotonic() + self.pace.patience_seconds
         while time.monotonic() < deadline:
             yield
-        raise RunLostError(f"waited {self.patience_seconds:.0f} s in vain for {what}")
+        raise RunLostError(f"waited {self.pace.patience_seconds:.0f} s in vain for {what}")
 
     def _tick(self, places: tuple[str, ...]) -> Held | None:
         self.interrupts.check()
@@ -184,7 +194,8 @@ class Trial:
         """Let the run go on for a time that chance has chosen; None where it ends meanwhile."""
         if held is not None:
             held.release()
-            longest = self.launch_seconds if planned.fault.moment.provoke else LATER_SECONDS
+            pace = self.pace
+            longest = pace.launch_seconds if planned.fault.moment.provoke else pace.later_seconds
             end = time.monotonic() + planned.fraction * longest
             while time.monotonic() < end:
                 self._tick(())

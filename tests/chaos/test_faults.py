@@ -65,6 +65,7 @@ def test_plan_follows_the_seed() -> None:
         assert len(group) <= 12
         ends = [planned.fault.moment.at_end for planned in group]
         assert ends == sorted(ends)
+        assert sum(ends) <= 1
         assert all(0 <= planned.from_step < 48 for planned in group)
 
 

@@ -40,25 +40,25 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 500, True),
+    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 300, True),
     Subject(
         "train-workers",
         TRAIN,
         ("--epochs", "6", "--samples", "64", "--workers", "2", "--persistent"),
-        150,
+        200,
         True,
     ),
-    Subject("digits", EXAMPLES / "digits.py", ("--epochs", "4", "--workers", "0"), 150, True),
+    Subject("digits", EXAMPLES / "digits.py", ("--epochs", "4", "--workers", "0"), 100, True),
     Subject(
         "char-gpt",
         EXAMPLES / "char_gpt.py",
         ("--steps", "60", "--batch-size", "4", "--context", "32", "--megabytes", "0.1"),
-        150,
+        200,
         True,
     ),
-    Subject("linear", EXAMPLES / "linear.py", (), 60, True),
-    Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 65, False),
-    Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 65, False),
+    Subject("linear", EXAMPLES / "linear.py", (), 124, True),
+    Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 62, False),
+    Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 62, False),
 )
 
 
