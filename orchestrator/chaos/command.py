@@ -13,10 +13,11 @@ from pathlib import Path
 from orchestrator.chaos import faults as table
 from orchestrator.chaos.faults import Fault, Planned
 from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
+from orchestrator.chaos.outcome import Injection, Result
 from orchestrator.chaos.reference import Reference
 from orchestrator.chaos.report import Report
 from orchestrator.chaos.shown import Display, show
-from orchestrator.chaos.trial import Injection, Pace, Result, Trial
+from orchestrator.chaos.trial import Pace, Trial
 
 NOT_GOOD = 1
 # So many times may a fault come too late for its moment before it is left out.
@@ -32,16 +33,18 @@ def chaos(arguments: Namespace) -> int:
     interrupts = Interrupts()
     root = Path(tempfile.mkdtemp(prefix="orchestrator-chaos-"))
     report = Report(arguments.command, seed)
+    interruption: InterruptedBySignalError | None = None
     try:
         with Display(len(chosen)) as display:
             _Experiment(report, root, interrupts, display).run(chosen)
-    except InterruptedBySignalError as interruption:
-        report.kept.clear()
+    except InterruptedBySignalError as error:
+        interruption = error
+    finally:
+        if interruption is not None or not report.kept:
+            shutil.rmtree(root, ignore_errors=True)
+    if interruption is not None:
         display.say(f"ended by {interruption}; its runs are ended and removed")
         return interruption.end()
-    finally:
-        if not report.kept:
-            shutil.rmtree(root, ignore_errors=True)
     if arguments.json:
         print(json.dumps(report.to_json()))
     else:

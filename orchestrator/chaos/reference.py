@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from orchestrator.chaos.final_state import differences
 from orchestrator.chaos.history import Divergence, History
-from orchestrator.chaos.trial import Pace, Result
+from orchestrator.chaos.outcome import Result
+from orchestrator.chaos.trial import Pace
 from orchestrator.errors import ConfigError
 
 SHOWN_DIFFERENCES = 3

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.chaos.faults import FAULTS
-from orchestrator.chaos.trial import Injection
+from orchestrator.chaos.outcome import Injection
 
 
 @dataclass

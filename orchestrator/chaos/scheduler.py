@@ -43,7 +43,6 @@ class Scheduler:
         self.run = RunDir(root / "run")
         self.trainer_pid: int | None = None
         self.is_complete = False
-        self._killed = False
         self._log_file = root / "supervisor.log"
         self._words = [
             *(sys.executable, "-m", "orchestrator", "run", "--run-dir", str(self.run.root)),
@@ -54,7 +53,7 @@ class Scheduler:
         self._start()
 
     def _start(self) -> None:
-        self._killed = False
+        self._expected: set[int] = {*AGAIN}
         with open(self._log_file, "ab") as log:
             # A terminal's Ctrl-C is for chaos, which ends its runs in its own way.
             self.process = subprocess.Popen(
@@ -77,7 +76,7 @@ class Scheduler:
         done = status == ExitStatus.GAVE_UP and self.run.done_file.exists()
         if status == ExitStatus.COMPLETE:
             self.is_complete = True
-        elif status in AGAIN or done or (self._killed and status == -signal.SIGKILL):
+        elif status in self._expected or done:
             if lock_owner(self.run) is None:
                 self._start()
         else:
@@ -97,17 +96,23 @@ class Scheduler:
 
     def kill_supervisor(self) -> None:
         """SIGKILL to `orchestrator run`."""
-        self._killed = True
+        self._expected.add(-signal.SIGKILL)
         self.process.kill()
 
     def stop(self) -> None:
         """SIGTERM to `orchestrator run` alone."""
+        self._expect_sigterm()
         self.process.send_signal(signal.SIGTERM)
 
     def stop_everybody(self) -> None:
         """SIGTERM to all its processes, the lowest first."""
+        self._expect_sigterm()
         for pid in reversed(_tree(self.process.pid)):
             _signal(pid, signal.SIGTERM)
+
+    def _expect_sigterm(self) -> None:
+        # Before it listens, and when all is done, it ends it as it ends any process.
+        self._expected.add(-signal.SIGTERM)
 
     # --- the end -------------------------------------------------------------------------------
 

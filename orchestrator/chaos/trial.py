@@ -11,14 +11,11 @@ from orchestrator.breakpoints import SUPERVISOR, TRAINER
 from orchestrator.chaos.control import Control, Held
 from orchestrator.chaos.damage import damage
 from orchestrator.chaos.faults import DAMAGES, Action, Planned
-from orchestrator.chaos.final_state import read_content
 from orchestrator.chaos.history import History
 from orchestrator.chaos.interrupts import Interrupts
+from orchestrator.chaos.outcome import Injection, Result, look_at_what_is_left
 from orchestrator.chaos.scheduler import RunLostError, Scheduler
-from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import OrchestratorError
-from orchestrator.journal import Journal, JournalEvent
 
 # How long a full disk stays full, in refused operations and in seconds, whichever ends first.
 FULL_REFUSALS = 10
@@ -28,35 +25,6 @@ CHECKPOINTS_FOR_DAMAGE = 2
 IN_LOOP = f"{TRAINER}:step"
 _WRITING = ("create", "write", "sync", "publish")
 _OF_A_FULL_DISK = tuple(f"{role}:{name}" for role in (SUPERVISOR, TRAINER) for name in _WRITING)
-
-
-@dataclass
-class Injection:
-    """A fault that was injected, and what is known of it afterwards."""
-
-    name: str
-    at: float
-    survived: bool = True
-    exact: bool = True
-    steps_lost: int = 0
-    seconds_lost: float = 0.0
-    problem: str | None = None
-
-
-@dataclass
-class Result:
-    """What a run left: what it measured, its last state, and what was done to it."""
-
-    directory: Path
-    history: History
-    content: dict[str, str]
-    injections: list[Injection]
-    missed: list[Planned]
-    ended: float
-    seconds: float
-    launch_seconds: float
-    problem: str | None = None
-    """Why the run was lost, or what is wrong with what it left."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +79,7 @@ class Trial:
         history = History.read(self._control.history_file)
         content: dict[str, str] = {}
         if problem is None:
-            problem, content = self._look_at_what_is_left()
+            problem, content = look_at_what_is_left(self._store(), self.damaged)
         first = history.records[0].at if history.records else ended
         return Result(
             directory=self.directory,
@@ -243,37 +211,5 @@ class Trial:
         damage(newest.state_file, action, self.chance)
         self.damaged.append(newest.name)
 
-    # --- what is left --------------------------------------------------------------------------
-
     def _store(self) -> Store:
         return Store.open(self._scheduler.run, command=[])
-
-    def _look_at_what_is_left(self) -> tuple[str | None, dict[str, str]]:
-        """What is wrong with the checkpoints of the finished run, and the content of the newest."""
-        store = self._store()
-        try:
-            checkpoints = store.all()
-            for checkpoint in checkpoints:
-                verify(checkpoint)
-            if not checkpoints:
-                return "the run has left no checkpoint", {}
-            content = read_content(checkpoints[-1].state_file)
-        except OrchestratorError as error:
-            return str(error), {}
-        return self._problem_of_quarantine(store), content
-
-    def _problem_of_quarantine(self, store: Store) -> str | None:
-        events, _ = Journal(store.run.journal_file).read()
-        set_aside = {
-            Path(event["path"]).name: event
-            for event in events
-            if event["event"] == JournalEvent.CHECKPOINT_QUARANTINED
-        }
-        for name in self.damaged:
-            if name not in set_aside:
-                return f"{name} was damaged, and nobody has noticed"
-        for name, event in set_aside.items():
-            # Two kills in a row while it is loaded are held against a checkpoint: by design.
-            if name not in self.damaged and not event.get("demoted"):
-                return f"{name} is bad, though nobody has damaged it: {event['reason']}"
-        return None

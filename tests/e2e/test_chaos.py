@@ -25,7 +25,7 @@ momentum = 0.0
 with Session(model=model, optimizer=optimizer) as session:
     {after_resuming}
     for step in session.steps(24):
-        loss = model(torch.randn(8, 4)).square().mean() + {noise}
+        loss = model(torch.randn(8, 4)).square().mean() * (1.0 + {noise})
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
