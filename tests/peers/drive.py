@@ -36,7 +36,7 @@ SECONDS = 180.0
 DISK_BYTES = 120 << 20
 
 
-def outcome(command: tuple[str, ...], fault: str, at: int, seed: int, expected: str) -> str:
+def outcome(command: tuple[str, ...], fault: str, at: int, seed: float, expected: str) -> str:
     """What came of one run under one fault; ``expected`` is the digest of the final weights."""
     directory = Path(tempfile.mkdtemp(prefix="peer-"))
     try:
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3, help="how often each fault comes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", choices=PEERS, metavar="PEER")
+    parser.add_argument("--fault", action="append", choices=FAULTS, metavar="FAULT")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results: dict[str, dict[str, dict[str, int]]] = {}
@@ -146,12 +147,13 @@ def main() -> None:
         chance = random.Random(args.seed)
         results[peer] = {}
         for fault in FAULTS:
+            # Drawn for each, so that a part of the table is the same as in the whole.
+            draws = [(chance.randint(14, 40), chance.random()) for _ in range(args.times)]
             if fault in UNDER_TORCHRUN and "torchrun" not in peer:
                 continue
-            found = Counter(
-                outcome(command, fault, chance.randint(14, 40), chance.random(), expected)
-                for _ in range(args.times)
-            )
+            if args.fault and fault not in args.fault:
+                continue
+            found = Counter(outcome(command, fault, *draw, expected) for draw in draws)
             results[peer][fault] = dict(found)
             print(f"{peer} | {fault} | {dict(found)}", flush=True)
     if args.json:
