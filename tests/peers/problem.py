@@ -1,5 +1,6 @@
 """The model, the data and the faults that the scripts of all peers have in common."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -19,6 +20,7 @@ BALLAST_BYTES = 32 << 20
 HERE = Path(os.environ.get("PEER_DIRECTORY", "."))
 CHECKPOINTS = HERE / "checkpoints"
 STEP_SECONDS = 0.02
+FILLING = "filling"
 
 
 class Noisy(Dataset):
@@ -75,10 +77,18 @@ def stepped(step):
             threading.Thread(target=_kill_in_save, daemon=True).start()
         elif kind == "kill-agent":
             os.kill(os.getppid(), signal.SIGKILL)
+        elif kind == "fill":
+            _fill_the_disk()
         elif kind == "kill-all":
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fill_the_disk():
+    with open(CHECKPOINTS / FILLING, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
 
 
 def _kill_in_save():
