@@ -40,12 +40,12 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 300, True),
+    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 460, True),
     Subject(
         "train-workers",
         TRAIN,
         ("--epochs", "6", "--samples", "64", "--workers", "2", "--persistent"),
-        200,
+        100,
         True,
     ),
     Subject("digits", EXAMPLES / "digits.py", ("--epochs", "4", "--workers", "0"), 100, True),
