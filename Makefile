@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPLATE := from sys import stdout; from orchestrator.systemd.unit import template; stdout.write(template
 
-.PHONY: demo test test-fast lint bench units clean
+.PHONY: demo test test-fast lint bench units survival clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -27,6 +27,9 @@ bench: $(VENV)/.ready  ## The figures of docs/performance.md.
 units: $(VENV)/.ready  ## The templates in systemd/, from their generator.
 	$(BIN)/python -c "$(TEMPLATE)(False))" > systemd/orchestrator@.service
 	$(BIN)/python -c "$(TEMPLATE)(True))" > systemd/user/orchestrator@.service
+
+survival: $(VENV)/.ready  ## Over a thousand faults against every example; the table of docs/reliability.md.
+	$(BIN)/python -m tests.survival
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

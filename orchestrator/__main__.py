@@ -7,8 +7,9 @@ def main() -> None:
     """Run the command line. A Ctrl-C that nothing else handles ends the process by SIGINT."""
     try:
         # Here, since an interrupt may come while this is still being imported.
-        from orchestrator import cli
+        from orchestrator import breakpoints, cli
 
+        breakpoints.install(breakpoints.SUPERVISOR)
         cli.main()
     except KeyboardInterrupt:
         end_by_interrupt()

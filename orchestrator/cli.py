@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator import __version__, attach, commands, launch
+from orchestrator.chaos.faults import help_text
 from orchestrator.config import Config
 from orchestrator.doctor import page
 from orchestrator.errors import OrchestratorError
@@ -32,6 +33,17 @@ docs/systemd.md has more."""
 SLURM_SCRIPT_HELP = """orchestrator slurm-script -- python train.py > train.sh; sbatch train.sh
 
 It takes the options of `orchestrator run` too. docs/slurm.md has more."""
+
+
+CHAOS_HELP = """The script runs twice without faults, then again and again under faults, each
+time in a temporary run directory. The metrics of every step, the final weights, optimizer state and
+random streams are compared bit for bit. What the script writes elsewhere, each run writes there.
+
+Exit status: 0 all was survived and exact; 1 something was lost or differs, and the runs are kept.
+
+A fault is an action, which means each of its moments in turn, or ACTION@MOMENT.
+
+"""
 
 
 def main() -> NoReturn:
@@ -92,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_slurm_script(groups)
     _add_commands_to_a_run(groups)
     _add_checkpoints(groups)
+    _add_chaos(groups)
     return parser
 
 
@@ -197,6 +210,30 @@ def _add_checkpoints(groups: Any) -> None:
     exporting.add_argument(
         "-o", "--output", type=Path, default=Path("checkpoint.pt"), help="the file, a new one"
     )
+
+
+def _add_chaos(groups: Any) -> None:
+    testing = _add(groups, "chaos", _chaos, "Prove on a script that no fault changes its result.")
+    _take_command(testing, CHAOS_HELP + help_text())
+    testing.add_argument(
+        "--faults", metavar="NAME[:N],...", help="which, and how many of each (all of them, once)"
+    )
+    testing.add_argument("--count", type=_positive, metavar="N", help="so many in all")
+    testing.add_argument("--seed", type=int, help="for the same choices as another time")
+    _take_json(testing)
+
+
+def _chaos(arguments: Namespace) -> int:
+    # Not above: what `orchestrator run` takes to start is part of a restart.
+    from orchestrator.chaos.command import chaos
+
+    return chaos(arguments)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def _take_command(command: argparse.ArgumentParser, epilog: str) -> None:

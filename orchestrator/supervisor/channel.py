@@ -53,7 +53,7 @@ class Channel:
     def __init__(self, handle: Handler) -> None:
         """Listen. Raises ConfigError when no directory gives a short enough socket path."""
         self._handle = handle
-        self._directory = _short_directory()
+        self._directory = short_directory()
         self.path = str(self._directory / SOCKET_NAME)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -115,7 +115,7 @@ def remove_abandoned(socket_path: object) -> None:
             path.parent.rmdir()
 
 
-def _short_directory() -> Path:
+def short_directory() -> Path:
     """A private directory whose socket path fits: a run directory may lie arbitrarily deep."""
     candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
     for parent in filter(None, candidates):

@@ -41,6 +41,7 @@ class SnapshotKeeper:
         self._on_written = on_written
         self._on_failed = on_failed
         self._under_way: dict[int, tuple[Snapshot, asyncio.Task[None]]] = {}
+        self._last_chance = asyncio.Event()
         self._durable: set[int] = set()
 
     def attach(self, page: ControlPage) -> list[int]:
@@ -82,13 +83,32 @@ class SnapshotKeeper:
     def write(self, snapshot: Snapshot, reason: Reason) -> None:
         """Begin to write a snapshot, unless that is under way or done."""
         if snapshot.generation not in self._under_way and snapshot.generation not in self._durable:
-            task = asyncio.ensure_future(self._write(snapshot, reason))
+            task = asyncio.ensure_future(self._write(snapshot, reason, self._last_chance))
             self._under_way[snapshot.generation] = snapshot, task
+            if reason in LAST_CHANCES:
+                self._last_chance.set()
+                self._last_chance = asyncio.Event()
 
-    async def _write(self, snapshot: Snapshot, reason: Reason) -> None:
+    async def _turn_comes(
+        self, snapshot: Snapshot, reason: Reason, last_chance: asyncio.Event
+    ) -> None:
+        """Checkpoints are published in the order of their states, or an older one counts as newest.
+
+        So what waits for rotations waits no longer when the last chance to save comes behind it.
+        """
+        if reason not in LAST_CHANCES:
+            waits = (self._rotated(), last_chance.wait())
+            tasks = {asyncio.ensure_future(wait) for wait in waits}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+        earlier = [task for g, (_, task) in self._under_way.items() if g < snapshot.generation]
+        if earlier:
+            await asyncio.wait(earlier)
+
+    async def _write(self, snapshot: Snapshot, reason: Reason, last_chance: asyncio.Event) -> None:
         try:
-            if reason not in LAST_CHANCES:
-                await self._rotated()
+            await self._turn_comes(snapshot, reason, last_chance)
             began = time.monotonic()
             checkpoint = await in_thread(lambda: self._writer.write(snapshot, reason))
         except Exception as error:

@@ -1,5 +1,6 @@
 """What a training script talks to. The only part of the package that imports torch."""
 
+from orchestrator import breakpoints
 from orchestrator.training import last_words
 from orchestrator.training.session import Session
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
@@ -7,3 +8,4 @@ from orchestrator.training.stop import TrainingRefused, TrainingStopped
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
 
 last_words.listen()
+breakpoints.install(breakpoints.TRAINER)

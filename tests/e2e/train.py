@@ -34,6 +34,7 @@ if "torch._dynamo" not in sys.modules:
     sys.modules["torch._dynamo"] = torch._dynamo = stand_in
 
 torch.manual_seed(0)
+random.seed(0)
 torch.set_num_threads(1)
 
 

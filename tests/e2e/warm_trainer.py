@@ -6,23 +6,30 @@ the command that a supervisor runs: it hands its environment, directory and outp
 which forks the trainer, and ends as the trainer ends. The trainer is a real process, and its
 SIGKILL is real; only its parent differs.
 
-    python warm_trainer.py serve SOCKET          (prints "ready")
+    python warm_trainer.py serve SOCKET MODULES...   (prints "ready")
     python warm_trainer.py SOCKET SCRIPT ARGS... (the client; the trainer's id is in SOCKET.pid)
 """
 
+import contextlib
 import faulthandler
+import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import socket
 import sys
 import traceback
 
 
-def serve(path: str) -> None:
+def serve(path: str, *modules: str) -> None:
     import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes a second
 
     import orchestrator.training  # noqa: F401
+
+    for module in modules:
+        importlib.import_module(module)
 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
@@ -44,8 +51,13 @@ def watch(connection: socket.socket) -> None:
         connection.close()
         become_trainer(request, descriptors)
     connection.sendall(f"{trainer}\n".encode())
+    ended = os.pidfd_open(trainer)
+    if ended not in select.select([ended, connection], [], [])[0]:
+        # The command was killed, which is what the trainer is to everybody else.
+        os.kill(trainer, signal.SIGKILL)
     _, status = os.waitpid(trainer, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with contextlib.suppress(BrokenPipeError):  # the command was killed meanwhile
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
@@ -91,5 +103,5 @@ def run_client(path: str, arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        serve(sys.argv[2])
+        serve(*sys.argv[2:])
     run_client(sys.argv[1], sys.argv[2:])

@@ -38,6 +38,23 @@ def test_only_what_can_wait_waits_for_the_deletion_of_older_ones(
     assert names(store) == ["step-000000000007"]
 
 
+@pytest.mark.parametrize("reason", [Reason.FINAL, Reason.EMERGENCY])
+def test_the_last_chance_does_not_overtake_what_waits(tmp_path: Path, reason: Reason) -> None:
+    """However long a rotation takes, the later of two states of one step becomes the newest."""
+    store = new_store(tmp_path)
+
+    async def write_both() -> None:
+        never = asyncio.Event()
+        keeper = SnapshotKeeper(store, never.wait, lambda *facts: None, lambda *facts: None)
+        both = [take(keeper), take(keeper, slot=1)]
+        keeper.write(both[0], Reason.PERIODIC)
+        keeper.write(both[1], reason)
+        await keeper.settle(both, asyncio.Event(), 10.0)
+
+    asyncio.run(write_both())
+    assert [c.manifest.reason for c in store.all()] == [Reason.PERIODIC, reason]
+
+
 def test_a_write_that_cannot_begin_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,12 +84,12 @@ def test_a_write_that_cannot_begin_is_answered(
     assert "grants no thread" in problems[0]
 
 
-def take(keeper: SnapshotKeeper) -> Snapshot:
+def take(keeper: SnapshotKeeper, slot: int = 0) -> Snapshot:
     """A snapshot of step 7, as a trainer would leave it."""
     page, descriptor = ControlPage.create()
     os.close(descriptor)
     keeper.attach(page)
     assert keeper.slots is not None
-    keeper.slots.begin(0)
-    os.pwrite(keeper.slots.images[0], b"image", 0)
-    return keeper.slots.commit(0, 5, manifest_of(7))
+    keeper.slots.begin(slot)
+    os.pwrite(keeper.slots.images[slot], b"image", 0)
+    return keeper.slots.commit(slot, 5, manifest_of(7))

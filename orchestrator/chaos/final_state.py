@@ -1,0 +1,144 @@
+"""What a state.pt holds, as texts that are equal only for equal bits; read without torch.
+
+A torch.save file is a zip archive with a pickle and, beside it, the bytes of each storage. Here the
+pickle's classes are stand-ins that remember what they were called with: nothing is imported.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PICKLE = "data.pkl"
+# In a member's own header; its last field before the name.
+_LENGTHS_OFFSET = 26
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+
+
+def read_content(state_file: Path) -> dict[str, str]:
+    """A text for each entry, by its path such as ``optimizer_state_dict.state.0.exp_avg``."""
+    with open(state_file, "rb") as file, zipfile.ZipFile(file) as archive:
+        members = {
+            member.filename.partition("/")[2]: _Member(file, member.header_offset, member.file_size)
+            for member in archive.infolist()
+        }
+        return dict(_entries("", _Unpickler(members).load()))
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One file of the archive, which torch never compresses.
+
+    zipfile would refuse it: the checksums of storages may be 0, the manifest vouches for the bytes.
+    """
+
+    file: BinaryIO
+    header_offset: int
+    size: int
+
+    def read(self) -> bytes:
+        self.file.seek(self.header_offset + _LENGTHS_OFFSET)
+        name_bytes, extra_bytes = struct.unpack("<HH", self.file.read(4))
+        self.file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
+        return self.file.read(self.size)
+
+
+class _Object:
+    """Stands for an object of any class: what it was made from, and its state."""
+
+    name = ""
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> "_Object":
+        made = super().__new__(cls)
+        made.arguments = arguments
+        return made
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Storage:
+    def __init__(self, kind: str, items: int, data: bytes) -> None:
+        self.kind = kind
+        self.items = items
+        self.data = data
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, members: dict[str, _Member]) -> None:
+        super().__init__(io.BytesIO(members[PICKLE].read()))
+        self._members = members
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        return type(name, (_Object,), {"name": f"{module}.{name}"})
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        _, kind, key, _, items = reference
+        return _Storage(kind.name, items, self._members[f"data/{key}"].read())
+
+
+def _entries(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    match value:
+        case dict():
+            yield path, f"{len(value)} entries"
+            for key, entry in value.items():
+                yield from _entries(f"{path}.{key}".removeprefix("."), entry)
+        case list() | tuple():
+            yield path, f"{len(value)} items"
+            for index, entry in enumerate(value):
+                yield from _entries(f"{path}.{index}", entry)
+        case set() | frozenset():
+            yield path, str(sorted(map(repr, value)))
+        case _Object(name=name, arguments=[_Storage() as storage, offset, size, stride, *_]) if (
+            name == _TENSOR
+        ):
+            data = _bytes_of(storage, offset, tuple(size), tuple(stride))
+            yield path, f"{storage.kind}{list(size)} {_digest(data)}"
+        case _Object():
+            yield path, value.name
+            yield from _entries(f"{path}.arguments", value.arguments)
+            if value.state is not None:
+                yield from _entries(f"{path}.state", value.state)
+        case _Storage():
+            yield path, f"{value.kind} {_digest(value.data)}"
+        case float():
+            yield path, value.hex()
+        case type():
+            yield path, value.name  # type: ignore[attr-defined]
+        case _:
+            yield path, repr(value)
+
+
+def _bytes_of(
+    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> bytes:
+    """The tensor's own part of its storage, where it is in one piece."""
+    contiguous = tuple(prod(size[index + 1 :]) for index in range(len(size)))
+    if not storage.items or stride != contiguous:
+        return storage.data
+    width = len(storage.data) // storage.items
+    return storage.data[offset * width : (offset + prod(size)) * width]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The paths whose texts are not equal."""
+    return sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path))

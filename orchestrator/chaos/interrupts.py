@@ -1,0 +1,40 @@
+"""Signals that end chaos itself: recorded, and raised where it waits."""
+
+import signal
+from types import FrameType
+
+from orchestrator.stopsignals import end_by_interrupt
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class InterruptedBySignalError(Exception):
+    """Chaos is to end; its runs have to be ended first."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self._number = number
+
+    def end(self) -> int:
+        """End the process by a Ctrl-C; else the exit status that shells use."""
+        if self._number is signal.SIGINT:
+            end_by_interrupt()
+        return 128 + self._number
+
+
+class Interrupts:
+    """Records the signals from its making on."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._record)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+
+    def check(self) -> None:
+        """Raises InterruptedBySignalError if one has come."""
+        if self.received is not None:
+            raise InterruptedBySignalError(self.received)

@@ -1,0 +1,102 @@
+"""What a person sees of chaos: its progress, and the table in the end."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.chaos.report import Report, Row
+from orchestrator.quantities import duration_text
+
+PIPE_COLUMNS = 120
+
+
+class Display:
+    """A bar on a terminal; elsewhere a line for each run of the script. On standard error."""
+
+    def __init__(self, total: int) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("faults", total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self._console.print(Text(text))
+
+    def injected(self) -> None:
+        """One more fault."""
+        self._progress.advance(self._task)
+
+    def trial_ended(self, report: Report) -> None:
+        """A run of the script is over."""
+        if not self._console.is_terminal:
+            total = self._progress.tasks[0].total
+            self.say(f"{len(report.injections)} of {total:.0f} faults injected")
+
+
+def show(report: Report) -> None:
+    """The table, and what to do with what it shows; on standard output."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("fault")
+    for title in ("injected", "survived", "exact", "steps lost", "seconds lost"):
+        table.add_column(title, justify="right")
+    for row in report.rows():
+        table.add_row(*_cells(row), style=None if row.is_good else "red")
+    console.print(table)
+    for name in report.not_reached:
+        console.print(Text(f"{name}: the script never came to this moment"))
+    for injection in report.injections:
+        if injection.problem is not None:
+            console.print(Text(f"{injection.name}: {injection.problem}", style="red"))
+    console.print(Text(_summary(report)))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    mean_steps, mean_seconds = row.steps_lost / row.injected, row.seconds_lost / row.injected
+    return (
+        row.fault,
+        str(row.injected),
+        str(row.survived),
+        "yes" if row.exact == row.injected else f"{row.exact} of {row.injected}",
+        f"{mean_steps:.1f} (at most {row.most_steps_lost})",
+        f"{mean_seconds:.2f} (at most {row.most_seconds_lost:.2f})",
+    )
+
+
+def _summary(report: Report) -> str:
+    bad = sum(not (one.survived and one.exact) for one in report.injections)
+    verdict = (
+        "every run ended like the undisturbed one, bit for bit"
+        if not bad
+        else f"{bad} of them lost the run or changed its result; the runs are kept: "
+        + ", ".join(report.kept)
+    )
+    return (
+        f"{len(report.injections)} faults in {report.trials} runs of {report.steps} steps, "
+        f"{duration_text(report.seconds)}, seed {report.seed}: {verdict}"
+    )

@@ -1,0 +1,167 @@
+"""`orchestrator chaos` on real scripts: it finds what is lost, and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.breakpoints import VARIABLE
+from tests.e2e.support import TRAIN, WARM_TRAINER, clean_environment, wait_for
+
+SESSION = """
+import os, random, torch
+from orchestrator.training import Session
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+momentum = 0.0
+with Session(model=model, optimizer=optimizer) as session:
+    {after_resuming}
+    for step in session.steps(24):
+        loss = model(torch.randn(8, 4)).square().mean() * (1.0 + {noise})
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        session.step(loss=loss, speed=random.SystemRandom().random())
+"""
+Chaos = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A process that has imported torch, forks trainers, and knows the breakpoints."""
+    address = tmp_path_factory.mktemp("warm") / "server"
+    process = subprocess.Popen(
+        [sys.executable, str(WARM_TRAINER), "serve", str(address)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment() | {VARIABLE: ""},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield address
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def start(server: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts chaos on a script; its temporary directories are below ``tmp``."""
+    (tmp_path / "tmp").mkdir()
+    warm = [sys.executable, "-S", "-E", str(WARM_TRAINER), str(server)]
+
+    def popen(script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Any:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "orchestrator", "chaos", *options),
+                *("--", *warm, str(script), *arguments),
+            ],
+            cwd=tmp_path,
+            env=clean_environment() | {"TMPDIR": str(tmp_path / "tmp")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return popen
+
+
+@pytest.fixture
+def chaos(start: Callable[..., subprocess.Popen[str]]) -> Chaos:
+    """Runs chaos on a script to its end."""
+
+    def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        with start(*arguments, **options) as process:
+            stdout, stderr = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    return run
+
+
+def script(directory: Path, after_resuming: str = "pass", noise: str = "0.0") -> Path:
+    file = directory / "script.py"
+    file.write_text(SESSION.format(after_resuming=after_resuming, noise=noise))
+    return file
+
+
+def test_survival_matrix_in_short(chaos: Chaos, tmp_path: Path) -> None:
+    """Faults of every kind, at every moment, change no bit; the same seed injects the same."""
+    faults = (
+        "sigkill,sigterm@any,sigterm@edge,sigterm-all@step,kill-supervisor@save,kill-both@rotation,"
+        "bit-flip,torn-page,truncation,missing-file,disk-full,io-error"
+    )
+    options = ("--faults", faults, "--seed", "1", "--json")
+    done = chaos(TRAIN, *options, arguments=("--epochs", "4", "--samples", "48"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads(done.stdout)
+    assert report["injected"] == report["survived"] == report["exact"] == 24, report
+    assert {row["fault"].split("@")[0] for row in report["faults"]} >= {
+        *("sigkill", "sigterm", "sigterm-all", "kill-supervisor", "kill-both"),
+        *("bit-flip", "torn-page", "truncation", "missing-file", "disk-full", "io-error"),
+    }
+    assert report["not_reached"] == ["sigkill@evaluation"]
+    assert [*(tmp_path / "tmp").iterdir()] == []
+
+
+def test_unsaved_state_is_found(chaos: Chaos, tmp_path: Path) -> None:
+    """A script whose result depends on what it does not save is told so, and the runs are kept."""
+    file = script(tmp_path, noise="(momentum := momentum * 0.9 + 0.1)")
+    done = chaos(file, "--faults", "sigkill@step:2", "--seed", "3")
+    assert done.returncode == 1
+    assert "loss of step" in done.stdout
+    assert "not as in the undisturbed run" in done.stdout
+    assert "speed differs from run to run: it is not compared" in done.stderr
+    assert [*(tmp_path / "tmp").glob("*/*/run/journal.jsonl")]
+
+
+def test_lost_run_is_found(chaos: Chaos, tmp_path: Path) -> None:
+    """A script that cannot resume is told so, with how `orchestrator run` ended."""
+    file = script(tmp_path, after_resuming="assert session.resumed_from is None, 'cannot'")
+    done = chaos(file, "--faults", "sigkill@step", "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert (report["injected"], report["survived"]) == (1, 0)
+    assert "`orchestrator run` ended with 70" in report["problems"][0]["problem"]
+
+
+def test_script_that_differs_by_itself_is_not_judged(chaos: Chaos, tmp_path: Path) -> None:
+    """Two undisturbed runs that differ are told as what they are, and nothing is injected."""
+    done = chaos(script(tmp_path, noise="random.SystemRandom().random()"))
+    assert done.returncode == 78
+    assert "cannot judge this script: two runs of it that nobody disturbed" in done.stderr
+    assert "model_state_dict" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_command_without_a_session_is_not_judged(chaos: Chaos, tmp_path: Path) -> None:
+    """A command that never makes a step of a session cannot be compared."""
+    file = tmp_path / "script.py"
+    file.write_text("print('hello')")
+    done = chaos(file)
+    assert done.returncode == 78
+    assert "nothing in it has made a step of a Session" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: int
+) -> None:
+    """After a Ctrl-C no process and no file of chaos is left."""
+    arguments = ("--epochs", "100", "--step-seconds", "0.05")
+    with start(TRAIN, arguments=arguments) as process:
+        histories = tmp_path / "tmp"
+        wait_for(lambda: [*histories.glob("*/1/history.jsonl")], "a trial")
+        (run,) = histories.glob("*/1")
+        os.kill(process.pid, number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGTERM)
+    assert "its runs are ended and removed" in stderr
+    assert [*histories.iterdir()] == []
+    assert str(run).encode() not in subprocess.run(["ps", "axeww"], capture_output=True).stdout

@@ -1,0 +1,1 @@
+"""The survival matrix: every fault against every example; `make survival`."""

@@ -1,0 +1,164 @@
+"""Runs `orchestrator chaos` on each subject, and shows one table of all.
+
+    python -m tests.survival [--only NAME]... [--seed 1] [--directory build/survival]
+
+Each subject leaves its report as NAME.json in the directory; the table is made of all that are
+there, so that the matrix can be run in pieces.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.breakpoints import VARIABLE
+from orchestrator.chaos.faults import FAULTS
+from tests.e2e.support import TRAIN, WARM_TRAINER, clean_environment
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A script, and how many faults it gets.
+
+    With ``forked`` its trainers are forked from a process that has imported torch, so that a
+    restart takes no seconds; else they are started as users start them, with a spare.
+    """
+
+    name: str
+    script: Path
+    arguments: tuple[str, ...]
+    count: int
+    forked: bool
+
+
+SUBJECTS = (
+    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 460, True),
+    Subject(
+        "train-workers",
+        TRAIN,
+        ("--epochs", "6", "--samples", "64", "--workers", "2", "--persistent"),
+        100,
+        True,
+    ),
+    Subject("digits", EXAMPLES / "digits.py", ("--epochs", "4", "--workers", "0"), 100, True),
+    Subject(
+        "char-gpt",
+        EXAMPLES / "char_gpt.py",
+        ("--steps", "60", "--batch-size", "4", "--context", "32", "--megabytes", "0.1"),
+        200,
+        True,
+    ),
+    Subject("linear", EXAMPLES / "linear.py", (), 124, True),
+    Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 62, False),
+    Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 62, False),
+)
+
+
+@contextmanager
+def forking_server(directory: Path) -> Iterator[list[str]]:
+    """The beginning of a command whose trainers are forked from one process."""
+    address = directory / "server"
+    address.unlink(missing_ok=True)
+    server = subprocess.Popen(
+        [sys.executable, str(WARM_TRAINER), "serve", str(address), "sklearn.datasets"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment() | {VARIABLE: ""},
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    try:
+        yield [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address)]
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def run(subject: Subject, seed: int, directory: Path) -> dict[str, Any]:
+    """The report on one subject."""
+    environment = clean_environment()
+    if subject.forked:
+        with forking_server(directory) as beginning:
+            return chaos(beginning, subject, seed, environment)
+    del environment["ORCHESTRATOR_SPARE"]
+    return chaos([sys.executable], subject, seed, environment)
+
+
+def chaos(
+    beginning: list[str], subject: Subject, seed: int, environment: dict[str, str]
+) -> dict[str, Any]:
+    options = ("--count", str(subject.count), "--seed", str(seed), "--json")
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "orchestrator", "chaos", *options),
+            *("--", *beginning, str(subject.script), *subject.arguments),
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if not result.stdout:
+        sys.exit(result.returncode)
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def rows(reports: list[dict[str, Any]]) -> Iterator[str]:
+    """A table in Markdown: a line for each fault, over all subjects."""
+    yield "| fault | injected | survived | exact | steps lost | seconds lost |"
+    yield "|---|---|---|---|---|---|"
+    for fault in FAULTS:
+        found = [r for report in reports for r in report["faults"] if r["fault"] == fault.name]
+        if found:
+            total = {key: sum(row[key] for row in found) for key in found[0] if key != "fault"}
+            steps, seconds = (
+                f"{total[f'{unit}_lost'] / total['injected']:.1f}, at most "
+                f"{max(row[f'most_{unit}_lost'] for row in found):.{digits}f}"
+                for unit, digits in (("steps", 0), ("seconds", 1))
+            )
+            counts = " | ".join(str(total[key]) for key in ("injected", "survived", "exact"))
+            yield f"| `{fault.name}` | {counts} | {steps} | {seconds} |"
+
+
+def summary(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A table in Markdown: a line for each subject."""
+    yield "| subject | steps | runs | injected | survived | exact | minutes |"
+    yield "|---|---|---|---|---|---|---|"
+    keys = ("steps", "trials", "injected", "survived", "exact")
+    for name, report in reports.items():
+        counts = " | ".join(str(report[key]) for key in keys)
+        yield f"| `{name}` | {counts} | {report['seconds'] / 60:.1f} |"
+    sums = [sum(report[key] for report in reports.values()) for key in keys[1:]]
+    yield f"| all | | {' | '.join(map(str, sums))} | |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.survival", description=__doc__)
+    names = [subject.name for subject in SUBJECTS]
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--directory", type=Path, default=Path("build/survival"))
+    args = parser.parse_args()
+    args.directory.mkdir(parents=True, exist_ok=True)
+    for subject in SUBJECTS:
+        if not args.only or subject.name in args.only:
+            print(f"{subject.name}: {subject.count} faults", file=sys.stderr, flush=True)
+            report = run(subject, args.seed, args.directory.absolute())
+            (args.directory / f"{subject.name}.json").write_text(json.dumps(report, indent=1))
+    files = {name: args.directory / f"{name}.json" for name in names}
+    reports = {n: json.loads(file.read_text()) for n, file in files.items() if file.exists()}
+    print("\n".join((*summary(reports), "", *rows([*reports.values()]))))
+    problems = [f"{name}: {p}" for name, r in reports.items() for p in r["problems"]]
+    sys.exit("\n".join(problems) or None)
+
+
+if __name__ == "__main__":
+    main()
