@@ -9,13 +9,11 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import assert_never
 
 import structlog
 
 from orchestrator import __version__
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.console import Console
@@ -29,24 +27,23 @@ from orchestrator.supervisor import processes, report
 from orchestrator.supervisor.attempt import Attempt, common_environment
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.channel import Channel, remove_abandoned
-from orchestrator.supervisor.child import Child, start_cold
+from orchestrator.supervisor.consequences import act
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.decisions import Action
 from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.heritage import Heritage
 from orchestrator.supervisor.hook import EventHook
 from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
-from orchestrator.supervisor.restarts import AttemptFailedError, retrying
+from orchestrator.supervisor.restarts import retrying
 from orchestrator.supervisor.service import Service
 from orchestrator.supervisor.signals import take_over
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
+from orchestrator.supervisor.starting import Starter
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.surroundings import Surroundings
-from orchestrator.supervisor.symptoms import Kind
 from orchestrator.supervisor.threads import may_go_unheard
 from orchestrator.supervisor.verdict import Judge, Verdict
 from orchestrator.supervisor.watch import StoppedBetweenAttemptsError, Watch
@@ -126,6 +123,18 @@ class Supervisor:
             self._pulses,
         )
         self._heritage = Heritage(notifier)
+        self._starter = Starter(
+            run,
+            command,
+            lock.descriptor,
+            console.output,
+            self._journal,
+            self._checkpoints,
+            self._snapshots,
+            self._spares,
+            self._heritage,
+            self._not_the_trainers,
+        )
         self._status: ExitStatus | None = None
         self._judge = Judge(
             self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
@@ -140,7 +149,7 @@ class Supervisor:
         )
         self._hook = EventHook(config.on_event, run, self._surroundings.tools)
         self._journal.listeners.append(self._hook.hear)
-        self._to_repeat: Verdict | None = None
+        self._verdict: Verdict | None = None
         self._gone: asyncio.Future[None] | None = None
 
     async def run(self) -> Ending:
@@ -217,7 +226,9 @@ class Supervisor:
         may_go_unheard(self._gone)  # where no attempt follows
         self._checkpoints.notice_published()
         await self._keep_what_is_left(attempt)
-        self._act(attempt, await self._judge.judge(attempt))
+        self._verdict = verdict = await self._judge.judge(attempt)
+        newest = self._checkpoints.newest
+        self._status = act(verdict, attempt, newest, self._machine, self._journal)
 
     async def _begin(self) -> Attempt:
         """Choose what to resume from and start; what prevents that is the end of the run."""
@@ -233,7 +244,7 @@ class Supervisor:
             if self._gone is not None:
                 await self._watch.unless_stopped(self._gone)
             await self._watch.unless_stopped(self._spares.settle())
-            return await self._start(1 + self._last_attempt_number(), handed)
+            attempt = await self._starter.start(self._environment, handed)
         except OSError as error:
             problem = ConfigError(f"cannot start the trainer: {error}; mend that, run again")
             self._cannot_begin(problem)
@@ -241,6 +252,10 @@ class Supervisor:
         except OrchestratorError as error:
             self._cannot_begin(error)
             raise
+        self._budget.begin()
+        self._machine.handle(Event.SPAWNED)
+        self._service.started()
+        return attempt
 
     def _cannot_begin(self, error: OrchestratorError) -> None:
         self._machine.handle(Event.GIVE_UP)
@@ -267,106 +282,14 @@ class Supervisor:
     async def _settle_all(self) -> None:
         await self._snapshots.settle(self._snapshots.under_way, self._watch.kill_wanted)
 
-    async def _start(self, number: int, handed: Snapshot | None) -> Attempt:
-        resume_from = self._checkpoints.resumed_from
-        printed_to = self._console.output
-        attempt = Attempt(self._run, number, resume_from, handed, self._snapshots, printed_to)
-        self._heritage.leave(number, *attempt.memory)
-        variables, output, lock = attempt.variables, attempt.output, self._lock.descriptor
-        process = await self._spares.become_trainer(variables, output.descriptor, lock)
-        warm = process is not None
-        if process is None:
-            process = start_cold(self._command, self._environment | variables, output, lock)
-        attempt.begin(Child(process, output, self._not_the_trainers))
-        self._checkpoints.attempt = number
-        self._budget.begin()
-        self._machine.handle(Event.SPAWNED)
-        self._service.started()
-        source = handed or resume_from
-        self._journal.write(
-            JournalEvent.ATTEMPT_STARTED,
-            number,
-            pid=attempt.child.pid,
-            resume_step=source.manifest.step if source else None,
-            from_memory=handed is not None,
-            from_spare=warm,
-        )
-        self._log.info(
-            "training started",
-            attempt=number,
-            pid=attempt.child.pid,
-            resume_from=(
-                f"the snapshot of step {handed.manifest.step}"
-                if handed
-                else resume_from and resume_from.name
-            ),
-            run_dir=str(self._run.root),
-        )
-        return attempt
-
-    def _last_attempt_number(self) -> int:
-        names = (path.name for path in self._run.attempts.iterdir())
-        on_disk = max((int(name) for name in names if name.isdecimal()), default=0)
-        # On a full disk the last one has left no directory.
-        return max(on_disk, self._checkpoints.attempt or 0)
-
-    def _act(self, attempt: Attempt, verdict: Verdict) -> None:
-        """Move on as decided. Raises AttemptFailedError when the attempt is to be repeated."""
-        diagnosis, decision = verdict.diagnosis, verdict.decision
-        self._status = diagnosis.status
-        match decision.action:
-            case Action.FINISH:
-                self._machine.handle(Event.COMPLETE)
-                self._journal.write(JournalEvent.RUN_COMPLETED, attempt.number, step=attempt.step)
-                self._log.info(diagnosis.cause, step=attempt.step, epoch=attempt.epoch)
-            case Action.STOP:
-                self._machine.handle(Event.STOP)
-                self._journal.write(
-                    JournalEvent.RUN_STOPPED,
-                    attempt.number,
-                    status=self._status,
-                    step=attempt.step,
-                )
-                report.tell_of_stop(verdict, self._checkpoints.newest)
-            case Action.RETRY | Action.DEMOTE | Action.FORGET:
-                self._machine.handle(Event.RETRY)
-                self._to_repeat = verdict
-                raise AttemptFailedError(diagnosis.cause)
-            case Action.REQUEUE:
-                self._machine.handle(Event.STOP)
-                lost = verdict.lost_steps > 0
-                self._status = ExitStatus.STOPPED_UNSAVED if lost else ExitStatus.STOPPED_SAVED
-                self._journal.write(
-                    JournalEvent.RUN_STOPPED,
-                    attempt.number,
-                    status=self._status,
-                    step=attempt.step,
-                    reason=decision.reason,
-                )
-                report.tell_of_death(verdict, f"ended: {decision.reason}")
-            case Action.GIVE_UP:
-                self._machine.handle(Event.GIVE_UP)
-                if diagnosis.kind is Kind.STOPPED:
-                    self._status = ExitStatus.GAVE_UP
-                self._journal.write(
-                    JournalEvent.GAVE_UP,
-                    attempt.number,
-                    cause=diagnosis.cause,
-                    reason=decision.reason,
-                    status=self._status,
-                )
-                report.tell_of_death(verdict, f"gave up: {decision.reason}")
-            case _:
-                assert_never(decision.action)
-
     async def _pause(self, seconds: float) -> None:
         self._conversation.restarts += 1
         self._journal.write(
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=self._budget.spent
         )
-        assert self._to_repeat is not None
+        assert self._verdict is not None
         report.tell_of_death(
-            self._to_repeat,
+            self._verdict,
             report.restart_text(seconds, self._budget.spent, self._config.max_restarts),
         )
         await self._watch.unless_stopped(asyncio.sleep(seconds))
