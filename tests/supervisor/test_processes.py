@@ -193,7 +193,8 @@ def test_description_names_what_can_do_nothing() -> None:
             return processes.describe(first.pid, tree)
 
         wait_until(lambda: "is stopped" in description(), "the stop")
-        assert description().startswith(f"process {first.pid} (sleep) is waiting")
+        begins = f"process {first.pid} (sleep) is waiting"
+        wait_until(lambda: description().startswith(begins), "its sleep")
         assert f"its descendant {stopped.pid} (sleep) is stopped" in description()
         processes.end_all(TIMEOUT_SECONDS)
 
