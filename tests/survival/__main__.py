@@ -42,7 +42,8 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 460, True),
+    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 300, True),
+    Subject("train-uneven", TRAIN, ("--epochs", "10", "--samples", "62"), 220, True),
     Subject(
         "train-workers",
         TRAIN,
