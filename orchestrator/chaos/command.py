@@ -20,6 +20,7 @@ from orchestrator.chaos.shown import Display, show
 from orchestrator.chaos.trial import Pace, Trial
 
 NOT_GOOD = 1
+NO_FAULT = "no fault at all"
 # So many times may a fault come too late for its moment before it is left out.
 TRIES = 3
 # A run saves so often.
@@ -65,10 +66,10 @@ class _Experiment:
         self._chance = random.Random(report.seed)
         self._pace = Pace(0.0, 0.0, float("inf"))
         self._tries: Counter[Fault] = Counter()
+        self._began = time.monotonic()
 
     def run(self, chosen: list[Fault]) -> None:
         """Fill the report. Raises ConfigError, InterruptedBySignalError."""
-        began = time.monotonic()
         self._display.say("two runs without faults, to compare with")
         reference = Reference.of(lambda steps: self._try([], steps))
         for name in reference.volatile:
@@ -81,12 +82,13 @@ class _Experiment:
             missed: list[Fault] = []
             for group in table.plan(waiting, steps, self._chance):
                 missed += self._judge(self._try(group, steps), reference)
+                if any(injection.name == NO_FAULT for injection in self._report.injections):
+                    return  # what ends or changes runs by itself would do so again
             came = {injection.name for injection in self._report.injections[injected:]}
             self._tries.update(fault for fault in {*missed} if fault.name not in came)
             waiting = [fault for fault in missed if self._tries[fault] < TRIES]
             given_up = {fault.name for fault in missed} - {fault.name for fault in waiting}
             self._report.not_reached += sorted(given_up)
-        self._report.seconds = time.monotonic() - began
 
     def _try(self, plan: list[Planned], steps: int | None) -> Result:
         """Run the script once, with these faults; it saves often once its length is known."""
@@ -109,7 +111,8 @@ class _Experiment:
         for injection, end in zip(injections, ends, strict=False):
             injection.steps_lost, injection.seconds_lost = result.history.cost(injection.at, end)
         if result.problem is not None:
-            _blamed(injections, result.ended, result.problem).survived = False
+            blamed = _blamed(injections, result.ended, result.problem)
+            blamed.survived = blamed.exact = False
         elif (divergence := reference.divergence(result)) is not None:
             _blamed(injections, divergence.at, divergence.text).exact = False
         if any(injection.problem for injection in injections):
@@ -117,6 +120,7 @@ class _Experiment:
         else:
             shutil.rmtree(result.directory, ignore_errors=True)
         self._report.injections += injections
+        self._report.seconds = time.monotonic() - self._began
         self._display.trial_ended(self._report)
         return [planned.fault for planned in result.missed]
 
@@ -125,7 +129,7 @@ def _blamed(injections: list[Injection], at: float, problem: str) -> Injection:
     """The last fault before that time; the run itself where there was none."""
     before = [injection for injection in injections if injection.at <= at]
     if not before:
-        before = [Injection("no fault at all", at)]
+        before = [Injection(NO_FAULT, at)]
         injections.append(before[0])
     before[-1].problem = problem
     return before[-1]

@@ -8,8 +8,10 @@ there, so that the matrix can be run in pieces.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +42,8 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 460, True),
+    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 300, True),
+    Subject("train-uneven", TRAIN, ("--epochs", "10", "--samples", "62"), 220, True),
     Subject(
         "train-workers",
         TRAIN,
@@ -63,10 +66,10 @@ SUBJECTS = (
 
 
 @contextmanager
-def forking_server(directory: Path) -> Iterator[list[str]]:
+def forking_server() -> Iterator[list[str]]:
     """The beginning of a command whose trainers are forked from one process."""
-    address = directory / "server"
-    address.unlink(missing_ok=True)
+    directory = tempfile.mkdtemp(prefix="survival-")
+    address = Path(directory) / "server"
     server = subprocess.Popen(
         [sys.executable, str(WARM_TRAINER), "serve", str(address), "sklearn.datasets"],
         stdout=subprocess.PIPE,
@@ -80,13 +83,14 @@ def forking_server(directory: Path) -> Iterator[list[str]]:
     finally:
         server.kill()
         server.communicate()
+        shutil.rmtree(directory)
 
 
-def run(subject: Subject, seed: int, directory: Path) -> dict[str, Any]:
+def run(subject: Subject, seed: int) -> dict[str, Any]:
     """The report on one subject."""
     environment = clean_environment()
     if subject.forked:
-        with forking_server(directory) as beginning:
+        with forking_server() as beginning:
             return chaos(beginning, subject, seed, environment)
     del environment["ORCHESTRATOR_SPARE"]
     return chaos([sys.executable], subject, seed, environment)
@@ -151,7 +155,7 @@ def main() -> None:
     for subject in SUBJECTS:
         if not args.only or subject.name in args.only:
             print(f"{subject.name}: {subject.count} faults", file=sys.stderr, flush=True)
-            report = run(subject, args.seed, args.directory.absolute())
+            report = run(subject, args.seed)
             (args.directory / f"{subject.name}.json").write_text(json.dumps(report, indent=1))
     files = {name: args.directory / f"{name}.json" for name in names}
     reports = {n: json.loads(file.read_text()) for n, file in files.items() if file.exists()}
