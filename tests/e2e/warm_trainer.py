@@ -56,12 +56,16 @@ def watch(connection: socket.socket) -> None:
         # The command was killed, which is what the trainer is to everybody else.
         os.kill(trainer, signal.SIGKILL)
     _, status = os.waitpid(trainer, 0)
+    # Its loader workers, which the supervisor would end if it were above them.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(trainer, signal.SIGKILL)
     with contextlib.suppress(BrokenPipeError):  # the command was killed meanwhile
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
 def become_trainer(request: dict[str, object], descriptors: list[int]) -> None:
+    os.setpgid(0, 0)
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)
     os.environ.clear()

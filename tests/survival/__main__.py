@@ -43,7 +43,7 @@ class Subject:
 
 SUBJECTS = (
     Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 300, True),
-    Subject("train-uneven", TRAIN, ("--epochs", "10", "--samples", "62"), 220, True),
+    Subject("train-uneven", TRAIN, ("--epochs", "10", "--samples", "62"), 270, True),
     Subject(
         "train-workers",
         TRAIN,
@@ -56,12 +56,12 @@ SUBJECTS = (
         "char-gpt",
         EXAMPLES / "char_gpt.py",
         ("--steps", "60", "--batch-size", "4", "--context", "32", "--megabytes", "0.1"),
-        200,
+        110,
         True,
     ),
     Subject("linear", EXAMPLES / "linear.py", (), 124, True),
     Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 62, False),
-    Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 62, False),
+    Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 40, False),
 )
 
 
