@@ -77,4 +77,5 @@ def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert server.stdout.readline() == "ready\n"
     yield address
     server.kill()
-    server.communicate()
+    server.wait()
+    server.stdout.close()  # its end may not come: a trainer that a failed test has left has it too
