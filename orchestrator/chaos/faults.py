@@ -59,7 +59,8 @@ class Moment:
     """When it is done: with a process held at one of ``places``.
 
     Before that, ``provoke`` is done to a run in its loop. With ``later`` the process goes on, and
-    it is done some time afterwards; with ``at_end`` only the last part of a run reaches it.
+    it is done some time afterwards; with ``at_end`` only the last part of a run reaches it, and
+    with ``after_death`` only one in which something has died.
     """
 
     name: str
@@ -68,11 +69,7 @@ class Moment:
     provoke: Action | None = None
     later: bool = False
     at_end: bool = False
-
-    @property
-    def only_after_a_death(self) -> bool:
-        """Whether an undisturbed run never comes here."""
-        return self.provoke is not None
+    after_death: bool = False
 
 
 _WRITING = ("create", "write", "sync", "publish", "published")
@@ -91,7 +88,13 @@ MOMENTS = (
         provoke=Action.SIGKILL,
         later=True,
     ),
-    Moment("load", "while it restores the state", ("trainer:load",), provoke=Action.SIGKILL),
+    Moment(
+        "load",
+        "while it restores the state",
+        ("trainer:load",),
+        provoke=Action.SIGKILL,
+        after_death=True,
+    ),
     Moment("first-batch", "at its first batch", ("trainer:batch",), provoke=Action.SIGKILL),
     STEP,
     Moment("again", "the step at which it was killed before", STEP.places, provoke=Action.SIGKILL),
@@ -105,6 +108,7 @@ MOMENTS = (
         "while the trainer saves by itself, its supervisor dead",
         tuple(f"trainer:{name}" for name in _WRITING),
         provoke=Action.KILL_SUPERVISOR,
+        after_death=True,
     ),
     Moment(
         "exit",
@@ -173,14 +177,14 @@ def choose(text: str | None, count: int | None) -> list[Fault]:
 
 
 def reachable(faults: Collection[Fault], places: Collection[str]) -> tuple[list[Fault], list[str]]:
-    """The faults whose moment an undisturbed run reaches or a death brings, and the others' names.
+    """The faults whose moment a run of this script reaches, and the names of the others.
 
     ``places`` are those that an undisturbed run has reached.
     """
     fitting = [
         fault
         for fault in faults
-        if fault.moment.only_after_a_death or not {*fault.moment.places}.isdisjoint(places)
+        if fault.moment.after_death or not {*fault.moment.places}.isdisjoint(places)
     ]
     return fitting, sorted({fault.name for fault in faults} - {fault.name for fault in fitting})
 

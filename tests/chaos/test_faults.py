@@ -48,10 +48,10 @@ def test_unknown_fault_is_refused(text: str) -> None:
 
 def test_faults_that_a_script_never_comes_to_are_told() -> None:
     """Without polls and checkpoints to rotate only the rest is planned; deaths bring their own."""
-    chosen = choose("sigkill@evaluation,sigkill@step,sigkill@load", None)
+    chosen = choose("sigkill@evaluation,sigkill@step,sigkill@load,sigkill@first-batch", None)
     fitting, others = reachable(chosen, {"trainer:step"})
     assert [fault.name for fault in fitting] == ["sigkill@step", "sigkill@load"]
-    assert others == ["sigkill@evaluation"]
+    assert others == ["sigkill@evaluation", "sigkill@first-batch"]
 
 
 def test_plan_follows_the_seed() -> None:
