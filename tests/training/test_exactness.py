@@ -1,6 +1,9 @@
 """A resumed run is bit for bit the run that was not interrupted."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,19 +50,34 @@ def test_interrupted_runs_equal_the_uninterrupted_one(
         for accumulate in (1, 4)
         for cuts in INTERRUPTIONS
     ]
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.training.lives", str(tmp_path)],
-        input=json.dumps(list(map(asdict, cases))),
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=LIVES_SECONDS,
-    )
-    assert ran.returncode == 0, ran.stderr
-    results = [Result(**result) for result in json.loads(ran.stdout)]
+    results, said = live(tmp_path, cases)
     for case, result in zip(cases, results, strict=True):
         endings = [ENDINGS[name] for *_, name in case.cuts] + [COMPLETE]
-        assert result == Result(endings, "EXACT", []), (case, ran.stderr[-2000:])
+        assert result == Result(endings, "EXACT", []), (case, said[-2000:])
+
+
+def live(root: Path, cases: list[Case]) -> tuple[list[Result], str]:
+    """What came of each case, and what was said meanwhile."""
+    questions, answers, said = (root / name for name in ("cases.json", "results.json", "said"))
+    questions.write_text(json.dumps(list(map(asdict, cases))))
+    # Into files, and ended by group: a worker whose trainer is killed just as it is forked takes
+    # whoever has adopted it for its parent, and waits for ever with our pipes in its hands.
+    with open(questions) as stdin, open(answers, "w") as stdout, open(said, "w") as stderr:
+        lives = subprocess.Popen(
+            [sys.executable, "-m", "tests.training.lives", str(root)],
+            cwd=Path(__file__).parents[2],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        status = lives.wait(LIVES_SECONDS)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(lives.pid, signal.SIGKILL)
+    assert status == 0, said.read_text()
+    return [Result(**result) for result in json.loads(answers.read_text())], said.read_text()
 
 
 def test_skipped_samples_are_not_read(tmp_path: Path) -> None:
