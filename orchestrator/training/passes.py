@@ -36,8 +36,13 @@ class Pass:
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint keeps of it."""
-        if self._saved and self.taken == self.start:
-            return dict(self._saved)  # nothing has been taken since
+        # Its end may be seen only in this life: by then a loader's own state begins a new pass.
+        if (
+            self._saved
+            and self.taken == self.start
+            and self.ended == self._saved.get("ended", False)
+        ):
+            return dict(self._saved)
         own = self._own_state() if self.taken == self.consumed else None
         return {
             "batches": self.consumed,

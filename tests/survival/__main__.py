@@ -59,9 +59,9 @@ SUBJECTS = (
         110,
         True,
     ),
-    Subject("linear", EXAMPLES / "linear.py", (), 124, True),
+    Subject("linear", EXAMPLES / "linear.py", (), 136, True),
     Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 62, False),
-    Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 40, False),
+    Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 20, False),
 )
 
 

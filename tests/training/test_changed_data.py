@@ -166,6 +166,17 @@ def test_loader_with_a_state_is_asked_for_it(tmp_path: Path, place: str, stops: 
     assert dataset.read == 24 * EPOCHS - 4 * stops[-1]
 
 
+def test_epoch_that_ends_in_a_life_without_batches(tmp_path: Path) -> None:
+    """Cut at the last step of an epoch and again at its edge: the next epoch is not left out."""
+    whole, _ = train(tmp_path / "whole", StatefulDataLoader(Counter(), 4))
+    seen: list[Any] = []
+    for stop, place in ((6, "step"), (6, "edge"), (None, "step")):
+        part, exactness = train(tmp_path / "cut", StatefulDataLoader(Counter(), 4), stop, place)
+        seen += part
+    assert seen == whole
+    assert exactness == "EXACT"
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_state_of_a_loader_with_workers(tmp_path: Path, persistent: bool) -> None:
     """The position is restored; that the workers' random numbers are not is said."""
