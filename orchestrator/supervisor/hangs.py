@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from orchestrator.page import Field, Phase
+from orchestrator.supervisor.attempt import Attempt
+
 LARGEST_MARGIN_SECONDS = 1800.0
 LEAST_MARGIN_SECONDS = 300.0
 MARGIN_FACTOR = 9.0
@@ -42,6 +45,16 @@ class Activity(StrEnum):
     """Training is complete or stopped; what the script does then is its own affair."""
 
 
+_ACTIVITIES = {
+    Phase.START: Activity.START,
+    Phase.RESTORE: Activity.START,
+    Phase.TRAIN: Activity.STEP,
+    Phase.EVALUATE: Activity.EVALUATE,
+    Phase.SAVE: Activity.SAVE,
+    Phase.DONE: Activity.DONE,
+}
+
+
 @dataclass(frozen=True)
 class Sign:
     """Life shows in any change of this."""
@@ -49,6 +62,20 @@ class Sign:
     activity: Activity
     safe_points: int
     step: int
+
+
+def sign_of(attempt: Attempt) -> Sign:
+    """What it shows now."""
+    page = attempt.page
+    safe_points, step = page.values[Field.SAFE_POINTS], page.values[Field.STEP]
+    activity = _ACTIVITIES[page.phase]
+    if not attempt.connected:
+        activity = Activity.LAUNCH
+    elif attempt.peer is None and activity is not Activity.DONE:
+        activity = Activity.END
+    elif activity is Activity.STEP and not safe_points:
+        activity = Activity.START
+    return Sign(activity, safe_points, step)
 
 
 @dataclass(frozen=True)
@@ -98,8 +125,13 @@ class Budgets:
             learned *= SECOND_CHANCE_FACTOR
         if self._setting == "auto" or activity is Activity.LAUNCH:
             return learned
-        # Restoring and compiling are no matter of the usual pace.
-        return max(self._setting, learned) if activity is Activity.START else self._setting
+        if activity is not Activity.START:
+            return self._setting
+        # Restoring and compiling are no matter of the usual pace, but of that of the last start: a
+        # trainer that hangs at one step resumes there, and hangs before its first safe point.
+        longest = self._longest.get(activity)
+        start = learned if longest is None else (1 + MARGIN_FACTOR) * longest
+        return max(self._setting, start)
 
     def _margin(self, activity: Activity) -> float:
         if activity not in (Activity.STEP, Activity.EVALUATE) or activity not in self._longest:

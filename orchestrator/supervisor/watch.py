@@ -17,7 +17,14 @@ from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor import processes, stacks, stopping
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS
-from orchestrator.supervisor.hangs import TICK_SECONDS, Activity, Budgets, HangClock, Sign, Silence
+from orchestrator.supervisor.hangs import (
+    TICK_SECONDS,
+    Activity,
+    Budgets,
+    HangClock,
+    Silence,
+    sign_of,
+)
 from orchestrator.supervisor.states import Event, Machine, State
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.threads import in_thread, may_go_unheard
@@ -35,21 +42,11 @@ LAST_WORDS_SECONDS = 1.0
 STACKS_SECONDS = stacks.ALL_ANSWERS_SECONDS + 2.0
 COME_BACK_SECONDS = 3.0
 
-_ACTIVITIES = {
-    Phase.START: Activity.START,
-    Phase.RESTORE: Activity.START,
-    Phase.TRAIN: Activity.STEP,
-    Phase.EVALUATE: Activity.EVALUATE,
-    Phase.SAVE: Activity.SAVE,
-    Phase.DONE: Activity.DONE,
-}
-
-
 T = TypeVar("T")
 
 
-class StoppedBetweenAttemptsError(Exception):
-    """A stop came while no trainer was running."""
+class StopWantedError(Exception):
+    """A stop came while something else was waited for."""
 
 
 class Watch:
@@ -204,7 +201,7 @@ class Watch:
         self._set_deadline(KILL_WAIT_SECONDS)
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:
-        """Await ``work``, or raise StoppedBetweenAttemptsError as soon as a stop is wanted."""
+        """Await ``work``, or raise StopWantedError as soon as a stop is wanted."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self.stop_wanted.wait())
         await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -213,16 +210,16 @@ class Watch:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            raise StoppedBetweenAttemptsError
+            raise StopWantedError
         return await task
 
     # --- hangs -------------------------------------------------------------------------------
 
     async def _wait_for_hang(self, attempt: Attempt) -> None:
-        clock = HangClock(self._budgets, _sign_of(attempt))
+        clock = HangClock(self._budgets, sign_of(attempt))
         while self._machine.state in (State.STARTING, State.TRAINING):
             await asyncio.sleep(TICK_SECONDS)
-            sign = _sign_of(attempt)
+            sign = sign_of(attempt)
             excused = sign.activity is Activity.SAVE and self._is_writing()
             self.silence = clock.tick(sign, excused)
             if self.silence.is_hang and self._machine.state in (State.STARTING, State.TRAINING):
@@ -291,16 +288,3 @@ class Watch:
             else "the safe point or the save did not come in time"
         )
         self._kill(attempt, late)
-
-
-def _sign_of(attempt: Attempt) -> Sign:
-    page = attempt.page
-    safe_points, step = page.values[Field.SAFE_POINTS], page.values[Field.STEP]
-    activity = _ACTIVITIES[page.phase]
-    if not attempt.connected:
-        activity = Activity.LAUNCH
-    elif attempt.peer is None and activity is not Activity.DONE:
-        activity = Activity.END
-    elif activity is Activity.STEP and not safe_points:
-        activity = Activity.START
-    return Sign(activity, safe_points, step)

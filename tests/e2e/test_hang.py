@@ -123,9 +123,7 @@ def test_stuck_worker_is_a_hang_and_seen_in_its_own_process(supervise: Start) ->
 
 def test_same_hang_at_the_same_step_again_stops_the_run(supervise: Start) -> None:
     """A first hang is retried, a second at the same step ends the run with 70 and the reason."""
-    # Resumed right there it would hang in its first step, which has minutes.
-    options = (*QUICK, "--snapshot-budget", "off")
-    run = supervise(*AT_STEP_5, LOOPS_FOR_EVER, options=options)
+    run = supervise(*AT_STEP_5, LOOPS_FOR_EVER, options=QUICK)
     status, _, stderr = run.end()
     assert status == 70
     assert "the same failure came again at step 5" in stderr

@@ -42,6 +42,8 @@ HALF_AN_HOUR = LARGEST_MARGIN_SECONDS
         (90.0, Activity.LAUNCH, [MINUTE], MINUTE + HALF_AN_HOUR),
         (90.0, Activity.START, [], HALF_AN_HOUR),
         (7200.0, Activity.START, [], 7200.0),
+        (90.0, Activity.START, [5.0], 90.0),
+        (90.0, Activity.START, [MINUTE, 5.0], 10 * MINUTE),
         (90.0, Activity.STEP, [600.0], 90.0),
         (90.0, Activity.EVALUATE, [], 90.0),
         (90.0, Activity.SAVE, [], 90.0),
