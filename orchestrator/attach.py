@@ -10,7 +10,8 @@ from orchestrator.contact import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal
 from orchestrator.logs import readable
-from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.rundir import RunDir
+from orchestrator.runlock import lock_owner
 from orchestrator.screen import Screen
 from orchestrator.stopsignals import end_by_interrupt
 from orchestrator.supervisor.status import exit_status_after

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from orchestrator import __version__, attach, commands, launch
 from orchestrator.chaos.faults import help_text
 from orchestrator.config import Config
-from orchestrator.doctor import page
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.slurm_script import slurm_script
@@ -180,7 +179,7 @@ def _add_commands_to_a_run(groups: Any) -> None:
     examining = _add(
         groups,
         "doctor",
-        page.doctor,
+        _doctor,
         "Say what this machine and a run directory offer, and what to mend; 78 if something fails.",
     )
     for command in (showing, following, stopping, saving, examining):
@@ -223,11 +222,19 @@ def _add_chaos(groups: Any) -> None:
     _take_json(testing)
 
 
+# Not above: what `orchestrator run` takes to start is part of a restart.
+
+
 def _chaos(arguments: Namespace) -> int:
-    # Not above: what `orchestrator run` takes to start is part of a restart.
     from orchestrator.chaos.command import chaos
 
     return chaos(arguments)
+
+
+def _doctor(arguments: Namespace) -> ExitStatus:
+    from orchestrator.doctor.page import doctor
+
+    return doctor(arguments)
 
 
 def _positive(text: str) -> int:

@@ -28,7 +28,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import lock_owner
+from orchestrator.runlock import lock_owner
 from orchestrator.supervisor.states import State
 from orchestrator.supervisor.status import status_from_disk
 

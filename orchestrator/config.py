@@ -248,12 +248,18 @@ class Config:
         return cls(**values)
 
 
-def option_words(name: str, text: str) -> list[str]:
-    """The words of a command line that give a setting this value."""
-    option = name.replace("_", "-")
-    if Config.__dataclass_fields__[name].type is bool:
-        return [f"--{option}" if text == "on" else f"--no-{option}"]
-    return [f"--{option}", text]
+def option_words(options: Mapping[str, str | None]) -> list[str]:
+    """The settings that are given (not None), as words of a command line."""
+    words = []
+    for name, text in options.items():
+        option = name.replace("_", "-")
+        if text is None:
+            continue
+        if Config.__dataclass_fields__[name].type is bool:
+            words.append(f"--{option}" if text == "on" else f"--no-{option}")
+        else:
+            words += [f"--{option}", text]
+    return words
 
 
 def _read_file(directory: Path) -> tuple[dict[str, str], str]:

@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
-from orchestrator.rundir import DEFAULT_PARENT, RunDir, lock_owner
+from orchestrator.rundir import DEFAULT_PARENT, RunDir
+from orchestrator.runlock import lock_owner
 from orchestrator.supervisor.status import status_from_disk
 from orchestrator.wire import Connection, Message
 

@@ -6,7 +6,6 @@ import os
 import shutil
 from argparse import Namespace
 from dataclasses import fields
-from itertools import chain
 from pathlib import Path
 
 import structlog
@@ -18,7 +17,8 @@ from orchestrator.console import Console
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.logs import Log
-from orchestrator.rundir import RunDir, RunLock, default_run_dir
+from orchestrator.rundir import RunDir, default_run_dir
+from orchestrator.runlock import RunLock
 from orchestrator.stopsignals import end_by_interrupt
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.systemd.notify import Notifier
@@ -32,8 +32,7 @@ def run(arguments: Namespace) -> int:
     check_program(command[0])
     place = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
     if arguments.detach:
-        given = [option_words(name, text) for name, text in options.items() if text is not None]
-        return detach.start(place, ["run", *chain.from_iterable(given), "--", *command])
+        return detach.start(place, ["run", *option_words(options), "--", *command])
     # A watchdog's SIGABRT is to leave behind what we were stuck in.
     faulthandler.enable()
     console = Console()
@@ -60,18 +59,7 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
     if _already_complete(place, command):
         notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    return asyncio.run(_supervise(config, command, store, lock, console, notifier))
-
-
-async def _supervise(
-    config: Config,
-    command: list[str],
-    store: Store,
-    lock: RunLock,
-    console: Console,
-    notifier: Notifier,
-) -> Ending:
-    return await Supervisor(config, command, store, lock, console, notifier).run()
+    return asyncio.run(Supervisor(config, command, store, lock, console, notifier).run())
 
 
 def check_program(program: str) -> None:

@@ -24,7 +24,7 @@ def slurm_script(arguments: Namespace) -> None:
     script = batch_script(
         # The job may not have this environment's programs on its path.
         [sys.executable, "-m", "orchestrator"],
-        [word for name, text in options.items() for word in option_words(name, text)],
+        option_words(options),
         run_dir,
         command,
         arguments.sbatch,

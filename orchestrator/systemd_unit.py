@@ -37,12 +37,7 @@ def print_systemd_unit(arguments: Namespace) -> None:
     service = Service(
         name=name,
         program=[sys.executable, *MODULE_WORDS],
-        options=[
-            word
-            for key, text in given.items()
-            if key != RUN_DIR
-            for word in option_words(key, text)
-        ],
+        options=option_words({key: text for key, text in given.items() if key != RUN_DIR}),
         command=command,
         directory=directory,
         run_dir=run_dir,

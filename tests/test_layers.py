@@ -43,6 +43,7 @@ RANKS = {
     "wire": 2,
     "journal": 2,
     "rundir": 3,
+    "runlock": 4,
     "spare": 3,
     "checkpoint": 4,
     "config": 5,

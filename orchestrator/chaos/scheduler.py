@@ -11,7 +11,8 @@ from pathlib import Path
 
 from orchestrator.breakpoints import VARIABLE
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.rundir import RunDir
+from orchestrator.runlock import lock_owner
 from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.supervisor import processes
 from orchestrator.wire import (

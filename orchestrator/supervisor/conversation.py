@@ -1,9 +1,10 @@
 """What the supervisor says to the trainer and to the command line, and does on their word."""
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +23,7 @@ from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.status import Status, describe_checkpoint
-from orchestrator.supervisor.watch import CLOSING_SHARE, Watch
+from orchestrator.supervisor.watch import CLOSING_SHARE, StopWantedError, Watch
 from orchestrator.wire import PROTOCOL_VERSION, Message
 
 ROTATION_WAIT_SECONDS = 60.0
@@ -202,19 +203,10 @@ class Conversation:
         if self._rotations:
             await asyncio.wait(self._rotations, timeout=ROTATION_WAIT_SECONDS)
 
-    async def rotations_end_or_hurry(self) -> None:
-        """The same for a write, unless the attempt is to stop, or over: then it is urgent."""
-        attempt = self._watch.attempt
-        work: list[Coroutine[Any, Any, Any]] = [
-            self.rotations_end(),
-            self._watch.stop_wanted.wait(),
-        ]
-        if attempt is not None:
-            work.append(attempt.over.wait())
-        waits = [asyncio.ensure_future(wait) for wait in work]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+    async def rotations_end_or_stop(self) -> None:
+        """The same for a write: when a stop comes, the state of now needs its slot."""
+        with contextlib.suppress(StopWantedError):
+            await self._watch.unless_stopped(self.rotations_end())
 
     def _warn_of_short_grace(self, save_seconds: Any) -> None:
         if self._grace_checked or not isinstance(save_seconds, float):

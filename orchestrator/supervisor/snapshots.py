@@ -82,12 +82,13 @@ class SnapshotKeeper:
 
     def write(self, snapshot: Snapshot, reason: Reason) -> None:
         """Begin to write a snapshot, unless that is under way or done."""
+        if reason in LAST_CHANCES:
+            # For what waits too: it may be this very snapshot.
+            self._last_chance.set()
+            self._last_chance = asyncio.Event()
         if snapshot.generation not in self._under_way and snapshot.generation not in self._durable:
             task = asyncio.ensure_future(self._write(snapshot, reason, self._last_chance))
             self._under_way[snapshot.generation] = snapshot, task
-            if reason in LAST_CHANCES:
-                self._last_chance.set()
-                self._last_chance = asyncio.Event()
 
     async def _turn_comes(
         self, snapshot: Snapshot, reason: Reason, last_chance: asyncio.Event

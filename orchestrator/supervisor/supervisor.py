@@ -21,7 +21,7 @@ from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.pulse import Pulse
-from orchestrator.rundir import RunLock
+from orchestrator.runlock import RunLock
 from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor import processes, report
 from orchestrator.supervisor.attempt import Attempt, common_environment
@@ -46,7 +46,7 @@ from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.surroundings import Surroundings
 from orchestrator.supervisor.threads import may_go_unheard
 from orchestrator.supervisor.verdict import Judge, Verdict
-from orchestrator.supervisor.watch import StoppedBetweenAttemptsError, Watch
+from orchestrator.supervisor.watch import StopWantedError, Watch
 from orchestrator.systemd.notify import Notifier
 
 
@@ -88,7 +88,7 @@ class Supervisor:
         self._machine = Machine()
         self._snapshots = SnapshotKeeper(
             store,
-            rotated=lambda: self._conversation.rotations_end_or_hurry(),
+            rotated=lambda: self._conversation.rotations_end_or_stop(),
             on_written=lambda *facts: self._conversation.written(*facts),
             on_failed=lambda *facts: self._conversation.write_failed(*facts),
         )
@@ -203,7 +203,7 @@ class Supervisor:
             async for attempt in retrying(self._budget, self._pause):
                 with attempt:
                     await self._live_once()
-        except StoppedBetweenAttemptsError:
+        except StopWantedError:
             self._machine.handle(Event.STOP)
             await self._settle_all()
             left = self._snapshots.newest_left(beyond=self._checkpoints.newest)

@@ -52,7 +52,7 @@ class Judge:
         self._log = structlog.get_logger()
 
     async def judge(self, attempt: Attempt) -> Verdict:
-        """Diagnose, decide, record. Raises StoppedBetweenAttemptsError when a stop comes first."""
+        """Diagnose, decide, record. Raises StopWantedError when a stop comes first."""
         output = end_of(attempt.directory.output_file)
         facts = self._facts(attempt, output)
         if attempt.left is not None and not facts.stop_requested:

@@ -25,11 +25,8 @@ def _compare_keys(live: Mapping[str, Any], saved: Any, kind: str) -> list[str]:
 
 
 def _compare_modules(live: Mapping[str, Any], saved: Any) -> list[str]:
-    if not isinstance(saved, Mapping):
-        return [f"the file holds a {type(saved).__name__}, not a state_dict"]
-    differences = [f"layer {key} is missing in the file" for key in live if key not in saved]
-    differences += [f"layer {key} is only in the file" for key in saved if key not in live]
-    for key in live.keys() & saved.keys():
+    differences = _compare_keys(live, saved, "layer")
+    for key in live.keys() & saved.keys() if isinstance(saved, Mapping) else ():
         differences += _compare_tensors(f"layer {key}", live[key], saved[key])
     return sorted(differences)
 

@@ -16,7 +16,8 @@ from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, Un
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import ControlPage, Field
-from orchestrator.rundir import RunDir, RunLock, default_run_dir
+from orchestrator.rundir import RunDir, default_run_dir
+from orchestrator.runlock import RunLock
 from orchestrator.training.ending import say
 from orchestrator.training.writing import OwnWriter
 

@@ -6,7 +6,7 @@ nothing of either.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def _plain(name: str) -> str:
     return ".".join(part for part in str(name).split(".") if part != COMPILED)
 
 
-def _renamed(state: Any, rename: Any) -> Any:
+def _renamed(state: Any, rename: Callable[[Any], str]) -> Any:
     renamed = OrderedDict((rename(name), value) for name, value in state.items())
     # The versions of layers, by the names of modules.
     if (versions := getattr(state, "_metadata", None)) is not None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.rundir import RunDir
+from orchestrator.runlock import lock_owner
 from orchestrator.wire import Connection
 from tests.benchmarks.figures import Figure, paired
 from tests.benchmarks.lives import Notes, save

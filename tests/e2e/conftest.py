@@ -10,10 +10,10 @@ import pytest
 
 from tests.e2e.support import (
     TRAIN,
-    WARM_TRAINER,
     Supervised,
     WarmTrainers,
     clean_environment,
+    forking_server,
     kill_leftovers,
 )
 
@@ -67,15 +67,5 @@ def warm_trainers(warm_server: Path) -> WarmTrainers:
 def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The address of a process that has imported torch and forks trainers."""
     address = tmp_path_factory.mktemp("warm") / "server"
-    server = subprocess.Popen(
-        [sys.executable, str(WARM_TRAINER), "serve", str(address)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-    yield address
-    server.kill()
-    server.wait()
-    server.stdout.close()  # its end may not come: a trainer that a failed test has left has it too
+    with forking_server(address):
+        yield address

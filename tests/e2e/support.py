@@ -1,5 +1,6 @@
 """Runs the orchestrator as users do, and looks at what it left."""
 
+import contextlib
 import json
 import os
 import pty
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ import torch
 
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.rundir import RunDir
+from orchestrator.runlock import lock_owner
 from orchestrator.wire import Connection
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -256,11 +258,50 @@ def assert_same_result(file: Path, expected: Path) -> None:
     assert str(mine["optimizer"]) == str(other["optimizer"])
 
 
+# A session that needs long to save; "armed" is printed when it is in place.
+SLOW_SAVE = """
+class SlowToSave:
+    def state_dict(self):
+        print('saving', flush=True)
+        time.sleep(300)
+        return {}
+    def load_state_dict(self, state):
+        pass
+session._registry._objects['slow'] = SlowToSave()
+print('armed', flush=True)
+"""
+
+
+@contextlib.contextmanager
+def forking_server(address: Path, *modules: str, **variables: str) -> Iterator[None]:
+    """A process that has imported torch and more ``modules``, and forks trainers."""
+    server = subprocess.Popen(
+        [sys.executable, str(WARM_TRAINER), "serve", str(address), *modules],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment() | variables,
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    try:
+        yield
+    finally:
+        server.kill()
+        server.wait()
+        # Its end may not come: a trainer that a failed test has left has it too.
+        server.stdout.close()
+
+
+def forked_by(address: Path) -> list[str]:
+    """The beginning of a command, in place of ``python``, whose trainer that server forks."""
+    return [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address)]
+
+
 class WarmTrainers:
     """Starts trainers without importing torch each time, and knows the newest one's process."""
 
     def __init__(self, address: Path) -> None:
-        self.command = [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address), str(TRAIN)]
+        self.command = [*forked_by(address), str(TRAIN)]
         self._pid_file = address.with_name(f"{address.name}.pid")
         self._last = self._content()
 

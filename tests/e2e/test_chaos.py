@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.breakpoints import VARIABLE
-from tests.e2e.support import TRAIN, WARM_TRAINER, clean_environment, wait_for
+from tests.e2e.support import TRAIN, clean_environment, forked_by, forking_server, wait_for
 
 SESSION = """
 import os, random, torch
@@ -38,30 +38,20 @@ Chaos = Callable[..., subprocess.CompletedProcess[str]]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A process that has imported torch, forks trainers, and knows the breakpoints."""
     address = tmp_path_factory.mktemp("warm") / "server"
-    process = subprocess.Popen(
-        [sys.executable, str(WARM_TRAINER), "serve", str(address)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=clean_environment() | {VARIABLE: ""},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    yield address
-    process.kill()
-    process.communicate()
+    with forking_server(address, **{VARIABLE: ""}):
+        yield address
 
 
 @pytest.fixture
 def start(server: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts chaos on a script; its temporary directories are below ``tmp``."""
     (tmp_path / "tmp").mkdir()
-    warm = [sys.executable, "-S", "-E", str(WARM_TRAINER), str(server)]
 
     def popen(script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Any:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "orchestrator", "chaos", *options),
-                *("--", *warm, str(script), *arguments),
+                *("--", *forked_by(server), str(script), *arguments),
             ],
             cwd=tmp_path,
             env=clean_environment() | {"TMPDIR": str(tmp_path / "tmp")},

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.stopsignals import MERGE_SECONDS
 from tests.e2e.support import (
+    SLOW_SAVE,
     TRAIN,
     Supervised,
     assert_all_valid,
@@ -123,18 +124,6 @@ def test_second_interrupt_does_not_wait_for_the_safe_point(supervise: Start) -> 
     assert "the last steps are not saved" in stderr
     assert_nothing_left(run.run)
     assert_all_valid(run.run)
-
-
-SLOW_SAVE = """
-class SlowToSave:
-    def state_dict(self):
-        print('saving', flush=True)
-        time.sleep(300)
-        return {}
-    def load_state_dict(self, state):
-        pass
-session._registry._objects['slow'] = SlowToSave()
-"""
 
 
 def test_third_interrupt_kills_at_once(supervise: Start) -> None:

@@ -13,11 +13,13 @@ import psutil
 import pyte
 import pytest
 
-from orchestrator.rundir import RunDir, lock_owner
+from orchestrator.rundir import RunDir
+from orchestrator.runlock import lock_owner
 from orchestrator.stopsignals import MERGE_SECONDS
 from tests.e2e.support import (
     COLUMNS,
     LINES,
+    SLOW_SAVE,
     TRAIN,
     Supervised,
     Terminal,
@@ -42,17 +44,6 @@ bar = tqdm(total=1000, ncols=60, mininterval=0, ascii=True)
 model.register_forward_hook(lambda *_: (bar.update(), None)[1])
 while not os.path.exists('go'):
     time.sleep(0.02)
-"""
-SLOW_SAVE = """
-class SlowToSave:
-    def state_dict(self):
-        print('saving', flush=True)
-        time.sleep(300)
-        return {}
-    def load_state_dict(self, state):
-        pass
-session._registry._objects['slow'] = SlowToSave()
-print('armed', flush=True)
 """
 
 

@@ -44,7 +44,7 @@ def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> 
         custodian = _RotatesForEver(store, config.retention, journal, Budget(3), [])
         keeper = SnapshotKeeper(
             store,
-            lambda: conversation.rotations_end_or_hurry(),
+            lambda: conversation.rotations_end_or_stop(),
             on_written=lambda *facts: None,
             on_failed=lambda *facts: None,
         )

@@ -8,19 +8,17 @@ there, so that the matrix can be run in pieces.
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.breakpoints import VARIABLE
 from orchestrator.chaos.faults import FAULTS
-from tests.e2e.support import TRAIN, WARM_TRAINER, clean_environment
+from tests.e2e.support import TRAIN, clean_environment, forked_by, forking_server
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -65,33 +63,14 @@ SUBJECTS = (
 )
 
 
-@contextmanager
-def forking_server() -> Iterator[list[str]]:
-    """The beginning of a command whose trainers are forked from one process."""
-    directory = tempfile.mkdtemp(prefix="survival-")
-    address = Path(directory) / "server"
-    server = subprocess.Popen(
-        [sys.executable, str(WARM_TRAINER), "serve", str(address), "sklearn.datasets"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=clean_environment() | {VARIABLE: ""},
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-    try:
-        yield [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address)]
-    finally:
-        server.kill()
-        server.communicate()
-        shutil.rmtree(directory)
-
-
 def run(subject: Subject, seed: int) -> dict[str, Any]:
     """The report on one subject."""
     environment = clean_environment()
     if subject.forked:
-        with forking_server() as beginning:
-            return chaos(beginning, subject, seed, environment)
+        with tempfile.TemporaryDirectory(prefix="survival-") as directory:
+            address = Path(directory) / "server"
+            with forking_server(address, "sklearn.datasets", **{VARIABLE: ""}):
+                return chaos(forked_by(address), subject, seed, environment)
     del environment["ORCHESTRATOR_SPARE"]
     return chaos([sys.executable], subject, seed, environment)
 
