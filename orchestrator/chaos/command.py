@@ -21,7 +21,7 @@ from orchestrator.chaos.trial import Pace, Trial
 
 NOT_GOOD = 1
 NO_FAULT = "no fault at all"
-# So many times may a fault come too late for its moment before it is left out.
+# So many times in a row may a fault come too late for its moment before it is left out.
 TRIES = 3
 # A run saves so often.
 SAVES = 20
@@ -85,7 +85,8 @@ class _Experiment:
                 if any(injection.name == NO_FAULT for injection in self._report.injections):
                     return  # what ends or changes runs by itself would do so again
             came = {injection.name for injection in self._report.injections[injected:]}
-            self._tries.update(fault for fault in {*missed} if fault.name not in came)
+            for fault in {*missed}:
+                self._tries[fault] = 0 if fault.name in came else self._tries[fault] + 1
             waiting = [fault for fault in missed if self._tries[fault] < TRIES]
             given_up = {fault.name for fault in missed} - {fault.name for fault in waiting}
             self._report.not_reached += sorted(given_up)
