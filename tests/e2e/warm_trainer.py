@@ -50,7 +50,8 @@ def watch(connection: socket.socket) -> None:
     if trainer == 0:
         connection.close()
         become_trainer(request, descriptors)
-    connection.sendall(f"{trainer}\n".encode())
+    with contextlib.suppress(BrokenPipeError):  # the command was killed at once
+        connection.sendall(f"{trainer}\n".encode())
     ended = os.pidfd_open(trainer)
     if ended not in select.select([ended, connection], [], [])[0]:
         # The command was killed, which is what the trainer is to everybody else.
