@@ -10,32 +10,36 @@ TEMPLATE := from sys import stdout; from orchestrator.systemd.unit import templa
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.ready  ## Every test, on two processes.
+test: $(VENV)/.dev  ## Every test, on two processes.
 	$(BIN)/pytest -n 2 --dist worksteal
 
-test-fast: $(VENV)/.ready  ## The tests that start no training processes.
+test-fast: $(VENV)/.dev  ## The tests that start no training processes.
 	$(BIN)/pytest -n 2 -m "not processes"
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready  ## The figures of docs/performance.md.
+bench: $(VENV)/.dev  ## The figures of docs/performance.md.
 	$(BIN)/python -m tests.benchmarks --json build/benchmarks.json
 
-units: $(VENV)/.ready  ## The templates in systemd/, from their generator.
+units: $(VENV)/.dev  ## The templates in systemd/, from their generator.
 	$(BIN)/python -c "$(TEMPLATE)(False))" > systemd/orchestrator@.service
 	$(BIN)/python -c "$(TEMPLATE)(True))" > systemd/user/orchestrator@.service
 
-survival: $(VENV)/.ready  ## Over a thousand faults against every example; the table of docs/reliability.md.
+survival: $(VENV)/.dev  ## Over a thousand faults against every example; the table of docs/reliability.md.
 	$(BIN)/python -m tests.survival
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
+$(VENV)/.dev: $(VENV)/.ready  # What tests need beyond what the demo does.
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,examples,integrations]"
+	touch $@
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 ...')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,examples]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[examples]"
 	touch $@
