@@ -126,7 +126,16 @@ def test_same_hang_at_the_same_step_again_stops_the_run(supervise: Start) -> Non
     """A first hang is retried, a second at the same step ends the run with 70 and the reason."""
     # The next attempt resumes at 4 and takes a step before it hangs. One that hangs before it has
     # taken any is given ten times the longest start, which may be long on a busy machine.
-    at_4 = ("--hang-timeout", "2s", "--grace", "1s", "--snapshot-budget", "off", "--every", "4steps")
+    at_4 = (
+        "--hang-timeout",
+        "2s",
+        "--grace",
+        "1s",
+        "--snapshot-budget",
+        "off",
+        "--every",
+        "4steps",
+    )
     run = supervise(*AT_STEP_5, LOOPS_FOR_EVER, options=at_4)
     status, _, stderr = run.end()
     assert status == 70

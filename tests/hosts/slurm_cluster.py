@@ -84,7 +84,7 @@ def why_not() -> str | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -153,8 +153,8 @@ class Cluster:
                 root=root,
                 host=socket.gethostname().partition(".")[0],
                 user=pwd.getpwuid(os.geteuid()).pw_name,
-                controller_port=_free_port(),
-                node_port=_free_port(),
+                controller_port=free_port(),
+                node_port=free_port(),
                 cpus=PROCESSORS,
                 kill_wait=KILL_WAIT_SECONDS,
                 grace_time=GRACE_TIME_SECONDS,

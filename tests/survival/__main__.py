@@ -40,8 +40,8 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 300, True),
-    Subject("train-uneven", TRAIN, ("--epochs", "10", "--samples", "62"), 270, True),
+    Subject("train", TRAIN, ("--epochs", "10", "--samples", "64"), 340, True),
+    Subject("train-uneven", TRAIN, ("--epochs", "10", "--samples", "62"), 310, True),
     Subject(
         "train-workers",
         TRAIN,
