@@ -1,9 +1,10 @@
-"""The spare: a process that has imported what the trainer needs, and becomes the next trainer.
+"""The spare: a process that has imported what trainers need, and forks the next one.
 
 The supervisor starts it with the command's own interpreter and options, so that these are in force,
 with the words of the command behind them, and with one end of a socket pair. Only modules of the
-standard library and of site-packages are imported while it waits. Then the process does what
-``python script.py`` or ``python -m module`` would do (docs/process-contract.md, The spare).
+standard library and of site-packages are imported while it waits. Then a fork of it does what
+``python script.py`` or ``python -m module`` would do, and it waits for the next time; where it may
+not be forked, it does so itself (docs/process-contract.md, The spare).
 """
 
 import contextlib
@@ -16,11 +17,14 @@ import runpy
 import socket
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from orchestrator.forking import draw_anew, fork_to_parent, try_fork
 from orchestrator.priority import lower_priority
 from orchestrator.wire import RECEIVE_BYTES, LineBuffer, Message, encode
 
@@ -32,6 +36,18 @@ BOOT = (
 OOM_SCORE_FILE = Path("/proc/self/oom_score_adj")
 FIRST_TO_BE_KILLED = "1000"
 DIGEST_DIGITS = 4
+LAST_THREAD_SECONDS = 0.5
+PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What an attempt is given: its environment, its output, and the run lock."""
+
+    environment: dict[str, str]
+    output: int
+    lock: int
+    may_fork: bool
 
 
 def command_line(
@@ -48,23 +64,30 @@ def environment_digest(name: str) -> str | None:
 
 
 def main() -> None:
-    """Wait, and be the trainer from the job on; returns when its script has ended."""
+    """Wait, and fork the trainer or be it; returns where its script has ended."""
     descriptor, modules_file, *words = sys.argv[1:]
     sys.orig_argv[-len(sys.argv) - 1 :] = words
     connection = socket.socket(fileno=int(descriptor))
     connection.set_inheritable(False)
     own_score = _be_killed_first()
+    packages = _packages()
     imports = threading.Thread(
         target=_get_ready, args=(Path(modules_file), connection), name="imports", daemon=True
     )
     imports.start()
-    environment, output, lock = _wait_for_job(connection)
-    imports.join()
-    _restore_score(own_score)
-    script = None if words[0].startswith("-m") else _read(words[0], connection)
-    _take_over(environment, output, lock)
-    connection.send(encode({"type": "began"}))
+    while True:
+        job = _wait_for_job(connection)
+        _join(imports)
+        if _packages() != packages:
+            _refuse(connection, "packages were installed or removed meanwhile", lasts=False)
+        script = None if words[0].startswith("-m") else _read(words[0], connection)
+        if _is_trainer(job, connection):
+            break
+        os.close(job.output)
+        os.close(job.lock)
     connection.close()
+    _restore_score(own_score)
+    _take_over(job)
     _prepare_main(words)
     try:
         _run(words, script)
@@ -73,6 +96,23 @@ def main() -> None:
     except BaseException:
         _hide_our_frames()
         raise
+
+
+def _is_trainer(job: _Job, connection: socket.socket) -> bool:
+    """Fork the trainer, or be it where a fork would not do; whether this process is the trainer."""
+
+    def announce(pid: int) -> None:
+        connection.send(encode({"type": "began", "pid": pid}))
+
+    _flush()
+    if job.may_fork and not _threads_beside(1) and try_fork():
+        with contextlib.suppress(OSError):  # no room for another process
+            if not fork_to_parent(announce):
+                return False
+            draw_anew()
+            return True
+    announce(os.getpid())
+    return True
 
 
 # --- waiting -------------------------------------------------------------------------------------
@@ -93,8 +133,14 @@ def _restore_score(score: str | None) -> None:
         OOM_SCORE_FILE.write_text(score)
 
 
-def _wait_for_job(connection: socket.socket) -> tuple[dict[str, str], int, int]:
-    """The environment, output and run lock of the attempt; without a supervisor there is none."""
+def _packages() -> dict[str, int]:
+    """The folders of installed packages, each with the time of its last change."""
+    folders = [path for path in sys.path if path.endswith(PACKAGE_FOLDERS)]
+    return {path: os.stat(path).st_mtime_ns for path in folders if os.path.isdir(path)}
+
+
+def _wait_for_job(connection: socket.socket) -> _Job:
+    """The next attempt; without a supervisor there is none."""
     buffer, descriptors = LineBuffer(), list[int]()
     while True:
         data, received, _, _ = socket.recv_fds(connection, RECEIVE_BYTES, 2)
@@ -103,7 +149,7 @@ def _wait_for_job(connection: socket.socket) -> tuple[dict[str, str], int, int]:
         descriptors += received
         for message in buffer.feed(data):
             output, lock = descriptors
-            return message["environment"], output, lock
+            return _Job(message["environment"], output, lock, message["may_fork"])
 
 
 def _get_ready(modules_file: Path, connection: socket.socket) -> None:
@@ -127,33 +173,30 @@ def _import_modules(modules_file: Path, connection: socket.socket) -> None:
     for name, digest in modules["environment"].items():
         if environment_digest(name) != digest:
             _refuse(connection, f"the script sets {name}, which modules may read on import")
-    _end_thread_pools()
-    if left := len(_threads()) - 2:
+    try_fork()
+    if left := _threads_beside(2):
         _refuse(connection, f"the modules start {left} threads, which would keep low priority")
 
 
-def _end_thread_pools() -> None:
-    """End the threads that BLAS libraries start when they are imported, with our priority.
-
-    They do so before a fork, and start them anew, from a thread of ordinary priority, when they
-    have something to compute.
-    """
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-
-
-def _threads() -> list[str]:
+def _threads_beside(known: int) -> int:
+    """How many there are more than ``known``; none where nobody says, and priorities are one."""
     try:
-        return os.listdir("/proc/self/task")
+        return len(os.listdir("/proc/self/task")) - known
     except OSError:
-        return ["main", "imports"]  # not Linux, where priorities are not lowered either
+        return 0
 
 
-def _refuse(connection: socket.socket, reason: str) -> NoReturn:
-    """End, and leave the attempt to a cold start."""
-    message: Message = {"type": "refused", "reason": reason}
+def _join(imports: threading.Thread) -> None:
+    """Wait for its end, and for the system's word on that, which comes a moment after Python's."""
+    imports.join()
+    deadline = time.monotonic() + LAST_THREAD_SECONDS
+    while _threads_beside(1) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def _refuse(connection: socket.socket, reason: str, *, lasts: bool = True) -> NoReturn:
+    """End, and leave the attempt to a cold start; whether the next spare would have to as well."""
+    message: Message = {"type": "refused", "reason": reason, "lasts": lasts}
     connection.send(encode(message))
     os._exit(0)
 
@@ -169,13 +212,12 @@ def _read(script: str, connection: socket.socket) -> bytes:
         _refuse(connection, str(error))  # a cold start says it in Python's words
 
 
-def _take_over(environment: dict[str, str], output: int, lock: int) -> None:
-    _flush()
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
-    os.set_inheritable(lock, True)
-    os.environ.update(environment)
+def _take_over(job: _Job) -> None:
+    os.dup2(job.output, 1)
+    os.dup2(job.output, 2)
+    os.close(job.output)
+    os.set_inheritable(job.lock, True)
+    os.environ.update(job.environment)
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.write_through:
         sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
     importlib.invalidate_caches()

@@ -44,6 +44,7 @@ RANKS = {
     "journal": 2,
     "rundir": 3,
     "runlock": 4,
+    "forking": 1,
     "spare": 3,
     "checkpoint": 4,
     "config": 5,

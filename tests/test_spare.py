@@ -58,10 +58,10 @@ class Setting:
             self.spare(*command, **modules) as (process, connection),
         ):
             assert receive(connection) == {"type": "ready"}
-            begin = {"type": "begin", "environment": OF_THE_ATTEMPT}
+            begin = {"type": "begin", "environment": OF_THE_ATTEMPT, "may_fork": False}
             send_with_descriptors(connection, begin, (writing, lock))
             os.close(writing)
-            assert receive(connection) == {"type": "began"}
+            assert receive(connection) == {"type": "began", "pid": process.pid}
             assert receive(connection) is None
             return _end(process, reading)
 
@@ -283,7 +283,9 @@ def test_a_script_that_is_gone_is_left_to_a_cold_start(setting: Setting) -> None
         assert receive(ours) == {"type": "ready"}
         (setting.root / "script.py").unlink()
         null = os.open(os.devnull, os.O_RDWR)
-        send_with_descriptors(ours, {"type": "begin", "environment": {}}, (null, null))
+        send_with_descriptors(
+            ours, {"type": "begin", "environment": {}, "may_fork": True}, (null, null)
+        )
         os.close(null)
         assert (receive(ours) or {})["type"] == "refused"
         assert process.wait(DEADLINE_SECONDS) == 0

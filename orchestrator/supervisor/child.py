@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
 
 from orchestrator.capabilities import Capability, has
 from orchestrator.errors import ConfigError
@@ -16,6 +17,30 @@ from orchestrator.supervisor.threads import in_thread
 
 KILL_WAIT_SECONDS = 10.0
 LAST_OUTPUT_SECONDS = 5.0
+
+
+class ForkedProcess:
+    """A child of ours that the spare has forked; what of subprocess.Popen a trainer needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        """What is left to say where somebody else has collected it: that it was killed."""
+        return -signal.SIGKILL if self.returncode is None else self.returncode
+
+    def send_signal(self, sig: int) -> None:
+        """Nothing, once it has been collected."""
+        if self.returncode is None:
+            os.kill(self.pid, sig)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+TrainerProcess: TypeAlias = subprocess.Popen[bytes] | ForkedProcess
 
 
 def start_cold(
@@ -48,7 +73,7 @@ class Child:
 
     def __init__(
         self,
-        process: subprocess.Popen[bytes],
+        process: TrainerProcess,
         output: Output,
         exclude: Callable[[], Collection[int]],
     ) -> None:

@@ -1,7 +1,8 @@
-"""The spare as the supervisor sees it: when there is one, and how it becomes the trainer."""
+"""The spare as the supervisor sees it: when there is one, and how it makes the next trainer."""
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ from typing import Any
 import structlog
 
 from orchestrator import spare
+from orchestrator.capabilities import Capability, has
 from orchestrator.memory import available_bytes, private_bytes
+from orchestrator.supervisor.child import ForkedProcess, TrainerProcess
 from orchestrator.supervisor.python_command import PythonCommand, python_command
 from orchestrator.supervisor.threads import in_thread
 from orchestrator.wire import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
@@ -46,7 +49,10 @@ class _Spare:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[bool] = loop.create_future()
         self.problem: str | None = None
-        self._began: asyncio.Future[bool] = loop.create_future()
+        self.problem_lasts = True
+        self.is_over = False
+        """Whether nothing more will be heard of it."""
+        self._began: asyncio.Future[int | None] = loop.create_future()
         # What modules print while they are imported is of interest only if that fails.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._connection, theirs = socket.socketpair()
@@ -67,9 +73,14 @@ class _Spare:
         return self.ready.done() and self.ready.result()
 
     @property
-    def has_begun(self) -> bool:
-        """Whether it is a trainer, and lets go of us."""
-        return self._began.done() and self._began.result()
+    def trainer_pid(self) -> int | None:
+        """The trainer that it has forked last, or has become itself."""
+        return self._began.result() if self._began.done() else None
+
+    @property
+    def is_trainer(self) -> bool:
+        """Whether it is the trainer itself, and lets go of us."""
+        return self.trainer_pid == self.process.pid
 
     async def converse(self) -> None:
         """Hear it until its end, or until it has become the trainer."""
@@ -78,30 +89,47 @@ class _Spare:
             while data := await loop.sock_recv(self._connection, RECEIVE_BYTES):
                 for message in buffer.feed(data):
                     self._hear(message)
-        for outcome in (self.ready, self._began):
-            if not outcome.done():
-                outcome.set_result(False)
+        self.is_over = True
+        if not self.ready.done():
+            self.ready.set_result(False)
+        if not self._began.done():
+            self._began.set_result(None)
 
     def _hear(self, message: Message) -> None:
         match message.get("type"):
             case "ready" if not self.ready.done():
                 self.ready.set_result(True)
             case "began" if not self._began.done():
-                self._began.set_result(True)
+                self._began.set_result(int(message["pid"]))
+            case "began":  # too late: another one is the trainer
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(message["pid"]), signal.SIGKILL)
             case "refused":
                 self.problem = str(message.get("reason"))
+                self.problem_lasts = bool(message.get("lasts", True))
 
-    async def become_trainer(self, variables: Mapping[str, str], output: int, lock: int) -> bool:
-        """Hand it what differs from attempt to attempt; whether it begins with the script."""
-        message = {"type": "begin", "environment": variables}
+    async def make_trainer(
+        self, variables: Mapping[str, str], output: int, lock: int
+    ) -> TrainerProcess | None:
+        """Hand it what differs from attempt to attempt; the process that begins with the script."""
+        if self.trainer_pid is not None:
+            self._began = asyncio.get_running_loop().create_future()
+        message = {
+            "type": "begin",
+            "environment": variables,
+            # Else the fork would be handed to somebody else.
+            "may_fork": has(Capability.SUBREAPER),
+        }
         try:
             send_with_descriptors(self._connection, message, (output, lock))
         except OSError:
-            return False
+            return None
         await asyncio.wait({self._began}, timeout=TAKE_OVER_SECONDS)
         if not self._began.done():
-            self._began.set_result(False)  # it will be ended, even if it says it now
-        return self.has_begun
+            self._began.set_result(None)  # it will be ended, even if it says it now
+        if self.trainer_pid is None or self.is_trainer:
+            return self.process if self.is_trainer else None
+        return ForkedProcess(self.trainer_pid)
 
     async def end(self) -> int | None:
         """Kill it if it lives, and reap it; its exit status, negative for a signal."""
@@ -146,7 +174,7 @@ class SpareKeeper:
         self._reason = TOO_EARLY
         self._modules_file: Path | None = None
         self._spare: _Spare | None = None
-        self._former_pid: int | None = None
+        self._former: _Spare | None = None
         self._environment: Mapping[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger()
@@ -179,8 +207,14 @@ class SpareKeeper:
 
     @property
     def awaited(self) -> set[int]:
-        """The processes, this one and the one before, that have somebody who reaps them."""
-        return self.waiting | (set() if self._former_pid is None else {self._former_pid})
+        """The processes that have somebody who reaps them: spares, and what they have forked."""
+        return {
+            pid
+            for spare in (self._spare, self._former)
+            if spare is not None
+            for pid in (spare.process.pid, spare.trainer_pid)
+            if pid is not None
+        }
 
     def facts(self) -> dict[str, Any]:
         """The ``spare`` object of the status."""
@@ -218,7 +252,7 @@ class SpareKeeper:
 
     async def _mind(self, spare: _Spare) -> None:
         await spare.converse()
-        if spare.has_begun:
+        if spare.is_trainer:
             # Not before: the loop goes on watching a descriptor that is closed under it, and would
             # miss what comes on the connection that gets its number next.
             spare.close()
@@ -227,7 +261,7 @@ class SpareKeeper:
         if self._spare is spare:
             self._spare = None
         self._reason = spare.why_it_ended(status)
-        if status is not None and status >= 0:
+        if status is not None and status >= 0 and spare.problem_lasts:
             # The next one would end in the same way.
             self._never = self._reason
         if not self._is_stopping():  # a scheduler's stop, sent to everybody, ends it too
@@ -257,19 +291,21 @@ class SpareKeeper:
         if self._spare is not None:
             await asyncio.wait({self._spare.ready}, timeout=READY_WAIT_SECONDS)
 
-    async def become_trainer(
+    async def make_trainer(
         self, variables: Mapping[str, str], output: int, lock: int
-    ) -> subprocess.Popen[bytes] | None:
-        """The former spare that runs the command now; None where it has to be started cold."""
+    ) -> TrainerProcess | None:
+        """What runs the command now: a fork of the spare, or the spare; None: start it cold."""
         spare, self._reason = self._spare, TOO_EARLY
         if spare is None:
             return None
-        # From here on it is no spare, which would be ended when memory is short.
-        self._spare, self._former_pid = None, spare.process.pid
+        # Until it has answered it is no spare, which would be ended when memory is short.
+        self._spare, self._former = None, spare
         if not spare.ready.done():
             # The next one would have every restart wait for as long.
             self._never = NEVER_READY
-        if not spare.is_ready or not await spare.become_trainer(variables, output, lock):
+        process = await spare.make_trainer(variables, output, lock) if spare.is_ready else None
+        if process is None:
             await spare.end()
-            return None
-        return spare.process
+        elif not (spare.is_trainer or spare.is_over):
+            self._spare = spare
+        return process

@@ -53,7 +53,7 @@ class Starter:
         attempt = Attempt(self._run, number, resume_from, handed, self._snapshots, self._printed_to)
         self._heritage.leave(number, *attempt.memory)
         variables, output = attempt.variables, attempt.output
-        process = await self._spares.become_trainer(
+        process = await self._spares.make_trainer(
             variables, output.descriptor, self._lock_descriptor
         )
         warm = process is not None

@@ -106,28 +106,30 @@ def comparable(facts: Path, root: Path) -> dict[str, Any]:
 def test_training_goes_on_in_the_spare_with_the_same_bits(
     supervise: Start, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Killed with a spare at hand, training ends with the bits of the undisturbed run."""
+    """Killed twice with one spare, training ends with the bits of the undisturbed run."""
     arguments = ("--epochs", "6", "--step-seconds", "0.02", "--workers", "2", *WAIT)
     (tmp_path / "wait").touch()
     run = supervise(*arguments, "--result", str(tmp_path / "r.pt"), options=("--spare",))
     spare = ready_spare(run)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     (tmp_path / "wait").unlink()
-    run.wait_for_event("attempt_started", count=2)
-    assert run.trainer_pid() == spare
+    run.wait_for_event("resumed")
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    run.wait_for_event("resumed", count=2)
+    assert ready_spare(run) == spare
     assert run.end()[0] == 0
-    assert len(events(run.run, "attempt_started")) == 2
+    assert [e["from_spare"] for e in events(run.run, "attempt_started")] == [False, True, True]
     assert_same_result(tmp_path / "r.pt", uninterrupted(*arguments))
     assert_nothing_left(run.run)
 
 
 def test_a_stop_that_signals_everybody_is_still_a_stop(supervise: Start) -> None:
-    """A SIGTERM to the trainer in a former spare and to its successor saves and ends everything."""
+    """A SIGTERM to the spare and to the trainer that it has forked saves and ends everything."""
     run = supervise(*SLOW, options=("--spare",))
     spare = ready_spare(run)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     run.wait_for_event("resumed")
-    assert run.trainer_pid() == spare != ready_spare(run)
+    assert run.trainer_pid() != spare == ready_spare(run)
     run.signal_everyone(signal.SIGTERM)
     assert run.end()[0] == 75
     assert_nothing_left(run.run)

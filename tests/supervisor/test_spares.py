@@ -1,6 +1,7 @@
 """When there is a spare, and why there is none."""
 
 import asyncio
+import ctypes
 import itertools
 import json
 import os
@@ -14,6 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.capabilities import WITHOUT_VARIABLE, Capability
+from orchestrator.supervisor import processes
+from orchestrator.supervisor.child import TrainerProcess
 from orchestrator.supervisor.spares import (
     LEAST_MEMORY_BYTES,
     NEVER_READY,
@@ -33,7 +37,7 @@ class Setting:
     """A keeper for a script, and the memory that it finds."""
 
     def __init__(self, root: Path, *options: str, modules: list[str]) -> None:
-        (root / "script.py").touch()
+        (root / "script.py").touch()  # unless the test has written one
         self.command = [sys.executable, *options, str(root / "script.py")]
         self.modules_file = root / "modules.json"
         self.modules_file.write_text(
@@ -53,6 +57,11 @@ class Setting:
         return facts
 
 
+def ended(process: TrainerProcess) -> int:
+    """Wait for its end, as the supervisor does: its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+
+
 Scene = Callable[[Setting], Coroutine[Any, Any, None]]
 
 
@@ -60,16 +69,22 @@ Scene = Callable[[Setting], Coroutine[Any, Any, None]]
 def play(tmp_path: Path) -> Callable[..., None]:
     """Run a scene with a keeper that has been opened, and see that nothing is left of it."""
 
-    def run(scene: Scene, *options: str, modules: list[str] | None = None) -> None:
+    def run(
+        scene: Scene, *options: str, modules: list[str] | None = None, path: Path = tmp_path
+    ) -> None:
         async def whole() -> None:
             setting = Setting(tmp_path, *options, modules=modules or [])
-            setting.keeper.open({**os.environ, "PYTHONPATH": str(tmp_path)})
+            setting.keeper.open({**os.environ, "PYTHONPATH": str(path)})
             try:
                 await scene(setting)
             finally:
                 await setting.keeper.close()
 
-        asyncio.run(whole())
+        processes.become_subreaper()
+        try:
+            asyncio.run(whole())
+        finally:
+            ctypes.CDLL(None).prctl(processes.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         assert psutil.Process().children() == []
 
     return run
@@ -121,7 +136,7 @@ def test_an_interpreter_without_the_package_is_tried_once(play: Callable[..., No
         assert "status 1: ModuleNotFoundError" in facts["reason"]
         setting.offer()
         assert setting.keeper.pid is None
-        assert await setting.keeper.become_trainer({}, 1, 2) is None
+        assert await setting.keeper.make_trainer({}, 1, 2) is None
 
     play(scene, "-S")
 
@@ -136,7 +151,7 @@ def test_a_spare_that_was_killed_is_replaced_for_the_next_time(play: Callable[..
         assert setting.keeper.pid is not None
         os.kill(setting.keeper.pid, signal.SIGTERM)
         assert (await setting.until("none"))["reason"] == "it was ended by SIGTERM"
-        assert await setting.keeper.become_trainer({}, 1, 2) is None
+        assert await setting.keeper.make_trainer({}, 1, 2) is None
         setting.offer()
         await setting.until("ready")
 
@@ -180,17 +195,17 @@ def test_one_that_does_not_answer_is_ended(
         await setting.until("ready")
         assert setting.keeper.pid is not None
         os.kill(setting.keeper.pid, signal.SIGSTOP)
-        assert await setting.keeper.become_trainer({}, 1, 2) is None
+        assert await setting.keeper.make_trainer({}, 1, 2) is None
         assert psutil.Process().children() == []
 
     play(scene)
 
 
 @pytest.mark.processes
-def test_one_that_becomes_the_trainer_does_not_give_way(
+def test_one_that_makes_a_trainer_does_not_give_way(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Short memory ends spares, and never what is a trainer already."""
+    """Short memory ends spares, and never one that is about to make a trainer."""
     monkeypatch.setattr("orchestrator.supervisor.spares.MEMORY_CHECK_SECONDS", 0.02)
     monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", DEADLINE_SECONDS)
 
@@ -200,23 +215,23 @@ def test_one_that_becomes_the_trainer_does_not_give_way(
         pid = setting.keeper.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        becoming = asyncio.ensure_future(setting.keeper.become_trainer({}, 1, 2))
+        becoming = asyncio.ensure_future(setting.keeper.make_trainer({}, 1, 2))
         await asyncio.sleep(0)
         setting.available = 0
         await asyncio.sleep(0.1)  # several checks
         os.kill(pid, signal.SIGCONT)
         process = await becoming
         assert process is not None
-        assert process.wait(DEADLINE_SECONDS) == 0
+        assert ended(process) == 0
 
     play(scene)
 
 
 @pytest.mark.processes
 def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What it says after it was given up does not keep the next one from being started."""
+    """What it forks after it was given up is ended."""
     monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", 0.1)
 
     async def scene(setting: Setting) -> None:
@@ -225,11 +240,65 @@ def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
         spare = setting.keeper._spare
         assert spare is not None
         os.kill(spare.process.pid, signal.SIGSTOP)
-        assert not await spare.become_trainer({}, 1, 2)
+        assert await spare.make_trainer({}, 1, 2) is None
         os.kill(spare.process.pid, signal.SIGCONT)
-        await setting.until("none")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not (late := {*processes.children_of(os.getpid())} - {spare.process.pid}):
+                await asyncio.sleep(0.01)
+            while not all(processes.Process.look(pid).is_dead for pid in late):
+                await asyncio.sleep(0.01)
+        assert [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in late] == [-signal.SIGKILL]
 
+    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
     play(scene)
+
+
+@pytest.mark.processes
+def test_one_spare_makes_trainers_one_after_the_other(
+    play: Callable[..., None], tmp_path: Path
+) -> None:
+    """Each is our child, in a session of its own, and draws other random numbers."""
+
+    async def scene(setting: Setting) -> None:
+        (tmp_path / "script.py").write_text(
+            "import os, random, sys, numpy\n"
+            "print(os.getppid(), os.getsid(0), random.random(), numpy.random.random())\n"
+            "sys.exit(5)"
+        )
+        setting.offer()
+        await setting.until("ready")
+        spare, seen = setting.keeper.pid, []
+        for number in range(2):
+            with open(tmp_path / f"{number}", "w+") as output, open(tmp_path / "lock", "w") as lock:
+                process = await setting.keeper.make_trainer({}, output.fileno(), lock.fileno())
+                assert process is not None
+                assert process.pid in setting.keeper.awaited
+                assert ended(process) == 5
+                output.seek(0)
+                parent, session, *drawn = output.read().split()
+            assert (int(parent), int(session)) == (os.getpid(), process.pid)
+            assert setting.keeper.pid == spare
+            seen += [str(process.pid), *drawn]
+        assert len({*seen}) == len(seen)
+
+    play(scene, modules=["numpy"])
+
+
+@pytest.mark.processes
+def test_a_spare_with_old_packages_is_replaced(play: Callable[..., None], tmp_path: Path) -> None:
+    """Once something has been installed the next trainer starts cold, and has a new spare."""
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("ready")
+        (packages / "new.py").touch()
+        assert await setting.keeper.make_trainer({}, 1, 2) is None
+        setting.offer()
+        await setting.until("ready")
+
+    play(scene, path=packages)
 
 
 @pytest.mark.processes
@@ -243,7 +312,7 @@ def test_imports_that_do_not_end_are_waited_for_once(
     async def scene(setting: Setting) -> None:
         setting.offer()
         await setting.keeper.settle()
-        assert await setting.keeper.become_trainer({}, 1, 2) is None
+        assert await setting.keeper.make_trainer({}, 1, 2) is None
         setting.offer()
         assert (await setting.until("none"))["reason"] == NEVER_READY
 
@@ -274,21 +343,22 @@ def test_one_that_is_not_ready_is_waited_for(play: Callable[..., None], tmp_path
         assert setting.keeper.facts()["state"] == "importing"
         await setting.keeper.settle()
         with lock.open("w") as held:
-            process = await setting.keeper.become_trainer({}, 1, held.fileno())
+            process = await setting.keeper.make_trainer({}, 1, held.fileno())
         assert process is not None
         assert process.pid in setting.keeper.awaited
-        assert process.wait(DEADLINE_SECONDS) == 7
+        assert ended(process) == 7
         assert (tmp_path / "done").exists()
-        assert setting.keeper.facts()["reason"] == TOO_EARLY
+        assert setting.keeper.facts()["state"] == "ready"
 
     play(scene, modules=["asyncio", "unittest.mock", "xml.dom.minidom"])
 
 
 @pytest.mark.processes
 def test_the_connections_that_come_after_it_are_heard(
-    play: Callable[..., None], tmp_path: Path
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """However late the new trainer lets go of its connection, no other takes its place too soon."""
+    monkeypatch.setenv(WITHOUT_VARIABLE, Capability.SUBREAPER)  # it becomes the trainer itself
     (tmp_path / "late.py").write_text(
         "import socket, time\nclose = socket.socket.close\n"
         "socket.socket.close = lambda self: (time.sleep(0.5), close(self))"
@@ -297,7 +367,7 @@ def test_the_connections_that_come_after_it_are_heard(
     async def scene(setting: Setting) -> None:
         setting.offer()
         await setting.until("ready")
-        process = await setting.keeper.become_trainer({}, 1, 2)
+        process = await setting.keeper.make_trainer({}, 1, 2)
         assert process is not None
         loop = asyncio.get_running_loop()
         # Some of them get the number of whatever has been closed.
@@ -310,6 +380,6 @@ def test_the_connections_that_come_after_it_are_heard(
             assert await asyncio.wait_for(heard, DEADLINE_SECONDS) == b"x"
         for end in itertools.chain(*pairs):
             end.close()
-        assert process.wait(DEADLINE_SECONDS) == 0
+        assert ended(process) == 0
 
     play(scene, modules=["late"])
