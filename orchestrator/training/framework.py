@@ -65,7 +65,7 @@ class FrameworkRun:
             except BaseException as error:
                 self._leave(error)
                 raise
-            self.resume_from = self._resumed and self._resumed.content
+            self.resume_from = self._resumed.content if self._resumed else None
         return self
 
     def __exit__(
@@ -154,6 +154,10 @@ class FrameworkRun:
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Numbers that were measured at this step."""
         self._progress.note(metrics)
+
+    def doubt(self, reason: str) -> None:
+        """Say from now on why this run may differ from one that was not interrupted."""
+        self._doubts = list(dict.fromkeys([*self._doubts, reason]))
 
     # --- saving and stopping -----------------------------------------------------------------
 
