@@ -63,30 +63,33 @@ class _Loop(TrainerCallback):
     ) -> None:
         """A safe point; the Trainer saves next if we say so."""
         self._run.step(state.global_step, int(state.epoch or 0))
-        if self._run.stop_wanted and control.should_evaluate:
-            # It may take longer than the grace period; the state must not wait for it.
-            control.should_evaluate = False
-            self._run.doubt(f"the evaluation at step {state.global_step} was left out for a stop")
-        self._ask_for_save(control, wanted=self._run.save_wanted)
+        # A resumed Trainer does not do again what it does at an epoch's end, which comes at once.
+        is_epoch_end = state.epoch == int(state.epoch or 0)
+        self._ask_for_save(control, wanted=self._run.save_wanted and not is_epoch_end)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The last place at which the Trainer saves by itself."""
-        is_last = control.should_training_stop and not self._run.is_saved
-        self._ask_for_save(control, wanted=is_last or self._run.save_wanted)
+        """The last place at which the Trainer saves by itself, after an evaluation if there is one.
+
+        What it saved just before is saved anew then: an evaluation draws from the random streams.
+        """
+        is_due = control.should_evaluate if self._run.is_saved else control.should_training_stop
+        self._ask_for_save(control, wanted=is_due or self._run.save_wanted)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """An evaluation in the midst of training does not hold up a stop."""
+        """An evaluation in the midst of training does not hold up a stop.
+
+        It draws from the random streams as it begins, so that a stop lets it begin all the same.
+        """
         self._run.alive(Phase.EVALUATE)
         if self._run.stop_wanted:
             self._run.doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
-            if not self._run.is_saved:
-                _separate(self._directory)
-                self._trainer._save_checkpoint(self._trainer.model, None)
-                self._publish(control)
+            _separate(self._directory)
+            self._trainer._save_checkpoint(self._trainer.model, None)
+            self._publish(control)
             self._run.stop()
 
     def on_evaluate(
