@@ -1,8 +1,9 @@
 """Runs examples/hf_trainer.py as users may have changed it: `python hf_variant.py VARIANT ARGS...`.
 
-``jit``: with the Trainer's own handling of SIGTERM. ``last``: resumes from what get_last_checkpoint()
-finds. ``cut``: the same, and the life without checkpoints of ten steps stands still while the tenth
-step's optimizer is half-written. ``slow``: each batch of an evaluation takes a while.
+``jit``: with the Trainer's own handling of SIGTERM. ``last``: resumes from what
+get_last_checkpoint() finds. ``cut``: the same, and where that finds nothing, the trainer stands
+still when it has written half of the tenth step's optimizer. ``slow``: each batch of an evaluation
+takes a while.
 """
 
 import runpy
