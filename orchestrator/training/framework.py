@@ -152,7 +152,7 @@ class FrameworkRun:
         self._page[Field.SAFE_POINTS] += 1
 
     def note(self, metrics: Mapping[str, Any]) -> None:
-        """Numbers that were measured at this step."""
+        """Numbers that were measured on the weights of the last ``step``."""
         self._progress.note(metrics)
 
     def doubt(self, reason: str) -> None:
