@@ -16,7 +16,7 @@ import xxhash
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, FileRecord, Manifest
 from orchestrator.durable import Disk
-from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
@@ -54,7 +54,12 @@ class Checkpoint:
 
     @property
     def state_file(self) -> Path:
-        """The plain ``torch.save`` file."""
+        """The plain ``torch.save`` file. Raises ConfigError for what a framework has saved."""
+        if self.manifest.framework is not None:
+            raise ConfigError(
+                f"cannot take a {STATE_FILE} from {self.path}: {self.manifest.framework} has saved "
+                f"it in its own form; copy its files from {self.content}, or load them from there"
+            )
         return self.path / STATE_FILE
 
     @property

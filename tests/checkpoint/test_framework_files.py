@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.manifest import Manifest
-from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
+from orchestrator.checkpoint.reading import (
+    Checkpoint,
+    export_state,
+    read_checkpoint,
+    verify,
+)
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError
+from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, ConfigError
 from tests.checkpoint.support import manifest_of, names, new_store, reopened
 from tests.support import FailingDisk, full_disk
 
@@ -66,6 +71,14 @@ def test_another_filesystem_gets_copies(
     checkpoint = publish_files(store, saved)
     verify(checkpoint)
     assert not (checkpoint.resume_path / "model.bin").samefile(saved / "model.bin")
+
+
+def test_an_export_says_where_the_files_are(store: Store, saved: Path, tmp_path: Path) -> None:
+    """There is no state.pt in it to export: the files themselves are what other programs read."""
+    checkpoint = publish_files(store, saved)
+    with pytest.raises(ConfigError, match="from .*step-000000000007/content"):
+        export_state(checkpoint, tmp_path / "state.pt")
+    assert not (tmp_path / "state.pt").exists()
 
 
 def test_nothing_is_no_checkpoint(store: Store, tmp_path: Path) -> None:

@@ -1,101 +1,155 @@
-"""Kills and stops a framework's training, and compares its end with that of an undisturbed run.
+"""Kills and stops trainings of frameworks' own trainers, and compares how they end.
 
-`orchestrator chaos` looks into sessions; a framework's run is known by what it publishes. So a fault
-comes at a random time after each new checkpoint, and what counts is the bytes of the last one.
+    python -m tests.survival.trainers [--kills 20] [--stops 5] [--seed 1]
+
+`orchestrator chaos` looks into sessions; such a run is known by what it publishes. Half of the
+SIGKILLs come at any moment, half the moment that the trainer has begun a save. The last checkpoint
+must have the bytes of a run's that nobody disturbed.
 """
 
+import argparse
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.checkpoint.reading import verify
-from tests.e2e.support import Supervised, events, forked_by, forking_server, open_store, wait_for
+from orchestrator.rundir import RunDir
+from tests.e2e.support import (
+    Supervised,
+    assert_all_valid,
+    events,
+    forked_by,
+    forking_server,
+    kill_leftovers,
+    open_store,
+    wait_for,
+)
 
-KILLS, STOPS = 20, 5
-# Times and paths are in these, and nothing that is trained.
-TOLD_APART = {"trainer_state.json", "training_args.bin"}
-
-
-def survive(script: Path, arguments: tuple[str, ...], module: str, seed: int) -> dict[str, Any]:
-    """The report on one script, in the form of `orchestrator chaos --json`."""
-    began, chance = time.monotonic(), random.Random(seed)
-    faults = ["sigkill"] * KILLS + ["sigterm"] * STOPS
-    chance.shuffle(faults)
-    with tempfile.TemporaryDirectory(prefix="survival-") as directory:
-        root = Path(directory)
-        with forking_server(root / "server", module, OMP_NUM_THREADS="1"):
-            command = [*forked_by(root / "server"), str(script), *arguments]
-            undisturbed = _run(root / "undisturbed", command)
-            assert undisturbed.end()[0] == 0
-            lost, problem = _disturb(root, command, faults, chance)
-        exact = not problem and _end(root / "disturbed") == _end(root / "undisturbed")
-        steps = open_store(undisturbed.run).all()[-1].manifest.step
-    problems = [problem or "the end is not that of the undisturbed run"] if not exact else []
-    return {
-        "steps": steps,
-        "trials": 1,
-        "injected": len(faults),
-        "survived": 0 if problem else len(faults),
-        "exact": len(faults) if exact else 0,
-        "seconds": time.monotonic() - began,
-        "faults": [_row(name, lost[name], not problem, exact) for name in ("sigkill", "sigterm")],
-        "problems": problems,
-    }
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
-def _run(root: Path, command: list[str]) -> Supervised:
-    root.mkdir(exist_ok=True)
-    return Supervised(root, command=command, stdout=sys.stderr)
+@dataclass(frozen=True)
+class Subject:
+    """A script, what a process that forks its trainers imports, and where the framework saves.
+
+    ``told_apart`` are files that hold times or paths, and nothing that is trained.
+    """
+
+    name: str
+    script: Path
+    arguments: tuple[str, ...]
+    module: str
+    saves: str
+    told_apart: frozenset[str]
 
 
-def _disturb(
-    root: Path, command: list[str], faults: list[str], chance: random.Random
-) -> tuple[dict[str, list[int]], str]:
-    """Steps that each fault had done again, by its name, and why the run was lost, if it was."""
-    lost: dict[str, list[int]] = {"sigkill": [], "sigterm": []}
-    run = _run(root / "disturbed", command)
-    for fault in faults:
-        known = len(events(run.run, "checkpoint_published"))
-        run.wait_for_event("checkpoint_published", count=known + 1)
-        time.sleep(chance.uniform(0.0, 1.0))
-        if fault == "sigterm":
-            run.signal(signal.SIGTERM)
-            status, _, told = run.end()
-            if status != 75:
-                return lost, f"status {status} after a SIGTERM: {told[-2000:]}"
-            run = _run(root / "disturbed", command)
+SUBJECTS = (
+    Subject(
+        "transformers",
+        EXAMPLES / "hf_trainer.py",
+        ("--epochs", "40", "--samples", "128", "--context", "16", "--save-steps", "5"),
+        "orchestrator.integrations.transformers",
+        "hf-trainer/checkpoint-*",
+        frozenset({"trainer_state.json", "training_args.bin"}),
+    ),
+)
+
+
+class Trial:
+    """One subject under its faults."""
+
+    def __init__(self, subject: Subject, root: Path, server: Path) -> None:
+        root.mkdir()
+        self._subject = subject
+        self._root = root
+        self._command = [*forked_by(server), str(subject.script), *subject.arguments]
+        self._pid_file = server.with_name(f"{server.name}.pid")
+        self.run = self._start()
+
+    def _start(self) -> Supervised:
+        return Supervised(self._root, command=self._command)
+
+    def inject(self, fault: str, chance: random.Random) -> None:
+        """Let it come to another checkpoint, and strike."""
+        count = len(events(self.run.run, "checkpoint_published"))
+        self.run.wait_for_event("checkpoint_published", count + 1)
+        lives = len(events(self.run.run, "attempt_exited"))
+        if fault == "kill in a save":
+            saves = set(self._root.glob(self._subject.saves))
+            wait_for(lambda: set(self._root.glob(self._subject.saves)) - saves, "a save")
         else:
-            os.kill(int((root / "server.pid").read_text()), signal.SIGKILL)
-        ended = len(lost["sigkill"]) + len(lost["sigterm"]) + 1
-        end = run.wait_for_event("attempt_exited", count=ended)
-        begun = run.wait_for_event("attempt_started", count=ended + 1)
-        lost[fault].append(end["step"] - (begun["resume_step"] or 0))
-    status, _, told = run.end()
-    return lost, "" if status == 0 else f"status {status} at the end: {told[-2000:]}"
+            time.sleep(chance.uniform(0, 1))
+        if fault == "stop":
+            self.run.signal(signal.SIGTERM)
+            assert self.run.end()[0] == 75
+            self.run = self._start()
+        else:
+            os.kill(int(self._pid_file.read_text()), signal.SIGKILL)
+            self.run.wait_for_event("attempt_exited", lives + 1)
 
 
-def _end(root: Path) -> dict[str, str]:
+def end_of(run: RunDir, told_apart: frozenset[str]) -> dict[str, str]:
     """The digests of what the last checkpoint has, every byte verified."""
-    run = wait_for(lambda: root / "run", "a run")
-    newest = open_store(RunDir(run)).all()[-1]
+    newest = open_store(run).all()[-1]
     verify(newest)
     files = newest.manifest.files.items()
-    return {name: record.xxh3_128 for name, record in files if name not in TOLD_APART}
+    return {name: record.xxh3_128 for name, record in files if name not in told_apart}
 
 
-def _row(name: str, lost: list[int], survived: bool, exact: bool) -> dict[str, Any]:
-    return {
-        "fault": name,
-        "injected": len(lost),
-        "survived": len(lost) if survived else 0,
-        "exact": len(lost) if exact else 0,
-        "steps_lost": sum(lost),
-        "most_steps_lost": max(lost, default=0),
-        "seconds_lost": 0.0,
-        "most_seconds_lost": 0.0,
-    }
+def row(subject: Subject, faults: list[str], seed: int) -> str:
+    """The line of the table."""
+    chance = random.Random(seed)
+    chance.shuffle(faults)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="survival-") as directory:
+        root = Path(directory)
+        # So small a model only loses by threads.
+        with forking_server(root / "server", subject.module, OMP_NUM_THREADS="1"):
+            undisturbed = Trial(subject, root / "undisturbed", root / "server").run
+            assert undisturbed.end()[0] == 0
+            trial = Trial(subject, root / "disturbed", root / "server")
+            try:
+                for fault in faults:
+                    trial.inject(fault, chance)
+                status = trial.run.end()[0]
+            finally:
+                kill_leftovers(trial.run.run)
+        assert_all_valid(trial.run.run)
+        ends = (end_of(run.run, subject.told_apart) for run in (undisturbed, trial.run))
+        equal = len({str(end) for end in ends}) == 1
+        exited = events(trial.run.run, "attempt_exited")
+        resumed = events(trial.run.run, "resumed")
+    again = [end["step"] - begun["step"] for end, begun in zip(exited, resumed, strict=False)]
+    counts = (faults.count(name) for name in ("kill", "kill in a save", "stop"))
+    words = ("yes" if outcome else "**no**" for outcome in (status == 0, equal))
+    lost = f"{sum(again) / len(again):.1f}, at most {max(again)}"
+    minutes = f"{(time.monotonic() - began) / 60:.1f}"
+    cells = (subject.name, *counts, len(exited), lost, *words, minutes)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.survival.trainers", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stops", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    in_a_save = args.kills // 2
+    faults = ["kill"] * (args.kills - in_a_save) + ["kill in a save"] * in_a_save
+    faults += ["stop"] * args.stops
+    print(
+        "| trainer | kills | in a save | stops | attempts | steps done again | complete | equal "
+        "| minutes |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    table = [row(subject, list(faults), args.seed) for subject in SUBJECTS]
+    print("\n".join(table))
+    sys.exit(any("**no**" in line for line in table))
+
+
+if __name__ == "__main__":
+    main()
