@@ -59,6 +59,10 @@ class Disk:
         """Give a file or directory its new name in one atomic step."""
         os.rename(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name."""
+        os.link(source, target)
+
     def remove(self, path: Path) -> None:
         """Remove one file or one empty directory."""
         if path.is_dir() and not path.is_symlink():

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "orchestrator"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOMES = {
-    "torch": ("training/",),
+    "torch": ("training/", "integrations/"),
+    "transformers": ("integrations/transformers.py",),
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
     "psutil": ("supervisor/processes.py", "supervisor/battery.py", "memory.py"),
     "rich": ("commands.py", "tables.py", "chaos/shown.py"),
@@ -55,6 +56,7 @@ RANKS = {
     "supervisor": 6,
     "training": 6,
     "chaos": 7,
+    "integrations": 7,
     "contact": 7,
     "doctor": 8,
     "attach": 8,

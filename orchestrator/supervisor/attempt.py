@@ -96,7 +96,7 @@ class Attempt:
         """What its environment has beside the common one."""
         variables = {ATTEMPT_VARIABLE: str(self.number)}
         if self.resume_from is not None:
-            variables[RESUME_VARIABLE] = str(self.resume_from.state_file.absolute())
+            variables[RESUME_VARIABLE] = str(self.resume_from.resume_path.absolute())
         return variables
 
     @property

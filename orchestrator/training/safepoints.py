@@ -132,7 +132,7 @@ class SafePoints:
             return
         self.schedule.succeeded()
         if not ended.result().manifest.healthy:
-            _say_unhealthy(ended.result())
+            say_unhealthy(ended.result())
 
     # --- stopping ----------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class SafePoints:
         if checkpoint.manifest.healthy:
             return ExitStatus.STOPPED_SAVED
         # The next run resumes from an older one.
-        _say_unhealthy(checkpoint)
+        say_unhealthy(checkpoint)
         return ExitStatus.STOPPED_UNSAVED
 
     # --- saving ------------------------------------------------------------------------------
@@ -198,7 +198,8 @@ class SafePoints:
             self._page[PHASE] = before
 
 
-def _say_unhealthy(checkpoint: Checkpoint) -> None:
+def say_unhealthy(checkpoint: Checkpoint) -> None:
+    """Say that nothing will resume from it."""
     say(
         f"step {checkpoint.manifest.step} has weights that are not finite: its checkpoint is kept, "
         "but nothing will resume from it"

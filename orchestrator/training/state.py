@@ -131,13 +131,8 @@ class Registry:
 
         Buffers are left out: an attention mask holds infinities on purpose.
         """
-        return [
-            parameter.detach()
-            for value in self._objects.values()
-            if isinstance(value, torch.nn.Module)
-            for parameter in value.parameters()
-            if parameter.is_floating_point() or parameter.is_complex()
-        ]
+        modules = [v for v in self._objects.values() if isinstance(v, torch.nn.Module)]
+        return [parameter for module in modules for parameter in parameters_of(module)]
 
     def storages_of_optimizers(self) -> frozenset[int]:
         """The storages, by ``_cdata``, that change only in an optimizer's step."""
@@ -218,6 +213,11 @@ def _copies_what_it_loads(value: Stateful) -> bool:
         type(part).set_extra_state is usual.set_extra_state
         for part in (value.modules() if isinstance(value, usual) else ())
     )
+
+
+def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Its floating or complex parameters, without their gradients."""
+    return [p.detach() for p in module.parameters() if p.is_floating_point() or p.is_complex()]
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
