@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.durable import write_json
 from orchestrator.spare import environment_digest
+from orchestrator.tracking import MLFLOW_VARIABLE
 from orchestrator.wire import ATTEMPT_VARIABLE, RESUME_VARIABLE
 
 # So many more than at the last report are worth another one.
@@ -20,8 +21,9 @@ _OURS = __name__.partition(".")[0]
 _FIRST_ENVIRONMENT = Path("/proc/self/environ")
 # The attempt's own, and what torch sets when it is used, not when it is imported.
 _PASSED_OVER = {
-    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, "CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT"),
-    *("TEARDOWN_CUPTI", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, MLFLOW_VARIABLE),
+    *("CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"),
+    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
 }
 
 

@@ -65,6 +65,7 @@ class Session:
             self._joined = Joined(self._run_dir)
             self._home, self._page = self._joined.home, self._joined.page
             self._saver = Saver(self._home, self._registry)
+            self._metrics = self._joined.metrics
             try:
                 self._begin()
             except BaseException as error:
@@ -82,12 +83,13 @@ class Session:
         self._page[PHASE] = Phase.RESTORE
         self.resumed_from = resume_newest(self._home, self._registry, self._course)
         self._safe_points = SafePoints(
-            self._home, self._course, self._saver, lambda: self._joined.stop_source
+            self._home, self._course, self._saver, self._metrics, lambda: self._joined.stop_source
         )
         if self.resumed_from is not None:
             self._safe_points.schedule.begun(self.global_step, self.epoch)
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._course)
+        self._metrics.resume(self.global_step, self.epoch)
         self._steps_at_start = self.global_step
         self._page[Field.STEP] = self.global_step
         self._page[Field.EPOCH] = self.epoch
@@ -137,6 +139,11 @@ class Session:
     def exactness(self) -> str | None:
         """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
         return self._course.exactness
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run, the same in each of its lives; inside the ``with`` block."""
+        return self._home.store.run_id
 
     @property
     def global_step(self) -> int:
@@ -196,6 +203,7 @@ class Session:
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
         self._course.end_step(metrics)
+        self._metrics.note(progress.step, progress.epoch, metrics, is_poll=False)
         self._page[STEP] = progress.step
         self._page[PHASE] = TRAIN
         self._safe_points.reach()
@@ -208,6 +216,7 @@ class Session:
         nothing is saved, since the state belongs to neither.
         """
         self._course.poll(metrics)
+        self._metrics.note(self.global_step, self.epoch, metrics, is_poll=True)
         self._page[PHASE] = Phase.EVALUATE
         try:
             self._safe_points.reach()

@@ -49,11 +49,17 @@ class Progress:
     """The step whose weights each metric was measured on, as far as that is known."""
     _reported: set[str] = field(default_factory=set)
 
-    def note(self, metrics: Mapping[str, Any]) -> None:
-        """Keep the latest metrics as they are, but for the graph behind a loss."""
+    def note(self, metrics: dict[str, Any]) -> None:
+        """Keep the latest metrics; those on a device are not waited for.
+
+        Others become numbers, in ``metrics`` itself, since a loop may go on adding to its tensor.
+        """
         for name, value in metrics.items():
-            self.metrics[name] = value.detach() if isinstance(value, torch.Tensor) else value
+            if isinstance(value, torch.Tensor):
+                is_number = value.is_cpu and value.numel() == 1
+                metrics[name] = value.item() if is_number else value.detach()
             self.noted_at[name] = self.step
+        self.metrics.update(metrics)
 
     def metric_values(self) -> dict[str, float]:
         """The metrics as numbers; waits for the device where one is a tensor on it.
@@ -63,7 +69,7 @@ class Progress:
         values = {}
         for name, value in self.metrics.items():
             try:
-                values[name] = _number(name, value)
+                values[name] = number(name, value)
             except ConfigError as error:
                 if self.refuses_bad_metrics:
                     raise
@@ -77,7 +83,8 @@ class Progress:
         return {n: value for n, value in values.items() if self.noted_at.get(n) == self.step}
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """A metric as a number; waits for the device that it is on. Raises ConfigError."""
     if name in RESERVED or name.endswith(SUFFIX):
         raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
     try:
