@@ -57,6 +57,7 @@ RANKS = {
     "slurm": 5,
     "listing": 5,
     "tables": 5,
+    "integrations": 7,
     "supervisor": 6,
     "training": 6,
     "chaos": 7,

@@ -115,8 +115,7 @@ def thin_out(path: Path, stride: int) -> None:
     kept = [
         line
         for line in path.read_bytes().splitlines(keepends=True)
-        if (found := _LINE.match(line))
-        and (found[3] == b"true" or _place(found)[0] % stride == 0)
+        if (found := _LINE.match(line)) and (found[3] == b"true" or _place(found)[0] % stride == 0)
     ]
     replace_file(path, b"".join(kept))
 

@@ -169,9 +169,12 @@ class Session:
             with refusing():
                 course.begin_epoch()
             yield self.epoch
-            course.end_epoch()
-            self._page[Field.EPOCH] = self.epoch
+            self._end_epoch()
             self._safe_points.reach()
+
+    def _end_epoch(self) -> None:
+        self._course.end_epoch()
+        self._page[Field.EPOCH] = self.epoch
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to do of ``total``, counted from 0, for loops without epochs."""
@@ -199,6 +202,10 @@ class Session:
 
         Raises TrainingStopped when a stop was asked for and the state has been saved.
         """
+        self._end_step(metrics)
+        self._safe_points.reach()
+
+    def _end_step(self, metrics: dict[str, Any]) -> None:
         progress = self._course.progress
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
@@ -206,7 +213,6 @@ class Session:
         self._metrics.note(progress.step, progress.epoch, metrics, is_poll=False)
         self._page[STEP] = progress.step
         self._page[PHASE] = TRAIN
-        self._safe_points.reach()
 
     def poll(self, **metrics: Any) -> None:
         """A safe point without a step, for evaluation and warm-up.

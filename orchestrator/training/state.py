@@ -1,7 +1,8 @@
 """The state of a training run as one dict, taken from the live objects and given back to them."""
 
+import abc
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -34,6 +35,14 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: Any) -> Any:
         """Take over what ``state_dict`` returned."""
+
+
+class Composite(abc.ABC):
+    """What is registered in the place of modules and optimizers that its state contains."""
+
+    @abc.abstractmethod
+    def parts(self) -> Iterable[Any]:
+        """These modules and optimizers."""
 
 
 @dataclass
@@ -138,18 +147,25 @@ class Registry:
 
         Buffers are left out: an attention mask holds infinities on purpose.
         """
-        modules = [v for v in self._objects.values() if isinstance(v, torch.nn.Module)]
+        modules = [part for part in self._parts() if isinstance(part, torch.nn.Module)]
         return [parameter for module in modules for parameter in parameters_of(module)]
 
     def storages_of_optimizers(self) -> frozenset[int]:
         """The storages, by ``_cdata``, that change only in an optimizer's step."""
         tensors: list[torch.Tensor] = []
-        for value in self._objects.values():
+        for value in self._parts():
             if isinstance(value, torch.optim.Optimizer):
                 tensors += [p for group in value.param_groups for p in group["params"]]
                 for state in value.state.values():
                     tensors += [entry for entry in state.values() if torch.is_tensor(entry)]
         return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
+
+    def _parts(self) -> Iterator[Any]:
+        """The registered objects, and what those that are Composite consist of."""
+        for value in self._objects.values():
+            yield value
+            if isinstance(value, Composite):
+                yield from value.parts()
 
     def is_finite(self) -> bool:
         """Whether every parameter of every registered module is finite."""
