@@ -125,7 +125,9 @@ class Life:
         return {
             **self.net.state_dict(),
             "optimizer": str(self.trainer.optimizers[0].state_dict()),
-            "schedulers": str([c.scheduler.state_dict() for c in self.trainer.lr_scheduler_configs]),
+            "schedulers": str(
+                [c.scheduler.state_dict() for c in self.trainer.lr_scheduler_configs]
+            ),
             "loops": self.trainer.fit_loop.state_dict(),
             "random": torch.get_rng_state(),
         }
