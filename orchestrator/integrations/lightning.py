@@ -2,32 +2,39 @@
 
     Trainer(callbacks=[OrchestratorCallback()])
 
-Lightning calls hooks where a session's script would loop. The safe point of a batch is where Lightning
-asks for the next one: everything that it does for a batch has been done by then, validation
-included. What is saved there is Lightning's own checkpoint, and its counters are put back exactly,
-since Lightning's way of restarting leaves some of them, and skips a validation, as it seems fit.
+Lightning calls hooks where a session's script would loop. The safe point of a batch is where
+Lightning asks for the next one: everything that it does for a batch has been done by then,
+validation included. What is saved there is Lightning's own checkpoint. Its counters are put back by
+us: where Lightning restarts by itself, it leaves out hooks or a validation after the last batch.
 """
 
 import importlib
+import io
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from orchestrator.durable import replace_file
 from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training import Session
 from orchestrator.training.ending import refusing
-from orchestrator.training.plain import to_plain
+from orchestrator.training.plain import from_plain, to_plain
 from orchestrator.training.state import RESERVED, SUFFIX, Composite
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
 else:
     # Both names are in use for one code base; hooks are found by their names, not by the class.
     _NAME = "pytorch_lightning" if "pytorch_lightning" in sys.modules else "lightning.pytorch"
     Callback = importlib.import_module(_NAME).Callback
+    TorchCheckpointIO = importlib.import_module(f"{_NAME}.plugins.io").TorchCheckpointIO
 
+_KEY = f"trainer{SUFFIX}"
 _HYPER_PARAMETERS = (
     *("hparams_name", "hyper_parameters", "hparams_type"),
     *("datamodule_hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_type"),
@@ -110,6 +117,30 @@ class OrchestratorCallback(Callback):
             session.__exit__(type(exception), exception, exception.__traceback__)
 
 
+class OrchestratorCheckpointIO(TorchCheckpointIO):
+    """Has each file that Lightning saves appear whole or not at all, after a power loss too.
+
+    It loads the ``state.pt`` of our checkpoints too, as ``ckpt_path`` for validate, test, predict.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a file of the local disk durably; what lies elsewhere, as Lightning does."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(Path(path), content.getvalue())
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Lightning's checkpoint, from a file of its own or of ours."""
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        return from_plain(checkpoint[_KEY]) if _KEY in checkpoint else checkpoint
+
+
 class _FitSession(Session):
     """A session whose loop is that of ``Trainer.fit``."""
 
@@ -151,7 +182,7 @@ class _FitSession(Session):
         """Lightning has done all that belongs to the epoch, the last batch's step included."""
         if self._has_batch:
             self._has_batch = False
-            self._end_step(self._metrics_of_step())
+            self._end_step(**self._metrics_of_step())
         if self._in_epoch:
             self._in_epoch = False
             self._end_epoch()

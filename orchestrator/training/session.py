@@ -202,10 +202,10 @@ class Session:
 
         Raises TrainingStopped when a stop was asked for and the state has been saved.
         """
-        self._end_step(metrics)
+        self._end_step(**metrics)
         self._safe_points.reach()
 
-    def _end_step(self, metrics: dict[str, Any]) -> None:
+    def _end_step(self, **metrics: Any) -> None:
         progress = self._course.progress
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
