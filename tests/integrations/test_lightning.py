@@ -5,17 +5,18 @@ import logging
 import random
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.integrations.lightning import OrchestratorCallback
+from orchestrator.integrations.lightning import OrchestratorCallback, OrchestratorCheckpointIO
 from orchestrator.rundir import RunDir
 from orchestrator.training import TrainingRefused, TrainingStopped
 
@@ -103,13 +104,14 @@ class Life:
         *,
         plateau: bool = False,
         workers: int = 0,
+        callbacks: Sequence[pl.Callback] = (),
         **trainer: Any,
     ) -> None:
         pl.seed_everything(0, workers=True, verbose=False)
         self.net = Net(plateau, cut)
         self.trainer = pl.Trainer(
             **(TRAINER | trainer),  # type: ignore[arg-type]
-            callbacks=[OrchestratorCallback(root)],
+            callbacks=[*callbacks, OrchestratorCallback(root)],
         )
         data = Noisy()
         loader = DataLoader(data, 2, shuffle=True, num_workers=workers)
@@ -245,3 +247,18 @@ def test_lightnings_own_signal_handlers_stay_out(
     assert Life(tmp_path, ("batch", 4)).stopped
     assert {number: signal.getsignal(number) for number in before} == before
     assert not list(Path.cwd().glob("hpc_ckpt*"))
+
+
+def test_its_files_are_durable_and_ours_are_loaded(tmp_path: Path) -> None:
+    """The CheckpointIO saves what Lightning saves, and takes our state.pt as a ckpt_path."""
+    saving = ModelCheckpoint(tmp_path / "own", save_last=True)
+    plugin = OrchestratorCheckpointIO()
+    life = Life(tmp_path / "run", enable_checkpointing=True, plugins=[plugin], callbacks=[saving])
+    own = torch.load(tmp_path / "own" / "last.ckpt", weights_only=False)
+    newest = Store.open(RunDir(tmp_path / "run"), []).all()[-1]
+    ours = plugin.load_checkpoint(newest.state_file)
+    for name, value in life.net.state_dict().items():
+        assert torch.equal(own["state_dict"][name], value)
+        assert torch.equal(ours["state_dict"][name], value)
+    assert [path.name for path in (tmp_path / "own").iterdir() if path.name[0] == "."] == []
+    life.trainer.validate(life.net, DataLoader(Noisy(), 10), ckpt_path=str(newest.state_file))
