@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOMES = {
     "torch": ("training/", "integrations/"),
-    "lightning": ("integrations/lightning.py",),
+    "lightning": ("integrations/lightning.py", "integrations/lightning_loop.py"),
     "transformers": ("integrations/transformers.py",),
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
     "psutil": ("supervisor/processes.py", "supervisor/battery.py", "memory.py"),

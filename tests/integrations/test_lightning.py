@@ -62,8 +62,8 @@ class Net(pl.LightningModule):
     def loss(self, batch: torch.Tensor) -> torch.Tensor:
         return (self.net(batch) - batch).square().mean()
 
-    def training_step(self, batch: torch.Tensor, number: int) -> torch.Tensor:
-        loss = self.loss(batch)
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        loss = self.loss(sum(batch) if isinstance(batch, (list, tuple)) else batch)
         self.log("train_loss", loss)
         return loss
 
@@ -104,6 +104,7 @@ class Life:
         *,
         plateau: bool = False,
         workers: int = 0,
+        loaders: int = 1,
         callbacks: Sequence[pl.Callback] = (),
         **trainer: Any,
     ) -> None:
@@ -114,7 +115,8 @@ class Life:
             callbacks=[*callbacks, OrchestratorCallback(root)],
         )
         data = Noisy()
-        loader = DataLoader(data, 2, shuffle=True, num_workers=workers)
+        one_of = [DataLoader(data, 2, shuffle=True, num_workers=workers) for _ in range(loaders)]
+        loader = one_of if loaders > 1 else one_of[0]
         self.stopped = False
         try:
             self.trainer.fit(self.net, loader, DataLoader(data, 10))
@@ -173,6 +175,7 @@ CASES = [
         [("batch", 7), ("batch", 14), ("batch", 20)],
         id="validation over epochs",
     ),
+    pytest.param({"loaders": 2}, [("batch", 4), ("end", 10), ("batch", 28)], id="two loaders"),
     pytest.param({"workers": 2}, [("batch", 13)], id="workers"),
 ]
 
