@@ -46,11 +46,8 @@ RANKS = {
     "journal": 2,
     "rundir": 3,
     "runlock": 4,
-<<<<<<< HEAD
     "forking": 1,
-=======
     "tracking": 4,
->>>>>>> 24867b8 (Tracking survives restarts: run ids for W&B and MLflow, a metrics file that is cut off where a run resumes)
     "spare": 3,
     "checkpoint": 4,
     "config": 5,

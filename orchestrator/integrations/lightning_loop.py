@@ -62,6 +62,12 @@ class FitSession(Session):
 
     def begin(self) -> None:
         """Lightning has restored its state and enters its loop."""
+        if type(self._trainer.fit_loop._data_fetcher).__name__ == "_DataLoaderIterDataFetcher":
+            with refusing():
+                raise ConfigError(
+                    "cannot train with training_step(dataloader_iter) yet, which fetches batches "
+                    "inside a step: take the batch as the argument"
+                )
         if self._lightning.begin(self._trainer.fit_loop):
             self._open_epoch()
 
@@ -119,7 +125,8 @@ class FitSession(Session):
         logged = dict(self._trainer.callback_metrics)
         fresh = {k: value for k, value in logged.items() if value is not self._shown.get(k)}
         self._shown = logged
-        metrics = ({} if self.loss is None else {"loss": self.loss}) | fresh
+        loss, self.loss = self.loss, None
+        metrics = ({} if loss is None else {"loss": loss}) | fresh
         return {
             name: value
             for name, value in metrics.items()

@@ -208,6 +208,27 @@ def test_a_stop_in_the_last_step_lets_training_end(tmp_path: Path, uninterrupted
     assert Life(tmp_path).net.events == []
 
 
+def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path, uninterrupted: Any) -> None:
+    """With more of them in the script, it ends as if there had been so many from the start."""
+    Life(tmp_path, max_epochs=2)
+    longer = Life(tmp_path)
+    for name, value in uninterrupted(()).net.state_dict().items():
+        assert torch.equal(longer.net.state_dict()[name], value)
+
+
+class Fetching(Net):
+    def training_step(self, dataloader_iter: Any) -> torch.Tensor:  # type: ignore[override]
+        return self.loss(next(dataloader_iter)[0])
+
+
+def test_fetching_inside_a_step_is_refused(tmp_path: Path) -> None:
+    """A safe point could not lie between two batches then."""
+    trainer = pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)])  # type: ignore[arg-type]
+    with pytest.raises(TrainingRefused) as refused:
+        trainer.fit(Fetching(), DataLoader(Noisy(), 2))
+    assert refused.value.status == 78
+
+
 def test_a_checkpoint_holds_lightnings_own(tmp_path: Path) -> None:
     """The safe load reads it, and Lightning can be given it as a file of its own."""
     life = Life(tmp_path)
