@@ -6,7 +6,7 @@ import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.durable import append_lines, replace_file
@@ -16,15 +16,14 @@ from orchestrator.training.state import number
 
 # So many steps have a line each; of twice as many every second one, of four times every fourth.
 MOST_STEPS = 100_000
+# A loop that makes more lines than this between two flushes gets fewer.
+MOST_AT_ONCE = 1000
 _LINE = re.compile(rb'\{"step": (\d+), "epoch": (\d+), "poll": (true|false), ')
 
 
-class _Record(NamedTuple):
-    step: int
-    epoch: int
-    is_poll: bool
-    time: float
-    metrics: dict[str, Any]
+# Completed steps and epochs, whether it is a poll's, the time, the metrics: a plain tuple, since
+# one is made at every step.
+_Record = tuple[int, int, bool, float, dict[str, Any]]
 
 
 class MetricsFile:
@@ -40,11 +39,12 @@ class MetricsFile:
         self._attempt = attempt
         self._records: list[_Record] = []
         self._stride = 1
+        self._thinned_by = 1
         self._has_complained = False
 
     def resume(self, step: int, epoch: int) -> None:
         """Remove the lines of what will be done again, and a torn one."""
-        self._stride = stride_at(step)
+        self._stride = self._thinned_by = stride_at(step)
         try:
             cut_off(self._path, step, epoch)
         except OSError as error:
@@ -53,32 +53,33 @@ class MetricsFile:
     def note(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
         """Keep the metrics of a step, or of a safe point beside the steps, for the next flush."""
         if metrics and (is_poll or step % self._stride == 0):
-            self._records.append(_Record(step, epoch, is_poll, time.time(), metrics))
+            self._records.append((step, epoch, is_poll, time.time(), metrics))
 
     def flush(self) -> None:
         """Write what was noted; on a full disk it is lost, which is said once."""
         if not self._records:
             return
         records, self._records = self._records, []
+        stride = stride_at(records[-1][0])
+        self._stride = max(stride, self._stride << (len(records) // MOST_AT_ONCE).bit_length())
         try:
             if not append_lines(self._path, b"".join(map(self._line, records))):
                 raise OSError("there is no room left on the disk")
-            newest_stride = stride_at(records[-1].step)
-            if newest_stride > self._stride:
-                self._stride = newest_stride
-                thin_out(self._path, newest_stride)
+            if stride > self._thinned_by:
+                self._thinned_by = stride
+                thin_out(self._path, stride)
         except OSError as error:
             self._complain(error)
 
     def _line(self, record: _Record) -> bytes:
-        moment = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
+        step, epoch, is_poll, moment, metrics = record
         content = {
-            "step": record.step,
-            "epoch": record.epoch,
-            "poll": record.is_poll,
-            "time": moment,
+            "step": step,
+            "epoch": epoch,
+            "poll": is_poll,
+            "time": datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds"),
             "attempt": self._attempt,
-            "metrics": json_metrics(_numbers(record.metrics)),
+            "metrics": json_metrics(_numbers(metrics)),
         }
         return json.dumps(content).encode() + b"\n"
 

@@ -109,6 +109,18 @@ def test_a_run_that_goes_back_is_thinned_out_all_the_same(
     assert [step for step, _, _ in places_of(path)] == [2, 4, 6, 8, 10, 12]
 
 
+def test_a_fast_loop_has_fewer_lines(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many steps come between two flushes, from then on every second has a line, or fewer."""
+    monkeypatch.setattr(metrics, "MOST_AT_ONCE", 10)
+    file = MetricsFile(path, None)
+    for step in range(1, 101):
+        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        if step % 25 == 0:
+            file.flush()
+    steps = [step for step, _, _ in places_of(path)]
+    assert steps == [*range(1, 26), *range(28, 51, 4), *range(52, 101, 4)]
+
+
 def test_strides_are_powers_of_two() -> None:
     """Each time a run has become twice as long, every second line goes."""
     most = metrics.MOST_STEPS
