@@ -13,6 +13,7 @@ from tests.e2e.support import (
     Supervised,
     WarmTrainers,
     clean_environment,
+    forked_by,
     forking_server,
     kill_leftovers,
 )
@@ -25,11 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
-    """Start `orchestrator run` in the test's directory."""
+def supervise(tmp_path: Path, warm_server: Path) -> Iterator[Callable[..., Supervised]]:
+    """Start `orchestrator run` in the test's directory.
+
+    The trainers of our script are forked from a server, since imports of torch would be most of
+    the suite's time; ``cold`` ones are started as a user does it.
+    """
     started: list[Supervised] = []
 
-    def start(*script_arguments: str, **options: Any) -> Supervised:
+    def start(*script_arguments: str, cold: bool = False, **options: Any) -> Supervised:
+        if not cold and "command" not in options:
+            options["command"] = [*forked_by(warm_server), str(TRAIN), *script_arguments]
         started.append(Supervised(tmp_path, *script_arguments, **options))
         return started[-1]
 
@@ -63,7 +70,7 @@ def warm_trainers(warm_server: Path) -> WarmTrainers:
     return WarmTrainers(warm_server)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The address of a process that has imported torch and forks trainers."""
     address = tmp_path_factory.mktemp("warm") / "server"

@@ -72,7 +72,7 @@ def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
     supervise: Start, tmp_path: Path
 ) -> None:
     """A run without a checkpoint is not called saved, neither by `stop` nor by its supervisor."""
-    run = supervise(*SLOW)
+    run = supervise(*SLOW, cold=True)
     run.trainer_pid()
     stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
     nothing = "stopped before the first step: there was nothing to save"

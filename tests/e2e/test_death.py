@@ -102,7 +102,7 @@ def test_each_death_has_its_diagnosis(
 def test_segfault_leaves_its_stack_and_the_last_lines(supervise: Start) -> None:
     """The stack of faulthandler is in the output, and where it was in the record and the cause."""
     code = "print('\\x1b[31mone\\x1b[0m\\n 1%\\r 99%\\r'); import ctypes; ctypes.string_at(0)"
-    run = supervise("--run-at", "3", "--code", code, options=ONE_LIFE)
+    run = supervise("--run-at", "3", "--code", code, options=ONE_LIFE, cold=True)
     assert run.end()[0] == 70
     record = exit_record(run.run)
     assert (record["kind"], record["signal"]) == ("crashed", signal.SIGSEGV)

@@ -56,8 +56,8 @@ def test_linear_is_the_classic_program(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(HANG_SECONDS + 60)
 def test_digits_reach_their_accuracy(tmp_path: Path) -> None:
-    """The digits example reaches 98% on the test set."""
-    result = run_example(tmp_path, "digits.py")
+    """The digits example reaches 98% on the test set, in fewer epochs than it has."""
+    result = run_example(tmp_path, "digits.py", "--epochs", "8")
     assert result.returncode == 0, result.stdout + result.stderr
     accuracy = re.search(r"final test accuracy (\d\.\d+)", result.stdout)
     assert accuracy is not None

@@ -88,7 +88,7 @@ def test_hung_trainer_is_restarted(
     """Each kind of hang is noticed and described, and training ends with the same bits."""
     result = ("--result", str(tmp_path / "result.pt"))
     pace = ("--step-seconds", "0.1")  # it is not to be done before it is asked to stop
-    run = supervise(*AT_STEP_5, ONCE.format(hang), *pace, *result, options=QUICK)
+    run = supervise(*AT_STEP_5, ONCE.format(hang), *pace, *result, options=QUICK, cold=True)
     status, _, stderr = run.end()
     assert status == 0, stderr
     (found,) = events(run.run, "hang_detected")
@@ -109,7 +109,7 @@ def test_stuck_worker_is_a_hang_and_seen_in_its_own_process(supervise: Start) ->
 
     The user's command for events is told of it.
     """
-    run = supervise(*AT_STEP_5, STUCK_WORKER, options=(*QUICK, "--on-event", NOTE))
+    run = supervise(*AT_STEP_5, STUCK_WORKER, options=(*QUICK, "--on-event", NOTE), cold=True)
     assert run.end()[0] == 0
     told = (run.run.root.parent / "events").read_text().splitlines()
     # In the order in which the two commands end, not in which they were begun.
@@ -160,7 +160,7 @@ def test_trainer_that_comes_back_and_completes_may_go_on(supervise: Start, tmp_p
     """One that was only stopped, and is done when it is continued, is not killed after that."""
     upload = "import atexit; atexit.register(lambda: (time.sleep(3), open('uploaded', 'w')))"
     code = f"{upload}\n{ONCE.format(STOPPED)}"
-    run = supervise("--epochs", "1", "--run-at", "15", "--code", code, options=QUICK)
+    run = supervise("--epochs", "1", "--run-at", "15", "--code", code, options=QUICK, cold=True)
     assert run.end()[0] == 0
     assert (tmp_path / "uploaded").exists()
 
@@ -181,7 +181,9 @@ def test_command_without_session_is_never_taken_for_hung(supervise: Start) -> No
 
 def test_time_in_which_the_supervisor_was_stopped_does_not_count(supervise: Start) -> None:
     """A job that is stopped as a whole for longer than the timeout goes on where it was."""
-    run = supervise("--epochs", "1000", "--step-seconds", "0.05", options=("--hang-timeout", "5s"))
+    run = supervise(
+        "--epochs", "1000", "--step-seconds", "0.05", options=("--hang-timeout", "5s"), cold=True
+    )
     run.wait_for_event("checkpoint_published")
     run.signal_everyone(signal.SIGSTOP)
     time.sleep(7)

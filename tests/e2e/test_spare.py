@@ -109,7 +109,7 @@ def test_training_goes_on_in_the_spare_with_the_same_bits(
     """Killed twice with one spare, training ends with the bits of the undisturbed run."""
     arguments = ("--epochs", "6", "--step-seconds", "0.02", "--workers", "2", *WAIT)
     (tmp_path / "wait").touch()
-    run = supervise(*arguments, "--result", str(tmp_path / "r.pt"), options=("--spare",))
+    run = supervise(*arguments, "--result", str(tmp_path / "r.pt"), options=("--spare",), cold=True)
     spare = ready_spare(run)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     (tmp_path / "wait").unlink()
@@ -125,7 +125,7 @@ def test_training_goes_on_in_the_spare_with_the_same_bits(
 
 def test_a_stop_that_signals_everybody_is_still_a_stop(supervise: Start) -> None:
     """A SIGTERM to the spare and to the trainer that it has forked saves and ends everything."""
-    run = supervise(*SLOW, options=("--spare",))
+    run = supervise(*SLOW, options=("--spare",), cold=True)
     spare = ready_spare(run)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     run.wait_for_event("resumed")
@@ -137,7 +137,7 @@ def test_a_stop_that_signals_everybody_is_still_a_stop(supervise: Start) -> None
 
 def test_the_spare_ends_with_a_killed_supervisor(supervise: Start) -> None:
     """After a SIGKILL of the supervisor neither the spare nor the lock stay."""
-    run = supervise(*SLOW, options=("--spare",))
+    run = supervise(*SLOW, options=("--spare",), cold=True)
     assert ready_spare(run) in {process.pid for process in processes_of(run.run)}
     run.signal(signal.SIGKILL)
     run.end()
@@ -146,7 +146,7 @@ def test_the_spare_ends_with_a_killed_supervisor(supervise: Start) -> None:
 
 def test_a_spare_that_fails_costs_no_attempt(supervise: Start) -> None:
     """Where the spare does not take over, the same attempt starts cold."""
-    run = supervise(*SLOW, options=("--spare", "--max-restarts", "1"))
+    run = supervise(*SLOW, options=("--spare", "--max-restarts", "1"), cold=True)
     os.kill(ready_spare(run), signal.SIGSTOP)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     run.wait_for_event("resumed")
@@ -160,7 +160,7 @@ def test_a_spare_that_fails_costs_no_attempt(supervise: Start) -> None:
 def test_a_shell_around_the_trainer_is_started_cold(supervise: Start) -> None:
     """A command that is not Python's gets no spare, and the status says why."""
     command = ["bash", "-c", f"{sys.executable} {TRAIN} {' '.join(SLOW)}; true"]
-    run = supervise(command=command, options=("--spare",))
+    run = supervise(command=command, options=("--spare",), cold=True)
     run.wait_for_event("checkpoint_published")
     assert "is not PYTHON script.py" in run.status()["spare"]["reason"]
     run.signal(signal.SIGTERM)

@@ -61,7 +61,7 @@ def test_signal_to_everyone_saves(
     supervise: Start, workers: tuple[str, ...], number: signal.Signals
 ) -> None:
     """A stop signal to every process of the job, loader workers included, saves the state."""
-    run = supervise(*SLOW, *workers)
+    run = supervise(*SLOW, *workers, cold=True)
     run.wait_for_event("checkpoint_published")
     run.signal_everyone(number)
     status, _, _ = run.end()
@@ -104,7 +104,7 @@ def test_save_request_keeps_training(supervise: Start) -> None:
 
 def test_signal_to_trainer_alone_is_a_stop(supervise: Start) -> None:
     """A scheduler's SIGTERM to the trainer alone saves and stops the run instead of a restart."""
-    run = supervise(*SLOW)
+    run = supervise(*SLOW, cold=True)
     run.wait_for_event("checkpoint_published")
     os.kill(run.trainer_pid(), signal.SIGTERM)
     assert_saved_and_resumable(run, run.end()[0])
