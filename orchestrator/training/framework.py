@@ -107,6 +107,7 @@ class FrameworkRun:
         if self._resumed is not None:
             with refusing():
                 self._take_over(self._resumed, list(doubts))
+        self._joined.metrics.resume(step, epoch)
         self._schedule.begun(step, epoch)
         self._page[Field.STEP], self._page[Field.EPOCH] = step, epoch
         self._page[Field.PHASE] = Phase.TRAIN
@@ -144,6 +145,7 @@ class FrameworkRun:
         elif now >= self._show_at_ns:
             self._show_at_ns = now + SHOW_METRICS_NS
             self._home.show(progress.metric_values())
+            self._joined.metrics.flush()
 
     def alive(self, phase: Phase) -> None:
         """A sign of life between two steps, and what the framework is busy with."""
@@ -153,7 +155,10 @@ class FrameworkRun:
 
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Numbers that were measured on the weights of the last ``step``."""
-        self._progress.note(metrics)
+        progress, values = self._progress, dict(metrics)
+        progress.note(values)
+        # No step's own: what a framework logs, it logs seldom, and none of it is thinned out.
+        self._joined.metrics.note(progress.step, progress.epoch, values, is_poll=True)
 
     def doubt(self, reason: str) -> None:
         """Say from now on why this run may differ from one that was not interrupted."""
@@ -196,6 +201,7 @@ class FrameworkRun:
         whose weights are not finite.
         """
         self._page[Field.PHASE] = Phase.SAVE
+        self._joined.metrics.flush()
         requests = self._page[Field.CHECKPOINT_REQUESTS]
         draft = self._draft(model, self._reason(final=final))
 

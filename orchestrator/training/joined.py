@@ -1,5 +1,6 @@
 """A process's part in a run: its home, the signals that stop it, its loader workers, its end."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from orchestrator.journal import utc_now
 from orchestrator.page import Field, Phase
 from orchestrator.training.ending import describe, say, status_of
 from orchestrator.training.home import Home
+from orchestrator.training.metrics import MetricsFile
 from orchestrator.training.saving import patient_retrying
 from orchestrator.training.shield import WorkerShield
 from orchestrator.training.standalone import Standalone
@@ -33,6 +35,7 @@ class Joined:
             )
         self.home: Home = Supervised() if SOCKET_VARIABLE in os.environ else Standalone(run_dir)
         self.page = self.home.page.values
+        self.metrics = MetricsFile(self.home.run.metrics_file, self.home.attempt)
         self._signals = SignalFlags(self.page, self.home.supervised)
         self._shield = WorkerShield()
         self._signals.install()
@@ -91,5 +94,8 @@ class Joined:
         if error is None or isinstance(error, TrainingStopped):
             self.page[Field.PHASE] = Phase.DONE
         status = ExitStatus.COMPLETE if error is None else status_of(error)
+        # A device that has failed says so again when a metric is read from it.
+        with contextlib.suppress(RuntimeError):
+            self.metrics.flush()
         self.home.leave(status, None if error is None or status is not None else describe(error))
         self._signals.restore()

@@ -65,6 +65,7 @@ class Session:
             self._joined = Joined(self._run_dir)
             self._home, self._page = self._joined.home, self._joined.page
             self._saver = Saver(self._home, self._registry)
+            self._metrics = self._joined.metrics
             try:
                 self._begin()
             except BaseException as error:
@@ -82,12 +83,13 @@ class Session:
         self._page[PHASE] = Phase.RESTORE
         self.resumed_from = resume_newest(self._home, self._registry, self._course)
         self._safe_points = SafePoints(
-            self._home, self._course, self._saver, lambda: self._joined.stop_source
+            self._home, self._course, self._saver, self._metrics, lambda: self._joined.stop_source
         )
         if self.resumed_from is not None:
             self._safe_points.schedule.begun(self.global_step, self.epoch)
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._course)
+        self._metrics.resume(self.global_step, self.epoch)
         self._steps_at_start = self.global_step
         self._page[Field.STEP] = self.global_step
         self._page[Field.EPOCH] = self.epoch
@@ -139,6 +141,11 @@ class Session:
         return self._course.exactness
 
     @property
+    def run_id(self) -> str:
+        """The id of the run, the same in each of its lives; inside the ``with`` block."""
+        return self._home.store.run_id
+
+    @property
     def global_step(self) -> int:
         """Completed steps."""
         return self._course.progress.step
@@ -162,9 +169,12 @@ class Session:
             with refusing():
                 course.begin_epoch()
             yield self.epoch
-            course.end_epoch()
-            self._page[Field.EPOCH] = self.epoch
+            self._end_epoch()
             self._safe_points.reach()
+
+    def _end_epoch(self) -> None:
+        self._course.end_epoch()
+        self._page[Field.EPOCH] = self.epoch
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to do of ``total``, counted from 0, for loops without epochs."""
@@ -192,13 +202,17 @@ class Session:
 
         Raises TrainingStopped when a stop was asked for and the state has been saved.
         """
+        self._end_step(**metrics)
+        self._safe_points.reach()
+
+    def _end_step(self, **metrics: Any) -> None:
         progress = self._course.progress
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
         self._course.end_step(metrics)
+        self._metrics.note(progress.step, progress.epoch, metrics, is_poll=False)
         self._page[STEP] = progress.step
         self._page[PHASE] = TRAIN
-        self._safe_points.reach()
 
     def poll(self, **metrics: Any) -> None:
         """A safe point without a step, for evaluation and warm-up.
@@ -208,6 +222,7 @@ class Session:
         nothing is saved, since the state belongs to neither.
         """
         self._course.poll(metrics)
+        self._metrics.note(self.global_step, self.epoch, metrics, is_poll=True)
         self._page[PHASE] = Phase.EVALUATE
         try:
             self._safe_points.reach()
