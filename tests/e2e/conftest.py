@@ -13,9 +13,9 @@ from tests.e2e.support import (
     Supervised,
     WarmTrainers,
     clean_environment,
+    end_all,
     forked_by,
     forking_server,
-    kill_leftovers,
 )
 
 
@@ -44,11 +44,7 @@ def supervise(
         return started[-1]
 
     yield start
-    for run in started:
-        if run.process.poll() is None:
-            run.process.kill()
-            run.process.communicate()
-        kill_leftovers(run.run)
+    end_all(started)
 
 
 @pytest.fixture(scope="module")

@@ -246,6 +246,15 @@ def kill_leftovers(run: RunDir) -> None:
         process.send_signal(signal.SIGKILL)
 
 
+def end_all(started: list[Supervised]) -> None:
+    """The same for all runs of a test and their supervisors."""
+    for run in started:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.communicate()
+        kill_leftovers(run.run)
+
+
 def result_of(file: Path) -> dict[str, dict[str, object]]:
     content: dict[str, dict[str, object]] = torch.load(file, weights_only=True)
     return content
