@@ -17,6 +17,7 @@ from orchestrator.page import Field, Phase
 from orchestrator.training.course import Course
 from orchestrator.training.ending import describe, refusing, say, status_of
 from orchestrator.training.home import Home
+from orchestrator.training.prepared import accumulates
 from orchestrator.training.resuming import resume_newest, start_from_classic
 from orchestrator.training.safepoints import SafePoints
 from orchestrator.training.saving import Saver, patient_retrying
@@ -92,6 +93,7 @@ class Session:
         return self
 
     def _begin(self) -> None:
+        self._registry.add_scalers()
         self._course = Course(
             self._registry,
             self.state,
@@ -280,6 +282,11 @@ class Session:
                 raise ConfigError(
                     "cannot save between a batch and its step: call session.checkpoint() after "
                     "session.step()"
+                )
+            if accumulates():
+                raise ConfigError(
+                    "cannot save while gradients are accumulated: call session.checkpoint() where "
+                    "accelerator.sync_gradients is true"
                 )
             try:
                 return self._safe_points.save_now(Reason.REQUESTED).path

@@ -26,7 +26,7 @@ EXAMPLES = ROOT / "examples"
 
 @dataclass(frozen=True)
 class Subject:
-    """A script, and how many faults it gets.
+    """A script, and how many faults it gets, of those that ``faults`` names or of all.
 
     With ``forked`` its trainers are forked from a process that has imported torch, so that a
     restart takes no seconds; else they are started as users start them, with a spare.
@@ -37,6 +37,8 @@ class Subject:
     arguments: tuple[str, ...]
     count: int
     forked: bool
+    faults: str | None = None
+    modules: tuple[str, ...] = ("sklearn.datasets",)
 
 
 SUBJECTS = (
@@ -59,6 +61,15 @@ SUBJECTS = (
     ),
     Subject("linear", EXAMPLES / "linear.py", (), 136, True),
     Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 62, False),
+    Subject(
+        "accelerate",
+        EXAMPLES / "accelerate_digits.py",
+        ("--epochs", "4", "--workers", "0"),
+        25,
+        True,
+        "sigkill:20,sigterm:5",
+        ("accelerate", "sklearn.datasets"),
+    ),
     Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 20, False),
 )
 
@@ -69,7 +80,7 @@ def run(subject: Subject, seed: int) -> dict[str, Any]:
     if subject.forked:
         with tempfile.TemporaryDirectory(prefix="survival-") as directory:
             address = Path(directory) / "server"
-            with forking_server(address, "sklearn.datasets", **{VARIABLE: ""}):
+            with forking_server(address, *subject.modules, **{VARIABLE: ""}):
                 return chaos(forked_by(address), subject, seed, environment)
     del environment["ORCHESTRATOR_SPARE"]
     return chaos([sys.executable], subject, seed, environment)
@@ -78,7 +89,9 @@ def run(subject: Subject, seed: int) -> dict[str, Any]:
 def chaos(
     beginning: list[str], subject: Subject, seed: int, environment: dict[str, str]
 ) -> dict[str, Any]:
-    options = ("--count", str(subject.count), "--seed", str(seed), "--json")
+    options = ["--count", str(subject.count), "--seed", str(seed), "--json"]
+    if subject.faults:
+        options += ["--faults", subject.faults]
     result = subprocess.run(
         [
             *(sys.executable, "-m", "orchestrator", "chaos", *options),
