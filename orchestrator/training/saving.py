@@ -224,14 +224,19 @@ class Saver:
             healthy=True,
             time=utc_now(),
             files={},
-            versions={
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "orchestrator": __version__,
-            },
+            versions=versions(),
             digests={"next_batch": digest_of_next(saved.state["data"])},
             doubts=saved.doubts,
         )
+
+
+def versions() -> dict[str, str]:
+    """What makes checkpoints here, for their manifests."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "orchestrator": __version__,
+    }
 
 
 def _prove_loadable(state: dict[str, Any]) -> None:
