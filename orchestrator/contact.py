@@ -105,8 +105,8 @@ def ask(
         raise ConfigError(f"cannot talk to the supervisor: {error}") from None
 
 
-def chosen_checkpoint(store: Store, step: int | None) -> Checkpoint:
-    """The newest checkpoint that a run would resume from, or the newest of a step."""
+def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) -> Checkpoint:
+    """The newest checkpoint that a run would resume from, or the newest of a step; verified."""
     if step is not None:
         of_step = [c for c in store.all() if c.manifest.step == step]
         if not of_step:
@@ -114,12 +114,12 @@ def chosen_checkpoint(store: Store, step: int | None) -> Checkpoint:
                 f"cannot find a checkpoint of step {step} in {store.run.checkpoints}; "
                 "see `orchestrator checkpoints list`"
             )
-        verify(of_step[-1])
+        verify(of_step[-1], to_load=to_load)
         return of_step[-1]
     for candidate in reversed(store.all()):
         if candidate.manifest.healthy:
             with contextlib.suppress(CheckpointInvalidError):
-                verify(candidate)
+                verify(candidate, to_load=to_load)
                 return candidate
     raise NoValidCheckpointError(
         f"cannot find a valid checkpoint in {store.run.checkpoints}; "

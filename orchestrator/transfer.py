@@ -70,11 +70,11 @@ def _count(text: str) -> int:
 def export(arguments: Namespace) -> None:
     """Write a checkpoint, verified, to a file in the form that was asked for."""
     form, output = _form_and_output(arguments)
-    chosen = chosen_checkpoint(open_store(arguments.run_dir), arguments.step)
+    chosen = chosen_checkpoint(open_store(arguments.run_dir), arguments.step, to_load=True)
     if STATE_FILE not in chosen.manifest.files:
         raise ConfigError(
-            f"cannot export from {chosen.path}: it has no {STATE_FILE}, but files of the framework "
-            f"that made it ({', '.join(sorted(chosen.manifest.files))}): copy those"
+            f"cannot export from {chosen.path}: it has no {STATE_FILE}, but what a framework's "
+            "trainer has saved in its own form; those files lie below it, to be copied"
         )
     with file_errors(f"cannot write {output}"):
         name = arguments.name or DEFAULT_NAME

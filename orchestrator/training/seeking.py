@@ -52,8 +52,8 @@ class SeekableLoader:
         ahead = self._loader.num_workers * (self._loader.prefetch_factor or 0)
         order = self._sampler.order = _Order(ahead)
         self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
-        if self._sampler.is_used_up():
-            return Opened(iter(()), order.digest_of)  # not all of accelerate's loaders can be empty
+        if self._whole is not self._loader and self._sampler.is_used_up():
+            return Opened(iter(()), order.digest_of)  # a prepared one may fail without any batch
         begin_epoch(self._whole, epoch)
         # Creating an iterator draws from the global stream; a resumed run creates one more.
         with rng.scoped(seed):

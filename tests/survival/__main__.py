@@ -64,7 +64,7 @@ SUBJECTS = (
     Subject(
         "accelerate",
         EXAMPLES / "accelerate_digits.py",
-        ("--epochs", "4", "--workers", "0"),
+        ("--epochs", "4", "--workers", "2"),
         25,
         True,
         "sigkill:20,sigterm:5",
