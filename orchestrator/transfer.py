@@ -1,6 +1,6 @@
 """The commands that give a checkpoint to other programs, and take over what those have made."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from enum import StrEnum
 from pathlib import Path
 
@@ -62,9 +62,9 @@ def add_import_options(command: ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise ValueError
-    return number
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return int(text)
 
 
 def export(arguments: Namespace) -> None:

@@ -58,9 +58,11 @@ def _loaded(source: Path) -> dict[str, Any]:
     try:
         return load(source)
     except Exception as error:
+        # torch goes on with how to load it unsafely.
+        problem = first_line(error).partition(". ")[0]
         raise ConfigError(
-            f"cannot start from {source}: {first_line(error)}; give a file that torch.load reads "
-            "with its safe default"
+            f"cannot start from {source}: {problem}; give a file that torch.load reads with its "
+            "safe default"
         ) from error
 
 

@@ -27,9 +27,11 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
     state, manifest, disk = _state_of(checkpoint, name), checkpoint.manifest, Disk()
     text = {"run_id": manifest.run_id, "step": str(manifest.step), "epoch": str(manifest.epoch)}
     with arriving(target, disk, replace=replace) as temporary:
-        # Where none can be made the system says why; the package has its own words for it.
+        # The package makes a file that only its owner may read, and hides why it cannot make one.
         disk.create(temporary).close()
+        mode = temporary.stat().st_mode
         write_safetensors(state, temporary, text)
+        temporary.chmod(mode)
         with open(temporary, "rb") as file:
             disk.sync(file)
 

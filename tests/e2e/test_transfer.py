@@ -1,5 +1,6 @@
 """Into a run and out of it by the real command line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def test_from_a_classic_file_to_safetensors(supervise: Start, tmp_path: Path) ->
     listed = orchestrator("checkpoints", "list", "run", cwd=tmp_path).stdout.splitlines()
     assert "imported" in listed[1]
     assert "APPROXIMATE" in listed[1]
+    shown = json.loads(orchestrator("status", "run", "--json", cwd=tmp_path).stdout)
+    assert (shown["state"], shown["step"], shown["epoch"]) == ("new", 4, 1)
 
     run = supervise("--epochs", "2", "--samples", "16", "--result", "result.pt")
     status, stdout, stderr = run.end()

@@ -172,8 +172,10 @@ def test_a_file_is_replaced_only_with_force(trained: dict[str, Any]) -> None:
         with pytest.raises(OrchestratorError, match=f"cannot write {name}: File exists"):
             command("export", "run", "--as", form)
         assert Path(name).read_text() == "precious"
+        os.chmod(name, 0o600)
         command("export", "run", "--as", form, "--force")
         assert Path(name).stat().st_size > 1000
+        assert Path(name).stat().st_mode == Path("run/run.json").stat().st_mode
 
 
 @pytest.mark.parametrize(
