@@ -54,7 +54,9 @@ def _refuse_nan(state: dict[str, Any], source: Path) -> None:
     for key, part in state.items():
         # Infinities may be meant: buffers hold masks.
         for layer, tensor in part.items() if is_state_dict(part) else ():
-            if isinstance(tensor, torch.Tensor) and bool(torch.isnan(tensor).any()):
+            if not isinstance(tensor, torch.Tensor) or tensor.is_quantized:
+                continue  # neither can be asked
+            if bool(torch.isnan(tensor).any()):
                 raise ConfigError(
                     f"cannot start from {source}: {layer} of {key.removesuffix(SUFFIX)} is not a "
                     "number everywhere (NaN), and nothing may resume from such weights"

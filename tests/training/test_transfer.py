@@ -40,6 +40,7 @@ class Odd(nn.Module):
         self.register_buffer("empty_too", torch.empty(0, 3))
         self.register_buffer("across", torch.randn(3, 2).to(torch.float16).t())
         self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+        self.register_buffer("eighth", torch.randn(3).to(torch.float8_e4m3fn))
         self.register_buffer("chosen", torch.tensor([True, False]))
         self.register_buffer("many", torch.tensor(2**40 + 1))
         self.register_buffer("wave", torch.randn(2, dtype=torch.complex64))
