@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.journal import utc_now
 from orchestrator.training.classic import is_state_dict
 from orchestrator.training.digests import digest_parts
-from orchestrator.training.saving import versions
+from orchestrator.training.saving import VERSIONS
 from orchestrator.training.state import SUFFIX
 
 
@@ -43,7 +43,7 @@ def publish(store: Store, state: dict[str, Any], source: Path) -> Checkpoint:
         healthy=True,
         time=utc_now(),
         files={},
-        versions=versions(),
+        versions=VERSIONS,
         digests=digest_parts(state),
         doubts=[f"it goes on from {source.name}, which has no random streams and no place in data"],
     )

@@ -32,6 +32,11 @@ from orchestrator.training.state import Registry
 PATIENCE_SECONDS = 300.0
 STOP_POLL_SECONDS = 0.1
 SHOW_SNAPSHOTS_NS = 1_000_000_000
+VERSIONS = {
+    "python": platform.python_version(),
+    "torch": str(torch.__version__),
+    "orchestrator": __version__,
+}
 _NONE: frozenset[int] = frozenset()
 
 
@@ -224,19 +229,10 @@ class Saver:
             healthy=True,
             time=utc_now(),
             files={},
-            versions=versions(),
+            versions=VERSIONS,
             digests={"next_batch": digest_of_next(saved.state["data"])},
             doubts=saved.doubts,
         )
-
-
-def versions() -> dict[str, str]:
-    """What makes checkpoints here, for their manifests."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "orchestrator": __version__,
-    }
 
 
 def _prove_loadable(state: dict[str, Any]) -> None:
