@@ -14,7 +14,6 @@ from orchestrator.training.data import DataPosition, digest_of_next
 from orchestrator.training.digests import digest_parts
 from orchestrator.training.place import Place
 from orchestrator.training.plain import to_plain
-from orchestrator.training.prepared import accumulates
 from orchestrator.training.replay import ReplayPoint, same
 from orchestrator.training.restoring import Restored
 from orchestrator.training.state import SUFFIX, Progress, Registry
@@ -130,8 +129,8 @@ class Course:
 
     def is_resumable(self) -> bool:
         """Whether a run resumed from a checkpoint made here would continue at the right place."""
-        if accumulates():
-            return False  # gradients are in no checkpoint
+        if self._registry.accumulates:
+            return False
         if self._replay_point is not None:
             return self._replay_point.is_intact()
         if self._polling and self.data.mid_batch:

@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def is_optimizer(value: Any) -> bool:
+    """Whether it is a prepared optimizer, which has a ``scaler`` and a ``gradient_state``."""
+    return _is_a(value, "optimizer", "AcceleratedOptimizer")
+
+
 def inside(value: Any) -> Any:
     """The optimizer or scheduler in a prepared one, or what it is given."""
-    if _is_a(value, "optimizer", "AcceleratedOptimizer"):
+    if is_optimizer(value):
         return value.optimizer
     return value.scheduler if _is_a(value, "scheduler", "AcceleratedScheduler") else value
-
-
-def scaler_of(value: Any) -> Any:
-    """The gradient scaler that a prepared optimizer steps with; None where there is none."""
-    return value.scaler if _is_a(value, "optimizer", "AcceleratedOptimizer") else None
 
 
 def base_of(loader: Any) -> Any:
@@ -41,12 +41,6 @@ def begin_epoch(loader: Iterable[Any], epoch: int) -> None:
     """Tell a prepared loader its epoch, which it counts from 0 in each process."""
     if _is_loader(loader):
         loader.iteration = epoch  # type: ignore[attr-defined]
-
-
-def accumulates() -> bool:
-    """Whether an accelerator waits for further batches before its next optimizer step."""
-    state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
-    return state is not None and not state._shared_state.get("sync_gradients", True)
 
 
 def _is_loader(value: Any) -> bool:

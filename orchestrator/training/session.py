@@ -17,7 +17,6 @@ from orchestrator.page import Field, Phase
 from orchestrator.training.course import Course
 from orchestrator.training.ending import describe, refusing, say, status_of
 from orchestrator.training.home import Home
-from orchestrator.training.prepared import accumulates
 from orchestrator.training.resuming import resume_newest, start_from_classic
 from orchestrator.training.safepoints import SafePoints
 from orchestrator.training.saving import Saver, patient_retrying
@@ -283,7 +282,7 @@ class Session:
                     "cannot save between a batch and its step: call session.checkpoint() after "
                     "session.step()"
                 )
-            if accumulates():
+            if self._registry.accumulates:
                 raise ConfigError(
                     "cannot save while gradients are accumulated: call session.checkpoint() where "
                     "accelerator.sync_gradients is true"

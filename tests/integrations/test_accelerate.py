@@ -274,7 +274,8 @@ def test_a_save_on_demand_waits_for_the_update(
     """In the middle of an accumulation it is refused, with the place where it belongs."""
     training = Training()
     assert training.accelerator is not None
-    with pytest.raises(TrainingRefused), Session(run_dir=tmp_path, model=training.model) as session:
+    parts = {"model": training.model, "optimizer": training.optimizer}
+    with pytest.raises(TrainingRefused), Session(run_dir=tmp_path, **parts) as session:
         for batch in session.batches(training.loader):
             with training.accelerator.accumulate(training.model):
                 training.loss(batch)
