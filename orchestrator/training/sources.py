@@ -63,8 +63,9 @@ def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: 
     doubts = []
     if state is not None:
         state = from_plain(state)
-        # One that fetches ahead knows it already with its last batch.
-        ended = ended or bool(state.get("_iterator_finished"))
+        # One that fetches ahead knows it already with its last batch; at the start it is of the
+        # epoch before.
+        ended = ended or (start > 0 and bool(state.get("_iterator_finished")))
         loader.load_state_dict(state)
         if start and not ended and getattr(loader, "num_workers", 0):
             doubts.append(
