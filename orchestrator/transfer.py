@@ -4,7 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from enum import StrEnum
 from pathlib import Path
 
-from orchestrator.checkpoint.reading import STATE_FILE, Checkpoint, export_state
+from orchestrator.checkpoint.reading import Checkpoint, export_state
 from orchestrator.checkpoint.store import Store
 from orchestrator.contact import chosen_checkpoint, file_errors, open_store
 from orchestrator.errors import ConfigError
@@ -71,11 +71,6 @@ def export(arguments: Namespace) -> None:
     """Write a checkpoint, verified, to a file in the form that was asked for."""
     form, output = _form_and_output(arguments)
     chosen = chosen_checkpoint(open_store(arguments.run_dir), arguments.step, to_load=True)
-    if STATE_FILE not in chosen.manifest.files:
-        raise ConfigError(
-            f"cannot export from {chosen.path}: it has no {STATE_FILE}, but what a framework's "
-            "trainer has saved in its own form; those files lie below it, to be copied"
-        )
     with file_errors(f"cannot write {output}"):
         name = arguments.name or DEFAULT_NAME
         _write(chosen, form, name, output, replace=arguments.force)
