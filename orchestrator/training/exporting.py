@@ -43,12 +43,13 @@ def export_classic(checkpoint: Checkpoint, target: Path, *, replace: bool) -> No
 
 
 def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    file = checkpoint.state_file
     try:
-        return load(checkpoint.state_file, mmap=True)
+        return load(file, mmap=True)
     except Exception as error:
         raise ConfigError(
-            f"cannot read {checkpoint.state_file}: {first_line(error)}; its bytes are those that "
-            "were written: read it where it was made"
+            f"cannot read {file}: {first_line(error)}; its bytes are those that were written: read "
+            "it where it was made"
         ) from error
 
 
