@@ -131,6 +131,7 @@ def import_(arguments: Namespace) -> None:
     try:
         lock.sign()
         store = Store.open(place, command=[])
+        _refuse_foreign_run(store, source)
         _refuse_going_back(store, state["step"], source)
         published = importing.publish(store, state, source)
         _note(place, published, source)
@@ -139,6 +140,16 @@ def import_(arguments: Namespace) -> None:
     print(f"{source} is now {published.path}")
     if left_out := [str(key) for key in content if key not in state]:
         print(f"left out: {', '.join(left_out)}")
+
+
+def _refuse_foreign_run(store: Store, source: Path) -> None:
+    frameworks = {c.manifest.framework for c in store.all()} - {None}
+    if frameworks:
+        raise ConfigError(
+            f"cannot import {source} into {store.run.root}: what trains there is the trainer of "
+            f"{', '.join(map(str, frameworks))}, which reads its own files only; import into "
+            "another run directory"
+        )
 
 
 def _refuse_going_back(store: Store, step: int, source: Path) -> None:

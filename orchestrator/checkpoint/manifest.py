@@ -14,6 +14,8 @@ from typing import Any, Self
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What a script has saved may have any names, in folders too, but none that leads elsewhere.
+NAME_BELOW = re.compile(r"(?!\.{0,2}(?:/|$))[^/\0]+(?:/(?!\.{0,2}(?:/|$))[^/\0]+)*")
 
 
 class Reason(StrEnum):
@@ -53,6 +55,8 @@ class Manifest:
     """Of the parts of state.pt; a session that resumes compares them with what it has then."""
     doubts: list[str] = field(default_factory=list)
     """Why this may differ from the checkpoint of a run that was never interrupted."""
+    framework: str | None = None
+    """Whose trainer has saved it, in its own form; None for the state of a session."""
 
     @property
     def exactness(self) -> str:
@@ -68,6 +72,8 @@ class Manifest:
         """The text of manifest.json; non-finite metrics become strings, which JSON can hold."""
         content: dict[str, Any] = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
+        if self.framework is None:
+            del content["framework"]
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -91,6 +97,7 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
         try:
+            framework = _typed(content, "framework", str) if "framework" in content else None
             return cls(
                 run_id=_typed(content, "run_id", str),
                 step=_count(content, "step"),
@@ -99,10 +106,13 @@ class Manifest:
                 metrics={k: float(v) for k, v in _typed(content, "metrics", dict).items()},
                 healthy=_typed(content, "healthy", bool),
                 time=_typed(content, "time", str),
-                files=_file_records(_typed(content, "files", dict)),
+                files=_file_records(
+                    _typed(content, "files", dict), PLAIN_NAME if framework is None else NAME_BELOW
+                ),
                 versions=_typed(content, "versions", dict),
                 digests=_typed(content, "digests", dict),
                 doubts=list(map(str, _typed(content, "doubts", list))),
+                framework=framework,
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
@@ -135,11 +145,11 @@ def _count(content: dict[str, Any], key: str) -> int:
     return value
 
 
-def _file_records(files: dict[str, Any]) -> dict[str, FileRecord]:
+def _file_records(files: dict[str, Any], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
-        if not PLAIN_NAME.fullmatch(name):
+        if not allowed.fullmatch(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
         records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
     return records

@@ -16,11 +16,12 @@ import xxhash
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, FileRecord, Manifest
 from orchestrator.durable import Disk, arriving
-from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 PIN_FILE = "pinned"
+CONTENT_FOLDER = "content"
 READ_CHUNK_BYTES = 16 << 20
 # What is read into the page cache is copied from there: at best while the processor has it too.
 CACHED_CHUNK_BYTES = 1 << 20
@@ -53,8 +54,23 @@ class Checkpoint:
 
     @property
     def state_file(self) -> Path:
-        """The plain ``torch.save`` file."""
+        """The plain ``torch.save`` file. Raises ConfigError for what a framework has saved."""
+        if self.manifest.framework is not None:
+            raise ConfigError(
+                f"cannot take a {STATE_FILE} from {self.path}: {self.manifest.framework} has saved "
+                f"it in its own form; copy its files from {self.content}, or load them from there"
+            )
         return self.path / STATE_FILE
+
+    @property
+    def content(self) -> Path:
+        """The directory in which the files of the manifest lie."""
+        return self.path if self.manifest.framework is None else self.path / CONTENT_FOLDER
+
+    @property
+    def resume_path(self) -> Path:
+        """What a trainer is told to resume from."""
+        return self.state_file if self.manifest.framework is None else self.content
 
 
 class DigestingWriter:
@@ -140,7 +156,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointInvalidError(path, str(error)) from None
     if manifest.step != order_of(path.name)[0]:
         raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
-    if STATE_FILE not in manifest.files:
+    if manifest.framework is None and STATE_FILE not in manifest.files:
         raise CheckpointInvalidError(path, f"manifest.json does not name {STATE_FILE}")
     return Checkpoint(path, manifest, pinned=(path / PIN_FILE).exists())
 
@@ -153,8 +169,11 @@ def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
     CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
     """
     for name, record in checkpoint.manifest.files.items():
+        if any(folder.is_symlink() for folder in _folders_of(checkpoint, name)):
+            reason = f"{name} lies behind a symbolic link"
+            raise CheckpointInvalidError(checkpoint.path, reason)
         try:
-            actual = _digest(checkpoint.path / name, direct=not to_load)
+            actual = digest_of(checkpoint.content / name, direct=not to_load)
         except OSError as error:
             raise _judged(checkpoint.path, name, error) from None
         if actual.bytes != record.bytes:
@@ -162,6 +181,11 @@ def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
             raise CheckpointInvalidError(checkpoint.path, reason)
         if actual.xxh3_128 != record.xxh3_128:
             raise CheckpointInvalidError(checkpoint.path, f"{name} has changed: wrong digest")
+
+
+def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
+    """The folders between the checkpoint's directory and the file of this name."""
+    return [f for f in (checkpoint.content / name).parents if checkpoint.path in f.parents]
 
 
 def export_state(
@@ -196,7 +220,8 @@ def _judged(path: Path, name: str, error: OSError) -> CheckpointInvalidError | U
     return UnreadableError(path / name, error)
 
 
-def _digest(path: Path, *, direct: bool) -> FileRecord:
+def digest_of(path: Path, *, direct: bool) -> FileRecord:
+    """Size and digest of one file; ``direct`` reads past the page cache. Raises OSError."""
     # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     if direct:

@@ -37,8 +37,10 @@ class Subject:
     arguments: tuple[str, ...]
     count: int
     forked: bool
+    imports: str = "sklearn.datasets"
+    """What that process has imported beside torch."""
     faults: str | None = None
-    modules: tuple[str, ...] = ("sklearn.datasets",)
+    """Which, instead of all kinds."""
 
 
 SUBJECTS = (
@@ -67,10 +69,19 @@ SUBJECTS = (
         ("--epochs", "4", "--workers", "2"),
         25,
         True,
-        "sigkill:20,sigterm:5",
-        ("accelerate", "sklearn.datasets"),
+        imports="accelerate",
+        faults="sigkill:20,sigterm:5",
     ),
     Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 20, False),
+    Subject(
+        "lightning",
+        EXAMPLES / "lightning_digits.py",
+        ("--epochs", "4", "--samples", "640"),
+        25,
+        True,
+        imports="orchestrator.integrations.lightning",
+        faults="sigkill:20,sigterm:5",
+    ),
 )
 
 
@@ -80,7 +91,7 @@ def run(subject: Subject, seed: int) -> dict[str, Any]:
     if subject.forked:
         with tempfile.TemporaryDirectory(prefix="survival-") as directory:
             address = Path(directory) / "server"
-            with forking_server(address, *subject.modules, **{VARIABLE: ""}):
+            with forking_server(address, subject.imports, **{VARIABLE: ""}):
                 return chaos(forked_by(address), subject, seed, environment)
     del environment["ORCHESTRATOR_SPARE"]
     return chaos([sys.executable], subject, seed, environment)
@@ -90,7 +101,7 @@ def chaos(
     beginning: list[str], subject: Subject, seed: int, environment: dict[str, str]
 ) -> dict[str, Any]:
     options = ["--count", str(subject.count), "--seed", str(seed), "--json"]
-    if subject.faults:
+    if subject.faults is not None:
         options += ["--faults", subject.faults]
     result = subprocess.run(
         [

@@ -20,6 +20,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.rundir import RunDir
 from orchestrator.runlock import RunLock
 from orchestrator.training import Session
+from tests.checkpoint.support import manifest_of
 
 STEPS, EPOCHS = 6, 2
 FILES = {"state-dict": "model.pt", "safetensors": "model.safetensors", "classic": "checkpoint.pt"}
@@ -384,3 +385,19 @@ def test_an_imported_checkpoint_verifies(trained: dict[str, Any]) -> None:
     command("import", "model.safetensors", "new")
     command("verify", "new")
     assert read_checkpoint(newest(Path("new")).path).manifest.healthy
+
+
+def test_what_a_framework_has_saved_stays_its_own(tmp_path: Path) -> None:
+    """Who wants to export is told where its files are; an import would not be read there."""
+    (tmp_path / "saved").mkdir()
+    RunDir(Path("run")).create()
+    (tmp_path / "saved" / "weights.bin").write_bytes(b"weights")
+    store = Store.open(RunDir(Path("run")), [])
+    draft = manifest_of(7, run_id=store.run_id, framework="transformers")
+    store.publish_files(draft, tmp_path / "saved", link=False)
+    for form in ("whole", *FILES):
+        with pytest.raises(OrchestratorError, match="copy its files from run/.*/content"):
+            command("export", "run", "--as", form)
+    torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
+    with pytest.raises(OrchestratorError, match="what trains there is the trainer of transformers"):
+        command("import", "weights.pt", "run", "--step", "8")
