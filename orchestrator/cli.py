@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator import __version__, attach, commands, launch
+from orchestrator import __version__, attach, commands, launch, transfer
 from orchestrator.chaos.faults import help_text
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
@@ -197,7 +197,12 @@ def _add_checkpoints(groups: Any) -> None:
     unpinning = _add(
         actions, "unpin", commands.unpin, "Let --keep decide about a checkpoint again."
     )
-    exporting = _add(actions, "export", commands.export, "Copy state.pt, verified, to a new file.")
+    exporting = _add(
+        actions, "export", transfer.export, "Write one, verified, in a form that others read."
+    )
+    importing = _add(
+        actions, "import", transfer.import_, "Make a file the checkpoint that a run goes on from."
+    )
     for command in (listing, verifying, pinning, unpinning, exporting):
         _take_run_dir(command)
     for command in (listing, verifying):
@@ -206,9 +211,8 @@ def _add_checkpoints(groups: Any) -> None:
         command.add_argument(
             "--step", type=int, help="the checkpoint of this step (the newest valid one)"
         )
-    exporting.add_argument(
-        "-o", "--output", type=Path, default=Path("checkpoint.pt"), help="the file, a new one"
-    )
+    transfer.add_export_options(exporting)
+    transfer.add_import_options(importing)
 
 
 def _add_chaos(groups: Any) -> None:

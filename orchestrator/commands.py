@@ -7,21 +7,20 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.checkpoint import reading
 from orchestrator.checkpoint.store import Store
 from orchestrator.contact import (
     ask,
+    chosen_checkpoint,
     existing_run,
+    file_errors,
     open_store,
     owner_here,
     status_of,
     supervisor_of,
 )
 from orchestrator.errors import (
-    CheckpointInvalidError,
     ConfigError,
     NotSavedError,
     NoValidCheckpointError,
@@ -160,8 +159,8 @@ def verify(arguments: Namespace) -> ExitStatus:
 def pin(arguments: Namespace) -> None:
     """Keep a checkpoint whatever --keep says."""
     store = open_store(arguments.run_dir)
-    chosen = _choose(store, arguments.step)
-    with _file_errors(f"cannot pin {chosen.path}"):
+    chosen = chosen_checkpoint(store, arguments.step)
+    with file_errors(f"cannot pin {chosen.path}"):
         store.pin(chosen)
     print(f"pinned {chosen.path}")
 
@@ -169,18 +168,10 @@ def pin(arguments: Namespace) -> None:
 def unpin(arguments: Namespace) -> None:
     """Let --keep decide about a checkpoint again."""
     store = open_store(arguments.run_dir)
-    chosen = _choose(store, arguments.step)
-    with _file_errors(f"cannot unpin {chosen.path}"):
+    chosen = chosen_checkpoint(store, arguments.step)
+    with file_errors(f"cannot unpin {chosen.path}"):
         store.unpin(chosen)
     print(f"unpinned {chosen.path}")
-
-
-def export(arguments: Namespace) -> None:
-    """Copy a checkpoint's state.pt, verified on the way, to a file for torch.load."""
-    chosen = _choose(open_store(arguments.run_dir), arguments.step)
-    with _file_errors(f"cannot write {arguments.output}"):
-        reading.export_state(chosen, arguments.output)
-    print(f"wrote {arguments.output} (step {chosen.manifest.step})")
 
 
 def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
@@ -205,33 +196,3 @@ def _console() -> Any:
 
     # Into a file or a pipe nothing is cut off to fit a terminal that is not there.
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-
-
-def _choose(store: Store, step: int | None) -> reading.Checkpoint:
-    """The newest checkpoint that a run would resume from, or the newest of a step."""
-    if step is not None:
-        of_step = [c for c in store.all() if c.manifest.step == step]
-        if not of_step:
-            raise NoValidCheckpointError(
-                f"cannot find a checkpoint of step {step} in {store.run.checkpoints}; "
-                "see `orchestrator checkpoints list`"
-            )
-        reading.verify(of_step[-1])
-        return of_step[-1]
-    for candidate in reversed(store.all()):
-        if candidate.manifest.healthy:
-            with contextlib.suppress(CheckpointInvalidError):
-                reading.verify(candidate)
-                return candidate
-    raise NoValidCheckpointError(
-        f"cannot find a valid checkpoint in {store.run.checkpoints}; "
-        "see `orchestrator checkpoints list`, name one with --step"
-    )
-
-
-@contextlib.contextmanager
-def _file_errors(text: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{text}: {error.strerror}") from None

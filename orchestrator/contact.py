@@ -1,4 +1,4 @@
-"""Which run is meant, and how to reach what works on it."""
+"""Which run and which checkpoint are meant, and how to reach what works on it."""
 
 import contextlib
 import os
@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.reading import Checkpoint, verify
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.errors import (
+    CheckpointInvalidError,
+    ConfigError,
+    NoValidCheckpointError,
+    OrchestratorError,
+)
 from orchestrator.rundir import DEFAULT_PARENT, RunDir
 from orchestrator.runlock import lock_owner
 from orchestrator.supervisor.status import status_from_disk
@@ -97,3 +103,34 @@ def ask(
         return connection.receive() or {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot talk to the supervisor: {error}") from None
+
+
+def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) -> Checkpoint:
+    """The newest checkpoint that a run would resume from, or the newest of a step; verified."""
+    if step is not None:
+        of_step = [c for c in store.all() if c.manifest.step == step]
+        if not of_step:
+            raise NoValidCheckpointError(
+                f"cannot find a checkpoint of step {step} in {store.run.checkpoints}; "
+                "see `orchestrator checkpoints list`"
+            )
+        verify(of_step[-1], to_load=to_load)
+        return of_step[-1]
+    for candidate in reversed(store.all()):
+        if candidate.manifest.healthy:
+            with contextlib.suppress(CheckpointInvalidError):
+                verify(candidate, to_load=to_load)
+                return candidate
+    raise NoValidCheckpointError(
+        f"cannot find a valid checkpoint in {store.run.checkpoints}; "
+        "see `orchestrator checkpoints list`, name one with --step"
+    )
+
+
+@contextlib.contextmanager
+def file_errors(text: str) -> Iterator[None]:
+    """What the system refuses inside becomes a ConfigError that begins with ``text``."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{text}: {error.strerror}") from None

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -122,6 +123,31 @@ class DirectFile(io.FileIO):
         fcntl.fcntl(self.fileno(), fcntl.F_SETFL, flags)
 
 
+@contextlib.contextmanager
+def arriving(target: Path, disk: Disk, *, replace: bool) -> Iterator[Path]:
+    """A path beside ``target`` for the block to write to and to sync; then it takes the name.
+
+    Readers see the old file or the whole new one. Raises OSError, FileExistsError where the name
+    is taken and ``replace`` is false; whatever ends the block, nothing else is left.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        _refuse_existing(target, replace)
+        yield temporary
+        # Somebody may have made it meanwhile.
+        _refuse_existing(target, replace)
+        disk.rename(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    disk.sync_directory(target.parent)
+
+
+def _refuse_existing(target: Path, replace: bool) -> None:
+    if not replace and os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+
 def append_lines(path: Path, lines: bytes) -> bool:
     """Append whole lines in one write; whether there was room for all. Raises OSError."""
     # One write on O_APPEND: lines of two processes never mix.
@@ -147,13 +173,6 @@ def replace_file(path: Path, content: bytes, disk: Disk | None = None) -> None:
     Raises OSError; the old file is then still there.
     """
     disk = disk or Disk()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with disk.create(temporary) as file:
-            file.write(content)
-            disk.sync(file)
-        disk.rename(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    disk.sync_directory(path.parent)
+    with arriving(path, disk, replace=True) as temporary, disk.create(temporary) as file:
+        file.write(content)
+        disk.sync(file)

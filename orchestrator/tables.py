@@ -54,7 +54,7 @@ def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
     """
     if not rows:
         return Text("no checkpoints yet")
-    titles = ("name", "step", "epoch", "reason", "size", "made")
+    titles = ("name", "step", "epoch", "reason", "size", "made", "exact")
     cells = [titles, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -86,6 +86,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _text(row["reason"]),
         "" if row["bytes"] is None else size_text(row["bytes"]),
         _text(row["time"]).partition(".")[0].replace("T", " "),
+        _text(row["exactness"]).partition(": ")[0],
     )
 
 
@@ -157,7 +158,8 @@ def _spare(spare: dict[str, Any] | None) -> str:
 
 
 def _notes(row: dict[str, Any]) -> str:
-    notes = list(filter(None, [row["exactness"]]))
+    # Why it is not exact; whether it is stands in a column.
+    notes = list(filter(None, [_text(row["exactness"]).partition(": ")[2]]))
     if not row["valid"]:
         notes.append(f"INVALID: {row['problem']}" if row.get("problem") else "INVALID")
     if row["healthy"] is False:

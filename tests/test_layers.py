@@ -22,6 +22,7 @@ HOMES = {
     "dbus_fast": ("supervisor/logind.py",),
     "structlog": ("logs.py", "launch.py", "supervisor/"),
     "watchdog": ("supervisor/notices.py",),
+    "safetensors": ("training/safetensors.py",),
 }
 # A path's own rename, and shutil's; Disk's is the one that is allowed.
 MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
@@ -64,6 +65,7 @@ RANKS = {
     "attach": 8,
     "commands": 8,
     "detach": 8,
+    "transfer": 8,
     "launch": 9,
     "slurm_script": 10,
     "systemd_unit": 10,

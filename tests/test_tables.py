@@ -46,27 +46,30 @@ def test_list_cuts_nothing_off(columns: int) -> None:
     assert text.count(" 12345678 ") == 2
     for fact in ("100", "emergency", "1000.0 MiB", "2026-11-24 08:21:20", "accuracy 0.987654"):
         assert fact in text
-    assert f"EXACT, INVALID: {problem}, pinned" in text
+    assert f"INVALID: {problem}, pinned" in text
     assert "…" not in text
 
 
 def test_list_folds_what_does_not_fit() -> None:
-    """At 80 columns metrics and notes follow on an indented line, at 200 on the same one."""
-    narrow = shown(checkpoints_table([row()], 80), 80).splitlines()
+    """At 100 columns metrics and notes follow on an indented line, at 200 on the same one."""
+    narrow = shown(checkpoints_table([row()], 100), 100).splitlines()
     assert len(narrow) == 3
-    assert max(map(len, narrow)) <= 80
-    assert narrow[2] == "    loss 0.123456  accuracy 0.987654  EXACT, pinned"
+    assert max(map(len, narrow)) <= 100
+    assert narrow[2] == "    loss 0.123456  accuracy 0.987654  pinned"
     wide = shown(checkpoints_table([row()], 200), 200).splitlines()
     assert len(wide) == 2
-    assert wide[1].endswith("08:21:20  loss 0.123456  accuracy 0.987654  EXACT, pinned")
+    assert wide[1].endswith("08:21:20  EXACT  loss 0.123456  accuracy 0.987654  pinned")
 
 
 def test_list_says_what_is_not_exact() -> None:
-    """A checkpoint of a run that may differ from an uninterrupted one stands out."""
-    reason = "APPROXIMATE: torch is another"
-    text = shown(checkpoints_table([row(), row(exactness=reason)], 200), 200)
-    assert text.splitlines()[1].endswith("EXACT, pinned")
-    assert text.splitlines()[2].endswith(f"{reason}, pinned")
+    """A column says whether a checkpoint is that of an uninterrupted run, a note why it is not."""
+    rows = [row(metrics={}), row(metrics={}, exactness="APPROXIMATE: torch is another")]
+    rows.append(row(metrics={}, exactness=None, valid=False, problem="manifest.json is missing"))
+    title, exact, approximate, unknown = shown(checkpoints_table(rows, 200), 200).splitlines()
+    column = title.index("exact")
+    assert exact[column:].split("  ", 1) == ["EXACT", "      pinned"]
+    assert approximate[column:] == "APPROXIMATE  torch is another, pinned"
+    assert unknown[column:].strip() == "INVALID: manifest.json is missing, pinned"
 
 
 def test_quarantine_says_why() -> None:

@@ -26,6 +26,8 @@ class Reason(StrEnum):
     CRASH = "crash"
     REQUESTED = "requested"
     FINAL = "final"
+    IMPORTED = "imported"
+    """From a file of another program: its state.pt has the classic form and nothing else."""
 
 
 @dataclass(frozen=True)

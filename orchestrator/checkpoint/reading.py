@@ -15,7 +15,7 @@ from typing import BinaryIO
 import xxhash
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, FileRecord, Manifest
-from orchestrator.durable import Disk
+from orchestrator.durable import Disk, arriving
 from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
 
 STATE_FILE = "state.pt"
@@ -188,23 +188,25 @@ def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
     return [f for f in (checkpoint.content / name).parents if checkpoint.path in f.parents]
 
 
-def export_state(checkpoint: Checkpoint, target: Path, disk: Disk | None = None) -> None:
-    """Copy state.pt to ``target``, which must not exist, checking its digest on the way.
+def export_state(
+    checkpoint: Checkpoint, target: Path, disk: Disk | None = None, *, replace: bool = False
+) -> None:
+    """Copy state.pt to ``target``, checking its digest on the way; only ``replace`` overwrites.
 
     Raises CheckpointInvalidError when the bytes are not the ones that were saved, and OSError.
     """
     disk = disk or Disk()
-    with open(checkpoint.state_file, "rb") as source, disk.create(target) as file:
-        try:
-            writer = DigestingWriter(file)
-            while chunk := source.read(READ_CHUNK_BYTES):
-                writer.write(chunk)
-            disk.sync(file)
-            if writer.record() != checkpoint.manifest.files[STATE_FILE]:
-                raise CheckpointInvalidError(checkpoint.path, f"{STATE_FILE} has changed")
-        except (OSError, CheckpointInvalidError):
-            target.unlink(missing_ok=True)
-            raise
+    with (
+        arriving(target, disk, replace=replace) as temporary,
+        open(checkpoint.state_file, "rb") as source,
+        disk.create(temporary) as file,
+    ):
+        writer = DigestingWriter(file)
+        while chunk := source.read(READ_CHUNK_BYTES):
+            writer.write(chunk)
+        disk.sync(file)
+        if writer.record() != checkpoint.manifest.files[STATE_FILE]:
+            raise CheckpointInvalidError(checkpoint.path, f"{STATE_FILE} has changed")
 
 
 def _judged(path: Path, name: str, error: OSError) -> CheckpointInvalidError | UnreadableError:

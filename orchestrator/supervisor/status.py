@@ -85,7 +85,7 @@ def status_from_disk(store: Store) -> Status:
     state: str = _STATE_AFTER.get(last, "interrupted")
     if run.done_file.exists():
         state = State.COMPLETED
-    elif not events:
+    elif not last:
         state = "new"
     status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
     attempts = (event.get("attempt") for event in events)

@@ -129,6 +129,8 @@ class Course:
 
     def is_resumable(self) -> bool:
         """Whether a run resumed from a checkpoint made here would continue at the right place."""
+        if self._registry.accumulates:
+            return False
         if self._replay_point is not None:
             return self._replay_point.is_intact()
         if self._polling and self.data.mid_batch:

@@ -14,6 +14,7 @@ from orchestrator.errors import MismatchError
 from orchestrator.training import rng
 from orchestrator.training.digests import digest
 from orchestrator.training.passes import Facts, Pass, differences, facts_of, start_of
+from orchestrator.training.prepared import begin_epoch
 from orchestrator.training.seeking import SeekableLoader
 from orchestrator.training.sources import (
     Opened,
@@ -169,6 +170,7 @@ class DataPosition:
             if loader not in self._loaders:
                 self._loaders[loader] = SeekableLoader(loader)
             return self._loaders[loader].open(seed, epoch, start)
+        begin_epoch(loader, epoch)
         own_state, ended = self._seen_last(index).get("own"), self._saved(index).get("ended", False)
         if has_own_state(loader) and (own_state is not None or not start):
             opened = open_by_own_state(loader, seed, start, own_state, ended=ended)

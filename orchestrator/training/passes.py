@@ -80,7 +80,7 @@ def facts_of(loader: Iterable[Any]) -> Facts | None:
         "samples": samples,
         "sampler": type(samples_in_batches.sampler if by is None else by).__name__,
         "batch_size": getattr(sampler, "batch_size", samples_in_batches.batch_size),
-        "drop_last": samples_in_batches.drop_last,
+        "drop_last": getattr(sampler, "drop_last", samples_in_batches.drop_last),
     }
 
 

@@ -1,7 +1,6 @@
-"""Reads checkpoints and classic files into the parts that a session takes over."""
+"""Reads checkpoints into the parts that a session takes over."""
 
 import copy
-import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.errors import ConfigError
 from orchestrator.training.plain import from_plain
 from orchestrator.training.state import RESERVED, SUFFIX, Progress
 
@@ -63,7 +61,7 @@ def read_snapshot(snapshot: Snapshot) -> Restored:
 
 def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = False) -> Restored:
     try:
-        content = _load(source, mmap=True)
+        content = load(source, mmap=True)
         for key in ("state", "rng", "data"):
             content[key] = copy.deepcopy(content[key])
         position = content["data"]
@@ -84,35 +82,7 @@ def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = Fa
             in_memory=in_memory,
         )
     except Exception as error:  # torch raises many kinds, some with an empty message
-        raise RuntimeError(f"cannot load {source}: {_first_line(error)}; {advice}") from error
-
-
-def read_classic(source: Path) -> dict[str, Any]:
-    """Read a file in the classic form; ``epoch`` and ``step`` count completed ones.
-
-    Raises ConfigError when it is missing, cannot be loaded or has another form.
-    """
-    if not source.exists():
-        raise ConfigError(f"cannot start from {source}: there is no such file")
-    try:
-        content = _load(source)
-    except Exception as error:
-        raise ConfigError(
-            f"cannot start from {source}: {_first_line(error)}; give a file that torch.load reads"
-        ) from error
-    if "epoch" not in content or not any(str(key).endswith(SUFFIX) for key in content):
-        raise ConfigError(
-            f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
-            f"its keys are {', '.join(map(str, content))}"
-        )
-    for key in ("epoch", "step"):
-        try:
-            content[key] = operator.index(content.get(key, 0))
-        except TypeError:
-            raise ConfigError(
-                f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole number"
-            ) from None
-    return content
+        raise RuntimeError(f"cannot load {source}: {first_line(error)}; {advice}") from error
 
 
 def _doubts(manifest: Manifest) -> list[str]:
@@ -125,17 +95,19 @@ def _doubts(manifest: Manifest) -> list[str]:
     return manifest.doubts + changed
 
 
-def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """What a ``torch.save`` file holds, by the safe load; raises many kinds of exceptions."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except RuntimeError:
         if not mmap:
             raise
-        return _load(path)  # some filesystems cannot map files
+        return load(path)  # some filesystems cannot map files
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}, not a dict")
     return content
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Its class and the beginning of its text, which torch makes long."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

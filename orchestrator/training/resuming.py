@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import ConfigError
 from orchestrator.journal import JournalEvent
+from orchestrator.training.classic import read_classic
 from orchestrator.training.course import Course
 from orchestrator.training.ending import say
 from orchestrator.training.home import Home
-from orchestrator.training.restoring import Restored, read_classic, read_snapshot, read_state
+from orchestrator.training.restoring import Restored, read_snapshot, read_state
 from orchestrator.training.state import Progress, Registry
 
 
@@ -35,6 +37,8 @@ def resume_newest(home: Home, registry: Registry, course: Course) -> Path | None
     """
     snapshot = home.snapshot_to_resume()
     checkpoint = None if snapshot else checkpoint_of(home, framework=None)
+    if checkpoint is not None and checkpoint.manifest.reason is Reason.IMPORTED:
+        return _take_over_imported(checkpoint, home, registry, course)
     try:
         if snapshot is not None:
             # Its checkpoint is being written, or was.
@@ -56,14 +60,28 @@ def _take_over(
 ) -> None:
     registry.restore(restored.content, source, borrowed=True)
     course.take_over(restored)
-    step, where = course.progress.step, "memory" if restored.in_memory else source.name
-    say(f"resumed at step {step} from {where}: {course.exactness}")
+    _tell_resumed(source, home, course, in_memory=restored.in_memory)
+
+
+def _take_over_imported(
+    checkpoint: Checkpoint, home: Home, registry: Registry, course: Course
+) -> Path:
+    start_from_classic(checkpoint.state_file, registry, course)
+    course.problems = list(checkpoint.manifest.doubts)
+    _tell_resumed(checkpoint.path, home, course, in_memory=False)
+    return checkpoint.path
+
+
+def _tell_resumed(source: Path, home: Home, course: Course, *, in_memory: bool) -> None:
+    step, exactness = course.progress.step, course.exactness
+    where = "memory" if in_memory else source.name
+    say(f"resumed at step {step} from {where}: {exactness}")
     home.tell(
         JournalEvent.RESUMED,
         path=str(source),
         step=step,
-        from_memory=restored.in_memory,
-        exactness=course.exactness,
+        from_memory=in_memory,
+        exactness=exactness,
     )
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import (
 from orchestrator.training import rng
 from orchestrator.training.augmentation import Indices, SeededCollate, SeededDataset, SingleIndex
 from orchestrator.training.digests import digest
+from orchestrator.training.prepared import base_of, begin_epoch, with_base
 from orchestrator.training.sources import Opened
 
 _DRAW_AT_ONCE = (SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -29,27 +30,34 @@ class SeekableLoader:
     """A copy of a map-style DataLoader whose index sampler starts anywhere in any epoch."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self._sampler = _EpochSampler(loader)
-        self._loader = copy.copy(loader)
+        base = base_of(loader)
+        self._sampler = _EpochSampler(base)
+        self._loader = copy.copy(base)
         # DataLoader refuses assignment to these after construction, since an iterator may be under
         # way; the copy has none yet.
-        replaced = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        replaced = "sampler" if base.batch_sampler is None else "batch_sampler"
         self._loader.__dict__[replaced] = self._sampler
-        dataset = SeededDataset(loader.dataset)
+        dataset = SeededDataset(base.dataset)
         self._loader.__dict__["dataset"] = dataset
-        self._loader.collate_fn = SeededCollate(dataset, loader.collate_fn)
+        self._loader.collate_fn = SeededCollate(dataset, base.collate_fn)
         self._loader.__dict__["_iterator"] = None
+        # torchdata's keeps one that it was asked for its state with, as accelerate does.
+        self._loader.__dict__["_initial_iter_for_state_dict"] = False
         # Positions are counted in the order of the sampler.
         self._loader.in_order = True
+        self._whole = with_base(loader, self._loader)
 
     def open(self, seed: int, epoch: int, start: int) -> Opened:
         """The pass with this ``seed``, from batch ``start`` on."""
         ahead = self._loader.num_workers * (self._loader.prefetch_factor or 0)
         order = self._sampler.order = _Order(ahead)
         self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
+        if self._whole is not self._loader and self._sampler.is_used_up():
+            return Opened(iter(()), order.digest_of)  # a prepared one may fail without any batch
+        begin_epoch(self._whole, epoch)
         # Creating an iterator draws from the global stream; a resumed run creates one more.
         with rng.scoped(seed):
-            batches = iter(self._loader)
+            batches = iter(self._whole)
         if isinstance(batches, GeneratorType):  # it has not begun: its first batch draws
             return Opened(rng.drawing(lambda: batches, rng.Streams(seed)), order.digest_of)
         return Opened(batches, order.digest_of)
@@ -91,6 +99,8 @@ class _EpochSampler:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._batched = loader.batch_sampler is not None
         self._sampler: Any = loader.batch_sampler if self._batched else loader.sampler
+        # A prepared loader tells the accelerator how many samples the last batch has.
+        self.batch_size = getattr(self._sampler, "batch_size", None)
         self._generators = [
             generator
             for generator in (
@@ -106,6 +116,13 @@ class _EpochSampler:
 
     def __len__(self) -> int:
         return max(0, len(self._sampler) - self.start)
+
+    def is_used_up(self) -> bool:
+        """Whether no batch is left, as far as the sampler knows how many it has."""
+        try:
+            return 0 < len(self._sampler) <= self.start
+        except TypeError:
+            return False
 
     def __iter__(self) -> Iterator[Any]:
         # Bound now: another pass over the same loader may begin before this one draws.

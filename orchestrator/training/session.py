@@ -74,6 +74,7 @@ class Session:
         return self
 
     def _begin(self) -> None:
+        self._registry.add_scalers()
         self._course = Course(
             self._registry,
             self.state,
@@ -236,6 +237,11 @@ class Session:
                 raise ConfigError(
                     "cannot save between a batch and its step: call session.checkpoint() after "
                     "session.step()"
+                )
+            if self._registry.accumulates:
+                raise ConfigError(
+                    "cannot save while gradients are accumulated: call session.checkpoint() where "
+                    "accelerator.sync_gradients is true"
                 )
             try:
                 return self._safe_points.save_now(Reason.REQUESTED).path

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from orchestrator.training import rng
 from orchestrator.training.plain import from_plain, to_plain
+from orchestrator.training.prepared import base_of
 
 
 def _unknown(number: int) -> str | None:
@@ -37,7 +38,8 @@ def has_positions(loader: Iterable[Any]) -> bool:
 
 def has_own_state(loader: Iterable[Any]) -> bool:
     """Whether it can be asked for its position and put there, as torchdata's loaders can."""
-    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+    base = base_of(loader)
+    return hasattr(base, "state_dict") and hasattr(base, "load_state_dict")
 
 
 def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
@@ -60,7 +62,11 @@ def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: 
     """
     doubts = []
     if state is not None:
-        loader.load_state_dict(from_plain(state))
+        state = from_plain(state)
+        # One that fetches ahead knows it already with its last batch; at the start it is of the
+        # epoch before.
+        ended = ended or (start > 0 and bool(state.get("_iterator_finished")))
+        loader.load_state_dict(state)
         if start and not ended and getattr(loader, "num_workers", 0):
             doubts.append(
                 f"random numbers that the workers of {type(loader).__name__} draw are not restored"

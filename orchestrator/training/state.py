@@ -14,6 +14,7 @@ from orchestrator.training.comparing import compare
 from orchestrator.training.ending import say
 from orchestrator.training.generators import is_generator
 from orchestrator.training.plain import from_plain, to_plain
+from orchestrator.training.prepared import is_optimizer
 from orchestrator.training.wrappers import unwrapped, with_names_of, with_plain_names
 
 SUFFIX = "_state_dict"
@@ -114,6 +115,7 @@ class Registry:
         self.generators: dict[str, Any] = {}
         """The script's own random generators: streams, which are kept among the others."""
         self._objects: dict[str, Stateful] = {}
+        self._prepared: list[Any] = []
 
     def add(self, objects: Mapping[str, Any]) -> None:
         """Register more. Raises ConfigError for a taken name or an object without the methods."""
@@ -128,7 +130,24 @@ class Registry:
                     f"cannot register {name}: a {type(value).__name__} has no state_dict() and "
                     "load_state_dict(); keep plain values in session.state"
                 )
+            if is_optimizer(value):
+                self._prepared.append(value)
             self._objects[name] = unwrapped(value)
+
+    def add_scalers(self) -> None:
+        """Register as ``scaler`` what prepared optimizers step with, unless the script has done so.
+
+        Raises ConfigError where that name is taken.
+        """
+        for optimizer in self._prepared:
+            scaler = optimizer.scaler
+            if scaler is not None and all(scaler is not o for o in self._objects.values()):
+                self.add({"scaler": scaler})
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients wait for further batches; they are in no checkpoint."""
+        return any(not optimizer.gradient_state.sync_gradients for optimizer in self._prepared)
 
     def capture(self) -> dict[str, Any]:
         """``<name>_state_dict`` for each object. Raises UnstorableError."""

@@ -1,4 +1,4 @@
-"""Modules in wrappers: stored under the names that they have without.
+"""Objects in wrappers: stored as they are without, and under the names that they have then.
 
 torch.compile puts ``_orig_mod.`` before the names of what it wraps, DataParallel ``module.``. A
 checkpoint without these fits the script whether it compiles its model or not, and code that knows
@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from orchestrator.training.prepared import inside
+
 COMPILED = "_orig_mod"
 PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(value: Any) -> Any:
-    """The module inside of such wrappers, or what it is given."""
+    """What is inside of such wrappers, or of accelerate's, or what it is given."""
+    value = inside(value)
     while isinstance(value, torch.nn.Module):
         # By its name: importing the class takes longer than importing torch.
         if COMPILED in value._modules:

@@ -206,7 +206,7 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     listed = json.loads(orchestrator("checkpoints", "list", place, "--json", cwd=tmp_path).stdout)
     keys = {
         *("path", "step", "epoch", "reason", "bytes", "healthy"),
-        *("valid", "pinned", "time", "metrics"),
+        *("valid", "pinned", "time", "metrics", "exactness"),
     }
     assert all(keys <= row.keys() for row in listed)
     assert [row["step"] for row in listed] == [10, 15, 16]

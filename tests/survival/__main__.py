@@ -26,7 +26,7 @@ EXAMPLES = ROOT / "examples"
 
 @dataclass(frozen=True)
 class Subject:
-    """A script, and how many faults it gets.
+    """A script, and how many faults it gets, of those that ``faults`` names or of all.
 
     With ``forked`` its trainers are forked from a process that has imported torch, so that a
     restart takes no seconds; else they are started as users start them, with a spare.
@@ -63,6 +63,15 @@ SUBJECTS = (
     ),
     Subject("linear", EXAMPLES / "linear.py", (), 136, True),
     Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 62, False),
+    Subject(
+        "accelerate",
+        EXAMPLES / "accelerate_digits.py",
+        ("--epochs", "4", "--workers", "2"),
+        25,
+        True,
+        imports="accelerate",
+        faults="sigkill:20,sigterm:5",
+    ),
     Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 20, False),
     Subject(
         "lightning",
