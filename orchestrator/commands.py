@@ -147,7 +147,7 @@ def verify(arguments: Namespace) -> ExitStatus:
     """Verify every checkpoint; ends with 65 if one is damaged or none is left to be valid."""
     store = open_store(arguments.run_dir)
     rows = _print_checkpoints(store, arguments.json)
-    if not rows and (aside := store.quarantined()):
+    if not rows and (aside := store.lost()):
         raise NoValidCheckpointError(
             f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(aside)} are in "
             "quarantine; repair one and move it back, or start anew with another --run-dir"
@@ -178,6 +178,11 @@ def unpin(arguments: Namespace) -> None:
 def export(arguments: Namespace) -> None:
     """Copy a checkpoint's state.pt, verified on the way, to a file for torch.load."""
     chosen = _choose(open_store(arguments.run_dir), arguments.step)
+    if chosen.manifest.adopted is not None:
+        raise ConfigError(
+            f"cannot export {chosen.shown_path}: the script itself has saved it, in a form of its "
+            "own; copy it from there"
+        )
     with _file_errors(f"cannot write {arguments.output}"):
         reading.export_state(chosen, arguments.output)
     print(f"wrote {arguments.output} (step {chosen.manifest.step})")

@@ -14,6 +14,8 @@ from typing import Any, Self
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What a script has saved may have any names, in folders too, but none that leads elsewhere.
+NAME_BELOW = re.compile(r"(?!\.{0,2}(?:/|$))[^/\0]+(?:/(?!\.{0,2}(?:/|$))[^/\0]+)*")
 
 
 class Reason(StrEnum):
@@ -35,6 +37,36 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """Of a checkpoint that the script itself has saved (--adopt): what lies at ``path``.
+
+    ``numbered``: its step is the number in its name, and not a count of such saves.
+    ``written_here``: it was seen being written while a trainer of this run was running.
+    ``kept``: the files are copies that lie beside the manifest, since the script overwrites them.
+    ``modified_ns``: when each file was written last.
+    """
+
+    path: str
+    is_directory: bool
+    numbered: bool
+    written_here: bool
+    kept: bool
+    modified_ns: dict[str, int]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Parse and check. Raises ValueError, KeyError and TypeError."""
+        return cls(
+            path=_typed(content, "path", str),
+            is_directory=_typed(content, "is_directory", bool),
+            numbered=_typed(content, "numbered", bool),
+            written_here=_typed(content, "written_here", bool),
+            kept=_typed(content, "kept", bool),
+            modified_ns={k: int(v) for k, v in _typed(content, "modified_ns", dict).items()},
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json; ``time`` is UTC in ISO 8601, counts are of completed ones."""
 
@@ -51,6 +83,7 @@ class Manifest:
     """Of the parts of state.pt; a session that resumes compares them with what it has then."""
     doubts: list[str] = field(default_factory=list)
     """Why this may differ from the checkpoint of a run that was never interrupted."""
+    adopted: Adopted | None = None
 
     @property
     def exactness(self) -> str:
@@ -66,6 +99,8 @@ class Manifest:
         """The text of manifest.json; non-finite metrics become strings, which JSON can hold."""
         content: dict[str, Any] = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
+        if self.adopted is None:
+            del content["adopted"]
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -89,6 +124,7 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
         try:
+            adopted = content.get("adopted")
             return cls(
                 run_id=_typed(content, "run_id", str),
                 step=_count(content, "step"),
@@ -97,10 +133,13 @@ class Manifest:
                 metrics={k: float(v) for k, v in _typed(content, "metrics", dict).items()},
                 healthy=_typed(content, "healthy", bool),
                 time=_typed(content, "time", str),
-                files=_file_records(_typed(content, "files", dict)),
+                files=_file_records(
+                    _typed(content, "files", dict), PLAIN_NAME if adopted is None else NAME_BELOW
+                ),
                 versions=_typed(content, "versions", dict),
                 digests=_typed(content, "digests", dict),
                 doubts=list(map(str, _typed(content, "doubts", list))),
+                adopted=None if adopted is None else Adopted.from_json(adopted),
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
@@ -133,11 +172,11 @@ def _count(content: dict[str, Any], key: str) -> int:
     return value
 
 
-def _file_records(files: dict[str, Any]) -> dict[str, FileRecord]:
+def _file_records(files: dict[str, Any], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
-        if not PLAIN_NAME.fullmatch(name):
+        if not allowed.fullmatch(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
         records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
     return records

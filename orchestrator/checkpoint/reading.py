@@ -21,6 +21,7 @@ from orchestrator.errors import CheckpointInvalidError, UnreadableError
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 PIN_FILE = "pinned"
+CONTENT_FOLDER = "content"
 READ_CHUNK_BYTES = 16 << 20
 # What is read into the page cache is copied from there: at best while the processor has it too.
 CACHED_CHUNK_BYTES = 1 << 20
@@ -55,6 +56,30 @@ class Checkpoint:
     def state_file(self) -> Path:
         """The plain ``torch.save`` file."""
         return self.path / STATE_FILE
+
+    @property
+    def content(self) -> Path:
+        """The directory in which the files of the manifest lie."""
+        adopted = self.manifest.adopted
+        if adopted is None:
+            return self.path
+        if adopted.kept:
+            return self.path / CONTENT_FOLDER
+        return Path(adopted.path) if adopted.is_directory else Path(adopted.path).parent
+
+    @property
+    def resume_path(self) -> Path:
+        """What a trainer is told to resume from."""
+        adopted = self.manifest.adopted
+        return self.state_file if adopted is None else Path(adopted.path)
+
+    @property
+    def shown_path(self) -> Path:
+        """Where people find it: the directory, or what the script itself has saved."""
+        adopted = self.manifest.adopted
+        if adopted is None or adopted.kept:
+            return self.path
+        return Path(adopted.path)
 
 
 class DigestingWriter:
@@ -140,7 +165,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointInvalidError(path, str(error)) from None
     if manifest.step != order_of(path.name)[0]:
         raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
-    if STATE_FILE not in manifest.files:
+    if manifest.adopted is None and STATE_FILE not in manifest.files:
         raise CheckpointInvalidError(path, f"manifest.json does not name {STATE_FILE}")
     return Checkpoint(path, manifest, pinned=(path / PIN_FILE).exists())
 
@@ -152,9 +177,14 @@ def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
     needs itself; ``to_load`` reads them into it, since the very same are loaded next. Raises
     CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
     """
+    verify_files(checkpoint, checkpoint.content, to_load=to_load)
+
+
+def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None:
+    """The same for files of these names in another folder."""
     for name, record in checkpoint.manifest.files.items():
         try:
-            actual = _digest(checkpoint.path / name, direct=not to_load)
+            actual = digest_of(folder / name, direct=not to_load)
         except OSError as error:
             raise _judged(checkpoint.path, name, error) from None
         if actual.bytes != record.bytes:
@@ -194,7 +224,8 @@ def _judged(path: Path, name: str, error: OSError) -> CheckpointInvalidError | U
     return UnreadableError(path / name, error)
 
 
-def _digest(path: Path, *, direct: bool) -> FileRecord:
+def digest_of(path: Path, *, direct: bool) -> FileRecord:
+    """Size and digest of one file; ``direct`` reads past the page cache. Raises OSError."""
     # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     if direct:

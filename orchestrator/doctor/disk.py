@@ -59,7 +59,7 @@ def free_space(subject: Subject) -> Finding:
         text = f"{size_text(free)} free; what a checkpoint takes is known after the first"
         return Finding("free space", Level.OK, text)
     best = subject.config.keep_best
-    count = subject.config.keep + (best.count if best else 0)
+    count = subject.config.retention.keep + (best.count if best else 0)
     # While the next is written, none has been deleted yet; a stop has a reserve as large.
     needed = (count + 2) * size - subject.kept_bytes
     text = f"{size_text(free)} free; --keep takes {count} checkpoints of {size_text(size)}"

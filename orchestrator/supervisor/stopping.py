@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from orchestrator.page import Phase
+from orchestrator.supervisor.attempt import Attempt
 
 TICK_SECONDS = 1.0
 HURRYING = "not waiting for the safe point: ending the trainer, saving what is newest in memory"
@@ -34,9 +35,11 @@ def tell(source: str, patience_seconds: float, has_session: bool) -> None:
     )
 
 
-def awaited(phase: Phase) -> str:
+def awaited(attempt: Attempt) -> str:
     """What a stop waits for."""
-    return "saving" if phase is Phase.SAVE else "waiting for the safe point"
+    if attempt.peer is None:
+        return "waiting for the command's end"
+    return "saving" if attempt.page.phase is Phase.SAVE else "waiting for the safe point"
 
 
 class Countdown:

@@ -1,0 +1,283 @@
+"""What a script saves, as its supervisor sees it: appears, changes, comes to rest, counts or not.
+
+Nothing here waits: whoever looks says at which moment, and is told what has happened since.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+
+from orchestrator.adopt.completeness import Finding, examine
+from orchestrator.adopt.contents import Contents
+from orchestrator.adopt.formats import IncompleteError
+from orchestrator.adopt.pattern import Pattern
+from orchestrator.checkpoint.adopted import AdoptedStore, Sealing
+from orchestrator.checkpoint.manifest import Adopted, Reason
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.supervisor.written import Written
+
+# What its format proves to be whole counts after so long without a change; anything else after so
+# long, since some scripts write the parts of a checkpoint with pauses between them.
+QUIET_SECONDS = 1.0
+LONG_QUIET_SECONDS = 30.0
+
+
+class Moment(Enum):
+    """When is looked."""
+
+    FIRST = auto()
+    """No trainer of the run has run yet: what is there was there before it."""
+    BEFORE = auto()
+    """No trainer runs, but one may have been killed together with its supervisor."""
+    RUNNING = auto()
+    ENDED_WELL = auto()
+    """The trainer has ended with status 0, and so with everything written."""
+    KILLED = auto()
+    """It has ended otherwise, perhaps in the middle of a save."""
+
+
+_NO_TRAINER = (Moment.FIRST, Moment.BEFORE)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """Contents have become a checkpoint; ``oldest_ns`` is when the first of them was written."""
+
+    checkpoint: Checkpoint
+    oldest_ns: int
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """The script has deleted or rewritten what was a checkpoint."""
+
+    checkpoint: Checkpoint
+    reason: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """What a killed save has left was moved out of the way."""
+
+    path: Path
+    where: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """It is no checkpoint, and nobody saw that a trainer of this run wrote it."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The disk refused something."""
+
+    path: Path
+    problem: str
+
+
+Happening = Sealed | Withdrawn | SetAside | LeftAlone | Failed
+
+
+@dataclass
+class _Sighting:
+    """Contents that are no checkpoint, or not yet, and since when they are as they are."""
+
+    contents: Contents
+    since: float
+    finding: Finding | None = None
+    problem: str | None = None
+    told: bool = False
+
+
+class Sightings:
+    """Everything that matches the pattern. One look at a time."""
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        store: AdoptedStore,
+        written: Written,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.directories: list[Path] = []
+        """Where something may appear, as of the last look everywhere."""
+        self.any = False
+        """Whether anything has ever matched."""
+        self._pattern = pattern
+        self._store = store
+        self._written = written
+        self._clock = clock
+        self._open: dict[Path, _Sighting] = {}
+        self._last_sealed: dict[Path, Contents] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether something may come to rest soon."""
+        return any(sighting.problem is None for sighting in self._open.values())
+
+    def look(self, moment: Moment, reason: Reason, everywhere: bool = True) -> list[Happening]:
+        """What has happened since the last look; ``reason`` is that of new checkpoints.
+
+        Not ``everywhere``: only at what had not come to rest.
+        """
+        happenings: list[Happening] = []
+        paths: Collection[Path] = list(self._open)
+        if everywhere:
+            self.directories, paths = self._pattern.find()
+            self.any = self.any or bool(paths)
+            happenings += self._withdraw()
+        seals = self._store.seals()
+        self._see_all(paths, seals, moment)
+        for sighting in sorted(self._open.values(), key=_last_change):
+            try:
+                happening = self._judge(sighting, seals, moment, reason)
+            except OSError as error:
+                happening = Failed(sighting.contents.path, str(error))
+            happenings += [happening] if happening is not None else []
+        return happenings
+
+    def _withdraw(self) -> list[Happening]:
+        """Give up the seals of what is gone or written anew.
+
+        But never the last, nor the newest that is gone: without any the run would begin from zero.
+        """
+        happenings: list[Happening] = []
+        seals = self._store.seals()
+        newest = max(seals.values(), key=lambda seal: seal.order, default=None)
+        for path, seal in seals.items():
+            contents, adopted = Contents.of(path), adopted_part(seal)
+            if adopted.kept or (contents and contents.modified_ns == adopted.modified_ns):
+                continue
+            if len(seals) == 1 or (contents is None and seal is newest):
+                continue
+            if contents is None and not path.parent.is_dir():
+                continue  # not mounted, perhaps
+            if contents is not None:
+                self._written.begun_anew(path, adopted.modified_ns)
+            with contextlib.suppress(OSError):  # tried again at the next look
+                self._store.withdraw(seal)
+                gone = contents is None
+                why = "the script has deleted it" if gone else "it is being written anew"
+                happenings.append(Withdrawn(seal, why))
+        return happenings
+
+    def _see_all(
+        self, paths: Collection[Path], seals: dict[Path, Checkpoint], moment: Moment
+    ) -> None:
+        """Note what is no checkpoint, and whether that is new."""
+        found = {}
+        for path in paths:
+            contents, seal = Contents.of(path), seals.get(path)
+            if contents is None:
+                continue
+            if seal and adopted_part(seal).modified_ns == contents.modified_ns:
+                continue
+            known = self._open.get(path)
+            if known is None or known.contents != contents:
+                known = _Sighting(contents, self._clock())
+                if moment not in _NO_TRAINER:
+                    self._written.note(path)
+            found[path] = known
+        self._open = found
+
+    def _judge(
+        self, sighting: _Sighting, seals: dict[Path, Checkpoint], moment: Moment, reason: Reason
+    ) -> Happening | None:
+        quiet = self._clock() - sighting.since
+        if moment is Moment.RUNNING and quiet < QUIET_SECONDS:
+            return None
+        if sighting.finding is None and sighting.problem is None:
+            self._examine(sighting, seals)
+        finding = sighting.finding
+        if finding is None:
+            return self._incomplete(sighting, str(sighting.problem), moment)
+        if (
+            finding.proven
+            or moment in (Moment.FIRST, Moment.ENDED_WELL)
+            or (quiet >= LONG_QUIET_SECONDS and moment is not Moment.BEFORE)
+        ):
+            return self._seal(sighting, reason)
+        return self._incomplete(sighting, finding.doubt, moment)
+
+    def _examine(self, sighting: _Sighting, seals: dict[Path, Checkpoint]) -> None:
+        contents = sighting.contents
+        others = [s for s in seals.values() if adopted_part(s).is_directory]
+        usual = max(others, key=lambda seal: seal.order).manifest.files if others else None
+        seal = seals.get(contents.path)
+        before = adopted_part(seal).modified_ns if seal else self._written.previous(contents.path)
+        try:
+            _check_all_new(contents.modified_ns, before)
+            sighting.finding = examine(contents, usual)
+        except IncompleteError as error:
+            sighting.problem = str(error)
+
+    def _seal(self, sighting: _Sighting, reason: Reason) -> Happening | None:
+        contents = sighting.contents
+        path = contents.path
+        checkpoint = self._store.seal(
+            Sealing(
+                contents,
+                self._pattern.step_of(path),
+                reason,
+                written_here=self._written.is_ours(path),
+                keep=self._pattern.is_one_path,
+                link=_replaces(self._last_sealed.get(path), contents),
+            )
+        )
+        if checkpoint is None:
+            return None  # it has changed meanwhile: seen at the next look
+        self._store.withdraw_older(checkpoint)
+        self._last_sealed[path] = contents
+        self._written.settled(path)
+        self._open.pop(path, None)
+        return Sealed(checkpoint, min(contents.modified_ns.values()))
+
+    def _incomplete(self, sighting: _Sighting, reason: str, moment: Moment) -> Happening | None:
+        path = sighting.contents.path
+        if moment is Moment.RUNNING:
+            return None
+        if self._written.is_ours(path):
+            where = self._store.set_aside(path, reason)
+            self._written.settled(path)
+            self._open.pop(path, None)
+            return SetAside(path, where, reason)
+        if sighting.told:
+            return None
+        sighting.told = True
+        return LeftAlone(path, reason)
+
+
+def adopted_part(seal: Checkpoint) -> Adopted:
+    """What the manifest of a seal says of the files."""
+    assert seal.manifest.adopted is not None
+    return seal.manifest.adopted
+
+
+def _last_change(sighting: _Sighting) -> int:
+    """Where names have no numbers, this is the order in which they were written."""
+    return max(sighting.contents.modified_ns.values(), default=0)
+
+
+def _check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
+    """Where some files of a directory were written over, all must have been."""
+    both = sorted(now.keys() & before.keys())
+    old = [name for name in both if now[name] == before[name]]
+    new = [name for name in both if now[name] != before[name]]
+    if old and new:
+        raise IncompleteError(f"it is written over in part: {new[0]} is new, {old[0]} is not")
+
+
+def _replaces(previous: Contents | None, contents: Contents) -> bool:
+    """Whether the script puts new files in the place of the old ones, and leaves these alone."""
+    if previous is None:
+        return False
+    both = previous.files.keys() & contents.files.keys()
+    return all(previous.files[name].inode != contents.files[name].inode for name in both)
