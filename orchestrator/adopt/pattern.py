@@ -90,7 +90,11 @@ class Pattern:
             parents = [path for path in paths if path.is_dir()]
             directories += parents
             paths = [found for parent in parents for found in level.within(parent)]
-        return directories, [path for path in paths if not path.is_symlink()]
+        paths = [path for path in paths if not path.is_symlink()]
+        if self.is_one_path:
+            # One that is written over changes inside only.
+            directories += [path for path in paths if path.is_dir()]
+        return directories, paths
 
     def concerns(self, path: str) -> bool:
         """Whether what happens to this path may be of interest."""

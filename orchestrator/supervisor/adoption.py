@@ -102,6 +102,7 @@ class Adoption:
 
     def begin(self, attempt: Attempt) -> None:
         """A trainer runs, and has been told what to resume from."""
+        self._sightings.forget_habits()
         resumed = attempt.resume_from
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
         self._looking = asyncio.ensure_future(self._look_on(attempt))

@@ -52,7 +52,10 @@ class Changes(FileSystemEventHandler):
         self._observer.stop()
 
     def watch(self, directories: Iterable[Path]) -> None:
-        """Watch these and no others."""
+        """Watch these and no others.
+
+        What came into a new one before that is found by looking: ``changed`` is set.
+        """
         wanted = set(directories)
         for gone in self._watched.keys() - wanted:
             with contextlib.suppress(KeyError, OSError):
@@ -61,6 +64,7 @@ class Changes(FileSystemEventHandler):
             # No such directory, or no more watches to be had.
             with contextlib.suppress(OSError):
                 self._watched[new] = self._observer.schedule(self, str(new), event_filter=_EVENTS)
+                self.changed.set()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         """Called in the observer's thread."""

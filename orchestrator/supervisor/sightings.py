@@ -19,10 +19,12 @@ from orchestrator.checkpoint.manifest import Adopted, Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.supervisor.written import Written
 
-# What its format proves to be whole counts after so long without a change; anything else after so
-# long, since some scripts write the parts of a checkpoint with pauses between them.
+# A directory that is proven whole counts after so long without a change; what is not proven after
+# so long, since some scripts write the parts of a checkpoint with pauses between them.
 QUIET_SECONDS = 1.0
 LONG_QUIET_SECONDS = 30.0
+# A script that overwrites its file all the time has it copied no more than this share of the time.
+SEALING_SHARE = 0.1
 
 
 class Moment(Enum):
@@ -116,12 +118,17 @@ class Sightings:
         self._written = written
         self._clock = clock
         self._open: dict[Path, _Sighting] = {}
+        self._not_before: dict[Path, float] = {}
         self._last_sealed: dict[Path, Contents] = {}
 
     @property
     def pending(self) -> bool:
         """Whether something may come to rest soon."""
         return any(sighting.problem is None for sighting in self._open.values())
+
+    def forget_habits(self) -> None:
+        """Another trainer begins: whether it puts new files in the place of old is to be seen."""
+        self._last_sealed.clear()
 
     def look(self, moment: Moment, reason: Reason, everywhere: bool = True) -> list[Happening]:
         """What has happened since the last look; ``reason`` is that of new checkpoints.
@@ -133,7 +140,6 @@ class Sightings:
         if everywhere:
             self.directories, paths = self._pattern.find()
             self.any = self.any or bool(paths)
-            happenings += self._withdraw()
         seals = self._store.seals()
         self._see_all(paths, seals, moment)
         for sighting in sorted(self._open.values(), key=_last_change):
@@ -142,7 +148,8 @@ class Sightings:
             except OSError as error:
                 happening = Failed(sighting.contents.path, str(error))
             happenings += [happening] if happening is not None else []
-        return happenings
+        # Afterwards: what is new may stand in for what is gone.
+        return happenings + (self._withdraw() if everywhere else [])
 
     def _withdraw(self) -> list[Happening]:
         """Give up the seals of what is gone or written anew.
@@ -192,7 +199,7 @@ class Sightings:
         self, sighting: _Sighting, seals: dict[Path, Checkpoint], moment: Moment, reason: Reason
     ) -> Happening | None:
         quiet = self._clock() - sighting.since
-        if moment is Moment.RUNNING and quiet < QUIET_SECONDS:
+        if moment is Moment.RUNNING and self._is_too_early(sighting.contents, quiet):
             return None
         if sighting.finding is None and sighting.problem is None:
             self._examine(sighting, seals)
@@ -203,9 +210,22 @@ class Sightings:
             finding.proven
             or moment in (Moment.FIRST, Moment.ENDED_WELL)
             or (quiet >= LONG_QUIET_SECONDS and moment is not Moment.BEFORE)
+            or self._is_followed(sighting, seals)
         ):
             return self._seal(sighting, reason)
         return self._incomplete(sighting, finding.doubt, moment)
+
+    def _is_followed(self, sighting: _Sighting, seals: dict[Path, Checkpoint]) -> bool:
+        """Whether another save has been begun since: then this one is done with."""
+        others = [s.contents.modified_ns for s in self._open.values() if s is not sighting]
+        others += [adopted_part(seal).modified_ns for seal in seals.values()]
+        last = _last_change(sighting)
+        return any(min(times.values()) > last for times in others if times)
+
+    def _is_too_early(self, contents: Contents, quiet: float) -> bool:
+        if contents.is_directory and quiet < QUIET_SECONDS:
+            return True
+        return self._clock() < self._not_before.get(contents.path, 0.0)
 
     def _examine(self, sighting: _Sighting, seals: dict[Path, Checkpoint]) -> None:
         contents = sighting.contents
@@ -221,7 +241,7 @@ class Sightings:
 
     def _seal(self, sighting: _Sighting, reason: Reason) -> Happening | None:
         contents = sighting.contents
-        path = contents.path
+        path, began = contents.path, self._clock()
         checkpoint = self._store.seal(
             Sealing(
                 contents,
@@ -232,6 +252,8 @@ class Sightings:
                 link=_replaces(self._last_sealed.get(path), contents),
             )
         )
+        now = self._clock()
+        self._not_before[path] = now + (now - began) / SEALING_SHARE
         if checkpoint is None:
             return None  # it has changed meanwhile: seen at the next look
         self._store.withdraw_older(checkpoint)
