@@ -98,7 +98,8 @@ def test_kills_and_stops_do_not_change_the_result(
         run.wait_for_event("attempt_started", kills + 2)
     run.wait_for_event("checkpoint_published", len(events(run.run, "checkpoint_published")) + 1)
     run.signal(signal.SIGTERM)
-    assert run.end()[0] == 74  # it ends at once, as SIGTERM ends any program
+    # It ends at once, as any program does; 75 if it was in the middle of a save.
+    assert run.end()[0] in (74, 75)
     run = adopt(script, *arguments, options=options)
     assert run.end()[0] == 0
 
