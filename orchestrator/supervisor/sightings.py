@@ -199,7 +199,8 @@ class Sightings:
         self, sighting: _Sighting, seals: dict[Path, Checkpoint], moment: Moment, reason: Reason
     ) -> Happening | None:
         quiet = self._clock() - sighting.since
-        if moment is Moment.RUNNING and self._is_too_early(sighting.contents, quiet):
+        followed = self._is_followed(sighting, seals)
+        if moment is Moment.RUNNING and self._is_too_early(sighting.contents, quiet, followed):
             return None
         if sighting.finding is None and sighting.problem is None:
             self._examine(sighting, seals)
@@ -210,7 +211,7 @@ class Sightings:
             finding.proven
             or moment in (Moment.FIRST, Moment.ENDED_WELL)
             or (quiet >= LONG_QUIET_SECONDS and moment is not Moment.BEFORE)
-            or self._is_followed(sighting, seals)
+            or followed
         ):
             return self._seal(sighting, reason)
         return self._incomplete(sighting, finding.doubt, moment)
@@ -222,8 +223,8 @@ class Sightings:
         last = _last_change(sighting)
         return any(min(times.values()) > last for times in others if times)
 
-    def _is_too_early(self, contents: Contents, quiet: float) -> bool:
-        if contents.is_directory and quiet < QUIET_SECONDS:
+    def _is_too_early(self, contents: Contents, quiet: float, followed: bool) -> bool:
+        if contents.is_directory and quiet < QUIET_SECONDS and not followed:
             return True
         return self._clock() < self._not_before.get(contents.path, 0.0)
 
