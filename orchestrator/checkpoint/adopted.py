@@ -51,6 +51,10 @@ class Sealing:
     link: bool = False
 
 
+class _ChangedError(Exception):
+    """The script goes on writing."""
+
+
 class AdoptedStore(Store):
     """Seals, takes out of sight and deletes what the script has saved."""
 
@@ -68,11 +72,12 @@ class AdoptedStore(Store):
             for directory in {root, root.parent, *((root / name).parent for name in files)}:
                 self.disk.sync_directory(directory)
             if Contents.of(contents.path) != contents:
-                shutil.rmtree(temporary, ignore_errors=True)
-                return None
+                raise _ChangedError
             checkpoint = self._commit(temporary, self._manifest(sealing, files))
-        except Exception:
+        except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, _ChangedError) or Contents.of(contents.path) != contents:
+                return None
             raise
         # Every byte has just been read.
         if (signature := signature_of(checkpoint)) is not None:
@@ -131,6 +136,7 @@ class AdoptedStore(Store):
         adopted = checkpoint.manifest.adopted
         assert adopted is not None
         target = Path(adopted.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}{RESTORING_SUFFIX}")
         shutil.rmtree(temporary, ignore_errors=True)
         self._copy(checkpoint.content, adopted.modified_ns, temporary, link=False)
@@ -158,7 +164,11 @@ class AdoptedStore(Store):
         """Move what never was a checkpoint into quarantine; where it is now. Raises OSError."""
         directory = self._place_in_quarantine(f"partial-{path.name}")
         self.disk.make_directory(directory)
-        where = self._take_away(path, directory)
+        try:
+            where = self._take_away(path, directory)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         self._leave_note(directory, path.name, _with_place(reason, where, directory))
         return where
 
@@ -168,17 +178,17 @@ class AdoptedStore(Store):
             adopted = read_checkpoint(path).manifest.adopted
         except (CheckpointInvalidError, UnreadableError):
             adopted = None
-        if (
-            adopted is not None
-            and adopted.written_here
-            and not adopted.kept
-            and (self.seals()[Path(adopted.path)].path == path)
-        ):
+        if adopted is not None and not adopted.kept and self._owns_files(path, adopted):
             # First: were only the seal gone, the files would be taken for a new checkpoint.
             with contextlib.suppress(FileNotFoundError):
                 where = self._take_away(Path(adopted.path), path)
                 reason = _with_place(reason, where, path)
         super().quarantine(path, reason)
+
+    def _owns_files(self, path: Path, adopted: Adopted) -> bool:
+        """Whether we saw them being written, and this is the seal of what they are now."""
+        newest = self.seals().get(Path(adopted.path))
+        return adopted.written_here and newest is not None and newest.path == path
 
     def _take_away(self, path: Path, directory: Path) -> Path:
         """Move out of the sight of whoever lists the names beside it; where it is now."""
@@ -208,13 +218,14 @@ class AdoptedStore(Store):
         shutil.rmtree(trash, ignore_errors=True)
 
     def withdraw_older(self, checkpoint: Checkpoint) -> None:
-        """The same for all earlier seals of its path, whose files are no more. Raises OSError."""
+        """The same for all earlier seals of its path, whose files are no more."""
         adopted = checkpoint.manifest.adopted
         for older in self.all():
             other = older.manifest.adopted
             same = adopted and other and not other.kept and other.path == adopted.path
             if same and older.name != checkpoint.name:
-                self.withdraw(older)
+                with contextlib.suppress(OSError):  # being deleted, perhaps
+                    self.withdraw(older)
 
     def apply_retention(
         self,

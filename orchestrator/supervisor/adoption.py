@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -15,17 +16,16 @@ from orchestrator.journal import Journal, JournalEvent
 from orchestrator.priority import lower_priority
 from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
 from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.sightings import (
+from orchestrator.supervisor.happenings import (
     Failed,
     Happening,
     LeftAlone,
     Moment,
     Sealed,
     SetAside,
-    Sightings,
     Withdrawn,
-    adopted_part,
 )
+from orchestrator.supervisor.sightings import Sightings, adopted_part
 from orchestrator.supervisor.threads import in_thread, may_go_unheard
 from orchestrator.supervisor.watch import Watch
 from orchestrator.supervisor.written import Written
@@ -58,15 +58,17 @@ class Adoption:
         watch: Watch,
         journal: Journal,
         publish: Callable[[str], None],
+        alarm: Callable[[dict[str, Any]], None],
         is_new_run: bool,
     ) -> None:
-        """``publish`` is called with the name of each new checkpoint."""
+        """``publish`` gets the name of each new checkpoint, ``alarm`` what the disk refused."""
         self._pattern = pattern
         self._store = store
         self._checkpoints = checkpoints
         self._watch = watch
         self._journal = journal
         self._publish = publish
+        self._alarm = alarm
         self._log = structlog.get_logger()
         self._written = Written(store.run.written_file)
         self._sightings = Sightings(pattern, store, self._written)
@@ -190,9 +192,7 @@ class Adoption:
                     reason=reason,
                 )
             case Failed(path, problem):
-                self._log.error(
-                    "cannot seal what the script saved", path=str(path), problem=problem
-                )
+                self._alarm({"adopted": str(path), "problem": f"cannot seal {path}: {problem}"})
 
     def _tell_of_unmatched(self) -> None:
         if not self._sightings.any and not self._unmatched_told:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from watchdog.events import (
 from watchdog.observers import Observer
 from watchdog.observers.api import ObservedWatch
 
+MOST_WATCHED = 16
 # Not each write: a large file has thousands of them, and is looked at now and then anyway.
 _EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
@@ -56,7 +58,8 @@ class Changes(FileSystemEventHandler):
 
         What came into a new one before that is found by looking: ``changed`` is set.
         """
-        wanted = set(directories)
+        # A thread each: the rest is looked at now and then.
+        wanted = set(islice(directories, MOST_WATCHED))
         for gone in self._watched.keys() - wanted:
             with contextlib.suppress(KeyError, OSError):
                 self._observer.unschedule(self._watched.pop(gone))

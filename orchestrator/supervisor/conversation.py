@@ -131,7 +131,7 @@ class Conversation:
             case "published":
                 self.published(str(facts.get("name")), facts)
             case "save_failed":
-                self._alarm(facts)
+                self.alarm(facts)
             case "snapshot":
                 self._hear_snapshot(attempt, facts)
             case "write":
@@ -169,7 +169,7 @@ class Conversation:
 
     def write_failed(self, snapshot: Snapshot, problem: str) -> None:
         """A snapshot could not be written."""
-        self._alarm({"step": snapshot.manifest.step, "problem": problem})
+        self.alarm({"step": snapshot.manifest.step, "problem": problem})
         self._tell_trainer(type="write_failed", generation=snapshot.generation, problem=problem)
 
     def _tell_trainer(self, **message: Any) -> None:
@@ -177,7 +177,8 @@ class Conversation:
         if attempt is not None and attempt.peer is not None:
             attempt.peer.send(message)
 
-    def _alarm(self, facts: dict[str, Any]) -> None:
+    def alarm(self, facts: dict[str, Any]) -> None:
+        """A save has failed: tell everybody."""
         attempt = self._watch.attempt
         self._journal.write(
             JournalEvent.CHECKPOINT_FAILED, attempt.number if attempt else None, **facts

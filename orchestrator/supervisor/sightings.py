@@ -7,16 +7,25 @@ import contextlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 
 from orchestrator.adopt.completeness import Finding, examine
-from orchestrator.adopt.contents import Contents
+from orchestrator.adopt.contents import Contents, kinds_of
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.adopted import AdoptedStore, Sealing
 from orchestrator.checkpoint.manifest import Adopted, Reason
 from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.supervisor.happenings import (
+    NO_TRAINER,
+    Failed,
+    Happening,
+    LeftAlone,
+    Moment,
+    Sealed,
+    SetAside,
+    Withdrawn,
+)
 from orchestrator.supervisor.written import Written
 
 # A directory that is proven whole counts after so long without a change; what is not proven after
@@ -25,67 +34,10 @@ QUIET_SECONDS = 1.0
 LONG_QUIET_SECONDS = 30.0
 # A script that overwrites its file all the time has it copied no more than this share of the time.
 SEALING_SHARE = 0.1
-
-
-class Moment(Enum):
-    """When is looked."""
-
-    FIRST = auto()
-    """No trainer of the run has run yet: what is there was there before it."""
-    BEFORE = auto()
-    """No trainer runs, but one may have been killed together with its supervisor."""
-    RUNNING = auto()
-    ENDED_WELL = auto()
-    """The trainer has ended with status 0, and so with everything written."""
-    KILLED = auto()
-    """It has ended otherwise, perhaps in the middle of a save."""
-
-
-_NO_TRAINER = (Moment.FIRST, Moment.BEFORE)
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """Contents have become a checkpoint; ``oldest_ns`` is when the first of them was written."""
-
-    checkpoint: Checkpoint
-    oldest_ns: int
-
-
-@dataclass(frozen=True)
-class Withdrawn:
-    """The script has deleted or rewritten what was a checkpoint."""
-
-    checkpoint: Checkpoint
-    reason: str
-
-
-@dataclass(frozen=True)
-class SetAside:
-    """What a killed save has left was moved out of the way."""
-
-    path: Path
-    where: Path
-    reason: str
-
-
-@dataclass(frozen=True)
-class LeftAlone:
-    """It is no checkpoint, and nobody saw that a trainer of this run wrote it."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The disk refused something."""
-
-    path: Path
-    problem: str
-
-
-Happening = Sealed | Withdrawn | SetAside | LeftAlone | Failed
+# What the disk refused is tried again after so long.
+RETRY_SECONDS = 60.0
+# Of what others wrote before, reading all of which may take hours, so many of the newest count.
+FROM_BEFORE = 2
 
 
 @dataclass
@@ -142,11 +94,18 @@ class Sightings:
             self.any = self.any or bool(paths)
         seals = self._store.seals()
         self._see_all(paths, seals, moment)
-        for sighting in sorted(self._open.values(), key=_last_change):
+        in_order = sorted(self._open.values(), key=self._order)
+        if moment in NO_TRAINER:
+            self._pass_over_older(in_order, seals, moment)
+        for sighting in in_order:
+            path = sighting.contents.path
             try:
                 happening = self._judge(sighting, seals, moment, reason)
+            except FileNotFoundError:
+                continue  # the script has deleted it meanwhile
             except OSError as error:
-                happening = Failed(sighting.contents.path, str(error))
+                self._not_before[path] = self._clock() + RETRY_SECONDS
+                happening = Failed(path, str(error))
             happenings += [happening] if happening is not None else []
         # Afterwards: what is new may stand in for what is gone.
         return happenings + (self._withdraw() if everywhere else [])
@@ -190,10 +149,41 @@ class Sightings:
             known = self._open.get(path)
             if known is None or known.contents != contents:
                 known = _Sighting(contents, self._clock())
-                if moment not in _NO_TRAINER:
+                if moment not in NO_TRAINER and self._is_new_work(contents, seal):
                     self._written.note(path)
             found[path] = known
         self._open = found
+
+    def _is_new_work(self, contents: Contents, seal: Checkpoint | None) -> bool:
+        """Not where something was only added to a checkpoint that others had written."""
+        if seal is not None and adopted_part(seal).written_here:
+            return True
+        now, before = contents.modified_ns, self._before(contents.path, seal)
+        return all(now[name] != before[name] for name in now.keys() & before.keys())
+
+    def _before(self, path: Path, seal: Checkpoint | None) -> dict[str, int]:
+        """The times of the files of the version that was sealed last."""
+        return adopted_part(seal).modified_ns if seal else self._written.previous(path)
+
+    def _order(self, sighting: _Sighting) -> tuple[int, int]:
+        """By step, then by time, which is all there is where names have no numbers."""
+        return self._pattern.step_of(sighting.contents.path) or 0, _last_change(sighting)
+
+    def _pass_over_older(
+        self, in_order: list[_Sighting], seals: dict[Path, Checkpoint], moment: Moment
+    ) -> None:
+        """Have only the newest of those count that others wrote."""
+        good = 0
+        for sighting in reversed(in_order):
+            if self._written.is_ours(sighting.contents.path):
+                continue
+            if good == FROM_BEFORE:
+                sighting.problem, sighting.told = "newer ones were there", True
+                continue
+            with contextlib.suppress(OSError):
+                self._examine(sighting, seals)
+            if (finding := sighting.finding) is not None:
+                good += finding.proven or moment is Moment.FIRST
 
     def _judge(
         self, sighting: _Sighting, seals: dict[Path, Checkpoint], moment: Moment, reason: Reason
@@ -217,11 +207,15 @@ class Sightings:
         return self._incomplete(sighting, finding.doubt, moment)
 
     def _is_followed(self, sighting: _Sighting, seals: dict[Path, Checkpoint]) -> bool:
-        """Whether another save has been begun since: then this one is done with."""
-        others = [s.contents.modified_ns for s in self._open.values() if s is not sighting]
-        others += [adopted_part(seal).modified_ns for seal in seals.values()]
-        last = _last_change(sighting)
-        return any(min(times.values()) > last for times in others if times)
+        """Whether another save of the kind has been begun since: then this one is done with."""
+        others = {s.contents.path: s.contents.modified_ns for s in self._open.values()}
+        others |= {path: adopted_part(seal).modified_ns for path, seal in seals.items()}
+        path, last = sighting.contents.path, _last_change(sighting)
+        return any(
+            min(times.values()) > last
+            for other, times in others.items()
+            if times and kinds_of([other.name]) == kinds_of([path.name]) and other != path
+        )
 
     def _is_too_early(self, contents: Contents, quiet: float, followed: bool) -> bool:
         if contents.is_directory and quiet < QUIET_SECONDS and not followed:
@@ -232,9 +226,8 @@ class Sightings:
         contents = sighting.contents
         others = [s for s in seals.values() if adopted_part(s).is_directory]
         usual = max(others, key=lambda seal: seal.order).manifest.files if others else None
-        seal = seals.get(contents.path)
-        before = adopted_part(seal).modified_ns if seal else self._written.previous(contents.path)
         try:
+            before = self._before(contents.path, seals.get(contents.path))
             _check_all_new(contents.modified_ns, before)
             sighting.finding = examine(contents, usual)
         except IncompleteError as error:
@@ -285,7 +278,7 @@ def adopted_part(seal: Checkpoint) -> Adopted:
 
 
 def _last_change(sighting: _Sighting) -> int:
-    """Where names have no numbers, this is the order in which they were written."""
+    """When the last of its files was written."""
     return max(sighting.contents.modified_ns.values(), default=0)
 
 

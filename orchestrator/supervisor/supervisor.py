@@ -128,6 +128,7 @@ class Supervisor:
                 self._watch,
                 self._journal,
                 lambda name: self._conversation.published(name, {}),
+                self._conversation.alarm,
                 is_new_run=not any(e["event"] == JournalEvent.ATTEMPT_STARTED for e in events),
             )
         self._service = Service(

@@ -13,15 +13,15 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import verify
 from orchestrator.errors import NoValidCheckpointError
 from orchestrator.rundir import RunDir
-from orchestrator.supervisor.sightings import (
+from orchestrator.supervisor.happenings import (
     Happening,
     LeftAlone,
     Moment,
     Sealed,
     SetAside,
-    Sightings,
     Withdrawn,
 )
+from orchestrator.supervisor.sightings import Sightings
 from orchestrator.supervisor.written import Written
 
 
@@ -101,6 +101,36 @@ def test_only_what_was_seen_being_written_is_set_aside(numbered: Script) -> None
     assert [path.name for path in numbered.out.iterdir()] == ["c-1"]
     # It never was a checkpoint: the run begins anew, which it would not with one that is lost.
     assert numbered.store.newest_valid() is None
+
+
+def test_of_what_others_wrote_only_the_newest_count(numbered: Script) -> None:
+    """Years of checkpoints are not read before the first start; a torn one counts for none."""
+    for step in (9, 1, 10, 8, 2):
+        numbered.save(f"c-{step}")
+    numbered.tear("c-10")
+    assert sorted(map(str, kinds(numbered.look(Moment.FIRST)))) == sorted(
+        map(str, [Sealed, Sealed, LeftAlone])
+    )
+    assert numbered.steps() == [8, 9]
+    assert numbered.look(after=100) == numbered.look(Moment.KILLED) == []
+    assert len(list(numbered.out.iterdir())) == 5
+
+
+def test_what_is_added_to_anothers_checkpoint_does_not_make_it_ours(numbered: Script) -> None:
+    """Only where every file was written anew is the whole of it the work of our trainer."""
+    numbered.save("c-1/a.pt")
+    numbered.save("c-2/a.pt")
+    numbered.look(Moment.FIRST)
+    (numbered.out / "c-1" / "notes.txt").touch()
+    numbered.look()
+    numbered.look(after=60)
+    assert [c.manifest.step for c in numbered.store.all()] == [1, 2]
+    numbered.save("c-1/a.pt", 5.0)
+    (numbered.out / "c-1" / "notes.txt").write_text("mine")
+    numbered.look()
+    numbered.look(after=60)
+    ours = [c.manifest.adopted.written_here for c in numbered.store.all() if c.manifest.adopted]
+    assert ours == [True, False]
 
 
 def test_what_a_dead_supervisor_saw_is_known_to_the_next(tmp_path: Path) -> None:
