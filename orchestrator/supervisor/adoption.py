@@ -75,6 +75,7 @@ class Adoption:
         self._is_new_run = is_new_run
         self._looking: asyncio.Task[None] | None = None
         self._began = time.monotonic()
+        self._problem: str | None = None
         self._unmatched_told = False
 
     async def take_stock(self) -> None:
@@ -158,7 +159,17 @@ class Adoption:
             lower_priority()
             return self._sightings.look(moment, reason, everywhere)
 
-        for happening in await in_thread(look):
+        try:
+            happenings = await in_thread(look)
+        except Exception as error:
+            # Whatever it is, training goes on; but what is not looked at is not resumed from.
+            problem = f"cannot look at what the script saves: {error!r}"
+            if problem != self._problem:
+                self._alarm({"problem": problem})
+            self._problem = problem
+            return
+        self._problem = None
+        for happening in happenings:
             self._tell(happening, attempt)
 
     def _tell(self, happening: Happening, attempt: Attempt | None) -> None:

@@ -172,12 +172,15 @@ class Sightings:
     def _pass_over_older(
         self, in_order: list[_Sighting], seals: dict[Path, Checkpoint], moment: Moment
     ) -> None:
-        """Have only the newest of those count that others wrote."""
+        """Have only the newest of those count that others wrote, and that we do not have yet."""
         good = 0
+        newest_ns = max(
+            (_newest_ns(adopted_part(s).modified_ns) for s in seals.values()), default=0
+        )
         for sighting in reversed(in_order):
             if self._written.is_ours(sighting.contents.path):
                 continue
-            if good == FROM_BEFORE:
+            if good == FROM_BEFORE or _last_change(sighting) < newest_ns:
                 sighting.problem, sighting.told = "newer ones were there", True
                 continue
             with contextlib.suppress(OSError):
@@ -278,8 +281,12 @@ def adopted_part(seal: Checkpoint) -> Adopted:
 
 
 def _last_change(sighting: _Sighting) -> int:
-    """When the last of its files was written."""
-    return max(sighting.contents.modified_ns.values(), default=0)
+    return _newest_ns(sighting.contents.modified_ns)
+
+
+def _newest_ns(modified_ns: dict[str, int]) -> int:
+    """When the last of the files was written."""
+    return max(modified_ns.values(), default=0)
 
 
 def _check_all_new(now: dict[str, int], before: dict[str, int]) -> None:

@@ -35,6 +35,18 @@ def tell(source: str, patience_seconds: float, has_session: bool) -> None:
     )
 
 
+def hurrying(attempt: Attempt) -> str:
+    """What a second request does."""
+    return HURRYING if attempt.connected else "not waiting for the command's end: killing it"
+
+
+def late(attempt: Attempt) -> str:
+    """What has not come when the deadline is there."""
+    if not attempt.connected:
+        return "the command did not end in time"
+    return "the safe point or the save did not come in time"
+
+
 def awaited(attempt: Attempt) -> str:
     """What a stop waits for."""
     if attempt.peer is None:

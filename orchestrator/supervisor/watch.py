@@ -200,7 +200,7 @@ class Watch:
             self._log.info("a save is under way and may finish; once more: kill at once")
         else:
             self._machine.handle(Event.DEADLINE)
-            self._kill(attempt, stopping.HURRYING)
+            self._kill(attempt, stopping.hurrying(attempt))
 
     def _kill(self, attempt: Attempt, why: str) -> None:
         self._log.warning(why, phase=attempt.page.phase.name.lower())
@@ -290,9 +290,5 @@ class Watch:
         if hung and self._has_completed(attempt):
             return
         self._machine.handle(Event.DEADLINE)
-        late = (
-            "it does not come back: killing it"
-            if hung
-            else "the safe point or the save did not come in time"
-        )
+        late = "it does not come back: killing it" if hung else stopping.late(attempt)
         self._kill(attempt, late)

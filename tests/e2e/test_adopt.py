@@ -236,6 +236,16 @@ def test_a_stop_is_saved_where_the_script_saves_on_its_signal(
     assert all(row["valid"] for row in json.loads(listed.stdout))
 
 
+def test_a_stop_that_the_script_does_not_save_for_says_so(adopt: Start) -> None:
+    """74 where nothing was written after the request, whatever stands from before."""
+    run = adopt(PLAIN, "--pause", "0.6", options=ONE_FILE)
+    run.wait_for_event("checkpoint_published")
+    run.signal(signal.SIGTERM)
+    status, _, stderr = run.end()
+    assert status == 74
+    assert "the last steps are not saved" in stderr
+
+
 def test_a_failure_that_comes_again_tries_an_older_checkpoint_once(adopt: Start) -> None:
     """A checkpoint may be to blame; when the failure comes all the same, the run is given up."""
     run = adopt(PLAIN, "--numbered", "--fail-at", "12", options=NUMBERED)
@@ -280,7 +290,7 @@ def test_options_that_cannot_work_are_refused_at_the_start(
     assert "Traceback" not in result.stderr
 
 
-def test_a_sealed_checkpoint_takes_its_time_only_once(adopt: Start, tmp_path: Path) -> None:
+def test_rotation_deletes_only_what_it_saw_being_written(adopt: Start, tmp_path: Path) -> None:
     """With --keep the oldest that we saw being written are deleted, those from before are not."""
     (tmp_path / "out").mkdir()
     torch.save({}, tmp_path / "out" / "model_0001.pt")
