@@ -57,6 +57,18 @@ def examine(contents: Contents, usual: Iterable[str] | None = None) -> Finding:
     return Finding(is_dcp or is_trainer, "nothing in it tells that it is whole")
 
 
+def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
+    """Where some files of a directory were written over, all must have been: by their times.
+
+    Raises IncompleteError.
+    """
+    both = sorted(now.keys() & before.keys())
+    old = [name for name in both if now[name] == before[name]]
+    new = [name for name in both if now[name] != before[name]]
+    if old and new:
+        raise IncompleteError(f"it is written over in part: {new[0]} is new, {old[0]} is not")
+
+
 def _check_indexes(contents: Contents) -> None:
     """Every shard that an index of a sharded model names must be there."""
     for name in contents.files:

@@ -55,8 +55,8 @@ class AdoptedProgress:
     saved_after_stop: bool = False
 
     def saved(self, step: int, after_stop: bool) -> None:
-        """It has saved a checkpoint."""
-        self.step = step
+        """It has saved a checkpoint, which may come to rest after a later one."""
+        self.step = max(self.step, step)
         self.saved_after_stop = self.saved_after_stop or after_stop
 
 

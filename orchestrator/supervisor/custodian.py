@@ -98,7 +98,7 @@ class Custodian:
             # A checkpoint that nobody would resume from is no progress.
             if manifest.healthy:
                 self._budget.refill(manifest.step, manifest.epoch)
-                self.newest = checkpoint
+                self.newest = max(filter(None, (self.newest, checkpoint)), key=lambda c: c.order)
         return checkpoint
 
     def withdrawn(self, checkpoint: Checkpoint, reason: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.adopt.completeness import Finding, examine
+from orchestrator.adopt.completeness import Finding, check_all_new, examine
 from orchestrator.adopt.contents import Contents, kinds_of
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
@@ -231,7 +231,7 @@ class Sightings:
         usual = max(others, key=lambda seal: seal.order).manifest.files if others else None
         try:
             before = self._before(contents.path, seals.get(contents.path))
-            _check_all_new(contents.modified_ns, before)
+            check_all_new(contents.modified_ns, before)
             sighting.finding = examine(contents, usual)
         except IncompleteError as error:
             sighting.problem = str(error)
@@ -287,15 +287,6 @@ def _last_change(sighting: _Sighting) -> int:
 def _newest_ns(modified_ns: dict[str, int]) -> int:
     """When the last of the files was written."""
     return max(modified_ns.values(), default=0)
-
-
-def _check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
-    """Where some files of a directory were written over, all must have been."""
-    both = sorted(now.keys() & before.keys())
-    old = [name for name in both if now[name] == before[name]]
-    new = [name for name in both if now[name] != before[name]]
-    if old and new:
-        raise IncompleteError(f"it is written over in part: {new[0]} is new, {old[0]} is not")
 
 
 def _replaces(previous: Contents | None, contents: Contents) -> bool:
