@@ -92,7 +92,7 @@ PLACES: dict[str, tuple[Place, ...]] = {
         *_SAVING,
         Place("load", "orchestrator.training.state:Registry.restore"),
         Place("batch", "orchestrator.training.session:Session.batches", each=True, facts=_progress),
-        Place("step", "orchestrator.training.session:Session.step", facts=_progress),
+        Place("step", "orchestrator.training.session:Session._end_step", facts=_progress),
         Place("poll", "orchestrator.training.session:Session.poll", facts=_progress),
         Place("edge", "orchestrator.training.course:Course.end_epoch", after=True),
         Place("begin", "orchestrator.checkpoint.slots:Slots.begin", after=True),

@@ -178,11 +178,6 @@ def unpin(arguments: Namespace) -> None:
 def export(arguments: Namespace) -> None:
     """Copy a checkpoint's state.pt, verified on the way, to a file for torch.load."""
     chosen = _choose(open_store(arguments.run_dir), arguments.step)
-    if chosen.manifest.adopted is not None:
-        raise ConfigError(
-            f"cannot export {chosen.shown_path}: the script itself has saved it, in a form of its "
-            "own; copy it from there"
-        )
     with _file_errors(f"cannot write {arguments.output}"):
         reading.export_state(chosen, arguments.output)
     print(f"wrote {arguments.output} (step {chosen.manifest.step})")

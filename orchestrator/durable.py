@@ -59,6 +59,10 @@ class Disk:
         """Give a file or directory its new name in one atomic step."""
         os.rename(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name."""
+        os.link(source, target)
+
     def remove(self, path: Path) -> None:
         """Remove one file or one empty directory."""
         if path.is_dir() and not path.is_symlink():
@@ -118,8 +122,27 @@ class DirectFile(io.FileIO):
         fcntl.fcntl(self.fileno(), fcntl.F_SETFL, flags)
 
 
+def append_lines(path: Path, lines: bytes) -> bool:
+    """Append whole lines in one write; whether there was room for all. Raises OSError."""
+    # One write on O_APPEND: lines of two processes never mix.
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        # On a disk that is just filling up the beginning of a line may have had room.
+        data = b"\n" + lines if torn else lines
+        return os.write(descriptor, data) == len(data)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, content: dict[str, Any], disk: Disk | None = None) -> None:
-    """Replace a small JSON file so that readers see the old or the new one, never a part.
+    """Replace a small JSON file; as ``replace_file``."""
+    replace_file(path, json.dumps(content, indent=2).encode() + b"\n", disk)
+
+
+def replace_file(path: Path, content: bytes, disk: Disk | None = None) -> None:
+    """Replace a file so that readers see the old or the new one, never a part.
 
     Raises OSError; the old file is then still there.
     """
@@ -127,7 +150,7 @@ def write_json(path: Path, content: dict[str, Any], disk: Disk | None = None) ->
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with disk.create(temporary) as file:
-            file.write(json.dumps(content, indent=2).encode() + b"\n")
+            file.write(content)
             disk.sync(file)
         disk.rename(temporary, path)
     except OSError:

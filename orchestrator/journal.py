@@ -1,13 +1,13 @@
 """journal.jsonl: what happened in a run, one JSON object a line, append-only."""
 
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from orchestrator.durable import append_lines
 from orchestrator.errors import ConfigError
 
 
@@ -52,18 +52,7 @@ class Journal:
         record = {"time": utc_now(), "event": event, "attempt": attempt, **facts}
         line = json.dumps(record, default=str).encode() + b"\n"
         try:
-            # One write on O_APPEND: lines of two processes never mix.
-            descriptor = os.open(
-                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
-            )
-            try:
-                size = os.fstat(descriptor).st_size
-                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-                # On a disk that is just filling up the beginning of a line may have had room.
-                data = b"\n" + line if torn else line
-                self.lost += os.write(descriptor, data) < len(data)
-            finally:
-                os.close(descriptor)
+            self.lost += not append_lines(self.path, line)
         except OSError:
             self.lost += 1
         for hear in self.listeners:

@@ -37,6 +37,16 @@ class RunDir:
         return self.root / "journal.jsonl"
 
     @property
+    def metrics_file(self) -> Path:
+        """The metrics of the run's steps, one JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tracking_file(self) -> Path:
+        """The runs that belong to this one in trackers that choose their ids themselves."""
+        return self.root / "tracking.json"
+
+    @property
     def log_file(self) -> Path:
         """What supervisors have said, one JSON object a line."""
         return self.root / "supervisor.log"

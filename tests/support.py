@@ -116,8 +116,7 @@ class FailingDisk(Disk):
             file.write(data)
 
     def sync(self, file: BinaryIO) -> None:
-        path = cast(_FailingFile, file).path
-        with self._operation("sync", path):
+        with self._operation("sync", Path(file.name)):
             file.flush()
 
     def sync_directory(self, path: Path) -> None:
@@ -127,6 +126,10 @@ class FailingDisk(Disk):
     def rename(self, source: Path, target: Path) -> None:
         with self._operation("rename", source, target):
             super().rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        with self._operation("link", source, target):
+            super().link(source, target)
 
     def remove(self, path: Path) -> None:
         with self._operation("remove", path):
@@ -159,14 +162,14 @@ class _FailingFile(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, path: Path, disk: FailingDisk) -> None:
         self._file = file
-        self.path = path
+        self.name = str(path)
         self._disk = disk
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self._disk.write(self._file, self.path, bytes(data))
+        self._disk.write(self._file, Path(self.name), bytes(data))
         return len(data)
 
     def flush(self) -> None:

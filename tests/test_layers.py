@@ -12,7 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "orchestrator"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOMES = {
-    "torch": ("training/",),
+    "torch": ("training/", "integrations/"),
+    "lightning": ("integrations/lightning.py", "integrations/lightning_loop.py"),
+    "transformers": ("integrations/transformers.py",),
     "tenacity": ("supervisor/restarts.py", "training/saving.py"),
     "psutil": ("supervisor/processes.py", "supervisor/battery.py", "memory.py"),
     "rich": ("commands.py", "tables.py", "chaos/shown.py"),
@@ -35,7 +37,7 @@ RANKS = {
     "quantities": 0,
     "stopsignals": 0,
     "logs": 2,
-    "durable": 2,
+    "durable": 1,
     "memory": 2,
     "priority": 1,
     "page": 2,
@@ -46,6 +48,7 @@ RANKS = {
     "adopt": 3,
     "runlock": 4,
     "forking": 1,
+    "tracking": 4,
     "spare": 3,
     "checkpoint": 4,
     "config": 5,
@@ -53,6 +56,7 @@ RANKS = {
     "slurm": 5,
     "listing": 5,
     "tables": 5,
+    "integrations": 7,
     "supervisor": 6,
     "training": 6,
     "chaos": 7,

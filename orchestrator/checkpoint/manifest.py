@@ -83,6 +83,8 @@ class Manifest:
     """Of the parts of state.pt; a session that resumes compares them with what it has then."""
     doubts: list[str] = field(default_factory=list)
     """Why this may differ from the checkpoint of a run that was never interrupted."""
+    framework: str | None = None
+    """Whose trainer has saved it, in its own form; None for the state of a session."""
     adopted: Adopted | None = None
 
     @property
@@ -99,8 +101,9 @@ class Manifest:
         """The text of manifest.json; non-finite metrics become strings, which JSON can hold."""
         content: dict[str, Any] = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        if self.adopted is None:
-            del content["adopted"]
+        for key in ("framework", "adopted"):
+            if content[key] is None:
+                del content[key]
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -124,7 +127,9 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
         try:
+            framework = _typed(content, "framework", str) if "framework" in content else None
             adopted = content.get("adopted")
+            is_plain = framework is None and adopted is None
             return cls(
                 run_id=_typed(content, "run_id", str),
                 step=_count(content, "step"),
@@ -134,11 +139,12 @@ class Manifest:
                 healthy=_typed(content, "healthy", bool),
                 time=_typed(content, "time", str),
                 files=_file_records(
-                    _typed(content, "files", dict), PLAIN_NAME if adopted is None else NAME_BELOW
+                    _typed(content, "files", dict), PLAIN_NAME if is_plain else NAME_BELOW
                 ),
                 versions=_typed(content, "versions", dict),
                 digests=_typed(content, "digests", dict),
                 doubts=list(map(str, _typed(content, "doubts", list))),
+                framework=framework,
                 adopted=None if adopted is None else Adopted.from_json(adopted),
             )
         except KeyError as error:

@@ -16,7 +16,7 @@ import xxhash
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, FileRecord, Manifest
 from orchestrator.durable import Disk
-from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
@@ -54,24 +54,31 @@ class Checkpoint:
 
     @property
     def state_file(self) -> Path:
-        """The plain ``torch.save`` file."""
+        """The plain ``torch.save`` file. Raises ConfigError for what others have saved."""
+        others = self.manifest.framework or (self.manifest.adopted and "the script itself")
+        if others:
+            where = self.content if self.manifest.framework else self.shown_path
+            raise ConfigError(
+                f"cannot take a {STATE_FILE} from {self.path}: {others} has saved it in its own "
+                f"form; copy its files from {where}, or load them from there"
+            )
         return self.path / STATE_FILE
 
     @property
     def content(self) -> Path:
         """The directory in which the files of the manifest lie."""
         adopted = self.manifest.adopted
-        if adopted is None:
-            return self.path
-        if adopted.kept:
-            return self.path / CONTENT_FOLDER
-        return Path(adopted.path) if adopted.is_directory else Path(adopted.path).parent
+        if adopted is not None and not adopted.kept:
+            return Path(adopted.path) if adopted.is_directory else Path(adopted.path).parent
+        is_plain = adopted is None and self.manifest.framework is None
+        return self.path if is_plain else self.path / CONTENT_FOLDER
 
     @property
     def resume_path(self) -> Path:
         """What a trainer is told to resume from."""
-        adopted = self.manifest.adopted
-        return self.state_file if adopted is None else Path(adopted.path)
+        if self.manifest.adopted is not None:
+            return Path(self.manifest.adopted.path)
+        return self.state_file if self.manifest.framework is None else self.content
 
     @property
     def shown_path(self) -> Path:
@@ -165,7 +172,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointInvalidError(path, str(error)) from None
     if manifest.step != order_of(path.name)[0]:
         raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
-    if manifest.adopted is None and STATE_FILE not in manifest.files:
+    is_plain = manifest.framework is None and manifest.adopted is None
+    if is_plain and STATE_FILE not in manifest.files:
         raise CheckpointInvalidError(path, f"manifest.json does not name {STATE_FILE}")
     return Checkpoint(path, manifest, pinned=(path / PIN_FILE).exists())
 
@@ -183,6 +191,9 @@ def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
 def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None:
     """The same for files of these names in another folder."""
     for name, record in checkpoint.manifest.files.items():
+        if any(above.is_symlink() for above in _folders_of(checkpoint, name)):
+            reason = f"{name} lies behind a symbolic link"
+            raise CheckpointInvalidError(checkpoint.path, reason)
         try:
             actual = digest_of(folder / name, direct=not to_load)
         except OSError as error:
@@ -192,6 +203,11 @@ def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None
             raise CheckpointInvalidError(checkpoint.path, reason)
         if actual.xxh3_128 != record.xxh3_128:
             raise CheckpointInvalidError(checkpoint.path, f"{name} has changed: wrong digest")
+
+
+def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
+    """The folders between the checkpoint's directory and the file of this name."""
+    return [f for f in (checkpoint.content / name).parents if checkpoint.path in f.parents]
 
 
 def export_state(checkpoint: Checkpoint, target: Path, disk: Disk | None = None) -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.intake import files_below, take_in
+from orchestrator.checkpoint.manifest import FileRecord, Manifest
 from orchestrator.checkpoint.reading import (
+    CONTENT_FOLDER,
     MANIFEST_FILE,
     PIN_FILE,
     STATE_FILE,
@@ -83,22 +85,45 @@ class Store:
         raises for other reasons passes through, also after the clean-up.
         """
         create = self.disk.create_direct if direct else self.disk.create
+
+        def fill(directory: Path) -> dict[str, FileRecord]:
+            with create(directory / STATE_FILE) as file:
+                writer = DigestingWriter(file)
+                try:
+                    write(writer)
+                except Exception as error:
+                    if writer.error is not None:
+                        raise writer.error from error
+                    raise
+                self.disk.sync(file)
+            return {STATE_FILE: writer.record()}
+
+        return self._publish(manifest, fill)
+
+    def publish_files(self, manifest: Manifest, source: Path, *, link: bool) -> Checkpoint:
+        """The same for what a framework has written: a directory with all that is in it, or a file.
+
+        With ``link`` hard links stand for copies where the filesystem has them, which is safe only
+        if the framework never writes into a file of this name again.
+        """
+
+        def fill(directory: Path) -> dict[str, FileRecord]:
+            return take_in(source, directory / CONTENT_FOLDER, self.disk, link=link)
+
+        return self._publish(manifest, fill)
+
+    def _publish(
+        self, manifest: Manifest, fill: Callable[[Path], dict[str, FileRecord]]
+    ) -> Checkpoint:
         temporary = self.run.checkpoints / f"{WRITING_PREFIX}{secrets.token_hex(8)}"
-        writer: DigestingWriter | None = None
         try:
             self.disk.make_directory(temporary)
-            with create(temporary / STATE_FILE) as file:
-                writer = DigestingWriter(file)
-                write(writer)
-                self.disk.sync(file)
-            manifest = replace(manifest, files={STATE_FILE: writer.record()})
-            return self._commit(temporary, manifest)
+            return self._commit(temporary, replace(manifest, files=fill(temporary)))
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            cause = writer.error if writer and writer.error else error
-            if isinstance(cause, OSError):
+            if isinstance(error, OSError):
                 has_older = bool(self.directories())
-                raise CheckpointWriteError(manifest.step, cause, has_older) from error
+                raise CheckpointWriteError(manifest.step, error, has_older) from error
             raise
 
     def _commit(self, temporary: Path, manifest: Manifest) -> Checkpoint:
@@ -260,10 +285,11 @@ class Store:
 
     def _delete(self, checkpoint: Checkpoint) -> bool:
         """Delete one checkpoint, unless it was pinned meanwhile or holds files of others."""
-        ours = {*checkpoint.manifest.files, MANIFEST_FILE}
+        content = checkpoint.content.relative_to(checkpoint.path)
+        ours = {MANIFEST_FILE, *(str(content / name) for name in checkpoint.manifest.files)}
         trash = self.run.checkpoints / f"{TRASH_PREFIX}{checkpoint.name}-{secrets.token_hex(4)}"
         try:
-            if {entry.name for entry in checkpoint.path.iterdir()} != ours:
+            if files_below(checkpoint.path) != ours:
                 return False
             self.disk.rename(checkpoint.path, trash)
             if (trash / PIN_FILE).exists():
@@ -273,7 +299,8 @@ class Store:
             self.disk.sync_directory(self.run.checkpoints)
             for name in ours:
                 self.disk.remove(trash / name)
-            self.disk.remove(trash)
+            for folder, _, _ in os.walk(trash, topdown=False):
+                self.disk.remove(Path(folder))
         except OSError:
             # Whatever is left keeps its trash name and is swept at the next start.
             return False

@@ -19,6 +19,7 @@ from orchestrator.supervisor.child import Child
 from orchestrator.supervisor.evidence import Evidence
 from orchestrator.supervisor.output import open_output
 from orchestrator.supervisor.snapshots import SnapshotKeeper
+from orchestrator.tracking import mlflow_variables, wandb_variables
 from orchestrator.wire import (
     ATTEMPT_VARIABLE,
     RESUME_VARIABLE,
@@ -27,10 +28,11 @@ from orchestrator.wire import (
 )
 
 
-def common_environment(run: RunDir, socket_path: str) -> dict[str, str]:
+def common_environment(run: RunDir, run_id: str, socket_path: str) -> dict[str, str]:
     """What the trainers of all attempts, and the spare, find in their environment."""
     environment = {
         **os.environ,
+        **wandb_variables(run_id, os.environ),
         SOCKET_VARIABLE: socket_path,
         RUN_DIR_VARIABLE: str(run.root.absolute()),
     }
@@ -80,6 +82,7 @@ class Attempt:
         self.handed = handed
         self.left: Snapshot | None = None
         self.directory: AttemptDir = run.attempt(number)
+        self._tracking = mlflow_variables(run, os.environ)
         self.resume_from = resume_from
         self.started = time.monotonic()
         self.ended: float | None = None
@@ -112,7 +115,7 @@ class Attempt:
     @property
     def variables(self) -> dict[str, str]:
         """What its environment has beside the common one."""
-        variables = {ATTEMPT_VARIABLE: str(self.number)}
+        variables = {ATTEMPT_VARIABLE: str(self.number), **self._tracking}
         if self.resume_from is not None:
             variables[RESUME_VARIABLE] = str(self.resume_from.resume_path.absolute())
         return variables

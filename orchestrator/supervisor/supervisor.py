@@ -191,7 +191,9 @@ class Supervisor:
         try:
             self._channel.start()
             self._lock.sign(socket=self._channel.path)
-            self._environment = common_environment(self._run, self._channel.path)
+            self._environment = common_environment(
+                self._run, self._store.run_id, self._channel.path
+            )
             self._spares.open(self._environment)
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__

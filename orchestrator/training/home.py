@@ -31,6 +31,10 @@ class Home(Protocol):
     command: list[str]
     """What a person or scheduler started, to be told from other commands on the same run."""
 
+    @property
+    def attempt(self) -> int | None:
+        """Which life of the trainer this is; None where nobody counts them."""
+
     def snapshot_to_resume(self) -> Snapshot | None:
         """The image in memory that the attempt before left, if it is further than the disk."""
 

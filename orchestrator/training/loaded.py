@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.durable import write_json
 from orchestrator.spare import environment_digest
+from orchestrator.tracking import MLFLOW_VARIABLE
 from orchestrator.wire import ATTEMPT_VARIABLE, RESUME_VARIABLE
 
 # So many more than at the last report are worth another one.
@@ -18,10 +19,12 @@ GROWTH = 50
 # Ours may be an editable installation, and the spare needs it all the same.
 _OURS = __name__.partition(".")[0]
 _FIRST_ENVIRONMENT = Path("/proc/self/environ")
-# The attempt's own, and what torch sets when it is used, not when it is imported.
+# The attempt's own, and what torch and Lightning set, and read, when they are used and not when
+# they are imported.
 _PASSED_OVER = {
-    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, "CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT"),
-    *("TEARDOWN_CUPTI", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, MLFLOW_VARIABLE),
+    *("CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"),
+    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 }
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.errors import ConfigError
 from orchestrator.journal import JournalEvent
 from orchestrator.training.course import Course
 from orchestrator.training.ending import say
@@ -10,13 +12,29 @@ from orchestrator.training.restoring import Restored, read_classic, read_snapsho
 from orchestrator.training.state import Progress, Registry
 
 
+def checkpoint_of(home: Home, framework: str | None) -> Checkpoint | None:
+    """The newest valid checkpoint, which a framework, or with None a session, must have saved.
+
+    Raises ConfigError where it is another's.
+    """
+    checkpoint = home.checkpoint_to_resume()
+    if checkpoint is not None and checkpoint.manifest.framework != framework:
+        raise ConfigError(
+            f"cannot resume from {checkpoint.path}: it was saved by "
+            f"{checkpoint.manifest.framework or 'a Session'}, and this script trains with "
+            f"{framework or 'a Session'}; use the script that made it, or start anew with another "
+            "run directory"
+        )
+    return checkpoint
+
+
 def resume_newest(home: Home, registry: Registry, course: Course) -> Path | None:
     """Restore the newest state of the run; its checkpoint, None in a run without one.
 
     Raises MismatchError, and RuntimeError for what cannot be loaded.
     """
     snapshot = home.snapshot_to_resume()
-    checkpoint = None if snapshot else home.checkpoint_to_resume()
+    checkpoint = None if snapshot else checkpoint_of(home, framework=None)
     try:
         if snapshot is not None:
             # Its checkpoint is being written, or was.

@@ -16,6 +16,7 @@ from orchestrator.page import Field, Phase
 from orchestrator.training.course import Course
 from orchestrator.training.ending import refusing, say
 from orchestrator.training.home import Home
+from orchestrator.training.metrics import MetricsFile
 from orchestrator.training.saving import Saver
 from orchestrator.training.schedule import Schedule
 from orchestrator.training.stop import TrainingStopped
@@ -38,7 +39,12 @@ class SafePoints:
     """The safe points of one session, and the saves that are made at them or on demand."""
 
     def __init__(
-        self, home: Home, course: Course, saver: Saver, stop_source: Callable[[], str | None]
+        self,
+        home: Home,
+        course: Course,
+        saver: Saver,
+        metrics: MetricsFile,
+        stop_source: Callable[[], str | None],
     ) -> None:
         """``stop_source`` says who asked for a stop, as far as that is known."""
         self.schedule = Schedule(home.every)
@@ -48,6 +54,7 @@ class SafePoints:
         self._page = home.page.values
         self._course = course
         self._saver = saver
+        self._metrics = metrics
         self._stop_source = stop_source
         self._served_requests = 0
         self._show_at_ns = 0
@@ -80,6 +87,7 @@ class SafePoints:
             if now >= self._show_at_ns and not self.stop_wanted:
                 self._show_at_ns = now + SHOW_METRICS_NS
                 self._home.show(self._course.progress.metric_values())
+                self._metrics.flush()
             self._tell_lost_exactness()
             if (ended := self._saver.ended()) is not None:
                 self._note_end(ended)
@@ -107,6 +115,7 @@ class SafePoints:
                 self._served_requests = requests
                 self._give_up_waiting()
         elif self._saver.is_snapshot_due(now) and self._course.is_resumable():
+            self._metrics.flush()
             self._saver.snapshot(self._course.content(Reason.PERIODIC))
 
     def _tell_lost_exactness(self) -> None:
@@ -132,7 +141,7 @@ class SafePoints:
             return
         self.schedule.succeeded()
         if not ended.result().manifest.healthy:
-            _say_unhealthy(ended.result())
+            say_unhealthy(ended.result())
 
     # --- stopping ----------------------------------------------------------------------------
 
@@ -156,7 +165,7 @@ class SafePoints:
         if checkpoint.manifest.healthy:
             return ExitStatus.STOPPED_SAVED
         # The next run resumes from an older one.
-        _say_unhealthy(checkpoint)
+        say_unhealthy(checkpoint)
         return ExitStatus.STOPPED_UNSAVED
 
     # --- saving ------------------------------------------------------------------------------
@@ -180,6 +189,7 @@ class SafePoints:
         """
         progress = self._course.progress
         self._tell_lost_exactness()
+        self._metrics.flush()
         with self._phase_save():
             written = self._saver.save(self._course.content(reason), reason, deadline)
         if written is not None:
@@ -198,7 +208,8 @@ class SafePoints:
             self._page[PHASE] = before
 
 
-def _say_unhealthy(checkpoint: Checkpoint) -> None:
+def say_unhealthy(checkpoint: Checkpoint) -> None:
+    """Say that nothing will resume from it."""
     say(
         f"step {checkpoint.manifest.step} has weights that are not finite: its checkpoint is kept, "
         "but nothing will resume from it"

@@ -28,10 +28,16 @@ from orchestrator.training.schedule import FIRST_RETRY_SECONDS, Pace
 from orchestrator.training.shield import sigchld_default
 from orchestrator.training.snapshots import Content, Snapshotter, Taking
 from orchestrator.training.state import Registry
+from orchestrator.training.writing import publish_here
 
 PATIENCE_SECONDS = 300.0
 STOP_POLL_SECONDS = 0.1
 SHOW_SNAPSHOTS_NS = 1_000_000_000
+VERSIONS = {
+    "python": platform.python_version(),
+    "torch": str(torch.__version__),
+    "orchestrator": __version__,
+}
 _NONE: frozenset[int] = frozenset()
 
 
@@ -194,7 +200,6 @@ class Saver:
 
     def _save_blocking(self, state: dict[str, Any], draft: Manifest) -> Future[Checkpoint]:
         saved: Future[Checkpoint] = Future()
-        began = time.monotonic()
         draft = replace(
             draft,
             healthy=draft.healthy and self._registry.is_finite(),
@@ -203,14 +208,15 @@ class Saver:
         try:
             # A loader worker that dies during torch.save would make it raise.
             with sigchld_default():
-                checkpoint = self._home.store.publish(
-                    draft, lambda file: torch.save(state, cast(IO[bytes], file))
+                checkpoint = publish_here(
+                    self._home,
+                    lambda: self._home.store.publish(
+                        draft, lambda file: torch.save(state, cast(IO[bytes], file))
+                    ),
                 )
         except CheckpointWriteError as error:
-            self._home.failed(error)
             saved.set_exception(error)
         else:
-            self._home.published(checkpoint, round(time.monotonic() - began, 3))
             saved.set_result(checkpoint)
         return saved
 
@@ -224,11 +230,7 @@ class Saver:
             healthy=True,
             time=utc_now(),
             files={},
-            versions={
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "orchestrator": __version__,
-            },
+            versions=VERSIONS,
             digests={"next_batch": digest_of_next(saved.state["data"])},
             doubts=saved.doubts,
         )

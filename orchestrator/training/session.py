@@ -1,6 +1,5 @@
 """The session: what a training script talks to (docs/process-contract.md, README)."""
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -9,23 +8,16 @@ from typing import Any, Self
 import torch
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.durable import write_json
 from orchestrator.errors import CheckpointWriteError, ConfigError
-from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import utc_now
 from orchestrator.page import Field, Phase
 from orchestrator.training.course import Course
-from orchestrator.training.ending import describe, refusing, say, status_of
-from orchestrator.training.home import Home
+from orchestrator.training.ending import refusing
+from orchestrator.training.joined import Joined
 from orchestrator.training.resuming import resume_newest, start_from_classic
 from orchestrator.training.safepoints import SafePoints
-from orchestrator.training.saving import Saver, patient_retrying
-from orchestrator.training.shield import WorkerShield
-from orchestrator.training.standalone import Standalone
+from orchestrator.training.saving import Saver
 from orchestrator.training.state import Registry
-from orchestrator.training.stop import SignalFlags, TrainingStopped
-from orchestrator.training.supervised import Supervised
-from orchestrator.wire import SOCKET_VARIABLE
+from orchestrator.training.stop import TrainingStopped
 
 # Plain integers: the hot path looks them up at every step.
 STEP = int(Field.STEP)
@@ -70,20 +62,10 @@ class Session:
         Raises TrainingRefused, after printing the reason, when that is not possible.
         """
         with refusing():
-            if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
-                raise ConfigError(
-                    "cannot train with several processes yet: WORLD_SIZE is "
-                    f"{os.environ['WORLD_SIZE']}; start one process per run"
-                )
-            self._home: Home = (
-                Supervised() if SOCKET_VARIABLE in os.environ else Standalone(self._run_dir)
-            )
-            self._page = self._home.page.values
-            self._signals = SignalFlags(self._page, self._home.supervised)
-            self._shield = WorkerShield()
-            self._signals.install()
-            self._shield.install()
+            self._joined = Joined(self._run_dir)
+            self._home, self._page = self._joined.home, self._joined.page
             self._saver = Saver(self._home, self._registry)
+            self._metrics = self._joined.metrics
             try:
                 self._begin()
             except BaseException as error:
@@ -101,12 +83,13 @@ class Session:
         self._page[PHASE] = Phase.RESTORE
         self.resumed_from = resume_newest(self._home, self._registry, self._course)
         self._safe_points = SafePoints(
-            self._home, self._course, self._saver, lambda: self._signals.source
+            self._home, self._course, self._saver, self._metrics, lambda: self._joined.stop_source
         )
         if self.resumed_from is not None:
             self._safe_points.schedule.begun(self.global_step, self.epoch)
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._course)
+        self._metrics.resume(self.global_step, self.epoch)
         self._steps_at_start = self.global_step
         self._page[Field.STEP] = self.global_step
         self._page[Field.EPOCH] = self.epoch
@@ -132,58 +115,18 @@ class Session:
             self._leave(error)
 
     def _complete(self) -> None:
-        """Publish the final checkpoint and then the mark that training is complete.
+        def save() -> None:
+            self._safe_points.save_now(Reason.FINAL)
 
-        After weeks of training a disk that is full just now is worth a wait of some minutes.
-        """
-
-        def stop_wanted() -> bool:
-            return self._safe_points.stop_wanted
-
-        if self._is_finished():
-            say(
-                f"training is complete already (step {self.global_step}); to train further, raise "
-                "the script's number of epochs or steps"
-            )
-            if (self._home.run.done() or {}).get("command") == self._home.command:
-                return
-        else:
-            for attempt in patient_retrying(stop_wanted):
-                with attempt:
-                    self._safe_points.save_now(Reason.FINAL)
-        for attempt in patient_retrying(stop_wanted):
-            with attempt:
-                self._mark_complete()
-
-    def _mark_complete(self) -> None:
-        done = {
-            "step": self.global_step,
-            "epoch": self.epoch,
-            "time": utc_now(),
-            "command": self._home.command,
-        }
-        try:
-            write_json(self._home.run.done_file, done)
-        except OSError as cause:
-            error = CheckpointWriteError(self.global_step, cause)
-            self._home.failed(error)
-            raise error from cause
-
-    def _is_finished(self) -> bool:
-        """Whether this is a finished run to which nothing was added."""
-        return self._steps_at_start == self.global_step and self._home.run.done_file.exists()
+        self._joined.complete(self._course.progress, self._steps_at_start, save)
 
     def _leave(self, error: BaseException | None) -> None:
-        self._shield.restore()
+        self._joined.end_workers()
         if isinstance(error, TrainingStopped) and self._safe_points.emergency is not None:
             # It was being written while the workers ended.
             error.settle(self._safe_points.outcome(self._safe_points.emergency))
-        if error is None or isinstance(error, TrainingStopped):
-            self._page[PHASE] = Phase.DONE
-        status = ExitStatus.COMPLETE if error is None else status_of(error)
         self._saver.close()
-        self._home.leave(status, None if error is None or status is not None else describe(error))
-        self._signals.restore()
+        self._joined.leave(error)
 
     # --- what scripts read and register ------------------------------------------------------
 
@@ -196,6 +139,11 @@ class Session:
     def exactness(self) -> str | None:
         """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
         return self._course.exactness
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run, the same in each of its lives; inside the ``with`` block."""
+        return self._home.store.run_id
 
     @property
     def global_step(self) -> int:
@@ -221,9 +169,12 @@ class Session:
             with refusing():
                 course.begin_epoch()
             yield self.epoch
-            course.end_epoch()
-            self._page[Field.EPOCH] = self.epoch
+            self._end_epoch()
             self._safe_points.reach()
+
+    def _end_epoch(self) -> None:
+        self._course.end_epoch()
+        self._page[Field.EPOCH] = self.epoch
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to do of ``total``, counted from 0, for loops without epochs."""
@@ -251,13 +202,17 @@ class Session:
 
         Raises TrainingStopped when a stop was asked for and the state has been saved.
         """
+        self._end_step(**metrics)
+        self._safe_points.reach()
+
+    def _end_step(self, **metrics: Any) -> None:
         progress = self._course.progress
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
         self._course.end_step(metrics)
+        self._metrics.note(progress.step, progress.epoch, metrics, is_poll=False)
         self._page[STEP] = progress.step
         self._page[PHASE] = TRAIN
-        self._safe_points.reach()
 
     def poll(self, **metrics: Any) -> None:
         """A safe point without a step, for evaluation and warm-up.
@@ -267,6 +222,7 @@ class Session:
         nothing is saved, since the state belongs to neither.
         """
         self._course.poll(metrics)
+        self._metrics.note(self.global_step, self.epoch, metrics, is_poll=True)
         self._page[PHASE] = Phase.EVALUATE
         try:
             self._safe_points.reach()

@@ -19,6 +19,7 @@ from orchestrator.page import ControlPage, Field
 from orchestrator.rundir import RunDir, default_run_dir
 from orchestrator.runlock import RunLock
 from orchestrator.training.ending import say
+from orchestrator.training.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.writing import OwnWriter
 
 SNAPSHOT_SAMPLE_SECONDS = 60.0
@@ -28,6 +29,7 @@ class Standalone:
     """Home of a session in a process of its own."""
 
     supervised = False
+    attempt = None
 
     def __init__(self, run_dir: Path | None) -> None:
         """Open and lock the run. Raises ConfigError, RunInUseError."""
@@ -57,6 +59,8 @@ class Standalone:
         os.close(descriptor)
         self.slots = Slots.create(self.page)
         self._own_writer = OwnWriter(self.store, self.published, self.failed)
+        self._tracker_variables = TrackerVariables(self.run, self.store.run_id)
+        self._mlflow = MlflowWatch(self.run)
         self._resumed_from: Checkpoint | None = None
         self._snapshot_journalled = float("-inf")
 
@@ -96,7 +100,8 @@ class Standalone:
         self._journal.write(event, **facts)
 
     def show(self, metrics: dict[str, float]) -> None:
-        """Nobody watches."""
+        """Nobody watches; it is the time to look at what the script tracks its run with."""
+        self._mlflow.consider()
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
@@ -132,6 +137,7 @@ class Standalone:
             step = self.page.values[Field.STEP]
             self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
         self._left = True
+        self._tracker_variables.restore()
         self.slots.close()
         self._lock.free()
 

@@ -1,7 +1,8 @@
 """The state of a training run as one dict, taken from the live objects and given back to them."""
 
+import abc
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -36,6 +37,14 @@ class Stateful(Protocol):
         """Take over what ``state_dict`` returned."""
 
 
+class Composite(abc.ABC):
+    """What is registered in the place of modules and optimizers that its state contains."""
+
+    @abc.abstractmethod
+    def parts(self) -> Iterable[Any]:
+        """These modules and optimizers."""
+
+
 @dataclass
 class Progress:
     """The counters: completed epochs and steps, and the latest metrics."""
@@ -49,11 +58,17 @@ class Progress:
     """The step whose weights each metric was measured on, as far as that is known."""
     _reported: set[str] = field(default_factory=set)
 
-    def note(self, metrics: Mapping[str, Any]) -> None:
-        """Keep the latest metrics as they are, but for the graph behind a loss."""
+    def note(self, metrics: dict[str, Any]) -> None:
+        """Keep the latest metrics; those on a device are not waited for.
+
+        Others become numbers, in ``metrics`` itself, since a loop may go on adding to its tensor.
+        """
         for name, value in metrics.items():
-            self.metrics[name] = value.detach() if isinstance(value, torch.Tensor) else value
+            if isinstance(value, torch.Tensor):
+                is_number = value.is_cpu and value.numel() == 1
+                metrics[name] = value.item() if is_number else value.detach()
             self.noted_at[name] = self.step
+        self.metrics.update(metrics)
 
     def metric_values(self) -> dict[str, float]:
         """The metrics as numbers; waits for the device where one is a tensor on it.
@@ -63,7 +78,7 @@ class Progress:
         values = {}
         for name, value in self.metrics.items():
             try:
-                values[name] = _number(name, value)
+                values[name] = number(name, value)
             except ConfigError as error:
                 if self.refuses_bad_metrics:
                     raise
@@ -77,7 +92,8 @@ class Progress:
         return {n: value for n, value in values.items() if self.noted_at.get(n) == self.step}
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """A metric as a number; waits for the device that it is on. Raises ConfigError."""
     if name in RESERVED or name.endswith(SUFFIX):
         raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
     try:
@@ -131,23 +147,25 @@ class Registry:
 
         Buffers are left out: an attention mask holds infinities on purpose.
         """
-        return [
-            parameter.detach()
-            for value in self._objects.values()
-            if isinstance(value, torch.nn.Module)
-            for parameter in value.parameters()
-            if parameter.is_floating_point() or parameter.is_complex()
-        ]
+        modules = [part for part in self._parts() if isinstance(part, torch.nn.Module)]
+        return [parameter for module in modules for parameter in parameters_of(module)]
 
     def storages_of_optimizers(self) -> frozenset[int]:
         """The storages, by ``_cdata``, that change only in an optimizer's step."""
         tensors: list[torch.Tensor] = []
-        for value in self._objects.values():
+        for value in self._parts():
             if isinstance(value, torch.optim.Optimizer):
                 tensors += [p for group in value.param_groups for p in group["params"]]
                 for state in value.state.values():
                     tensors += [entry for entry in state.values() if torch.is_tensor(entry)]
         return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
+
+    def _parts(self) -> Iterator[Any]:
+        """The registered objects, and what those that are Composite consist of."""
+        for value in self._objects.values():
+            yield value
+            if isinstance(value, Composite):
+                yield from value.parts()
 
     def is_finite(self) -> bool:
         """Whether every parameter of every registered module is finite."""
@@ -218,6 +236,11 @@ def _copies_what_it_loads(value: Stateful) -> bool:
         type(part).set_extra_state is usual.set_extra_state
         for part in (value.modules() if isinstance(value, usual) else ())
     )
+
+
+def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Its floating or complex parameters, without their gradients."""
+    return [p.detach() for p in module.parameters() if p.is_floating_point() or p.is_complex()]
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

@@ -20,6 +20,7 @@ from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
 from orchestrator.training.lifeline import Lifeline
 from orchestrator.training.loaded import ModuleReport
+from orchestrator.training.trackers import MlflowWatch
 from orchestrator.training.writing import OwnWriter
 from orchestrator.wire import (
     ATTEMPT_VARIABLE,
@@ -46,7 +47,7 @@ class Supervised:
         """Join the run. Raises ConfigError when the supervisor is gone or refuses."""
         try:
             self.run = RunDir(Path(os.environ[RUN_DIR_VARIABLE]))
-            self._attempt = int(os.environ[ATTEMPT_VARIABLE])
+            self.attempt = int(os.environ[ATTEMPT_VARIABLE])
         except (KeyError, ValueError):
             raise ConfigError(
                 f"cannot join a supervised run: {SOCKET_VARIABLE} is set, but {RUN_DIR_VARIABLE} "
@@ -66,8 +67,9 @@ class Supervised:
         self._journal = Journal(self.run.journal_file)
         self._own_writer = OwnWriter(self.store, self.published, self.failed)
         self._module_report = ModuleReport(
-            self.run.attempt(self._attempt).modules_file, lambda: self._lifeline.send("modules")
+            self.run.attempt(self.attempt).modules_file, lambda: self._lifeline.send("modules")
         )
+        self._mlflow = MlflowWatch(self.run)
         self._changing_writes = threading.Lock()
         self._writes: dict[int, tuple[Snapshot, Reason, Future[Checkpoint]]] = {}
         self._left = self.slots.snapshots()
@@ -108,7 +110,7 @@ class Supervised:
     def tell(self, event: JournalEvent, **facts: Any) -> None:
         """Report to the supervisor, or to the journal once it is dead."""
         if self._lifeline.supervisor_died:
-            self._journal.write(event, self._attempt, **facts)
+            self._journal.write(event, self.attempt, **facts)
         else:
             self._lifeline.send(_MESSAGES[event], **facts)
 
@@ -116,6 +118,7 @@ class Supervised:
         """Report the latest metrics, and what else a supervisor hears about once a second."""
         self._lifeline.offer("metrics", metrics=json_metrics(metrics))
         self._module_report.consider()
+        self._mlflow.consider()
 
     def took(self, snapshot: Snapshot, **facts: Any) -> None:
         """Report a snapshot."""
@@ -135,7 +138,7 @@ class Supervised:
         if error is not None:
             # A full disk must not replace the exception that the user has to see.
             with contextlib.suppress(OSError):
-                write_json(self.run.attempt(self._attempt).error_file, error)
+                write_json(self.run.attempt(self.attempt).error_file, error)
         self._own_writer.finish()
         if status is not None:
             self._lifeline.send("ended", status=int(status))

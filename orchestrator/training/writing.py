@@ -1,4 +1,4 @@
-"""Writes snapshots to disk in threads of this process, where no supervisor does it."""
+"""Writes to disk in this process: snapshots in threads, and what the loop waits for."""
 
 import threading
 import time
@@ -11,9 +11,22 @@ from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import Writer
 from orchestrator.errors import CheckpointWriteError
+from orchestrator.training.home import Home
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
 WRITE_WAIT_SECONDS = 1800.0
+
+
+def publish_here(home: Home, publish: Callable[[], Checkpoint]) -> Checkpoint:
+    """Publish while the loop waits, and report it. Raises CheckpointWriteError, reported too."""
+    began = time.monotonic()
+    try:
+        checkpoint = publish()
+    except CheckpointWriteError as error:
+        home.failed(error)
+        raise
+    home.published(checkpoint, round(time.monotonic() - began, 3))
+    return checkpoint
 
 
 class OwnWriter:

@@ -26,7 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def supervise(tmp_path: Path, warm_server: Path) -> Iterator[Callable[..., Supervised]]:
+def supervise(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Supervised]]:
     """Start `orchestrator run` in the test's directory.
 
     The trainers of our script are forked from a server, since imports of torch would be most of
@@ -36,7 +38,8 @@ def supervise(tmp_path: Path, warm_server: Path) -> Iterator[Callable[..., Super
 
     def start(*script_arguments: str, cold: bool = False, **options: Any) -> Supervised:
         if not cold and "command" not in options:
-            options["command"] = [*forked_by(warm_server), str(TRAIN), *script_arguments]
+            server = request.getfixturevalue("warm_server")
+            options["command"] = [*forked_by(server), str(TRAIN), *script_arguments]
         started.append(Supervised(tmp_path, *script_arguments, **options))
         return started[-1]
 

@@ -37,6 +37,10 @@ class Subject:
     arguments: tuple[str, ...]
     count: int
     forked: bool
+    imports: str = "sklearn.datasets"
+    """What that process has imported beside torch."""
+    faults: str | None = None
+    """Which, instead of all kinds."""
 
 
 SUBJECTS = (
@@ -60,6 +64,15 @@ SUBJECTS = (
     Subject("linear", EXAMPLES / "linear.py", (), 136, True),
     Subject("train-spare", TRAIN, ("--epochs", "6", "--samples", "64"), 62, False),
     Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 20, False),
+    Subject(
+        "lightning",
+        EXAMPLES / "lightning_digits.py",
+        ("--epochs", "4", "--samples", "640"),
+        25,
+        True,
+        imports="orchestrator.integrations.lightning",
+        faults="sigkill:20,sigterm:5",
+    ),
 )
 
 
@@ -69,7 +82,7 @@ def run(subject: Subject, seed: int) -> dict[str, Any]:
     if subject.forked:
         with tempfile.TemporaryDirectory(prefix="survival-") as directory:
             address = Path(directory) / "server"
-            with forking_server(address, "sklearn.datasets", **{VARIABLE: ""}):
+            with forking_server(address, subject.imports, **{VARIABLE: ""}):
                 return chaos(forked_by(address), subject, seed, environment)
     del environment["ORCHESTRATOR_SPARE"]
     return chaos([sys.executable], subject, seed, environment)
@@ -78,7 +91,9 @@ def run(subject: Subject, seed: int) -> dict[str, Any]:
 def chaos(
     beginning: list[str], subject: Subject, seed: int, environment: dict[str, str]
 ) -> dict[str, Any]:
-    options = ("--count", str(subject.count), "--seed", str(seed), "--json")
+    options = ["--count", str(subject.count), "--seed", str(seed), "--json"]
+    if subject.faults is not None:
+        options += ["--faults", subject.faults]
     result = subprocess.run(
         [
             *(sys.executable, "-m", "orchestrator", "chaos", *options),

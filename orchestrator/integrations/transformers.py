@@ -1,0 +1,230 @@
+"""Makes the training of a Hugging Face Trainer a run: ``callbacks=[OrchestratorCallback()]``.
+
+Importing this module wraps ``Trainer.train``, for trainers that have the callback: what to resume
+from is an argument of it, and is loaded before any callback is asked.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+
+from orchestrator.checkpoint.intake import files_below
+from orchestrator.errors import ConfigError
+from orchestrator.page import Phase
+from orchestrator.training.ending import refusing, say
+from orchestrator.training.framework import FrameworkRun
+
+FRAMEWORK = "transformers"
+STATE_FILE = "trainer_state.json"
+
+
+class OrchestratorCallback(TrainerCallback):
+    """Makes a Trainer's training a run: resumed, published, watched, stopped at a step's end."""
+
+    def __init__(self, run_dir: str | Path | None = None) -> None:
+        """``run_dir`` is where the run lives when no supervisor says it: runs/<script> else."""
+        self.run_dir = run_dir
+
+
+class _Loop(TrainerCallback):
+    """What the Trainer tells a run, and is asked by it, during one call of ``train``."""
+
+    def __init__(self, trainer: Trainer, run: FrameworkRun) -> None:
+        self._trainer: Any = trainer
+        self._run = run
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The state is loaded, if there was one."""
+        doubts = ["the data was not skipped (ignore_data_skip)"] if args.ignore_data_skip else []
+        self._run.begin(state.global_step, int(state.epoch or 0), doubts)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Gradients are accumulated: no place to save, but it lives."""
+        self._run.alive(Phase.TRAIN)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A safe point; the Trainer saves next if we say so."""
+        self._run.step(state.global_step, int(state.epoch or 0))
+        # A resumed Trainer does not do again what it does at an epoch's end, which comes at once.
+        is_epoch_end = state.epoch == int(state.epoch or 0)
+        self._ask_for_save(control, wanted=self._run.save_wanted and not is_epoch_end)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The last place at which the Trainer saves by itself, after an evaluation if there is one.
+
+        What it saved just before is saved anew then: an evaluation draws from the random streams.
+        """
+        is_due = control.should_evaluate if self._run.is_saved else control.should_training_stop
+        self._ask_for_save(control, wanted=is_due or self._run.save_wanted)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """An evaluation in the midst of training does not hold up a stop.
+
+        It draws from the random streams as it begins, so that a stop lets it begin all the same.
+        """
+        self._run.alive(Phase.EVALUATE)
+        if self._run.stop_wanted:
+            self._run.doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
+            _separate(self._directory)
+            self._trainer._save_checkpoint(self._trainer.model, None)
+            self._publish(control)
+            self._run.stop()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The evaluation is over; a save may follow."""
+        self._run.alive(Phase.SAVE if control.should_save else Phase.TRAIN)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The Trainer has saved: publish it, and stop if that is wanted."""
+        self._publish(control)
+        if self._run.stop_wanted:
+            self._run.stop()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Numbers for those who watch, and for the manifest."""
+        # The Trainer's epoch is a fraction; ours counts the completed ones.
+        self._run.note({k: v for k, v in (given.get("logs") or {}).items() if k != "epoch"})
+
+    def _ask_for_save(self, control: TrainerControl, *, wanted: bool) -> None:
+        control.should_save = control.should_save or wanted
+        if control.should_save:
+            _separate(self._directory)
+            if not control.should_evaluate:
+                self._run.alive(Phase.SAVE)
+
+    def _publish(self, control: TrainerControl) -> None:
+        self._run.publish(
+            self._directory,
+            self._trainer.model,
+            # Whether the best is saved is decided after all callbacks: too late to separate.
+            link=self._trainer.args.save_strategy != SaveStrategy.BEST,
+            final=control.should_training_stop,
+        )
+
+    @property
+    def _directory(self) -> Path:
+        step = self._trainer.state.global_step
+        return Path(self._trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+# --- before training -----------------------------------------------------------------------------
+
+
+def _train(
+    callback: OrchestratorCallback,
+    trainer: Trainer,
+    resume_from_checkpoint: str | bool | None = None,
+    trial: Any = None,
+    **options: Any,
+) -> Any:
+    """``Trainer.train`` of a trainer that has the callback.
+
+    What the script wants to resume from counts as long as the run has no checkpoint.
+    """
+    with refusing():
+        _check(trainer.args, trial)
+    _leave_out_jit(trainer)
+    with FrameworkRun(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
+        loop = _Loop(trainer, run)
+        # Last, so that what other callbacks ask for is known.
+        trainer.add_callback(loop)
+        try:
+            start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
+            return _train_alone(trainer, str(start) if start else None, trial, **options)
+        finally:
+            trainer.remove_callback(loop)
+
+
+def _check(args: TrainingArguments, trial: Any) -> None:
+    if args.save_only_model:
+        raise ConfigError(
+            "cannot make the training resumable: TrainingArguments(save_only_model=True) leaves "
+            "the optimizer out of every checkpoint; take it away"
+        )
+    if trial is not None:
+        raise ConfigError(
+            "cannot search for hyperparameters within a run, whose checkpoints are of one "
+            "training: take OrchestratorCallback away, or start one run per trial"
+        )
+
+
+def _leave_out_jit(trainer: Trainer) -> None:
+    """Take away the Trainer's own SIGTERM handling, which saves between two steps."""
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "JITCheckpointCallback":
+            trainer.remove_callback(callback)
+            # That is where it gives the former handler back.
+            callback.on_train_end(trainer.args, trainer.state, trainer.control)
+            say("enable_jit_checkpoint is left out: a stop is saved at the end of a step anyway")
+
+
+def _start_from(asked: Any, trainer: Trainer) -> Path | None:
+    """What a run without checkpoints starts from, if the script asks for that."""
+    output = Path(str(trainer.args.output_dir)).resolve()
+    if not asked or (asked is not True and Path(asked).resolve().parent != output):
+        return Path(asked) if asked else None
+    # In its own output, get_last_checkpoint() may have taken one that was cut off by a kill.
+    steps = {p: _step_of(p) for p in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    newest = max(filter(steps.get, steps), key=lambda path: steps[path] or 0, default=None)
+    if partial := sorted(path.name for path, step in steps.items() if step is None):
+        say(f"{', '.join(partial)} in {output} was not written to its end and is passed over")
+    return newest
+
+
+def _step_of(directory: Path) -> int | None:
+    """The step of a directory that the Trainer has written to its end, else None."""
+    try:
+        # Written last, and not atomically.
+        step = json.loads((directory / STATE_FILE).read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if directory.name == f"{PREFIX_CHECKPOINT_DIR}-{step}" else None
+
+
+def _separate(directory: Path) -> None:
+    """Take away what the store has links to, before the Trainer writes into these files again."""
+    for name in files_below(directory):
+        if os.lstat(directory / name).st_nlink > 1:
+            (directory / name).unlink()
+
+
+_train_alone = Trainer.train
+
+
+@functools.wraps(_train_alone)
+def _train_or_run(trainer: Trainer, *arguments: Any, **options: Any) -> Any:
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, OrchestratorCallback):
+            return _train(callback, trainer, *arguments, **options)
+    return _train_alone(trainer, *arguments, **options)
+
+
+Trainer.train = _train_or_run  # type: ignore[assignment, method-assign]

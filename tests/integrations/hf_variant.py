@@ -1,0 +1,58 @@
+"""Runs examples/hf_trainer.py as users may have changed it: `python hf_variant.py VARIANT ARGS...`.
+
+``jit``: with the Trainer's own handling of SIGTERM. ``last``: resumes from what
+get_last_checkpoint() finds. ``cut``: the same, and where that finds nothing, the trainer stands
+still when it has written half of the tenth step's optimizer. ``slow``: each batch of an evaluation
+takes a while.
+"""
+
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.trainer_utils import get_last_checkpoint
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hf_trainer.py"
+_save = torch.save
+
+
+def save_half(content: Any, file: Any, **options: Any) -> None:
+    _save(content, file, **options)
+    path = Path(str(file))
+    if path.match("checkpoint-10/optimizer.pt"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        print("half-written", flush=True)
+        time.sleep(300)
+
+
+class Slow(transformers.TrainerCallback):
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        print("evaluating", flush=True)
+        time.sleep(0.5)
+
+
+class Variant(transformers.Trainer):
+    def __init__(self, args: transformers.TrainingArguments, **given: Any) -> None:
+        if variant == "slow":
+            given["callbacks"].append(Slow())
+        args.enable_jit_checkpoint = variant == "jit"
+        super().__init__(args=args, **given)
+
+    def train(self, *_: Any, **__: Any) -> Any:
+        last = (
+            get_last_checkpoint(self.args.output_dir)
+            if Path(self.args.output_dir).exists()
+            else None
+        )
+        if variant == "cut" and last is None:
+            torch.save = save_half
+        return super().train(last if variant in ("last", "cut") else None)
+
+
+variant = sys.argv.pop(1)
+transformers.Trainer = Variant  # type: ignore[misc]
+runpy.run_path(str(EXAMPLE), run_name="__main__")

@@ -1,0 +1,288 @@
+"""Lightning's real Trainer, cut at every kind of place, ends as if nothing had happened."""
+
+import functools
+import logging
+import random
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.integrations.lightning import OrchestratorCallback, OrchestratorCheckpointIO
+from orchestrator.rundir import RunDir
+from orchestrator.training import TrainingRefused, TrainingStopped
+
+# Ten batches an epoch, three epochs.
+TRAINER = {
+    "max_epochs": 3,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+Cut = tuple[str, int]
+
+
+class Noisy(Dataset[torch.Tensor]):
+    """Points with noise that is drawn anew each time, as augmentation is."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((4,), index / 20) + torch.randn(4) * random.random()
+
+
+class Net(pl.LightningModule):
+    """Dropout, Adam, and what Lightning does around the steps, written down as it happens."""
+
+    def __init__(self, plateau: bool = False, cut: Cut | None = None) -> None:
+        super().__init__()
+        # What cannot be stored, as hyperparameters often cannot.
+        self.save_hyperparameters({"activation": torch.nn.ReLU(), "width": 4})
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.3))
+        self.plateau, self.cut = plateau, cut
+        self.events: list[str] = []
+
+    def note(self, event: str) -> None:
+        """Something has happened at this step; if it is to be cut here, a SIGTERM comes."""
+        self.events.append(f"{event} {self.trainer.global_step} {self.trainer.current_epoch}")
+        if self.cut == (event, self.trainer.global_step):
+            signal.raise_signal(signal.SIGTERM)
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return (self.net(batch) - batch).square().mean()
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        loss = self.loss(sum(batch) if isinstance(batch, (list, tuple)) else batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: torch.Tensor, number: int) -> None:
+        if not self.trainer.sanity_checking:
+            self.log("val_loss", self.loss(batch) + torch.rand(()))
+            self.note("validation")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.note("batch")
+
+    def on_train_epoch_start(self) -> None:
+        self.note("begin")
+
+    def on_train_epoch_end(self) -> None:
+        self.note("end")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        if self.plateau:
+            scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"},
+            }
+        by_step = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+        by_epoch = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        return [optimizer], [{"scheduler": by_step, "interval": "step"}, by_epoch]
+
+
+class Life:
+    """One `fit`, which ``cut`` may stop."""
+
+    def __init__(
+        self,
+        root: Path,
+        cut: Cut | None = None,
+        *,
+        plateau: bool = False,
+        workers: int = 0,
+        loaders: int = 1,
+        callbacks: Sequence[pl.Callback] = (),
+        **trainer: Any,
+    ) -> None:
+        pl.seed_everything(0, workers=True, verbose=False)
+        self.net = Net(plateau, cut)
+        self.trainer = pl.Trainer(
+            **(TRAINER | trainer),  # type: ignore[arg-type]
+            callbacks=[*callbacks, OrchestratorCallback(root)],
+        )
+        data = Noisy()
+        one_of = [DataLoader(data, 2, shuffle=True, num_workers=workers) for _ in range(loaders)]
+        loader = one_of if loaders > 1 else one_of[0]
+        self.stopped = False
+        try:
+            self.trainer.fit(self.net, loader, DataLoader(data, 10))
+        except TrainingStopped as end:
+            assert end.status == 75
+            self.stopped = True
+
+    def result(self) -> dict[str, Any]:
+        """Everything that must be equal bit for bit."""
+        return {
+            **self.net.state_dict(),
+            "optimizer": str(self.trainer.optimizers[0].state_dict()),
+            "schedulers": str(
+                [c.scheduler.state_dict() for c in self.trainer.lr_scheduler_configs]
+            ),
+            "loops": self.trainer.fit_loop.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The life that nothing disturbed, once for each way of training."""
+
+    @functools.cache
+    def get(settings: tuple[tuple[str, Any], ...]) -> Life:
+        return Life(tmp_path_factory.mktemp("whole"), **dict(settings))
+
+    return get
+
+
+PLAIN: dict[str, Any] = {}
+HALF = {"val_check_interval": 0.5}
+CASES = [
+    pytest.param(PLAIN, [("batch", 1)], id="after the first step"),
+    pytest.param(PLAIN, [("batch", 4), ("batch", 14), ("batch", 17)], id="in mid-epoch"),
+    pytest.param(PLAIN, [("batch", 9), ("batch", 10)], id="before an epoch's last batch"),
+    pytest.param(PLAIN, [("validation", 10), ("end", 20)], id="at an epoch's edge"),
+    pytest.param(PLAIN, [("begin", 10), ("begin", 20)], id="at an epoch's beginning"),
+    pytest.param(HALF, [("batch", 5), ("validation", 15), ("batch", 20)], id="by a validation"),
+    pytest.param(
+        {"accumulate_grad_batches": 3}, [("batch", 2), ("batch", 4), ("batch", 9)], id="accumulated"
+    ),
+    pytest.param({"max_steps": 25, "max_epochs": -1}, [("batch", 7), ("end", 20)], id="max_steps"),
+    pytest.param({"plateau": True}, [("batch", 6), ("validation", 20)], id="plateau"),
+    pytest.param(
+        {"check_val_every_n_epoch": None, "val_check_interval": 7},
+        [("batch", 7), ("batch", 14), ("batch", 20)],
+        id="validation over epochs",
+    ),
+    pytest.param({"loaders": 2}, [("batch", 4), ("end", 10), ("batch", 28)], id="two loaders"),
+    pytest.param({"workers": 2}, [("batch", 13)], id="workers"),
+]
+
+
+@pytest.mark.parametrize(("settings", "cuts"), CASES)
+def test_interrupted_and_uninterrupted_end_with_the_same_bits(
+    tmp_path: Path, uninterrupted: Any, settings: dict[str, Any], cuts: list[Cut]
+) -> None:
+    """Weights, optimizer, schedulers, counters and random stream; and every hook came once."""
+    expected = uninterrupted(tuple(settings.items()))
+    assert not expected.stopped
+    events: list[str] = []
+    for cut in [*cuts, None]:
+        life = Life(tmp_path, cut, **settings)
+        assert life.stopped == (cut is not None)
+        events += life.net.events
+    mine, whole = life.result(), expected.result()
+    for key, value in whole.items():
+        equal = torch.equal(mine[key], value) if torch.is_tensor(value) else mine[key] == value
+        assert equal, key
+    assert events == expected.net.events
+
+
+def test_a_stop_in_the_last_step_lets_training_end(tmp_path: Path, uninterrupted: Any) -> None:
+    """What is left then is less than a restart; the run is complete, and does nothing again."""
+    life = Life(tmp_path, ("batch", 30))
+    assert not life.stopped
+    assert RunDir(tmp_path).done_file.exists()
+    assert life.net.events == uninterrupted(()).net.events
+    assert Life(tmp_path).net.events == []
+
+
+def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path, uninterrupted: Any) -> None:
+    """With more of them in the script, it ends as if there had been so many from the start."""
+    Life(tmp_path, max_epochs=2)
+    longer = Life(tmp_path)
+    for name, value in uninterrupted(()).net.state_dict().items():
+        assert torch.equal(longer.net.state_dict()[name], value)
+
+
+class Fetching(Net):
+    def training_step(self, dataloader_iter: Any) -> torch.Tensor:  # type: ignore[override]
+        return self.loss(next(dataloader_iter)[0])
+
+
+def test_fetching_inside_a_step_is_refused(tmp_path: Path) -> None:
+    """A safe point could not lie between two batches then."""
+    trainer = pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)])  # type: ignore[arg-type]
+    with pytest.raises(TrainingRefused) as refused:
+        trainer.fit(Fetching(), DataLoader(Noisy(), 2))
+    assert refused.value.status == 78
+
+
+def test_a_checkpoint_holds_lightnings_own(tmp_path: Path) -> None:
+    """The safe load reads it, and Lightning can be given it as a file of its own."""
+    life = Life(tmp_path)
+    newest = Store.open(RunDir(tmp_path), []).all()[-1]
+    content = torch.load(newest.state_file, weights_only=True)["trainer_state_dict"]
+    assert content["global_step"] == 30
+    assert "hyper_parameters" not in content
+    torch.save(content, tmp_path / "exported.ckpt")
+    loaded = Net.load_from_checkpoint(tmp_path / "exported.ckpt")
+    for name, value in life.net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+class Endless(IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while True:
+            yield torch.zeros(4)
+
+
+def test_data_without_a_length_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning reads it one batch ahead, so that the safe points would lie between others."""
+    trainer = pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)])  # type: ignore[arg-type]
+    with pytest.raises(TrainingRefused) as refused:
+        trainer.fit(Net(), DataLoader(Endless(), 2))
+    assert refused.value.status == 78
+    assert "__len__" in capsys.readouterr().err
+
+
+def test_lightnings_own_signal_handlers_stay_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a SLURM job too, where they would save inside the handler and queue the job again."""
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(name, "0")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    assert Life(tmp_path, ("batch", 4)).stopped
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert not list(Path.cwd().glob("hpc_ckpt*"))
+
+
+def test_its_files_are_durable_and_ours_are_loaded(tmp_path: Path) -> None:
+    """The CheckpointIO saves what Lightning saves, and takes our state.pt as a ckpt_path."""
+    saving = ModelCheckpoint(tmp_path / "own", save_last=True)
+    plugin = OrchestratorCheckpointIO()
+    life = Life(tmp_path / "run", enable_checkpointing=True, plugins=[plugin], callbacks=[saving])
+    own = torch.load(tmp_path / "own" / "last.ckpt", weights_only=False)
+    newest = Store.open(RunDir(tmp_path / "run"), []).all()[-1]
+    ours = plugin.load_checkpoint(newest.state_file)
+    for name, value in life.net.state_dict().items():
+        assert torch.equal(own["state_dict"][name], value)
+        assert torch.equal(ours["state_dict"][name], value)
+    assert [path.name for path in (tmp_path / "own").iterdir() if path.name[0] == "."] == []
+    life.trainer.validate(life.net, DataLoader(Noisy(), 10), ckpt_path=str(newest.state_file))

@@ -1,0 +1,179 @@
+"""The Trainer of transformers under the orchestrator: killed, stopped, resumed, ended exactly."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from orchestrator.rundir import RunDir
+from tests.e2e.support import (
+    Supervised,
+    assert_nothing_left,
+    clean_environment,
+    events,
+    forked_by,
+    forking_server,
+    open_store,
+    orchestrator,
+    wait_for,
+)
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hf_trainer.py"
+VARIANT = Path(__file__).with_name("hf_variant.py")
+# Eight steps in an epoch, two batches in a step: saves, kills and stops come in mid-epoch.
+SMALL = ("--epochs", "3", "--samples", "128", "--context", "16", "--save-steps", "5")
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The address of a process that has imported transformers and forks trainers."""
+    address = tmp_path_factory.mktemp("warm") / "server"
+    # So small a model only loses by threads.
+    with forking_server(address, "orchestrator.integrations.transformers", OMP_NUM_THREADS="1"):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run without a supervisor that nothing disturbed."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    result = run_alone(server, root)
+    assert result.returncode == 0, result.stderr
+    assert "final loss" in result.stdout
+    return RunDir(root / "runs" / "hf_trainer")
+
+
+def run_alone(server: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*forked_by(server), str(EXAMPLE), *SMALL],
+        cwd=root,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def kill_trainer(server: Path) -> None:
+    os.kill(int(server.with_name(f"{server.name}.pid").read_text()), signal.SIGKILL)
+
+
+def final_state(run: RunDir) -> tuple[dict[str, torch.Tensor], str, str]:
+    """The weights, the optimizer's state and the random streams of the last checkpoint."""
+    newest = open_store(run).all()[-1]
+    assert newest.manifest.reason == "final"
+    weights = load_file(newest.resume_path / "model.safetensors")
+    optimizer = torch.load(newest.resume_path / "optimizer.pt")
+    streams = torch.load(newest.resume_path / "rng_state.pth", weights_only=False)
+    return weights, str(optimizer), str(streams)
+
+
+def assert_same_end(run: RunDir, expected: RunDir) -> None:
+    mine, other = final_state(run), final_state(expected)
+    assert mine[0].keys() == other[0].keys()
+    assert all(torch.equal(value, other[0][name]) for name, value in mine[0].items())
+    assert mine[1:] == other[1:]
+
+
+def test_killed_and_stopped_training_ends_as_the_uninterrupted_does(
+    server: Path, supervise: Start, uninterrupted: RunDir
+) -> None:
+    """Three SIGKILLs and a SIGTERM, in mid-epoch, cost no bit of weights, optimizer and streams."""
+    command = [*forked_by(server), str(EXAMPLE), *SMALL]
+    run = supervise(command=command)
+    for number in (1, 2, 3):
+        run.wait_for_event("checkpoint_published", count=number)
+        kill_trainer(server)
+        run.wait_for_event("attempt_exited", count=number)
+    run.wait_for_event("resumed", count=3)
+    run.signal(signal.SIGTERM)
+    status, output, _ = run.end()
+    assert status == 75
+    assert "final loss" not in output
+    stopped = open_store(run.run).all()[-1].manifest
+    assert (stopped.reason, stopped.framework) == ("emergency", "transformers")
+    again = supervise(command=command)
+    assert again.end()[0] == 0
+    assert events(run.run, "resumed")[-1]["step"] == stopped.step
+    assert_same_end(run.run, uninterrupted)
+    assert_nothing_left(run.run)
+    listed = json.loads(
+        orchestrator("checkpoints", "list", "run", "--json", cwd=run.run.root.parent).stdout
+    )
+    assert all(row["valid"] for row in listed)
+    assert "eval_loss" in listed[-1]["metrics"]
+
+
+def test_evaluation_does_not_hold_up_a_stop(
+    server: Path, supervise: Start, uninterrupted: RunDir
+) -> None:
+    """A SIGTERM during an evaluation is obeyed before it ends, and says what that leaves out."""
+    command = [*forked_by(server), str(VARIANT), "slow", *SMALL]
+    run = supervise(command=command)
+    run.wait_for_output("evaluating")
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 75
+    newest = open_store(run.run).all()[-1].manifest
+    assert (newest.step, newest.reason) == (8, "emergency")
+    assert newest.doubts == ["the evaluation at step 8 was cut off by a stop"]
+    again = supervise(command=[*forked_by(server), str(VARIANT), "jit", *SMALL])
+    assert again.end()[0] == 0
+    assert_same_end(run.run, uninterrupted)
+
+
+def test_half_written_checkpoint_is_not_resumed_from(
+    server: Path, supervise: Start, uninterrupted: RunDir, tmp_path: Path
+) -> None:
+    """Killed in the Trainer's own save, it resumes from the one before, unlike what it asks."""
+    run = supervise(command=[*forked_by(server), str(VARIANT), "cut", *SMALL])
+    run.wait_for_output("half-written")
+    kill_trainer(server)
+    assert run.end()[0] == 0
+    assert [event["step"] for event in events(run.run, "resumed")] == [5]
+    assert_same_end(run.run, uninterrupted)
+
+
+def test_half_written_checkpoint_starts_no_run(
+    server: Path, supervise: Start, tmp_path: Path
+) -> None:
+    """A run that has nothing yet takes of the Trainer's own output what was written to its end."""
+    first = supervise(command=[*forked_by(server), str(VARIANT), "cut", *SMALL])
+    first.wait_for_output("half-written")
+    first.signal(signal.SIGKILL)
+    kill_trainer(server)
+    first.end()
+    assert_nothing_left(first.run)
+    first.run.root.rename(tmp_path / "lost")
+    second = supervise(command=[*forked_by(server), str(VARIANT), "last", *SMALL])
+    status, told, _ = second.end()
+    assert status == 0
+    assert "checkpoint-10 in" in told
+    # It began at the fifth step, and not anew.
+    assert events(second.run, "checkpoint_published")[0]["step"] == 10
+
+
+def test_script_alone_stops_and_resumes(
+    server: Path, uninterrupted: RunDir, tmp_path: Path
+) -> None:
+    """Without a supervisor too a SIGTERM saves and ends with 75, and the next start goes on."""
+    command = [*forked_by(server), str(EXAMPLE), *SMALL]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True
+    )
+    run = RunDir(tmp_path / "runs" / "hf_trainer")
+    wait_for(lambda: events(run, "checkpoint_published"), "a checkpoint")
+    os.kill(int(server.with_name(f"{server.name}.pid").read_text()), signal.SIGTERM)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 75
+    assert "final loss" not in output
+    assert run_alone(server, tmp_path).returncode == 0
+    assert_same_end(run, uninterrupted)
+    assert json.loads(run.done_file.read_text())["step"] == 24

@@ -1,0 +1,155 @@
+"""Kills and stops trainings of frameworks' own trainers, and compares how they end.
+
+    python -m tests.survival.trainers [--kills 20] [--stops 5] [--seed 1]
+
+`orchestrator chaos` looks into sessions; such a run is known by what it publishes. Half of the
+SIGKILLs come at any moment, half the moment that the trainer has begun a save. The last checkpoint
+must have the bytes of a run's that nobody disturbed.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.checkpoint.reading import verify
+from orchestrator.rundir import RunDir
+from tests.e2e.support import (
+    Supervised,
+    assert_all_valid,
+    events,
+    forked_by,
+    forking_server,
+    kill_leftovers,
+    open_store,
+    wait_for,
+)
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A script, what a process that forks its trainers imports, and where the framework saves.
+
+    ``told_apart`` are files that hold times or paths, and nothing that is trained.
+    """
+
+    name: str
+    script: Path
+    arguments: tuple[str, ...]
+    module: str
+    saves: str
+    told_apart: frozenset[str]
+
+
+SUBJECTS = (
+    Subject(
+        "transformers",
+        EXAMPLES / "hf_trainer.py",
+        ("--epochs", "40", "--samples", "128", "--context", "16", "--save-steps", "5"),
+        "orchestrator.integrations.transformers",
+        "hf-trainer/checkpoint-*",
+        frozenset({"trainer_state.json", "training_args.bin"}),
+    ),
+)
+
+
+class Trial:
+    """One subject under its faults."""
+
+    def __init__(self, subject: Subject, root: Path, server: Path) -> None:
+        root.mkdir()
+        self._subject = subject
+        self._root = root
+        self._command = [*forked_by(server), str(subject.script), *subject.arguments]
+        self._pid_file = server.with_name(f"{server.name}.pid")
+        self.run = self._start()
+
+    def _start(self) -> Supervised:
+        return Supervised(self._root, command=self._command)
+
+    def inject(self, fault: str, chance: random.Random) -> None:
+        """Let it come to another checkpoint, and strike."""
+        count = len(events(self.run.run, "checkpoint_published"))
+        self.run.wait_for_event("checkpoint_published", count + 1)
+        lives = len(events(self.run.run, "attempt_exited"))
+        if fault == "kill in a save":
+            saves = set(self._root.glob(self._subject.saves))
+            wait_for(lambda: set(self._root.glob(self._subject.saves)) - saves, "a save")
+        else:
+            time.sleep(chance.uniform(0, 1))
+        if fault == "stop":
+            self.run.signal(signal.SIGTERM)
+            assert self.run.end()[0] == 75
+            self.run = self._start()
+        else:
+            os.kill(int(self._pid_file.read_text()), signal.SIGKILL)
+            self.run.wait_for_event("attempt_exited", lives + 1)
+
+
+def end_of(run: RunDir, told_apart: frozenset[str]) -> dict[str, str]:
+    """The digests of what the last checkpoint has, every byte verified."""
+    newest = open_store(run).all()[-1]
+    verify(newest)
+    files = newest.manifest.files.items()
+    return {name: record.xxh3_128 for name, record in files if name not in told_apart}
+
+
+def row(subject: Subject, faults: list[str], seed: int) -> str:
+    """The line of the table."""
+    chance = random.Random(seed)
+    chance.shuffle(faults)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="survival-") as directory:
+        root = Path(directory)
+        # So small a model only loses by threads.
+        with forking_server(root / "server", subject.module, OMP_NUM_THREADS="1"):
+            undisturbed = Trial(subject, root / "undisturbed", root / "server").run
+            assert undisturbed.end()[0] == 0
+            trial = Trial(subject, root / "disturbed", root / "server")
+            try:
+                for fault in faults:
+                    trial.inject(fault, chance)
+                status = trial.run.end()[0]
+            finally:
+                kill_leftovers(trial.run.run)
+        assert_all_valid(trial.run.run)
+        ends = (end_of(run.run, subject.told_apart) for run in (undisturbed, trial.run))
+        equal = len({str(end) for end in ends}) == 1
+        exited = events(trial.run.run, "attempt_exited")
+        resumed = events(trial.run.run, "resumed")
+    again = [end["step"] - begun["step"] for end, begun in zip(exited, resumed, strict=False)]
+    counts = (faults.count(name) for name in ("kill", "kill in a save", "stop"))
+    words = ("yes" if outcome else "**no**" for outcome in (status == 0, equal))
+    lost = f"{sum(again) / len(again):.1f}, at most {max(again)}"
+    minutes = f"{(time.monotonic() - began) / 60:.1f}"
+    cells = (subject.name, *counts, len(exited), lost, *words, minutes)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.survival.trainers", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stops", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    in_a_save = args.kills // 2
+    faults = ["kill"] * (args.kills - in_a_save) + ["kill in a save"] * in_a_save
+    faults += ["stop"] * args.stops
+    print(
+        "| trainer | kills | in a save | stops | attempts | steps done again | complete | equal "
+        "| minutes |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    table = [row(subject, list(faults), args.seed) for subject in SUBJECTS]
+    print("\n".join(table))
+    sys.exit(any("**no**" in line for line in table))
+
+
+if __name__ == "__main__":
+    main()
