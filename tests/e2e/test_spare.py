@@ -23,6 +23,9 @@ from tests.e2e.support import (
     wait_for,
 )
 
+# What a run adds to the environment.
+OF_A_RUN = ("ORCHESTRATOR_", "WANDB_RUN_ID", "WANDB_RESUME")
+
 Start = Callable[..., Supervised]
 
 CONFORMANCE = Path(__file__).with_name("conformance.py")
@@ -94,9 +97,9 @@ def comparable(facts: Path, root: Path) -> dict[str, Any]:
     # The spare is below the script on the stack.
     content["callers"] = [c for c in content["callers"] if not c.endswith(("spare.py", "<string>"))]
     for key in ("environ", "environb"):
-        content[key] = {k: v for k, v in content[key].items() if not k.startswith("ORCHESTRATOR_")}
+        content[key] = {k: v for k, v in content[key].items() if not k.startswith(OF_A_RUN)}
     content["child's environment"] = [
-        line for line in content["child's environment"] if not line.startswith("ORCHESTRATOR_")
+        line for line in content["child's environment"] if not line.startswith(OF_A_RUN)
     ]
     lock = f"{root / 'run' / 'lock'} True"
     content["descriptors"] = [d for d in content["descriptors"] if d != lock]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.e2e.conftest import supervise
+from tests.e2e.conftest import supervise, warm_server
 
-__all__ = ["supervise"]
+__all__ = ["supervise", "warm_server"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
