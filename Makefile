@@ -30,6 +30,7 @@ units: $(VENV)/.dev  ## The templates in systemd/, from their generator.
 
 survival: $(VENV)/.dev  ## Over a thousand faults against every example; the table of docs/reliability.md.
 	$(BIN)/python -m tests.survival
+	$(BIN)/python -m tests.survival.adopted
 	$(BIN)/python -m tests.survival.trainers
 
 clean:

@@ -77,13 +77,14 @@ def parse(words: Sequence[str]) -> Namespace:
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:
-    """The words with ``--every -5s`` as ``--every=-5s``.
+    """The words with ``--every -5s`` as ``--every=-5s``, and the same for --resume-arg --resume.
 
     argparse would take -5s for an option and say only that --every lacks its value.
     """
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1].startswith("--") and word[:1] == "-" and word[1:2].isdecimal():
+        is_number = word[:1] == "-" and word[1:2].isdecimal()
+        if joined and (joined[-1] == "--resume-arg" or (joined[-1].startswith("--") and is_number)):
             joined[-1] += f"={word}"
         else:
             joined.append(word)

@@ -5,13 +5,22 @@ same words wherever it stands.
 """
 
 import re
+import signal
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from orchestrator.checkpoint.retention import MINIMUM_KEEP, BestPolicy, RetentionPolicy
+from orchestrator.adopt.pattern import Pattern
+from orchestrator.adopt.resume_argument import ResumeArgument
+from orchestrator.checkpoint.retention import (
+    DEFAULT_KEEP,
+    KEEP_ALL,
+    MINIMUM_KEEP,
+    BestPolicy,
+    RetentionPolicy,
+)
 from orchestrator.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
@@ -128,6 +137,17 @@ def _parse_best(text: str) -> BestPolicy:
     return BestPolicy(match[1], "min" if match[2] == "min" else "max", int(match[3] or 1))
 
 
+def _parse_signal(text: str) -> signal.Signals:
+    name = text.strip().upper().removeprefix("SIG")
+    try:
+        number = signal.Signals[f"SIG{name}"]
+    except KeyError:
+        raise ValueError("name a signal, such as TERM, INT or USR1") from None
+    if number in (signal.SIGKILL, signal.SIGSTOP):
+        raise ValueError("no program can act on that one")
+    return number
+
+
 def _parse_switch(text: str) -> bool:
     if text.strip() not in _SWITCH:
         raise ValueError("write on or off")
@@ -145,7 +165,13 @@ class Config:
     run_dir: Path | None = _option(
         _parse_directory, "DIR", "Where the run lives. Default: runs/<name of the script>.", None
     )
-    keep: int = _option(_parse_keep, "N", "Newest checkpoints to keep, at least 2. Default: 3.", 3)
+    keep: int | None = _option(
+        _parse_keep,
+        "N",
+        "Newest checkpoints to keep, at least 2. Default: 3; all of those that a script saves for "
+        "itself under its own names (--adopt).",
+        None,
+    )
     keep_best: BestPolicy | None = _option(
         _parse_best, "METRIC:min|max[:K]", "Keep the best by a metric too.", None
     )
@@ -191,6 +217,26 @@ class Config:
         True,
     )
 
+    adopt: Pattern | None = _option(
+        Pattern.parse,
+        "PATTERN",
+        "Take what an unmodified script saves under such names ('out/checkpoint-*') for its "
+        "checkpoints. Default: none, the script opens a Session.",
+        None,
+    )
+    resume_arg: ResumeArgument = _option(
+        ResumeArgument.parse,
+        "WORDS",
+        "With --adopt: words to add to the command where there is something to resume, such as "
+        "'--resume {path}'; {path} and {step} are filled in. Default: none.",
+        ResumeArgument(),
+    )
+    stop_signal: signal.Signals = _option(
+        _parse_signal,
+        "NAME",
+        "What a command without a Session is asked to end with. Default: TERM.",
+        signal.SIGTERM,
+    )
     slurm_requeue: bool = _option(
         _parse_switch,
         "on|off",
@@ -218,7 +264,12 @@ class Config:
     @property
     def retention(self) -> RetentionPolicy:
         """The part that decides which checkpoints stay."""
-        return RetentionPolicy(keep=self.keep, best=self.keep_best)
+        keep = self.keep
+        if keep is None:
+            # Those are the script's own, which may have its own idea of how many to keep.
+            in_place = self.adopt is not None and not self.adopt.is_one_path
+            keep = KEEP_ALL if in_place else DEFAULT_KEEP
+        return RetentionPolicy(keep=keep, best=self.keep_best)
 
     @classmethod
     def resolve(

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator import detach
+from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config, option_words
 from orchestrator.console import Console
@@ -30,6 +31,7 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
+    _check_adoption(config)
     place = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
     if arguments.detach:
         return detach.start(place, ["run", *option_words(options), "--", *command])
@@ -55,11 +57,25 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
     lock = RunLock(place)
     lock.sign()
     log.record_in(place.log_file)
-    store = Store.open(place, command, script_of(command))
+    store = (AdoptedStore if config.adopt else Store).open(place, command, script_of(command))
     if _already_complete(place, command):
         notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
     return asyncio.run(Supervisor(config, command, store, lock, console, notifier).run())
+
+
+def _check_adoption(config: Config) -> None:
+    """Refuse options that cannot work together, before training for hours. Raises ConfigError."""
+    given = config.resume_arg.template
+    if given and config.adopt is None:
+        raise ConfigError(
+            "cannot use --resume-arg without --adopt, which names the checkpoints to resume from"
+        )
+    if config.adopt is not None and config.adopt.is_one_path and config.resume_arg.needs_step:
+        raise ConfigError(
+            f"cannot fill {{step}} of --resume-arg: --adopt {config.adopt.text} names one path, "
+            "which tells no step; use {path}"
+        )
 
 
 def check_program(program: str) -> None:

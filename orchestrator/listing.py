@@ -21,6 +21,7 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
             checkpoint = read_checkpoint(path)
             manifest = checkpoint.manifest
             row |= {
+                "path": str(checkpoint.shown_path),
                 "step": manifest.step,
                 "epoch": manifest.epoch,
                 "reason": manifest.reason.value,

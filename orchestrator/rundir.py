@@ -81,6 +81,11 @@ class RunDir:
         """Disk space that an emergency save may use up."""
         return self.root / "reserve"
 
+    @property
+    def written_file(self) -> Path:
+        """What an adopted script was seen writing and is no checkpoint yet."""
+        return self.root / "written.json"
+
     def attempt(self, number: int) -> "AttemptDir":
         """The records of one life of the trainer, counted from 1."""
         return AttemptDir(self.attempts / f"{number:04d}")

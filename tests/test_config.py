@@ -34,7 +34,7 @@ def test_defaults(tmp_path: Path) -> None:
     config = Config.resolve({}, {}, tmp_path)
     assert config == Config(
         run_dir=None,
-        keep=3,
+        keep=None,
         keep_best=None,
         every=Every(600.0, "seconds"),
         grace=30.0,

@@ -21,8 +21,8 @@ HOMES = {
     "xxhash": ("checkpoint/reading.py", "training/digests.py"),
     "dbus_fast": ("supervisor/logind.py",),
     "structlog": ("logs.py", "launch.py", "supervisor/"),
-    "watchdog": ("supervisor/notices.py",),
     "safetensors": ("training/safetensors.py",),
+    "watchdog": ("supervisor/notices.py", "supervisor/changes.py"),
 }
 # A path's own rename, and shutil's; Disk's is the one that is allowed.
 MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
@@ -46,6 +46,7 @@ RANKS = {
     "wire": 2,
     "journal": 2,
     "rundir": 3,
+    "adopt": 3,
     "runlock": 4,
     "forking": 1,
     "tracking": 4,

@@ -39,6 +39,36 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """Of a checkpoint that the script itself has saved (--adopt): what lies at ``path``.
+
+    ``numbered``: its step is the number in its name, and not a count of such saves.
+    ``written_here``: it was seen being written while a trainer of this run was running.
+    ``kept``: the files are copies that lie beside the manifest, since the script overwrites them.
+    ``modified_ns``: when each file was written last.
+    """
+
+    path: str
+    is_directory: bool
+    numbered: bool
+    written_here: bool
+    kept: bool
+    modified_ns: dict[str, int]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Parse and check. Raises ValueError, KeyError and TypeError."""
+        return cls(
+            path=_typed(content, "path", str),
+            is_directory=_typed(content, "is_directory", bool),
+            numbered=_typed(content, "numbered", bool),
+            written_here=_typed(content, "written_here", bool),
+            kept=_typed(content, "kept", bool),
+            modified_ns={k: int(v) for k, v in _typed(content, "modified_ns", dict).items()},
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json; ``time`` is UTC in ISO 8601, counts are of completed ones."""
 
@@ -57,6 +87,7 @@ class Manifest:
     """Why this may differ from the checkpoint of a run that was never interrupted."""
     framework: str | None = None
     """Whose trainer has saved it, in its own form; None for the state of a session."""
+    adopted: Adopted | None = None
 
     @property
     def exactness(self) -> str:
@@ -72,8 +103,9 @@ class Manifest:
         """The text of manifest.json; non-finite metrics become strings, which JSON can hold."""
         content: dict[str, Any] = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        if self.framework is None:
-            del content["framework"]
+        for key in ("framework", "adopted"):
+            if content[key] is None:
+                del content[key]
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -98,6 +130,8 @@ class Manifest:
             raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
         try:
             framework = _typed(content, "framework", str) if "framework" in content else None
+            adopted = content.get("adopted")
+            is_plain = framework is None and adopted is None
             return cls(
                 run_id=_typed(content, "run_id", str),
                 step=_count(content, "step"),
@@ -107,12 +141,13 @@ class Manifest:
                 healthy=_typed(content, "healthy", bool),
                 time=_typed(content, "time", str),
                 files=_file_records(
-                    _typed(content, "files", dict), PLAIN_NAME if framework is None else NAME_BELOW
+                    _typed(content, "files", dict), PLAIN_NAME if is_plain else NAME_BELOW
                 ),
                 versions=_typed(content, "versions", dict),
                 digests=_typed(content, "digests", dict),
                 doubts=list(map(str, _typed(content, "doubts", list))),
                 framework=framework,
+                adopted=None if adopted is None else Adopted.from_json(adopted),
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None

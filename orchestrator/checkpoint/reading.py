@@ -54,23 +54,39 @@ class Checkpoint:
 
     @property
     def state_file(self) -> Path:
-        """The plain ``torch.save`` file. Raises ConfigError for what a framework has saved."""
-        if self.manifest.framework is not None:
+        """The plain ``torch.save`` file. Raises ConfigError for what others have saved."""
+        others = self.manifest.framework or (self.manifest.adopted and "the script itself")
+        if others:
+            where = self.content if self.manifest.framework else self.shown_path
             raise ConfigError(
-                f"cannot take a {STATE_FILE} from {self.path}: {self.manifest.framework} has saved "
-                f"it in its own form; copy its files from {self.content}, or load them from there"
+                f"cannot take a {STATE_FILE} from {self.path}: {others} has saved it in its own "
+                f"form; copy its files from {where}, or load them from there"
             )
         return self.path / STATE_FILE
 
     @property
     def content(self) -> Path:
         """The directory in which the files of the manifest lie."""
-        return self.path if self.manifest.framework is None else self.path / CONTENT_FOLDER
+        adopted = self.manifest.adopted
+        if adopted is not None and not adopted.kept:
+            return Path(adopted.path) if adopted.is_directory else Path(adopted.path).parent
+        is_plain = adopted is None and self.manifest.framework is None
+        return self.path if is_plain else self.path / CONTENT_FOLDER
 
     @property
     def resume_path(self) -> Path:
         """What a trainer is told to resume from."""
+        if self.manifest.adopted is not None:
+            return Path(self.manifest.adopted.path)
         return self.state_file if self.manifest.framework is None else self.content
+
+    @property
+    def shown_path(self) -> Path:
+        """Where people find it: the directory, or what the script itself has saved."""
+        adopted = self.manifest.adopted
+        if adopted is None or adopted.kept:
+            return self.path
+        return Path(adopted.path)
 
 
 class DigestingWriter:
@@ -156,7 +172,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointInvalidError(path, str(error)) from None
     if manifest.step != order_of(path.name)[0]:
         raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
-    if manifest.framework is None and STATE_FILE not in manifest.files:
+    is_plain = manifest.framework is None and manifest.adopted is None
+    if is_plain and STATE_FILE not in manifest.files:
         raise CheckpointInvalidError(path, f"manifest.json does not name {STATE_FILE}")
     return Checkpoint(path, manifest, pinned=(path / PIN_FILE).exists())
 
@@ -168,12 +185,17 @@ def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
     needs itself; ``to_load`` reads them into it, since the very same are loaded next. Raises
     CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
     """
+    verify_files(checkpoint, checkpoint.content, to_load=to_load)
+
+
+def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None:
+    """The same for files of these names in another folder."""
     for name, record in checkpoint.manifest.files.items():
-        if any(folder.is_symlink() for folder in _folders_of(checkpoint, name)):
+        if any(above.is_symlink() for above in _folders_of(checkpoint, name)):
             reason = f"{name} lies behind a symbolic link"
             raise CheckpointInvalidError(checkpoint.path, reason)
         try:
-            actual = digest_of(checkpoint.content / name, direct=not to_load)
+            actual = digest_of(folder / name, direct=not to_load)
         except OSError as error:
             raise _judged(checkpoint.path, name, error) from None
         if actual.bytes != record.bytes:

@@ -1,11 +1,14 @@
 """Which checkpoints to keep: a pure function from facts to the set of names, without a disk."""
 
 import math
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 MINIMUM_KEEP = 2
+DEFAULT_KEEP = 3
+KEEP_ALL = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class BestPolicy:
 class RetentionPolicy:
     """Newest ``keep`` (at least 2), and the best by a metric where that was asked for."""
 
-    keep: int = 3
+    keep: int = DEFAULT_KEEP
     best: BestPolicy | None = None
 
 

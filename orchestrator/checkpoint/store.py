@@ -194,7 +194,7 @@ class Store:
                 on_quarantine(error)
                 continue
             return checkpoint
-        passed_over += [f"{path.name} is in quarantine" for path in self.quarantined()]
+        passed_over += [f"{path.name} is in quarantine" for path in self.lost()]
         if passed_over:
             raise NoValidCheckpointError(
                 f"cannot resume: none of the checkpoints in {self.run.checkpoints} is valid "
@@ -206,7 +206,7 @@ class Store:
         """The newest healthy checkpoint that has not changed since it was verified here."""
         for checkpoint in reversed(self.all()):
             if checkpoint.manifest.healthy and (
-                (signature := _signature(checkpoint)) is not None
+                (signature := signature_of(checkpoint)) is not None
                 and self._verified.get(checkpoint.name) == signature
             ):
                 return checkpoint
@@ -218,27 +218,39 @@ class Store:
             return sorted(self.run.quarantine.iterdir())
         return []
 
+    def lost(self) -> list[Path]:
+        """The same without what never was a checkpoint."""
+        return [p for p in self.quarantined() if is_checkpoint_name(p.name.partition(".")[0])]
+
     def quarantine(self, path: Path, reason: str) -> None:
         """Move a checkpoint out of the way, with the reason beside it; nothing is deleted.
 
         Raises OSError when the move fails.
         """
-        if not self.run.quarantine.exists():
-            self.disk.make_directory(self.run.quarantine)
-            self.disk.sync_directory(self.run.checkpoints)
-        target = self.run.quarantine / path.name
-        while os.path.lexists(target):
-            target = self.run.quarantine / f"{path.name}.{secrets.token_hex(2)}"
+        target = self._place_in_quarantine(path.name)
         self.disk.rename(path, target)
         # The new entry first: between the two it may be seen twice, but never not at all.
         self.disk.sync_directory(self.run.quarantine)
         self.disk.sync_directory(self.run.checkpoints)
         self._verified.pop(path.name, None)
         if target.is_dir() and not target.is_symlink():
-            # The note helps a person; on a full disk the move itself matters more.
-            with contextlib.suppress(OSError):
-                note = {"name": path.name, "reason": reason, "time": utc_now()}
-                write_json(target / REASON_FILE, note, self.disk)
+            self._leave_note(target, path.name, reason)
+
+    def _place_in_quarantine(self, name: str) -> Path:
+        """A path there that is free."""
+        if not self.run.quarantine.exists():
+            self.disk.make_directory(self.run.quarantine)
+            self.disk.sync_directory(self.run.checkpoints)
+        target = self.run.quarantine / name
+        while os.path.lexists(target):
+            target = self.run.quarantine / f"{name}.{secrets.token_hex(2)}"
+        return target
+
+    def _leave_note(self, directory: Path, name: str, reason: str) -> None:
+        # The note helps a person; on a full disk the move itself matters more.
+        with contextlib.suppress(OSError):
+            note = {"name": name, "reason": reason, "time": utc_now()}
+            write_json(directory / REASON_FILE, note, self.disk)
 
     def apply_retention(
         self,
@@ -265,7 +277,7 @@ class Store:
         return [c for c in valid if c.name not in keep and self._delete(c)]
 
     def _verify(self, checkpoint: Checkpoint, *, to_load: bool = False) -> None:
-        signature = _signature(checkpoint)
+        signature = signature_of(checkpoint)
         if signature is None or self._verified.get(checkpoint.name) != signature:
             verify(checkpoint, to_load=to_load)
             if signature is not None:
@@ -317,8 +329,8 @@ class Store:
 
     def _unused_path(self, step: int) -> Path:
         # What is in quarantine keeps its name: the journal and people know it by that.
-        aside = [path.name.partition(".")[0] for path in self.quarantined()]
-        used = [path.name for path in self._directories()] + list(filter(is_checkpoint_name, aside))
+        aside = [path.name.partition(".")[0] for path in self.lost()]
+        used = [path.name for path in self._directories()] + aside
         taken = {order_of(name)[1] for name in used if order_of(name)[0] == step}
         base = self.run.checkpoints / f"step-{step:012d}"
         return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
@@ -334,7 +346,8 @@ def _candidate(checkpoint: Checkpoint) -> Candidate:
     )
 
 
-def _signature(checkpoint: Checkpoint) -> Signature | None:
+def signature_of(checkpoint: Checkpoint) -> Signature | None:
+    """Of its files as they are now; None where one cannot be looked at."""
     try:
         stats = [os.lstat(checkpoint.content / name) for name in sorted(checkpoint.manifest.files)]
     except OSError:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.capabilities import Capability, has
+from orchestrator.checkpoint.retention import DEFAULT_KEEP
 from orchestrator.doctor.findings import Finding, Level, Subject
 from orchestrator.durable import Disk
 from orchestrator.quantities import duration_text, size_text
@@ -59,7 +60,7 @@ def free_space(subject: Subject) -> Finding:
         text = f"{size_text(free)} free; what a checkpoint takes is known after the first"
         return Finding("free space", Level.OK, text)
     best = subject.config.keep_best
-    count = subject.config.keep + (best.count if best else 0)
+    count = (subject.config.keep or DEFAULT_KEEP) + (best.count if best else 0)
     # While the next is written, none has been deleted yet; a stop has a reserve as large.
     needed = (count + 2) * size - subject.kept_bytes
     text = f"{size_text(free)} free; --keep takes {count} checkpoints of {size_text(size)}"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.reading import Checkpoint
@@ -45,6 +46,22 @@ def common_environment(run: RunDir, run_id: str, socket_path: str) -> dict[str, 
     return environment
 
 
+@dataclass
+class AdoptedProgress:
+    """How far a script has come that saves for itself: what it has saved, or was given.
+
+    ``saved_after_stop``: all of a checkpoint was written after a stop was asked for.
+    """
+
+    step: int
+    saved_after_stop: bool = False
+
+    def saved(self, step: int, after_stop: bool) -> None:
+        """It has saved a checkpoint, which may come to rest after a later one."""
+        self.step = max(self.step, step)
+        self.saved_after_stop = self.saved_after_stop or after_stop
+
+
 class Attempt:
     """One attempt, from its directory to the end of its last process."""
 
@@ -71,6 +88,7 @@ class Attempt:
         self.ended: float | None = None
         self.peer: Peer | None = None
         self.connected = False
+        self.adopted: AdoptedProgress | None = None
         self.resumed = False
         self.rejected = False
         self.session_pid: int | None = None
@@ -114,13 +132,14 @@ class Attempt:
 
     @property
     def resumed_step(self) -> int | None:
-        """The step at which the session said that it had resumed."""
+        """The step at which the session said that it had resumed, or an adopted script begins."""
         source = self._source
-        return source.manifest.step if source and self.resumed else None
+        resumed = self.resumed or self.adopted is not None
+        return source.manifest.step if source and resumed else None
 
     @property
     def loading(self) -> Place | None:
-        """The place of what it is loading; None before and after that."""
+        """The place of what its session is loading; None before and after that."""
         source = self._source
         if source is None or self.resumed or self.page.phase is not Phase.RESTORE:
             return None
@@ -132,8 +151,8 @@ class Attempt:
 
     @property
     def step(self) -> int:
-        """Completed steps, as the trainer last wrote them."""
-        return self.page.values[Field.STEP]
+        """Completed steps, as the trainer last wrote them, or saved them for itself."""
+        return self.page.values[Field.STEP] if self.adopted is None else self.adopted.step
 
     @property
     def last_step(self) -> int:
@@ -156,6 +175,11 @@ class Attempt:
     def reached_safe_point(self) -> bool:
         """Whether this attempt came as far as one safe point."""
         return self.page.values[Field.SAFE_POINTS] > 0
+
+    @property
+    def shows_saves(self) -> bool:
+        """Whether we see what it saves, so that an end without a save has been in vain."""
+        return self.connected or self.adopted is not None
 
     @property
     def since_safe_point_seconds(self) -> float | None:
@@ -181,10 +205,10 @@ class Attempt:
             "signal": -returncode if returncode is not None and returncode < 0 else None,
             "step": self.step,
             "epoch": self.epoch,
-            "phase": self.page.phase.name.lower(),
+            "phase": None if self.adopted else self.page.phase.name.lower(),
             "reached_safe_point": self.reached_safe_point,
             "since_safe_point_seconds": _rounded(self.since_safe_point_seconds),
-            "connected": self.connected,
+            "connected": self.shows_saves,
             "hang": self.hang,
             "resumed_step": self.resumed_step,
             "loading_step": loading_step,

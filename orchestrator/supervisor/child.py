@@ -107,10 +107,10 @@ class Child:
         self._process.returncode = returncode = os.waitstatus_to_exitcode(status)
         return returncode
 
-    def terminate(self) -> None:
-        """SIGTERM to the command itself, never to its group."""
+    def ask_to_end(self, number: signal.Signals) -> None:
+        """Signal the command itself, never its group."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(number)
 
     def tree(self) -> list[int]:
         """The command and all our other descendants, parents first."""

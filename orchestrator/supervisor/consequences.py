@@ -46,7 +46,7 @@ def act(
             raise AttemptFailedError(diagnosis.cause)
         case Action.REQUEUE:
             machine.handle(Event.STOP)
-            lost = verdict.lost_steps > 0
+            lost = verdict.lost_steps != 0
             status = ExitStatus.STOPPED_UNSAVED if lost else ExitStatus.STOPPED_SAVED
             journal.write(
                 JournalEvent.RUN_STOPPED,

@@ -16,6 +16,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field
+from orchestrator.supervisor.adoption import NO_SAVING_ON_DEMAND, NO_SESSION
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.channel import Peer
 from orchestrator.supervisor.custodian import Custodian
@@ -79,6 +80,8 @@ class Conversation:
             case "checkpoint":
                 self._waiting_for_checkpoint.append(peer.send)
                 self.request_checkpoint()
+            case "hello" if self._config.adopt is not None:
+                peer.send({"type": "refused", "reason": NO_SESSION})
             case "hello" if attempt is not None:
                 self._welcome(attempt, peer, message)
             case kind if attempt is not None and peer is attempt.peer:
@@ -126,9 +129,9 @@ class Conversation:
                 if attempt.hang is None:
                     self._watch.notice(f"{facts.get('source')} to the trainer")
             case "published":
-                self._hear_published(str(facts.get("name")), facts)
+                self.published(str(facts.get("name")), facts)
             case "save_failed":
-                self._alarm(facts)
+                self.alarm(facts)
             case "snapshot":
                 self._hear_snapshot(attempt, facts)
             case "write":
@@ -159,14 +162,14 @@ class Conversation:
 
     def written(self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float) -> None:
         """A snapshot has become a checkpoint."""
-        self._hear_published(checkpoint.name, {"seconds": seconds})
+        self.published(checkpoint.name, {"seconds": seconds})
         self._tell_trainer(
             type="written", generation=snapshot.generation, name=checkpoint.name, seconds=seconds
         )
 
     def write_failed(self, snapshot: Snapshot, problem: str) -> None:
         """A snapshot could not be written."""
-        self._alarm({"step": snapshot.manifest.step, "problem": problem})
+        self.alarm({"step": snapshot.manifest.step, "problem": problem})
         self._tell_trainer(type="write_failed", generation=snapshot.generation, problem=problem)
 
     def _tell_trainer(self, **message: Any) -> None:
@@ -174,7 +177,8 @@ class Conversation:
         if attempt is not None and attempt.peer is not None:
             attempt.peer.send(message)
 
-    def _alarm(self, facts: dict[str, Any]) -> None:
+    def alarm(self, facts: dict[str, Any]) -> None:
+        """A save has failed: tell everybody."""
         attempt = self._watch.attempt
         self._journal.write(
             JournalEvent.CHECKPOINT_FAILED, attempt.number if attempt else None, **facts
@@ -183,7 +187,8 @@ class Conversation:
         self._log.error(self._problem)
         self._answer_waiting({"type": "failed", **facts})
 
-    def _hear_published(self, name: str, facts: dict[str, Any]) -> None:
+    def published(self, name: str, facts: dict[str, Any]) -> None:
+        """A checkpoint is there: tell everybody, and rotate."""
         seconds = facts.get("seconds")
         checkpoint = self._checkpoints.published(name, seconds=seconds)
         if checkpoint is None:
@@ -192,7 +197,7 @@ class Conversation:
         self._log.info(
             "checkpoint", step=checkpoint.manifest.step, reason=checkpoint.manifest.reason.value
         )
-        self._answer_waiting({"type": "published", "path": str(checkpoint.path)})
+        self._answer_waiting({"type": "published", "path": str(checkpoint.shown_path)})
         self._warn_of_short_grace(seconds)
         rotation = asyncio.ensure_future(self._checkpoints.rotate())
         self._rotations.add(rotation)
@@ -220,7 +225,10 @@ class Conversation:
 
     def request_checkpoint(self) -> None:
         """Have the trainer save at its next safe point."""
-        if self._watch.attempt is None or self._watch.attempt.over.is_set():
+        if self._config.adopt is not None:
+            self._log.warning(NO_SAVING_ON_DEMAND)
+            self._answer_waiting({"type": "failed", "problem": NO_SAVING_ON_DEMAND})
+        elif self._watch.attempt is None or self._watch.attempt.over.is_set():
             self._answer_waiting({"type": "failed", "problem": "no trainer is running now"})
         else:
             self._watch.attempt.page.values[Field.CHECKPOINT_REQUESTS] += 1
@@ -257,7 +265,7 @@ class Conversation:
         if attempt is not None:
             status.attempt = attempt.number
             status.metrics = attempt.metrics
-            if attempt.connected:
+            if attempt.shows_saves:
                 status.step, status.epoch = attempt.step, attempt.epoch
             status.snapshots = self._snapshot_facts(attempt)
             if self._snapshots.slots and (place := self._snapshots.slots.newest_place()):

@@ -86,6 +86,7 @@ class Custodian:
                 JournalEvent.CHECKPOINT_PUBLISHED,
                 self.attempt,
                 path=str(checkpoint.path),
+                adopted=manifest.adopted.path if manifest.adopted else None,
                 step=manifest.step,
                 epoch=manifest.epoch,
                 reason=manifest.reason,
@@ -97,8 +98,14 @@ class Custodian:
             # A checkpoint that nobody would resume from is no progress.
             if manifest.healthy:
                 self._budget.refill(manifest.step, manifest.epoch)
-                self.newest = checkpoint
+                self.newest = max(filter(None, (self.newest, checkpoint)), key=lambda c: c.order)
         return checkpoint
+
+    def withdrawn(self, checkpoint: Checkpoint, reason: str) -> None:
+        """Take note that a script has taken back what it had saved."""
+        self._tell_of_deletion(checkpoint, reason=reason)
+        if self.newest is not None and self.newest.name == checkpoint.name:
+            self.newest = max(self._store.all(), key=lambda c: c.order, default=None)
 
     def notice_published(self) -> None:
         """Catch up with what a trainer published but could not announce before it died."""
@@ -127,13 +134,17 @@ class Custodian:
                 self._log.warning("cannot rotate checkpoints", problem=str(error))
                 return
         for checkpoint in deleted:
-            self._announced.discard(checkpoint.name)
-            self._journal.write(
-                JournalEvent.CHECKPOINT_DELETED,
-                self.attempt,
-                path=str(checkpoint.path),
-                step=checkpoint.manifest.step,
-            )
+            self._tell_of_deletion(checkpoint)
+
+    def _tell_of_deletion(self, checkpoint: Checkpoint, **facts: Any) -> None:
+        self._announced.discard(checkpoint.name)
+        self._journal.write(
+            JournalEvent.CHECKPOINT_DELETED,
+            self.attempt,
+            path=str(checkpoint.path),
+            step=checkpoint.manifest.step,
+            **facts,
+        )
 
     async def demote(self, handed: Snapshot | None, reason: str) -> bool:
         """Set aside the checkpoint resumed from, if a valid older one can take its place.

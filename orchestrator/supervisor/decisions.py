@@ -152,7 +152,7 @@ TABLE = (
         SCRIPT | SHORTAGE,
         NEVER_SAFE,
         Action.GIVE_UP,
-        "it failed before the first step was done, and a restart would fail too",
+        "it failed before its first safe point or checkpoint, and a restart would fail too",
     ),
     Row(
         SCRIPT,

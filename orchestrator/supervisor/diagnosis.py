@@ -47,7 +47,8 @@ class Facts:
     """What is known when every process of an attempt has ended.
 
     ``reported`` is the exit status that the session announced, which survives a shell in between;
-    ``lost_steps`` counts completed steps that no checkpoint holds; ``error`` is error.json;
+    ``lost_steps`` counts completed steps that no checkpoint holds, None for an unknown number;
+    ``error`` is error.json;
     ``hang`` says where it hung, if it was ended for that.
     """
 
@@ -55,7 +56,7 @@ class Facts:
     connected: bool
     reported: int | None
     stop_requested: bool
-    lost_steps: int
+    lost_steps: int | None
     error: dict[str, Any] | None = None
     hang: str | None = None
     oom_kills: int = 0
@@ -105,7 +106,8 @@ def diagnose(facts: Facts) -> Diagnosis:
     if ended_with in FINAL_FOR_TRAINER:
         return Diagnosis(Kind.REFUSED, f"the script {death.what}", ExitStatus(ended_with))
     if facts.stop_requested:
-        status = ExitStatus.STOPPED_UNSAVED if facts.lost_steps else ExitStatus.STOPPED_SAVED
+        saved = facts.lost_steps == 0
+        status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
         return Diagnosis(Kind.STOPPED, f"the trainer {death.what} while stopping", status)
     if not facts.connected and facts.returncode == 0:
         return Diagnosis(Kind.COMPLETE, "the command ended with status 0", ExitStatus.COMPLETE)

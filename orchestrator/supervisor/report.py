@@ -41,7 +41,7 @@ def tell_of_death(verdict: Verdict, now: str) -> None:
 def tell_of_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
     """Of a stop on request: whether everything is saved, and where."""
     log = structlog.get_logger()
-    where = str(newest.path) if newest else None
+    where = str(newest.shown_path) if newest else None
     if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
         log.error(
             "stopped; the last steps are not saved",
@@ -70,7 +70,9 @@ def _where(record: dict[str, Any]) -> str:
         return (
             f"attempt {record['attempt']}, while loading the state of step {record['loading_step']}"
         )
-    where = f"attempt {record['attempt']}, {PHASES[record['phase']]}"
+    where = f"attempt {record['attempt']}"
+    if record["phase"] is not None:
+        where += f", {PHASES[record['phase']]}"
     if record["since_safe_point_seconds"] is not None:
         ago = duration_text(record["since_safe_point_seconds"])
         where += f", step {record['step']}, {ago} after its last safe point"

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
+from orchestrator.adopt.resume_argument import ResumeArgument
+from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.console import Sink
 from orchestrator.journal import Journal, JournalEvent
@@ -23,6 +25,7 @@ class Starter:
         self,
         run: RunDir,
         command: list[str],
+        resume_argument: ResumeArgument,
         lock_descriptor: int,
         printed_to: Sink,
         journal: Journal,
@@ -35,6 +38,7 @@ class Starter:
         """``not_the_trainers``: processes below us that do not end with an attempt."""
         self._run = run
         self._command = command
+        self._resume_argument = resume_argument
         self._lock_descriptor = lock_descriptor
         self._printed_to = printed_to
         self._journal = journal
@@ -58,13 +62,21 @@ class Starter:
         )
         warm = process is not None
         if process is None:
+            command = [*self._command, *self._resume_words(resume_from)]
             process = start_cold(
-                self._command, {**environment, **variables}, output, self._lock_descriptor
+                command, {**environment, **variables}, output, self._lock_descriptor
             )
         attempt.begin(Child(process, output, self._not_the_trainers))
         self._checkpoints.attempt = number
         self._tell(attempt, warm)
         return attempt
+
+    def _resume_words(self, checkpoint: Checkpoint | None) -> list[str]:
+        if checkpoint is None:
+            return []
+        adopted = checkpoint.manifest.adopted
+        step = checkpoint.manifest.step if adopted and adopted.numbered else None
+        return self._resume_argument.words(checkpoint.resume_path, step)
 
     def _tell(self, attempt: Attempt, warm: bool) -> None:
         handed, resume_from = attempt.handed, attempt.resume_from
@@ -84,7 +96,7 @@ class Starter:
             resume_from=(
                 f"the snapshot of step {handed.manifest.step}"
                 if handed
-                else resume_from and resume_from.name
+                else resume_from and resume_from.shown_path.name
             ),
             run_dir=str(self._run.root),
         )

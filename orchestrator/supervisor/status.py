@@ -69,7 +69,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     except (ValueError, TypeError):  # the time is for people; another program may write its own
         age = 0.0
     return {
-        "path": str(checkpoint.path),
+        "path": str(checkpoint.shown_path),
         "step": checkpoint.manifest.step,
         "age_seconds": round(max(0.0, age), 3),
     }

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from orchestrator.page import Phase
+from orchestrator.supervisor.attempt import Attempt
 
 TICK_SECONDS = 1.0
 HURRYING = "not waiting for the safe point: ending the trainer, saving what is newest in memory"
@@ -34,9 +35,23 @@ def tell(source: str, patience_seconds: float, has_session: bool) -> None:
     )
 
 
-def awaited(phase: Phase) -> str:
+def hurrying(attempt: Attempt) -> str:
+    """What a second request does."""
+    return HURRYING if attempt.connected else "not waiting for the command's end: killing it"
+
+
+def late(attempt: Attempt) -> str:
+    """What has not come when the deadline is there."""
+    if not attempt.connected:
+        return "the command did not end in time"
+    return "the safe point or the save did not come in time"
+
+
+def awaited(attempt: Attempt) -> str:
     """What a stop waits for."""
-    return "saving" if phase is Phase.SAVE else "waiting for the safe point"
+    if attempt.peer is None:
+        return "waiting for the command's end"
+    return "saving" if attempt.page.phase is Phase.SAVE else "waiting for the safe point"
 
 
 class Countdown:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import structlog
 
 from orchestrator import __version__
+from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.console import Console
@@ -24,6 +26,7 @@ from orchestrator.pulse import Pulse
 from orchestrator.runlock import RunLock
 from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor import processes, report
+from orchestrator.supervisor.adoption import Adoption
 from orchestrator.supervisor.attempt import Attempt, common_environment
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.channel import Channel, remove_abandoned
@@ -95,6 +98,7 @@ class Supervisor:
         self._watch = Watch(
             self._machine,
             config.grace,
+            config.stop_signal,
             Budgets(config.hang_timeout),
             lambda: self._snapshots.write_allowance_seconds,
             lambda: bool(self._snapshots.under_way),
@@ -115,6 +119,18 @@ class Supervisor:
             self._spares,
             restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
         )
+        self._adoption: Adoption | None = None
+        if config.adopt is not None and isinstance(store, AdoptedStore):
+            self._adoption = Adoption(
+                config.adopt,
+                store,
+                self._checkpoints,
+                self._watch,
+                self._journal,
+                lambda name: self._conversation.published(name, {}),
+                self._conversation.alarm,
+                is_new_run=not any(e["event"] == JournalEvent.ATTEMPT_STARTED for e in events),
+            )
         self._service = Service(
             notifier,
             self._conversation.status,
@@ -126,6 +142,7 @@ class Supervisor:
         self._starter = Starter(
             run,
             command,
+            config.resume_arg,
             lock.descriptor,
             console.output,
             self._journal,
@@ -226,6 +243,8 @@ class Supervisor:
         users = remains.seen | {attempt.session_pid or attempt.child.pid}
         self._gone = asyncio.ensure_future(all_gone(remains, users))
         may_go_unheard(self._gone)  # where no attempt follows
+        if self._adoption is not None:
+            await self._adoption.end(attempt)
         self._checkpoints.notice_published()
         await self._keep_what_is_left(attempt)
         self._verdict = verdict = await self._judge.judge(attempt)
@@ -242,7 +261,7 @@ class Supervisor:
                     self._heritage.accept(self._store.run_id, self._checkpoints, self._snapshots)
                 )
             handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
-            await self._watch.unless_stopped(self._checkpoints.choose(handed))
+            await self._watch.unless_stopped(self._choose(handed))
             if self._gone is not None:
                 await self._watch.unless_stopped(self._gone)
             await self._watch.unless_stopped(self._spares.settle())
@@ -255,9 +274,18 @@ class Supervisor:
             self._cannot_begin(error)
             raise
         self._budget.begin()
+        if self._adoption is not None:
+            self._adoption.begin(attempt)
         self._machine.handle(Event.SPAWNED)
         self._service.started()
         return attempt
+
+    async def _choose(self, handed: Snapshot | None) -> None:
+        if self._adoption is not None and self._checkpoints.attempt is None:
+            await self._adoption.take_stock()
+        chosen = await self._checkpoints.choose(handed)
+        if self._adoption is not None:
+            await self._adoption.put_back(chosen)
 
     def _cannot_begin(self, error: OrchestratorError) -> None:
         self._machine.handle(Event.GIVE_UP)

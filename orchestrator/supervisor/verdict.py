@@ -22,7 +22,7 @@ class Verdict:
     """The end of an attempt as it is acted on and told to people.
 
     ``record`` is exit.json, ``output`` the file of its output, ``saved`` says what is saved,
-    ``lost_steps`` how many completed steps no checkpoint holds.
+    ``lost_steps`` how many completed steps no checkpoint holds, None where nobody knows.
     """
 
     diagnosis: Diagnosis
@@ -30,7 +30,7 @@ class Verdict:
     record: dict[str, Any]
     output: str
     saved: str
-    lost_steps: int
+    lost_steps: int | None
 
 
 class Judge:
@@ -67,7 +67,7 @@ class Judge:
             loading=attempt.loading,
             rejected_snapshot=attempt.rejected and attempt.handed is not None,
             reached_safe_point=attempt.reached_safe_point,
-            connected=attempt.connected,
+            connected=attempt.shows_saves,
         )
         self._budget.record(end)
         decision = Decision(Action.STOP, "a stop came before it was decided")
@@ -115,7 +115,9 @@ class Judge:
             output=output,
         )
 
-    def _lost_steps(self, attempt: Attempt) -> int:
+    def _lost_steps(self, attempt: Attempt) -> int | None:
+        if attempt.adopted is not None:
+            return 0 if attempt.adopted.saved_after_stop else None
         newest = self._checkpoints.newest
         return max(0, attempt.last_step - (newest.manifest.step if newest else 0))
 
@@ -145,4 +147,4 @@ class Judge:
         if attempt.left is not None and not self._snapshots.is_durable(attempt.left):
             return f"step {attempt.left.manifest.step}, in memory and being written"
         newest = self._checkpoints.newest
-        return f"step {newest.manifest.step}, {newest.path}" if newest else "nothing yet"
+        return f"step {newest.manifest.step}, {newest.shown_path}" if newest else "nothing yet"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -60,6 +61,7 @@ class Watch:
         self,
         machine: Machine,
         grace_seconds: float,
+        stop_signal: signal.Signals,
         budgets: Budgets,
         write_allowance_seconds: Callable[[], float],
         is_writing: Callable[[], bool],
@@ -67,11 +69,15 @@ class Watch:
         echoes: EchoFilter,
         countdown: Countdown,
     ) -> None:
-        """``is_writing``: whether we write a snapshot to disk, which a saving trainer waits for."""
+        """``stop_signal`` is for a command without a session.
+
+        ``is_writing``: whether we write a snapshot to disk, which a saving trainer waits for.
+        """
         self.attempt: Attempt | None = None
         self.stop_wanted = asyncio.Event()
         self.kill_wanted = asyncio.Event()
         self.stop_source: str | None = None
+        self.stop_wanted_ns: int | None = None
         self.silence: Silence | None = None
         self._budgets = budgets
         self._is_writing = is_writing
@@ -79,6 +85,7 @@ class Watch:
         self._write_allowance_seconds = write_allowance_seconds
         self._machine = machine
         self._grace_seconds = grace_seconds
+        self._stop_signal = stop_signal
         self._journal = journal
         self._echoes = echoes
         self._countdown = countdown
@@ -144,6 +151,7 @@ class Watch:
     def request_stop(self, source: str) -> None:
         """Climb one rung: save and stop, then no more waiting for the safe point, then kill."""
         self.stop_source = self.stop_source or source
+        self.stop_wanted_ns = self.stop_wanted_ns or time.time_ns()
         self.stop_wanted.set()
         self._requests += 1
         if self._requests >= LAST_RUNG:
@@ -173,7 +181,7 @@ class Watch:
         # What is in memory then has to be written within the grace period too.
         patience = max(LEAST_PATIENCE_SHARE * grace, patience - self._write_allowance_seconds())
         stopping.tell(str(self.stop_source), patience, attempt.peer is not None)
-        self._countdown.begin(patience, lambda: stopping.awaited(attempt.page.phase))
+        self._countdown.begin(patience, lambda: stopping.awaited(attempt))
         self._ask_to_stop(attempt, patience)
 
     def _ask_to_stop(self, attempt: Attempt, patience: float) -> None:
@@ -185,14 +193,14 @@ class Watch:
             attempt.peer.send({"type": "stop"})
         else:
             # No session, not yet or no more: the command itself, not its group, is asked to end.
-            attempt.child.terminate()
+            attempt.child.ask_to_end(self._stop_signal)
 
     def _hurry(self, attempt: Attempt) -> None:
         if attempt.page.phase is Phase.SAVE:
             self._log.info("a save is under way and may finish; once more: kill at once")
         else:
             self._machine.handle(Event.DEADLINE)
-            self._kill(attempt, stopping.HURRYING)
+            self._kill(attempt, stopping.hurrying(attempt))
 
     def _kill(self, attempt: Attempt, why: str) -> None:
         self._log.warning(why, phase=attempt.page.phase.name.lower())
@@ -282,9 +290,5 @@ class Watch:
         if hung and self._has_completed(attempt):
             return
         self._machine.handle(Event.DEADLINE)
-        late = (
-            "it does not come back: killing it"
-            if hung
-            else "the safe point or the save did not come in time"
-        )
+        late = "it does not come back: killing it" if hung else stopping.late(attempt)
         self._kill(attempt, late)

@@ -21,6 +21,7 @@ GROUPS: dict[str, Callable[[Path], list[Figure]]] = {
     "step": small.step_cost,
     "run": small.shortest_run,
     "idle": small.idle_supervisor,
+    "adopt": small.watching_foreign_files,
     "resume": resume.exactness,
     "kill": kills.restarts,
     "tiny": snapshots.tiny,

@@ -16,6 +16,7 @@ from tests.benchmarks.figures import Figure, median_seconds
 
 STEPS = 100_000
 IDLE_SECONDS = 20.0
+FOREIGN_FILES = 10_000
 START_SECONDS = 60.0
 
 TRAINER = """
@@ -67,9 +68,7 @@ def idle_supervisor(root: Path) -> list[Figure]:
     try:
         wait_for_checkpoint(root)
         process, floor = psutil.Process(supervisor.pid), psutil.Process(bare.pid)
-        before = sum(process.cpu_times()[:2])
-        time.sleep(IDLE_SECONDS)
-        share = (sum(process.cpu_times()[:2]) - before) / IDLE_SECONDS * 100
+        share = share_of_a_core(process)
         mebibytes = process.memory_info().rss / 2**20
         floor_mebibytes = floor.memory_info().rss / 2**20
     finally:
@@ -80,6 +79,37 @@ def idle_supervisor(root: Path) -> list[Figure]:
         Figure("supervisor, resident", "MiB", mebibytes, floor_mebibytes, "import asyncio", 45.0),
         Figure("supervisor, idle", "% of a core", share, 0.0, "nothing", 0.5),
     ]
+
+
+def watching_foreign_files(root: Path) -> list[Figure]:
+    """Share of a core while adopt mode watches a directory with many files of others."""
+    out = root / "out"
+    out.mkdir(parents=True)
+    for number in range(FOREIGN_FILES):
+        (out / f"sample_{number:05d}.png").touch()
+    command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root / "run")]
+    supervisor = subprocess.Popen(
+        [*command, "--adopt", f"{out}/checkpoint-*.json", "--", "sleep", "600"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        (out / "checkpoint-1.json").write_text("{}")
+        wait_for_checkpoint(root / "run")
+        share = share_of_a_core(psutil.Process(supervisor.pid))
+    finally:
+        supervisor.send_signal(signal.SIGTERM)
+        supervisor.wait()
+    name = f"adopt mode, {FOREIGN_FILES} foreign files"
+    return [Figure(name, "% of a core", share, 0.0, "nothing", 1.0)]
+
+
+def share_of_a_core(process: psutil.Process) -> float:
+    """In percent, over some time from now."""
+    before = sum(process.cpu_times()[:2])
+    time.sleep(IDLE_SECONDS)
+    share: float = (sum(process.cpu_times()[:2]) - before) / IDLE_SECONDS * 100
+    return share
 
 
 def wait_for_checkpoint(root: Path) -> None:

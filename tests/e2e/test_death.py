@@ -228,7 +228,8 @@ def test_paragraph_on_a_terminal(tmp_path: Path) -> None:
     assert lines == [
         "    attempt 1, before its session began",
         "    saved: nothing yet",
-        "    now: gave up: it failed before the first step was done, and a restart would fail too",
+        "    now: gave up: it failed before its first safe point or checkpoint, and a restart "
+        "would fail too",
         "    all of its output: run/attempts/0001/output.log",
     ]
 

@@ -34,7 +34,7 @@ def test_import_error_is_not_retried(supervise: Start) -> None:
     run = supervise(command=[sys.executable, "-c", "import no_such_module"])
     status, _, stderr = run.end()
     assert status == 70
-    assert "before the first step was done, and a restart would fail too" in stderr
+    assert "before its first safe point or checkpoint, and a restart would fail too" in stderr
     assert len(events(run.run, "attempt_started")) == 1
 
 

@@ -34,6 +34,7 @@ def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> 
         watch = Watch(
             machine,
             config.grace,
+            config.stop_signal,
             Budgets("off"),
             lambda: 0.0,
             lambda: False,

@@ -51,9 +51,9 @@ CASES = {
     ),
     "refused": case(GIVE_UP, "would not help", end(Kind.REFUSED)),
     "complete, then failed": case(GIVE_UP, "would not help", end(Kind.FAILED_AFTERWARDS)),
-    "before the first step": case(GIVE_UP, "the first step", EXCEPTION, ever_safe=False),
+    "before the first step": case(GIVE_UP, "its first safe point", EXCEPTION, ever_safe=False),
     "too little memory for a step": case(
-        GIVE_UP, "the first step", end(Kind.CUDA_OUT_OF_MEMORY), ever_safe=False
+        GIVE_UP, "its first safe point", end(Kind.CUDA_OUT_OF_MEMORY), ever_safe=False
     ),
     "killed before the first step": case(RETRY, "", KILLED, ever_safe=False),
     "disk failed before the first step": case(RETRY, "", end(Kind.IO_ERROR), ever_safe=False),

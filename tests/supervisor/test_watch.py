@@ -1,6 +1,7 @@
 """Requests to stop, before an attempt is there that could."""
 
 from pathlib import Path
+from signal import SIGTERM
 
 from orchestrator.journal import Journal
 from orchestrator.stopsignals import EchoFilter
@@ -15,7 +16,9 @@ def test_a_signal_that_trainer_and_supervisor_get_is_one_request(tmp_path: Path)
     now, journal = [0.0], Journal(tmp_path / "journal.jsonl")
     echoes = EchoFilter(clock=lambda: now[0])
     budgets, countdown = Budgets("off"), Countdown(print)
-    watch = Watch(Machine(), 30.0, budgets, lambda: 0.0, lambda: False, journal, echoes, countdown)
+    watch = Watch(
+        Machine(), 30.0, SIGTERM, budgets, lambda: 0.0, lambda: False, journal, echoes, countdown
+    )
     watch.notice("SIGTERM to the trainer")
     watch.hear_signal("SIGTERM")
     now[0] = 5.0

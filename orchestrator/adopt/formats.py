@@ -1,0 +1,156 @@
+"""Whether a file is whole, as far as its format tells; no torch, and nothing of a pickle is run."""
+
+import json
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LARGEST_JSON_BYTES = 256 << 20
+ZIP_MAGIC = b"PK\x03\x04"
+DCP_METADATA = ".metadata"
+DCP_SUFFIX = ".distcp"
+# Of these an empty one is always one whose writing had just begun.
+_NEVER_EMPTY = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".json", ".npz", DCP_SUFFIX}
+
+
+class IncompleteError(Exception):
+    """Something is missing; the text says what."""
+
+
+def shows_whole(path: Path, size: int) -> bool:
+    """Whether the format proves that all is there; False where it cannot tell.
+
+    Raises IncompleteError, and OSError.
+    """
+    if size == 0 and path.suffix in _NEVER_EMPTY:
+        raise IncompleteError(f"{path.name} is empty")
+    if path.suffix == ".json":
+        read_json(path)
+        return True
+    if path.suffix == DCP_SUFFIX:
+        return False  # pieces in a row, whose sizes .metadata knows
+    with open(path, "rb") as file:
+        if path.suffix == ".safetensors":
+            _check_safetensors(path.name, file, size)
+            return True
+        if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+            _check_zip(path.name, file)
+            return True
+    return False
+
+
+def read_json(path: Path) -> Any:
+    """Its content; None where it is too large to look at. Raises IncompleteError, and OSError."""
+    if path.stat().st_size > LARGEST_JSON_BYTES:
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise IncompleteError(f"{path.name} is no whole JSON") from None
+
+
+def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
+    try:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        if header_bytes > size:
+            raise ValueError
+        header = json.loads(file.read(header_bytes))
+        ends = [t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"]
+        needed = 8 + header_bytes + max(ends, default=0)
+    except (ValueError, struct.error, LookupError, TypeError, AttributeError):
+        raise IncompleteError(f"{name} has no whole header") from None
+    if size != needed:
+        raise IncompleteError(f"{name} has {size} bytes, not {needed}")
+
+
+def _check_zip(name: str, file: BinaryIO) -> None:
+    """A torch.save file ends with its directory; each storage that it speaks of must be in it.
+
+    One that torch had to close early, on a full disk or an exception, has a directory too.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = set(archive.namelist())
+            for pickled in [m for m in members if m.rpartition("/")[2] == "data.pkl"]:
+                reader = _Reader(archive.open(pickled))
+                reader.load()
+                folder = pickled.removesuffix("data.pkl") + "data/"
+                if missing := {folder + key for key in reader.storages} - members:
+                    raise IncompleteError(f"{name} lacks {min(missing)}")
+    except (zipfile.BadZipFile, NotImplementedError):
+        raise IncompleteError(f"{name} has no end") from None
+    except _PICKLE_ERRORS:
+        raise IncompleteError(f"{name} has no whole data.pkl") from None
+
+
+def dcp_sizes(metadata: Path) -> dict[str, int]:
+    """The files that torch.distributed.checkpoint's .metadata names, and their least sizes.
+
+    Raises IncompleteError, and OSError.
+    """
+    sizes: dict[str, int] = {}
+    try:
+        with open(metadata, "rb") as file:
+            stored = _Reader(file).load().state["storage_data"]
+        for piece in stored.values():
+            name, end = piece.state["relative_path"], piece.state["offset"] + piece.state["length"]
+            sizes[str(name)] = max(sizes.get(str(name), 0), int(end))
+    except _PICKLE_ERRORS:
+        raise IncompleteError(f"{metadata.name} is not whole") from None
+    return sizes
+
+
+# What a damaged pickle, or one of another shape than expected, may raise.
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+    MemoryError,
+)
+
+
+class _Inert:
+    """Stands for every object of a pickle: takes what it is given, and does nothing."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+    def add(self, item: Any) -> None:
+        pass
+
+
+class _Reader(pickle.Unpickler):
+    """Reads a pickle without importing or calling anything that it names."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.storages: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _Inert
+
+    def persistent_load(self, identity: Any) -> Any:
+        if isinstance(identity, tuple) and identity[:1] == ("storage",):
+            self.storages.add(str(identity[2]))
+        return _Inert()

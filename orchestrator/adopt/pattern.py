@@ -1,0 +1,121 @@
+"""The pattern of --adopt: which paths are checkpoints, and which step a name tells."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+_WILDCARDS = re.compile(r"(\*|\?+|(?:\[[^\]]+\])+)")
+_STEP = re.compile(r"step\D?(\d+)", re.IGNORECASE)
+# A metric in a name, and what Lightning appends to a name that is taken.
+_NO_STEP = re.compile(r"\d+\.\d+|-v\d+(?=\.|$)")
+# Longer numbers have no place in the name of a checkpoint's directory: a time in milliseconds.
+LONGEST_STEP_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Level:
+    """One component of the pattern; without ``matches`` it is a plain name."""
+
+    text: str
+    matches: re.Pattern[str] | None
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """``*``, ``?`` and ``[...]`` as a shell understands them."""
+        pieces = _WILDCARDS.split(text)
+        if len(pieces) == 1:
+            return cls(text, None)
+        # As in a shell, a leading dot must be named.
+        hidden = "" if text.startswith(".") else r"(?!\.)"
+        parts = [_group(p) if i % 2 else re.escape(p) for i, p in enumerate(pieces)]
+        return cls(text, re.compile(hidden + "".join(parts), re.DOTALL))
+
+    def within(self, directory: Path) -> list[Path]:
+        """What there is of this name; links are passed over where a wildcard finds them."""
+        if self.matches is None:
+            return [directory / self.text] if os.path.lexists(directory / self.text) else []
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            return [
+                directory / entry.name
+                for entry in entries
+                if self.matches.fullmatch(entry.name) and not entry.is_symlink()
+            ]
+        return []
+
+
+def _group(wildcard: str) -> str:
+    if wildcard == "*":
+        return "(.*)"
+    if wildcard[0] == "?":
+        return f"(.{{{len(wildcard)}}})"
+    return "(" + wildcard.replace("[!", "[^") + ")"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An absolute path whose components may have wildcards."""
+
+    text: str
+    base: Path
+    levels: tuple[Level, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the command line; relative to the current directory. Raises ValueError."""
+        if not text.strip():
+            raise ValueError("name the checkpoints that the script saves, such as 'out/step-*.pt'")
+        if "**" in text:
+            raise ValueError("** is not understood; name each level, as in 'logs/*/step-*.ckpt'")
+        parts = Path(os.path.abspath(os.path.expanduser(text))).parts
+        levels = [Level.of(part) for part in parts[1:]]
+        plain = next((i for i, level in enumerate(levels) if level.matches), len(levels) - 1)
+        return cls(text, Path(*parts[: plain + 1]), tuple(levels[plain:]))
+
+    @property
+    def is_one_path(self) -> bool:
+        """Whether it names a single path, which the script overwrites with each save."""
+        return all(level.matches is None for level in self.levels)
+
+    def find(self) -> tuple[list[Path], list[Path]]:
+        """The directories in which matches may appear, and the matches; a link is none."""
+        if not self.base.is_dir():
+            return [next(parent for parent in self.base.parents if parent.is_dir())], []
+        directories: list[Path] = []
+        paths = [self.base]
+        for level in self.levels:
+            parents = [path for path in paths if path.is_dir()]
+            directories += parents
+            paths = [found for parent in parents for found in level.within(parent)]
+        paths = [path for path in paths if not path.is_symlink()]
+        if self.is_one_path:
+            # One that is written over changes inside only.
+            directories += [path for path in paths if path.is_dir()]
+        return directories, paths
+
+    def concerns(self, path: str) -> bool:
+        """Whether what happens to this path may be of interest."""
+        if not Path(path).is_relative_to(self.base):
+            return self.base.is_relative_to(path)  # it may be about to appear
+        parts = Path(path).relative_to(self.base).parts
+        named = zip(self.levels, parts, strict=False)
+        return all(
+            level.matches.fullmatch(part) if level.matches else level.text == part
+            for level, part in named
+        )
+
+    def step_of(self, path: Path) -> int | None:
+        """The step that a name tells: after ``step``, else the last number where a wildcard is."""
+        level = self.levels[-1]
+        match = level.matches.fullmatch(path.name) if level.matches else None
+        if match is None:
+            return None
+        numbers = _STEP.findall(path.name) or _integers(match.groups())
+        return int(numbers[-1]) if numbers and len(numbers[-1]) <= LONGEST_STEP_DIGITS else None
+
+
+def _integers(texts: Iterable[str]) -> list[str]:
+    return re.findall(r"\d+", _NO_STEP.sub(" ", " ".join(texts)))

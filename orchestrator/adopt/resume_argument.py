@@ -1,0 +1,45 @@
+"""--resume-arg: the words that tell a script what to resume from."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from orchestrator.errors import ConfigError
+
+_PLACEHOLDER = re.compile(r"{([^{}]*)}")
+_KNOWN = {"path", "step"}
+
+
+@dataclass(frozen=True)
+class ResumeArgument:
+    """Words that are added to the command where there is something to resume, and only there."""
+
+    template: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Words as a shell splits them, with ``{path}`` and ``{step}``. Raises ValueError."""
+        words = tuple(shlex.split(text))
+        if not words:
+            raise ValueError("write what the script takes, such as '--resume {path}'")
+        unknown = {name for word in words for name in _PLACEHOLDER.findall(word)} - _KNOWN
+        if unknown:
+            names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
+            raise ValueError(f"there are {{path}} and {{step}}, not {names}")
+        return cls(words)
+
+    @property
+    def needs_step(self) -> bool:
+        """Whether it can be filled only for a checkpoint whose name has a number."""
+        return any("{step}" in word for word in self.template)
+
+    def words(self, path: Path, step: int | None) -> list[str]:
+        """Filled for one checkpoint. Raises ConfigError where it needs a step and has none."""
+        if step is None and self.needs_step:
+            raise ConfigError(
+                f"cannot fill {{step}} of --resume-arg: the name of {path} has no number; "
+                "use {path}"
+            )
+        return [w.replace("{path}", str(path)).replace("{step}", str(step)) for w in self.template]

@@ -1,0 +1,214 @@
+"""Adopt mode: what an unmodified script saves becomes the run's checkpoints (docs/adopt.md)."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from orchestrator.adopt.pattern import Pattern
+from orchestrator.checkpoint.adopted import AdoptedStore
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.errors import ConfigError
+from orchestrator.journal import Journal, JournalEvent
+from orchestrator.priority import lower_priority
+from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
+from orchestrator.supervisor.custodian import Custodian
+from orchestrator.supervisor.happenings import (
+    Failed,
+    Happening,
+    LeftAlone,
+    Moment,
+    Sealed,
+    SetAside,
+    Withdrawn,
+)
+from orchestrator.supervisor.sightings import Sightings, adopted_part
+from orchestrator.supervisor.threads import in_thread, may_go_unheard
+from orchestrator.supervisor.watch import Watch
+from orchestrator.supervisor.written import Written
+
+# Network filesystems, and what another machine writes on them, give no events.
+LOOK_SECONDS = 10.0
+# What is being written is looked at so often, until it has come to rest.
+PENDING_SECONDS = 0.25
+# When nothing that matches has come by then, the pattern may be wrong.
+UNMATCHED_SECONDS = 1800.0
+# So far the times of files may lag behind the clock.
+FILE_CLOCK_NS = 20_000_000
+NO_SAVING_ON_DEMAND = (
+    "with --adopt the script saves for itself, when it wants to: it cannot be asked to save now"
+)
+NO_SESSION = (
+    "this run has --adopt, which is for scripts that save for themselves, and the script opens a "
+    "Session, which saves; leave one of the two out"
+)
+
+
+class Adoption:
+    """Looks at what the script saves while it runs, and once more when it has ended."""
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        store: AdoptedStore,
+        checkpoints: Custodian,
+        watch: Watch,
+        journal: Journal,
+        publish: Callable[[str], None],
+        alarm: Callable[[dict[str, Any]], None],
+        is_new_run: bool,
+    ) -> None:
+        """``publish`` gets the name of each new checkpoint, ``alarm`` what the disk refused."""
+        self._pattern = pattern
+        self._store = store
+        self._checkpoints = checkpoints
+        self._watch = watch
+        self._journal = journal
+        self._publish = publish
+        self._alarm = alarm
+        self._log = structlog.get_logger()
+        self._written = Written(store.run.written_file)
+        self._sightings = Sightings(pattern, store, self._written)
+        self._is_new_run = is_new_run
+        self._looking: asyncio.Task[None] | None = None
+        self._began = time.monotonic()
+        self._problem: str | None = None
+        self._unmatched_told = False
+
+    async def take_stock(self) -> None:
+        """Before the supervisor's first attempt: what is there already."""
+        await self._look(Moment.FIRST if self._is_new_run else Moment.BEFORE, None)
+
+    async def put_back(self, chosen: Checkpoint | None) -> None:
+        """Have the script find, where it always saves, the version that was chosen.
+
+        Raises ConfigError where something else is there that no trainer of this run wrote.
+        """
+        if chosen is not None and chosen.manifest.adopted and chosen.manifest.adopted.kept:
+            await in_thread(lambda: self._put_back(chosen))
+
+    def _put_back(self, chosen: Checkpoint) -> None:
+        path, adopted = chosen.resume_path, adopted_part(chosen)
+        if self._store.is_in_place(chosen):
+            return
+        if path.exists():
+            if not (adopted.written_here or self._written.is_ours(path)):
+                raise ConfigError(
+                    f"cannot resume: {path} is not whole, or not as it was, and no trainer of this "
+                    "run wrote it; move it away, or put a good one there, and run again"
+                )
+            self._store.set_aside(path, f"not the version of {chosen.name}, which is resumed from")
+        self._store.put_back(chosen)
+
+    def begin(self, attempt: Attempt) -> None:
+        """A trainer runs, and has been told what to resume from."""
+        self._sightings.forget_habits()
+        resumed = attempt.resume_from
+        attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
+        self._looking = asyncio.ensure_future(self._look_on(attempt))
+        may_go_unheard(self._looking)
+
+    async def end(self, attempt: Attempt) -> None:
+        """It has ended: nobody writes any more, so that what it saved last counts now or never."""
+        ended_well = attempt.returncode == 0
+        last = asyncio.ensure_future(
+            self._look_last(attempt, Moment.ENDED_WELL if ended_well else Moment.KILLED)
+        )
+        may_go_unheard(last)
+        in_a_hurry = asyncio.ensure_future(self._watch.kill_wanted.wait())
+        await asyncio.wait({last, in_a_hurry}, return_when=asyncio.FIRST_COMPLETED)
+        in_a_hurry.cancel()
+
+    async def _look_last(self, attempt: Attempt, moment: Moment) -> None:
+        if self._looking is not None:
+            await self._looking
+        await self._look(moment, attempt)
+        self._tell_of_unmatched()
+
+    async def _look_on(self, attempt: Attempt) -> None:
+        """Look when something has changed, and now and then, until the attempt is over."""
+        over = asyncio.ensure_future(attempt.over.wait())
+        everywhere, looked = True, 0.0
+        # Only adopt mode pays for watchdog.
+        from orchestrator.supervisor.changes import Changes
+
+        with Changes(self._pattern.concerns) as changes:
+            while not over.done():
+                if everywhere:
+                    changes.changed.clear()
+                    looked = time.monotonic()
+                await self._look(Moment.RUNNING, attempt, everywhere)
+                changes.watch(self._sightings.directories)
+                if time.monotonic() - self._began >= UNMATCHED_SECONDS:
+                    self._tell_of_unmatched()
+                changed = asyncio.ensure_future(changes.changed.wait())
+                rest = PENDING_SECONDS if self._sightings.pending else LOOK_SECONDS
+                await asyncio.wait(
+                    {over, changed}, timeout=rest, return_when=asyncio.FIRST_COMPLETED
+                )
+                changed.cancel()
+                everywhere = changes.changed.is_set() or time.monotonic() - looked >= LOOK_SECONDS
+
+    async def _look(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
+        reason = Reason.EMERGENCY if self._watch.stop_wanted.is_set() else Reason.PERIODIC
+
+        def look() -> list[Happening]:
+            lower_priority()
+            return self._sightings.look(moment, reason, everywhere)
+
+        try:
+            happenings = await in_thread(look)
+        except Exception as error:
+            # Whatever it is, training goes on; but what is not looked at is not resumed from.
+            problem = f"cannot look at what the script saves: {error!r}"
+            if problem != self._problem:
+                self._alarm({"problem": problem})
+            self._problem = problem
+            return
+        self._problem = None
+        for happening in happenings:
+            self._tell(happening, attempt)
+
+    def _tell(self, happening: Happening, attempt: Attempt | None) -> None:
+        match happening:
+            case Sealed(checkpoint, oldest_ns):
+                if attempt is not None and attempt.adopted is not None:
+                    stop = self._watch.stop_wanted_ns
+                    after = stop is not None and oldest_ns >= stop - FILE_CLOCK_NS
+                    attempt.adopted.saved(checkpoint.manifest.step, after)
+                self._publish(checkpoint.name)
+            case Withdrawn(checkpoint, reason):
+                self._checkpoints.withdrawn(checkpoint, reason)
+            case SetAside(path, where, reason):
+                self._log.warning(
+                    "an unfinished save was set aside",
+                    path=str(path),
+                    reason=reason,
+                    kept_in=str(where),
+                )
+                self._journal.write(
+                    JournalEvent.CHECKPOINT_QUARANTINED,
+                    attempt.number if attempt else None,
+                    path=str(path),
+                    reason=reason,
+                    demoted=False,
+                )
+            case LeftAlone(path, reason):
+                self._log.warning(
+                    "not a checkpoint, and not seen being written by this run: left alone",
+                    path=str(path),
+                    reason=reason,
+                )
+            case Failed(path, problem):
+                self._alarm({"adopted": str(path), "problem": f"cannot seal {path}: {problem}"})
+
+    def _tell_of_unmatched(self) -> None:
+        if not self._sightings.any and not self._unmatched_told:
+            self._unmatched_told = True
+            self._log.warning(
+                f"nothing matches --adopt {self._pattern.text} so far: there is nothing that could "
+                "be resumed from"
+            )

@@ -1,0 +1,101 @@
+"""What each framework's directory must hold."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from orchestrator.adopt.completeness import Finding, examine
+from orchestrator.adopt.contents import Contents
+from orchestrator.adopt.formats import IncompleteError
+
+STATE = {"a": torch.zeros(100)}
+
+
+def found(path: Path, usual: list[str] | None = None) -> Finding:
+    contents = Contents.of(path)
+    assert contents is not None
+    return examine(contents, usual)
+
+
+def trainer(path: Path) -> None:
+    """The files of a Trainer's directory, with a sharded model."""
+    path.mkdir()
+    shards = {"a": "model-00001-of-00002.bin", "b": "model-00002-of-00002.bin"}
+    (path / "model.bin.index.json").write_text(json.dumps({"weight_map": shards}))
+    for name in (*shards.values(), "optimizer.pt", "rng_state.pth", "training_args.bin"):
+        torch.save(STATE, path / name)
+    (path / "trainer_state.json").write_text('{"global_step": 5}')
+
+
+def accelerate(path: Path) -> None:
+    path.mkdir()
+    for name in ("optimizer.bin", "random_states_0.pkl", "model.bin"):
+        torch.save(STATE, path / name)
+
+
+def distributed(path: Path) -> None:
+    dcp.save({"model": STATE}, checkpoint_id=path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("make", "missing", "problem"),
+    [
+        (trainer, "trainer_state.json", "trainer_state.json, which the Trainer writes last"),
+        (trainer, "model-00002-of-00002.bin", "which model.bin.index.json names"),
+        (accelerate, "random_states_0.pkl", "random states, which Accelerate writes last"),
+        (distributed, ".metadata", ".metadata, which is written last"),
+        (distributed, "__0_0.distcp", None),
+    ],
+)
+def test_what_is_missing_is_named(
+    tmp_path: Path, make: Callable[[Path], None], missing: str, problem: str | None
+) -> None:
+    """A directory whose last or named files are not there is no checkpoint."""
+    make(tmp_path / "c")
+    (tmp_path / "c" / missing).unlink()
+    if problem is None:
+        assert not found(tmp_path / "c").proven
+        return
+    with pytest.raises(IncompleteError, match=problem):
+        found(tmp_path / "c")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_proves_a_directory(tmp_path: Path) -> None:
+    """What is written last proves it, or having all that an earlier one has."""
+    for make in (trainer, accelerate, distributed):
+        make(tmp_path / make.__name__)
+    assert found(tmp_path / "trainer").proven
+    assert found(tmp_path / "distributed").proven
+    assert not found(tmp_path / "accelerate").proven
+    usual = ["model.bin", "optimizer.bin", "random_states_3.pkl"]
+    assert found(tmp_path / "accelerate", usual).proven
+    ranks = found(tmp_path / "accelerate", [*usual, "random_states_1.pkl"])
+    assert (ranks.proven, ranks.doubt) == (
+        False,
+        "it lacks random_states_#.pkl, which an earlier one has",
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pieces_that_are_too_short(tmp_path: Path) -> None:
+    """A distributed checkpoint's file must be as long as .metadata says."""
+    distributed(tmp_path / "c")
+    with open(tmp_path / "c" / "__0_0.distcp", "r+b") as file:
+        file.truncate(10)
+    with pytest.raises(IncompleteError, match="has 10 bytes, not"):
+        found(tmp_path / "c")
+
+
+def test_links_inside_do_not_belong_to_it(tmp_path: Path) -> None:
+    """A link to a file elsewhere is neither sealed nor moved."""
+    accelerate(tmp_path / "c")
+    (tmp_path / "c" / "latest").symlink_to("model.bin")
+    contents = Contents.of(tmp_path / "c")
+    assert contents is not None
+    assert "latest" not in contents.files

@@ -1,0 +1,93 @@
+"""Whether a file is whole, from files that torch and safetensors have written."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed.checkpoint as dcp
+
+from orchestrator.adopt.formats import IncompleteError, dcp_sizes, shows_whole
+
+STATE = {"model": {"a": torch.arange(5000.0), "b": torch.zeros(3)}, "step": 3}
+
+
+def is_whole(path: Path) -> bool:
+    return shows_whole(path, path.stat().st_size)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_only_the_whole_file_counts(tmp_path: Path, suffix: str) -> None:
+    """A file that was cut anywhere is incomplete, an empty one too."""
+    file, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    if suffix == ".pt":
+        torch.save(STATE, file)
+    else:
+        safetensors.torch.save_file(STATE["model"], file)  # type: ignore[arg-type]
+    assert is_whole(file)
+    content = file.read_bytes()
+    for size in (0, 1, 4, 7, 8, 9, 100, len(content) // 2, len(content) - 20, len(content) - 1):
+        cut.write_bytes(content[:size])
+        try:
+            assert not is_whole(cut), size
+        except IncompleteError as error:
+            assert "cut" in str(error)
+
+
+def test_an_archive_that_torch_closed_early(tmp_path: Path) -> None:
+    """A save that failed on a full disk may leave a zip with an end, but not all storages."""
+    whole, early = tmp_path / "whole.pt", tmp_path / "early.pt"
+    torch.save(STATE, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(early, "w") as copy:
+        for name in archive.namelist():
+            if not name.endswith("data/1"):
+                copy.writestr(name, archive.read(name))
+    with pytest.raises(IncompleteError, match="lacks whole/data/1"):
+        is_whole(early)
+
+
+def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
+    """A file that would run a command when it is loaded runs none when it is looked at."""
+
+    class Evil:
+        def __reduce__(self) -> object:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+        archive.writestr("evil/data.pkl", pickle.dumps({"a": Evil()}))
+    assert is_whole(tmp_path / "evil.pt")
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(IncompleteError):
+        dcp_sizes(tmp_path / ".metadata")
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_pickle_and_json_tell(tmp_path: Path) -> None:
+    """Half a JSON file is incomplete; of a bare pickle nothing is proven."""
+    (tmp_path / "a.json").write_text(json.dumps({"a": 1}))
+    assert is_whole(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": ')
+    with pytest.raises(IncompleteError):
+        is_whole(tmp_path / "a.json")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))
+    assert not is_whole(tmp_path / "a.pkl")
+    torch.save(STATE, old := io.BytesIO(), _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pth").write_bytes(old.getvalue())
+    assert not is_whole(tmp_path / "old.pth")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_dcp_metadata_tells_sizes(tmp_path: Path) -> None:
+    """.metadata names each file of a distributed checkpoint, and its least size."""
+    dcp.save({"model": STATE["model"]}, checkpoint_id=tmp_path)
+    (data,) = tmp_path.glob("*.distcp")
+    assert dcp_sizes(tmp_path / ".metadata") == {data.name: data.stat().st_size}
+    content = (tmp_path / ".metadata").read_bytes()
+    (tmp_path / ".metadata").write_bytes(content[: len(content) // 2])
+    with pytest.raises(IncompleteError, match="not whole"):
+        dcp_sizes(tmp_path / ".metadata")

@@ -1,0 +1,78 @@
+"""The pattern of --adopt."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.adopt.pattern import Pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "step"),
+    [
+        ("checkpoint-*", "checkpoint-500", 500),
+        ("*.ckpt", "epoch=3-step=1200.ckpt", 1200),
+        ("*.ckpt", "epoch=3-step=1200-v1.ckpt", 1200),
+        ("*.ckpt", "step=1200-loss=0.25.ckpt", 1200),
+        ("model_*.pt", "model_0500.pt", 500),
+        ("resnet50-*.pth", "resnet50-epoch3.pth", 3),
+        ("e*_acc*.pt", "e12_acc0.91.pt", 12),
+        ("global_step*", "global_step80", 80),
+        ("m????.pt", "m0080.pt", 80),
+        ("m[0-9][0-9].pt", "m07.pt", 7),
+        ("*.ckpt", "last.ckpt", None),
+        ("*.pt", "1732471234567.pt", None),
+        ("model2.pt", "model2.pt", None),
+    ],
+)
+def test_step(pattern: str, name: str, step: int | None) -> None:
+    """The step is the number after that word, else the last where a wildcard is; no decimals."""
+    assert Pattern.parse(pattern).step_of(Path.cwd() / name) == step
+
+
+def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wildcards in several components; links and hidden names are passed over."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "logs/v_0/ck/a-1.pt",
+        "logs/v_1/ck/a-2.pt",
+        "logs/v_1/ck/b.pt",
+        "logs/x/ck/a-3.pt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "logs/v_1/ck/a-latest.pt").symlink_to("a-2.pt")
+    (tmp_path / "logs/v_1/ck/.a-9.pt").touch()
+    directories, found = Pattern.parse("logs/v_*/ck/*a-*.pt").find()
+    assert sorted(path.name for path in found) == ["a-1.pt", "a-2.pt"]
+    names = {str(directory.relative_to(tmp_path)) for directory in directories}
+    assert names == {"logs", "logs/v_0", "logs/v_1", "logs/v_0/ck", "logs/v_1/ck"}
+
+
+def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    """The nearest directory that there is is watched, and what appears below it concerns us."""
+    pattern = Pattern.parse(str(tmp_path / "out" / "deep" / "c-*"))
+    assert pattern.find() == ([tmp_path], [])
+    assert pattern.concerns(str(tmp_path / "out"))
+    assert pattern.concerns(str(tmp_path / "out/deep/c-1/model.pt"))
+    assert not pattern.concerns(str(tmp_path / "out/deep/events.log"))
+    assert not pattern.concerns(str(tmp_path / "other"))
+
+
+def test_one_path(tmp_path: Path) -> None:
+    """Without wildcards it is one path; a link there is no checkpoint."""
+    pattern = Pattern.parse(str(tmp_path / "last.pt"))
+    assert pattern.is_one_path
+    assert pattern.find() == ([tmp_path], [])
+    (tmp_path / "last.pt").touch()
+    assert pattern.find() == ([tmp_path], [tmp_path / "last.pt"])
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.pt").symlink_to("elsewhere.pt")
+    assert pattern.find() == ([tmp_path], [])
+
+
+@pytest.mark.parametrize("text", ["", "  ", "out/**/a.pt"])
+def test_refused(text: str) -> None:
+    """What cannot be meant is refused."""
+    with pytest.raises(ValueError, match="name"):
+        Pattern.parse(text)

@@ -1,0 +1,307 @@
+"""Unmodified scripts under `orchestrator run --adopt`, killed and stopped, in their saves too."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.e2e.support import (
+    Supervised,
+    WarmTrainers,
+    clean_environment,
+    events,
+    forked_by,
+    forking_server,
+    open_store,
+    orchestrator,
+    wait_for,
+)
+
+SCRIPTS = Path(__file__).parent.parent / "adopt" / "scripts"
+PLAIN = SCRIPTS / "plain.py"
+NUMBERED = ("--adopt", "out/model_*.pt", "--resume-arg", "--resume {path}")
+ONE_FILE = ("--adopt", "out/last.pt", "--resume-arg", "--resume {path}")
+TRAINER = ("--adopt", "out/checkpoint-*", "--resume-arg", "--resume_from_checkpoint {path}")
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A process that has imported the frameworks and forks trainers."""
+    address = tmp_path_factory.mktemp("frameworks") / "server"
+    modules = ("transformers.trainer", "accelerate", "lightning.pytorch")
+    modules += ("torch.distributed.checkpoint",)
+    with forking_server(address, *modules, PYTHONPATH=str(SCRIPTS)):
+        yield address
+
+
+@pytest.fixture
+def adopt(supervise: Start, server: Path) -> Start:
+    """Start a script under adopt mode, its trainers forked from the server."""
+
+    def start(script: Path, *arguments: str, options: tuple[str, ...]) -> Supervised:
+        command = [*forked_by(server), str(script), *arguments]
+        return supervise(command=command, options=options)
+
+    return start
+
+
+def began(run: Supervised, attempt: int) -> str:
+    """What an attempt said that it begins with."""
+    output = run.run.attempt(attempt).output_file.read_text()
+    return next(line for line in output.splitlines() if line.startswith("begins"))
+
+
+def aside(run: Supervised) -> set[str]:
+    """What was set aside, and why."""
+    notes = run.run.quarantine.glob("*/quarantine.json")
+    return {f"{note.parent.name}: {json.loads(note.read_text())['reason']}" for note in notes}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "pause", "options"),
+    [
+        pytest.param(PLAIN, ("--steps", "80"), "0.05", ONE_FILE, id="one-file"),
+        pytest.param(PLAIN, ("--steps", "80", "--numbered"), "0.05", NUMBERED, id="numbered"),
+        pytest.param(SCRIPTS / "trainer.py", ("--steps", "40"), "0.2", TRAINER, id="trainer"),
+    ],
+)
+def test_kills_and_stops_do_not_change_the_result(
+    adopt: Start,
+    server: Path,
+    tmp_path: Path,
+    script: Path,
+    arguments: tuple[str, ...],
+    pause: str,
+    options: tuple[str, ...],
+) -> None:
+    """After three SIGKILLs and a SIGTERM the final weights are those of an undisturbed run."""
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    command = [*forked_by(server), str(script), *arguments]
+    subprocess.run(command, cwd=undisturbed, env=clean_environment(), check=True, timeout=90)
+
+    trainers = WarmTrainers(server)
+    run = adopt(script, *arguments, "--pause", pause, options=options)
+    for kills in range(3):
+        trainer = trainers.newest()
+        run.wait_for_event("checkpoint_published", len(events(run.run, "checkpoint_published")) + 1)
+        assert trainer is not None
+        trainer.kill()
+        run.wait_for_event("attempt_started", kills + 2)
+    run.wait_for_event("checkpoint_published", len(events(run.run, "checkpoint_published")) + 1)
+    run.signal(signal.SIGTERM)
+    # It ends at once, as any program does; 75 if it was in the middle of a save.
+    assert run.end()[0] in (74, 75)
+    run = adopt(script, *arguments, options=options)
+    assert run.end()[0] == 0
+
+    starts = events(run.run, "attempt_started")
+    assert len(starts) == 5
+    assert all(start["resume_step"] for start in starts[1:])
+    assert orchestrator("checkpoints", "verify", "run", cwd=tmp_path).returncode == 0
+    mine, other = (torch.load(d / "final.pt") for d in (tmp_path, undisturbed))
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "pattern", "resume", "left"),
+    [
+        pytest.param(
+            PLAIN,
+            ("--numbered", "--kill-save-at", "10"),
+            "out/model_*.pt",
+            "--resume {path}",
+            "partial-model_0010.pt: model_0010.pt has no end",
+            id="torch.save",
+        ),
+        pytest.param(
+            SCRIPTS / "trainer.py",
+            ("--kill-save", "write"),
+            "out/checkpoint-*",
+            "--resume_from_checkpoint {path}",
+            "partial-checkpoint-10: optimizer.pt has no end",
+            id="trainer",
+        ),
+        pytest.param(
+            SCRIPTS / "trainer.py",
+            ("--kill-save", "between"),
+            "out/checkpoint-*",
+            "--resume_from_checkpoint {path}",
+            "partial-checkpoint-10: it lacks trainer_state.json, which the Trainer writes last",
+            id="trainer-between-files",
+        ),
+        pytest.param(
+            SCRIPTS / "accelerated.py",
+            (),
+            "out/step_*",
+            "{path}",
+            "partial-step_10: optimizer.bin has no end",
+            id="accelerate",
+        ),
+        pytest.param(
+            SCRIPTS / "distributed.py",
+            (),
+            "out/step-*",
+            "{path}",
+            "partial-step-10: it lacks .metadata, which is written last",
+            id="dcp",
+        ),
+        pytest.param(
+            SCRIPTS / "lit.py",
+            (),
+            "out/*.ckpt",
+            "{path}",
+            "partial-epoch=0-step=10.ckpt: epoch=0-step=10.ckpt has no end",
+            id="lightning",
+        ),
+    ],
+)
+def test_a_save_that_was_killed_is_never_resumed_from(
+    adopt: Start,
+    tmp_path: Path,
+    script: Path,
+    arguments: tuple[str, ...],
+    pattern: str,
+    resume: str,
+    left: str,
+) -> None:
+    """What a framework's own save has left is set aside with the reason; the older one is used."""
+    run = adopt(script, *arguments, options=("--adopt", pattern, "--resume-arg", resume))
+    assert run.end()[0] == 0
+    assert [e["resume_step"] for e in events(run.run, "attempt_started")] == [None, 5]
+    assert "5" in began(run, 2)
+    assert aside(run) == {left}
+    assert events(run.run, "checkpoint_quarantined")[0]["path"].startswith(str(tmp_path / "out"))
+    # Done again, it is a checkpoint like any other.
+    steps = [checkpoint.manifest.step for checkpoint in open_store(run.run).all()]
+    assert 10 in steps
+    assert orchestrator("checkpoints", "verify", "run", cwd=tmp_path).returncode == 0
+
+
+def test_a_file_torn_by_a_kill_is_back_for_a_script_that_looks_for_itself(adopt: Start) -> None:
+    """The one file that a script overwrites and finds by itself is the last whole version again."""
+    arguments = ("--by-itself", "--pause", "0.3", "--steps", "15", "--kill-save-at", "10")
+    run = adopt(PLAIN, *arguments, options=("--adopt", "out/last.pt"))
+    assert run.end()[0] == 0
+    assert began(run, 2) == "begins at 5"
+    assert aside(run) == {"partial-last.pt: last.pt has no end"}
+
+
+def test_damage_to_the_newest_costs_only_that_one(adopt: Start, tmp_path: Path) -> None:
+    """Digests are verified before each start; what has changed goes out of the script's sight."""
+    run = adopt(PLAIN, "--numbered", "--steps", "10", options=NUMBERED)
+    assert run.end()[0] == 0
+    with open(tmp_path / "out" / "model_0010.pt", "r+b") as file:
+        file.seek(3000)
+        byte = file.read(1)[0]
+        file.seek(3000)
+        file.write(bytes([byte ^ 1]))
+    times = open_store(run.run).all()[-1].manifest.adopted
+    assert times is not None
+    # A disk that decays does not tell.
+    modified = times.modified_ns["model_0010.pt"]
+    shutil.os.utime(tmp_path / "out" / "model_0010.pt", ns=(modified, modified))  # type: ignore[attr-defined]
+    run = adopt(PLAIN, "--numbered", "--steps", "12", options=NUMBERED)
+    assert run.end()[0] == 0
+    assert began(run, 2) == "begins at 5"
+    assert aside(run) == {"step-000000000010: model_0010.pt has changed: wrong digest"}
+    kept = run.run.quarantine / "step-000000000010" / "content" / "model_0010.pt"
+    assert kept.exists()
+
+
+def test_a_stop_is_saved_where_the_script_saves_on_its_signal(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """75 where a checkpoint was written after the request; saving on demand is refused in words."""
+    script = [sys.executable, str(PLAIN), "--on-sigterm", "save"]
+    run = supervise(command=[*script, "--pause", "0.05", "--steps", "1000000"], options=ONE_FILE)
+    run.wait_for_event("checkpoint_published")
+    refused = orchestrator("checkpoint", "run", cwd=tmp_path)
+    assert refused.returncode == 74
+    assert "cannot be asked to save now" in refused.stderr
+    status = run.status()
+    assert status["newest_checkpoint"]["step"] == status["step"] >= 1
+    assert orchestrator("stop", "run", cwd=tmp_path).returncode == 0
+    assert run.end()[0] == 75
+    assert events(run.run, "checkpoint_published")[-1]["reason"] == "emergency"
+    listed = orchestrator("checkpoints", "list", "run", "--json", cwd=tmp_path)
+    assert all(row["valid"] for row in json.loads(listed.stdout))
+
+
+def test_a_stop_that_the_script_does_not_save_for_says_so(adopt: Start) -> None:
+    """74 where nothing was written after the request, whatever stands from before."""
+    run = adopt(PLAIN, "--pause", "0.6", options=ONE_FILE)
+    run.wait_for_event("checkpoint_published")
+    run.signal(signal.SIGTERM)
+    status, _, stderr = run.end()
+    assert status == 74
+    assert "the last steps are not saved" in stderr
+
+
+def test_a_failure_that_comes_again_tries_an_older_checkpoint_once(adopt: Start) -> None:
+    """A checkpoint may be to blame; when the failure comes all the same, the run is given up."""
+    run = adopt(PLAIN, "--numbered", "--fail-at", "12", options=NUMBERED)
+    assert run.end()[0] == 70
+    assert [e["resume_step"] for e in events(run.run, "attempt_started")] == [None, 10, 5]
+    assert [e["demoted"] for e in events(run.run, "checkpoint_quarantined")] == [True]
+
+
+def test_a_session_under_adopt_is_refused(supervise: Start, tmp_path: Path) -> None:
+    """Two that save are one too many, and the message says what to do."""
+    run = supervise("--epochs", "1", options=("--adopt", "out/*.pt"))
+    status, _, stderr = run.end()
+    assert status == 78
+    assert "leave one of the two out" in stderr + run.run.attempt(1).output_file.read_text()
+
+
+def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
+    """A run that could not be resumed says so."""
+    run = adopt(PLAIN, "--numbered", "--steps", "5", options=("--adopt", "elsewhere/*.pt"))
+    status, _, stderr = run.end()
+    assert status == 0
+    assert stderr.count("nothing matches --adopt elsewhere/*.pt") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--resume-arg", "--resume {path}"), "cannot use --resume-arg without --adopt"),
+        (("--adopt", "a.pt", "--resume-arg", "--r {step}"), "cannot fill {step}"),
+        (("--adopt", "a*", "--resume-arg", "--r={foo}"), "there are {path} and {step}, not {foo}"),
+        (("--adopt", "**/a"), "name each level"),
+        (("--stop-signal", "KILL"), "no program can act on that one"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_the_start(
+    tmp_path: Path, options: tuple[str, ...], problem: str
+) -> None:
+    """A mistake comes up before the training, and not at its first failure."""
+    result = orchestrator("run", *options, "--", "true", cwd=tmp_path)
+    assert result.returncode == 78
+    assert problem in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_rotation_deletes_only_what_it_saw_being_written(adopt: Start, tmp_path: Path) -> None:
+    """With --keep the oldest that we saw being written are deleted, those from before are not."""
+    (tmp_path / "out").mkdir()
+    torch.save({}, tmp_path / "out" / "model_0001.pt")
+    run = adopt(
+        PLAIN,
+        "--numbered",
+        "--steps",
+        "25",
+        options=("--adopt", "out/model_*.pt", "--keep", "2"),
+    )
+    assert run.end()[0] == 0
+    wait_for(lambda: len(events(run.run, "checkpoint_deleted")) == 3, "deletions")
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["model_0001.pt", "model_0020.pt", "model_0025.pt"]
