@@ -49,7 +49,11 @@ class _Loop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The state is loaded, if there was one."""
-        doubts = ["the data was not skipped (ignore_data_skip)"] if args.ignore_data_skip else []
+        doubts = []
+        if args.ignore_data_skip:
+            doubts.append("the epoch's data begins anew (ignore_data_skip)")
+        if args.dataloader_num_workers and args.dataloader_persistent_workers:
+            doubts.append("new loader workers drew a seed that persistent ones do not draw")
         self._run.begin(state.global_step, int(state.epoch or 0), doubts)
 
     def on_substep_end(

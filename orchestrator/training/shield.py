@@ -32,6 +32,7 @@ class WorkerShield:
 
     def __init__(self) -> None:
         self._originals: dict[type[DataLoader[Any]], Any] = {}
+        self._persistent: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
         self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
         # The iterator of a loop that was left is gone before we are asked; its workers may not be.
         self._workers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -43,7 +44,7 @@ class WorkerShield:
             kind.__iter__ = self._shielding(original)  # type: ignore[method-assign]
 
     def _shielding(self, original: Any) -> Any:
-        iterators, workers = self._iterators, self._workers
+        iterators, workers, persistent = self._iterators, self._workers, self._persistent
 
         def shielded_iter(loader: DataLoader[Any]) -> Any:
             if loader.num_workers > 0:
@@ -52,6 +53,8 @@ class WorkerShield:
                 iterator = original(loader)
             if loader.num_workers > 0:
                 iterators.add(iterator)
+                if loader.persistent_workers:
+                    persistent.add(loader)
                 workers.update(getattr(iterator, "_workers", ()))
             return iterator
 
@@ -67,6 +70,9 @@ class WorkerShield:
         for iterator in list(self._iterators):
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()
+        for loader in list(self._persistent):
+            # It would be asked again, by an evaluation after training say.
+            loader._iterator = None
         deadline = time.monotonic() + WORKER_END_SECONDS
         for worker in list(self._workers):
             worker.join(max(0.0, deadline - time.monotonic()))

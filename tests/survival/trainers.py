@@ -52,7 +52,7 @@ SUBJECTS = (
     Subject(
         "transformers",
         EXAMPLES / "hf_trainer.py",
-        ("--epochs", "40", "--samples", "128", "--context", "16", "--save-steps", "5"),
+        ("--epochs", "60", "--samples", "128", "--context", "16", "--save-steps", "5"),
         "orchestrator.integrations.transformers",
         "hf-trainer/checkpoint-*",
         frozenset({"trainer_state.json", "training_args.bin"}),
@@ -83,7 +83,7 @@ class Trial:
             saves = set(self._root.glob(self._subject.saves))
             wait_for(lambda: set(self._root.glob(self._subject.saves)) - saves, "a save")
         else:
-            time.sleep(chance.uniform(0, 1))
+            time.sleep(chance.uniform(0, 0.5))
         if fault == "stop":
             self.run.signal(signal.SIGTERM)
             assert self.run.end()[0] == 75

@@ -29,6 +29,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from orchestrator.training import Session
 from orchestrator.training.data import DataPosition
 from tests.support import wait_until
 
@@ -538,3 +539,11 @@ def test_workers_end_when_the_loop_leaves_them() -> None:
     passes.close()
     wait_until(lambda: not worker.is_alive(), "the worker's end")
     assert positions(position.state()) == [0]
+
+
+def test_persistent_workers_serve_after_the_session(tmp_path: Path) -> None:
+    """A loader whose workers ended with the session gets new ones where it is used again."""
+    loader = DataLoader(Augmented(), 4, num_workers=1, persistent_workers=True)
+    with Session(run_dir=tmp_path / "run"):
+        assert len(list(loader)) == len(loader)
+    assert len(list(loader)) == len(loader)
