@@ -44,6 +44,7 @@ class _Loop(TrainerCallback):
     def __init__(self, trainer: Trainer, run: FrameworkRun) -> None:
         self._trainer: Any = trainer
         self._run = run
+        self._epoch_ends = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -67,9 +68,9 @@ class _Loop(TrainerCallback):
     ) -> None:
         """A safe point; the Trainer saves next if we say so."""
         self._run.step(state.global_step, int(state.epoch or 0))
-        # A resumed Trainer does not do again what it does at an epoch's end, which comes at once.
-        is_epoch_end = state.epoch == int(state.epoch or 0)
-        self._ask_for_save(control, wanted=self._run.save_wanted and not is_epoch_end)
+        # What a Trainer does at an epoch's end, at once after this, it does not do after a resume.
+        self._epoch_ends = state.epoch == int(state.epoch or 0)
+        self._ask_for_save(control, wanted=self._run.save_wanted and not self._epoch_ends)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -78,6 +79,9 @@ class _Loop(TrainerCallback):
 
         What it saved just before is saved anew then: an evaluation draws from the random streams.
         """
+        self._epoch_ends = False
+        if self._run.stop_wanted and self._run.is_saved and not control.should_evaluate:
+            self._run.stop()
         is_due = control.should_evaluate if self._run.is_saved else control.should_training_stop
         self._ask_for_save(control, wanted=is_due or self._run.save_wanted)
 
@@ -107,7 +111,7 @@ class _Loop(TrainerCallback):
     ) -> None:
         """The Trainer has saved: publish it, and stop if that is wanted."""
         self._publish(control)
-        if self._run.stop_wanted:
+        if self._run.stop_wanted and not self._epoch_ends:
             self._run.stop()
 
     def on_log(
