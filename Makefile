@@ -10,8 +10,8 @@ TEMPLATE := from sys import stdout; from orchestrator.systemd.unit import templa
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev  ## Every test, on two processes.
-	$(BIN)/pytest -n 2 --dist worksteal
+test: $(VENV)/.dev  ## Every test, on four processes: on two cores, since many only wait.
+	$(BIN)/pytest -n 4 --dist worksteal
 
 test-fast: $(VENV)/.dev  ## The tests that start no training processes.
 	$(BIN)/pytest -n 2 -m "not processes"

@@ -1,7 +1,6 @@
 """Every test here starts real processes, and none may leave one behind."""
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,9 @@ def supervise(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, warm_server: Path
+) -> Callable[..., Path]:
     """The result file of a run that nothing disturbed, once for each set of arguments."""
     made: dict[tuple[str, ...], Path] = {}
 
@@ -56,7 +57,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         if arguments not in made:
             root = tmp_path_factory.mktemp("uninterrupted")
             made[arguments] = root / "result.pt"
-            command = [sys.executable, str(TRAIN), *arguments, "--result", str(made[arguments])]
+            result = ("--result", str(made[arguments]))
+            command = [*forked_by(warm_server), str(TRAIN), *arguments, *result]
             subprocess.run(command, cwd=root, env=clean_environment(), check=True, timeout=90)
         return made[arguments]
 

@@ -20,7 +20,6 @@ from tests.e2e.support import (
     COLUMNS,
     LINES,
     SLOW_SAVE,
-    TRAIN,
     Supervised,
     Terminal,
     WarmTrainers,
@@ -90,11 +89,13 @@ def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
     assert "\r\r" not in terminal.text
 
 
-def test_second_ctrl_c_does_not_wait_and_third_kills(tmp_path: Path, run: RunDir) -> None:
+def test_second_ctrl_c_does_not_wait_and_third_kills(
+    tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
+) -> None:
     """Each says on the terminal what it does."""
     options = ("--snapshot-budget", "off")
     arguments = ("--samples", "8000", "--run-at", "3", "--code", SLOW_SAVE)
-    terminal = Terminal(tmp_path, [sys.executable, str(TRAIN), *SLOW, *arguments], options)
+    terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW, *arguments], options)
     terminal.read_until("armed\r\n")
     terminal.press_ctrl_c()
     # On the screen the countdown may come between the word and the end of its line.
