@@ -1,6 +1,12 @@
 """What holds for all tests."""
 
+import os
 import signal
+
+import pytest
+
+# The test processes share the cores: threads of torch that wait for each other would spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
@@ -12,3 +18,8 @@ def pytest_configure() -> None:
     ):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A long test that begins last has the other processes wait for it."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)

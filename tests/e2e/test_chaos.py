@@ -81,6 +81,7 @@ def script(directory: Path, after_resuming: str = "pass", noise: str = "0.0") ->
     return file
 
 
+@pytest.mark.long
 def test_survival_matrix_in_short(chaos: Chaos, tmp_path: Path) -> None:
     """Faults of every kind, at every moment, change no bit; the same seed injects the same."""
     faults = (

@@ -57,7 +57,7 @@ def test_linear_is_the_classic_program(tmp_path: Path) -> None:
 @pytest.mark.timeout(HANG_SECONDS + 60)
 def test_digits_reach_their_accuracy(tmp_path: Path) -> None:
     """The digits example reaches 98% on the test set, in fewer epochs than it has."""
-    result = run_example(tmp_path, "digits.py", "--epochs", "8")
+    result = run_example(tmp_path, "digits.py", "--epochs", "6")
     assert result.returncode == 0, result.stdout + result.stderr
     accuracy = re.search(r"final test accuracy (\d\.\d+)", result.stdout)
     assert accuracy is not None
@@ -66,12 +66,12 @@ def test_digits_reach_their_accuracy(tmp_path: Path) -> None:
 
 def test_char_gpt_without_steps_writes_a_sample(tmp_path: Path) -> None:
     """No steps are as many as any other number: the untrained model writes its sample."""
-    result = run_example(tmp_path, "char_gpt.py", "--steps", "0", "--megabytes", "1")
+    result = run_example(tmp_path, "char_gpt.py", "--steps", "0", "--megabytes", "0.2")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_char_gpt_trains(tmp_path: Path) -> None:
     """The character GPT trains on Python's own sources and writes a sample."""
-    result = run_example(tmp_path, "char_gpt.py", "--steps", "20", "--megabytes", "1")
+    result = run_example(tmp_path, "char_gpt.py", "--steps", "5", "--megabytes", "0.2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "parameters" in result.stdout

@@ -106,6 +106,7 @@ def test_second_supervisor_is_refused(supervise: Start) -> None:
 KILLS = 200
 
 
+@pytest.mark.long
 def test_two_hundred_kills_at_random_moments(
     supervise: Start,
     uninterrupted: Callable[..., Path],

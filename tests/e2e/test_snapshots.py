@@ -38,6 +38,7 @@ def snapshot_step(run: Supervised) -> int:
     return int((live_status(run).get("newest_snapshot") or {"step": 0})["step"])
 
 
+@pytest.mark.long
 def test_a_hundred_kills_cost_one_snapshot_interval_each(
     supervise: Start,
     uninterrupted: Callable[..., Path],

@@ -357,6 +357,7 @@ def test_limit_where_slurm_cannot_be_asked(cluster: Cluster) -> None:
     assert not job.run.requeue_file.exists()
 
 
+@pytest.mark.long
 def test_limit_without_any_notice(cluster: Cluster) -> None:
     """SIGTERM to everybody at the limit still saves, loader workers or not, and 75 requeues."""
     job = limited(cluster, "late")

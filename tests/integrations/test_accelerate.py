@@ -396,7 +396,8 @@ def test_the_example_survives(tmp_path: Path) -> None:
             [
                 *(sys.executable, "-m", "orchestrator", "chaos"),
                 *("--faults", faults, "--seed", "1", "--json"),
-                *("--", *forked_by(address), str(EXAMPLE), "--epochs", "2", "--workers", "2"),
+                *("--", *forked_by(address), str(EXAMPLE)),
+                *("--epochs", "2", "--workers", "2", "--batch-size", "48"),
             ],
             cwd=tmp_path,
             env=clean_environment(),
