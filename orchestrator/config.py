@@ -22,18 +22,15 @@ from orchestrator.checkpoint.retention import (
     RetentionPolicy,
 )
 from orchestrator.errors import ConfigError
+from orchestrator.quantities import parse_duration
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
 PROJECT_FILE = "pyproject.toml"
 
-# Far beyond any run, and within what clocks and timers can hold.
-LONGEST_SECONDS = 3650 * 86400.0
 # The supervisor looks once a second.
 LEAST_HANG_SECONDS = 2.0
 
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SWITCH = {"on": True, "off": False}
 _COUNTED = re.compile(r"(\d+)(steps?|epochs?)")
 
@@ -44,17 +41,6 @@ class Every:
 
     amount: float
     unit: Literal["seconds", "steps", "epochs"]
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from ``90s``, ``10m``, ``1.5h``, ``200ms``. Raises ValueError."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("write a duration such as 90s, 10m or 2h")
-    seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
-    if seconds > LONGEST_SECONDS:
-        raise ValueError(f"at most {LONGEST_SECONDS / _UNIT_SECONDS['d']:g}d")
-    return seconds
 
 
 def _parse_positive_duration(text: str) -> float:
@@ -87,22 +73,20 @@ def _parse_keep(text: str) -> int:
     return keep
 
 
-def _parse_directory(text: str) -> Path:
-    if not text.strip():
-        raise ValueError("name a directory")
-    return Path(text)
+def _nonempty(request: str) -> Callable[[str], str]:
+    """A parser of any text but none, for which ``request`` is the answer."""
+
+    def parse(text: str) -> str:
+        if not text.strip():
+            raise ValueError(request)
+        return text
+
+    return parse
 
 
-def _parse_file(text: str) -> Path:
-    if not text.strip():
-        raise ValueError("name a file")
-    return Path(text)
-
-
-def _parse_shell_command(text: str) -> str:
-    if not text.strip():
-        raise ValueError("write a command")
-    return text
+def _path(request: str) -> Callable[[str], Path]:
+    parse = _nonempty(request)
+    return lambda text: Path(parse(text))
 
 
 def _parse_count(text: str) -> int:
@@ -128,13 +112,6 @@ def _parse_hang_timeout(text: str) -> float | Literal["auto", "off"]:
     if seconds < LEAST_HANG_SECONDS:
         raise ValueError(f"at least {LEAST_HANG_SECONDS:g}s, or auto, or off")
     return seconds
-
-
-def _parse_best(text: str) -> BestPolicy:
-    match = re.fullmatch(r"(\w+):(min|max)(?::([1-9]\d*))?", text.strip())
-    if match is None:
-        raise ValueError("write METRIC:min or METRIC:max, with :COUNT for more than one")
-    return BestPolicy(match[1], "min" if match[2] == "min" else "max", int(match[3] or 1))
 
 
 def _parse_signal(text: str) -> signal.Signals:
@@ -163,7 +140,10 @@ class Config:
     """The settings of a run; each field's ``help`` is what --help prints."""
 
     run_dir: Path | None = _option(
-        _parse_directory, "DIR", "Where the run lives. Default: runs/<name of the script>.", None
+        _path("name a directory"),
+        "DIR",
+        "Where the run lives. Default: runs/<name of the script>.",
+        None,
     )
     keep: int | None = _option(
         _parse_keep,
@@ -173,7 +153,7 @@ class Config:
         None,
     )
     keep_best: BestPolicy | None = _option(
-        _parse_best, "METRIC:min|max[:K]", "Keep the best by a metric too.", None
+        BestPolicy.parse, "METRIC:min|max[:K]", "Keep the best by a metric too.", None
     )
     every: Every = _option(
         _parse_every,
@@ -245,16 +225,16 @@ class Config:
         False,
     )
     notice_file: Path | None = _option(
-        _parse_file, "PATH", "Save and stop when this file appears. Default: none.", None
+        _path("name a file"), "PATH", "Save and stop when this file appears. Default: none.", None
     )
     notice_command: str | None = _option(
-        _parse_shell_command,
+        _nonempty("write a command"),
         "CMD",
         "Save and stop when this shell command, run every 5 s, ends with 0. Default: none.",
         None,
     )
     on_event: str | None = _option(
-        _parse_shell_command,
+        _nonempty("write a command"),
         "CMD",
         "Run CMD (with sh, at most 30 s) when training is done, is given up or hangs; "
         "ORCHESTRATOR_EVENT tells which.",

@@ -58,6 +58,7 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
     lock.sign()
     log.record_in(place.log_file)
     store = (AdoptedStore if config.adopt else Store).open(place, command, script_of(command))
+    _refuse_mixture(store, by_script=config.adopt is not None)
     if _already_complete(place, command):
         notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
@@ -76,6 +77,22 @@ def _check_adoption(config: Config) -> None:
             f"cannot fill {{step}} of --resume-arg: --adopt {config.adopt.text} names one path, "
             "which tells no step; use {path}"
         )
+
+
+def _refuse_mixture(store: Store, *, by_script: bool) -> None:
+    """What a Session has saved is nothing for --adopt, nor the other way. Raises ConfigError."""
+    for checkpoint in store.all():
+        is_scripts = checkpoint.manifest.adopted is not None
+        if is_scripts and not by_script:
+            raise ConfigError(
+                f"cannot go on without --adopt: {checkpoint.path} is what the script itself has "
+                "saved; give --adopt again, or take another --run-dir"
+            )
+        if by_script and not is_scripts:
+            raise ConfigError(
+                f"cannot use --adopt in {store.run.root}: {checkpoint.name} there was not saved by "
+                "the script itself; leave --adopt out, or take another --run-dir"
+            )
 
 
 def check_program(program: str) -> None:

@@ -1,4 +1,12 @@
-"""Sizes and durations as people read them."""
+"""Sizes and durations as people read and write them."""
+
+import re
+
+# Far beyond any run, and within what clocks and timers can hold.
+LONGEST_SECONDS = 3650 * 86400.0
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def size_text(count: int) -> str:
@@ -19,3 +27,14 @@ def duration_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``90s``, ``10m``, ``1.5h``, ``200ms``. Raises ValueError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("write a duration such as 90s, 10m or 2h")
+    seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+    if seconds > LONGEST_SECONDS:
+        raise ValueError(f"at most {LONGEST_SECONDS / _UNIT_SECONDS['d']:g}d")
+    return seconds

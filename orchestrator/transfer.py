@@ -143,12 +143,15 @@ def import_(arguments: Namespace) -> None:
 
 
 def _refuse_foreign_run(store: Store, source: Path) -> None:
-    frameworks = {c.manifest.framework for c in store.all()} - {None}
-    if frameworks:
+    for manifest in (checkpoint.manifest for checkpoint in store.all()):
+        if manifest.framework is None and manifest.adopted is None:
+            continue
+        others = "a script that saves for itself"
+        if manifest.framework is not None:
+            others = f"the trainer of {manifest.framework}"
         raise ConfigError(
-            f"cannot import {source} into {store.run.root}: what trains there is the trainer of "
-            f"{', '.join(map(str, frameworks))}, which reads its own files only; import into "
-            "another run directory"
+            f"cannot import {source} into {store.run.root}: what trains there is {others}, "
+            "which reads its own files only; import into another run directory"
         )
 
 
@@ -167,11 +170,5 @@ def _note(place: RunDir, published: Checkpoint, source: Path) -> None:
     # What was complete has more to do now.
     place.done_file.unlink(missing_ok=True)
     Journal(place.journal_file).write(
-        JournalEvent.CHECKPOINT_PUBLISHED,
-        path=str(published.path),
-        step=published.manifest.step,
-        epoch=published.manifest.epoch,
-        reason=published.manifest.reason,
-        healthy=published.manifest.healthy,
-        source=str(source),
+        JournalEvent.CHECKPOINT_PUBLISHED, **published.facts, source=str(source)
     )

@@ -79,8 +79,10 @@ def _check_zip(name: str, file: BinaryIO) -> None:
                 folder = pickled.removesuffix("data.pkl") + "data/"
                 if missing := {folder + key for key in reader.storages} - members:
                     raise IncompleteError(f"{name} lacks {min(missing)}")
-    except (zipfile.BadZipFile, NotImplementedError):
+    except zipfile.BadZipFile:
         raise IncompleteError(f"{name} has no end") from None
+    except NotImplementedError:  # it asks for encryption, say, or a later version of the format
+        raise IncompleteError(f"{name} has a damaged directory") from None
     except _PICKLE_ERRORS:
         raise IncompleteError(f"{name} has no whole data.pkl") from None
 

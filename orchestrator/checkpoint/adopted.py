@@ -12,16 +12,14 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from orchestrator import __version__
 from orchestrator.adopt.contents import Contents
+from orchestrator.checkpoint.intake import durable_record, place
 from orchestrator.checkpoint.manifest import Adopted, FileRecord, Manifest, Reason
 from orchestrator.checkpoint.reading import (
     CONTENT_FOLDER,
-    PIN_FILE,
     Checkpoint,
-    digest_of,
     read_checkpoint,
     verify_files,
 )
@@ -31,7 +29,6 @@ from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.journal import utc_now
 
 DOUBT = "saved by the script itself, which alone knows what it restores"
-COPY_BYTES = 16 << 20
 RESTORING_SUFFIX = ".orchestrator-restoring"
 
 
@@ -68,7 +65,7 @@ class AdoptedStore(Store):
             if sealing.keep:
                 root = temporary / CONTENT_FOLDER
                 self._copy(contents.root, contents.modified_ns, root, link=sealing.link)
-            files = {name: self._durable_record(root / name) for name in contents.files}
+            files = {name: durable_record(root / name, self.disk) for name in contents.files}
             for directory in {root, root.parent, *((root / name).parent for name in files)}:
                 self.disk.sync_directory(directory)
             if Contents.of(contents.path) != contents:
@@ -83,11 +80,6 @@ class AdoptedStore(Store):
         if (signature := signature_of(checkpoint)) is not None:
             self._verified[checkpoint.name] = signature
         return checkpoint
-
-    def _durable_record(self, file: Path) -> FileRecord:
-        with open(file, "rb") as opened:
-            self.disk.sync(opened)
-        return digest_of(file, direct=False)
 
     def _manifest(self, sealing: Sealing, files: dict[str, FileRecord]) -> Manifest:
         contents, step = sealing.contents, sealing.step
@@ -118,13 +110,7 @@ class AdoptedStore(Store):
         """Have files of these names and times in a new directory."""
         target.mkdir()
         for name, modified in modified_ns.items():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            if link:
-                with contextlib.suppress(OSError):  # another disk, or one without links
-                    os.link(source / name, target / name)
-                    continue
-            with open(source / name, "rb") as old, self.disk.create(target / name) as new:
-                _copy_bytes(old, new)
+            place(source / name, target / name, self.disk, link=link)
             os.utime(target / name, ns=(modified, modified))
 
     def seals(self) -> dict[Path, Checkpoint]:
@@ -244,21 +230,18 @@ class AdoptedStore(Store):
             return super()._delete(checkpoint)
         if not adopted.kept and not _is_ours(adopted):
             return False
-        trash = self.run.checkpoints / f"{TRASH_PREFIX}{checkpoint.name}-{secrets.token_hex(4)}"
         try:
-            self.disk.rename(checkpoint.path, trash)
-            if (trash / PIN_FILE).exists():
-                # Pinned between the look and the rename.
-                self.disk.rename(trash, checkpoint.path)
+            trash = self._to_trash(checkpoint)
+            if trash is None:
                 return False
-            self.disk.sync_directory(self.run.checkpoints)
-            if not adopted.kept:
-                _remove(self._take_away(Path(adopted.path), trash))
+            try:
+                if not adopted.kept:
+                    _remove(self._take_away(Path(adopted.path), trash))
+            finally:
+                shutil.rmtree(trash, ignore_errors=True)
         except OSError:
             # The files that are left are found again, as any that the script has saved.
             return False
-        finally:
-            shutil.rmtree(trash, ignore_errors=True)
         self._verified.pop(checkpoint.name, None)
         return True
 
@@ -283,12 +266,3 @@ def _remove(path: Path) -> None:
 def _with_place(reason: str, where: Path, directory: Path) -> str:
     """The reason, and where the files are if not in the directory itself."""
     return reason if where.is_relative_to(directory) else f"{reason}; its files are {where}"
-
-
-def _copy_bytes(source: BinaryIO, target: BinaryIO) -> None:
-    """By reference where the filesystem can do that, else inside the kernel, else by hand."""
-    with contextlib.suppress(OSError, AttributeError):
-        while os.copy_file_range(source.fileno(), target.fileno(), COPY_BYTES):
-            pass
-    # What the kernel could not do; both stand where it stopped. Errors of the disk come up here.
-    shutil.copyfileobj(source, target, COPY_BYTES)

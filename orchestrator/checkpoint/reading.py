@@ -10,11 +10,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
-from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, FileRecord, Manifest
+from orchestrator.checkpoint.manifest import (
+    MAXIMUM_MANIFEST_BYTES,
+    FileRecord,
+    Manifest,
+    json_metrics,
+)
 from orchestrator.durable import Disk, arriving
 from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
 
@@ -87,6 +92,21 @@ class Checkpoint:
         if adopted is None or adopted.kept:
             return self.path
         return Path(adopted.path)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the journal says when it is published."""
+        manifest = self.manifest
+        return {
+            "path": str(self.path),
+            "adopted": manifest.adopted.path if manifest.adopted else None,
+            "step": manifest.step,
+            "epoch": manifest.epoch,
+            "reason": manifest.reason,
+            "bytes": manifest.total_bytes,
+            "healthy": manifest.healthy,
+            "metrics": json_metrics(manifest.metrics),
+        }
 
 
 class DigestingWriter:

@@ -1,10 +1,11 @@
 """Which checkpoints to keep: a pure function from facts to the set of names, without a disk."""
 
 import math
+import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 MINIMUM_KEEP = 2
 DEFAULT_KEEP = 3
@@ -29,6 +30,14 @@ class BestPolicy:
     metric: str
     mode: Literal["min", "max"]
     count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``METRIC:min`` or ``METRIC:max:COUNT``. Raises ValueError."""
+        match = re.fullmatch(r"(\w+):(min|max)(?::([1-9]\d*))?", text.strip())
+        if match is None:
+            raise ValueError("write METRIC:min or METRIC:max, with :COUNT for more than one")
+        return cls(match[1], "min" if match[2] == "min" else "max", int(match[3] or 1))
 
 
 @dataclass(frozen=True)

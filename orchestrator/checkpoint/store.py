@@ -287,16 +287,12 @@ class Store:
         """Delete one checkpoint, unless it was pinned meanwhile or holds files of others."""
         content = checkpoint.content.relative_to(checkpoint.path)
         ours = {MANIFEST_FILE, *(str(content / name) for name in checkpoint.manifest.files)}
-        trash = self.run.checkpoints / f"{TRASH_PREFIX}{checkpoint.name}-{secrets.token_hex(4)}"
         try:
-            if files_below(checkpoint.path) != ours:
+            if (
+                files_below(checkpoint.path) != ours
+                or (trash := self._to_trash(checkpoint)) is None
+            ):
                 return False
-            self.disk.rename(checkpoint.path, trash)
-            if (trash / PIN_FILE).exists():
-                # Pinned between the look and the rename.
-                self.disk.rename(trash, checkpoint.path)
-                return False
-            self.disk.sync_directory(self.run.checkpoints)
             for name in ours:
                 self.disk.remove(trash / name)
             for folder, _, _ in os.walk(trash, topdown=False):
@@ -306,6 +302,17 @@ class Store:
             return False
         self._verified.pop(checkpoint.name, None)
         return True
+
+    def _to_trash(self, checkpoint: Checkpoint) -> Path | None:
+        """Where it is now, no checkpoint any more; None if it was pinned meanwhile."""
+        trash = self.run.checkpoints / f"{TRASH_PREFIX}{checkpoint.name}-{secrets.token_hex(4)}"
+        self.disk.rename(checkpoint.path, trash)
+        if (trash / PIN_FILE).exists():
+            # Pinned between the look and the rename.
+            self.disk.rename(trash, checkpoint.path)
+            return None
+        self.disk.sync_directory(self.run.checkpoints)
+        return trash
 
     def sweep(self) -> None:
         """Remove what a dead process of ours left half-written or half-deleted.

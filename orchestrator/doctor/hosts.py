@@ -7,9 +7,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.config import parse_duration
 from orchestrator.doctor.findings import Finding, Level, Subject
-from orchestrator.quantities import duration_text
+from orchestrator.quantities import duration_text, parse_duration
 
 ASK_SECONDS = 10.0
 OWN_GROUP = Path("/proc/self/cgroup")

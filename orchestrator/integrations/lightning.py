@@ -9,19 +9,16 @@ us: where Lightning restarts by itself, it leaves out hooks or a validation afte
 """
 
 import importlib
-import io
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from orchestrator.durable import replace_file
 from orchestrator.errors import ConfigError
 from orchestrator.integrations.lightning_loop import KEY, FitSession
 from orchestrator.training.ending import refusing
+from orchestrator.training.exporting import save_durably
 from orchestrator.training.plain import from_plain
 
 if TYPE_CHECKING:
@@ -123,10 +120,8 @@ class OrchestratorCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(Path(path), content.getvalue())
+        save_durably(checkpoint, Path(path), replace=True)
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Lightning's checkpoint, from a file of its own or of ours."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import structlog
 
-from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
@@ -85,14 +84,7 @@ class Custodian:
             self._journal.write(
                 JournalEvent.CHECKPOINT_PUBLISHED,
                 self.attempt,
-                path=str(checkpoint.path),
-                adopted=manifest.adopted.path if manifest.adopted else None,
-                step=manifest.step,
-                epoch=manifest.epoch,
-                reason=manifest.reason,
-                bytes=manifest.total_bytes,
-                healthy=manifest.healthy,
-                metrics=json_metrics(manifest.metrics),
+                **checkpoint.facts,
                 **facts,
             )
             # A checkpoint that nobody would resume from is no progress.

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import structlog
 
 from orchestrator import __version__
-from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
@@ -24,16 +23,11 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.pulse import Pulse
 from orchestrator.runlock import RunLock
-from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor import processes, report
-from orchestrator.supervisor.adoption import Adoption
+from orchestrator.supervisor.assembly import assemble
 from orchestrator.supervisor.attempt import Attempt, common_environment
-from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.channel import Channel, remove_abandoned
 from orchestrator.supervisor.consequences import act
-from orchestrator.supervisor.conversation import Conversation
-from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.heritage import Heritage
 from orchestrator.supervisor.hook import EventHook
 from orchestrator.supervisor.leftovers import all_gone
@@ -41,15 +35,12 @@ from orchestrator.supervisor.output import TerminalOutput
 from orchestrator.supervisor.restarts import retrying
 from orchestrator.supervisor.service import Service
 from orchestrator.supervisor.signals import take_over
-from orchestrator.supervisor.snapshots import SnapshotKeeper
-from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.starting import Starter
-from orchestrator.supervisor.states import Event, Machine
-from orchestrator.supervisor.stopping import Countdown
+from orchestrator.supervisor.states import Event
 from orchestrator.supervisor.surroundings import Surroundings
 from orchestrator.supervisor.threads import may_go_unheard
 from orchestrator.supervisor.verdict import Judge, Verdict
-from orchestrator.supervisor.watch import StopWantedError, Watch
+from orchestrator.supervisor.watch import StopWantedError
 from orchestrator.systemd.notify import Notifier
 
 
@@ -86,51 +77,11 @@ class Supervisor:
             self._log.warning(
                 "damaged lines in the journal were skipped", lines=damaged, path=run.journal_file
             )
-        self._budget = Budget.from_journal(config.max_restarts, events)
-        self._checkpoints = Custodian(store, config.retention, self._journal, self._budget, events)
-        self._machine = Machine()
-        self._snapshots = SnapshotKeeper(
-            store,
-            rotated=lambda: self._conversation.rotations_end_or_stop(),
-            on_written=lambda *facts: self._conversation.written(*facts),
-            on_failed=lambda *facts: self._conversation.write_failed(*facts),
-        )
-        self._watch = Watch(
-            self._machine,
-            config.grace,
-            config.stop_signal,
-            Budgets(config.hang_timeout),
-            lambda: self._snapshots.write_allowance_seconds,
-            lambda: bool(self._snapshots.under_way),
-            self._journal,
-            EchoFilter(),
-            Countdown(console.show_below),
-        )
-        self._spares = SpareKeeper(command, config.spare, self._watch.stop_wanted.is_set)
-        self._conversation = Conversation(
-            config,
-            command,
-            store,
-            self._journal,
-            self._machine,
-            self._watch,
-            self._checkpoints,
-            self._snapshots,
-            self._spares,
-            restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
-        )
-        self._adoption: Adoption | None = None
-        if config.adopt is not None and isinstance(store, AdoptedStore):
-            self._adoption = Adoption(
-                config.adopt,
-                store,
-                self._checkpoints,
-                self._watch,
-                self._journal,
-                lambda name: self._conversation.published(name, {}),
-                self._conversation.alarm,
-                is_new_run=not any(e["event"] == JournalEvent.ATTEMPT_STARTED for e in events),
-            )
+        parts = assemble(config, command, store, self._journal, events, console.show_below)
+        self._budget, self._machine = parts.budget, parts.machine
+        self._checkpoints, self._snapshots = parts.checkpoints, parts.snapshots
+        self._watch, self._conversation = parts.watch, parts.conversation
+        self._spares, self._adoption = parts.spares, parts.adoption
         self._service = Service(
             notifier,
             self._conversation.status,

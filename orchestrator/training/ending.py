@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
@@ -30,6 +30,26 @@ def refusing() -> Iterator[None]:
     except OrchestratorError as error:
         say(str(error))
         raise TrainingRefused(error.status) from error
+
+
+def conclude(
+    error: BaseException | None,
+    complete: Callable[[], None],
+    leave: Callable[[BaseException | None], None],
+) -> None:
+    """End a run's ``with`` block: without ``error`` it is complete; ``leave`` learns what it was.
+
+    Raises TrainingRefused, and what ``complete`` raises.
+    """
+    try:
+        if error is None:
+            with refusing():
+                complete()
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        leave(error)
 
 
 def status_of(error: BaseException) -> ExitStatus | None:

@@ -19,7 +19,7 @@ _OURS = RESERVED - _CLASSIC.keys()
 
 def export_state_dict(checkpoint: Checkpoint, name: str, target: Path, *, replace: bool) -> None:
     """The state of one registered object, bare. Raises ConfigError, OSError."""
-    _save(_state_of(checkpoint, name), target, replace)
+    save_durably(_state_of(checkpoint, name), target, replace=replace)
 
 
 def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, replace: bool) -> None:
@@ -39,7 +39,7 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
 def export_classic(checkpoint: Checkpoint, target: Path, *, replace: bool) -> None:
     """The counters, the metrics and each object's state. Raises ConfigError, OSError."""
     content = {k: v for k, v in _content_of(checkpoint).items() if k not in _OURS}
-    _save(_CLASSIC | content, target, replace)
+    save_durably(_CLASSIC | content, target, replace=replace)
 
 
 def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -64,7 +64,8 @@ def _state_of(checkpoint: Checkpoint, name: str) -> Any:
     return content[name + SUFFIX]
 
 
-def _save(content: Any, target: Path, replace: bool) -> None:
+def save_durably(content: Any, target: Path, *, replace: bool) -> None:
+    """``torch.save`` into a file that appears whole or not at all. Raises OSError."""
     disk = Disk()
     with arriving(target, disk, replace=replace) as temporary, disk.create(temporary) as file:
         writer = DigestingWriter(file)

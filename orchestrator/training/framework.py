@@ -14,7 +14,7 @@ from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import JournalEvent, utc_now
 from orchestrator.page import Field, Phase
-from orchestrator.training.ending import refusing, say
+from orchestrator.training.ending import conclude, refusing, say
 from orchestrator.training.joined import Joined
 from orchestrator.training.resuming import checkpoint_of
 from orchestrator.training.safepoints import SHOW_METRICS_NS, say_unhealthy
@@ -75,15 +75,10 @@ class FrameworkRun:
         trace: TracebackType | None,
     ) -> None:
         """Mark the run complete, or record how it ended; then end loader workers."""
-        try:
-            if error is None:
-                with refusing():
-                    self._joined.complete(self._progress, self._steps_at_start, self._save_last)
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            self._leave(error)
+        conclude(error, self._complete, self._leave)
+
+    def _complete(self) -> None:
+        self._joined.complete(self._progress, self._steps_at_start, self._save_last)
 
     def _save_last(self) -> None:
         """The framework has saved for the last time; what the disk refused of it is tried again."""

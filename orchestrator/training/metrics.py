@@ -86,7 +86,8 @@ class MetricsFile:
     def _complain(self, error: OSError) -> None:
         if not self._has_complained:
             self._has_complained = True
-            say(f"cannot write {self._path}: {error.strerror or error}; training goes on")
+            problem = error.strerror or error
+            say(f"cannot write {self._path}: {problem}; the metrics of some steps will be missing")
 
 
 def stride_at(step: int) -> int:

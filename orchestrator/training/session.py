@@ -11,7 +11,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.page import Field, Phase
 from orchestrator.training.course import Course
-from orchestrator.training.ending import refusing
+from orchestrator.training.ending import conclude, refusing
 from orchestrator.training.joined import Joined
 from orchestrator.training.resuming import resume_newest, start_from_classic
 from orchestrator.training.safepoints import SafePoints
@@ -104,16 +104,7 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         """Mark the run complete, or record how it ended; then end loader workers."""
-        try:
-            if error is None:
-                with refusing():
-                    self._complete()
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            self._entered = False
-            self._leave(error)
+        conclude(error, self._complete, self._leave)
 
     def _complete(self) -> None:
         def save() -> None:
@@ -122,6 +113,7 @@ class Session:
         self._joined.complete(self._course.progress, self._steps_at_start, save)
 
     def _leave(self, error: BaseException | None) -> None:
+        self._entered = False
         self._joined.end_workers()
         if isinstance(error, TrainingStopped) and self._safe_points.emergency is not None:
             # It was being written while the workers ended.

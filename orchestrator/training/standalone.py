@@ -105,15 +105,7 @@ class Standalone:
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
-        self.tell(
-            JournalEvent.CHECKPOINT_PUBLISHED,
-            path=str(checkpoint.path),
-            step=checkpoint.manifest.step,
-            epoch=checkpoint.manifest.epoch,
-            reason=checkpoint.manifest.reason,
-            healthy=checkpoint.manifest.healthy,
-            seconds=seconds,
-        )
+        self.tell(JournalEvent.CHECKPOINT_PUBLISHED, **checkpoint.facts, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)

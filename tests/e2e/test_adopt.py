@@ -290,6 +290,26 @@ def test_options_that_cannot_work_are_refused_at_the_start(
     assert "Traceback" not in result.stderr
 
 
+def test_a_run_is_a_session_s_or_the_script_s_own(tmp_path: Path) -> None:
+    """Neither goes on from what the other has saved, nor does an import get between."""
+    (tmp_path / "out").mkdir()
+    torch.save({}, tmp_path / "out" / "last.pt")
+    adopted = ("--adopt", "out/last.pt", "--", "true")
+    assert orchestrator("run", "--run-dir", "run", *adopted, cwd=tmp_path).returncode == 0
+    without = orchestrator("run", "--run-dir", "run", "--", "true", cwd=tmp_path)
+    assert without.returncode == 78
+    assert "give --adopt again" in without.stderr
+    torch.save({"epoch": 1, "model_state_dict": {}}, tmp_path / "classic.pt")
+    mixed = orchestrator("checkpoints", "import", "classic.pt", "run", cwd=tmp_path)
+    assert mixed.returncode == 78
+    assert "a script that saves for itself" in mixed.stderr
+    imported = orchestrator("checkpoints", "import", "classic.pt", "other", cwd=tmp_path)
+    assert imported.returncode == 0, imported.stderr
+    refused = orchestrator("run", "--run-dir", "other", *adopted, cwd=tmp_path)
+    assert refused.returncode == 78
+    assert "leave --adopt out" in refused.stderr
+
+
 def test_rotation_deletes_only_what_it_saw_being_written(adopt: Start, tmp_path: Path) -> None:
     """With --keep the oldest that we saw being written are deleted, those from before are not."""
     (tmp_path / "out").mkdir()

@@ -47,16 +47,23 @@ def ready_spare(run: Supervised) -> int:
     return found
 
 
-@pytest.mark.long
-def test_a_script_sees_the_same_three_times(supervise: Start, tmp_path: Path) -> None:
-    """Under python, in a cold start and in a spare, all that a script prints is equal.
+FORMS = {
+    "script": ["folder/script.py"],
+    "module": ["-u", "-X", "utf8", "-W", "error::UserWarning", "-m", "package.script"],
+}
 
-    tests/test_spare.py has the other forms of a command, and options, without torch.
-    """
-    (tmp_path / "folder").mkdir()
-    shutil.copy(CONFORMANCE, tmp_path / "folder" / "script.py")
+
+@pytest.mark.long
+@pytest.mark.parametrize("words", FORMS.values(), ids=FORMS)
+def test_a_script_sees_the_same_three_times(
+    supervise: Start, tmp_path: Path, words: list[str]
+) -> None:
+    """Under python, in a cold start and in a spare, all that a script prints is equal."""
+    for folder in ("folder", "package"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(CONFORMANCE, tmp_path / folder / "script.py")
     (tmp_path / "train").touch()
-    command = [sys.executable, "folder/script.py", str(tmp_path / "facts"), "--torch"]
+    command = [sys.executable, *words, str(tmp_path / "facts"), "--torch"]
     run = supervise(command=command, options=("--spare",), stdin=subprocess.DEVNULL)
     ready_spare(run)
     (tmp_path / "train").unlink()

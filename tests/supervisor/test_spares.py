@@ -188,7 +188,7 @@ def test_one_that_does_not_answer_is_ended(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A spare that is stopped, say, costs a moment and no more: the start is cold then."""
-    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.supervisor.spare_process.TAKE_OVER_SECONDS", 0.1)
 
     async def scene(setting: Setting) -> None:
         setting.offer()
@@ -207,7 +207,7 @@ def test_one_that_makes_a_trainer_does_not_give_way(
 ) -> None:
     """Short memory ends spares, and never one that is about to make a trainer."""
     monkeypatch.setattr("orchestrator.supervisor.spares.MEMORY_CHECK_SECONDS", 0.02)
-    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr("orchestrator.supervisor.spare_process.TAKE_OVER_SECONDS", DEADLINE_SECONDS)
 
     async def scene(setting: Setting) -> None:
         setting.offer()
@@ -232,7 +232,7 @@ def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What it forks after it was given up is ended."""
-    monkeypatch.setattr("orchestrator.supervisor.spares.TAKE_OVER_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.supervisor.spare_process.TAKE_OVER_SECONDS", 0.1)
 
     async def scene(setting: Setting) -> None:
         setting.offer()
@@ -282,6 +282,36 @@ def test_one_spare_makes_trainers_one_after_the_other(
         assert len({*seen}) == len(seen)
 
     play(scene, modules=["numpy"])
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"environment": {"HF_HOME": "ab12"}},
+        {"own": ["colorsys"]},
+        {"third_party": ["colorsys", *(f"more{number}" for number in range(50))]},
+    ],
+    ids=["a variable", "a module of its own", "many more modules"],
+)
+def test_a_spare_follows_the_script(play: Callable[..., None], change: dict[str, Any]) -> None:
+    """One that is for an older version of the script, or knows little of it, is replaced."""
+
+    async def scene(setting: Setting) -> None:
+        setting.offer()
+        await setting.until("ready")
+        first = setting.keeper.pid
+        setting.offer()  # nothing has changed
+        await asyncio.sleep(0)
+        assert setting.keeper.facts()["state"] == "ready"
+        modules = json.loads(setting.modules_file.read_text())
+        setting.modules_file.write_text(json.dumps(modules | change))
+        setting.offer()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while setting.keeper.pid in (first, None):
+                await asyncio.sleep(0.01)
+
+    play(scene, modules=["colorsys"])
 
 
 @pytest.mark.processes

@@ -31,6 +31,7 @@ from tests.e2e.support import (
     orchestrator,
     wait_for,
 )
+from tests.survival.faults import ask
 
 SCRIPTS = Path(__file__).parent.parent / "adopt" / "scripts"
 STOPPED = (74, 75)
@@ -168,13 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.survival.adopted", description=__doc__)
     names = [subject.name for subject in SUBJECTS]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--stops", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    in_a_save = args.kills // 2
-    faults = ["kill"] * (args.kills - in_a_save) + ["kill in a save"] * in_a_save
-    faults += ["stop"] * args.stops
+    args, faults = ask(parser)
     chosen = [subject for subject in SUBJECTS if not args.only or subject.name in args.only]
     table = []
     for line in rows(chosen, faults, args.seed):

@@ -29,6 +29,7 @@ from tests.e2e.support import (
     open_store,
     wait_for,
 )
+from tests.survival.faults import ask
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -135,13 +136,7 @@ def row(subject: Subject, faults: list[str], seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.survival.trainers", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--stops", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    in_a_save = args.kills // 2
-    faults = ["kill"] * (args.kills - in_a_save) + ["kill in a save"] * in_a_save
-    faults += ["stop"] * args.stops
+    args, faults = ask(parser)
     print(
         "| trainer | kills | in a save | stops | attempts | steps done again | complete | equal "
         "| minutes |\n|---|---|---|---|---|---|---|---|---|"
