@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,20 +30,46 @@ DEADLINE_SECONDS = 120.0
 SETTLE_SECONDS = 1.0
 POLL_SECONDS = 0.002
 
-GOODPUT_SECONDS = 180.0
+# Three minutes of kills, in rounds: over minutes the pace of a machine changes too.
+ROUNDS = 3
+KILLS_IN_ROUND = 3
 KILL_EVERY_SECONDS = 20.0
-BASE_SECONDS = 45.0
+BASE_SECONDS = 15.0
+# By default glibc hands large temporaries back to the kernel or does not, by what it has learned
+# in the life of a process, and steps take up to half as long again for the page faults.
+STEADY_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
 
 LIVES = "tests.benchmarks.lives"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
 # Often enough to be never in the way, where only the restart is measured.
 SELDOM_SECONDS = 3600.0
+NO_VARIABLES: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps that were kept, per second; steps done again; seconds from kills to the next step."""
+
+    pace: float
+    again: int
+    still_seconds: float
 
 
 class Job:
     """A training job that somebody else restarts; the context ends it."""
 
-    def __init__(self, root: Path, words: list[str], way: str, *arguments: object) -> None:
+    def __init__(
+        self,
+        root: Path,
+        words: list[str],
+        way: str,
+        *arguments: object,
+        variables: Mapping[str, str] = NO_VARIABLES,
+    ) -> None:
         """``words`` are the command that restarts what follows them."""
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
@@ -50,6 +77,7 @@ class Job:
         self._process = subprocess.Popen(
             [*words, way, str(root / "notes"), *map(str, arguments)],
             cwd=ROOT,
+            env={**os.environ, **variables},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -65,56 +93,56 @@ class Job:
         trace: TracebackType | None,
     ) -> None:
         self._process.terminate()
-        # torchrun and a shell do not end their trainer.
-        with contextlib.suppress(OSError):
-            os.kill(self.notes.read()[0], signal.SIGKILL)
+        # torchrun and a shell do not end their trainer; 0 would be everybody in our group.
+        if pid := self.notes.read().pid:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
 
     def is_ready(self) -> bool:
         """Whether a kill now would find everything prepared: the state was saved."""
-        return self.notes.read()[1] >= 2
+        return self.notes.read().step >= 2
 
     def kill(self) -> float:
         """Seconds from a SIGKILL of the trainer to the end of the next one's first step."""
         wait_for(self.is_ready)
         time.sleep(SETTLE_SECONDS)
-        pid, _, _ = self.notes.read()
+        return self._kill()[1]
+
+    def _kill(self) -> tuple[int, float]:
+        """Steps that a SIGKILL has done again, and seconds until the first of them is done."""
+        last = self.notes.read()
         killed = time.monotonic_ns()
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: self.notes.read()[0] != pid)
-        return (self.notes.read()[2] - killed) / 1e9
+        os.kill(last.pid, signal.SIGKILL)
+        wait_for(lambda: self.notes.read().pid != last.pid)
+        life = self.notes.read()
+        return last.step + 1 - life.first_step, (life.first_ns - killed) / 1e9
 
-    def kept_per_second(self) -> float:
-        """Steps that it keeps under a SIGKILL now and then."""
-        wait_for(self.is_ready)
-        began, (_, first, _) = time.monotonic(), self.notes.read()
-        for number in range(1, round(GOODPUT_SECONDS / KILL_EVERY_SECONDS)):
+    def work(self, seconds: float, kills: int = 0) -> Work:
+        """Have it work, under a SIGKILL now and then."""
+        began, first = time.monotonic(), self.notes.read().step
+        again, still_seconds = 0, 0.0
+        for number in range(kills):
             time.sleep(max(0.0, began + number * KILL_EVERY_SECONDS - time.monotonic()))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.notes.read()[0], signal.SIGKILL)
-        time.sleep(max(0.0, began + GOODPUT_SECONDS - time.monotonic()))
-        return (self.notes.read()[1] - first) / GOODPUT_SECONDS
-
-    def steps_per_second(self) -> float:
-        """The pace of a run that nobody disturbs."""
-        wait_for(self.is_ready)
-        time.sleep(SETTLE_SECONDS)
-        _, before, _ = self.notes.read()
-        time.sleep(BASE_SECONDS)
-        return (self.notes.read()[1] - before) / BASE_SECONDS
+            steps, still = self._kill()
+            again, still_seconds = again + steps, still_seconds + still
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        return Work((self.notes.read().step - first) / seconds, again, still_seconds)
 
 
 class OurJob(Job):
     """Under `orchestrator run`."""
 
-    def __init__(self, root: Path, size: int, option: str) -> None:
+    def __init__(
+        self, root: Path, size: int, option: str, variables: Mapping[str, str] = NO_VARIABLES
+    ) -> None:
         self._run = RunDir(root / "run")
         self._wants_spare = option == "--spare"
         words = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(self._run.root)]
         # Kills are no failures of the script here.
         words += [option, "--max-restarts", "1000", "--", sys.executable, "-m", LIVES]
-        super().__init__(root, words, "ours", size)
+        super().__init__(root, words, "ours", size, variables=variables)
 
     def is_ready(self) -> bool:
         """With a snapshot in memory and, where it is wanted, a spare."""
@@ -134,9 +162,14 @@ class OurJob(Job):
         return status or {}
 
 
-def torchrun(root: Path, size: int, every_seconds: float = SELDOM_SECONDS) -> Job:
+def torchrun(
+    root: Path,
+    size: int,
+    every_seconds: float = SELDOM_SECONDS,
+    variables: Mapping[str, str] = NO_VARIABLES,
+) -> Job:
     words = [*TORCHRUN, "--max-restarts", "1000", "-m", LIVES]
-    return Job(root, words, "classic", size, every_seconds)
+    return Job(root, words, "classic", size, every_seconds, variables=variables)
 
 
 def bash_loop(root: Path, size: int) -> Job:
@@ -188,31 +221,45 @@ def _restarts(name: str, size: int, root: Path) -> list[Figure]:
 
 
 def goodput(root: Path) -> list[Figure]:
-    """Steps kept under a SIGKILL every 20 s, over those of a run that nobody disturbs."""
-    return [_goodput(name, size, root) for name, size in SIZES.items()]
+    """Steps lost under a SIGKILL every 20 s, of those of a run that nobody disturbs."""
+    return [figure for name, size in SIZES.items() for figure in _goodput(name, size, root)]
 
 
-def _goodput(name: str, size: int, root: Path) -> Figure:
-    def undisturbed() -> float:
-        with OurJob(root, size, "--spare") as job:
-            return job.steps_per_second()
-
-    # Before and after: over minutes the pace of a machine changes too.
-    paces = [undisturbed()]
-    with OurJob(root, size, "--spare") as job:
-        ours = job.kept_per_second()
-    paces.append(undisturbed())
-    pace = sum(paces) / len(paces)
+def _goodput(name: str, size: int, root: Path) -> list[Figure]:
     workload = Workload(size)
     workload.step()
+    root.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     save(workload, 1, root / "saved.pt")
-    save_seconds = time.perf_counter() - began
     # Young's interval (1974) is the best there is for a given mean time between failures.
-    best = math.sqrt(2 * save_seconds * KILL_EVERY_SECONDS)
-    with torchrun(root, size, best) as job:
-        others = job.kept_per_second()
+    best = math.sqrt(2 * (time.perf_counter() - began) * KILL_EVERY_SECONDS)
+    del workload
+    seconds = KILLS_IN_ROUND * KILL_EVERY_SECONDS
+    ours, still, again, theirs = list[float](), list[float](), list[float](), list[float]()
+    for _ in range(ROUNDS):
+        with OurJob(root / "job", size, "--spare", STEADY_MEMORY) as job:
+            wait_for(job.is_ready)
+            before = job.work(BASE_SECONDS).pace
+            work = job.work(seconds, KILLS_IN_ROUND)
+            after = job.work(BASE_SECONDS).pace
+        with torchrun(root / "job", size, best, STEADY_MEMORY) as job:
+            wait_for(job.is_ready)
+            others = job.work(seconds, KILLS_IN_ROUND)
+        pace = (before + after) / 2
+        print(f"{name}: undisturbed {before:.1f} and {after:.1f} steps/s", file=sys.stderr)
+        ours.append(1 - work.pace / pace)
+        still.append(work.still_seconds / seconds)
+        again.append(work.again / pace / seconds)
+        theirs.append(1 - others.pace / pace)
     words = f"torchrun, torch.save every {best:.2g} s"
     label = f"{name}: steps lost under a SIGKILL every 20 s"
-    print(f"{name}: undisturbed {paces[0]:.1f} and {paces[1]:.1f} steps/s", file=sys.stderr)
-    return Figure(label, "of all", 1 - ours / pace, 1 - others / pace, words, 0.05)
+    against_torchrun = paired(label, ours, theirs, words, 0.05, "of all")
+    against_torchrun.relative = False
+    parts = {"from a kill to the next step": still, "done twice": again}
+    return [
+        against_torchrun,
+        *(
+            paired(f"{name}: of that {part}", shares, [0.0], "nothing", unit="of all")
+            for part, shares in parts.items()
+        ),
+    ]

@@ -12,34 +12,43 @@ import struct
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from tests.benchmarks.workload import Workload
 
-RECORD = struct.Struct("3q")
+RECORD = struct.Struct("4q")
 TOTAL = 10**9
 
 
+class Life(NamedTuple):
+    """A process, the step it completed last, and the first, with its end (monotonic)."""
+
+    pid: int
+    step: int
+    first_step: int
+    first_ns: int
+
+
 class Notes:
-    """Shared memory of trainer and benchmark: process, completed steps, end of its first step."""
+    """Shared memory of trainer and benchmark: a process, how far it came, and where it began."""
 
     def __init__(self, file: Path) -> None:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(descriptor, RECORD.size)
         self._map = mmap.mmap(descriptor, RECORD.size)
-        self._first_ns = 0
+        self._first: tuple[int, int] | None = None
         os.close(descriptor)
 
     def step(self, step: int) -> None:
-        """Note that this process has completed a step; the time is that of its first one."""
-        self._first_ns = self._first_ns or time.monotonic_ns()
-        RECORD.pack_into(self._map, 0, os.getpid(), step, self._first_ns)
+        """Note that this process has completed a step."""
+        self._first = self._first or (step, time.monotonic_ns())
+        RECORD.pack_into(self._map, 0, os.getpid(), step, *self._first)
 
-    def read(self) -> tuple[int, int, int]:
-        """The process that wrote last, the step it completed, when it completed its first one."""
-        pid, step, first_ns = RECORD.unpack_from(self._map)
-        return pid, step, first_ns
+    def read(self) -> Life:
+        """What the process that wrote last has noted; process 0 before the first."""
+        return Life(*RECORD.unpack_from(self._map))
 
 
 def ours(workload: Workload, notes: Notes) -> None:
