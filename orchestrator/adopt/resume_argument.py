@@ -10,6 +10,7 @@ from orchestrator.errors import ConfigError
 
 _PLACEHOLDER = re.compile(r"{([^{}]*)}")
 _KNOWN = {"path", "step"}
+_FILLED = re.compile(r"{(path|step)}")
 
 
 @dataclass(frozen=True)
@@ -42,4 +43,6 @@ class ResumeArgument:
                 f"cannot fill {{step}} of --resume-arg: the name of {path} has no number; "
                 "use {path}"
             )
-        return [w.replace("{path}", str(path)).replace("{step}", str(step)) for w in self.template]
+        values = {"path": str(path), "step": str(step)}
+        # In one go: the path may have braces of its own.
+        return [_FILLED.sub(lambda found: values[found[1]], word) for word in self.template]

@@ -34,6 +34,8 @@ from orchestrator.supervisor.written import Written
 LOOK_SECONDS = 10.0
 # What is being written is looked at so often, until it has come to rest.
 PENDING_SECONDS = 0.25
+# Where many names match and all the time one comes, looking takes this share of a core.
+LOOKING_SHARE = 0.05
 # When nothing that matches has come by then, the pattern may be wrong.
 UNMATCHED_SECONDS = 1800.0
 # So far the times of files may lag behind the clock.
@@ -77,6 +79,7 @@ class Adoption:
         self._began = time.monotonic()
         self._problem: str | None = None
         self._unmatched_told = False
+        self._look_cpu_seconds = 0.0
 
     async def take_stock(self) -> None:
         """Before the supervisor's first attempt: what is there already."""
@@ -144,6 +147,8 @@ class Adoption:
                 changes.watch(self._sightings.directories)
                 if time.monotonic() - self._began >= UNMATCHED_SECONDS:
                     self._tell_of_unmatched()
+                breather = min(self._look_cpu_seconds / LOOKING_SHARE, LOOK_SECONDS)
+                await asyncio.wait({over}, timeout=breather)
                 changed = asyncio.ensure_future(changes.changed.wait())
                 rest = PENDING_SECONDS if self._sightings.pending else LOOK_SECONDS
                 await asyncio.wait(
@@ -157,7 +162,11 @@ class Adoption:
 
         def look() -> list[Happening]:
             lower_priority()
-            return self._sightings.look(moment, reason, everywhere)
+            began = time.thread_time()
+            try:
+                return self._sightings.look(moment, reason, everywhere)
+            finally:
+                self._look_cpu_seconds = time.thread_time() - began
 
         try:
             happenings = await in_thread(look)

@@ -32,6 +32,12 @@ def test_refused(template: str) -> None:
         ResumeArgument.parse(template)
 
 
+def test_a_path_with_braces_is_taken_as_it_is() -> None:
+    """A path that looks like a placeholder is not filled once more."""
+    path = Path("/data/{step}/checkpoint-500")
+    assert ResumeArgument.parse("{path} {step}").words(path, 500) == [str(path), "500"]
+
+
 def test_step_of_a_name_without_a_number() -> None:
     """There is no step to tell then, and a count of saves would be a lie."""
     with pytest.raises(ConfigError, match="no number"):

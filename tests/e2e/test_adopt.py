@@ -276,7 +276,9 @@ def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
         (("--resume-arg", "--resume {path}"), "cannot use --resume-arg without --adopt"),
         (("--adopt", "a.pt", "--resume-arg", "--r {step}"), "cannot fill {step}"),
         (("--adopt", "a*", "--resume-arg", "--r={foo}"), "there are {path} and {step}, not {foo}"),
+        (("--adopt", "e*/a.pt", "--resume-arg", "--r {step}"), "has no wildcard"),
         (("--adopt", "**/a"), "name each level"),
+        (("--adopt", "*"), "takes in the run directory"),
         (("--stop-signal", "KILL"), "no program can act on that one"),
     ],
 )

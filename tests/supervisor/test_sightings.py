@@ -133,6 +133,34 @@ def test_what_is_added_to_anothers_checkpoint_does_not_make_it_ours(numbered: Sc
     assert ours == [True, False]
 
 
+def test_nor_does_what_is_added_to_one_that_was_passed_over(numbered: Script) -> None:
+    """What does not count must not become ours by a note that somebody puts into it."""
+    for step in (1, 2, 3):
+        numbered.save(f"c-{step}/a.pt")
+    numbered.look(Moment.FIRST)
+    assert numbered.steps() == [2, 3]
+    (numbered.out / "c-1" / "notes.txt").touch()
+    numbered.look()
+    assert not numbered.written.is_ours(numbered.out / "c-1")
+    numbered.save("c-1/a.pt", 5.0)
+    numbered.look()
+    assert numbered.written.is_ours(numbered.out / "c-1")
+
+
+def test_a_torn_file_in_a_directory_that_has_all_names(numbered: Script) -> None:
+    """A killed save leaves the last name with half of its bytes; not every format shows that."""
+    numbered.look(Moment.FIRST)
+    for step in (1, 2):
+        (numbered.out / f"c-{step}").mkdir()
+        (numbered.out / f"c-{step}" / "weights.npy").write_bytes(b"x" * (200 // step))
+        numbered.look()
+        if step == 1:
+            assert kinds(numbered.look(after=60)) == [Sealed]
+    (happening,) = numbered.look(Moment.KILLED, after=2)
+    assert isinstance(happening, SetAside)
+    assert happening.reason == "the format of weights.npy does not tell whether it is whole"
+
+
 def test_what_a_dead_supervisor_saw_is_known_to_the_next(tmp_path: Path) -> None:
     """A machine that went away in the middle of a save leaves a file that we may set aside."""
     script = Script(tmp_path, "c-*")
