@@ -14,8 +14,10 @@ _CLASS = re.compile(r"\[(!?)([^\]]+)\]")
 # How a shell pattern names these characters themselves.
 _ESCAPED = re.compile(r"\[([*?[])\]")
 _STEP = re.compile(r"step\D?(\d+)", re.IGNORECASE)
-# A metric in a name, and what Lightning appends to a name that is taken.
-_NO_STEP = re.compile(r"\d+\.\d+|-v\d+(?=\.|$)")
+_DATE = r"(?<!\d)20\d\d[-_. ]?(?:0[1-9]|1[0-2])[-_. ]?(?:0[1-9]|[12]\d|3[01])"
+_TIME = r"(?:[-_T. ]?[0-2]\d[-_:. ]?[0-5]\d(?:[-_:. ]?[0-5]\d)?)?(?!\d)"
+# A date, whose last number begins anew, a metric, what Lightning appends to a name that is taken.
+_NO_STEP = re.compile(_DATE + _TIME + r"|\d+\.\d+|-v\d+(?=\.|$)")
 # Longer numbers have no place in the name of a checkpoint's directory: a time in milliseconds.
 LONGEST_STEP_DIGITS = 12
 

@@ -127,7 +127,8 @@ class Adoption:
 
     async def _look_last(self, attempt: Attempt, moment: Moment) -> None:
         if self._looking is not None:
-            await self._looking
+            # However it ended: what the script saved last must be looked at.
+            await asyncio.wait({self._looking})
         await self._look(moment, attempt)
         self._tell_of_unmatched()
 
@@ -212,7 +213,8 @@ class Adoption:
                     reason=reason,
                 )
             case Failed(path, problem):
-                self._alarm({"adopted": str(path), "problem": f"cannot seal {path}: {problem}"})
+                text = f"cannot seal {path}, or set it aside: {problem}"
+                self._alarm({"adopted": str(path), "problem": text})
 
     def _tell_of_unmatched(self) -> None:
         if not self._sightings.any and not self._unmatched_told:

@@ -22,11 +22,19 @@ from orchestrator.adopt.pattern import Pattern
         ("m[0-9][0-9].pt", "m07.pt", 7),
         ("*.ckpt", "last.ckpt", None),
         ("*.pt", "1732471234567.pt", None),
+        ("m_*.pt", "m_2026-11-28_15-04-05.pt", None),
+        ("m_*.pt", "m_20261128T150405.pt", None),
+        ("m_*-*-*.pt", "m_2026-11-28.pt", None),
+        ("m_*.pt", "m_20261128-1504_e3.pt", 3),
+        ("m_*.pt", "m_20261300.pt", 20261300),
         ("model2.pt", "model2.pt", None),
     ],
 )
 def test_step(pattern: str, name: str, step: int | None) -> None:
-    """The step is the number after that word, else the last where a wildcard is; no decimals."""
+    """The step is the number after that word, else the last where a wildcard is.
+
+    No decimals and no dates: the seconds of a time would make an older one the newest.
+    """
     assert Pattern.parse(pattern).step_of(Path.cwd() / name) == step
 
 

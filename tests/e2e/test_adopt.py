@@ -140,7 +140,7 @@ def test_kills_and_stops_do_not_change_the_result(
         ),
         pytest.param(
             SCRIPTS / "accelerated.py",
-            (),
+            ("--kill-save",),
             "out/step_*",
             "{path}",
             "partial-step_10: optimizer.bin has no end",
@@ -156,7 +156,7 @@ def test_kills_and_stops_do_not_change_the_result(
         ),
         pytest.param(
             SCRIPTS / "lit.py",
-            (),
+            ("--kill-save",),
             "out/*.ckpt",
             "{path}",
             "partial-epoch=0-step=10.ckpt: epoch=0-step=10.ckpt has no end",
