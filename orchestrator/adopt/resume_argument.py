@@ -29,6 +29,8 @@ class ResumeArgument:
         if unknown:
             names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
             raise ValueError(f"there are {{path}} and {{step}}, not {names}")
+        if any(word.count("{") != word.count("}") for word in words):
+            raise ValueError("a brace is not closed; write {path} or {step}")
         return cls(words)
 
     @property

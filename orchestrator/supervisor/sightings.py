@@ -39,6 +39,8 @@ SEALING_SHARE = 0.1
 RETRY_SECONDS = 60.0
 # Of what others wrote before, reading all of which may take hours, so many of the newest count.
 FROM_BEFORE = 2
+# Of what does not count of that so many are named, where a pattern matches thousands.
+FROM_BEFORE_TOLD = 5
 
 
 @dataclass
@@ -192,7 +194,7 @@ class Sightings:
         self, in_order: list[_Sighting], seals: dict[Path, Checkpoint], moment: Moment
     ) -> None:
         """Have only the newest of those count that others wrote, and that we do not have yet."""
-        good = 0
+        good = bad = 0
         newest_ns = max(
             (_newest_ns(adopted_part(s).modified_ns) for s in seals.values()), default=0
         )
@@ -206,6 +208,9 @@ class Sightings:
                 self._examine(sighting, seals)
             if (finding := sighting.finding) is not None:
                 good += finding.proven or moment is Moment.FIRST
+            else:
+                bad += 1
+                sighting.told = bad > FROM_BEFORE_TOLD
 
     def _judge(
         self,

@@ -18,6 +18,7 @@ PATH = Path("/data/my run/checkpoint-500")
         ("train.resume={path} +step={step}", [f"train.resume={PATH}", "+step=500"]),
         ("--resume", ["--resume"]),
         ("'--note=a b' {step}", ["--note=a b", "500"]),
+        ('\'{"resume": "{path}"}\'', [f'{{"resume": "{PATH}"}}']),
     ],
 )
 def test_words(template: str, words: list[str]) -> None:
@@ -25,7 +26,7 @@ def test_words(template: str, words: list[str]) -> None:
     assert ResumeArgument.parse(template).words(PATH, 500) == words
 
 
-@pytest.mark.parametrize("template", ["", "{foo}", "--r {path} {}", "'unclosed"])
+@pytest.mark.parametrize("template", ["", "{foo}", "--r {path} {}", "'unclosed", "--r {path", "p}"])
 def test_refused(template: str) -> None:
     """A template that cannot be filled is refused before anything runs."""
     with pytest.raises(ValueError, match=r"."):

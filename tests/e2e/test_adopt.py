@@ -159,7 +159,7 @@ def test_kills_and_stops_do_not_change_the_result(
             ("--kill-save",),
             "out/*.ckpt",
             "{path}",
-            "partial-epoch=0-step=10.ckpt: epoch=0-step=10.ckpt has no end",
+            "partial-epoch=9-step=10.ckpt: epoch=9-step=10.ckpt has no end",
             id="lightning",
         ),
     ],

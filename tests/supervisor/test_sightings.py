@@ -116,6 +116,16 @@ def test_of_what_others_wrote_only_the_newest_count(numbered: Script) -> None:
     assert len(list(numbered.out.iterdir())) == 5
 
 
+def test_of_many_that_do_not_count_some_are_named(numbered: Script) -> None:
+    """A pattern that matches thousands of other files does not fill the screen; none is moved."""
+    for step in range(20):
+        (numbered.out / f"c-{step}.pt").touch()
+    assert kinds(numbered.look(Moment.FIRST)) == 5 * [LeftAlone]
+    assert numbered.look(after=100) == numbered.look(Moment.KILLED) == []
+    numbered.save("c-3.pt")
+    assert kinds(numbered.look()) == [Sealed]
+
+
 def test_what_is_added_to_anothers_checkpoint_does_not_make_it_ours(numbered: Script) -> None:
     """Only where every file was written anew is the whole of it the work of our trainer."""
     numbered.save("c-1/a.pt")
