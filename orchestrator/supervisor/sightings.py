@@ -255,8 +255,10 @@ class Sightings:
     def _examine(self, sighting: _Sighting, seals: dict[Path, Checkpoint]) -> None:
         contents = sighting.contents
         others = [s for s in seals.values() if adopted_part(s).is_directory]
-        last = max(others, key=lambda seal: seal.order, default=None)
-        usual = last and {name: file.bytes for name, file in last.manifest.files.items()}
+        usual = None
+        if others:
+            last = max(others, key=lambda seal: seal.order).manifest
+            usual = {name: file.bytes for name, file in last.files.items()}
         try:
             before = self._before(contents.path, seals.get(contents.path))
             check_all_new(contents.modified_ns, before)
