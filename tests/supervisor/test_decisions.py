@@ -106,6 +106,9 @@ CASES = {
         end(Kind.MEMORY_ERROR, step=11),
         end(Kind.MEMORY_ERROR, step=11),
     ),
+    "called wrongly right after resuming": case(
+        GIVE_UP, "came again", end(Kind.USAGE, step=11), end(Kind.USAGE, step=11)
+    ),
     "import error again": case(
         GIVE_UP,
         "at step 0",
@@ -220,7 +223,7 @@ NAMES = {
     SHORTAGE: "shortage",
     SCRIPT | SHORTAGE: "script, shortage",
     SCRIPT | SHORTAGE | {Kind.HANG}: "script, shortage, `hang`",
-    POISON: "script but `import_error`",
+    POISON: "script but `import_error` and `usage`",
 }
 
 
