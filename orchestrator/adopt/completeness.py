@@ -54,11 +54,11 @@ def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Findi
         if lacking:
             return Finding(False, f"it lacks {min(lacking)}, which an earlier one has")
         as_long = {(kind_of(name), size) for name, size in usual.items()}
-        doubtful = {n for n, size in silent.items() if (kind_of(n), size) not in as_long}
-        if doubtful := set() if is_trainer else doubtful - measured:
-            doubt = f"the format of {min(doubtful)} does not tell whether it is whole"
-            return Finding(False, doubt)
-        return Finding(True)
+        of_other_size = {n for n, size in silent.items() if (kind_of(n), size) not in as_long}
+        doubtful = of_other_size - measured
+        if not doubtful or is_trainer:
+            return Finding(True)
+        return Finding(False, f"the format of {min(doubtful)} does not tell whether it is whole")
     is_dcp = measured == contents.files.keys()
     return Finding(is_dcp or is_trainer, "nothing in it tells that it is whole")
 
