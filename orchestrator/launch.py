@@ -31,8 +31,8 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
-    _check_adoption(config)
     place = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
+    _check_adoption(config, place)
     if arguments.detach:
         return detach.start(place, ["run", *option_words(options), "--", *command])
     # A watchdog's SIGABRT is to leave behind what we were stuck in.
@@ -65,17 +65,22 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
     return asyncio.run(Supervisor(config, command, store, lock, console, notifier).run())
 
 
-def _check_adoption(config: Config) -> None:
+def _check_adoption(config: Config, place: RunDir) -> None:
     """Refuse options that cannot work together, before training for hours. Raises ConfigError."""
     given = config.resume_arg.template
     if given and config.adopt is None:
         raise ConfigError(
             "cannot use --resume-arg without --adopt, which names the checkpoints to resume from"
         )
-    if config.adopt is not None and config.adopt.is_one_path and config.resume_arg.needs_step:
+    if config.adopt and config.resume_arg.needs_step and not config.adopt.tells_steps:
         raise ConfigError(
-            f"cannot fill {{step}} of --resume-arg: --adopt {config.adopt.text} names one path, "
-            "which tells no step; use {path}"
+            f"cannot fill {{step}} of --resume-arg: the last name in --adopt {config.adopt.text} "
+            "has no wildcard, and so tells no step; use {path}"
+        )
+    if config.adopt and config.adopt.takes(place.root.absolute()):
+        raise ConfigError(
+            f"cannot adopt {config.adopt.text}: that takes in the run directory {place.root} "
+            "itself; name what the script saves more closely, or take another --run-dir"
         )
 
 

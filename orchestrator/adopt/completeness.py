@@ -1,14 +1,13 @@
 """Whether a checkpoint of a script is whole: what each framework's must hold, and what others held.
 
 A directory has no last byte. It is proven whole by what its framework writes last, or by having
-everything that an earlier checkpoint of the run has.
+everything that an earlier checkpoint of the run has, each file proven whole or as long as there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from orchestrator.adopt.contents import Contents, kinds_of
+from orchestrator.adopt.contents import Contents, kind_of, kinds_of
 from orchestrator.adopt.formats import (
     DCP_METADATA,
     DCP_SUFFIX,
@@ -35,25 +34,32 @@ class Finding:
     doubt: str = ""
 
 
-def examine(contents: Contents, usual: Iterable[str] | None = None) -> Finding:
-    """Look at every file; ``usual`` are the names in an earlier checkpoint's directory.
+def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Finding:
+    """Look at every file; ``usual`` are the sizes of those in an earlier checkpoint's directory.
 
     Raises IncompleteError, and OSError when the system does not let us see.
     """
-    whole = [shows_whole(contents.root / n, file.bytes) for n, file in contents.files.items()]
+    sizes = {name: file.bytes for name, file in contents.files.items()}
+    silent = {n: size for n, size in sizes.items() if not shows_whole(contents.root / n, size)}
     if not contents.is_directory:
-        return Finding(all(whole), "its format does not tell whether it is whole")
+        return Finding(not silent, "its format does not tell whether it is whole")
     if not contents.files:
         raise IncompleteError("it holds nothing yet")
     _check_indexes(contents)
-    is_dcp = _check_dcp(contents)
+    measured = _check_dcp(contents)
     is_trainer = _check_trainer(contents)
     _check_accelerate(contents)
     if usual is not None:
         lacking = kinds_of(usual) - kinds_of(contents.files)
         if lacking:
             return Finding(False, f"it lacks {min(lacking)}, which an earlier one has")
-        return Finding(True)
+        as_long = {(kind_of(name), size) for name, size in usual.items()}
+        of_other_size = {n for n, size in silent.items() if (kind_of(n), size) not in as_long}
+        doubtful = of_other_size - measured
+        if not doubtful or is_trainer:
+            return Finding(True)
+        return Finding(False, f"the format of {min(doubtful)} does not tell whether it is whole")
+    is_dcp = measured == contents.files.keys()
     return Finding(is_dcp or is_trainer, "nothing in it tells that it is whole")
 
 
@@ -81,21 +87,22 @@ def _check_indexes(contents: Contents) -> None:
             _require(contents, f"{folder}/{shard}".lstrip("/"), f"which {name} names")
 
 
-def _check_dcp(contents: Contents) -> bool:
-    """torch.distributed.checkpoint writes .metadata last; whether there is nothing else."""
+def _check_dcp(contents: Contents) -> set[str]:
+    """torch.distributed.checkpoint writes .metadata last; the files that this proves whole."""
+    measured = set()
     folders = {n.rpartition("/")[0] for n in contents.files if n.endswith(DCP_SUFFIX)}
     for folder in folders:
         metadata = f"{folder}/{DCP_METADATA}".lstrip("/")
         _require(contents, metadata, "which is written last")
+        measured.add(metadata)
         for shard, least in dcp_sizes(contents.root / metadata).items():
             name = f"{folder}/{shard}".lstrip("/")
             _require(contents, name, f"which {metadata} names")
             if contents.files[name].bytes < least:
                 size = contents.files[name].bytes
                 raise IncompleteError(f"{name} has {size} bytes, not {least}")
-    return bool(folders) and all(
-        name.endswith(DCP_SUFFIX) or Path(name).name == DCP_METADATA for name in contents.files
-    )
+            measured.add(name)
+    return measured
 
 
 def _check_trainer(contents: Contents) -> bool:

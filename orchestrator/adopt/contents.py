@@ -68,6 +68,11 @@ def _state(found: os.stat_result) -> FileState:
     return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
+def kind_of(name: str) -> str:
+    """The name without its numbers, which are of the step or the rank."""
+    return _NUMBER.sub("#", name)
+
+
 def kinds_of(names: Iterable[str]) -> Counter[str]:
-    """The names without their numbers, which are of the step or the rank, and how many of each."""
-    return Counter(_NUMBER.sub("#", name) for name in names)
+    """How many there are of each kind."""
+    return Counter(map(kind_of, names))

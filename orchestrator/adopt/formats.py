@@ -1,9 +1,12 @@
 """Whether a file is whole, as far as its format tells; no torch, and nothing of a pickle is run."""
 
+import contextlib
 import json
 import pickle
+import pickletools
 import struct
 import zipfile
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +14,9 @@ LARGEST_JSON_BYTES = 256 << 20
 ZIP_MAGIC = b"PK\x03\x04"
 DCP_METADATA = ".metadata"
 DCP_SUFFIX = ".distcp"
+PICKLE_SUFFIXES = {".pkl", ".pickle"}
+# Reading so many takes some seconds; a longer pickle is one of numbers, each by itself.
+MOST_OPCODES = 5_000_000
 # Of these an empty one is always one whose writing had just begun.
 _NEVER_EMPTY = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".json", ".npz", DCP_SUFFIX}
 
@@ -38,6 +44,9 @@ def shows_whole(path: Path, size: int) -> bool:
         if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
             _check_zip(path.name, file)
             return True
+        if path.suffix in PICKLE_SUFFIXES:
+            file.seek(0)
+            return _is_one_pickle(file)
     return False
 
 
@@ -85,6 +94,15 @@ def _check_zip(name: str, file: BinaryIO) -> None:
         raise IncompleteError(f"{name} has a damaged directory") from None
     except _PICKLE_ERRORS:
         raise IncompleteError(f"{name} has no whole data.pkl") from None
+
+
+def _is_one_pickle(file: BinaryIO) -> bool:
+    """Whether it ends with the pickle's STOP: joblib, say, puts other bytes between and after."""
+    with contextlib.suppress(*_PICKLE_ERRORS):
+        for opcode, _, _ in islice(pickletools.genops(file), MOST_OPCODES):
+            if opcode.name == "STOP":
+                return not file.read(1)
+    return False
 
 
 def dcp_sizes(metadata: Path) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The pattern of --adopt: which paths are checkpoints, and which step a name tells."""
 
 import contextlib
+import glob
 import os
 import re
 from collections.abc import Iterable
@@ -9,9 +10,14 @@ from pathlib import Path
 from typing import Self
 
 _WILDCARDS = re.compile(r"(\*|\?+|(?:\[[^\]]+\])+)")
+_CLASS = re.compile(r"\[(!?)([^\]]+)\]")
+# How a shell pattern names these characters themselves.
+_ESCAPED = re.compile(r"\[([*?[])\]")
 _STEP = re.compile(r"step\D?(\d+)", re.IGNORECASE)
-# A metric in a name, and what Lightning appends to a name that is taken.
-_NO_STEP = re.compile(r"\d+\.\d+|-v\d+(?=\.|$)")
+_DATE = r"(?<!\d)20\d\d[-_. ]?(?:0[1-9]|1[0-2])[-_. ]?(?:0[1-9]|[12]\d|3[01])"
+_TIME = r"(?:[-_T. ]?[0-2]\d[-_:. ]?[0-5]\d(?:[-_:. ]?[0-5]\d)?)?(?!\d)"
+# A date, whose last number begins anew, a metric, what Lightning appends to a name that is taken.
+_NO_STEP = re.compile(_DATE + _TIME + r"|\d+\.\d+|-v\d+(?=\.|$)")
 # Longer numbers have no place in the name of a checkpoint's directory: a time in milliseconds.
 LONGEST_STEP_DIGITS = 12
 
@@ -25,14 +31,17 @@ class Level:
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """``*``, ``?`` and ``[...]`` as a shell understands them."""
+        """``*``, ``?`` and ``[...]`` as a shell understands them. Raises ValueError."""
+        if not _WILDCARDS.search(_ESCAPED.sub("", text)):
+            return cls(_ESCAPED.sub(r"\1", text), None)
         pieces = _WILDCARDS.split(text)
-        if len(pieces) == 1:
-            return cls(text, None)
         # As in a shell, a leading dot must be named.
         hidden = "" if text.startswith(".") else r"(?!\.)"
         parts = [_group(p) if i % 2 else re.escape(p) for i, p in enumerate(pieces)]
-        return cls(text, re.compile(hidden + "".join(parts), re.DOTALL))
+        try:
+            return cls(text, re.compile(hidden + "".join(parts), re.DOTALL))
+        except re.error as error:
+            raise ValueError(f"{text} has a [...] that names no characters: {error}") from None
 
     def within(self, directory: Path) -> list[Path]:
         """What there is of this name; links are passed over where a wildcard finds them."""
@@ -52,7 +61,13 @@ def _group(wildcard: str) -> str:
         return "(.*)"
     if wildcard[0] == "?":
         return f"(.{{{len(wildcard)}}})"
-    return "(" + wildcard.replace("[!", "[^") + ")"
+    return "(" + _CLASS.sub(_regular_class, wildcard) + ")"
+
+
+def _regular_class(found: re.Match[str]) -> str:
+    """Without the meanings that a regular expression gives to more characters than a shell."""
+    characters = re.sub(r"([\\^\[&|~])", r"\\\1", found[2])
+    return f"[{'^' if found[1] else ''}{characters}]"
 
 
 @dataclass(frozen=True)
@@ -70,15 +85,25 @@ class Pattern:
             raise ValueError("name the checkpoints that the script saves, such as 'out/step-*.pt'")
         if "**" in text:
             raise ValueError("** is not understood; name each level, as in 'logs/*/step-*.ckpt'")
-        parts = Path(os.path.abspath(os.path.expanduser(text))).parts
+        # Only what was written is a pattern, whatever the current directory is called.
+        whole = os.path.join(glob.escape(str(Path.cwd())), os.path.expanduser(text))
+        parts = Path(os.path.normpath(whole)).parts
         levels = [Level.of(part) for part in parts[1:]]
+        if not levels:
+            raise ValueError("name the checkpoints, not the root directory")
         plain = next((i for i, level in enumerate(levels) if level.matches), len(levels) - 1)
-        return cls(text, Path(*parts[: plain + 1]), tuple(levels[plain:]))
+        base = Path(parts[0], *(level.text for level in levels[:plain]))
+        return cls(text, base, tuple(levels[plain:]))
 
     @property
     def is_one_path(self) -> bool:
         """Whether it names a single path, which the script overwrites with each save."""
         return all(level.matches is None for level in self.levels)
+
+    @property
+    def tells_steps(self) -> bool:
+        """Whether there is a place for a step in the names of what it matches."""
+        return self.levels[-1].matches is not None
 
     def find(self) -> tuple[list[Path], list[Path]]:
         """The directories in which matches may appear, and the matches; a link is none."""
@@ -90,11 +115,18 @@ class Pattern:
             parents = [path for path in paths if path.is_dir()]
             directories += parents
             paths = [found for parent in parents for found in level.within(parent)]
-        paths = [path for path in paths if not path.is_symlink()]
+        if not self.tells_steps:  # a wildcard has passed over links already
+            paths = [path for path in paths if not path.is_symlink()]
         if self.is_one_path:
             # One that is written over changes inside only.
             directories += [path for path in paths if path.is_dir()]
         return directories, paths
+
+    def takes(self, path: Path) -> bool:
+        """Whether this absolute path is in what it matches, or would be."""
+        below = path.parts[len(self.base.parts) :]
+        inside = path.is_relative_to(self.base) and len(below) >= len(self.levels)
+        return inside and self.concerns(str(path))
 
     def concerns(self, path: str) -> bool:
         """Whether what happens to this path may be of interest."""

@@ -10,6 +10,7 @@ from orchestrator.errors import ConfigError
 
 _PLACEHOLDER = re.compile(r"{([^{}]*)}")
 _KNOWN = {"path", "step"}
+_FILLED = re.compile(r"{(path|step)}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ResumeArgument:
         if unknown:
             names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
             raise ValueError(f"there are {{path}} and {{step}}, not {names}")
+        if any(word.count("{") != word.count("}") for word in words):
+            raise ValueError("a brace is not closed; write {path} or {step}")
         return cls(words)
 
     @property
@@ -42,4 +45,6 @@ class ResumeArgument:
                 f"cannot fill {{step}} of --resume-arg: the name of {path} has no number; "
                 "use {path}"
             )
-        return [w.replace("{path}", str(path)).replace("{step}", str(step)) for w in self.template]
+        values = {"path": str(path), "step": str(step)}
+        # In one go: the path may have braces of its own.
+        return [_FILLED.sub(lambda found: values[found[1]], word) for word in self.template]

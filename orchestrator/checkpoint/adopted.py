@@ -68,7 +68,10 @@ class AdoptedStore(Store):
             files = {name: durable_record(root / name, self.disk) for name in contents.files}
             for directory in {root, root.parent, *((root / name).parent for name in files)}:
                 self.disk.sync_directory(directory)
-            if Contents.of(contents.path) != contents:
+            sizes = {name: file.bytes for name, file in contents.files.items()}
+            copied = {name: record.bytes for name, record in files.items()}
+            # Two saves within one tick of the clock have the same time.
+            if Contents.of(contents.path) != contents or copied != sizes:
                 raise _ChangedError
             checkpoint = self._commit(temporary, self._manifest(sealing, files))
         except Exception as error:
@@ -111,7 +114,8 @@ class AdoptedStore(Store):
         target.mkdir()
         for name, modified in modified_ns.items():
             place(source / name, target / name, self.disk, link=link)
-            os.utime(target / name, ns=(modified, modified))
+            if (target / name).stat().st_nlink == 1:
+                os.utime(target / name, ns=(modified, modified))
 
     def seals(self) -> dict[Path, Checkpoint]:
         """The newest checkpoint of each path."""

@@ -32,8 +32,13 @@ from orchestrator.supervisor.written import Written
 
 # Network filesystems, and what another machine writes on them, give no events.
 LOOK_SECONDS = 10.0
+# With thousands of matches, of which a look asks the system one by one, less often than that.
+POLLING_SHARE = 0.01
+MOST_LOOK_SECONDS = 60.0
 # What is being written is looked at so often, until it has come to rest.
 PENDING_SECONDS = 0.25
+# Where many names match and all the time one comes, looking takes this share of a core.
+LOOKING_SHARE = 0.05
 # When nothing that matches has come by then, the pattern may be wrong.
 UNMATCHED_SECONDS = 1800.0
 # So far the times of files may lag behind the clock.
@@ -77,6 +82,7 @@ class Adoption:
         self._began = time.monotonic()
         self._problem: str | None = None
         self._unmatched_told = False
+        self._look_cpu_seconds = 0.0
 
     async def take_stock(self) -> None:
         """Before the supervisor's first attempt: what is there already."""
@@ -124,14 +130,15 @@ class Adoption:
 
     async def _look_last(self, attempt: Attempt, moment: Moment) -> None:
         if self._looking is not None:
-            await self._looking
+            # However it ended: what the script saved last must be looked at.
+            await asyncio.wait({self._looking})
         await self._look(moment, attempt)
         self._tell_of_unmatched()
 
     async def _look_on(self, attempt: Attempt) -> None:
         """Look when something has changed, and now and then, until the attempt is over."""
         over = asyncio.ensure_future(attempt.over.wait())
-        everywhere, looked = True, 0.0
+        everywhere, looked, interval = True, 0.0, LOOK_SECONDS
         # Only adopt mode pays for watchdog.
         from orchestrator.supervisor.changes import Changes
 
@@ -141,23 +148,32 @@ class Adoption:
                     changes.changed.clear()
                     looked = time.monotonic()
                 await self._look(Moment.RUNNING, attempt, everywhere)
+                if everywhere:
+                    dear = self._look_cpu_seconds / POLLING_SHARE
+                    interval = min(max(LOOK_SECONDS, dear), MOST_LOOK_SECONDS)
                 changes.watch(self._sightings.directories)
                 if time.monotonic() - self._began >= UNMATCHED_SECONDS:
                     self._tell_of_unmatched()
+                breather = min(self._look_cpu_seconds / LOOKING_SHARE, LOOK_SECONDS)
+                await asyncio.wait({over}, timeout=breather)
                 changed = asyncio.ensure_future(changes.changed.wait())
-                rest = PENDING_SECONDS if self._sightings.pending else LOOK_SECONDS
+                rest = PENDING_SECONDS if self._sightings.pending else interval
                 await asyncio.wait(
                     {over, changed}, timeout=rest, return_when=asyncio.FIRST_COMPLETED
                 )
                 changed.cancel()
-                everywhere = changes.changed.is_set() or time.monotonic() - looked >= LOOK_SECONDS
+                everywhere = changes.changed.is_set() or time.monotonic() - looked >= interval
 
     async def _look(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
         reason = Reason.EMERGENCY if self._watch.stop_wanted.is_set() else Reason.PERIODIC
 
         def look() -> list[Happening]:
             lower_priority()
-            return self._sightings.look(moment, reason, everywhere)
+            began = time.thread_time()
+            try:
+                return self._sightings.look(moment, reason, everywhere)
+            finally:
+                self._look_cpu_seconds = time.thread_time() - began
 
         try:
             happenings = await in_thread(look)
@@ -203,7 +219,8 @@ class Adoption:
                     reason=reason,
                 )
             case Failed(path, problem):
-                self._alarm({"adopted": str(path), "problem": f"cannot seal {path}: {problem}"})
+                text = f"cannot seal {path}, or set it aside: {problem}"
+                self._alarm({"adopted": str(path), "problem": text})
 
     def _tell_of_unmatched(self) -> None:
         if not self._sightings.any and not self._unmatched_told:

@@ -64,7 +64,8 @@ class Budget:
     """Ends from outside; stops and the ends of whole machines only where nothing was saved."""
     demoted: bool = False
     ever_safe: bool = False
-    furthest: Place = (0, 0)
+    furthest: Place = (-1, 0)
+    """A checkpoint of step 0 is progress: scripts that save for themselves count epochs from 0."""
     _progressed: bool = False
 
     @property

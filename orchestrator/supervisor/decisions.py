@@ -119,6 +119,7 @@ SCRIPT = frozenset(
     {
         Kind.ENDED_EARLY,
         Kind.EXIT_STATUS,
+        Kind.USAGE,
         Kind.EXCEPTION,
         Kind.IMPORT_ERROR,
         Kind.CUDA_ERROR,
@@ -128,8 +129,8 @@ SCRIPT = frozenset(
 )
 # The same again where nothing has changed; but no checkpoint is to blame for them.
 SHORTAGE = frozenset({Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.CUDA_OUT_OF_MEMORY})
-# What a state that was restored may do to a script. It imports nothing.
-POISON = SCRIPT - {Kind.IMPORT_ERROR}
+# What a state that was restored may do to a script. It imports nothing, and has no arguments.
+POISON = SCRIPT - {Kind.IMPORT_ERROR, Kind.USAGE}
 LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
 
 _SHORT_SLICES_REASON = (

@@ -15,6 +15,8 @@ from orchestrator.supervisor.transcript import fatal_stack, traceback_in
 # A shell reports that a signal ended its command as 128 and the number.
 SHELL_SIGNAL_BASE = 128
 PYTHON_EXCEPTION_STATUS = 1
+# Of argparse, getopt, shells and Python itself.
+USAGE_STATUS = 2
 LONGEST_MESSAGE = 300
 
 _VOLATILE = re.compile(
@@ -138,6 +140,10 @@ def _death(facts: Facts) -> _Death:
     mark = _digest("status", str(facts.returncode), "")
     if facts.returncode == 0:
         return _Death(Kind.ENDED_EARLY, "ended with status 0 before training was complete", mark)
+    if facts.returncode == USAGE_STATUS:
+        return _Death(
+            Kind.USAGE, "ended with status 2, which says that it was called wrongly", mark
+        )
     return _Death(Kind.EXIT_STATUS, f"ended with status {facts.returncode}", mark)
 
 

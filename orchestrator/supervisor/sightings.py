@@ -5,12 +5,13 @@ Nothing here waits: whoever looks says at which moment, and is told what has hap
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.adopt.completeness import Finding, check_all_new, examine
-from orchestrator.adopt.contents import Contents, kinds_of
+from orchestrator.adopt.contents import Contents, kind_of
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.adopted import AdoptedStore, Sealing
@@ -38,6 +39,8 @@ SEALING_SHARE = 0.1
 RETRY_SECONDS = 60.0
 # Of what others wrote before, reading all of which may take hours, so many of the newest count.
 FROM_BEFORE = 2
+# Of what does not count of that so many are named, where a pattern matches thousands.
+FROM_BEFORE_TOLD = 5
 
 
 @dataclass
@@ -46,9 +49,16 @@ class _Sighting:
 
     contents: Contents
     since: float
+    origin: dict[str, int]
+    """When its files were written last, if that was before a trainer ran."""
     finding: Finding | None = None
     problem: str | None = None
     told: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more comes of it unless it changes."""
+        return self.told and self.problem is not None
 
 
 class Sightings:
@@ -88,19 +98,25 @@ class Sightings:
         Not ``everywhere``: only at what had not come to rest.
         """
         happenings: list[Happening] = []
-        paths: Collection[Path] = list(self._open)
+        settled = {path: s for path, s in self._open.items() if s.is_settled}
+        paths: Collection[Path] = self._open.keys() - settled.keys()
         if everywhere:
             self.directories, paths = self._pattern.find()
             self.any = self.any or bool(paths)
         seals = self._store.seals()
         self._see_all(paths, seals, moment)
-        in_order = sorted(self._open.values(), key=self._order)
+        if not everywhere:
+            self._open |= settled
+        in_order = sorted((s for s in self._open.values() if not s.is_settled), key=self._order)
         if moment in NO_TRAINER:
             self._pass_over_older(in_order, seals, moment)
+        begun = self._last_begun(seals) if in_order else {}
         for sighting in in_order:
             path = sighting.contents.path
+            # Another save of the kind has been begun since: then this one is done with.
+            followed = begun[kind_of(path.name)] > _last_change(sighting)
             try:
-                happening = self._judge(sighting, seals, moment, reason)
+                happening = self._judge(sighting, seals, moment, reason, followed)
             except FileNotFoundError:
                 continue  # the script has deleted it meanwhile
             except OSError as error:
@@ -148,17 +164,22 @@ class Sightings:
                 continue
             known = self._open.get(path)
             if known is None or known.contents != contents:
-                known = _Sighting(contents, self._clock())
-                if moment not in NO_TRAINER and self._is_new_work(contents, seal):
+                origin = known.origin if known is not None else {}
+                if moment in NO_TRAINER:
+                    origin = contents.modified_ns
+                elif self._is_new_work(contents, seal, origin):
                     self._written.note(path)
+                known = _Sighting(contents, self._clock(), origin)
             found[path] = known
         self._open = found
 
-    def _is_new_work(self, contents: Contents, seal: Checkpoint | None) -> bool:
+    def _is_new_work(
+        self, contents: Contents, seal: Checkpoint | None, origin: dict[str, int]
+    ) -> bool:
         """Not where something was only added to a checkpoint that others had written."""
         if seal is not None and adopted_part(seal).written_here:
             return True
-        now, before = contents.modified_ns, self._before(contents.path, seal)
+        now, before = contents.modified_ns, self._before(contents.path, seal) or origin
         return all(now[name] != before[name] for name in now.keys() & before.keys())
 
     def _before(self, path: Path, seal: Checkpoint | None) -> dict[str, int]:
@@ -173,7 +194,7 @@ class Sightings:
         self, in_order: list[_Sighting], seals: dict[Path, Checkpoint], moment: Moment
     ) -> None:
         """Have only the newest of those count that others wrote, and that we do not have yet."""
-        good = 0
+        good = bad = 0
         newest_ns = max(
             (_newest_ns(adopted_part(s).modified_ns) for s in seals.values()), default=0
         )
@@ -187,12 +208,19 @@ class Sightings:
                 self._examine(sighting, seals)
             if (finding := sighting.finding) is not None:
                 good += finding.proven or moment is Moment.FIRST
+            else:
+                bad += 1
+                sighting.told = bad > FROM_BEFORE_TOLD
 
     def _judge(
-        self, sighting: _Sighting, seals: dict[Path, Checkpoint], moment: Moment, reason: Reason
+        self,
+        sighting: _Sighting,
+        seals: dict[Path, Checkpoint],
+        moment: Moment,
+        reason: Reason,
+        followed: bool,
     ) -> Happening | None:
         quiet = self._clock() - sighting.since
-        followed = self._is_followed(sighting, seals)
         if moment is Moment.RUNNING and self._is_too_early(sighting.contents, quiet, followed):
             return None
         if sighting.finding is None and sighting.problem is None:
@@ -209,16 +237,15 @@ class Sightings:
             return self._seal(sighting, reason)
         return self._incomplete(sighting, finding.doubt, moment)
 
-    def _is_followed(self, sighting: _Sighting, seals: dict[Path, Checkpoint]) -> bool:
-        """Whether another save of the kind has been begun since: then this one is done with."""
-        others = {s.contents.path: s.contents.modified_ns for s in self._open.values()}
-        others |= {path: adopted_part(seal).modified_ns for path, seal in seals.items()}
-        path, last = sighting.contents.path, _last_change(sighting)
-        return any(
-            min(times.values()) > last
-            for other, times in others.items()
-            if times and kinds_of([other.name]) == kinds_of([path.name]) and other != path
-        )
+    def _last_begun(self, seals: dict[Path, Checkpoint]) -> dict[str, int]:
+        """When the last save of each kind of name was begun."""
+        found = {path: adopted_part(seal).modified_ns for path, seal in seals.items()}
+        found |= {path: sighting.contents.modified_ns for path, sighting in self._open.items()}
+        begun: dict[str, int] = defaultdict(int)
+        for path, times in found.items():
+            kind = kind_of(path.name)
+            begun[kind] = max(begun[kind], min(times.values(), default=0))
+        return begun
 
     def _is_too_early(self, contents: Contents, quiet: float, followed: bool) -> bool:
         if contents.is_directory and quiet < QUIET_SECONDS and not followed:
@@ -228,7 +255,10 @@ class Sightings:
     def _examine(self, sighting: _Sighting, seals: dict[Path, Checkpoint]) -> None:
         contents = sighting.contents
         others = [s for s in seals.values() if adopted_part(s).is_directory]
-        usual = max(others, key=lambda seal: seal.order).manifest.files if others else None
+        usual = None
+        if others:
+            last = max(others, key=lambda seal: seal.order).manifest
+            usual = {name: file.bytes for name, file in last.files.items()}
         try:
             before = self._before(contents.path, seals.get(contents.path))
             check_all_new(contents.modified_ns, before)

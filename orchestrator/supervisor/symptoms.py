@@ -17,6 +17,7 @@ class Kind(StrEnum):
     REFUSED = "refused"
     ENDED_EARLY = "ended_early"
     EXIT_STATUS = "exit_status"
+    USAGE = "usage"
     EXCEPTION = "exception"
     IMPORT_ERROR = "import_error"
     MEMORY_ERROR = "memory_error"
@@ -171,6 +172,7 @@ ADVICE = {
     Kind.CUDA_ERROR: "CUDA_LAUNCH_BLOCKING=1 shows the call that is to blame",
     Kind.HARDWARE: "look at the GPU (nvidia-smi, dmesg | grep Xid) or run on another machine",
     Kind.DISK_FULL: "free some space or raise the quota",
+    Kind.USAGE: "look at the command's arguments, and at --resume-arg, which adds to them",
     Kind.ENDED_EARLY: (
         "to end early on purpose, leave the `with Session(...)` block instead of exiting in it"
     ),

@@ -15,7 +15,7 @@ from orchestrator.adopt.formats import IncompleteError
 STATE = {"a": torch.zeros(100)}
 
 
-def found(path: Path, usual: list[str] | None = None) -> Finding:
+def found(path: Path, usual: dict[str, int] | None = None) -> Finding:
     contents = Contents.of(path)
     assert contents is not None
     return examine(contents, usual)
@@ -73,13 +73,30 @@ def test_what_proves_a_directory(tmp_path: Path) -> None:
     assert found(tmp_path / "trainer").proven
     assert found(tmp_path / "distributed").proven
     assert not found(tmp_path / "accelerate").proven
-    usual = ["model.bin", "optimizer.bin", "random_states_3.pkl"]
+    usual = {"model.bin": 1, "optimizer.bin": 1, "random_states_3.pkl": 1}
     assert found(tmp_path / "accelerate", usual).proven
-    ranks = found(tmp_path / "accelerate", [*usual, "random_states_1.pkl"])
+    ranks = found(tmp_path / "accelerate", usual | {"random_states_1.pkl": 1})
     assert (ranks.proven, ranks.doubt) == (
         False,
         "it lacks random_states_#.pkl, which an earlier one has",
     )
+
+
+def test_a_file_of_which_the_format_tells_nothing(tmp_path: Path) -> None:
+    """It has to be as long as in an earlier checkpoint: its name is there from the start."""
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "weights-2.npy").write_bytes(b"x" * 50)
+    assert found(tmp_path / "c", {"weights-1.npy": 50}).proven
+    half = found(tmp_path / "c", {"weights-1.npy": 100})
+    assert (half.proven, half.doubt) == (
+        False,
+        "the format of weights-2.npy does not tell whether it is whole",
+    )
+    # What the Trainer writes last proves what came before, a README that grows too.
+    trainer(tmp_path / "t")
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "t").iterdir()}
+    (tmp_path / "t" / "README.md").write_text("longer than it was")
+    assert found(tmp_path / "t", sizes | {"README.md": 1}).proven
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

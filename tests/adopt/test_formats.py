@@ -68,14 +68,18 @@ def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
 
 
 def test_what_pickle_and_json_tell(tmp_path: Path) -> None:
-    """Half a JSON file is incomplete; of a bare pickle nothing is proven."""
+    """Half a JSON file is incomplete; a pickle is proven by its end, unless more comes after it."""
     (tmp_path / "a.json").write_text(json.dumps({"a": 1}))
     assert is_whole(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(IncompleteError):
         is_whole(tmp_path / "a.json")
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))
-    assert not is_whole(tmp_path / "a.pkl")
+    whole = pickle.dumps({"a": bytes(1000), "b": [1.0, 2.0]})
+    (tmp_path / "a.pkl").write_bytes(whole)
+    assert is_whole(tmp_path / "a.pkl")
+    for content in (whole[:-1], whole[:500], whole + b"raw bytes, as of joblib", b"\x1f\x8bgzip"):
+        (tmp_path / "a.pkl").write_bytes(content)
+        assert not is_whole(tmp_path / "a.pkl")
     torch.save(STATE, old := io.BytesIO(), _use_new_zipfile_serialization=False)
     (tmp_path / "old.pth").write_bytes(old.getvalue())
     assert not is_whole(tmp_path / "old.pth")

@@ -22,11 +22,19 @@ from orchestrator.adopt.pattern import Pattern
         ("m[0-9][0-9].pt", "m07.pt", 7),
         ("*.ckpt", "last.ckpt", None),
         ("*.pt", "1732471234567.pt", None),
+        ("m_*.pt", "m_2026-11-28_15-04-05.pt", None),
+        ("m_*.pt", "m_20261128T150405.pt", None),
+        ("m_*-*-*.pt", "m_2026-11-28.pt", None),
+        ("m_*.pt", "m_20261128-1504_e3.pt", 3),
+        ("m_*.pt", "m_20261300.pt", 20261300),
         ("model2.pt", "model2.pt", None),
     ],
 )
 def test_step(pattern: str, name: str, step: int | None) -> None:
-    """The step is the number after that word, else the last where a wildcard is; no decimals."""
+    """The step is the number after that word, else the last where a wildcard is.
+
+    No decimals and no dates: the seconds of a time would make an older one the newest.
+    """
     assert Pattern.parse(pattern).step_of(Path.cwd() / name) == step
 
 
@@ -71,7 +79,49 @@ def test_one_path(tmp_path: Path) -> None:
     assert pattern.find() == ([tmp_path], [])
 
 
-@pytest.mark.parametrize("text", ["", "  ", "out/**/a.pt"])
+def test_the_current_directory_is_no_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wildcards in its name mean themselves, and so do those that are written in brackets."""
+    here = tmp_path / "lr[0.1] *?"
+    (here / "out [a]").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    (here / "out [a]" / "last.pt").touch()
+    (here / "c-1.pt").touch()
+    assert Pattern.parse("c-*.pt").find()[1] == [here / "c-1.pt"]
+    assert Pattern.parse("../lr[[]0.1] [*][?]/c-*.pt").find()[1] == [here / "c-1.pt"]
+    one = Pattern.parse("out [[]a]/last.pt")
+    assert one.is_one_path
+    assert one.find()[1] == [here / "out [a]" / "last.pt"]
+
+
+def test_brackets_mean_what_they_mean_to_a_shell(tmp_path: Path) -> None:
+    """A backslash, a ^ or a second [ is a character among others."""
+    for name in ("d", "5", "\\", "^", "[", "b"):
+        (tmp_path / name).touch()
+    names = {
+        text: {path.name for path in Pattern.parse(f"{tmp_path}/{text}").find()[1]}
+        for text in ("[\\d]", "[^b]", "[![b]", "[a-c]")
+    }
+    assert names == {
+        "[\\d]": {"\\", "d"},
+        "[^b]": {"^", "b"},
+        "[![b]": {"d", "5", "\\", "^"},
+        "[a-c]": {"b"},
+    }
+
+
+def test_what_lies_in_what_it_matches(tmp_path: Path) -> None:
+    """A run directory there would be taken for a checkpoint, or a part of one."""
+    pattern = Pattern.parse(f"{tmp_path}/*")
+    assert pattern.takes(tmp_path / "runs" / "train")
+    assert not pattern.takes(tmp_path)
+    assert not pattern.takes(tmp_path.parent / "runs" / "train")
+    assert Pattern.parse(str(tmp_path)).takes(tmp_path / "runs")
+    assert not Pattern.parse(f"{tmp_path}/runs/*/c-*").takes(tmp_path / "runs" / "train")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "out/**/a.pt", "/", "out/step-[z-a].pt"])
 def test_refused(text: str) -> None:
     """What cannot be meant is refused."""
     with pytest.raises(ValueError, match="name"):

@@ -18,6 +18,7 @@ PATH = Path("/data/my run/checkpoint-500")
         ("train.resume={path} +step={step}", [f"train.resume={PATH}", "+step=500"]),
         ("--resume", ["--resume"]),
         ("'--note=a b' {step}", ["--note=a b", "500"]),
+        ('\'{"resume": "{path}"}\'', [f'{{"resume": "{PATH}"}}']),
     ],
 )
 def test_words(template: str, words: list[str]) -> None:
@@ -25,11 +26,17 @@ def test_words(template: str, words: list[str]) -> None:
     assert ResumeArgument.parse(template).words(PATH, 500) == words
 
 
-@pytest.mark.parametrize("template", ["", "{foo}", "--r {path} {}", "'unclosed"])
+@pytest.mark.parametrize("template", ["", "{foo}", "--r {path} {}", "'unclosed", "--r {path", "p}"])
 def test_refused(template: str) -> None:
     """A template that cannot be filled is refused before anything runs."""
     with pytest.raises(ValueError, match=r"."):
         ResumeArgument.parse(template)
+
+
+def test_a_path_with_braces_is_taken_as_it_is() -> None:
+    """A path that looks like a placeholder is not filled once more."""
+    path = Path("/data/{step}/checkpoint-500")
+    assert ResumeArgument.parse("{path} {step}").words(path, 500) == [str(path), "500"]
 
 
 def test_step_of_a_name_without_a_number() -> None:

@@ -83,10 +83,17 @@ def idle_supervisor(root: Path) -> list[Figure]:
 
 def watching_foreign_files(root: Path) -> list[Figure]:
     """Share of a core while adopt mode watches a directory with many files of others."""
+    return [
+        _watching(root / "foreign", f"adopt mode, {FOREIGN_FILES} foreign files", "sample_{}.png"),
+        _watching(root / "matching", "adopt mode, as many that match", "checkpoint-0{}.json"),
+    ]
+
+
+def _watching(root: Path, what: str, name: str) -> Figure:
     out = root / "out"
     out.mkdir(parents=True)
     for number in range(FOREIGN_FILES):
-        (out / f"sample_{number:05d}.png").touch()
+        (out / name.format(number)).touch()
     command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root / "run")]
     supervisor = subprocess.Popen(
         [*command, "--adopt", f"{out}/checkpoint-*.json", "--", "sleep", "600"],
@@ -94,14 +101,13 @@ def watching_foreign_files(root: Path) -> list[Figure]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        (out / "checkpoint-1.json").write_text("{}")
+        (out / f"checkpoint-{FOREIGN_FILES}.json").write_text("{}")
         wait_for_checkpoint(root / "run")
         share = share_of_a_core(psutil.Process(supervisor.pid))
     finally:
         supervisor.send_signal(signal.SIGTERM)
         supervisor.wait()
-    name = f"adopt mode, {FOREIGN_FILES} foreign files"
-    return [Figure(name, "% of a core", share, 0.0, "nothing", 1.0)]
+    return Figure(what, "% of a core", share, 0.0, "nothing", 1.0)
 
 
 def share_of_a_core(process: psutil.Process) -> float:

@@ -140,7 +140,7 @@ def test_kills_and_stops_do_not_change_the_result(
         ),
         pytest.param(
             SCRIPTS / "accelerated.py",
-            (),
+            ("--kill-save",),
             "out/step_*",
             "{path}",
             "partial-step_10: optimizer.bin has no end",
@@ -156,10 +156,10 @@ def test_kills_and_stops_do_not_change_the_result(
         ),
         pytest.param(
             SCRIPTS / "lit.py",
-            (),
+            ("--kill-save",),
             "out/*.ckpt",
             "{path}",
-            "partial-epoch=0-step=10.ckpt: epoch=0-step=10.ckpt has no end",
+            "partial-epoch=9-step=10.ckpt: epoch=9-step=10.ckpt has no end",
             id="lightning",
         ),
     ],
@@ -276,7 +276,9 @@ def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
         (("--resume-arg", "--resume {path}"), "cannot use --resume-arg without --adopt"),
         (("--adopt", "a.pt", "--resume-arg", "--r {step}"), "cannot fill {step}"),
         (("--adopt", "a*", "--resume-arg", "--r={foo}"), "there are {path} and {step}, not {foo}"),
+        (("--adopt", "e*/a.pt", "--resume-arg", "--r {step}"), "has no wildcard"),
         (("--adopt", "**/a"), "name each level"),
+        (("--adopt", "*"), "takes in the run directory"),
         (("--stop-signal", "KILL"), "no program can act on that one"),
     ],
 )

@@ -106,6 +106,9 @@ CASES = {
         end(Kind.MEMORY_ERROR, step=11),
         end(Kind.MEMORY_ERROR, step=11),
     ),
+    "called wrongly right after resuming": case(
+        GIVE_UP, "came again", end(Kind.USAGE, step=11), end(Kind.USAGE, step=11)
+    ),
     "import error again": case(
         GIVE_UP,
         "at step 0",
@@ -194,6 +197,16 @@ def test_progress_towards_a_failure_does_not_excuse_it() -> None:
     assert decide(this, budget).action is Action.RETRY
 
 
+def test_the_checkpoint_of_epoch_0_is_progress() -> None:
+    """A script that counts from 0 has saved something, and its failure may not come again."""
+    this, budget = end(step=0, resumed_step=None), Budget(3)
+    budget.refill(0, 0)
+    budget.record(this)
+    assert decide(this, budget).action is Action.RETRY
+    budget.refill(0, 0)
+    assert budget.spent == 1
+
+
 def test_a_step_that_succeeded_is_remembered() -> None:
     """A failure after a safe point proves the script able; a later one before it is retried."""
     budget = Budget(3)
@@ -210,7 +223,7 @@ NAMES = {
     SHORTAGE: "shortage",
     SCRIPT | SHORTAGE: "script, shortage",
     SCRIPT | SHORTAGE | {Kind.HANG}: "script, shortage, `hang`",
-    POISON: "script but `import_error`",
+    POISON: "script but `import_error` and `usage`",
 }
 
 

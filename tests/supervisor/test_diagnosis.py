@@ -141,7 +141,8 @@ def test_exception_without_error_file_is_read_from_the_output() -> None:
     found = diagnosis(returncode=1, connected=False, output=output)
     assert found.kind is Kind.IMPORT_ERROR
     assert "No module named 'fast_loader' (train.py:7 <module>)" in found.cause
-    assert diagnosis(returncode=2, connected=False, output=output).kind is Kind.EXIT_STATUS
+    assert diagnosis(returncode=3, connected=False, output=output).kind is Kind.EXIT_STATUS
+    assert diagnosis(returncode=2, connected=False, output=output).kind is Kind.USAGE
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,16 @@ def test_of_what_others_wrote_only_the_newest_count(numbered: Script) -> None:
     assert len(list(numbered.out.iterdir())) == 5
 
 
+def test_of_many_that_do_not_count_some_are_named(numbered: Script) -> None:
+    """A pattern that matches thousands of other files does not fill the screen; none is moved."""
+    for step in range(20):
+        (numbered.out / f"c-{step}.pt").touch()
+    assert kinds(numbered.look(Moment.FIRST)) == 5 * [LeftAlone]
+    assert numbered.look(after=100) == numbered.look(Moment.KILLED) == []
+    numbered.save("c-3.pt")
+    assert kinds(numbered.look()) == [Sealed]
+
+
 def test_what_is_added_to_anothers_checkpoint_does_not_make_it_ours(numbered: Script) -> None:
     """Only where every file was written anew is the whole of it the work of our trainer."""
     numbered.save("c-1/a.pt")
@@ -131,6 +141,34 @@ def test_what_is_added_to_anothers_checkpoint_does_not_make_it_ours(numbered: Sc
     numbered.look(after=60)
     ours = [c.manifest.adopted.written_here for c in numbered.store.all() if c.manifest.adopted]
     assert ours == [True, False]
+
+
+def test_nor_does_what_is_added_to_one_that_was_passed_over(numbered: Script) -> None:
+    """What does not count must not become ours by a note that somebody puts into it."""
+    for step in (1, 2, 3):
+        numbered.save(f"c-{step}/a.pt")
+    numbered.look(Moment.FIRST)
+    assert numbered.steps() == [2, 3]
+    (numbered.out / "c-1" / "notes.txt").touch()
+    numbered.look()
+    assert not numbered.written.is_ours(numbered.out / "c-1")
+    numbered.save("c-1/a.pt", 5.0)
+    numbered.look()
+    assert numbered.written.is_ours(numbered.out / "c-1")
+
+
+def test_a_torn_file_in_a_directory_that_has_all_names(numbered: Script) -> None:
+    """A killed save leaves the last name with half of its bytes; not every format shows that."""
+    numbered.look(Moment.FIRST)
+    for step in (1, 2):
+        (numbered.out / f"c-{step}").mkdir()
+        (numbered.out / f"c-{step}" / "weights.npy").write_bytes(b"x" * (200 // step))
+        numbered.look()
+        if step == 1:
+            assert kinds(numbered.look(after=60)) == [Sealed]
+    (happening,) = numbered.look(Moment.KILLED, after=2)
+    assert isinstance(happening, SetAside)
+    assert happening.reason == "the format of weights.npy does not tell whether it is whole"
 
 
 def test_what_a_dead_supervisor_saw_is_known_to_the_next(tmp_path: Path) -> None:

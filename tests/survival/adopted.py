@@ -48,6 +48,7 @@ class Subject:
 
 
 ONE_FILE = ("--adopt", "out/last.pt")
+PATH_ALONE = ("--resume-arg", "{path}")
 SUBJECTS = (
     Subject("one file", "plain.py", (), (*ONE_FILE, "--resume-arg", "--resume {path}")),
     Subject("one file, found by the script", "plain.py", ("--by-itself",), ONE_FILE),
@@ -63,7 +64,10 @@ SUBJECTS = (
         (),
         ("--adopt", "out/checkpoint-*", "--resume-arg", "--resume_from_checkpoint {path}"),
     ),
+    Subject("Lightning", "lit.py", (), ("--adopt", "out/*.ckpt", *PATH_ALONE)),
+    Subject("Accelerate", "accelerated.py", (), ("--adopt", "out/step_*", *PATH_ALONE)),
 )
+FRAMEWORKS = ("transformers.trainer", "lightning.pytorch", "accelerate")
 # So many, at this pace, that no run ends before its last fault.
 STEPS, PAUSE = ("--steps", "1000"), ("--pause", "0.03")
 
@@ -160,7 +164,7 @@ def rows(subjects: list[Subject], faults: list[str], seed: int) -> Iterator[str]
     yield "|---|---|---|---|---|---|---|---|---|---|"
     with tempfile.TemporaryDirectory(prefix="survival-") as directory:
         server = Path(directory) / "server"
-        with forking_server(server, "transformers.trainer", PYTHONPATH=str(SCRIPTS)):
+        with forking_server(server, *FRAMEWORKS, PYTHONPATH=str(SCRIPTS)):
             for subject in subjects:
                 yield row(subject, server, list(faults), seed).strip()
 
