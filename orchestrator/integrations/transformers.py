@@ -149,7 +149,9 @@ class _Loop(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The evaluation is over; a save may follow."""
+        """The evaluation is over; a save may follow, the last one if it has ended the training."""
+        is_last = control.should_training_stop and not self._run.is_saved
+        self._ask_for_save(control, wanted=is_last)
         self._run.alive(Phase.SAVE if control.should_save else Phase.TRAIN)
 
     def on_save(

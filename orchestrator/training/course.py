@@ -129,10 +129,12 @@ class Course:
 
     def is_resumable(self) -> bool:
         """Whether a run resumed from a checkpoint made here would continue at the right place."""
-        if self._registry.accumulates or self.data.mid_batch:
+        if self._registry.accumulates:
             return False
         if self._replay_point is not None:
             return self._replay_point.is_intact()
+        if self.data.mid_batch:
+            return False
         return self._place.is_resumable(self.progress.step)
 
     def content(self, reason: Reason) -> Saved:

@@ -4,7 +4,8 @@
 get_last_checkpoint() finds. ``cut``: the same, and where that finds nothing, the trainer stands
 still when it has written half of the tenth step's optimizer. ``older``: resumes from the
 twentieth step, though later ones are there. ``slow``: each batch of an evaluation takes a while.
-``short``: ends in mid-epoch, by max_steps. ``early``: ends when two evaluations have been no better; stopped between the two.
+``short``: ends in mid-epoch, by max_steps. ``early``: ends when two evaluations have been no
+better, and is stopped between the two.
 """
 
 import os

@@ -203,4 +203,4 @@ def test_an_older_checkpoint_that_the_script_names_starts_a_run(
     assert result.returncode == 0, result.stderr
     # It began at the twentieth step, and not after the last one.
     published = events(RunDir(tmp_path / "runs" / "hf_trainer"), "checkpoint_published")
-    assert [event["step"] for event in published] == [24]
+    assert {event["step"] for event in published} == {24}

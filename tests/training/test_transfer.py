@@ -148,7 +148,8 @@ def test_safetensors_load_with_the_packages_own_loader(tmp_path: Path) -> None:
     """A model with tied weights takes over all of them, strictly."""
     models = Odd(), Odd()
     for model in models:
-        del model.front, model.back, model.mirrored  # it refuses models with such, whatever the file
+        # It refuses models with such, whatever the file.
+        del model.front, model.back, model.mirrored
     train(tmp_path / "run", parts_of(models[0]))
     command("export", "run", "--as", "safetensors")
     safetensors.torch.load_model(models[1], "model.safetensors")
