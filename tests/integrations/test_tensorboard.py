@@ -66,10 +66,7 @@ def train_by_trainer(tensorboard: Any, *more: TrainerCallback) -> None:
     )
     data = [{"x": torch.rand(1)} for _ in range(4)]
     callbacks = [tensorboard, OrchestratorCallback(Path("run")), *more]
-    try:
-        Trainer(Line(1, 1), arguments, train_dataset=data, callbacks=callbacks).train()
-    finally:
-        tensorboard.tb_writer.close()
+    Trainer(Line(1, 1), arguments, train_dataset=data, callbacks=callbacks).train()
 
 
 def test_a_trainers_events_behind_the_resumed_step_vanish(
@@ -80,8 +77,10 @@ def test_a_trainers_events_behind_the_resumed_step_vanish(
     page: dict[str, Any] = {}
     code = blocks((ROOT / "docs" / "tracking.md").read_text(), "python")
     exec(next(block for block in code if "TensorBoardCallback" in block), page)
+    cut = page["ContinuedTensorBoard"]()
     with pytest.raises(RuntimeError, match="a node is gone"):
-        train_by_trainer(page["ContinuedTensorBoard"](), Failing())
+        train_by_trainer(cut, Failing())
+    cut.tb_writer.close()
     train_by_trainer(page["ContinuedTensorBoard"]())
     events = EventAccumulator("tb/my-run").Reload().Scalars("train/loss")
     assert [event.step for event in events] == list(range(1, STEPS + 1))
