@@ -367,6 +367,10 @@ def damaged_safetensors(path: Path) -> None:
         (lambda path: torch.save({"state": {}, "param_groups": []}, path), "state, param_groups"),
         (lambda path: torch.save(nn.Linear(1, 1), path), "Weights only load failed"),
         (
+            lambda path: torch.save({"epoch": 2**63, "model_state_dict": {}}, path),
+            "'epoch' is 9223372036854775808, not a whole number",
+        ),
+        (
             lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),
             "'epoch' is -1, not a whole number from 0 on",
         ),
