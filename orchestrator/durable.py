@@ -130,9 +130,9 @@ def arriving(target: Path, disk: Disk, *, replace: bool) -> Iterator[Path]:
     Readers see the old file or the whole new one. Raises OSError, FileExistsError where the name
     is taken and ``replace`` is false; whatever ends the block, nothing else is left.
     """
+    _refuse_existing(target, replace)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        _refuse_existing(target, replace)
         yield temporary
         # Somebody may have made it meanwhile.
         _refuse_existing(target, replace)
@@ -146,6 +146,9 @@ def arriving(target: Path, disk: Disk, *, replace: bool) -> Iterator[Path]:
 def _refuse_existing(target: Path, replace: bool) -> None:
     if not replace and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    # A device would be gone.
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "what has that name is no regular file", str(target))
 
 
 def append_lines(path: Path, lines: bytes) -> bool:

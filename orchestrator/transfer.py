@@ -70,6 +70,10 @@ def _count(text: str) -> int:
 def export(arguments: Namespace) -> None:
     """Write a checkpoint, verified, to a file in the form that was asked for."""
     form, output = _form_and_output(arguments)
+    if output.is_file() and not arguments.force:
+        raise ConfigError(
+            f"cannot write {output}: there is such a file; choose another name, or --force"
+        )
     chosen = chosen_checkpoint(open_store(arguments.run_dir), arguments.step, to_load=True)
     with file_errors(f"cannot write {output}"):
         name = arguments.name or DEFAULT_NAME

@@ -4,11 +4,12 @@ import errno
 import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from orchestrator.durable import Disk, write_json
+from orchestrator.durable import Disk, replace_file, write_json
 from tests.support import DIED, FailingDisk, die, in_child
 
 OLD, NEW = {"number": 1}, {"number": 2}
@@ -73,6 +74,17 @@ def test_nothing_is_made_over_what_exists(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         Disk().make_directory(tmp_path)
     assert (tmp_path / "file").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_only_files_are_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A directory, a pipe or a device that has the name stays what it is."""
+    make(tmp_path / "there")
+    before = os.lstat(tmp_path / "there")
+    with pytest.raises(FileExistsError, match="no regular file"):
+        replace_file(tmp_path / "there", b"content")
+    assert os.lstat(tmp_path / "there") == before
+    assert os.listdir(tmp_path) == ["there"]
 
 
 def test_sync_brings_buffered_bytes_into_the_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import transformers
 from transformers import (
@@ -18,7 +18,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
 from orchestrator.checkpoint.intake import files_below
 from orchestrator.errors import ConfigError
@@ -45,6 +46,37 @@ class _Loop(TrainerCallback):
         self._trainer: Any = trainer
         self._run = run
         self._epoch_ends = False
+        self._ended_early_of: int | None = None
+        self._is_over = False
+
+    def __enter__(self) -> Self:
+        """Be the last callback, so that what others ask for is known."""
+        self._trainer.add_callback(self)
+        self._trainer._load_callback_state = self._restore_callbacks
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the Trainer as it was."""
+        self._trainer.remove_callback(self)
+        for name in ("_load_callback_state", "_run_epoch"):
+            vars(self._trainer).pop(name, None)
+
+    def _restore_callbacks(self) -> None:
+        """The Trainer has read its state; it restores its callbacks' only where asked to.
+
+        They then are new ones with the settings they had. Ours stay, with the script's settings.
+        """
+        trainer, states = self._trainer, self._trainer.state.stateful_callbacks
+        callbacks = trainer.callback_handler.callbacks
+        if trainer.args.restore_callback_states_from_checkpoint or self._run.resume_from is None:
+            type(trainer)._load_callback_state(trainer)
+            callbacks.append(callbacks.pop(callbacks.index(self)))  # the new ones came behind it
+        else:
+            for name in {type(each).__name__ for each in callbacks}:
+                _restore([each for each in callbacks if type(each).__name__ == name], states)
+        control = states.get(TrainerControl.__name__, {}).get("args", {})
+        if control.get("should_training_stop"):
+            self._ended_early_of = trainer.state.max_steps
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -55,7 +87,21 @@ class _Loop(TrainerCallback):
             doubts.append("the epoch's data begins anew (ignore_data_skip)")
         if args.dataloader_num_workers and args.dataloader_persistent_workers:
             doubts.append("new loader workers drew a seed that persistent ones do not draw")
+        if not has_length(self._trainer.train_dataset):
+            doubts.append("data without a length goes on where it was in its first pass only")
         self._run.begin(state.global_step, int(state.epoch or 0), doubts)
+        self._is_over = self._run.resume_from is not None and (
+            state.global_step >= state.max_steps or self._ended_early_of == state.max_steps
+        )
+        if self._is_over:
+            # In mid-epoch the Trainer would do one more step before it sees that.
+            self._trainer._run_epoch = lambda **_: None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """No epoch of a training that was over when its last step was saved."""
+        control.should_training_stop = control.should_training_stop or self._is_over
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -103,7 +149,9 @@ class _Loop(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The evaluation is over; a save may follow."""
+        """The evaluation is over; a save may follow, the last one if it has ended the training."""
+        is_last = control.should_training_stop and not self._run.is_saved
+        self._ask_for_save(control, wanted=is_last)
         self._run.alive(Phase.SAVE if control.should_save else Phase.TRAIN)
 
     def on_save(
@@ -151,6 +199,7 @@ def _train(
     trainer: Trainer,
     resume_from_checkpoint: str | bool | None = None,
     trial: Any = None,
+    ignore_keys_for_eval: list[str] | None = None,
     **options: Any,
 ) -> Any:
     """``Trainer.train`` of a trainer that has the callback.
@@ -161,14 +210,11 @@ def _train(
         _check(trainer.args, trial)
     _leave_out_jit(trainer)
     with FrameworkRun(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
-        loop = _Loop(trainer, run)
-        # Last, so that what other callbacks ask for is known.
-        trainer.add_callback(loop)
-        try:
-            start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
-            return _train_alone(trainer, str(start) if start else None, trial, **options)
-        finally:
-            trainer.remove_callback(loop)
+        start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
+        with _Loop(trainer, run):
+            return _train_alone(
+                trainer, str(start) if start else None, trial, ignore_keys_for_eval, **options
+            )
 
 
 def _check(args: TrainingArguments, trial: Any) -> None:
@@ -197,8 +243,10 @@ def _leave_out_jit(trainer: Trainer) -> None:
 def _start_from(asked: Any, trainer: Trainer) -> Path | None:
     """What a run without checkpoints starts from, if the script asks for that."""
     output = Path(str(trainer.args.output_dir)).resolve()
-    if not asked or (asked is not True and Path(asked).resolve().parent != output):
-        return Path(asked) if asked else None
+    if not asked:
+        return None
+    if asked is not True and (Path(asked).resolve().parent != output or _step_of(Path(asked))):
+        return Path(asked)
     # In its own output, get_last_checkpoint() may have taken one that was cut off by a kill.
     steps = {p: _step_of(p) for p in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     newest = max(filter(steps.get, steps), key=lambda path: steps[path] or 0, default=None)
@@ -215,6 +263,17 @@ def _step_of(directory: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if directory.name == f"{PREFIX_CHECKPOINT_DIR}-{step}" else None
+
+
+def _restore(callbacks: list[TrainerCallback], states: dict[str, Any]) -> None:
+    """Give callbacks of one class what they had exported at the last save."""
+    kept = states.get(type(callbacks[0]).__name__, [])
+    # Of several callbacks the Trainer appends the states to a list, at each save anew.
+    kept = kept[-len(callbacks) :] if isinstance(kept, list) else [kept]
+    for callback, state in zip(callbacks, kept, strict=False):
+        if isinstance(callback, ExportableState):
+            for name, value in state.get("attributes", {}).items():
+                setattr(callback, name, value)
 
 
 def _separate(directory: Path) -> None:

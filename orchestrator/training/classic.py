@@ -16,6 +16,9 @@ from orchestrator.training.restoring import first_line, load
 from orchestrator.training.safetensors import is_safetensors, read_safetensors
 from orchestrator.training.state import SUFFIX
 
+# The control page has 64 bits for each.
+_MOST = 2**63 - 1
+
 
 def read_classic(source: Path) -> dict[str, Any]:
     """Read a file in the classic form; ``epoch`` and ``step`` count completed ones.
@@ -75,7 +78,7 @@ def _checked(content: dict[str, Any], source: Path) -> dict[str, Any]:
     for key in ("epoch", "step"):
         try:
             content[key] = operator.index(content.get(key, 0))
-            if content[key] < 0:
+            if not 0 <= content[key] <= _MOST:
                 raise TypeError
         except TypeError:
             raise ConfigError(

@@ -133,7 +133,7 @@ class Course:
             return False
         if self._replay_point is not None:
             return self._replay_point.is_intact()
-        if self._polling and self.data.mid_batch:
+        if self.data.mid_batch:
             return False
         return self._place.is_resumable(self.progress.step)
 

@@ -55,7 +55,10 @@ def write_safetensors(state: Any, path: Path, text: Mapping[str, str]) -> None:
                 f"{what}: {name} is of the kind {kind}, and the format holds dense tensors only; "
                 "take --as state-dict"
             )
-    tensors, tied = _apart(state)
+    # The bits that conjugated and negated views carry are no bytes of theirs.
+    tensors, tied = _apart({k: t.resolve_conj().resolve_neg() for k, t in state.items()})
+    # Read again, a text that is a tensor's name would say that they are tied.
+    text = {key: value for key, value in text.items() if value not in tensors}
     with _explained(what):
         from safetensors.torch import save_file
 

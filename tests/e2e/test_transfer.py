@@ -48,7 +48,9 @@ def test_from_a_classic_file_to_safetensors(supervise: Start, tmp_path: Path) ->
         assert torch.equal(weights[name], value)  # type: ignore[arg-type]
     again = orchestrator(*out, cwd=tmp_path)
     assert again.returncode == 78
-    assert again.stderr == "cannot write weights.safetensors: File exists\n"
+    assert again.stderr == (
+        "cannot write weights.safetensors: there is such a file; choose another name, or --force\n"
+    )
 
 
 def test_a_file_of_another_kind_is_one_line(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 ``jit``: with the Trainer's own handling of SIGTERM. ``last``: resumes from what
 get_last_checkpoint() finds. ``cut``: the same, and where that finds nothing, the trainer stands
-still when it has written half of the tenth step's optimizer. ``slow``: each batch of an evaluation
-takes a while.
+still when it has written half of the tenth step's optimizer. ``older``: resumes from the
+twentieth step, though later ones are there. ``slow``: each batch of an evaluation takes a while.
+``short``: ends in mid-epoch, by max_steps. ``early``: ends when two evaluations have been no
+better, and is stopped between the two.
 """
 
+import os
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,10 +39,23 @@ class Slow(transformers.TrainerCallback):
         time.sleep(0.5)
 
 
+class StoppedOnce(transformers.TrainerCallback):
+    def on_step_end(
+        self, args: Any, state: transformers.TrainerState, control: Any, **_: Any
+    ) -> None:
+        if state.global_step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Variant(transformers.Trainer):
     def __init__(self, args: transformers.TrainingArguments, **given: Any) -> None:
         if variant == "slow":
             given["callbacks"].append(Slow())
+        if variant == "short":
+            args.max_steps = 20
+        if variant == "early":
+            args.metric_for_best_model, args.greater_is_better = "eval_loss", True  # it falls
+            given["callbacks"] += [StoppedOnce(), transformers.EarlyStoppingCallback(2)]
         args.enable_jit_checkpoint = variant == "jit"
         super().__init__(args=args, **given)
 
@@ -50,7 +67,9 @@ class Variant(transformers.Trainer):
         )
         if variant == "cut" and last is None:
             torch.save = save_half
-        return super().train(last if variant in ("last", "cut") else None)
+        if variant == "older":
+            last = f"{self.args.output_dir}/checkpoint-20"
+        return super().train(last if variant in ("last", "cut", "older") else None)
 
 
 variant = sys.argv.pop(1)

@@ -72,6 +72,9 @@ class Net(pl.LightningModule):
             self.log("val_loss", self.loss(batch) + torch.rand(()))
             self.note("validation")
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.note("start")
+
     def on_train_batch_end(self, *_: Any) -> None:
         self.note("batch")
 
@@ -167,6 +170,9 @@ CASES = [
     pytest.param(HALF, [("batch", 5), ("validation", 15), ("batch", 20)], id="by a validation"),
     pytest.param(
         {"accumulate_grad_batches": 3}, [("batch", 2), ("batch", 4), ("batch", 9)], id="accumulated"
+    ),
+    pytest.param(
+        {"accumulate_grad_batches": 3}, [("start", 2), ("start", 5)], id="while accumulating"
     ),
     pytest.param({"max_steps": 25, "max_epochs": -1}, [("batch", 7), ("end", 20)], id="max_steps"),
     pytest.param({"plateau": True}, [("batch", 6), ("validation", 20)], id="plateau"),

@@ -1,13 +1,17 @@
 """TensorBoard's own package, as docs/tracking.md tells to use it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from orchestrator.integrations.transformers import OrchestratorCallback
 from orchestrator.training import Session
+from tests.test_docs import ROOT, blocks
 
 STEPS = 9
 
@@ -36,3 +40,47 @@ def test_events_behind_the_resumed_step_vanish(tmp_path: Path) -> None:
     assert [event.step for event in events] == list(range(STEPS))
     kept, done_again = [700.0, 701.0, 702.0, 703.0], [4.0, 5.0, 6.0, 7.0, 8.0]
     assert [event.value for event in events] == kept + done_again
+
+
+class Failing(TrainerCallback):
+    """A node that goes away at the seventh step, once it has written its events."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 7:
+            raise RuntimeError("a node is gone")
+
+
+class Line(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"loss": super().forward(x).square().mean()}
+
+
+def train_by_trainer(tensorboard: Any, *more: TrainerCallback) -> None:
+    arguments = TrainingArguments(
+        max_steps=STEPS,
+        save_steps=4,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    data = [{"x": torch.rand(1)} for _ in range(4)]
+    callbacks = [tensorboard, OrchestratorCallback(Path("run")), *more]
+    Trainer(Line(1, 1), arguments, train_dataset=data, callbacks=callbacks).train()
+
+
+def test_a_trainers_events_behind_the_resumed_step_vanish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callback of the page shows each step of a resumed Trainer once."""
+    monkeypatch.chdir(tmp_path)
+    page: dict[str, Any] = {}
+    code = blocks((ROOT / "docs" / "tracking.md").read_text(), "python")
+    exec(next(block for block in code if "TensorBoardCallback" in block), page)
+    cut = page["ContinuedTensorBoard"]()
+    with pytest.raises(RuntimeError, match="a node is gone"):
+        train_by_trainer(cut, Failing())
+    cut.tb_writer.close()
+    train_by_trainer(page["ContinuedTensorBoard"]())
+    events = EventAccumulator("tb/my-run").Reload().Scalars("train/loss")
+    assert [event.step for event in events] == list(range(1, STEPS + 1))

@@ -51,9 +51,11 @@ def uninterrupted(server: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     return RunDir(root / "runs" / "hf_trainer")
 
 
-def run_alone(server: Path, root: Path) -> subprocess.CompletedProcess[str]:
+def run_alone(
+    server: Path, root: Path, script: tuple[str, ...] = (str(EXAMPLE),), *more: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*forked_by(server), str(EXAMPLE), *SMALL],
+        [*forked_by(server), *script, *SMALL, *more],
         cwd=root,
         env=clean_environment(),
         capture_output=True,
@@ -175,3 +177,30 @@ def test_script_alone_stops_and_resumes(
     assert run_alone(server, tmp_path).returncode == 0
     assert_same_end(run, uninterrupted)
     assert json.loads(run.done_file.read_text())["step"] == 24
+
+
+@pytest.mark.parametrize(("variant", "status", "end"), [("short", 0, 20), ("early", 75, 24)])
+def test_a_training_ends_where_it_would_have(
+    server: Path, tmp_path: Path, variant: str, status: int, end: int
+) -> None:
+    """Early stopping counts on after a resume; a training that is over does not go on, either."""
+    run = RunDir(tmp_path / "runs" / "hf_trainer")
+    for expected in (status, 0, 0):
+        result = run_alone(server, tmp_path, (str(VARIANT), variant), "--epochs", "9")
+        assert result.returncode == expected, result.stderr
+    assert json.loads(run.done_file.read_text())["step"] == end
+    assert "training is complete already" in result.stderr
+    assert open_store(run).all()[-1].manifest.step == end
+
+
+def test_an_older_checkpoint_that_the_script_names_starts_a_run(
+    server: Path, tmp_path: Path
+) -> None:
+    """Of the Trainer's own, the one that was asked for is taken if it is whole."""
+    assert run_alone(server, tmp_path).returncode == 0
+    (tmp_path / "runs").rename(tmp_path / "lost")
+    result = run_alone(server, tmp_path, (str(VARIANT), "older"))
+    assert result.returncode == 0, result.stderr
+    # It began at the twentieth step, and not after the last one.
+    published = events(RunDir(tmp_path / "runs" / "hf_trainer"), "checkpoint_published")
+    assert {event["step"] for event in published} == {24}
