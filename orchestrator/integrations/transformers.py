@@ -45,7 +45,7 @@ class _Loop(TrainerCallback):
     def __init__(self, trainer: Trainer, run: FrameworkRun) -> None:
         self._trainer: Any = trainer
         self._run = run
-        self._epoch_ends = False
+        self._epoch_ends = self._save_awaits_epoch_end = False
         self._ended_early_of: int | None = None
         self._is_over = False
 
@@ -114,22 +114,28 @@ class _Loop(TrainerCallback):
     ) -> None:
         """A safe point; the Trainer saves next if we say so."""
         self._run.step(state.global_step, int(state.epoch or 0))
-        # What a Trainer does at an epoch's end, at once after this, it does not do after a resume.
         self._epoch_ends = state.epoch == int(state.epoch or 0)
-        self._ask_for_save(control, wanted=self._run.save_wanted and not self._epoch_ends)
+        self._save_awaits_epoch_end = self._epoch_ends and control.should_save
+        if self._epoch_ends:
+            # What a Trainer does at an epoch's end, at once after this, such as an evaluation that
+            # draws from the random streams, it does not do after a resume.
+            control.should_save = False
+        else:
+            self._ask_for_save(control, wanted=self._run.save_wanted)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The last place at which the Trainer saves by itself, after an evaluation if there is one.
 
-        What it saved just before is saved anew then: an evaluation draws from the random streams.
+        Where no length told that an epoch ends, what it has just saved is saved anew after that.
         """
         self._epoch_ends = False
         if self._run.stop_wanted and self._run.is_saved and not control.should_evaluate:
             self._run.stop()
         is_due = control.should_evaluate if self._run.is_saved else control.should_training_stop
-        self._ask_for_save(control, wanted=is_due or self._run.save_wanted)
+        wanted = is_due or self._save_awaits_epoch_end or self._run.save_wanted
+        self._ask_for_save(control, wanted=wanted)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -151,7 +157,7 @@ class _Loop(TrainerCallback):
     ) -> None:
         """The evaluation is over; a save may follow, the last one if it has ended the training."""
         is_last = control.should_training_stop and not self._run.is_saved
-        self._ask_for_save(control, wanted=is_last)
+        self._ask_for_save(control, wanted=is_last and not self._epoch_ends)
         self._run.alive(Phase.SAVE if control.should_save else Phase.TRAIN)
 
     def on_save(

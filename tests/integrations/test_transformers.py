@@ -129,6 +129,19 @@ def test_evaluation_does_not_hold_up_a_stop(
     assert_same_end(run.run, uninterrupted)
 
 
+def test_killed_in_an_evaluation_the_run_evaluates_again(
+    server: Path, supervise: Start, uninterrupted: RunDir
+) -> None:
+    """An epoch's last save waits for its evaluation, so that a kill in that costs nothing of it."""
+    command = [*forked_by(server), str(VARIANT), "slow", *SMALL, "--save-steps", "4"]
+    run = supervise(command=command)
+    run.wait_for_output("evaluating")
+    kill_trainer(server)
+    assert run.end()[0] == 0
+    assert [event["step"] for event in events(run.run, "resumed")] == [4]
+    assert_same_end(run.run, uninterrupted)
+
+
 def test_half_written_checkpoint_is_not_resumed_from(
     server: Path, supervise: Start, uninterrupted: RunDir, tmp_path: Path
 ) -> None:

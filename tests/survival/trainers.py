@@ -121,13 +121,16 @@ def row(subject: Subject, faults: list[str], seed: int) -> str:
             finally:
                 kill_leftovers(trial.run.run)
         assert_all_valid(trial.run.run)
-        ends = (end_of(run.run, subject.told_apart) for run in (undisturbed, trial.run))
-        equal = len({str(end) for end in ends}) == 1
+        ends = [end_of(run.run, subject.told_apart) for run in (undisturbed, trial.run)]
+        differing = sorted({name for name, _ in ends[0].items() ^ ends[1].items()})
         exited = events(trial.run.run, "attempt_exited")
         resumed = events(trial.run.run, "resumed")
     again = [end["step"] - begun["step"] for end, begun in zip(exited, resumed, strict=False)]
     counts = (faults.count(name) for name in ("kill", "kill in a save", "stop"))
-    words = ("yes" if outcome else "**no**" for outcome in (status == 0, equal))
+    words = (
+        "yes" if status == 0 else "**no**",
+        f"**no**: {', '.join(differing)}" if differing else "yes",
+    )
     lost = f"{sum(again) / len(again):.1f}, at most {max(again)}"
     minutes = f"{(time.monotonic() - began) / 60:.1f}"
     cells = (subject.name, *counts, len(exited), lost, *words, minutes)
