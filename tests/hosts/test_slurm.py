@@ -29,6 +29,8 @@ GRACE = "15s"
 SHORT = ("--epochs", "2")
 ENDLESS = ("--epochs", "10000", "--step-seconds", "0.1")
 WORKERS = ("--workers", "2")
+# Steps of jobs that only wait for their limit.
+RARELY = ("--step-seconds", "0.5")
 # A limit is looked at twice a minute, and the machine does other things too.
 JOB_SECONDS = 150.0
 
@@ -160,7 +162,7 @@ def submit_limited(cluster: Cluster) -> dict[str, Any]:
     root = cluster.root.parent
     directories = {n: root / f"slurm-{n}" for n in ("silent", "noticed", "inside", "late")}
     for directory in directories.values():
-        write_train(directory, *ENDLESS, *WORKERS)
+        write_train(directory, *ENDLESS, *WORKERS, *RARELY)
         script = directory / "train.py"
         script.write_text(f"{COMPLETE_WHEN_QUEUED_AGAIN}{script.read_text()}")
     run = "orchestrator run --run-dir runs/train --slurm-requeue -- python train.py"
