@@ -34,7 +34,7 @@ RARELY = ("--step-seconds", "0.5")
 # A limit is looked at twice a minute, and the machine does other things too.
 JOB_SECONDS = 150.0
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.processes, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="session")
@@ -359,7 +359,6 @@ def test_limit_where_slurm_cannot_be_asked(cluster: Cluster) -> None:
     assert not job.run.requeue_file.exists()
 
 
-@pytest.mark.long
 def test_limit_without_any_notice(cluster: Cluster) -> None:
     """SIGTERM to everybody at the limit still saves, loader workers or not, and 75 requeues."""
     job = limited(cluster, "late")
