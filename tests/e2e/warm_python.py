@@ -56,11 +56,11 @@ class WarmPython:
             "environment": env,
             "new_session": new_session,
         }
-        self.stdout, out = _output(stdout, 1)
-        self.stderr, err = _output(stderr, 2)
-        with open(os.devnull) as stdin, theirs:
-            descriptors = [theirs.fileno(), stdin.fileno(), out, err]
-            socket.send_fds(_server(modules)[0], [json.dumps(request).encode()], descriptors)
+        with open(os.devnull, "r+") as null, theirs:
+            self.stdout, out = _output(stdout, 1, null)
+            self.stderr, err = _output(stderr, 2, null)
+            descriptors = [theirs.fileno(), null.fileno(), out, err]
+            socket.send_fds(_server(modules), [json.dumps(request).encode()], descriptors)
         for stream, end in ((self.stdout, out), (self.stderr, err)):
             if stream is not None:
                 os.close(end)
@@ -108,8 +108,10 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(deadline - time.monotonic(), 0)
 
 
-def _output(wanted: Any, inherited: int) -> tuple[IO[str] | None, int]:
+def _output(wanted: Any, inherited: int, null: IO[str]) -> tuple[IO[str] | None, int]:
     """What its output can be read from, if that is a pipe, and the descriptor it writes to."""
+    if wanted == subprocess.DEVNULL:
+        return None, null.fileno()
     if wanted == subprocess.PIPE:
         reading, writing = os.pipe()
         return open(reading), writing
@@ -129,22 +131,25 @@ def _readable(streams: Sequence[IO[Any]], timeout: float | None) -> list[IO[Any]
 
 
 @functools.cache
-def _server(modules: tuple[str, ...]) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+def _server(modules: tuple[str, ...]) -> socket.socket:
     """A server of this test process; it ends with the socket, which is to say with us."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        server = subprocess.Popen(
+        subprocess.run(
             [sys.executable, __file__, str(theirs.fileno()), *modules],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # as little of a terminal as the pipes are
             env={k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")},
+            check=True,
         )
-    return ours, server
+    return ours
 
 
 def serve(requests: socket.socket, modules: Sequence[str]) -> list[str]:
     """Fork at each request; in the process that is to be it, return the words."""
+    if os.fork():
+        os._exit(0)  # tests look at the children of their process: it is none of them
     for module in modules:
         importlib.import_module(module)
     # The first full collection of each process would copy every page of what was imported.
