@@ -14,7 +14,7 @@ test: $(VENV)/.dev  ## Every test, on four processes: on two cores, since many o
 	$(BIN)/pytest -n 4 --dist worksteal
 
 test-fast: $(VENV)/.dev  ## The tests that start no training processes.
-	$(BIN)/pytest -n 2 -m "not processes"
+	$(BIN)/pytest -n 2 -m "not processes" --ignore tests/e2e --ignore tests/integrations
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import gc
 import os
 import signal
 
@@ -21,5 +22,20 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A long test that begins last has the other processes wait for it."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """A long test that begins last has the other processes wait for it.
+
+    Each process begins with one block of the tests, and each block with its share of the long ones.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = [item for item in items if not item.get_closest_marker("long")]
+    items.clear()
+    for number in range(processes):
+        begin, end = (len(others) * n // processes for n in (number, number + 1))
+        items += long[number::processes] + others[begin:end]
+
+
+def pytest_collection_finish() -> None:
+    """What we have imported stays: no collection is to go through it, or copy it in a fork."""
+    gc.collect()
+    gc.freeze()

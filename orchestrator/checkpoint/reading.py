@@ -20,7 +20,7 @@ from orchestrator.checkpoint.manifest import (
     Manifest,
     json_metrics,
 )
-from orchestrator.durable import Disk, arriving
+from orchestrator.durable import DIRECT_BLOCK_BYTES, Disk, arriving
 from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
 
 STATE_FILE = "state.pt"
@@ -278,10 +278,14 @@ def digest_of(path: Path, *, direct: bool) -> FileRecord:
 
 def _digest_opened(descriptor: int, chunk_bytes: int) -> FileRecord:
     with open(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         digest, size = xxhash.xxh3_128(), 0
-        with mmap.mmap(-1, chunk_bytes) as aligned, memoryview(aligned) as buffer:
+        # No larger than the file: a direct read has the kernel fill in every page of its buffer.
+        blocks = facts.st_size // DIRECT_BLOCK_BYTES + 1
+        buffer_bytes = min(chunk_bytes, blocks * DIRECT_BLOCK_BYTES)
+        with mmap.mmap(-1, buffer_bytes) as aligned, memoryview(aligned) as buffer:
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 size += count

@@ -33,7 +33,7 @@ from orchestrator.supervisor.written import Written
 # Network filesystems, and what another machine writes on them, give no events.
 LOOK_SECONDS = 10.0
 # With thousands of matches, of which a look asks the system one by one, less often than that.
-POLLING_SHARE = 0.01
+POLLING_SHARE = 0.005
 MOST_LOOK_SECONDS = 60.0
 # What is being written is looked at so often, until it has come to rest.
 PENDING_SECONDS = 0.25

@@ -1,7 +1,8 @@
 """Writes everything that a script can see of its surroundings, as JSON, to the file named first.
 
 The tests compare what it sees under `python`, under a cold start and in a spare. With --torch it
-looks at torch and at workers too, and trains as long as there is a file `train`.
+looks at torch and at workers too, with --spawn at spawned loader workers as well, and it trains as
+long as there is a file `train`.
 """
 
 import decimal
@@ -206,6 +207,7 @@ def collect_torch() -> dict[str, Any]:
                 thread.join(10)
         return squares == [0, 1, 4, 9]
 
+    methods = ("fork", "spawn") if "--spawn" in sys.argv else ("fork",)
     return {
         "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
         "seed": torch.initial_seed(),
@@ -213,7 +215,7 @@ def collect_torch() -> dict[str, Any]:
         "defaults": [str(torch.get_default_dtype()), torch.is_grad_enabled()],
         "cuda initialised": torch.cuda.is_initialized(),
         "children": {method: workers(method) for method in multiprocessing.get_all_start_methods()},
-        "loaders": [loads(method) for method in ("fork", "spawn")],
+        "loaders": {method: loads(method) for method in methods},
     }
 
 

@@ -22,6 +22,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir
 from orchestrator.runlock import lock_owner
 from orchestrator.wire import Connection
+from tests.e2e.warm_python import ORCHESTRATOR, WarmPython
 
 TRAIN = Path(__file__).with_name("train.py")
 WARM_TRAINER = Path(__file__).with_name("warm_trainer.py")
@@ -40,17 +41,12 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE_SE
     return value
 
 
-def orchestrator(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def orchestrator(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run one command of the command line to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator", *arguments],
-        cwd=cwd,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        **options,
-    )
+    words = ("-m", "orchestrator", *arguments)
+    process = WarmPython(words, ORCHESTRATOR, cwd=cwd, env=clean_environment())
+    stdout, stderr = process.communicate(timeout=DEADLINE_SECONDS)
+    return subprocess.CompletedProcess(arguments, process.wait(), stdout, stderr)
 
 
 def clean_environment() -> dict[str, str]:
@@ -63,7 +59,7 @@ def clean_environment() -> dict[str, str]:
 
 
 class Supervised:
-    """`orchestrator run` in a process of its own."""
+    """`orchestrator run` in a process of its own; options of Popen have it started cold."""
 
     def __init__(
         self,
@@ -76,18 +72,16 @@ class Supervised:
     ) -> None:
         self.run = RunDir(root / "run")
         command = command or [sys.executable, str(TRAIN), *script_arguments]
-        output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "orchestrator", "run"),
-                *("--run-dir", str(self.run.root), *options),
-                *("--", *command),
-            ],
-            cwd=root,
-            env=clean_environment() | (environment or {}),
-            text=True,
-            **(output | popen),
-        )
+        run = ["run", "--run-dir", str(self.run.root), *options, "--", *command]
+        words = ["-m", "orchestrator", *run]
+        place: dict[str, Any] = {"cwd": root, "env": clean_environment() | (environment or {})}
+        self.process: WarmPython | subprocess.Popen[str]
+        if popen.keys() <= {"stdout", "stderr"}:
+            self.process = WarmPython(words, ORCHESTRATOR, **place, **popen)
+        else:
+            output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            words = [sys.executable, *words]
+            self.process = subprocess.Popen(words, text=True, **place, **(output | popen))
 
     def signal(self, number: int) -> None:
         """Send a signal to the supervisor alone."""

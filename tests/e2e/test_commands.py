@@ -17,6 +17,7 @@ from tests.e2e.support import (
     TRAIN,
     Supervised,
     Terminal,
+    WarmTrainers,
     assert_nothing_left,
     clean_environment,
     events,
@@ -24,9 +25,15 @@ from tests.e2e.support import (
     orchestrator,
     wait_for,
 )
+from tests.e2e.warm_python import TRAINING, WarmPython
 
 Start = Callable[..., Supervised]
 SLOW = ("--epochs", "50", "--step-seconds", "0.05")
+
+
+def standalone(cwd: Path, *arguments: str) -> WarmPython:
+    """Our training script without a supervisor."""
+    return WarmPython([str(TRAIN), *arguments], TRAINING, cwd=cwd, env=clean_environment())
 
 
 def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
@@ -97,10 +104,7 @@ def test_checkpoint_during_a_stop_is_answered_at_once(supervise: Start, tmp_path
 
 def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     """`stop` ends a script that runs on its own, which saves first."""
-    command = [sys.executable, str(TRAIN), *SLOW]
-    script = subprocess.Popen(
-        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.DEVNULL
-    )
+    script = standalone(tmp_path, *SLOW)
     checkpoints = tmp_path / "runs" / "train" / "checkpoints"
     wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
     live = json.loads(orchestrator("status", "--json", cwd=tmp_path).stdout)
@@ -118,7 +122,8 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     stopped = orchestrator("stop", cwd=tmp_path)
     assert stopped.returncode == 0
     assert stopped.stdout.startswith("stopped at step")
-    assert script.wait(timeout=30) == 75
+    script.communicate(timeout=30)
+    assert script.returncode == 75
     rest, _ = watching.communicate(timeout=30)
     assert json.loads(rest.splitlines()[-1])["state"] == "stopped"
 
@@ -127,17 +132,11 @@ def test_session_says_that_training_is_complete_already(tmp_path: Path) -> None:
     """A script that is run again after its end does not just print nothing."""
     said = ""
     for _ in range(2):
-        result = subprocess.run(
-            [sys.executable, str(TRAIN), "--epochs", "1"],
-            cwd=tmp_path,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
-        assert result.returncode == 0, result.stderr
+        script = standalone(tmp_path, "--epochs", "1")
+        _, stderr = script.communicate(timeout=90)
+        assert script.returncode == 0, stderr
         assert "training is complete already" not in said
-        said = result.stderr
+        said = stderr
     assert "training is complete already (step 16); to train further, raise" in said
 
 
@@ -186,15 +185,13 @@ def test_stop_twice_is_stop_once(supervise: Start, tmp_path: Path) -> None:
 
 def test_stop_twice_is_stop_once_without_supervisor(tmp_path: Path) -> None:
     """A script on its own is not ended unsaved by a second `stop` either."""
-    command = [sys.executable, str(TRAIN), *SLOW, *STUCK]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True
-    ) as script:
-        assert script.stdout is not None
-        while "stuck" not in script.stdout.readline():
-            pass
-        stop_twice(tmp_path / "runs" / "train", tmp_path)
-        assert script.wait(timeout=30) == 75
+    script = standalone(tmp_path, *SLOW, *STUCK)
+    assert script.stdout is not None
+    while "stuck" not in script.stdout.readline():
+        pass
+    stop_twice(tmp_path / "runs" / "train", tmp_path)
+    script.communicate(timeout=30)
+    assert script.returncode == 75
 
 
 def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
@@ -304,6 +301,11 @@ def test_unread_output_stops_neither_training_nor_a_stop(supervise: Start) -> No
     os.close(writer)
 
 
+def newest_reason(run: RunDir) -> str | None:
+    checkpoints = open_store(run).all()
+    return checkpoints[-1].manifest.reason if checkpoints else None
+
+
 def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: Start) -> None:
     """When the supervisor dies, what the script and its children go on to print is in the log."""
     noisy = (
@@ -315,17 +317,19 @@ def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: 
     run.wait_for_output("tock")
     run.signal(signal.SIGKILL)
     run.process.communicate()
-    wait_for(lambda: open_store(run.run).all()[-1].manifest.reason == "emergency", "the save")
+    wait_for(lambda: newest_reason(run.run) == "emergency", "the save")
     log = run.run.attempt(1).output_file.read_text()
     assert "Traceback" not in log
     assert log.count("tick") + 1 >= open_store(run.run).all()[-1].manifest.step
     assert_nothing_left(run.run)
 
 
-def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(tmp_path: Path) -> None:
+def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
+    tmp_path: Path, warm_trainers: WarmTrainers
+) -> None:
     """On a terminal the script sees a terminal, Ctrl-C saves, and the end is by SIGINT."""
     code = "import sys; print('a terminal:', sys.stdout.isatty()); print('bar 1', end='\\r')"
-    command = [sys.executable, str(TRAIN), *SLOW, "--run-at", "2", "--code", code]
+    command = [*warm_trainers.command, *SLOW, "--run-at", "2", "--code", code]
     terminal = Terminal(tmp_path, command)
     terminal.read_until("bar 1\r")
     assert "a terminal: True\r\n" in terminal.text
@@ -336,9 +340,9 @@ def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(tmp_path: Path) -> None:
     assert "\r\r" not in terminal.text
 
 
-def test_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
+def test_closed_terminal_saves_and_stops(tmp_path: Path, warm_trainers: WarmTrainers) -> None:
     """Closing the terminal is a SIGHUP: the state is saved although nobody reads the output."""
-    terminal = Terminal(tmp_path, [sys.executable, str(TRAIN), *SLOW])
+    terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW])
     terminal.read_until("begins at step 0")
     run = RunDir(tmp_path / "run")
     wait_for(lambda: events(run, "checkpoint_published"), "a checkpoint")
@@ -348,10 +352,12 @@ def test_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
     assert_nothing_left(run)
 
 
-def test_supervisor_killed_on_a_terminal_does_not_break_the_script_output(tmp_path: Path) -> None:
+def test_supervisor_killed_on_a_terminal_does_not_break_the_script_output(
+    tmp_path: Path, warm_trainers: WarmTrainers
+) -> None:
     """When the supervisor dies, what the script goes on to print is in output.log."""
     noisy = "model.register_forward_hook(lambda *_: print('tick', flush=True))"
-    command = [sys.executable, str(TRAIN), *SLOW, "--run-at", "1", "--code", noisy]
+    command = [*warm_trainers.command, *SLOW, "--run-at", "1", "--code", noisy]
     terminal = Terminal(tmp_path, command)
     terminal.read_until("tick")
     os.kill(terminal.pid, signal.SIGKILL)

@@ -43,7 +43,8 @@ UNINTERRUPTIBLE = (
     "os.mkfifo('fifo'); action = (os.POSIX_SPAWN_OPEN, 0, 'fifo', os.O_RDONLY, 0); "
     "os.posix_spawn('/bin/true', ['true'], os.environ, file_actions=[action])"
 )
-LOOPS_FOR_EVER = f"import collections, itertools; {IN_C}"
+# In C too, and it keeps the interpreter's lock; but a processor is free for the other tests.
+NEVER_RETURNS = "import ctypes; ctypes.PyDLL(None).sleep(300)"
 SLOW = "time.sleep(4)"
 STUCK_WORKER = """
 class Stuck(torch.utils.data.Dataset):
@@ -136,7 +137,7 @@ def test_same_hang_at_the_same_step_again_stops_the_run(supervise: Start) -> Non
         "--every",
         "4steps",
     )
-    run = supervise(*AT_STEP_5, LOOPS_FOR_EVER, options=at_4)
+    run = supervise(*AT_STEP_5, NEVER_RETURNS, options=at_4)
     status, _, stderr = run.end()
     assert status == 70
     assert "the same failure came again at step 5" in stderr
@@ -198,7 +199,7 @@ def test_time_in_which_the_supervisor_was_stopped_does_not_count(supervise: Star
 
 def test_stop_of_a_run_that_is_being_found_hung(supervise: Start) -> None:
     """A stop meanwhile ends the run instead of restarting it, and saves what is in memory."""
-    run = supervise(*AT_STEP_5, LOOPS_FOR_EVER, options=OPTIONS)
+    run = supervise(*AT_STEP_5, NEVER_RETURNS, options=OPTIONS)
     run.wait_for_event("hang_detected")
     run.signal(signal.SIGTERM)
     assert run.end()[0] in (74, 75)

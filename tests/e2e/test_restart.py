@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.support import TRAIN, Supervised, assert_nothing_left, events
+from tests.e2e.support import Supervised, WarmTrainers, assert_nothing_left, events
 
 Start = Callable[..., Supervised]
 
@@ -62,10 +62,12 @@ def test_checkpoint_that_fails_right_after_resuming_is_set_aside_once(supervise:
     assert_nothing_left(run.run)
 
 
-def test_failures_before_the_session_cost_no_checkpoint(supervise: Start) -> None:
+def test_failures_before_the_session_cost_no_checkpoint(
+    supervise: Start, warm_trainers: WarmTrainers
+) -> None:
     """A script that fails before it has resumed says nothing about its checkpoint."""
     code = "open('gone', 'w'); raise OSError('the data is gone')"
-    train = f'{sys.executable} {TRAIN} --epochs 1 --run-at 8 --code "{code}"'
+    train = f'{" ".join(warm_trainers.command)} --epochs 1 --run-at 8 --code "{code}"'
     command = ["bash", "-c", f"test ! -e gone && exec {train}"]
     for _ in range(2):
         run = supervise(command=command, options=("--every", "3steps"))
@@ -110,7 +112,9 @@ def test_leaving_in_the_middle_is_not_completion(supervise: Start) -> None:
         assert_nothing_left(run.run)
 
 
-def test_changed_architecture_is_refused_and_not_retried(supervise: Start, tmp_path: Path) -> None:
+def test_changed_architecture_is_refused_and_not_retried(
+    supervise: Start, tmp_path: Path, warm_trainers: WarmTrainers
+) -> None:
     """A model that does not fit the checkpoint ends with 78 and the layers that differ."""
     script = (
         "import sys, torch\nfrom orchestrator.training import Session\n"
@@ -120,9 +124,10 @@ def test_changed_architecture_is_refused_and_not_retried(supervise: Start, tmp_p
         "    sys.exit(3)\n"
     )
     (tmp_path / "script.py").write_text(script)
-    first = supervise(command=[sys.executable, "script.py", "2"], options=("--max-restarts", "0"))
+    script_of = [*warm_trainers.command[:-1], "script.py"]
+    first = supervise(command=[*script_of, "2"], options=("--max-restarts", "0"))
     assert first.end()[0] == 70
-    second = supervise(command=[sys.executable, "script.py", "3"])
+    second = supervise(command=[*script_of, "3"])
     status, stdout, _ = second.end()
     assert status == 78
     assert "layer weight is [2, 4] in the file, [3, 4] here" in stdout

@@ -12,6 +12,7 @@ SIGKILL is real; only its parent differs.
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -20,7 +21,6 @@ import select
 import signal
 import socket
 import sys
-import traceback
 
 
 def serve(path: str, *modules: str) -> None:
@@ -31,6 +31,9 @@ def serve(path: str, *modules: str) -> None:
     for module in modules:
         importlib.import_module(module)
 
+    # The first full collection of each trainer would copy every page of what was imported.
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     listener.listen()
@@ -81,7 +84,7 @@ def become_trainer(request: dict[str, object], descriptors: list[int]) -> None:
     except SystemExit as end:
         status = int(end.code or 0)
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         status = 1
     sys.stdout.flush()
     os._exit(status)

@@ -29,10 +29,12 @@ GRACE = "15s"
 SHORT = ("--epochs", "2")
 ENDLESS = ("--epochs", "10000", "--step-seconds", "0.1")
 WORKERS = ("--workers", "2")
+# Steps of jobs that only wait for their limit.
+RARELY = ("--step-seconds", "0.5")
 # A limit is looked at twice a minute, and the machine does other things too.
 JOB_SECONDS = 150.0
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.processes, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +162,7 @@ def submit_limited(cluster: Cluster) -> dict[str, Any]:
     root = cluster.root.parent
     directories = {n: root / f"slurm-{n}" for n in ("silent", "noticed", "inside", "late")}
     for directory in directories.values():
-        write_train(directory, *ENDLESS, *WORKERS)
+        write_train(directory, *ENDLESS, *WORKERS, *RARELY)
         script = directory / "train.py"
         script.write_text(f"{COMPLETE_WHEN_QUEUED_AGAIN}{script.read_text()}")
     run = "orchestrator run --run-dir runs/train --slurm-requeue -- python train.py"
@@ -357,7 +359,6 @@ def test_limit_where_slurm_cannot_be_asked(cluster: Cluster) -> None:
     assert not job.run.requeue_file.exists()
 
 
-@pytest.mark.long
 def test_limit_without_any_notice(cluster: Cluster) -> None:
     """SIGTERM to everybody at the limit still saves, loader workers or not, and 75 requeues."""
     job = limited(cluster, "late")

@@ -18,12 +18,12 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.rundir import RunDir
 from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session
+from tests.e2e.warm_python import TRAINING, WarmPython
 from tests.support import wait_until
 
 pytestmark = pytest.mark.processes
 
 END_SECONDS = 15.0
-REPOSITORY = Path(__file__).parents[2]
 PREAMBLE = """
 import os, signal, sys, time
 import torch
@@ -56,14 +56,13 @@ class Script:
     ) -> None:
         path = directory / "script.py"
         path.write_text(PREAMBLE + textwrap.dedent(body))
-        self.process = subprocess.Popen(
-            [sys.executable, path],
+        self.process = WarmPython(
+            [str(path)],
+            TRAINING,
             cwd=directory,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
-            stdout=subprocess.PIPE,
+            env=os.environ | environment,
             stderr=stderr,
-            start_new_session=True,
-            text=True,
+            new_session=True,
         )
 
     def line(self) -> str:

@@ -1,0 +1,211 @@
+"""`python WORDS` in a process forked from one that has done the imports.
+
+Those of our commands take a quarter of a second of a processor, those of torch one and a half, and
+the tests start hundreds of each. What is forked is a real process, which runs and ends as the
+interpreter has it; only its parent is another, and what /proc shows of its command line and of its
+environment is the server's.
+
+    python warm_python.py DESCRIPTOR MODULES...   (the server, on a socket of whoever starts it)
+"""
+
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+ORCHESTRATOR = ("orchestrator.cli",)
+# The first optimizer imports torch._dynamo.
+TRAINING = ("torch._dynamo", "orchestrator.training")
+
+
+class WarmPython:
+    """One of them, with as much of the interface of subprocess.Popen as the tests use."""
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        modules: tuple[str, ...],
+        *,
+        cwd: Path,
+        env: dict[str, str],
+        stdout: Any = subprocess.PIPE,
+        stderr: Any = subprocess.PIPE,
+        new_session: bool = False,
+    ) -> None:
+        """``words`` are ``-m MODULE`` or a script, and arguments."""
+        self.args = list(words)
+        self.returncode: int | None = None
+        ours, theirs = socket.socketpair()
+        self._answers = ours.makefile("rb")
+        ours.close()
+        request = {
+            "words": self.args,
+            "directory": str(cwd),
+            "environment": env,
+            "new_session": new_session,
+        }
+        with open(os.devnull, "r+") as null, theirs:
+            self.stdout, out = _output(stdout, 1, null)
+            self.stderr, err = _output(stderr, 2, null)
+            descriptors = [theirs.fileno(), null.fileno(), out, err]
+            socket.send_fds(_server(modules), [json.dumps(request).encode()], descriptors)
+        for stream, end in ((self.stdout, out), (self.stderr, err)):
+            if stream is not None:
+                os.close(end)
+        self.pid = int(self._answers.readline())
+
+    def poll(self) -> int | None:
+        """Its exit status, or None as long as it runs."""
+        if self.returncode is None and _readable([self._answers], 0):
+            self.returncode = os.waitstatus_to_exitcode(int(self._answers.readline()))
+            self._answers.close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status once it has ended."""
+        if self.returncode is None and not _readable([self._answers], timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Its output until nobody has it open any more; it has ended then."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        said = {stream: b"" for stream in (self.stdout, self.stderr) if stream is not None}
+        while left := [stream for stream in said if not stream.closed]:
+            ready = _readable(left, _left(deadline))
+            if not ready:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            for stream in ready:
+                data = os.read(stream.fileno(), 1 << 16)
+                said[stream] += data
+                if not data:
+                    stream.close()
+        self.wait(_left(deadline))
+        out, err = (said[s].decode() if s is not None else "" for s in (self.stdout, self.stderr))
+        return out, err
+
+    def kill(self) -> None:
+        """End it by SIGKILL, if it has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0)
+
+
+def _output(wanted: Any, inherited: int, null: IO[str]) -> tuple[IO[str] | None, int]:
+    """What its output can be read from, if that is a pipe, and the descriptor it writes to."""
+    if wanted == subprocess.DEVNULL:
+        return None, null.fileno()
+    if wanted == subprocess.PIPE:
+        reading, writing = os.pipe()
+        return open(reading), writing
+    if wanted is None:
+        return None, inherited
+    return None, wanted if isinstance(wanted, int) else wanted.fileno()
+
+
+def _readable(streams: Sequence[IO[Any]], timeout: float | None) -> list[IO[Any]]:
+    """Which of them have something, or their end, before the time is over."""
+    # Not select(), which refuses a descriptor beyond 1023, and a suite has many open.
+    poll = select.poll()
+    for stream in streams:
+        poll.register(stream, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(None if timeout is None else timeout * 1000)}
+    return [stream for stream in streams if stream.fileno() in ready]
+
+
+@functools.cache
+def _server(modules: tuple[str, ...]) -> socket.socket:
+    """A server of this test process; it ends with the socket, which is to say with us."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        subprocess.run(
+            [sys.executable, __file__, str(theirs.fileno()), *modules],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # as little of a terminal as the pipes are
+            env={k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")},
+            check=True,
+        )
+    return ours
+
+
+def serve(requests: socket.socket, modules: Sequence[str]) -> list[str]:
+    """Fork at each request; in the process that is to be it, return the words."""
+    if os.fork():
+        os._exit(0)  # tests look at the children of their process: it is none of them
+    for module in modules:
+        importlib.import_module(module)
+    # The first full collection of each process would copy every page of what was imported.
+    gc.collect()
+    gc.freeze()
+    # Ctrl-C on the tests' terminal comes here too; and nobody waits for the processes between.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 4)
+        if not data:
+            sys.exit()
+        if os.fork() == 0:
+            break
+        for descriptor in descriptors:
+            os.close(descriptor)
+    requests.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    answers, *standard = descriptors
+    if pid := os.fork():
+        for descriptor in standard:
+            os.close(descriptor)
+        answer(answers, pid)
+    os.close(answers)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return become(json.loads(data), standard)
+
+
+def answer(descriptor: int, pid: int) -> None:
+    """Tell the process, and how it has ended: this one keeps that until somebody asks."""
+    with socket.socket(fileno=descriptor) as connection, contextlib.suppress(BrokenPipeError):
+        connection.sendall(f"{pid}\n".encode())
+        _, status = os.waitpid(pid, 0)
+        connection.sendall(f"{status}\n".encode())
+    os._exit(0)
+
+
+def become(request: dict[str, Any], standard: Sequence[int]) -> list[str]:
+    """Take its place, environment and output; return the words."""
+    if request["new_session"]:
+        os.setsid()
+    for number, descriptor in enumerate(standard):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["directory"])
+    words: list[str] = request["words"]
+    return words
+
+
+if __name__ == "__main__":
+    words = serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    if words[0] == "-m":
+        sys.path[0], sys.argv = os.getcwd(), words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0], sys.argv = os.path.dirname(os.path.abspath(words[0])), words
+        runpy.run_path(words[0], run_name="__main__")
