@@ -114,8 +114,9 @@ def test_unsaved_state_is_found(chaos: Chaos, tmp_path: Path) -> None:
 
 def test_lost_run_is_found(chaos: Chaos, tmp_path: Path) -> None:
     """A script that cannot resume is told so, with how `orchestrator run` ended."""
-    file = script(tmp_path, after_resuming="assert session.resumed_from is None, 'cannot'")
-    done = chaos(file, "--faults", "sigkill@step", "--json")
+    # It has saved before the kill, however early that comes.
+    code = "assert session.resumed_from is None, 'cannot'; session.checkpoint()"
+    done = chaos(script(tmp_path, code), "--faults", "sigkill@step", "--json")
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert (report["injected"], report["survived"]) == (1, 0)
