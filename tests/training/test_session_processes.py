@@ -19,6 +19,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session
 from tests.support import wait_until
+from tests.training.support import new_life
 
 pytestmark = pytest.mark.processes
 
@@ -244,6 +245,7 @@ def test_left_run_is_free_although_its_children_live(tmp_path: Path) -> None:
         session.step()
         child = multiprocessing.get_context("fork").Process(target=signal.pause)
         child.start()
+    new_life()
     try:
         with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
             assert session.global_step == 1
