@@ -139,7 +139,10 @@ def _already_complete(place: RunDir, command: list[str]) -> bool:
         return False
     log = structlog.get_logger()
     if done.get("command") != command:
-        log.info("the run was complete, but the command has changed: continuing")
+        log.info(
+            "the run was complete, but the command has changed: continuing it; a training of its "
+            "own, such as the next fold, needs another --run-dir"
+        )
         return False
     log.info(
         f"training is complete already (step {done.get('step')}); to train further, change the "

@@ -23,12 +23,15 @@ from orchestrator.training.plain import from_plain
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 else:
     # Both names are in use for one code base; hooks are found by their names, not by the class.
     _NAME = "pytorch_lightning" if "pytorch_lightning" in sys.modules else "lightning.pytorch"
     Callback = importlib.import_module(_NAME).Callback
     TorchCheckpointIO = importlib.import_module(f"{_NAME}.plugins.io").TorchCheckpointIO
+    BatchSizeFinder = importlib.import_module(f"{_NAME}.callbacks").BatchSizeFinder
+    LearningRateFinder = importlib.import_module(f"{_NAME}.callbacks").LearningRateFinder
 
 
 class OrchestratorCallback(Callback):
@@ -41,7 +44,7 @@ class OrchestratorCallback(Callback):
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         """Join or open the run, and have the Trainer restore what that has."""
-        if stage != "fit":
+        if stage != "fit" or _is_for_tuner(trainer):
             return
         # Hooks of callbacks before this one would run twice when an epoch's beginning is repeated.
         trainer.callbacks.remove(self)  # type: ignore[attr-defined]
@@ -105,6 +108,20 @@ class OrchestratorCallback(Callback):
             session, self._session = self._session, None
             trace = error.__traceback__ if error else None
             session.__exit__(type(error) if error else None, error, trace)
+
+
+def _is_for_tuner(trainer: "Trainer") -> bool:
+    """Whether this `fit` only looks for a value, and takes back what it has trained for that."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    finders = [each for each in callbacks if isinstance(each, BatchSizeFinder | LearningRateFinder)]
+    if not finders or all(finder._early_exit for finder in finders):
+        return bool(finders)
+    with refusing():
+        name = type(finders[0]).__name__
+        raise ConfigError(
+            f"cannot make the training resumable with {name} among its callbacks, which trains "
+            "and takes that back inside of it: use the methods of Tuner before trainer.fit()"
+        )
 
 
 class OrchestratorCheckpointIO(TorchCheckpointIO):

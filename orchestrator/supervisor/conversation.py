@@ -14,6 +14,7 @@ from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field
 from orchestrator.supervisor.adoption import NO_SAVING_ON_DEMAND, NO_SESSION
@@ -27,6 +28,11 @@ from orchestrator.supervisor.status import Status, describe_checkpoint
 from orchestrator.supervisor.watch import CLOSING_SHARE, StopWantedError, Watch
 from orchestrator.wire import PROTOCOL_VERSION, Message
 
+SECOND_SESSION = (
+    "a run is one training, and its command has opened a session already; give each training a "
+    "command and a run of its own (`orchestrator run --run-dir ...`), or run the script without a "
+    "supervisor and with a run_dir for each Session or OrchestratorCallback"
+)
 ROTATION_WAIT_SECONDS = 60.0
 SNAPSHOT_SAMPLE_SECONDS = 60.0
 
@@ -88,12 +94,11 @@ class Conversation:
                 self._hear_trainer(attempt, str(kind), message)
 
     def _welcome(self, attempt: Attempt, peer: Peer, message: Message) -> None:
-        if (
-            attempt.over.is_set()
-            or attempt.connected
-            or str(message.get("attempt")) != str(attempt.number)
-        ):
-            peer.send({"type": "refused", "reason": "another session has this run already"})
+        if attempt.over.is_set() or str(message.get("attempt")) != str(attempt.number):
+            peer.send({"type": "refused", "reason": "the attempt that it belongs to is over"})
+            return
+        if attempt.connected:
+            self._refuse_second_session(attempt, peer)
             return
         attempt.peer, attempt.connected = peer, True
         attempt.session_pid = message.get("pid")
@@ -114,6 +119,15 @@ class Conversation:
             attempt.descriptors,
         )
         self._machine.handle(Event.CONNECTED)
+
+    def _refuse_second_session(self, attempt: Attempt, peer: Peer) -> None:
+        # A script that trains more than once is not complete with the first: neither now nor, by
+        # done.json, when its command is run again. That goes before the answer may end the trainer.
+        with contextlib.suppress(OSError):
+            self._store.run.done_file.unlink(missing_ok=True)
+        if attempt.reported == ExitStatus.COMPLETE:
+            attempt.reported = ExitStatus.CONFIGURATION
+        peer.send({"type": "refused", "reason": SECOND_SESSION})
 
     def _hear_trainer(self, attempt: Attempt, kind: str, message: Message) -> None:
         facts = {key: value for key, value in message.items() if key != "type"}

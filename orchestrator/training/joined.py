@@ -59,7 +59,8 @@ class Joined:
         if steps_at_start == progress.step and self.home.run.done_file.exists():
             say(
                 f"training is complete already (step {progress.step}); to train further, raise "
-                "the script's number of epochs or steps"
+                "the script's number of epochs or steps; another training, such as the next fold, "
+                "needs a run directory of its own"
             )
             if (self.home.run.done() or {}).get("command") == self.home.command:
                 return

@@ -64,7 +64,7 @@ class Lifeline:
             ) from None
         if welcome is None or welcome.get("type") != "welcome":
             reason = (welcome or {}).get("reason", "it closed the connection")
-            raise ConfigError(f"cannot join the run: {reason}; a run has one session at a time")
+            raise ConfigError(f"cannot join the run: {reason}")
         self.welcome: Message = welcome
         self.page = ControlPage(descriptors[0])
         os.close(descriptors[0])

@@ -12,7 +12,12 @@ from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, UnreadableError
+from orchestrator.errors import (
+    CheckpointInvalidError,
+    CheckpointWriteError,
+    ConfigError,
+    UnreadableError,
+)
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import ControlPage, Field
@@ -23,6 +28,9 @@ from orchestrator.training.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.writing import OwnWriter
 
 SNAPSHOT_SAMPLE_SECONDS = 60.0
+
+_trained: set[Path] = set()
+"""The runs that this process trains, or has trained to their end."""
 
 
 class Standalone:
@@ -41,6 +49,8 @@ class Standalone:
         self.allow_data_change = config.allow_data_change
         self.command = sys.argv
         self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
+        self._path = self.run.root.resolve()  # the script may change its directory
+        self._refuse_second_training()
         self.run.create()
         self._lock = RunLock(self.run)
         self._left = False
@@ -63,6 +73,17 @@ class Standalone:
         self._mlflow = MlflowWatch(self.run)
         self._resumed_from: Checkpoint | None = None
         self._snapshot_journalled = float("-inf")
+        _trained.add(self._path)
+
+    def _refuse_second_training(self) -> None:
+        # It would begin at the end of the first, whatever its model: another fold, say, would be
+        # complete at once.
+        if self._path in _trained:
+            raise ConfigError(
+                f"cannot train a second time in {self.run.root}: a run is one training, and this "
+                "process has trained there already; give each training a run of its own, such as "
+                "run_dir='runs/second' for its Session or OrchestratorCallback"
+            )
 
     def snapshot_to_resume(self) -> Snapshot | None:
         """None: what was in memory ended with the process before."""
@@ -128,6 +149,8 @@ class Standalone:
         elif status is not None:
             step = self.page.values[Field.STEP]
             self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
+        if status is not ExitStatus.COMPLETE:
+            _trained.discard(self._path)
         self._left = True
         self._tracker_variables.restore()
         self.slots.close()
@@ -137,6 +160,7 @@ class Standalone:
         # A loader worker that outlives a killed trainer must not hold the run.
         if not self._left:
             self._lock.release()
+            _trained.discard(self._path)
             self._left = True
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:

@@ -12,13 +12,15 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.integrations.lightning import OrchestratorCallback, OrchestratorCheckpointIO
 from orchestrator.rundir import RunDir
 from orchestrator.training import TrainingRefused, TrainingStopped
+from tests.training.support import new_life
 
 # Ten batches an epoch, three epochs.
 TRAINER = {
@@ -111,6 +113,7 @@ class Life:
         callbacks: Sequence[pl.Callback] = (),
         **trainer: Any,
     ) -> None:
+        new_life()
         pl.seed_everything(0, workers=True, verbose=False)
         self.net = Net(plateau, cut)
         self.trainer = pl.Trainer(
@@ -220,6 +223,82 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path, uninterrupted: A
     longer = Life(tmp_path)
     for name, value in uninterrupted(()).net.state_dict().items():
         assert torch.equal(longer.net.state_dict()[name], value)
+
+
+def test_a_second_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the same Trainer, or of another with a new model, which would begin at the first's end."""
+    life = Life(tmp_path)
+    for trainer in (
+        life.trainer,
+        pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)]),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(TrainingRefused) as refused:
+            trainer.fit(Net(), DataLoader(Noisy(), 2))
+        assert refused.value.status == 78
+        assert "a run is one training" in capsys.readouterr().err
+
+
+class Tuned(Net):
+    """Without schedulers, with a learning rate and a batch size to be looked for."""
+
+    def __init__(self, cut: Cut | None = None) -> None:
+        super().__init__(cut=cut)
+        self.hparams.clear()  # Lightning would not load its own file of the search
+        self.lr, self.batch_size = 0.01, 2
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+    def train_dataloader(self) -> DataLoader[torch.Tensor]:
+        return DataLoader(Noisy(), self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[torch.Tensor]:
+        return DataLoader(Noisy(), 10)
+
+
+def tuned_and_trained(root: Path, cut: Cut | None = None) -> Tuned:
+    """One life of a script that looks for both with the Trainer that then trains."""
+    new_life()
+    pl.seed_everything(0, workers=True, verbose=False)
+    net = Tuned()
+    trainer = pl.Trainer(
+        **(TRAINER | {"enable_checkpointing": True, "default_root_dir": root}),  # type: ignore[arg-type]
+        callbacks=[OrchestratorCallback(root / "run")],
+    )
+    tuner = Tuner(trainer)
+    tuner.scale_batch_size(net, max_trials=2, steps_per_trial=1)
+    tuner.lr_find(net, num_training=20)
+    assert not (root / "run").exists() or cut is None
+    net.events, net.cut = [], cut
+    trainer.fit(net)
+    return net
+
+
+def test_a_search_by_a_tuner_is_no_part_of_the_run(tmp_path: Path) -> None:
+    """It leaves nothing in the run, which begins after it and is cut and resumed as ever."""
+    expected = tuned_and_trained(tmp_path / "whole")
+    assert expected.lr != 0.01
+    assert expected.batch_size != 2
+    assert expected.trainer.global_step == 3 * len(expected.train_dataloader())
+    with pytest.raises(TrainingStopped):
+        tuned_and_trained(tmp_path / "cut", ("batch", 2))
+    again = tuned_and_trained(tmp_path / "cut")
+    assert again.trainer.global_step == expected.trainer.global_step
+    for name, value in expected.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("finder", [BatchSizeFinder(), LearningRateFinder()])
+def test_a_search_inside_of_the_training_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finder: pl.Callback
+) -> None:
+    """It trains and takes that back while the run is open, and would do it in each life."""
+    trainer = pl.Trainer(**TRAINER, callbacks=[finder, OrchestratorCallback(tmp_path)])  # type: ignore[arg-type]
+    with pytest.raises(TrainingRefused) as refused:
+        trainer.fit(Tuned())
+    assert refused.value.status == 78
+    assert "Tuner" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 class Fetching(Net):

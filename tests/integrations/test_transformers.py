@@ -26,6 +26,7 @@ from tests.e2e.support import (
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hf_trainer.py"
 VARIANT = Path(__file__).with_name("hf_variant.py")
+PHASES = Path(__file__).with_name("hf_phases.py")
 # Eight steps in an epoch, two batches in a step: saves, kills and stops come in mid-epoch.
 SMALL = ("--epochs", "3", "--samples", "128", "--context", "16", "--save-steps", "5")
 
@@ -217,3 +218,46 @@ def test_an_older_checkpoint_that_the_script_names_starts_a_run(
     # It began at the twentieth step, and not after the last one.
     published = events(RunDir(tmp_path / "runs" / "hf_trainer"), "checkpoint_published")
     assert {event["step"] for event in published} == {24}
+
+
+def run_phases(server: Path, root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    root.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*forked_by(server), str(PHASES), *words],
+        cwd=root,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_two_phases_with_a_run_each_are_killed_in_either_and_end_the_same(
+    server: Path, tmp_path: Path
+) -> None:
+    """What is complete is passed, and gives the next phase the model as it was at its end."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_phases(server, whole, "runs").returncode == 0
+    for phase in ("0", "1"):
+        assert run_phases(server, cut, "runs", phase, "5").returncode != 0
+    last = run_phases(server, cut, "runs")
+    assert last.returncode == 0, last.stderr
+    assert "training is complete already (step 8)" in last.stderr
+    assert "resumed at step 3" in last.stderr
+    mine, other = torch.load(cut / "result.pt"), torch.load(whole / "result.pt")
+    assert all(torch.equal(value, other[name]) for name, value in mine.items())
+
+
+@pytest.mark.parametrize("how", ["one", "again"])
+def test_a_second_training_in_the_same_run_is_refused(
+    server: Path, supervise: Start, tmp_path: Path, how: str
+) -> None:
+    """Another Trainer's, or the same one's: with a supervisor or without, it never is complete."""
+    alone = run_phases(server, tmp_path / "alone", how)
+    assert alone.returncode == 78
+    assert "a run is one training" in alone.stderr
+    status, output, _ = supervise(command=[*forked_by(server), str(PHASES), how]).end()
+    assert status == 78
+    assert "a run is one training" in output
+    assert "trained 0" in output
+    assert "trained 1" not in output + alone.stdout

@@ -13,9 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.training import Session, TrainingStopped
+from orchestrator.training import Session, TrainingStopped, standalone
 from orchestrator.training.snapshots import Taking
 from tests.support import DEADLINE_SECONDS
+
+
+def new_life() -> None:
+    """What follows stands for another process, which may open a run that this one completed."""
+    standalone._trained.clear()
 
 
 class Noisy(Dataset[torch.Tensor]):

@@ -13,12 +13,14 @@ from orchestrator.rundir import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from orchestrator.training.framework import FrameworkRun
 from tests.support import full_disk
+from tests.training.support import new_life
 
 
 class Framework:
     """Counts to ``total``; saves every third step, and when it is asked to."""
 
     def __init__(self, root: Path, total: int = 9, name: str = "toy") -> None:
+        new_life()
         self.run = FrameworkRun(name, "1.0", root / "run")
         self.output = root / "output"
         self.total = total
@@ -146,6 +148,7 @@ def test_others_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingRefused) as refused:
         Framework(tmp_path, name="another").train()
     assert refused.value.code == 78
+    new_life()
     with (
         pytest.raises(TrainingRefused) as refused,
         Session(run_dir=tmp_path / "run", model=torch.nn.Linear(2, 1)),

@@ -23,7 +23,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.support import wait_until
-from tests.training.support import Training, assert_equal
+from tests.training.support import Training, assert_equal, new_life
 
 DEADLINE_SECONDS = 20.0
 
@@ -604,6 +604,7 @@ def test_trouble_with_an_old_checkpoint_does_not_end_training(
 def test_finished_run_adds_nothing_when_run_again(tmp_path: Path) -> None:
     """Running a finished script again neither repeats the final checkpoint nor deletes others."""
     for _ in range(3):
+        new_life()
         with a_session(tmp_path) as session:
             for _ in session.steps(4):
                 session.step()
@@ -615,6 +616,7 @@ def test_continued_run_is_not_marked_complete(tmp_path: Path) -> None:
     with a_session(tmp_path) as session:
         for _ in session.steps(2):
             session.step()
+    new_life()
     stopped_at(tmp_path, 4)
     assert not (tmp_path / "done.json").exists()
 
@@ -705,6 +707,7 @@ def test_full_disk_does_not_end_training(
         filler.unlink()
         assert session.checkpoint() is not None
     assert saved(root) == [(1, "periodic"), (3, "requested"), (3, "final")]
+    new_life()
     again = a_session(root, model=torch.nn.Linear(300, 300))
     with again:
         assert again.global_step == 3

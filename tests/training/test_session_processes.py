@@ -20,6 +20,7 @@ from orchestrator.stopsignals import MERGE_SECONDS
 from orchestrator.training import Session
 from tests.e2e.warm_python import TRAINING, WarmPython
 from tests.support import wait_until
+from tests.training.support import new_life
 
 pytestmark = pytest.mark.processes
 
@@ -243,6 +244,7 @@ def test_left_run_is_free_although_its_children_live(tmp_path: Path) -> None:
         session.step()
         child = multiprocessing.get_context("fork").Process(target=signal.pause)
         child.start()
+    new_life()
     try:
         with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
             assert session.global_step == 1

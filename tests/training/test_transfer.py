@@ -21,6 +21,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.runlock import RunLock
 from orchestrator.training import Session
 from tests.checkpoint.support import manifest_of
+from tests.training.support import new_life
 
 STEPS, EPOCHS = 6, 2
 FILES = {"state-dict": "model.pt", "safetensors": "model.safetensors", "classic": "checkpoint.pt"}
@@ -63,6 +64,7 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
 
 def train(run_dir: Path, parts: dict[str, Any], epochs: int = EPOCHS) -> Session:
     """Train the rest of so many epochs."""
+    new_life()
     session = Session(run_dir=run_dir, **parts)
     with session:
         for _ in session.epochs(epochs):

@@ -1,0 +1,58 @@
+"""A script that trains a model with a Trainer, then all of it with another, as fine-tuning does.
+
+python hf_phases.py runs|one|again [PHASE STEP]: each phase with a run of its own, both in one, or
+the same Trainer twice. It ends by SIGKILL after that step of that phase, and saves the model.
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from orchestrator.integrations.transformers import OrchestratorCallback
+
+how, killed_at = sys.argv[1], tuple(map(int, sys.argv[2:]))
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss = self.head(torch.nn.functional.dropout(self.body(x), 0.2, self.training))
+        return {"loss": loss.square().mean()}
+
+
+class Killed(TrainerCallback):
+    def __init__(self, phase: int) -> None:
+        self.phase = phase
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (self.phase, state.global_step) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+set_seed(0)
+net = Net()
+data = [{"x": torch.randn(4)} for _ in range(32)]
+for phase in (0, 1):
+    net.body.requires_grad_(phase == 1)
+    if phase == 0 or how != "again":
+        arguments = TrainingArguments(
+            output_dir=f"out/{phase}",
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            save_steps=3,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+        )
+        ours = OrchestratorCallback(f"runs/{phase}" if how == "runs" else None)
+        trainer = Trainer(net, arguments, train_dataset=data, callbacks=[ours, Killed(phase)])
+    trainer.train()
+    print("trained", phase, flush=True)
+torch.save(net.state_dict(), "result.pt")
