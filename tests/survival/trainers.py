@@ -53,7 +53,7 @@ SUBJECTS = (
     Subject(
         "transformers",
         EXAMPLES / "hf_trainer.py",
-        ("--epochs", "60", "--samples", "128", "--context", "16", "--save-steps", "5"),
+        ("--epochs", "150", "--samples", "128", "--context", "16", "--save-steps", "5"),
         "orchestrator.integrations.transformers",
         "hf-trainer/checkpoint-*",
         frozenset({"trainer_state.json", "training_args.bin"}),
