@@ -282,7 +282,7 @@ def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
         (("--adopt", "**/a"), "name each level"),
         (("--adopt", "*"), "takes in the run directory"),
         (("--adopt", "runs/true/*.json"), "or what lies there"),
-        (("--adopt", "out/*/step-*", "--run-dir", "out"), "or what lies there"),
+        (("--adopt", "out/*/step-*", "--run-dir", "a/../out"), "or what lies there"),
         (("--stop-signal", "KILL"), "no program can act on that one"),
     ],
 )
