@@ -86,6 +86,13 @@ class RunDir:
         """What an adopted script was seen writing and is no checkpoint yet."""
         return self.root / "written.json"
 
+    @property
+    def own(self) -> list[Path]:
+        """The directory and all that we keep in it, with one checkpoint and one attempt."""
+        names = [name for name, kind in vars(RunDir).items() if isinstance(kind, property)]
+        files: list[Path] = [getattr(self, name) for name in names if name != "own"]
+        return [self.root, *files, self.checkpoints / "step-000000000000", self.attempt(1).root]
+
     def attempt(self, number: int) -> "AttemptDir":
         """The records of one life of the trainer, counted from 1."""
         return AttemptDir(self.attempts / f"{number:04d}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 import pickletools
 import struct
@@ -17,6 +18,7 @@ DCP_SUFFIX = ".distcp"
 PICKLE_SUFFIXES = {".pkl", ".pickle"}
 # Reading so many takes some seconds; a longer pickle is one of numbers, each by itself.
 MOST_OPCODES = 5_000_000
+LONGEST_READ_BYTES = 1 << 20
 # Of these an empty one is always one whose writing had just begun.
 _NEVER_EMPTY = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".json", ".npz", DCP_SUFFIX}
 
@@ -98,11 +100,27 @@ def _check_zip(name: str, file: BinaryIO) -> None:
 
 def _is_one_pickle(file: BinaryIO) -> bool:
     """Whether it ends with the pickle's STOP: joblib, say, puts other bytes between and after."""
+    skimmed: Any = _Skimmed(file)
     with contextlib.suppress(*_PICKLE_ERRORS):
-        for opcode, _, _ in islice(pickletools.genops(file), MOST_OPCODES):
+        for opcode, _, _ in islice(pickletools.genops(skimmed), MOST_OPCODES):
             if opcode.name == "STOP":
                 return not file.read(1)
     return False
+
+
+class _Skimmed:
+    """Passes over long arguments, arrays say: pickletools asks only how many bytes there are."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.readline = file.readline
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def read(self, count: int) -> bytes | range:
+        if count <= LONGEST_READ_BYTES:
+            return self._file.read(count)
+        here = self._file.tell()
+        return range(self._file.seek(min(here + count, self._size)) - here)
 
 
 def dcp_sizes(metadata: Path) -> dict[str, int]:

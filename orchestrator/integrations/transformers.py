@@ -251,7 +251,7 @@ def _start_from(asked: Any, trainer: Trainer) -> Path | None:
     output = Path(str(trainer.args.output_dir)).resolve()
     if not asked:
         return None
-    if asked is not True and (Path(asked).resolve().parent != output or _step_of(Path(asked))):
+    if asked is not True and not _is_cut_off(Path(asked).resolve(), output):
         return Path(asked)
     # In its own output, get_last_checkpoint() may have taken one that was cut off by a kill.
     steps = {p: _step_of(p) for p in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
@@ -259,6 +259,12 @@ def _start_from(asked: Any, trainer: Trainer) -> Path | None:
     if partial := sorted(path.name for path, step in steps.items() if step is None):
         say(f"{', '.join(partial)} in {output} was not written to its end and is passed over")
     return newest
+
+
+def _is_cut_off(directory: Path, output: Path) -> bool:
+    """Whether the Trainer did not write this one of its ``output`` to its end."""
+    is_trainers = directory.name.startswith(PREFIX_CHECKPOINT_DIR) and directory.parent == output
+    return is_trainers and directory.is_dir() and _step_of(directory) is None
 
 
 def _step_of(directory: Path) -> int | None:

@@ -169,11 +169,12 @@ class Adoption:
 
         def look() -> list[Happening]:
             lower_priority()
-            began = time.thread_time()
+            began = time.thread_time() - self._sightings.sealing_cpu_seconds
             try:
                 return self._sightings.look(moment, reason, everywhere)
             finally:
-                self._look_cpu_seconds = time.thread_time() - began
+                ended = time.thread_time() - self._sightings.sealing_cpu_seconds
+                self._look_cpu_seconds = ended - began
 
         try:
             happenings = await in_thread(look)

@@ -88,6 +88,8 @@ class Attempt:
         self.ended: float | None = None
         self.peer: Peer | None = None
         self.connected = False
+        self.refused_another = False
+        """Whether there was a second session, at the same time or after."""
         self.adopted: AdoptedProgress | None = None
         self.resumed = False
         self.rejected = False

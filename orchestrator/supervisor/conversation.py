@@ -121,13 +121,17 @@ class Conversation:
         self._machine.handle(Event.CONNECTED)
 
     def _refuse_second_session(self, attempt: Attempt, peer: Peer) -> None:
+        attempt.refused_another = True
+        self._withhold_completion(attempt)  # before the answer may end the trainer
+        peer.send({"type": "refused", "reason": SECOND_SESSION})
+
+    def _withhold_completion(self, attempt: Attempt) -> None:
         # A script that trains more than once is not complete with the first: neither now nor, by
-        # done.json, when its command is run again. That goes before the answer may end the trainer.
+        # done.json, when its command is run again.
         with contextlib.suppress(OSError):
             self._store.run.done_file.unlink(missing_ok=True)
         if attempt.reported == ExitStatus.COMPLETE:
             attempt.reported = ExitStatus.CONFIGURATION
-        peer.send({"type": "refused", "reason": SECOND_SESSION})
 
     def _hear_trainer(self, attempt: Attempt, kind: str, message: Message) -> None:
         facts = {key: value for key, value in message.items() if key != "type"}
@@ -163,6 +167,8 @@ class Conversation:
                 attempt.metrics = facts.get("metrics", {})
             case "ended":
                 attempt.reported = facts.get("status")
+                if attempt.refused_another:
+                    self._withhold_completion(attempt)
             case "lost":
                 self._watch.trainer_lost(attempt)
 

@@ -75,6 +75,8 @@ class Sightings:
         """Where something may appear, as of the last look everywhere."""
         self.any = False
         """Whether anything has ever matched."""
+        self.sealing_cpu_seconds = 0.0
+        """What of all looks so far was sealing, which has a limit of its own."""
         self._pattern = pattern
         self._store = store
         self._written = written
@@ -269,16 +271,20 @@ class Sightings:
     def _seal(self, sighting: _Sighting, reason: Reason) -> Happening | None:
         contents = sighting.contents
         path, began = contents.path, self._clock()
-        checkpoint = self._store.seal(
-            Sealing(
-                contents,
-                self._pattern.step_of(path),
-                reason,
-                written_here=self._written.is_ours(path),
-                keep=self._pattern.is_one_path,
-                link=_replaces(self._last_sealed.get(path), contents),
+        cpu_began = time.thread_time()
+        try:
+            checkpoint = self._store.seal(
+                Sealing(
+                    contents,
+                    self._pattern.step_of(path),
+                    reason,
+                    written_here=self._written.is_ours(path),
+                    keep=self._pattern.is_one_path,
+                    link=_replaces(self._last_sealed.get(path), contents),
+                )
             )
-        )
+        finally:
+            self.sealing_cpu_seconds += time.thread_time() - cpu_began
         now = self._clock()
         self._not_before[path] = now + (now - began) / SEALING_SHARE
         if checkpoint is None:

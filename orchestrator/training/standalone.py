@@ -77,8 +77,8 @@ class Standalone:
 
     def _refuse_second_training(self) -> None:
         # It would begin at the end of the first, whatever its model: another fold, say, would be
-        # complete at once.
-        if self._path in _trained:
+        # complete at once. Where the script has deleted the run, this is a new one.
+        if self._path in _trained and self.run.run_file.exists():
             raise ConfigError(
                 f"cannot train a second time in {self.run.root}: a run is one training, and this "
                 "process has trained there already; give each training a run of its own, such as "

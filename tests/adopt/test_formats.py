@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -83,6 +84,21 @@ def test_what_pickle_and_json_tell(tmp_path: Path) -> None:
     torch.save(STATE, old := io.BytesIO(), _use_new_zipfile_serialization=False)
     (tmp_path / "old.pth").write_bytes(old.getvalue())
     assert not is_whole(tmp_path / "old.pth")
+
+
+def test_what_a_pickle_holds_is_not_read_into_memory(tmp_path: Path) -> None:
+    """The supervisor stays small beside arrays of any size, whole ones and half ones."""
+    size = 1 << 40
+    with (tmp_path / "a.pkl").open("wb") as file:
+        file.write(b"\x80\x04\x8e" + struct.pack("<Q", size))  # BINBYTES8
+        file.truncate(file.tell() + size)
+        assert not is_whole(tmp_path / "a.pkl")
+        file.seek(0, os.SEEK_END)
+        file.write(pickle.STOP)
+        file.flush()
+        assert is_whole(tmp_path / "a.pkl")
+        file.truncate(size)
+        assert not is_whole(tmp_path / "a.pkl")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

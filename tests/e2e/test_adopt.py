@@ -70,7 +70,9 @@ def aside(run: Supervised) -> set[str]:
     [
         pytest.param(PLAIN, ("--steps", "80"), "0.05", ONE_FILE, id="one-file"),
         pytest.param(PLAIN, ("--steps", "80", "--numbered"), "0.05", NUMBERED, id="numbered"),
-        pytest.param(SCRIPTS / "trainer.py", ("--steps", "40"), "0.2", TRAINER, id="trainer"),
+        # A save counts when it has been at rest as long as the next one takes to come, or with
+        # that: each life may take two of them.
+        pytest.param(SCRIPTS / "trainer.py", ("--steps", "60"), "0.2", TRAINER, id="trainer"),
     ],
 )
 def test_kills_and_stops_do_not_change_the_result(
@@ -279,6 +281,8 @@ def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
         (("--adopt", "e*/a.pt", "--resume-arg", "--r {step}"), "has no wildcard"),
         (("--adopt", "**/a"), "name each level"),
         (("--adopt", "*"), "takes in the run directory"),
+        (("--adopt", "runs/true/*.json"), "or what lies there"),
+        (("--adopt", "out/*/step-*", "--run-dir", "a/../out"), "or what lies there"),
         (("--stop-signal", "KILL"), "no program can act on that one"),
     ],
 )

@@ -117,6 +117,40 @@ def test_a_second_training_under_a_supervisor_is_refused_each_time(
     assert open_store(run.run).all()[-1].manifest.step == 4
 
 
+def test_a_second_training_beside_the_first_is_refused_each_time(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """With 78 also where the first completes only afterwards, and nobody looks at the other's."""
+    (tmp_path / "script.py").write_text(
+        "import subprocess, sys, torch\nfrom orchestrator.training import Session\n"
+        "with Session(model=torch.nn.Linear(1, 1)) as session:\n"
+        "    for _ in session.steps(2):\n"
+        "        session.step()\n"
+        "    if len(sys.argv) == 1:\n"
+        "        subprocess.run([sys.executable, 'script.py', 'fold'])\n"
+    )
+    for _ in range(2):
+        run = supervise(command=[sys.executable, "script.py"])
+        status, output, told = run.end()
+        assert status == 78
+        assert "a run is one training" in output
+        assert "complete already" not in told
+        assert not run.run.done_file.exists()
+
+
+def test_a_run_that_the_script_deletes_is_another_afterwards(
+    run_alone: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """Trial after trial in one process may have the same place, if each leaves nothing there."""
+    result = run_alone(
+        FOLDS.replace("    print(", "    shutil.rmtree('runs')\n    print(", 1).replace(
+            "import torch", "import shutil, torch", 1
+        )
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "trained 0\ntrained 1\n"
+
+
 def test_two_phases_with_a_run_each_are_killed_in_either_and_end_the_same(
     run_alone: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -3,8 +3,8 @@
 ``jit``: with the Trainer's own handling of SIGTERM. ``last``: resumes from what
 get_last_checkpoint() finds. ``cut``: the same, and where that finds nothing, the trainer stands
 still when it has written half of the tenth step's optimizer. ``older``: resumes from the
-twentieth step, though later ones are there. ``slow``: each batch of an evaluation takes a while
-in the first attempt.
+twentieth step, though later ones are there. ``missing``: from what is not there.
+``slow``: each batch of an evaluation takes a while in the first attempt.
 ``short``: ends in mid-epoch, by max_steps. ``early``: ends when two evaluations have been no
 better, and is stopped between the two.
 """
@@ -71,7 +71,9 @@ class Variant(transformers.Trainer):
             torch.save = save_half
         if variant == "older":
             last = f"{self.args.output_dir}/checkpoint-20"
-        return super().train(last if variant in ("last", "cut", "older") else None)
+        if variant == "missing":
+            last = f"{self.args.output_dir}/pretrained"
+        return super().train(last if variant in ("last", "cut", "older", "missing") else None)
 
 
 variant = sys.argv.pop(1)

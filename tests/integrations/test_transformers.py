@@ -174,6 +174,20 @@ def test_half_written_checkpoint_starts_no_run(
     assert events(second.run, "checkpoint_published")[0]["step"] == 10
 
 
+def test_a_start_that_is_not_there_is_no_start_from_zero(server: Path, tmp_path: Path) -> None:
+    """A wrong name below the output is the Trainer's to refuse, like one anywhere else."""
+    result = subprocess.run(
+        [*forked_by(server), str(VARIANT), "missing", *SMALL],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert result.returncode == 1
+    assert "pretrained" in result.stderr
+
+
 def test_script_alone_stops_and_resumes(
     server: Path, uninterrupted: RunDir, tmp_path: Path
 ) -> None:

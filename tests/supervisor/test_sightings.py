@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_a_directory_counts_when_it_is_quiet(numbered: Script) -> None:
     numbered.look()
     assert kinds(numbered.look(after=5)) == [Sealed]
     assert numbered.steps() == [1, 2]
+
+
+def test_sealing_is_no_looking(one_file: Script) -> None:
+    """After a large checkpoint, all of which is read, one does not look less often."""
+    one_file.look(Moment.FIRST)
+    torch.save({"a": torch.zeros(16 << 20)}, one_file.out / "last.pt")
+    began = time.thread_time()
+    assert kinds(one_file.look()) == [Sealed]
+    assert one_file.sightings.sealing_cpu_seconds > (time.thread_time() - began) / 2
 
 
 def test_only_what_was_seen_being_written_is_set_aside(numbered: Script) -> None:
