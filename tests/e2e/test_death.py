@@ -33,6 +33,11 @@ CUDA = "\\nCUDA kernel errors might be asynchronously reported at some other API
 DEATHS = {
     "exception": ("raise ValueError('no such label')", "exception", "ValueError: no such label"),
     "exit status": ("import os; os._exit(3)", "exit_status", "ended with status 3"),
+    "unknown argument": (
+        "import argparse; argparse.ArgumentParser().parse_args(['--resume'])",
+        "usage",
+        "ended with status 2",
+    ),
     "abort": ("import os; os.abort()", "crashed", "SIGABRT"),
     "SIGKILL": ("import os; os.kill(os.getpid(), 9)", "killed", "SIGKILL"),
     "MemoryError": ("raise MemoryError", "memory_error", "MemoryError"),
