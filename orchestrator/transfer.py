@@ -70,6 +70,7 @@ def _count(text: str) -> int:
 def export(arguments: Namespace) -> None:
     """Write a checkpoint, verified, to a file in the form that was asked for."""
     form, output = _form_and_output(arguments)
+    # Before gigabytes are verified; whoever makes it meanwhile is told the same later.
     if output.is_file() and not arguments.force:
         raise ConfigError(
             f"cannot write {output}: there is such a file; choose another name, or --force"

@@ -235,31 +235,35 @@ def _goodput(name: str, size: int, root: Path) -> list[Figure]:
     best = math.sqrt(2 * (time.perf_counter() - began) * KILL_EVERY_SECONDS)
     del workload
     seconds = KILLS_IN_ROUND * KILL_EVERY_SECONDS
-    ours, still, again, theirs = list[float](), list[float](), list[float](), list[float]()
+    lost: list[tuple[float, float]] = []
+    still: list[tuple[float, float]] = []
+    again: list[tuple[float, float]] = []
     for _ in range(ROUNDS):
         with OurJob(root / "job", size, "--spare", STEADY_MEMORY) as job:
             wait_for(job.is_ready)
             before = job.work(BASE_SECONDS).pace
-            work = job.work(seconds, KILLS_IN_ROUND)
+            ours = job.work(seconds, KILLS_IN_ROUND)
             after = job.work(BASE_SECONDS).pace
         with torchrun(root / "job", size, best, STEADY_MEMORY) as job:
             wait_for(job.is_ready)
-            others = job.work(seconds, KILLS_IN_ROUND)
+            theirs = job.work(seconds, KILLS_IN_ROUND)
         pace = (before + after) / 2
         print(f"{name}: undisturbed {before:.1f} and {after:.1f} steps/s", file=sys.stderr)
-        ours.append(1 - work.pace / pace)
-        still.append(work.still_seconds / seconds)
-        again.append(work.again / pace / seconds)
-        theirs.append(1 - others.pace / pace)
-    words = f"torchrun, torch.save every {best:.2g} s"
-    label = f"{name}: steps lost under a SIGKILL every 20 s"
-    against_torchrun = paired(label, ours, theirs, words, 0.05, "of all")
-    against_torchrun.relative = False
-    parts = {"from a kill to the next step": still, "done twice": again}
+        lost.append((1 - ours.pace / pace, 1 - theirs.pace / pace))
+        still.append((ours.still_seconds / seconds, theirs.still_seconds / seconds))
+        again.append((ours.again / pace / seconds, theirs.again / pace / seconds))
+
+    def figure(label: str, shares: list[tuple[float, float]], floor_name: str) -> Figure:
+        return paired(
+            f"{name}: {label}", *zip(*shares, strict=True), floor_name=floor_name, unit="of all"
+        )
+
+    whole = figure(
+        "steps lost under a SIGKILL every 20 s", lost, f"torchrun, torch.save every {best:.2g} s"
+    )
+    whole.target, whole.relative = 0.05, False
     return [
-        against_torchrun,
-        *(
-            paired(f"{name}: of that {part}", shares, [0.0], "nothing", unit="of all")
-            for part, shares in parts.items()
-        ),
+        whole,
+        figure("of that from a kill to the next step", still, "torchrun"),
+        figure("of that done twice", again, "torchrun"),
     ]
