@@ -21,14 +21,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## The figures of docs/performance.md.
+bench: $(VENV)/.dev  ## The figures of docs/explanation/performance.md.
 	$(BIN)/python -m tests.benchmarks --json build/benchmarks.json
 
 units: $(VENV)/.dev  ## The templates in systemd/, from their generator.
 	$(BIN)/python -c "$(TEMPLATE)(False))" > systemd/orchestrator@.service
 	$(BIN)/python -c "$(TEMPLATE)(True))" > systemd/user/orchestrator@.service
 
-survival: $(VENV)/.dev  ## Over a thousand faults against every example; the table of docs/reliability.md.
+survival: $(VENV)/.dev  ## Over a thousand faults against every example; the table of docs/explanation/reliability.md.
 	$(BIN)/python -m tests.survival
 	$(BIN)/python -m tests.survival.adopted
 	$(BIN)/python -m tests.survival.trainers

@@ -27,11 +27,11 @@ Every option has an environment variable (ORCHESTRATOR_KEEP) and a key in orches
 
 UNIT_HELP = """The unit runs the command in this directory, with this Python and the options given
 here, which are those of `run`. Without --run-dir systemd gives the run a directory.
-docs/systemd.md has more."""
+docs/how-to/systemd.md has more."""
 
 SLURM_SCRIPT_HELP = """orchestrator slurm-script -- python train.py > train.sh; sbatch train.sh
 
-It takes the options of `orchestrator run` too. docs/slurm.md has more."""
+It takes the options of `orchestrator run` too. docs/how-to/slurm.md has more."""
 
 
 CHAOS_HELP = """The script runs twice without faults, then again and again under faults, each

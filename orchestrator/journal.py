@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError
 
 
 class JournalEvent(StrEnum):
-    """The events of docs/process-contract.md."""
+    """The events of docs/reference/process-contract.md."""
 
     RUN_STARTED = "run_started"
     ATTEMPT_STARTED = "attempt_started"

@@ -1,7 +1,7 @@
 """The control page: a small array of 64-bit integers shared by supervisor and trainer.
 
 The trainer's hot path reads and writes it without a system call, and the supervisor can read it
-when the trainer hangs or is gone. Each field has one writer (docs/process-contract.md).
+when the trainer hangs or is gone. Each field has one writer (docs/reference/process-contract.md).
 """
 
 import mmap

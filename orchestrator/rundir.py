@@ -17,7 +17,7 @@ DEFAULT_PARENT = Path("runs")
 
 @dataclass(frozen=True)
 class RunDir:
-    """Names of everything that a run keeps on disk (docs/checkpoint-format.md)."""
+    """Names of everything that a run keeps on disk (docs/reference/checkpoint-format.md)."""
 
     root: Path
 

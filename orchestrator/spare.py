@@ -4,7 +4,7 @@ The supervisor starts it with the command's own interpreter and options, so that
 with the words of the command behind them, and with one end of a socket pair. Only modules of the
 standard library and of site-packages are imported while it waits. Then a fork of it does what
 ``python script.py`` or ``python -m module`` would do, and it waits for the next time; where it may
-not be forked, it does so itself (docs/process-contract.md, The spare).
+not be forked, it does so itself (docs/reference/process-contract.md, The spare).
 """
 
 import contextlib

@@ -23,9 +23,9 @@ from orchestrator.wire import (
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CONTRACT = (ROOT / "docs" / "process-contract.md").read_text()
+CONTRACT = (ROOT / "docs" / "reference" / "process-contract.md").read_text()
 STATUSES = CONTRACT.split("## Exit status")[1].split("## Restarts")[0]
-FORMAT = (ROOT / "docs" / "checkpoint-format.md").read_text()
+FORMAT = (ROOT / "docs" / "reference" / "checkpoint-format.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -52,7 +52,7 @@ def test_control_page() -> None:
 
 def test_kubernetes() -> None:
     """The Job of the page knows every status, and its grace period fits into the pod's."""
-    (job,) = blocks((ROOT / "docs" / "kubernetes.md").read_text(), "yaml")
+    (job,) = blocks((ROOT / "docs" / "how-to" / "kubernetes.md").read_text(), "yaml")
     lists = [set(map(int, found.split(", "))) for found in re.findall(r"values: \[(.*?)\]", job)]
     again = {ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED}
     assert lists == [set(ExitStatus) - again - {ExitStatus.COMPLETE}, again]

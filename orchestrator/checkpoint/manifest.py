@@ -1,6 +1,6 @@
 """manifest.json: what a checkpoint holds, and the digests that prove it.
 
-The format is docs/checkpoint-format.md.
+The format is docs/reference/checkpoint-format.md.
 """
 
 import json

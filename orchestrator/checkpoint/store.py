@@ -1,6 +1,6 @@
 """The checkpoint store: durable publish, choice of the newest valid one, quarantine, deletion.
 
-The format and the write order are normative: docs/checkpoint-format.md.
+The format and the write order are normative: docs/reference/checkpoint-format.md.
 """
 
 import contextlib

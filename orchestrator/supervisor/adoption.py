@@ -1,4 +1,4 @@
-"""Adopt mode: what an unmodified script saves becomes the run's checkpoints (docs/adopt.md)."""
+"""Adopt mode: a script's own saves become checkpoints (docs/how-to/adopt-a-script.md)."""
 
 import asyncio
 import time

@@ -38,7 +38,7 @@ SNAPSHOT_SAMPLE_SECONDS = 60.0
 
 
 class Conversation:
-    """Handles every message of docs/process-contract.md."""
+    """Handles every message of docs/reference/process-contract.md."""
 
     def __init__(
         self,

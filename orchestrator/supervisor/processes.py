@@ -38,7 +38,7 @@ _STATES = {
 def become_subreaper() -> None:
     """Have orphaned descendants handed to us, so that none escapes the end of its attempt.
 
-    Linux only; elsewhere a daemonised grandchild is not found (docs/process-contract.md).
+    Linux only; elsewhere a daemonised grandchild is not found (docs/reference/process-contract.md).
     """
     if has(Capability.SUBREAPER):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

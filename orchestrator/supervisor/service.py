@@ -1,6 +1,6 @@
 """The supervisor as a service: what it tells its manager, and how long it calls itself well.
 
-What it says, and when, is in docs/systemd.md.
+What it says, and when, is in docs/how-to/systemd.md.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what the steps of a run measured, one JSON object a line (docs/tracking.md)."""
+"""metrics.jsonl: what the steps of a run measured, one JSON object a line (docs/how-to/trackers.md)."""
 
 import json
 import os

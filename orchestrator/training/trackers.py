@@ -1,4 +1,4 @@
-"""The experiment trackers in a session's process (docs/tracking.md)."""
+"""The experiment trackers in a session's process (docs/how-to/trackers.md)."""
 
 import contextlib
 import os

@@ -175,7 +175,7 @@ def submit_limited(cluster: Cluster) -> dict[str, Any]:
             *("--sbatch", "time=2", "--sbatch", "signal=B:USR1@90", "--sbatch", "no-requeue"),
             *("--no-slurm-requeue", "--grace", GRACE),
         ),
-        # As in a container: docs/slurm.md.
+        # As in a container: docs/how-to/slurm.md.
         "inside": write_script(
             directories["inside"],
             append,

@@ -1,4 +1,4 @@
-"""TensorBoard's own package, as docs/tracking.md tells to use it."""
+"""TensorBoard's own package, as docs/how-to/trackers.md tells to use it."""
 
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def test_a_trainers_events_behind_the_resumed_step_vanish(
     """The callback of the page shows each step of a resumed Trainer once."""
     monkeypatch.chdir(tmp_path)
     page: dict[str, Any] = {}
-    code = blocks((ROOT / "docs" / "tracking.md").read_text(), "python")
+    code = blocks((ROOT / "docs" / "how-to" / "trackers.md").read_text(), "python")
     exec(next(block for block in code if "TensorBoardCallback" in block), page)
     cut = page["ContinuedTensorBoard"]()
     with pytest.raises(RuntimeError, match="a node is gone"):

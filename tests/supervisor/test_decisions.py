@@ -20,7 +20,7 @@ from orchestrator.supervisor.decisions import (
 )
 from orchestrator.supervisor.symptoms import Kind
 
-PAGE = (Path(__file__).parents[2] / "docs" / "restarts.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "explanation" / "restarts.md").read_text()
 
 
 def end(kind: Kind = Kind.EXCEPTION, **facts: Any) -> End:
@@ -237,7 +237,7 @@ def words_of(row: Row) -> str:
 
 
 def test_page_has_the_table() -> None:
-    """docs/restarts.md has the rows in their order, and explains every kind and action."""
+    """docs/explanation/restarts.md has the rows in their order, and explains every kind and action."""
     kinds, decisions = PAGE.split("## Diagnosis")[1].split("## Decisions")
     rows = [line for line in decisions.splitlines() if line.startswith("| ")]
     assert rows[1:] == [words_of(row) for row in TABLE]
