@@ -1,6 +1,6 @@
 """The entry point: also ``python -m orchestrator``, where the console script is not on PATH."""
 
-from orchestrator.stopsignals import end_by_interrupt
+from orchestrator.system.stop_signals import end_by_interrupt
 
 
 def main() -> None:

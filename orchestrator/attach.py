@@ -13,8 +13,8 @@ from orchestrator.logs import readable
 from orchestrator.rundir import RunDir
 from orchestrator.runlock import lock_owner
 from orchestrator.screen import Screen
-from orchestrator.stopsignals import end_by_interrupt
 from orchestrator.supervisor.status import exit_status_after
+from orchestrator.system.stop_signals import end_by_interrupt
 
 POLL_SECONDS = 0.2
 FIRST_LINES = 20

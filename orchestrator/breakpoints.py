@@ -74,19 +74,19 @@ class Place:
 
 
 _SAVING = (
-    Place("create", "orchestrator.durable:Disk.create", when=_in_a_checkpoint),
-    Place("create", "orchestrator.durable:Disk.create_direct", when=_in_a_checkpoint),
+    Place("create", "orchestrator.system.durable:Disk.create", when=_in_a_checkpoint),
+    Place("create", "orchestrator.system.durable:Disk.create_direct", when=_in_a_checkpoint),
     Place("write", "orchestrator.checkpoint.reading:DigestingWriter.write"),
-    Place("sync", "orchestrator.durable:Disk.sync", when=_of_a_checkpoint),
-    Place("publish", "orchestrator.durable:Disk.rename", when=_publishes),
-    Place("published", "orchestrator.durable:Disk.rename", after=True, when=_publishes),
+    Place("sync", "orchestrator.system.durable:Disk.sync", when=_of_a_checkpoint),
+    Place("publish", "orchestrator.system.durable:Disk.rename", when=_publishes),
+    Place("published", "orchestrator.system.durable:Disk.rename", after=True, when=_publishes),
 )
 PLACES: dict[str, tuple[Place, ...]] = {
     SUPERVISOR: (
         *_SAVING,
         Place("launch", "orchestrator.supervisor.attempt:Attempt.begin", after=True, facts=_pid_of),
         Place("delete", "orchestrator.checkpoint.store:Store._delete"),
-        Place("remove", "orchestrator.durable:Disk.remove"),
+        Place("remove", "orchestrator.system.durable:Disk.remove"),
     ),
     TRAINER: (
         *_SAVING,

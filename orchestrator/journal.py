@@ -7,8 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.durable import append_lines
 from orchestrator.errors import ConfigError
+from orchestrator.system.durable import append_lines
 
 
 class JournalEvent(StrEnum):

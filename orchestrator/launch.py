@@ -20,8 +20,8 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.logs import Log
 from orchestrator.rundir import RunDir, default_run_dir
 from orchestrator.runlock import RunLock
-from orchestrator.stopsignals import end_by_interrupt
 from orchestrator.supervisor.supervisor import Ending, Supervisor
+from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.systemd.notify import Notifier
 
 

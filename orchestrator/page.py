@@ -10,7 +10,7 @@ import tempfile
 from enum import IntEnum
 from typing import Self
 
-from orchestrator.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, has
 
 PAGE_BYTES = 4096
 PAGE_VERSION = 1

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.durable import write_json
 from orchestrator.errors import ConfigError
 from orchestrator.journal import utc_now
+from orchestrator.system.durable import write_json
 
 FORMAT_VERSION = 1
 DEFAULT_PARENT = Path("runs")

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.quantities import duration_text, size_text
+from orchestrator.system.units import duration_text, size_text
 
 _STATE_STYLES = {
     "training": "green",

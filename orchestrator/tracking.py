@@ -3,8 +3,8 @@
 import json
 from collections.abc import Mapping
 
-from orchestrator.durable import write_json
 from orchestrator.rundir import RunDir
+from orchestrator.system.durable import write_json
 
 MLFLOW_VARIABLE = "MLFLOW_RUN_ID"
 _MLFLOW_KEY = "mlflow_run_id"

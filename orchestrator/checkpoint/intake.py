@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.checkpoint.reading import digest_of
-from orchestrator.durable import Disk
+from orchestrator.system.durable import Disk
 
 COPY_BYTES = 16 << 20
 

@@ -20,8 +20,8 @@ from orchestrator.checkpoint.manifest import (
     Manifest,
     json_metrics,
 )
-from orchestrator.durable import DIRECT_BLOCK_BYTES, Disk, arriving
 from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
+from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, arriving
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"

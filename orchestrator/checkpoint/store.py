@@ -27,7 +27,6 @@ from orchestrator.checkpoint.reading import (
     verify,
 )
 from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
-from orchestrator.durable import Disk, write_json
 from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,
@@ -36,6 +35,7 @@ from orchestrator.errors import (
 )
 from orchestrator.journal import utc_now
 from orchestrator.rundir import RunDir, RunIdentity
+from orchestrator.system.durable import Disk, write_json
 
 REASON_FILE = "quarantine.json"
 WRITING_PREFIX = ".writing-"

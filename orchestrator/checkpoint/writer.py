@@ -13,8 +13,8 @@ from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
-from orchestrator.priority import lower_priority
-from orchestrator.pulse import Pulse
+from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.priority import lower_priority
 
 CHUNK_BYTES = 16 << 20
 # The manifest, directories, and a file that has grown since.

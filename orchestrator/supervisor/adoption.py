@@ -13,7 +13,6 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import ConfigError
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.priority import lower_priority
 from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.happenings import (
@@ -26,9 +25,10 @@ from orchestrator.supervisor.happenings import (
     Withdrawn,
 )
 from orchestrator.supervisor.sightings import Sightings, adopted_part
-from orchestrator.supervisor.threads import in_thread, may_go_unheard
 from orchestrator.supervisor.watch import Watch
 from orchestrator.supervisor.written import Written
+from orchestrator.system.priority import lower_priority
+from orchestrator.system.threads import in_thread, may_go_unheard
 
 # Network filesystems, and what another machine writes on them, give no events.
 LOOK_SECONDS = 10.0

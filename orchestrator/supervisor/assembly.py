@@ -8,7 +8,6 @@ from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor.adoption import Adoption
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.conversation import Conversation
@@ -19,6 +18,7 @@ from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Machine
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.watch import Watch
+from orchestrator.system.stop_signals import EchoFilter
 
 
 @dataclass(frozen=True)

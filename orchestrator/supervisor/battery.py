@@ -9,7 +9,7 @@ import psutil
 import structlog
 
 from orchestrator.errors import NoThreadError
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system.threads import in_thread
 
 LOW_PERCENTS = (15.0, 5.0)
 LOOK_SECONDS = 60.0

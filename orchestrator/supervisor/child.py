@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
-from orchestrator.capabilities import Capability, has
 from orchestrator.errors import ConfigError
-from orchestrator.supervisor import processes
 from orchestrator.supervisor.output import Output
-from orchestrator.supervisor.processes import Remains
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system import process_tree
+from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.process_tree import Remains
+from orchestrator.system.threads import in_thread
 
 KILL_WAIT_SECONDS = 10.0
 LAST_OUTPUT_SECONDS = 5.0
@@ -114,20 +114,20 @@ class Child:
 
     def tree(self) -> list[int]:
         """The command and all our other descendants, parents first."""
-        return processes.descendants(self._exclude())
+        return process_tree.descendants(self._exclude())
 
     def kill_tree(self) -> None:
         """SIGKILL to the command and all our descendants, without waiting for their end."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        processes.kill(self._exclude())
+        process_tree.kill(self._exclude())
 
     async def clean_up(self) -> Remains:
         """After the command's own end: end what it left behind, collect the last output."""
         exclude = self._exclude()
         if not has(Capability.SUBREAPER):
-            await in_thread(lambda: processes.end_group(self.pid, KILL_WAIT_SECONDS))
-        remains = await in_thread(lambda: processes.end_all(KILL_WAIT_SECONDS, exclude))
+            await in_thread(lambda: process_tree.end_group(self.pid, KILL_WAIT_SECONDS))
+        remains = await in_thread(lambda: process_tree.end_all(KILL_WAIT_SECONDS, exclude))
         remains.seen.add(self.pid)
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))
         return remains

@@ -14,9 +14,9 @@ from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.priority import lower_priority
 from orchestrator.supervisor.budget import Budget
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system.priority import lower_priority
+from orchestrator.system.threads import in_thread
 
 
 class Custodian:

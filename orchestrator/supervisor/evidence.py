@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 
 from orchestrator.errors import NoThreadError
-from orchestrator.memory import OomKills, limit_bytes, tree_bytes
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system.memory import OomKills, limit_bytes, tree_bytes
+from orchestrator.system.threads import in_thread
 
 # A look at a tree takes milliseconds: far under a percent of one core.
 LOOK_SECONDS = 5.0

@@ -8,7 +8,7 @@ import structlog
 
 from orchestrator.journal import JournalEvent
 from orchestrator.rundir import RunDir
-from orchestrator.supervisor.tools import Tools
+from orchestrator.system.subprocesses import Tools
 from orchestrator.wire import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
 
 DEADLINE_SECONDS = 30.0

@@ -7,9 +7,10 @@ from collections.abc import Collection
 import structlog
 
 from orchestrator.errors import LeftoverError
-from orchestrator.supervisor import gpus, processes
-from orchestrator.supervisor.processes import Remains
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.supervisor import gpus
+from orchestrator.system import process_tree
+from orchestrator.system.process_tree import Remains
+from orchestrator.system.threads import in_thread
 
 # As for a disk: a process that cannot be ended waits for one, or for a device.
 STUCK_WAIT_SECONDS = 1800.0
@@ -28,11 +29,11 @@ async def all_gone(remains: Remains, pids: Collection[int]) -> None:
         log.error(
             "processes that SIGKILL does not end, in uninterruptible sleep: the next attempt "
             "waits for their end",
-            processes=processes.describe(remains.stuck[0], remains.stuck),
+            processes=process_tree.describe(remains.stuck[0], remains.stuck),
         )
-        left = await in_thread(lambda: processes.wait(remains.stuck, STUCK_WAIT_SECONDS))
+        left = await in_thread(lambda: process_tree.wait(remains.stuck, STUCK_WAIT_SECONDS))
         if left:
-            raise LeftoverError(processes.describe(left[0], left))
+            raise LeftoverError(process_tree.describe(left[0], left))
     with contextlib.suppress(TimeoutError):
         taken = await asyncio.wait_for(
             in_thread(lambda: gpus.wait_until_released(pids, GPU_WAIT_SECONDS)),

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from orchestrator.errors import NoThreadError
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system.threads import in_thread
 
 # Name, path and interface.
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.supervisor.tools import Tools
+from orchestrator.system.subprocesses import Tools
 
 # Network filesystems, and what another machine writes on them, tell watchers nothing.
 LOOK_SECONDS = 5.0

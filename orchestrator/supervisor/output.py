@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from orchestrator.console import Sink
-from orchestrator.pulse import Pulse
+from orchestrator.system.heartbeat import Pulse
 
 COPY_BYTES = 1 << 16
 

@@ -6,10 +6,10 @@ import structlog
 
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.quantities import duration_text, size_text
 from orchestrator.supervisor.decisions import RETRIES
 from orchestrator.supervisor.symptoms import ADVICE, Kind
 from orchestrator.supervisor.verdict import Verdict
+from orchestrator.system.units import duration_text, size_text
 
 PHASES = {
     "start": "before its session began",

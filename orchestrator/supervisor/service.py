@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from orchestrator.pulse import Pulse
-from orchestrator.quantities import duration_text
 from orchestrator.supervisor.status import Status
+from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.units import duration_text
 from orchestrator.systemd.notify import Notifier
 
 STATUS_SECONDS = 2.0

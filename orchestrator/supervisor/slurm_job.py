@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator.durable import write_json
 from orchestrator.journal import Journal, JournalEvent, utc_now
 from orchestrator.rundir import RunDir
 from orchestrator.slurm.job import (
@@ -19,7 +18,8 @@ from orchestrator.slurm.job import (
     partition_question,
 )
 from orchestrator.slurm.margins import CONTROLLER_SECONDS, misfits, seconds_ahead
-from orchestrator.supervisor.tools import Answer, Tools
+from orchestrator.system.durable import write_json
+from orchestrator.system.subprocesses import Answer, Tools
 
 # SLURM itself looks at limits twice a minute.
 ASK_SECONDS = 30.0

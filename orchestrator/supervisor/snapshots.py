@@ -10,8 +10,8 @@ from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
 from orchestrator.page import ControlPage
-from orchestrator.pulse import Pulse
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.threads import in_thread
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
 WRITE_WAIT_SECONDS = 1800.0

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator import spare
-from orchestrator.capabilities import Capability, has
 from orchestrator.supervisor.child import ForkedProcess, TrainerProcess
 from orchestrator.supervisor.python_command import PythonCommand
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.threads import in_thread
 from orchestrator.wire import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
 
 TAKE_OVER_SECONDS = 2.0

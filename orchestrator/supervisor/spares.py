@@ -7,10 +7,10 @@ from typing import Any
 
 import structlog
 
-from orchestrator.memory import available_bytes, private_bytes
 from orchestrator.supervisor.child import TrainerProcess
 from orchestrator.supervisor.python_command import python_command
 from orchestrator.supervisor.spare_process import Modules, SpareProcess
+from orchestrator.system.memory import available_bytes, private_bytes
 
 MEMORY_CHECK_SECONDS = 5.0
 # With less than this left, the spare is the first to go.

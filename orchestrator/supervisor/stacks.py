@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from orchestrator.capabilities import Capability, has
-from orchestrator.supervisor.processes import Process, waits_in
+from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.process_tree import Process, waits_in
 from orchestrator.wire import DUMP_SIGNAL
 
 ANSWER_SECONDS = 1.0

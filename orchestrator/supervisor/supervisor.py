@@ -21,9 +21,8 @@ from orchestrator.console import Console
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
-from orchestrator.pulse import Pulse
 from orchestrator.runlock import RunLock
-from orchestrator.supervisor import processes, report
+from orchestrator.supervisor import report
 from orchestrator.supervisor.assembly import assemble
 from orchestrator.supervisor.attempt import Attempt, common_environment
 from orchestrator.supervisor.channel import Channel, remove_abandoned
@@ -38,9 +37,11 @@ from orchestrator.supervisor.signals import take_over
 from orchestrator.supervisor.starting import Starter
 from orchestrator.supervisor.states import Event
 from orchestrator.supervisor.surroundings import Surroundings
-from orchestrator.supervisor.threads import may_go_unheard
 from orchestrator.supervisor.verdict import Judge, Verdict
 from orchestrator.supervisor.watch import StopWantedError
+from orchestrator.system import process_tree
+from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.threads import may_go_unheard
 from orchestrator.systemd.notify import Notifier
 
 
@@ -127,8 +128,8 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         # What the shell had in the background that then became us by exec: no part of the training.
-        self._others = set(processes.children_of(os.getpid()))
-        processes.become_subreaper()
+        self._others = set(process_tree.children_of(os.getpid()))
+        process_tree.become_subreaper()
         take_over(
             loop,
             on_stop=self._watch.hear_signal,
@@ -285,8 +286,8 @@ class Supervisor:
     def _reap(self) -> None:
         attempt = self._watch.attempt
         awaited = self._spares.awaited | self._surroundings.tools.running
-        processes.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
-        self._others.intersection_update(processes.children_of(os.getpid()))
+        process_tree.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
+        self._others.intersection_update(process_tree.children_of(os.getpid()))
 
     def _pulses(self) -> list[Pulse]:
         attempt = self._watch.attempt

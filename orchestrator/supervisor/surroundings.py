@@ -18,7 +18,7 @@ from orchestrator.supervisor.logind import save_before_sleep
 from orchestrator.supervisor.notices import command_agrees, file_appears
 from orchestrator.supervisor.slurm_job import SlurmJob
 from orchestrator.supervisor.snapshots import WRITE_ALLOWANCE
-from orchestrator.supervisor.tools import Tools
+from orchestrator.system.subprocesses import Tools
 
 STOPPED = (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED)
 # Beginnings of what asked for a stop that nobody else is to undo.

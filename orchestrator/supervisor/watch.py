@@ -14,8 +14,7 @@ from orchestrator.errors import NoThreadError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
-from orchestrator.stopsignals import EchoFilter
-from orchestrator.supervisor import processes, stacks, stopping
+from orchestrator.supervisor import stacks, stopping
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS
 from orchestrator.supervisor.hangs import (
@@ -28,7 +27,9 @@ from orchestrator.supervisor.hangs import (
 )
 from orchestrator.supervisor.states import Event, Machine, State
 from orchestrator.supervisor.stopping import Countdown
-from orchestrator.supervisor.threads import in_thread, may_go_unheard
+from orchestrator.system import process_tree
+from orchestrator.system.stop_signals import EchoFilter
+from orchestrator.system.threads import in_thread, may_go_unheard
 
 # Of the grace period, what ending the processes and writing the last records may take.
 CLOSING_SECONDS = 2.0
@@ -241,7 +242,7 @@ class Watch:
         self._budgets.ended_as_hung(silence.activity, silence.step)
         tree = attempt.child.tree()
         first = attempt.session_pid if attempt.session_pid in tree else attempt.child.pid
-        seems = processes.describe(first, tree)
+        seems = process_tree.describe(first, tree)
         attempt.hang = f"no sign of life for {silence.seconds:.0f} s in {silence.activity}; {seems}"
         facts = {
             "phase": silence.activity,

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orchestrator.durable import write_json
+from orchestrator.system.durable import write_json
 
 
 class Written:

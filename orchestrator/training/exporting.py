@@ -6,8 +6,8 @@ from typing import IO, Any, cast
 import torch
 
 from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter
-from orchestrator.durable import Disk, arriving
 from orchestrator.errors import ConfigError
+from orchestrator.system.durable import Disk, arriving
 from orchestrator.training.restoring import first_line, load
 from orchestrator.training.safetensors import write_safetensors
 from orchestrator.training.state import RESERVED, SUFFIX

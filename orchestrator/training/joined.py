@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.durable import write_json
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import utc_now
 from orchestrator.page import Field, Phase
+from orchestrator.system.durable import write_json
 from orchestrator.training.ending import describe, say, status_of
 from orchestrator.training.home import Home
 from orchestrator.training.metrics import MetricsFile

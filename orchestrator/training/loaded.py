@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.durable import write_json
 from orchestrator.spare import environment_digest
+from orchestrator.system.durable import write_json
 from orchestrator.tracking import MLFLOW_VARIABLE
 from orchestrator.wire import ATTEMPT_VARIABLE, RESUME_VARIABLE
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
-from orchestrator.durable import append_lines, replace_file
 from orchestrator.errors import ConfigError
+from orchestrator.system.durable import append_lines, replace_file
 from orchestrator.training.ending import say
 from orchestrator.training.state import number
 

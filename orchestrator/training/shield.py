@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from orchestrator.stopsignals import STOP_SIGNALS
+from orchestrator.system.stop_signals import STOP_SIGNALS
 
 _SHIELDED = {*STOP_SIGNALS, signal.SIGUSR2}
 WORKER_END_SECONDS = 3.0

@@ -15,9 +15,9 @@ from typing import IO, Any, cast
 
 import torch
 
-from orchestrator import memory
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.slots import Slots, Snapshot
+from orchestrator.system import memory
 from orchestrator.training import rng
 from orchestrator.training.copying import Copier
 from orchestrator.training.digests import digest_parts

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.page import Field
-from orchestrator.stopsignals import STOP_SIGNALS, EchoFilter
+from orchestrator.system.stop_signals import STOP_SIGNALS, EchoFilter
 
 
 class TrainingStopped(SystemExit):

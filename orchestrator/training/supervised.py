@@ -13,11 +13,11 @@ from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
-from orchestrator.durable import write_json
 from orchestrator.errors import CheckpointWriteError, ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
+from orchestrator.system.durable import write_json
 from orchestrator.training.lifeline import Lifeline
 from orchestrator.training.loaded import ModuleReport
 from orchestrator.training.trackers import MlflowWatch

@@ -13,14 +13,14 @@ import pytest
 from orchestrator.breakpoints import PLACES, SUPERVISOR, VARIABLE, Place, install
 from orchestrator.chaos.control import Control, Held
 from orchestrator.chaos.history import History
-from orchestrator.durable import Disk
+from orchestrator.system.durable import Disk
 from tests.support import wait_until
 
 REMOVE = """
 import sys
 from pathlib import Path
 from orchestrator import breakpoints
-from orchestrator.durable import Disk
+from orchestrator.system.durable import Disk
 breakpoints.install("supervisor")
 Disk().remove(Path(sys.argv[1]))
 """

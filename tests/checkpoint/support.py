@@ -8,10 +8,10 @@ from typing import Any
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter, verify
 from orchestrator.checkpoint.store import Store
-from orchestrator.durable import Disk
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.journal import utc_now
 from orchestrator.rundir import RunDir
+from orchestrator.system.durable import Disk
 
 RUN_ID = "0123456789abcdef"
 STATE_BYTES = 20_000

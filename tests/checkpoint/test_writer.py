@@ -17,9 +17,9 @@ from orchestrator.checkpoint.reading import Checkpoint, verify
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import CHUNK_BYTES, Writer
-from orchestrator.durable import DirectFile, Disk
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.page import ControlPage
+from orchestrator.system.durable import DirectFile, Disk
 from tests.checkpoint.support import manifest_of, names, new_store
 from tests.support import FailingDisk, full_disk, input_output_error
 

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.rundir import RunDir
 from orchestrator.runlock import lock_owner
-from orchestrator.stopsignals import MERGE_SECONDS
+from orchestrator.system.stop_signals import MERGE_SECONDS
 from tests.e2e.support import (
     COLUMNS,
     LINES,

@@ -6,7 +6,6 @@ from pathlib import Path
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
 from orchestrator.journal import Journal
-from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
@@ -16,6 +15,7 @@ from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Machine
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.watch import Watch
+from orchestrator.system.stop_signals import EchoFilter
 from tests.checkpoint.support import names, new_store, publish
 from tests.supervisor.test_snapshots import take
 

@@ -11,7 +11,7 @@ from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
 from orchestrator.supervisor import hook
 from orchestrator.supervisor.hook import EventHook
-from orchestrator.supervisor.tools import Tools
+from orchestrator.system.subprocesses import Tools
 
 pytestmark = pytest.mark.processes
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.supervisor import notices
 from orchestrator.supervisor.notices import command_agrees, file_appears
-from orchestrator.supervisor.tools import Tools
+from orchestrator.system.subprocesses import Tools
 
 SECONDS = 30.0
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.pulse import Pulse
 from orchestrator.supervisor.service import (
     EXTENSION_SECONDS,
     PROGRESS_SECONDS,
@@ -17,6 +16,7 @@ from orchestrator.supervisor.service import (
     status_text,
 )
 from orchestrator.supervisor.status import Status
+from orchestrator.system.heartbeat import Pulse
 from orchestrator.systemd.notify import Notifier
 
 EXTENSION = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"

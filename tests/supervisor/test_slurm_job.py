@@ -16,7 +16,7 @@ from orchestrator.slurm.job import Job
 from orchestrator.supervisor import slurm_job
 from orchestrator.supervisor.slurm_job import SlurmJob
 from orchestrator.supervisor.surroundings import Surroundings
-from orchestrator.supervisor.tools import Tools
+from orchestrator.system.subprocesses import Tools
 from tests.support import wait_until
 
 GRACE_SECONDS = 0.5

@@ -10,8 +10,8 @@ import pytest
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.page import ControlPage
-from orchestrator.supervisor import threads
 from orchestrator.supervisor.snapshots import SnapshotKeeper
+from orchestrator.system import threads
 from tests.checkpoint.support import manifest_of, names, new_store
 
 

@@ -15,8 +15,6 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.capabilities import WITHOUT_VARIABLE, Capability
-from orchestrator.supervisor import processes
 from orchestrator.supervisor.child import TrainerProcess
 from orchestrator.supervisor.spares import (
     LEAST_MEMORY_BYTES,
@@ -29,6 +27,8 @@ from orchestrator.supervisor.spares import (
     TOO_EARLY,
     SpareKeeper,
 )
+from orchestrator.system import process_tree
+from orchestrator.system.capabilities import WITHOUT_VARIABLE, Capability
 
 DEADLINE_SECONDS = 60.0
 
@@ -81,11 +81,11 @@ def play(tmp_path: Path) -> Callable[..., None]:
                 await setting.keeper.close()
 
         before = {*psutil.Process().children()}  # other tests' servers
-        processes.become_subreaper()
+        process_tree.become_subreaper()
         try:
             asyncio.run(whole())
         finally:
-            ctypes.CDLL(None).prctl(processes.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+            ctypes.CDLL(None).prctl(process_tree.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         assert {*psutil.Process().children()} <= before
 
     return run
@@ -241,14 +241,14 @@ def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
         await setting.until("ready")
         spare = setting.keeper._spare
         assert spare is not None
-        before = {*processes.children_of(os.getpid())}  # it, and other tests' servers
+        before = {*process_tree.children_of(os.getpid())}  # it, and other tests' servers
         os.kill(spare.process.pid, signal.SIGSTOP)
         assert await spare.make_trainer({}, 1, 2) is None
         os.kill(spare.process.pid, signal.SIGCONT)
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while not (late := {*processes.children_of(os.getpid())} - before):
+            while not (late := {*process_tree.children_of(os.getpid())} - before):
                 await asyncio.sleep(0.01)
-            while not all(processes.Process.look(pid).is_dead for pid in late):
+            while not all(process_tree.Process.look(pid).is_dead for pid in late):
                 await asyncio.sleep(0.01)
         assert [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in late] == [-signal.SIGKILL]
 

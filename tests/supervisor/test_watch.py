@@ -4,11 +4,11 @@ from pathlib import Path
 from signal import SIGTERM
 
 from orchestrator.journal import Journal
-from orchestrator.stopsignals import EchoFilter
 from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.states import Machine
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.watch import Watch
+from orchestrator.system.stop_signals import EchoFilter
 
 
 def test_a_signal_that_trainer_and_supervisor_get_is_one_request(tmp_path: Path) -> None:

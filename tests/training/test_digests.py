@@ -57,7 +57,7 @@ def test_checkpoint_has_the_digests_of_what_is_in_it(
 ) -> None:
     """Whether its bytes came from the image in memory or straight from the objects."""
     if budget == "no memory":
-        monkeypatch.setattr("orchestrator.memory.available_bytes", lambda: 0)
+        monkeypatch.setattr("orchestrator.system.memory.available_bytes", lambda: 0)
         monkeypatch.setattr(
             "orchestrator.training.snapshots.Snapshotter.has_room", property(lambda self: False)
         )

@@ -146,7 +146,7 @@ def test_session_without_memory_saves_while_the_loop_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there is no room for a snapshot, checkpoints are saved all the same."""
-    monkeypatch.setattr("orchestrator.memory.psutil.virtual_memory", lambda: _NoMemory)
+    monkeypatch.setattr("orchestrator.system.memory.psutil.virtual_memory", lambda: _NoMemory)
     saved = []
 
     def train() -> None:

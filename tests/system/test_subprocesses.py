@@ -5,9 +5,9 @@ import os
 import time
 from pathlib import Path
 
-from orchestrator.supervisor import processes
-from orchestrator.supervisor.processes import Process
-from orchestrator.supervisor.tools import Answer, Tools
+from orchestrator.system import process_tree
+from orchestrator.system.process_tree import Process
+from orchestrator.system.subprocesses import Answer, Tools
 from tests.support import wait_until
 
 
@@ -47,10 +47,10 @@ def test_status_is_not_lost_to_who_collects_children() -> None:
         (pid,) = tools.running
         deadline = time.monotonic() + 30
         while not asking.done() and time.monotonic() < deadline:
-            processes.reap(keep=tools.running)
+            process_tree.reap(keep=tools.running)
             await asyncio.sleep(0)
         assert tools.running == set()
-        assert pid not in processes.children_of(os.getpid())
+        assert pid not in process_tree.children_of(os.getpid())
         return await asking
 
     assert asyncio.run(main()).status == 5

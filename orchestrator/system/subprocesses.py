@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import NoThreadError
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system.threads import in_thread
 
 PIPES_SECONDS = 1.0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.memory import OomKills, available_bytes, limit_bytes, tree_bytes
+from orchestrator.system.memory import OomKills, available_bytes, limit_bytes, tree_bytes
 
 MIB = 1 << 20
 

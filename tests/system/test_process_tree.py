@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.capabilities import Capability, has
-from orchestrator.supervisor import processes
+from orchestrator.system import process_tree
+from orchestrator.system.capabilities import Capability, has
 from tests.support import NOBODY, in_child, wait_until
 
 pytestmark = [
@@ -27,7 +27,7 @@ def as_subreaper(work: Callable[[], None]) -> None:
     """Run ``work`` in a process of its own that owns all its descendants."""
 
     def run() -> None:
-        processes.become_subreaper()
+        process_tree.become_subreaper()
         work()
 
     assert in_child(run) == 0
@@ -64,12 +64,12 @@ def test_daemon_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         python(DAEMON).wait()
         wait_until(lambda: Path("daemon").exists() and Path("daemon").read_text(), "the daemon")
         daemon = int(Path("daemon").read_text())
-        assert daemon in processes.descendants()
-        remains = processes.end_all(TIMEOUT_SECONDS)
+        assert daemon in process_tree.descendants()
+        remains = process_tree.end_all(TIMEOUT_SECONDS)
         assert daemon in remains.seen
         assert remains.stuck == []
-        processes.reap(keep=[])
-        assert processes.Process.look(daemon) is None
+        process_tree.reap(keep=[])
+        assert process_tree.Process.look(daemon) is None
 
     as_subreaper(work)
 
@@ -82,8 +82,8 @@ def test_chain_of_forks_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         chain = python(RUNS_AWAY)
         try:
             wait_until(lambda: Path("runs").exists(), "the chain")
-            assert processes.end_all(TIMEOUT_SECONDS).stuck == []
-            processes.reap(keep=[])
+            assert process_tree.end_all(TIMEOUT_SECONDS).stuck == []
+            process_tree.reap(keep=[])
             with pytest.raises(ChildProcessError):
                 os.waitpid(-1, os.WNOHANG)
         finally:
@@ -99,13 +99,13 @@ def test_excluded_processes_are_left_alone() -> None:
 
     def work() -> None:
         kept = subprocess.Popen(["bash", "-c", "sleep 1000 & wait"], start_new_session=True)
-        wait_until(lambda: processes.children_of(kept.pid), "its child")
+        wait_until(lambda: process_tree.children_of(kept.pid), "its child")
         ended = subprocess.Popen(["sleep", "1000"])
-        assert processes.descendants(exclude=[kept.pid]) == [ended.pid]
-        assert processes.end_all(TIMEOUT_SECONDS, exclude=[kept.pid]).seen == {ended.pid}
+        assert process_tree.descendants(exclude=[kept.pid]) == [ended.pid]
+        assert process_tree.end_all(TIMEOUT_SECONDS, exclude=[kept.pid]).seen == {ended.pid}
         assert ended.wait() == -signal.SIGKILL
         assert kept.poll() is None
-        processes.end_all(TIMEOUT_SECONDS)
+        process_tree.end_all(TIMEOUT_SECONDS)
 
     as_subreaper(work)
 
@@ -120,9 +120,9 @@ def test_children_of_other_threads_are_found() -> None:
             "threading.Thread(target=start).start()"
         )
         parent = python(code)
-        wait_until(lambda: processes.children_of(parent.pid), "the thread's child")
-        assert len(processes.descendants()) == 2
-        processes.end_all(TIMEOUT_SECONDS)
+        wait_until(lambda: process_tree.children_of(parent.pid), "the thread's child")
+        assert len(process_tree.descendants()) == 2
+        process_tree.end_all(TIMEOUT_SECONDS)
 
     as_subreaper(work)
 
@@ -138,14 +138,14 @@ def test_process_without_first_thread_is_alive() -> None:
         )
         pid = python(code).pid
 
-        def look() -> processes.Process:
-            found = processes.Process.look(pid)
+        def look() -> process_tree.Process:
+            found = process_tree.Process.look(pid)
             assert found is not None
             return found
 
         wait_until(lambda: look().state == "Z", "the end of its first thread")
         assert not look().is_dead
-        assert processes.end_all(TIMEOUT_SECONDS).stuck == []
+        assert process_tree.end_all(TIMEOUT_SECONDS).stuck == []
         assert look().is_dead
 
     as_subreaper(work)
@@ -159,7 +159,7 @@ def test_process_of_another_user_is_not_waited_for() -> None:
         other = subprocess.Popen(["sleep", "20"], user=NOBODY)
         os.setresuid(NOBODY - 1, NOBODY - 1, NOBODY - 1)
         began = time.monotonic()
-        remains = processes.end_all(TIMEOUT_SECONDS)
+        remains = process_tree.end_all(TIMEOUT_SECONDS)
         assert (remains.foreign, remains.stuck) == ({other.pid}, [])
         assert time.monotonic() - began < TIMEOUT_SECONDS
 
@@ -174,8 +174,8 @@ def test_what_others_wait_for_is_not_collected() -> None:
         adopted = subprocess.Popen(["true"])
         for process in (kept, adopted):
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        processes.reap(keep=[kept.pid])
-        assert processes.Process.look(adopted.pid) is None
+        process_tree.reap(keep=[kept.pid])
+        assert process_tree.Process.look(adopted.pid) is None
         assert os.waitpid(kept.pid, os.WNOHANG)[0] == kept.pid
 
     as_subreaper(work)
@@ -187,15 +187,15 @@ def test_description_names_what_can_do_nothing() -> None:
     def work() -> None:
         first, stopped = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
         os.kill(stopped.pid, signal.SIGSTOP)
-        tree = processes.descendants()
+        tree = process_tree.descendants()
 
         def description() -> str:
-            return processes.describe(first.pid, tree)
+            return process_tree.describe(first.pid, tree)
 
         wait_until(lambda: "is stopped" in description(), "the stop")
         begins = f"process {first.pid} (sleep) is waiting"
         wait_until(lambda: description().startswith(begins), "its sleep")
         assert f"its descendant {stopped.pid} (sleep) is stopped" in description()
-        processes.end_all(TIMEOUT_SECONDS)
+        process_tree.end_all(TIMEOUT_SECONDS)
 
     as_subreaper(work)

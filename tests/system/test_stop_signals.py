@@ -1,6 +1,6 @@
 """Signals that one cause sends together."""
 
-from orchestrator.stopsignals import EchoFilter
+from orchestrator.system.stop_signals import EchoFilter
 
 
 def requests(times: list[float]) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, has
 
 _V1_UNLIMITED = 1 << 60
 _ROOT = Path("/")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from orchestrator.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, has
 
 WRITE_BUFFER_BYTES = 1 << 20
 # What O_DIRECT asks of addresses, lengths and offsets: a page satisfies every disk.

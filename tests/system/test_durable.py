@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.durable import Disk, replace_file, write_json
+from orchestrator.system.durable import Disk, replace_file, write_json
 from tests.support import DIED, FailingDisk, die, in_child
 
 OLD, NEW = {"number": 1}, {"number": 2}

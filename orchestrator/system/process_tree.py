@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.capabilities import Capability, has, proc_misleads
+from orchestrator.system.capabilities import Capability, has, proc_misleads
 
 PR_SET_CHILD_SUBREAPER = 36
 FIRST_POLL_SECONDS = 0.001

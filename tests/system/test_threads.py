@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.errors import NoThreadError
-from orchestrator.supervisor import threads
-from orchestrator.supervisor.threads import in_thread
+from orchestrator.system import threads
+from orchestrator.system.threads import in_thread
 
 
 def refuse(times: float) -> Callable[[threading.Thread], None]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 
-from orchestrator.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, has
 
 # Of the two that Linux knows, this one lowers the disk's priority too (ioprio_get(2)).
 BACKGROUND_NICE = 10
