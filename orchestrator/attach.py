@@ -9,12 +9,12 @@ from typing import NoReturn
 from orchestrator.contact import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal
-from orchestrator.logs import readable
 from orchestrator.rundir import RunDir
 from orchestrator.runlock import lock_owner
-from orchestrator.screen import Screen
 from orchestrator.supervisor.status import exit_status_after
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.terminal.logs import readable
+from orchestrator.terminal.screen import Screen
 
 POLL_SECONDS = 0.2
 FIRST_LINES = 20

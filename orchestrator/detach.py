@@ -9,11 +9,11 @@ from typing import Any
 
 from orchestrator.contact import status_of
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.logs import readable
 from orchestrator.rundir import RunDir
 from orchestrator.supervisor.hangs import Activity
 from orchestrator.supervisor.states import State
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.terminal.logs import readable
 
 # A script that imports and compiles for longer than this is left alone.
 START_WAIT_SECONDS = 30.0

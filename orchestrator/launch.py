@@ -14,15 +14,15 @@ from orchestrator import detach
 from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config, option_words
-from orchestrator.console import Console
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.logs import Log
 from orchestrator.rundir import RunDir, default_run_dir
 from orchestrator.runlock import RunLock
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.systemd.notify import Notifier
+from orchestrator.terminal.console import Console
+from orchestrator.terminal.logs import Log
 
 
 def run(arguments: Namespace) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.console import Sink
 from orchestrator.page import ControlPage, Field, Phase, anonymous_file
 from orchestrator.rundir import AttemptDir, RunDir
 from orchestrator.supervisor.budget import Place
@@ -19,6 +18,7 @@ from orchestrator.supervisor.evidence import Evidence
 from orchestrator.supervisor.output import open_output
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.system.durable import write_json
+from orchestrator.terminal.console import Sink
 from orchestrator.tracking import mlflow_variables, wandb_variables
 from orchestrator.wire import (
     ATTEMPT_VARIABLE,

@@ -16,8 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator.console import Sink
 from orchestrator.system.heartbeat import Pulse
+from orchestrator.terminal.console import Sink
 
 COPY_BYTES = 1 << 16
 

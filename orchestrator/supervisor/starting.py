@@ -7,7 +7,6 @@ import structlog
 from orchestrator.adopt.resume_argument import ResumeArgument
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.console import Sink
 from orchestrator.journal import Journal, JournalEvent
 from orchestrator.rundir import RunDir
 from orchestrator.supervisor.attempt import Attempt
@@ -16,6 +15,7 @@ from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.heritage import Heritage
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
+from orchestrator.terminal.console import Sink
 
 
 class Starter:

@@ -17,7 +17,6 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.console import Console
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.journal import Journal, JournalEvent
@@ -43,6 +42,7 @@ from orchestrator.system import process_tree
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.threads import may_go_unheard
 from orchestrator.systemd.notify import Notifier
+from orchestrator.terminal.console import Console
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from orchestrator.outlet import Outlet
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.snapshots import SnapshotKeeper
+from orchestrator.terminal.lossy_writer import Outlet
 from tests.checkpoint.support import new_store
 from tests.supervisor.test_snapshots import take
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections import deque
 
-from orchestrator.outlet import Outlet
+from orchestrator.terminal.lossy_writer import Outlet
 
 # A reader that is slow for a moment loses nothing; one that has stopped does not stop the trainer.
 READER_PATIENCE_SECONDS = 1.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.outlet import WAITING_PIECES, Outlet
+from orchestrator.terminal.lossy_writer import WAITING_PIECES, Outlet
 
 PIECE = b"x" * 65536
 AT_ONCE_SECONDS = 2.0

@@ -5,8 +5,8 @@ import os
 import sys
 from typing import Protocol
 
-from orchestrator.outlet import Outlet
-from orchestrator.screen import READER_PATIENCE_SECONDS, Screen
+from orchestrator.terminal.lossy_writer import Outlet
+from orchestrator.terminal.screen import READER_PATIENCE_SECONDS, Screen
 
 
 class Sink(Protocol):

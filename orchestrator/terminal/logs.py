@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-from orchestrator.outlet import Outlet
-from orchestrator.screen import Screen
+from orchestrator.terminal.lossy_writer import Outlet
+from orchestrator.terminal.screen import Screen
 
 LAST_LINES_SECONDS = 1.0
 

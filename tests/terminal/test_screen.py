@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from tqdm import tqdm
 
-from orchestrator.screen import Screen
+from orchestrator.terminal.screen import Screen
 from tests.support import DEADLINE_SECONDS
 
 COLUMNS, LINES = 60, 12
