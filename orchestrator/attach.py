@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from orchestrator.contact import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.status import exit_status_after
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.logs import readable

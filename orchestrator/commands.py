@@ -26,8 +26,8 @@ from orchestrator.errors import (
     NoValidCheckpointError,
 )
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.lock import lock_owner
 from orchestrator.supervisor.states import State
 from orchestrator.supervisor.status import status_from_disk
 

@@ -15,8 +15,8 @@ from orchestrator.errors import (
     NoValidCheckpointError,
     OrchestratorError,
 )
-from orchestrator.rundir import DEFAULT_PARENT, RunDir
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 from orchestrator.supervisor.status import status_from_disk
 from orchestrator.wire import Connection, Message
 

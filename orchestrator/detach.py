@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.contact import status_of
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.hangs import Activity
 from orchestrator.supervisor.states import State
 from orchestrator.system.stop_signals import end_by_interrupt

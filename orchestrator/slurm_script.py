@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.config import Config, option_words
 from orchestrator.launch import script_of
-from orchestrator.rundir import default_run_dir
+from orchestrator.rundir.paths import default_run_dir
 from orchestrator.slurm.script import batch_script
 
 

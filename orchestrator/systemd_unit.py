@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.launch import check_program, script_of
-from orchestrator.rundir import RunDir, default_run_dir
+from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.systemd.unit import Service, check_name, service_unit, slowest_save
 
 ROOT = "root"

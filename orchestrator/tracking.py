@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
 
 MLFLOW_VARIABLE = "MLFLOW_RUN_ID"

@@ -8,9 +8,9 @@ from orchestrator.checkpoint.reading import Checkpoint, export_state
 from orchestrator.checkpoint.store import Store
 from orchestrator.contact import chosen_checkpoint, file_errors, open_store
 from orchestrator.errors import ConfigError
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import RunLock
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.paths import RunDir
 
 DEFAULT_NAME = "model"
 SAFETENSORS_SUFFIX = ".safetensors"

@@ -11,8 +11,8 @@ import pytest
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import JournalEvent
 from orchestrator.page import PAGE_BYTES, Field, Phase
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.states import State
 from orchestrator.wire import (
     ATTEMPT_VARIABLE,

@@ -15,7 +15,7 @@ from orchestrator.config import Config
 from orchestrator.doctor import disk, hosts, machine
 from orchestrator.doctor.findings import Finding, Level, Subject
 from orchestrator.doctor.page import CHECKS
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE
 from tests.checkpoint.support import STATE_BYTES, new_store, publish
 from tests.support import in_child

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.tracking import mlflow_variables, record_mlflow_run, wandb_variables
 
 

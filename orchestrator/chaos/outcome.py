@@ -10,7 +10,7 @@ from orchestrator.chaos.history import History
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import OrchestratorError
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 
 
 @dataclass

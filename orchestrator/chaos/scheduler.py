@@ -11,8 +11,8 @@ from pathlib import Path
 
 from orchestrator.breakpoints import VARIABLE
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system import process_tree
 from orchestrator.system.stop_signals import MERGE_SECONDS
 from orchestrator.wire import (

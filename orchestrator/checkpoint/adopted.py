@@ -26,7 +26,7 @@ from orchestrator.checkpoint.reading import (
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import TRASH_PREFIX, WRITING_PREFIX, Store, signature_of
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
-from orchestrator.journal import utc_now
+from orchestrator.rundir.journal import utc_now
 
 DOUBT = "saved by the script itself, which alone knows what it restores"
 RESTORING_SUFFIX = ".orchestrator-restoring"

@@ -33,8 +33,8 @@ from orchestrator.errors import (
     NoValidCheckpointError,
     UnreadableError,
 )
-from orchestrator.journal import utc_now
-from orchestrator.rundir import RunDir, RunIdentity
+from orchestrator.rundir.journal import utc_now
+from orchestrator.rundir.paths import RunDir, RunIdentity
 from orchestrator.system.durable import Disk, write_json
 
 REASON_FILE = "quarantine.json"

@@ -14,7 +14,7 @@ from orchestrator.doctor import disk, hosts, machine
 from orchestrator.doctor.findings import Finding, Level, Subject
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir import DEFAULT_PARENT, RunDir
+from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 
 CHECKS: tuple[Callable[[Subject], Finding | Iterable[Finding]], ...] = (
     machine.versions,

@@ -12,7 +12,7 @@ from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import ConfigError
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.happenings import (

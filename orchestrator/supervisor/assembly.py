@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.adoption import Adoption
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.conversation import Conversation

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.page import ControlPage, Field, Phase, anonymous_file
-from orchestrator.rundir import AttemptDir, RunDir
+from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.supervisor.budget import Place
 from orchestrator.supervisor.channel import Peer
 from orchestrator.supervisor.child import Child

@@ -8,7 +8,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from orchestrator.journal import JournalEvent
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.diagnosis import Outcome
 from orchestrator.supervisor.symptoms import Kind
 

@@ -6,7 +6,7 @@ import structlog
 
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor import report
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.decisions import Action

@@ -15,8 +15,8 @@ from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.adoption import NO_SAVING_ON_DEMAND, NO_SESSION
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.channel import Peer

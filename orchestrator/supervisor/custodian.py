@@ -13,7 +13,7 @@ from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.budget import Budget
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.threads import in_thread

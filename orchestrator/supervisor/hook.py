@@ -6,8 +6,8 @@ from typing import Any
 
 import structlog
 
-from orchestrator.journal import JournalEvent
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import JournalEvent
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.subprocesses import Tools
 from orchestrator.wire import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
 

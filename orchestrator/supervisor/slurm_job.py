@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator.journal import Journal, JournalEvent, utc_now
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
+from orchestrator.rundir.paths import RunDir
 from orchestrator.slurm.job import (
     CONFIGURATION,
     TIME_FORMAT,

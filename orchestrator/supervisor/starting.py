@@ -7,8 +7,8 @@ import structlog
 from orchestrator.adopt.resume_argument import ResumeArgument
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import Child, start_cold
 from orchestrator.supervisor.custodian import Custodian

@@ -8,7 +8,7 @@ from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.states import State
 
 _STATE_AFTER: dict[str, State] = {

@@ -19,8 +19,8 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.runlock import RunLock
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.lock import RunLock
 from orchestrator.supervisor import report
 from orchestrator.supervisor.assembly import assemble
 from orchestrator.supervisor.attempt import Attempt, common_environment

@@ -10,8 +10,8 @@ import structlog
 
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
 from orchestrator.slurm.job import Job
 from orchestrator.supervisor.battery import save_before_it_is_empty
 from orchestrator.supervisor.logind import save_before_sleep

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.budget import Budget, End
 from orchestrator.supervisor.custodian import Custodian

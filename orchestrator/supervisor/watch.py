@@ -12,8 +12,8 @@ import structlog
 
 from orchestrator.errors import NoThreadError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import Field, Phase
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor import stacks, stopping
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import KILL_WAIT_SECONDS

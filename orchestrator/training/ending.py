@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import utc_now
+from orchestrator.rundir.journal import utc_now
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
 
 MOST_CAUSES = 5

@@ -12,8 +12,8 @@ from orchestrator.checkpoint.manifest import Manifest, Reason, exactness_of
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import JournalEvent, utc_now
 from orchestrator.page import Field, Phase
+from orchestrator.rundir.journal import JournalEvent, utc_now
 from orchestrator.training.ending import conclude, refusing, say
 from orchestrator.training.joined import Joined
 from orchestrator.training.resuming import checkpoint_of

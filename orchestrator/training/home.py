@@ -10,9 +10,9 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import JournalEvent
 from orchestrator.page import ControlPage
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import JournalEvent
+from orchestrator.rundir.paths import RunDir
 
 
 class Home(Protocol):

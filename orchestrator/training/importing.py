@@ -9,7 +9,7 @@ from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import ConfigError
-from orchestrator.journal import utc_now
+from orchestrator.rundir.journal import utc_now
 from orchestrator.training.classic import is_state_dict
 from orchestrator.training.digests import digest_parts
 from orchestrator.training.saving import VERSIONS

@@ -8,8 +8,8 @@ from typing import Any
 
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import utc_now
 from orchestrator.page import Field, Phase
+from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
 from orchestrator.training.ending import describe, say, status_of
 from orchestrator.training.home import Home

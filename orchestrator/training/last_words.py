@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
 from orchestrator.training.ending import describe
 from orchestrator.wire import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE

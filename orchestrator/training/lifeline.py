@@ -13,7 +13,7 @@ from orchestrator.checkpoint.slots import Slots
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.page import ControlPage, Field
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.wire import (
     ATTEMPT_VARIABLE,
     DUMP_SIGNAL,

@@ -5,7 +5,7 @@ from pathlib import Path
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import ConfigError
-from orchestrator.journal import JournalEvent
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.training.classic import read_classic
 from orchestrator.training.course import Course
 from orchestrator.training.ending import say

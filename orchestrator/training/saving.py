@@ -17,7 +17,7 @@ from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.errors import CheckpointWriteError, UnstorableError
-from orchestrator.journal import utc_now
+from orchestrator.rundir.journal import utc_now
 from orchestrator.training import rng
 from orchestrator.training.course import Saved
 from orchestrator.training.data import digest_of_next

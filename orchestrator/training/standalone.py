@@ -19,10 +19,10 @@ from orchestrator.errors import (
     UnreadableError,
 )
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
 from orchestrator.page import ControlPage, Field
-from orchestrator.rundir import RunDir, default_run_dir
-from orchestrator.runlock import RunLock
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.training.ending import say
 from orchestrator.training.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.writing import OwnWriter

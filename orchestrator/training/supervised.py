@@ -15,8 +15,8 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.errors import CheckpointWriteError, ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
 from orchestrator.training.lifeline import Lifeline
 from orchestrator.training.loaded import ModuleReport

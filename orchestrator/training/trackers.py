@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.tracking import mlflow_variables, record_mlflow_run, wandb_variables
 
 _MLFLOW_PARENT_TAG = "mlflow.parentRunId"

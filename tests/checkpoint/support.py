@@ -9,8 +9,8 @@ from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter, verify
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.journal import utc_now
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import utc_now
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import Disk
 
 RUN_ID = "0123456789abcdef"

@@ -29,7 +29,7 @@ from orchestrator.errors import (
     NoValidCheckpointError,
     UnreadableError,
 )
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.checkpoint.support import (
     RUN_ID,
     manifest_of,

@@ -19,8 +19,8 @@ import torch
 
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from orchestrator.wire import Connection
 from tests.e2e.warm_python import ORCHESTRATOR, WarmPython
 

@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.checkpoint.reading import read_checkpoint, verify
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,
     WarmTrainers,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     TRAIN,
     assert_all_valid,

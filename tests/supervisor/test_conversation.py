@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
-from orchestrator.journal import Journal
+from orchestrator.rundir.journal import Journal
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
-from orchestrator.journal import Journal
+from orchestrator.rundir.journal import Journal
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.custodian import Custodian
 from tests.checkpoint.support import names, new_store, publish

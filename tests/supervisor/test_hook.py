@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor import hook
 from orchestrator.supervisor.hook import EventHook
 from orchestrator.system.subprocesses import Tools

@@ -13,7 +13,7 @@ from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import verify
 from orchestrator.errors import NoValidCheckpointError
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.happenings import (
     Happening,
     LeftAlone,

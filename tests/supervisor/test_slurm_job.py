@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.paths import RunDir
 from orchestrator.slurm.job import Job
 from orchestrator.supervisor import slurm_job
 from orchestrator.supervisor.slurm_job import SlurmJob

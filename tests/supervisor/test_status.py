@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.status import Status, describe_checkpoint, status_from_disk
 from tests.checkpoint.support import RUN_ID, new_store, publish
 

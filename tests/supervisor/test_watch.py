@@ -3,7 +3,7 @@
 from pathlib import Path
 from signal import SIGTERM
 
-from orchestrator.journal import Journal
+from orchestrator.rundir.journal import Journal
 from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.states import Machine
 from orchestrator.supervisor.stopping import Countdown

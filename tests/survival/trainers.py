@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.checkpoint.reading import verify
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,
     assert_all_valid,

@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
 from orchestrator.systemd.text import command, literal
 from orchestrator.systemd.unit import (
     Service,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
 from orchestrator.training.digests import SAMPLE_BYTES, digest, digest_parts
 

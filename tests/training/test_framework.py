@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.journal import Journal
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from orchestrator.training.framework import FrameworkRun
 from tests.support import full_disk

@@ -17,8 +17,8 @@ from orchestrator.checkpoint.reading import read_checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli import parse
 from orchestrator.errors import OrchestratorError
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import RunLock
+from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
 from tests.checkpoint.support import manifest_of
 from tests.training.support import new_life

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError
-from orchestrator.journal import utc_now
+from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
 
 FORMAT_VERSION = 1

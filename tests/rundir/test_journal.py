@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal import Journal, JournalEvent, utc_now
+from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
 from tests.support import in_child
 
 WRITER = """
 import sys
 from pathlib import Path
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 journal = Journal(Path(sys.argv[1]))
 print(flush=True)
 sys.stdin.readline()

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from orchestrator.errors import ConfigError, RunInUseError
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 
 LOOK_SECONDS = 0.2
 OWNER_BYTES = 4096

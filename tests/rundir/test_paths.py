@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError, RunInUseError
-from orchestrator.rundir import FORMAT_VERSION, RunDir, RunIdentity, default_run_dir
-from orchestrator.runlock import LOOK_SECONDS, RunLock, lock_owner
+from orchestrator.rundir.lock import LOOK_SECONDS, RunLock, lock_owner
+from orchestrator.rundir.paths import FORMAT_VERSION, RunDir, RunIdentity, default_run_dir
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
 
 # Takes the lock, starts a process that inherits it, as the trainer does, and waits.
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import RunLock
+from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.lock import RunLock
 lock = RunLock(RunDir(Path(sys.argv[1])))
 lock.sign(socket="/tmp/socket")
 trainer = subprocess.Popen(["sleep", "1000"], pass_fds=(lock.descriptor,))
@@ -37,8 +37,8 @@ time.sleep(1000)
 TAKER = """
 import sys
 from pathlib import Path
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import RunLock
+from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.lock import RunLock
 print("about to", flush=True)
 RunLock(RunDir(Path(sys.argv[1])))
 """
