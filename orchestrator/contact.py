@@ -15,10 +15,10 @@ from orchestrator.errors import (
     NoValidCheckpointError,
     OrchestratorError,
 )
+from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 from orchestrator.supervisor.status import status_from_disk
-from orchestrator.wire import Connection, Message
 
 REPLY_SECONDS = 5.0
 

@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from orchestrator.forking import draw_anew, fork_to_parent, try_fork
+from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, encode
 from orchestrator.system.priority import lower_priority
-from orchestrator.wire import RECEIVE_BYTES, LineBuffer, Message, encode
 
 # Not -m nor a file's path: both would put a directory on sys.path from which to import.
 BOOT = (

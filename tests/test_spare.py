@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.ipc.messages import send_with_descriptors
 from orchestrator.spare import command_line
 from orchestrator.supervisor.python_command import python_command
 from orchestrator.system.priority import BACKGROUND_NICE
-from orchestrator.wire import send_with_descriptors
 
 pytestmark = pytest.mark.processes
 

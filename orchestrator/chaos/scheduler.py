@@ -11,16 +11,16 @@ from pathlib import Path
 
 from orchestrator.breakpoints import VARIABLE
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.lock import lock_owner
-from orchestrator.rundir.paths import RunDir
-from orchestrator.system import process_tree
-from orchestrator.system.stop_signals import MERGE_SECONDS
-from orchestrator.wire import (
+from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     RESUME_VARIABLE,
     RUN_DIR_VARIABLE,
     SOCKET_VARIABLE,
 )
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system import process_tree
+from orchestrator.system.stop_signals import MERGE_SECONDS
 
 AGAIN = frozenset({ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED})
 # Of a run around chaos.

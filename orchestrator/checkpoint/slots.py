@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
-from orchestrator.page import SLOT_VALUES, ControlPage, Field, SlotField, anonymous_file
+from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField, anonymous_file
 
 SLOT_COUNT = 2
 

@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_
 
 from orchestrator.checkpoint.intake import files_below
 from orchestrator.errors import ConfigError
-from orchestrator.page import Phase
+from orchestrator.ipc.control_page import Phase
 from orchestrator.training.ending import refusing, say
 from orchestrator.training.framework import FrameworkRun
 

@@ -9,10 +9,16 @@ from typing import Any
 
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.page import ControlPage, Field, Phase, anonymous_file
+from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
+from orchestrator.ipc.messages import (
+    ATTEMPT_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SOCKET_VARIABLE,
+)
+from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.supervisor.budget import Place
-from orchestrator.supervisor.channel import Peer
 from orchestrator.supervisor.child import Child
 from orchestrator.supervisor.evidence import Evidence
 from orchestrator.supervisor.output import open_output
@@ -20,12 +26,6 @@ from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.system.durable import write_json
 from orchestrator.terminal.console import Sink
 from orchestrator.tracking import mlflow_variables, wandb_variables
-from orchestrator.wire import (
-    ATTEMPT_VARIABLE,
-    RESUME_VARIABLE,
-    RUN_DIR_VARIABLE,
-    SOCKET_VARIABLE,
-)
 
 
 def common_environment(run: RunDir, run_id: str, socket_path: str) -> dict[str, str]:

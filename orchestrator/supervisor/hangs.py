@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from orchestrator.page import Field, Phase
+from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.supervisor.attempt import Attempt
 
 LARGEST_MARGIN_SECONDS = 1800.0

@@ -12,7 +12,7 @@ import structlog
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import SLOT_COUNT, Slots
-from orchestrator.page import PAGE_VERSION, ControlPage, Field
+from orchestrator.ipc.control_page import PAGE_VERSION, ControlPage, Field
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.systemd.notify import Notifier

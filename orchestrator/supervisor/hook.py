@@ -6,10 +6,10 @@ from typing import Any
 
 import structlog
 
+from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.subprocesses import Tools
-from orchestrator.wire import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
 
 DEADLINE_SECONDS = 30.0
 SHOWN_CHARACTERS = 2000

@@ -9,7 +9,7 @@ from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
-from orchestrator.page import ControlPage
+from orchestrator.ipc.control_page import ControlPage
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.threads import in_thread
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator import spare
+from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
 from orchestrator.supervisor.child import ForkedProcess, TrainerProcess
 from orchestrator.supervisor.python_command import PythonCommand
 from orchestrator.system.capabilities import Capability, has
 from orchestrator.system.threads import in_thread
-from orchestrator.wire import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
 
 TAKE_OVER_SECONDS = 2.0
 END_SECONDS = 5.0

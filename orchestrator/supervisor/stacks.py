@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from orchestrator.ipc.messages import DUMP_SIGNAL
 from orchestrator.system.capabilities import Capability, has
 from orchestrator.system.process_tree import Process, waits_in
-from orchestrator.wire import DUMP_SIGNAL
 
 ANSWER_SECONDS = 1.0
 # An answer that has not grown for so long is complete.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator.page import Phase
+from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.attempt import Attempt
 
 TICK_SECONDS = 1.0

@@ -19,12 +19,12 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.ipc.server import Channel, remove_abandoned
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.supervisor import report
 from orchestrator.supervisor.assembly import assemble
 from orchestrator.supervisor.attempt import Attempt, common_environment
-from orchestrator.supervisor.channel import Channel, remove_abandoned
 from orchestrator.supervisor.consequences import act
 from orchestrator.supervisor.heritage import Heritage
 from orchestrator.supervisor.hook import EventHook

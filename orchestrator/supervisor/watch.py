@@ -12,7 +12,7 @@ import structlog
 
 from orchestrator.errors import NoThreadError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field, Phase
+from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor import stacks, stopping
 from orchestrator.supervisor.attempt import Attempt

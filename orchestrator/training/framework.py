@@ -12,7 +12,7 @@ from orchestrator.checkpoint.manifest import Manifest, Reason, exactness_of
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field, Phase
+from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import JournalEvent, utc_now
 from orchestrator.training.ending import conclude, refusing, say
 from orchestrator.training.joined import Joined

@@ -10,7 +10,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import ControlPage
+from orchestrator.ipc.control_page import ControlPage
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field, Phase
+from orchestrator.ipc.control_page import Field, Phase
+from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
 from orchestrator.training.ending import describe, say, status_of
@@ -20,7 +21,6 @@ from orchestrator.training.standalone import Standalone
 from orchestrator.training.state import Progress
 from orchestrator.training.stop import SignalFlags, TrainingStopped
 from orchestrator.training.supervised import Supervised
-from orchestrator.wire import SOCKET_VARIABLE
 
 
 class Joined:

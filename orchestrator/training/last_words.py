@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
 from orchestrator.training.ending import describe
-from orchestrator.wire import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE
 
 _pid = os.getpid()
 

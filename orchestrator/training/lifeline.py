@@ -12,15 +12,15 @@ from typing import Any
 from orchestrator.checkpoint.slots import Slots
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import ControlPage, Field
-from orchestrator.rundir.paths import RunDir
-from orchestrator.wire import (
+from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     DUMP_SIGNAL,
     SOCKET_VARIABLE,
     Connection,
     Message,
 )
+from orchestrator.rundir.paths import RunDir
 
 CONNECT_SECONDS = 10.0
 COPY_BYTES = 1 << 16

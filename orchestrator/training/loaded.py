@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_VARIABLE
 from orchestrator.spare import environment_digest
 from orchestrator.system.durable import write_json
 from orchestrator.tracking import MLFLOW_VARIABLE
-from orchestrator.wire import ATTEMPT_VARIABLE, RESUME_VARIABLE
 
 # So many more than at the last report are worth another one.
 GROWTH = 50

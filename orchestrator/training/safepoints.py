@@ -11,7 +11,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field, Phase
+from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.training.course import Course
 from orchestrator.training.ending import refusing, say

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, ConfigError
-from orchestrator.page import Field, Phase
+from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.course import Course
 from orchestrator.training.ending import conclude, refusing
 from orchestrator.training.joined import Joined

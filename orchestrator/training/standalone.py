@@ -19,7 +19,7 @@ from orchestrator.errors import (
     UnreadableError,
 )
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import ControlPage, Field
+from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir, default_run_dir

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field
+from orchestrator.ipc.control_page import Field
 from orchestrator.system.stop_signals import STOP_SIGNALS, EchoFilter
 
 

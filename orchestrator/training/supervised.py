@@ -15,6 +15,13 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.errors import CheckpointWriteError, ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.ipc.messages import (
+    ATTEMPT_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SOCKET_VARIABLE,
+    Message,
+)
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
@@ -22,13 +29,6 @@ from orchestrator.training.lifeline import Lifeline
 from orchestrator.training.loaded import ModuleReport
 from orchestrator.training.trackers import MlflowWatch
 from orchestrator.training.writing import OwnWriter
-from orchestrator.wire import (
-    ATTEMPT_VARIABLE,
-    RESUME_VARIABLE,
-    RUN_DIR_VARIABLE,
-    SOCKET_VARIABLE,
-    Message,
-)
 
 _MESSAGES = {
     JournalEvent.RESUMED: "resumed",

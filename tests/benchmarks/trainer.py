@@ -23,7 +23,7 @@ import torch
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field
+from orchestrator.ipc.control_page import Field
 from orchestrator.training import Session
 from orchestrator.training.image import freeze, lay_out
 from orchestrator.training.schedule import NEVER

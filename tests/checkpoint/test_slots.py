@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.slots import Slots
-from orchestrator.page import SLOT_VALUES, ControlPage, Field, SlotField
+from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField
 
 
 def draft(step: int) -> Manifest:

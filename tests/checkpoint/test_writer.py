@@ -18,7 +18,7 @@ from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.writer import CHUNK_BYTES, Writer
 from orchestrator.errors import CheckpointWriteError
-from orchestrator.page import ControlPage
+from orchestrator.ipc.control_page import ControlPage
 from orchestrator.system.durable import DirectFile, Disk
 from tests.checkpoint.support import manifest_of, names, new_store
 from tests.support import FailingDisk, full_disk, input_output_error

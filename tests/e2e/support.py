@@ -19,9 +19,9 @@ import torch
 
 from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
+from orchestrator.ipc.messages import Connection
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
-from orchestrator.wire import Connection
 from tests.e2e.warm_python import ORCHESTRATOR, WarmPython
 
 TRAIN = Path(__file__).with_name("train.py")

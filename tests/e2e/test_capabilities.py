@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.page import anonymous_file
+from orchestrator.ipc.control_page import anonymous_file
 from orchestrator.system import process_tree
 from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE, Capability, has
 from orchestrator.system.durable import DirectFile

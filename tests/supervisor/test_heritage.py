@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.checkpoint.slots import Slots
-from orchestrator.page import ControlPage, Field
+from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.supervisor.heritage import MEMORY, PAGE, Heritage
 from orchestrator.systemd.notify import Notifier
 from tests.checkpoint.support import RUN_ID, manifest_of

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.page import ControlPage
+from orchestrator.ipc.control_page import ControlPage
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.system import threads
 from tests.checkpoint.support import manifest_of, names, new_store

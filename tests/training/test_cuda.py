@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoint.slots import Slots
-from orchestrator.page import ControlPage
+from orchestrator.ipc.control_page import ControlPage
 from orchestrator.training import Session
 from orchestrator.training.snapshots import Content, Snapshotter
 from orchestrator.training.state import Registry

@@ -11,15 +11,15 @@ import pytest
 
 from orchestrator.checkpoint.slots import Slots
 from orchestrator.errors import ConfigError
-from orchestrator.page import ControlPage
-from orchestrator.training.supervised import Supervised
-from orchestrator.wire import (
+from orchestrator.ipc.control_page import ControlPage
+from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     PROTOCOL_VERSION,
     RUN_DIR_VARIABLE,
     SOCKET_VARIABLE,
     send_with_descriptors,
 )
+from orchestrator.training.supervised import Supervised
 
 DEADLINE_SECONDS = 4.0
 MESSAGES = 2000  # more than half an hour of them

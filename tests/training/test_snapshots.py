@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoint.slots import Slots, Snapshot
-from orchestrator.page import ControlPage
+from orchestrator.ipc.control_page import ControlPage
 from orchestrator.training import Session
 from orchestrator.training.slot_memory import INLINE_BYTES, with_spare
 from orchestrator.training.snapshots import LEFT_FREE_BYTES, Content, Snapshotter

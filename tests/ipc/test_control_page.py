@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from orchestrator.page import PAGE_BYTES, PAGE_VERSION, ControlPage, Field, Phase
+from orchestrator.ipc.control_page import PAGE_BYTES, PAGE_VERSION, ControlPage, Field, Phase
 from tests.support import in_child
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.wire import (
+from orchestrator.ipc.messages import (
     RECEIVE_BYTES,
     LineBuffer,
     Message,

@@ -14,13 +14,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.channel import (
-    MAXIMUM_PATH_BYTES,
-    Channel,
-    Peer,
-    remove_abandoned,
-)
-from orchestrator.wire import MAXIMUM_LINE_BYTES, Message
+from orchestrator.ipc.messages import MAXIMUM_LINE_BYTES, Message
+from orchestrator.ipc.server import MAXIMUM_PATH_BYTES, Channel, Peer, remove_abandoned
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child
 
 

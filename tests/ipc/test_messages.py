@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.wire import (
+from orchestrator.ipc.messages import (
     MAXIMUM_LINE_BYTES,
     Connection,
     LineBuffer,
