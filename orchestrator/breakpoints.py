@@ -76,7 +76,7 @@ class Place:
 _SAVING = (
     Place("create", "orchestrator.system.durable:Disk.create", when=_in_a_checkpoint),
     Place("create", "orchestrator.system.durable:Disk.create_direct", when=_in_a_checkpoint),
-    Place("write", "orchestrator.checkpoint.reading:DigestingWriter.write"),
+    Place("write", "orchestrator.checkpoint.verification:DigestingWriter.write"),
     Place("sync", "orchestrator.system.durable:Disk.sync", when=_of_a_checkpoint),
     Place("publish", "orchestrator.system.durable:Disk.rename", when=_publishes),
     Place("published", "orchestrator.system.durable:Disk.rename", after=True, when=_publishes),

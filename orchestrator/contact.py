@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint.reading import Checkpoint, verify
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import Checkpoint, verify
 from orchestrator.config import Config
 from orchestrator.errors import (
     CheckpointInvalidError,

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
-from orchestrator.checkpoint.reading import read_checkpoint, verify
 from orchestrator.checkpoint.store import REASON_FILE, Store
+from orchestrator.checkpoint.verification import read_checkpoint, verify
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
 

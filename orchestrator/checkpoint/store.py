@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from orchestrator.checkpoint.intake import files_below, take_in
+from orchestrator.checkpoint.external_files import files_below, take_in
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
-from orchestrator.checkpoint.reading import (
+from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
+from orchestrator.checkpoint.verification import (
     CONTENT_FOLDER,
     MANIFEST_FILE,
     PIN_FILE,
@@ -26,7 +27,6 @@ from orchestrator.checkpoint.reading import (
     read_checkpoint,
     verify,
 )
-from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
 from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
-from orchestrator.checkpoint.intake import files_below
+from orchestrator.checkpoint.external_files import files_below
 from orchestrator.errors import ConfigError
 from orchestrator.ipc.control_page import Phase
 from orchestrator.training.ending import refusing, say

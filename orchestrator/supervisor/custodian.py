@@ -8,10 +8,10 @@ from typing import Any
 
 import structlog
 
-from orchestrator.checkpoint.reading import Checkpoint, read_checkpoint, verify
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import Checkpoint, read_checkpoint, verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.budget import Budget

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.verification import Checkpoint
 
 
 class Moment(Enum):

@@ -16,7 +16,7 @@ from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.adopted import AdoptedStore, Sealing
 from orchestrator.checkpoint.manifest import Adopted, Reason
-from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.supervisor.happenings import (
     NO_TRAINER,
     Failed,

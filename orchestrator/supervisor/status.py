@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
-from orchestrator.checkpoint.reading import Checkpoint
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.states import State

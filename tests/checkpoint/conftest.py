@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.checkpoint import reading
+from orchestrator.checkpoint import verification
 
 
 @pytest.fixture(autouse=True)

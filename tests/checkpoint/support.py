@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter, verify
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import Checkpoint, DigestingWriter, verify
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.rundir.paths import RunDir

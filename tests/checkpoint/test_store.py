@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.reading import (
+from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
+from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import (
     BESIDE_BYTES,
     Checkpoint,
     DigestingWriter,
@@ -21,8 +23,6 @@ from orchestrator.checkpoint.reading import (
     read_checkpoint,
     verify,
 )
-from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
-from orchestrator.checkpoint.store import Store
 from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,

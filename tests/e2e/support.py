@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import verify
 from orchestrator.ipc.messages import Connection
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir

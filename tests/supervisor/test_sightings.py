@@ -11,7 +11,7 @@ import torch
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.adopted import AdoptedStore
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.reading import verify
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import NoValidCheckpointError
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.happenings import (

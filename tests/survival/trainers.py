@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.checkpoint.reading import verify
+from orchestrator.checkpoint.verification import verify
 from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,

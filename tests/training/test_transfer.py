@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.reading import read_checkpoint
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import read_checkpoint
 from orchestrator.cli import parse
 from orchestrator.errors import OrchestratorError
 from orchestrator.rundir.lock import RunLock

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.checkpoint.manifest import FileRecord
-from orchestrator.checkpoint.reading import digest_of
+from orchestrator.checkpoint.verification import digest_of
 from orchestrator.system.durable import Disk
 
 COPY_BYTES = 16 << 20

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from orchestrator.checkpoint import reading
-from orchestrator.checkpoint.reading import digest_of
+from orchestrator.checkpoint import verification
+from orchestrator.checkpoint.verification import digest_of
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "cached"])
