@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint, verify
+from orchestrator.checkpoint.verification import verify
 from orchestrator.config import Config
 from orchestrator.errors import (
     CheckpointInvalidError,

@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
+from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import REASON_FILE, Store
-from orchestrator.checkpoint.verification import read_checkpoint, verify
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
 

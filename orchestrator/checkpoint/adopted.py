@@ -15,16 +15,12 @@ from pathlib import Path
 
 from orchestrator import __version__
 from orchestrator.adopt.contents import Contents
+from orchestrator.checkpoint.checkpoint import CONTENT_FOLDER, Checkpoint, read_checkpoint
 from orchestrator.checkpoint.external_files import durable_record, place
 from orchestrator.checkpoint.manifest import Adopted, FileRecord, Manifest, Reason
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import TRASH_PREFIX, WRITING_PREFIX, Store, signature_of
-from orchestrator.checkpoint.verification import (
-    CONTENT_FOLDER,
-    Checkpoint,
-    read_checkpoint,
-    verify_files,
-)
+from orchestrator.checkpoint.verification import verify_files
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.rundir.journal import utc_now
 

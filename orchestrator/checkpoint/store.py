@@ -12,21 +12,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from orchestrator.checkpoint.external_files import files_below, take_in
-from orchestrator.checkpoint.manifest import FileRecord, Manifest
-from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
-from orchestrator.checkpoint.verification import (
+from orchestrator.checkpoint.checkpoint import (
     CONTENT_FOLDER,
     MANIFEST_FILE,
     PIN_FILE,
     STATE_FILE,
     Checkpoint,
-    DigestingWriter,
     is_checkpoint_name,
     order_of,
     read_checkpoint,
-    verify,
 )
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
+from orchestrator.checkpoint.external_files import files_below, take_in
+from orchestrator.checkpoint.manifest import FileRecord, Manifest
+from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,

@@ -9,8 +9,8 @@ import structlog
 
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.adopted import AdoptedStore
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt import AdoptedProgress, Attempt

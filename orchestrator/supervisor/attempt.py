@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,

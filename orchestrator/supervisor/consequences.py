@@ -4,7 +4,7 @@ from typing import assert_never
 
 import structlog
 
-from orchestrator.checkpoint.verification import Checkpoint
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor import report

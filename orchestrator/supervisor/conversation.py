@@ -10,9 +10,9 @@ from typing import Any
 
 import structlog
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field

@@ -8,10 +8,11 @@ from typing import Any
 
 import structlog
 
+from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint, read_checkpoint, verify
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.budget import Budget

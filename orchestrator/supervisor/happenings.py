@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from orchestrator.checkpoint.verification import Checkpoint
+from orchestrator.checkpoint.checkpoint import Checkpoint
 
 
 class Moment(Enum):

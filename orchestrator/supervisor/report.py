@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from orchestrator.checkpoint.verification import Checkpoint
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.supervisor.decisions import RETRIES
 from orchestrator.supervisor.symptoms import ADVICE, Kind

@@ -15,8 +15,8 @@ from orchestrator.adopt.contents import Contents, kind_of
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.adopted import AdoptedStore, Sealing
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Adopted, Reason
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.supervisor.happenings import (
     NO_TRAINER,
     Failed,

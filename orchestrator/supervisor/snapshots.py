@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.system.heartbeat import Pulse

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 import structlog
 
 from orchestrator.adopt.resume_argument import ResumeArgument
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt import Attempt

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.states import State

@@ -5,7 +5,8 @@ from typing import IO, Any, cast
 
 import torch
 
-from orchestrator.checkpoint.verification import Checkpoint, DigestingWriter
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import Disk, arriving
 from orchestrator.training.restoring import first_line, load

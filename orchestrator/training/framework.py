@@ -8,8 +8,8 @@ from typing import Any, NoReturn, Self
 
 import torch
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest, Reason, exactness_of
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase

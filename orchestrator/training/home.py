@@ -3,10 +3,10 @@
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.config import Every
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.exitcodes import ExitStatus

@@ -5,9 +5,9 @@ from typing import IO, Any, cast
 
 import torch
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.training.classic import is_state_dict

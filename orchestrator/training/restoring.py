@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.training.plain import from_plain
 from orchestrator.training.state import RESERVED, SUFFIX, Progress
 

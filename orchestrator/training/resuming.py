@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.training.classic import read_classic

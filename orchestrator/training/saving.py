@@ -13,9 +13,9 @@ import tenacity
 import torch
 
 from orchestrator import __version__
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.training import rng

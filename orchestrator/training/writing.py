@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.checkpoint.writer import Writer
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.training.home import Home

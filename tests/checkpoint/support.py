@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint, DigestingWriter, verify
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.rundir.paths import RunDir

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint, export_state, read_checkpoint, verify
+from orchestrator.checkpoint.verification import export_state, verify
 from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, ConfigError
 from tests.checkpoint.support import manifest_of, names, new_store, reopened
 from tests.support import FailingDisk, full_disk

@@ -15,8 +15,8 @@ def test_digest_is_that_of_all_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, direct: bool
 ) -> None:
     """Sizes of no, some and whole blocks, in one piece and in several."""
-    monkeypatch.setattr(reading, "READ_CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(reading, "CACHED_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(verification, "READ_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(verification, "CACHED_CHUNK_BYTES", chunk_bytes)
     file = tmp_path / "file"
     for size in (0, 1, 4095, 4096, 4097, 8192, 20000):
         content = bytes(n % 251 for n in range(size))

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint, verify
+from orchestrator.checkpoint.verification import verify
 from orchestrator.checkpoint.writer import CHUNK_BYTES, Writer
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.ipc.control_page import ControlPage

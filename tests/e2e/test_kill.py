@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.checkpoint.verification import read_checkpoint, verify
+from orchestrator.checkpoint.checkpoint import read_checkpoint
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir

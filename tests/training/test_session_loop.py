@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import Checkpoint
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.stop_signals import MERGE_SECONDS

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.verification import read_checkpoint
 from orchestrator.cli import parse
 from orchestrator.errors import OrchestratorError
 from orchestrator.rundir.lock import RunLock
