@@ -11,8 +11,8 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.status import exit_status_after
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.telemetry.status import exit_status_after
 from orchestrator.terminal.logs import readable
 from orchestrator.terminal.screen import Screen
 

@@ -28,8 +28,8 @@ from orchestrator.errors import (
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import lock_owner
-from orchestrator.supervisor.states import State
-from orchestrator.supervisor.status import status_from_disk
+from orchestrator.telemetry.run_state import State
+from orchestrator.telemetry.status import status_from_disk
 
 CHECKPOINT_WAIT_SECONDS = 600.0
 STOP_MARGIN_SECONDS = 15.0

@@ -19,7 +19,7 @@ from orchestrator.errors import (
 from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
-from orchestrator.supervisor.status import status_from_disk
+from orchestrator.telemetry.status import status_from_disk
 
 REPLY_SECONDS = 5.0
 

@@ -11,8 +11,8 @@ from orchestrator.contact import status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.hangs import Activity
-from orchestrator.supervisor.states import State
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.telemetry.run_state import State
 from orchestrator.terminal.logs import readable
 
 # A script that imports and compiles for longer than this is left alone.

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator import detach
-from orchestrator.checkpoint.adopted import AdoptedStore
+from orchestrator.adopt.store import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config, option_words
 from orchestrator.errors import ConfigError

@@ -19,7 +19,7 @@ from orchestrator.ipc.messages import (
     SOCKET_VARIABLE,
 )
 from orchestrator.rundir.journal import JournalEvent
-from orchestrator.supervisor.states import State
+from orchestrator.telemetry.run_state import State
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.supervisor.status import Status
 from orchestrator.tables import checkpoints_table, quarantine_table, status_table
+from orchestrator.telemetry.status import Status
 
 NAME = "step-000012345678-2"
 

@@ -7,7 +7,7 @@ everything that an earlier checkpoint of the run has, each file proven whole or 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.adopt.contents import Contents, kind_of, kinds_of
+from orchestrator.adopt.files import Contents, kind_of, kinds_of
 from orchestrator.adopt.formats import (
     DCP_METADATA,
     DCP_SUFFIX,

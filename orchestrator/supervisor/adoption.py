@@ -8,14 +8,7 @@ from typing import Any
 import structlog
 
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.checkpoint.adopted import AdoptedStore
-from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.checkpoint.manifest import Reason
-from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
-from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.happenings import (
+from orchestrator.adopt.scan_events import (
     Failed,
     Happening,
     LeftAlone,
@@ -24,9 +17,16 @@ from orchestrator.supervisor.happenings import (
     SetAside,
     Withdrawn,
 )
-from orchestrator.supervisor.sightings import Sightings, adopted_part
+from orchestrator.adopt.scanner import Sightings, adopted_part
+from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.write_ledger import Written
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.errors import ConfigError
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
+from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.watch import Watch
-from orchestrator.supervisor.written import Written
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.threads import in_thread, may_go_unheard
 
@@ -140,7 +140,7 @@ class Adoption:
         over = asyncio.ensure_future(attempt.over.wait())
         everywhere, looked, interval = True, 0.0, LOOK_SECONDS
         # Only adopt mode pays for watchdog.
-        from orchestrator.supervisor.changes import Changes
+        from orchestrator.adopt.file_watcher import Changes
 
         with Changes(self._pattern.concerns) as changes:
             while not over.done():

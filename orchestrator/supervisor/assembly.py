@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.checkpoint.adopted import AdoptedStore
+from orchestrator.adopt.store import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal, JournalEvent

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
@@ -18,14 +17,15 @@ from orchestrator.ipc.messages import (
 )
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.budget import Place
 from orchestrator.supervisor.child import Child
 from orchestrator.supervisor.evidence import Evidence
 from orchestrator.supervisor.output import open_output
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.system.durable import write_json
+from orchestrator.telemetry.trackers import mlflow_variables, wandb_variables
 from orchestrator.terminal.console import Sink
-from orchestrator.tracking import mlflow_variables, wandb_variables
 
 
 def common_environment(run: RunDir, run_id: str, socket_path: str) -> dict[str, str]:

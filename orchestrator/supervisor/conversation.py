@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
@@ -19,14 +18,15 @@ from orchestrator.ipc.control_page import Field
 from orchestrator.ipc.messages import PROTOCOL_VERSION, Message
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.adoption import NO_SAVING_ON_DEMAND, NO_SESSION
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
-from orchestrator.supervisor.status import Status, describe_checkpoint
 from orchestrator.supervisor.watch import CLOSING_SHARE, StopWantedError, Watch
+from orchestrator.telemetry.status import Status, describe_checkpoint
 
 SECOND_SESSION = (
     "a run is one training, and its command has opened a session already; give each training a "

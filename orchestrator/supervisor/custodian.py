@@ -10,11 +10,11 @@ import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.retention import RetentionPolicy
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
 from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.budget import Budget
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.threads import in_thread

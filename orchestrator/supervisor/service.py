@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from orchestrator.supervisor.status import Status
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.units import duration_text
 from orchestrator.systemd.notify import Notifier
+from orchestrator.telemetry.status import Status
 
 STATUS_SECONDS = 2.0
 # Several signs of health fit into the time that the manager waits for one.

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.writer import LAST_CHANCES, Writer
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.snapshot.writer import LAST_CHANCES, Writer
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.threads import in_thread
 

@@ -6,9 +6,9 @@ import structlog
 
 from orchestrator.adopt.resume_argument import ResumeArgument
 from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import Child, start_cold
 from orchestrator.supervisor.custodian import Custodian

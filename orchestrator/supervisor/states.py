@@ -2,22 +2,7 @@
 
 from enum import StrEnum
 
-
-class State(StrEnum):
-    """What the supervisor is doing about the run."""
-
-    PREPARING = "preparing"
-    STARTING = "starting"
-    TRAINING = "training"
-    STOPPING = "stopping"
-    HURRYING = "hurrying"
-    HUNG = "hung"
-    KILLING = "killing"
-    JUDGING = "judging"
-    WAITING = "waiting"
-    COMPLETED = "completed"
-    STOPPED = "stopped"
-    FAILED = "failed"
+from orchestrator.telemetry.run_state import State
 
 
 class Event(StrEnum):

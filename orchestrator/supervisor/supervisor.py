@@ -14,7 +14,6 @@ import structlog
 
 from orchestrator import __version__
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
@@ -22,12 +21,12 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.server import Channel, remove_abandoned
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor import report
 from orchestrator.supervisor.assembly import assemble
 from orchestrator.supervisor.attempt import Attempt, common_environment
 from orchestrator.supervisor.consequences import act
 from orchestrator.supervisor.heritage import Heritage
-from orchestrator.supervisor.hook import EventHook
 from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
 from orchestrator.supervisor.restarts import retrying
@@ -42,6 +41,7 @@ from orchestrator.system import process_tree
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.threads import may_go_unheard
 from orchestrator.systemd.notify import Notifier
+from orchestrator.telemetry.event_hook import EventHook
 from orchestrator.terminal.console import Console
 
 

@@ -25,11 +25,12 @@ from orchestrator.supervisor.hangs import (
     Silence,
     sign_of,
 )
-from orchestrator.supervisor.states import Event, Machine, State
+from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.system import process_tree
 from orchestrator.system.stop_signals import EchoFilter
 from orchestrator.system.threads import in_thread, may_go_unheard
+from orchestrator.telemetry.run_state import State
 
 # Of the grace period, what ending the processes and writing the last records may take.
 CLOSING_SECONDS = 2.0

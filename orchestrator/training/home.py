@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.errors import CheckpointWriteError
@@ -13,6 +12,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
+from orchestrator.snapshot.slots import Slots, Snapshot
 
 
 class Home(Protocol):

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.checkpoint.slots import Slots
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
@@ -21,6 +20,7 @@ from orchestrator.ipc.messages import (
     Message,
 )
 from orchestrator.rundir.paths import RunDir
+from orchestrator.snapshot.slots import Slots
 
 CONNECT_SECONDS = 10.0
 COPY_BYTES = 1 << 16

@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_VARIABLE
 from orchestrator.spare import environment_digest
 from orchestrator.system.durable import write_json
-from orchestrator.tracking import MLFLOW_VARIABLE
+from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
 
 # So many more than at the last report are worth another one.
 GROWTH = 50

@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest
-from orchestrator.checkpoint.slots import Snapshot
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.plain import from_plain
 from orchestrator.training.state import RESERVED, SUFFIX, Progress
 

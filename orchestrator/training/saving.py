@@ -15,9 +15,9 @@ import torch
 from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.rundir.journal import utc_now
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training import rng
 from orchestrator.training.course import Saved
 from orchestrator.training.data import digest_of_next

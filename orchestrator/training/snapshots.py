@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 
 from orchestrator.checkpoint.manifest import Manifest
-from orchestrator.checkpoint.slots import Slots, Snapshot
+from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system import memory
 from orchestrator.training import rng
 from orchestrator.training.copying import Copier

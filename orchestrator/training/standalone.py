@@ -9,7 +9,6 @@ from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import (
@@ -23,8 +22,9 @@ from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.ending import say
-from orchestrator.training.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.writing import OwnWriter
 
 SNAPSHOT_SAMPLE_SECONDS = 60.0

@@ -10,7 +10,6 @@ from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.manifest import Reason, json_metrics
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.errors import CheckpointWriteError, ConfigError, OrchestratorError
@@ -24,10 +23,11 @@ from orchestrator.ipc.messages import (
 )
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.durable import write_json
+from orchestrator.telemetry.trackers import MlflowWatch
 from orchestrator.training.lifeline import Lifeline
 from orchestrator.training.loaded import ModuleReport
-from orchestrator.training.trackers import MlflowWatch
 from orchestrator.training.writing import OwnWriter
 
 _MESSAGES = {

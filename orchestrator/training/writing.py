@@ -7,10 +7,10 @@ from concurrent.futures import Future
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
-from orchestrator.checkpoint.writer import Writer
 from orchestrator.errors import CheckpointWriteError
+from orchestrator.snapshot.slots import Snapshot
+from orchestrator.snapshot.writer import Writer
 from orchestrator.training.home import Home
 
 # A disk that takes longer for a checkpoint than this is taken for dead.

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from orchestrator.adopt.completeness import Finding, examine
-from orchestrator.adopt.contents import Contents
+from orchestrator.adopt.files import Contents
 from orchestrator.adopt.formats import IncompleteError
 
 STATE = {"a": torch.zeros(100)}

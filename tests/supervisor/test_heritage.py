@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.checkpoint.slots import Slots
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.heritage import MEMORY, PAGE, Heritage
 from orchestrator.systemd.notify import Notifier
 from tests.checkpoint.support import RUN_ID, manifest_of

@@ -15,9 +15,9 @@ from orchestrator.supervisor.service import (
     Service,
     status_text,
 )
-from orchestrator.supervisor.status import Status
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.systemd.notify import Notifier
+from orchestrator.telemetry.status import Status
 
 EXTENSION = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.snapshots import SnapshotKeeper
 from orchestrator.system import threads
 from tests.checkpoint.support import manifest_of, names, new_store

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from orchestrator.supervisor.states import TRANSITIONS, Event, Machine, State
+from orchestrator.supervisor.states import TRANSITIONS, Event, Machine
+from orchestrator.telemetry.run_state import State
 
 FINAL_STATES = {State.COMPLETED, State.STOPPED, State.FAILED}
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.checkpoint.slots import Snapshot
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training import Session, TrainingStopped, standalone
 from orchestrator.training.snapshots import Taking
 from tests.support import DEADLINE_SECONDS

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from orchestrator.checkpoint.slots import Slots
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots
 from orchestrator.training import Session
 from orchestrator.training.snapshots import Content, Snapshotter
 from orchestrator.training.state import Registry

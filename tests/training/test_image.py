@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.errors import UnstorableError
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training.image import InexpressibleError, freeze, lay_out
 from orchestrator.training.snapshots import Content, Snapshotter
 from tests.training.support import draft_of, result_of

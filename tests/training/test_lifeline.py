@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.slots import Slots
 from orchestrator.errors import ConfigError
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.ipc.messages import (
@@ -19,6 +18,7 @@ from orchestrator.ipc.messages import (
     SOCKET_VARIABLE,
     send_with_descriptors,
 )
+from orchestrator.snapshot.slots import Slots
 from orchestrator.training.supervised import Supervised
 
 DEADLINE_SECONDS = 4.0

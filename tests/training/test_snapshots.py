@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training import Session
 from orchestrator.training.slot_memory import INLINE_BYTES, with_spare
 from orchestrator.training.snapshots import LEFT_FREE_BYTES, Content, Snapshotter

@@ -14,12 +14,12 @@ import pytest
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Slots, Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
-from orchestrator.checkpoint.writer import CHUNK_BYTES, Writer
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.snapshot.writer import CHUNK_BYTES, Writer
 from orchestrator.system.durable import DirectFile, Disk
 from tests.checkpoint.support import manifest_of, names, new_store
 from tests.support import FailingDisk, full_disk, input_output_error

@@ -9,9 +9,9 @@ from structlog.testing import capture_logs
 
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor import hook
-from orchestrator.supervisor.hook import EventHook
 from orchestrator.system.subprocesses import Tools
+from orchestrator.telemetry import event_hook
+from orchestrator.telemetry.event_hook import EventHook
 
 pytestmark = pytest.mark.processes
 
@@ -58,7 +58,7 @@ def test_command_that_takes_too_long_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what it has started, and the log says so."""
-    monkeypatch.setattr(hook, "DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr(event_hook, "DEADLINE_SECONDS", 0.3)
     command = f"sleep 1000 & echo $! > {tmp_path}/pid; wait"
     (said,) = play(tmp_path, command, JournalEvent.RUN_COMPLETED)
     assert said == "the --on-event command failed: no answer within 0.3 s: None"

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.checkpoint.slots import Slots
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField
+from orchestrator.snapshot.slots import Slots
 
 
 def draft(step: int) -> Manifest:

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.adopt.completeness import Finding, check_all_new, examine
-from orchestrator.adopt.contents import Contents, kind_of
+from orchestrator.adopt.files import Contents, kind_of
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.checkpoint.adopted import AdoptedStore, Sealing
-from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.checkpoint.manifest import Adopted, Reason
-from orchestrator.supervisor.happenings import (
+from orchestrator.adopt.scan_events import (
     NO_TRAINER,
     Failed,
     Happening,
@@ -27,7 +24,10 @@ from orchestrator.supervisor.happenings import (
     SetAside,
     Withdrawn,
 )
-from orchestrator.supervisor.written import Written
+from orchestrator.adopt.store import AdoptedStore, Sealing
+from orchestrator.adopt.write_ledger import Written
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.manifest import Adopted, Reason
 
 # A directory that is proven whole counts after so long without a change; what is not proven after
 # so long, since some scripts write the parts of a checkpoint with pauses between them.

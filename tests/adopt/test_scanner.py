@@ -9,21 +9,14 @@ import pytest
 import torch
 
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.checkpoint.adopted import AdoptedStore
+from orchestrator.adopt.scan_events import Happening, LeftAlone, Moment, Sealed, SetAside, Withdrawn
+from orchestrator.adopt.scanner import Sightings
+from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.write_ledger import Written
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import NoValidCheckpointError
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.happenings import (
-    Happening,
-    LeftAlone,
-    Moment,
-    Sealed,
-    SetAside,
-    Withdrawn,
-)
-from orchestrator.supervisor.sightings import Sightings
-from orchestrator.supervisor.written import Written
 
 
 class Script:

@@ -9,7 +9,7 @@ from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.supervisor.states import State
+from orchestrator.telemetry.run_state import State
 
 _STATE_AFTER: dict[str, State] = {
     JournalEvent.RUN_COMPLETED: State.COMPLETED,

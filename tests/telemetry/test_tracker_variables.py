@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.rundir.paths import RunDir
-from orchestrator.tracking import mlflow_variables, record_mlflow_run, wandb_variables
+from orchestrator.telemetry.trackers import mlflow_variables, record_mlflow_run, wandb_variables
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from pathlib import Path
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.priority import lower_priority
 

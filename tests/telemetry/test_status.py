@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.supervisor.status import Status, describe_checkpoint, status_from_disk
+from orchestrator.telemetry.status import Status, describe_checkpoint, status_from_disk
 from tests.checkpoint.support import RUN_ID, new_store, publish
 
 STARTED = JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED

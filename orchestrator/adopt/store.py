@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import __version__
-from orchestrator.adopt.contents import Contents
+from orchestrator.adopt.files import Contents
 from orchestrator.checkpoint.checkpoint import CONTENT_FOLDER, Checkpoint, read_checkpoint
 from orchestrator.checkpoint.external_files import durable_record, place
 from orchestrator.checkpoint.manifest import Adopted, FileRecord, Manifest, Reason
