@@ -8,13 +8,13 @@ from orchestrator.adopt.store import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.spare.pool import SpareKeeper
 from orchestrator.supervisor.adoption import Adoption
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.snapshots import SnapshotKeeper
-from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Machine
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.watch import Watch

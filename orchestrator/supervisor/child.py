@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeAlias
 
 from orchestrator.errors import ConfigError
+from orchestrator.spare.forked_process import TrainerProcess
 from orchestrator.supervisor.output import Output
 from orchestrator.system import process_tree
 from orchestrator.system.capabilities import Capability, has
@@ -17,30 +17,6 @@ from orchestrator.system.threads import in_thread
 
 KILL_WAIT_SECONDS = 10.0
 LAST_OUTPUT_SECONDS = 5.0
-
-
-class ForkedProcess:
-    """A child of ours that the spare has forked; what of subprocess.Popen a trainer needs."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-
-    def wait(self) -> int:
-        """What is left to say where somebody else has collected it: that it was killed."""
-        return -signal.SIGKILL if self.returncode is None else self.returncode
-
-    def send_signal(self, sig: int) -> None:
-        """Nothing, once it has been collected."""
-        if self.returncode is None:
-            os.kill(self.pid, sig)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.send_signal(signal.SIGKILL)
-
-
-TrainerProcess: TypeAlias = subprocess.Popen[bytes] | ForkedProcess
 
 
 def start_cold(

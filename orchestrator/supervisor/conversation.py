@@ -19,11 +19,11 @@ from orchestrator.ipc.messages import PROTOCOL_VERSION, Message
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.snapshot.slots import Snapshot
+from orchestrator.spare.pool import SpareKeeper
 from orchestrator.supervisor.adoption import NO_SAVING_ON_DEMAND, NO_SESSION
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.snapshots import SnapshotKeeper
-from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Event, Machine
 from orchestrator.supervisor.watch import CLOSING_SHARE, StopWantedError, Watch
 from orchestrator.telemetry.status import Status, describe_checkpoint

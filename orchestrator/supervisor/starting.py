@@ -9,12 +9,12 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Snapshot
+from orchestrator.spare.pool import SpareKeeper
 from orchestrator.supervisor.attempt import Attempt
 from orchestrator.supervisor.child import Child, start_cold
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.heritage import Heritage
 from orchestrator.supervisor.snapshots import SnapshotKeeper
-from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.terminal.console import Sink
 
 

@@ -24,10 +24,10 @@ from orchestrator.ipc.messages import (
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Snapshot
+from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MlflowWatch
 from orchestrator.training.lifeline import Lifeline
-from orchestrator.training.loaded import ModuleReport
 from orchestrator.training.writing import OwnWriter
 
 _MESSAGES = {

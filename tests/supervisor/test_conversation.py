@@ -6,12 +6,12 @@ from pathlib import Path
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal
+from orchestrator.spare.pool import SpareKeeper
 from orchestrator.supervisor.budget import Budget
 from orchestrator.supervisor.conversation import Conversation
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.hangs import Budgets
 from orchestrator.supervisor.snapshots import SnapshotKeeper
-from orchestrator.supervisor.spares import SpareKeeper
 from orchestrator.supervisor.states import Machine
 from orchestrator.supervisor.stopping import Countdown
 from orchestrator.supervisor.watch import Watch

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.processes
 BROKEN = (
     "import sys, types\nsys.modules['torch.cuda'] = types.SimpleNamespace(_is_in_bad_fork={})\n"
 )
-FORK = "from orchestrator.forking import try_fork\nprint(try_fork())"
+FORK = "from orchestrator.spare.fork import try_fork\nprint(try_fork())"
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from orchestrator.ipc.messages import send_with_descriptors
-from orchestrator.spare import command_line
-from orchestrator.supervisor.python_command import python_command
+from orchestrator.spare.python_command import python_command
+from orchestrator.spare.worker import command_line
 from orchestrator.system.priority import BACKGROUND_NICE
 
 pytestmark = pytest.mark.processes
 
-CONFORMANCE = Path(__file__).parent / "e2e" / "conformance.py"
+CONFORMANCE = Path(__file__).parents[1] / "e2e" / "conformance.py"
 DEADLINE_SECONDS = 60.0
 OF_THE_ATTEMPT = {"ORCHESTRATOR_ATTEMPT": "7"}
 
@@ -163,7 +163,7 @@ def test_a_script_sees_the_same(setting: Setting, words: list[str]) -> None:
     assert cold == warm
     # What is known to differ: we are under the script on the stack.
     assert below[: len(above)] == above
-    assert [Path(name).name for name in below[len(above) :]] == ["spare.py", "spare.py", "<string>"]
+    assert [Path(name).name for name in below[len(above) :]] == ["worker.py", "worker.py", "<string>"]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_variable_that_only_the_script_sets_makes_it_refuse(setting: Setting) 
     (setting.root / "library" / "sets.py").write_text("import os; os.environ['BY_MODULE'] = '1'")
     (setting.root / "script.py").write_text(
         "import os, sys, sets; os.environ['BY_SCRIPT'] = '1'\n"
-        "from orchestrator.training.loaded import changed_environment as c; print(c())"
+        "from orchestrator.spare.loaded_modules import changed_environment as c; print(c())"
     )
     setting.environment["PYTHONPATH"] = str(setting.root / "library")
     command = (sys.executable, "script.py")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_VARIABLE
-from orchestrator.spare import environment_digest
+from orchestrator.spare.worker import environment_digest
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import structlog
 
-from orchestrator.supervisor.child import TrainerProcess
-from orchestrator.supervisor.python_command import python_command
-from orchestrator.supervisor.spare_process import Modules, SpareProcess
+from orchestrator.spare.forked_process import TrainerProcess
+from orchestrator.spare.process import Modules, SpareProcess
+from orchestrator.spare.python_command import python_command
 from orchestrator.system.memory import available_bytes, private_bytes
 
 MEMORY_CHECK_SECONDS = 5.0

@@ -24,14 +24,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from orchestrator.forking import draw_anew, fork_to_parent, try_fork
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, encode
+from orchestrator.spare.fork import draw_anew, fork_to_parent, try_fork
 from orchestrator.system.priority import lower_priority
 
 # Not -m nor a file's path: both would put a directory on sys.path from which to import.
 BOOT = (
     "import sys; sys.flags.safe_path or sys.path.pop(0); "
-    "from orchestrator.spare import main; main()"
+    "from orchestrator.spare.worker import main; main()"
 )
 OOM_SCORE_FILE = Path("/proc/self/oom_score_adj")
 FIRST_TO_BE_KILLED = "1000"

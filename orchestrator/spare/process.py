@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from orchestrator import spare
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
-from orchestrator.supervisor.child import ForkedProcess, TrainerProcess
-from orchestrator.supervisor.python_command import PythonCommand
+from orchestrator.spare import worker
+from orchestrator.spare.forked_process import ForkedProcess, TrainerProcess
+from orchestrator.spare.python_command import PythonCommand
 from orchestrator.system.capabilities import Capability, has
 from orchestrator.system.threads import in_thread
 
@@ -78,7 +78,7 @@ class SpareProcess:
         self._connection.setblocking(False)
         with theirs:
             self.process = subprocess.Popen(
-                spare.command_line(command.python, theirs.fileno(), modules_file, command.words),
+                worker.command_line(command.python, theirs.fileno(), modules_file, command.words),
                 env=dict(environment),
                 stdout=self._output,
                 stderr=self._output,

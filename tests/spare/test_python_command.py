@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.supervisor.python_command import PythonCommand, python_command
+from orchestrator.spare.python_command import PythonCommand, python_command
 
 
 @pytest.fixture(autouse=True)

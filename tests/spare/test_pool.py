@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.supervisor.child import TrainerProcess
-from orchestrator.supervisor.spares import (
+from orchestrator.spare.forked_process import TrainerProcess
+from orchestrator.spare.pool import (
     LEAST_MEMORY_BYTES,
     NEVER_READY,
     NO_MEMORY,
@@ -164,7 +164,7 @@ def test_it_gives_way_when_memory_is_short(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short of memory there is none; it comes back when there is room, if a trainer is there."""
-    monkeypatch.setattr("orchestrator.supervisor.spares.MEMORY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("orchestrator.spare.pool.MEMORY_CHECK_SECONDS", 0.02)
 
     async def scene(setting: Setting) -> None:
         setting.available = ROOM_BYTES - 1
@@ -189,7 +189,7 @@ def test_one_that_does_not_answer_is_ended(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A spare that is stopped, say, costs a moment and no more: the start is cold then."""
-    monkeypatch.setattr("orchestrator.supervisor.spare_process.TAKE_OVER_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.spare.process.TAKE_OVER_SECONDS", 0.1)
 
     async def scene(setting: Setting) -> None:
         setting.offer()
@@ -208,8 +208,8 @@ def test_one_that_makes_a_trainer_does_not_give_way(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short memory ends spares, and never one that is about to make a trainer."""
-    monkeypatch.setattr("orchestrator.supervisor.spares.MEMORY_CHECK_SECONDS", 0.02)
-    monkeypatch.setattr("orchestrator.supervisor.spare_process.TAKE_OVER_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr("orchestrator.spare.pool.MEMORY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("orchestrator.spare.process.TAKE_OVER_SECONDS", DEADLINE_SECONDS)
 
     async def scene(setting: Setting) -> None:
         setting.offer()
@@ -234,7 +234,7 @@ def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What it forks after it was given up is ended."""
-    monkeypatch.setattr("orchestrator.supervisor.spare_process.TAKE_OVER_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.spare.process.TAKE_OVER_SECONDS", 0.1)
 
     async def scene(setting: Setting) -> None:
         setting.offer()
@@ -339,7 +339,7 @@ def test_imports_that_do_not_end_are_waited_for_once(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A run does not wait at each of its restarts for a module that blocks in a spare."""
-    monkeypatch.setattr("orchestrator.supervisor.spares.READY_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.spare.pool.READY_WAIT_SECONDS", 0.1)
     (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
 
     async def scene(setting: Setting) -> None:

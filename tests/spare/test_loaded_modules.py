@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PRINT = (
-    "import json\nfrom orchestrator.training.loaded import loaded_modules\n"
+    "import json\nimport orchestrator.training\n"
+    "from orchestrator.spare.loaded_modules import loaded_modules\n"
     "print(json.dumps(loaded_modules()))"
 )
 
@@ -31,7 +32,7 @@ def test_the_script_s_own_modules_are_told_from_installed_ones(
     third_party, own = {*names["third_party"]}, {*names["own"]}
     assert {"logging", "structlog", "structlog.stdlib", "torch.nn"} <= third_party
     # Editable or not, ours are needed.
-    assert "orchestrator.training.loaded" in third_party
+    assert "orchestrator.spare.loaded_modules" in third_party
     assert own == {"colorsys"} | ({"package"} if "-m" in words else set())
     # What runs is not imported, and some modules of torch have no file.
     assert not {"__main__", "package.script", "torch.ops"} & (third_party | own)
