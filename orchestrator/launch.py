@@ -16,11 +16,11 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.system.stop_signals import end_by_interrupt
-from orchestrator.systemd.notify import Notifier
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log
 

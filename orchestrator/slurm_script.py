@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from orchestrator.config import Config, option_words
+from orchestrator.hosts.slurm.batch_script import batch_script
 from orchestrator.launch import script_of
 from orchestrator.rundir.paths import default_run_dir
-from orchestrator.slurm.script import batch_script
 
 
 def slurm_script(arguments: Namespace) -> None:

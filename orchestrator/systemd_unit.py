@@ -10,9 +10,9 @@ from pathlib import Path
 
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
+from orchestrator.hosts.systemd.unit import Service, check_name, service_unit, slowest_save
 from orchestrator.launch import check_program, script_of
 from orchestrator.rundir.paths import RunDir, default_run_dir
-from orchestrator.systemd.unit import Service, check_name, service_unit, slowest_save
 
 ROOT = "root"
 # Named by the environment of the unit, for all commands that are run in it.

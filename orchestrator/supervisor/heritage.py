@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import structlog
 
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.ipc.control_page import PAGE_VERSION, ControlPage, Field
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from orchestrator.supervisor.custodian import Custodian
 from orchestrator.supervisor.snapshots import SnapshotKeeper
-from orchestrator.systemd.notify import Notifier
 
 PREFIX = "orchestrator-"
 PAGE = f"{PREFIX}page-"

@@ -18,6 +18,9 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.host_events import Surroundings
+from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.watchdog import Service
 from orchestrator.ipc.server import Channel, remove_abandoned
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
@@ -30,17 +33,14 @@ from orchestrator.supervisor.heritage import Heritage
 from orchestrator.supervisor.leftovers import all_gone
 from orchestrator.supervisor.output import TerminalOutput
 from orchestrator.supervisor.restarts import retrying
-from orchestrator.supervisor.service import Service
 from orchestrator.supervisor.signals import take_over
 from orchestrator.supervisor.starting import Starter
 from orchestrator.supervisor.states import Event
-from orchestrator.supervisor.surroundings import Surroundings
 from orchestrator.supervisor.verdict import Judge, Verdict
 from orchestrator.supervisor.watch import StopWantedError
 from orchestrator.system import process_tree
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.threads import may_go_unheard
-from orchestrator.systemd.notify import Notifier
 from orchestrator.telemetry.event_hook import EventHook
 from orchestrator.terminal.console import Console
 

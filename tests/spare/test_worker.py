@@ -163,7 +163,11 @@ def test_a_script_sees_the_same(setting: Setting, words: list[str]) -> None:
     assert cold == warm
     # What is known to differ: we are under the script on the stack.
     assert below[: len(above)] == above
-    assert [Path(name).name for name in below[len(above) :]] == ["worker.py", "worker.py", "<string>"]
+    assert [Path(name).name for name in below[len(above) :]] == [
+        "worker.py",
+        "worker.py",
+        "<string>",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.heritage import MEMORY, PAGE, Heritage
-from orchestrator.systemd.notify import Notifier
 from tests.checkpoint.support import RUN_ID, manifest_of
 
 

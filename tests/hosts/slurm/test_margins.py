@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.slurm.job import JobFacts, StopTimes
-from orchestrator.slurm.margins import CONTROLLER_SECONDS, misfits, seconds_ahead
+from orchestrator.hosts.slurm.job import JobFacts, StopTimes
+from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, misfits, seconds_ahead
 
 HOUR = 3600
 

@@ -10,13 +10,13 @@ import structlog
 
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.laptop.battery import save_before_it_is_empty
+from orchestrator.hosts.laptop.sleep import save_before_sleep
+from orchestrator.hosts.preemption import command_agrees, file_appears
+from orchestrator.hosts.slurm.job import Job
+from orchestrator.hosts.slurm.time_limit import SlurmJob
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.slurm.job import Job
-from orchestrator.supervisor.battery import save_before_it_is_empty
-from orchestrator.supervisor.logind import save_before_sleep
-from orchestrator.supervisor.notices import command_agrees, file_appears
-from orchestrator.supervisor.slurm_job import SlurmJob
 from orchestrator.supervisor.snapshots import WRITE_ALLOWANCE
 from orchestrator.system.subprocesses import Tools
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.support import orchestrator
 
-EXAMPLES = sorted((Path(__file__).parent.parent.parent / "examples" / "slurm").glob("*.sh"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "slurm").glob("*.sh"))
 
 
 def generate(directory: Path, *arguments: str) -> str:
@@ -102,5 +102,5 @@ def test_refusals(tmp_path: Path, arguments: tuple[str, ...], status: int, text:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_clean(example: Path) -> None:
-    """Shellcheck finds nothing in the examples. tests/hosts runs them."""
+    """Shellcheck finds nothing in the examples. tests/e2e/hosts runs them."""
     check(example.read_text())

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.service import (
+from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.watchdog import (
     EXTENSION_SECONDS,
     PROGRESS_SECONDS,
     STUCK_SECONDS,
@@ -16,7 +17,6 @@ from orchestrator.supervisor.service import (
     status_text,
 )
 from orchestrator.system.heartbeat import Pulse
-from orchestrator.systemd.notify import Notifier
 from orchestrator.telemetry.status import Status
 
 EXTENSION = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"

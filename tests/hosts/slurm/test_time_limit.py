@@ -10,12 +10,12 @@ import pytest
 
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.host_events import Surroundings
+from orchestrator.hosts.slurm import time_limit
+from orchestrator.hosts.slurm.job import Job
+from orchestrator.hosts.slurm.time_limit import SlurmJob
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
-from orchestrator.slurm.job import Job
-from orchestrator.supervisor import slurm_job
-from orchestrator.supervisor.slurm_job import SlurmJob
-from orchestrator.supervisor.surroundings import Surroundings
 from orchestrator.system.subprocesses import Tools
 from tests.support import wait_until
 
@@ -60,8 +60,8 @@ class Controller:
 
 @pytest.fixture
 def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
-    monkeypatch.setattr(slurm_job, "ASK_SECONDS", 0.05)
-    monkeypatch.setattr("orchestrator.slurm.margins.CONTROLLER_SECONDS", 0.5)
+    monkeypatch.setattr(time_limit, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator.hosts.slurm.margins.CONTROLLER_SECONDS", 0.5)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     return Controller(tmp_path)
 

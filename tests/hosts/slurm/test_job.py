@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.slurm.job import Job, JobFacts, StopTimes
+from orchestrator.hosts.slurm.job import Job, JobFacts, StopTimes
 
 # Without what comes between and after.
 ANSWER = (

@@ -15,6 +15,8 @@ import pytest
 
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
+from tests.e2e.hosts.need import lacking
+from tests.e2e.hosts.slurm_cluster import free_port
 from tests.e2e.support import (
     TRAIN,
     assert_all_valid,
@@ -24,8 +26,6 @@ from tests.e2e.support import (
     kill_leftovers,
     wait_for,
 )
-from tests.hosts.need import lacking
-from tests.hosts.slurm_cluster import free_port
 
 pytestmark = pytest.mark.processes
 

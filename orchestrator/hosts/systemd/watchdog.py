@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.units import duration_text
-from orchestrator.systemd.notify import Notifier
 from orchestrator.telemetry.status import Status
 
 STATUS_SECONDS = 2.0

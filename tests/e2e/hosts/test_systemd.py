@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.systemd.unit import template
+from orchestrator.hosts.systemd.unit import template
+from tests.e2e.hosts.systemd import Job, Manager, managed, print_unit, training
 from tests.e2e.support import assert_all_valid, events, wait_for
-from tests.hosts.systemd import Job, Manager, managed, print_unit, training
 
 pytestmark = pytest.mark.processes
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.systemd.quoting import command, literal, word, words
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.systemd.text import command, literal, word, words
 
 # Beyond the grace period: ending the processes, writing what was in memory.
 MARGIN_SECONDS = 15

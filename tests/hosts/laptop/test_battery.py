@@ -8,7 +8,7 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator.supervisor.battery import read_charge, save_before_it_is_empty
+from orchestrator.hosts.laptop.battery import read_charge, save_before_it_is_empty
 
 
 @dataclass

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.rundir.paths import RunDir
+from tests.e2e.hosts.need import lacking
 from tests.e2e.support import TRAIN, wait_for
-from tests.hosts.need import lacking
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("systemd_manager")
 SYSTEMD = Path("/lib/systemd/systemd")
 SECONDS = 60.0

@@ -1,6 +1,6 @@
 """How long before a job's end the run has to stop, and what cannot fit: pure functions."""
 
-from orchestrator.slurm.job import JobFacts, StopTimes
+from orchestrator.hosts.slurm.job import JobFacts, StopTimes
 from orchestrator.system.units import duration_text
 
 # Asking for the end once more, and having the job queued again, each wait for the controller.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor import notices
-from orchestrator.supervisor.notices import command_agrees, file_appears
+from orchestrator.hosts import preemption
+from orchestrator.hosts.preemption import command_agrees, file_appears
 from orchestrator.system.subprocesses import Tools
 
 SECONDS = 30.0
@@ -29,14 +29,14 @@ def run(notice: Coroutine[Any, Any, None], cause: Callable[[], object]) -> None:
 
 def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is noticed when it is created, without anybody looking for it."""
-    monkeypatch.setattr(notices, "LOOK_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(preemption, "LOOK_SECONDS", 10 * SECONDS)
     file = tmp_path / "notice"
     run(file_appears(file), file.touch)
 
 
 def test_link_as_kubernetes_changes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that appears because a link beside it is moved on is noticed."""
-    monkeypatch.setattr(notices, "LOOK_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(preemption, "LOOK_SECONDS", 10 * SECONDS)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "notice").touch()
     file = tmp_path / "notice"
@@ -48,7 +48,7 @@ def test_file_in_a_directory_that_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing can be watched, it is looked for now and then."""
-    monkeypatch.setattr(notices, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.05)
     file = tmp_path / "later" / "notice"
 
     def make() -> None:
@@ -60,6 +60,6 @@ def test_file_in_a_directory_that_is_not_there_yet(
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command is run again and again until it ends with 0."""
-    monkeypatch.setattr(notices, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.05)
     file = tmp_path / "notice"
     run(command_agrees(f"[ -e {file} ]", Tools()), file.touch)

@@ -10,10 +10,8 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.rundir.paths import RunDir
-from orchestrator.systemd.text import command, literal
-from orchestrator.systemd.unit import (
+from orchestrator.hosts.systemd.quoting import command, literal
+from orchestrator.hosts.systemd.unit import (
     Service,
     check_name,
     service_unit,
@@ -21,8 +19,10 @@ from orchestrator.systemd.unit import (
     stop_seconds,
     template,
 )
-from tests.hosts.need import lacking
-from tests.hosts.systemd import ROOT, print_unit
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
+from tests.e2e.hosts.need import lacking
+from tests.e2e.hosts.systemd import ROOT, print_unit
 from tests.test_docs import STATUSES
 
 TEMPLATES = {

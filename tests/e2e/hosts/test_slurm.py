@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.rundir.paths import RunDir
+from tests.e2e.hosts.slurm_cluster import KILL_WAIT_SECONDS, PROCESSORS, Cluster, why_not
 from tests.e2e.support import (
     TRAIN,
     assert_all_valid,
@@ -22,9 +23,8 @@ from tests.e2e.support import (
     orchestrator,
     wait_for,
 )
-from tests.hosts.slurm_cluster import KILL_WAIT_SECONDS, PROCESSORS, Cluster, why_not
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "slurm"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "slurm"
 GRACE = "15s"
 SHORT = ("--epochs", "2")
 ENDLESS = ("--epochs", "10000", "--step-seconds", "0.1")

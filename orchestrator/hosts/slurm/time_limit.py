@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
-from orchestrator.rundir.paths import RunDir
-from orchestrator.slurm.job import (
+from orchestrator.hosts.slurm.job import (
     CONFIGURATION,
     TIME_FORMAT,
     Job,
@@ -17,7 +15,9 @@ from orchestrator.slurm.job import (
     StopTimes,
     partition_question,
 )
-from orchestrator.slurm.margins import CONTROLLER_SECONDS, misfits, seconds_ahead
+from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, misfits, seconds_ahead
+from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
 from orchestrator.system.subprocesses import Answer, Tools
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify import Notifier
 
 
 @pytest.fixture(params=["file", "abstract"])
