@@ -84,7 +84,12 @@ _SAVING = (
 PLACES: dict[str, tuple[Place, ...]] = {
     SUPERVISOR: (
         *_SAVING,
-        Place("launch", "orchestrator.supervisor.attempt:Attempt.begin", after=True, facts=_pid_of),
+        Place(
+            "launch",
+            "orchestrator.supervisor.attempt.attempt:Attempt.begin",
+            after=True,
+            facts=_pid_of,
+        ),
         Place("delete", "orchestrator.checkpoint.store:Store._delete"),
         Place("remove", "orchestrator.system.durable:Disk.remove"),
     ),

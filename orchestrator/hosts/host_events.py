@@ -17,7 +17,7 @@ from orchestrator.hosts.slurm.job import Job
 from orchestrator.hosts.slurm.time_limit import SlurmJob
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.snapshots import WRITE_ALLOWANCE
+from orchestrator.supervisor.checkpoints.snapshot_writes import WRITE_ALLOWANCE
 from orchestrator.system.subprocesses import Tools
 
 STOPPED = (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED)

@@ -24,9 +24,9 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
-from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.watch import Watch
+from orchestrator.supervisor.attempt.attempt import AdoptedProgress, Attempt
+from orchestrator.supervisor.checkpoints.catalog import Custodian
+from orchestrator.supervisor.termination.stop_ladder import Watch
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.threads import in_thread, may_go_unheard
 

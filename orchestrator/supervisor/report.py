@@ -6,9 +6,9 @@ import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.supervisor.decisions import RETRIES
-from orchestrator.supervisor.symptoms import ADVICE, Kind
-from orchestrator.supervisor.verdict import Verdict
+from orchestrator.supervisor.judge import Verdict
+from orchestrator.supervisor.recovery.policy import RETRIES
+from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
 from orchestrator.system.units import duration_text, size_text
 
 PHASES = {

@@ -26,18 +26,19 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor import report
-from orchestrator.supervisor.assembly import assemble
-from orchestrator.supervisor.attempt import Attempt, common_environment
-from orchestrator.supervisor.consequences import act
-from orchestrator.supervisor.heritage import Heritage
-from orchestrator.supervisor.leftovers import all_gone
-from orchestrator.supervisor.output import TerminalOutput
-from orchestrator.supervisor.restarts import retrying
+from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.cleanup import all_gone
+from orchestrator.supervisor.attempt.environment import common_environment
+from orchestrator.supervisor.attempt.launcher import Starter
+from orchestrator.supervisor.attempt.output import TerminalOutput
+from orchestrator.supervisor.checkpoints.fdstore import Heritage
+from orchestrator.supervisor.judge import Judge, Verdict
+from orchestrator.supervisor.outcome import act
+from orchestrator.supervisor.recovery.backoff import retrying
 from orchestrator.supervisor.signals import take_over
-from orchestrator.supervisor.starting import Starter
-from orchestrator.supervisor.states import Event
-from orchestrator.supervisor.verdict import Judge, Verdict
-from orchestrator.supervisor.watch import StopWantedError
+from orchestrator.supervisor.state_machine import Event
+from orchestrator.supervisor.termination.stop_ladder import StopWantedError
+from orchestrator.supervisor.wiring import assemble
 from orchestrator.system import process_tree
 from orchestrator.system.heartbeat import Pulse
 from orchestrator.system.threads import may_go_unheard
