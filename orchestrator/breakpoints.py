@@ -76,7 +76,7 @@ class Place:
 _SAVING = (
     Place("create", "orchestrator.system.durable:Disk.create", when=_in_a_checkpoint),
     Place("create", "orchestrator.system.durable:Disk.create_direct", when=_in_a_checkpoint),
-    Place("write", "orchestrator.checkpoint.verification:DigestingWriter.write"),
+    Place("write", "orchestrator.checkpoint.digesting_writer:DigestingWriter.write"),
     Place("sync", "orchestrator.system.durable:Disk.sync", when=_of_a_checkpoint),
     Place("publish", "orchestrator.system.durable:Disk.rename", when=_publishes),
     Place("published", "orchestrator.system.durable:Disk.rename", after=True, when=_publishes),
@@ -95,11 +95,11 @@ PLACES: dict[str, tuple[Place, ...]] = {
     ),
     TRAINER: (
         *_SAVING,
-        Place("load", "orchestrator.training.state:Registry.restore"),
+        Place("load", "orchestrator.training.state.registry:Registry.restore"),
         Place("batch", "orchestrator.training.session:Session.batches", each=True, facts=_progress),
         Place("step", "orchestrator.training.session:Session._end_step", facts=_progress),
         Place("poll", "orchestrator.training.session:Session.poll", facts=_progress),
-        Place("edge", "orchestrator.training.course:Course.end_epoch", after=True),
+        Place("edge", "orchestrator.training.loop.loop_state:Course.end_epoch", after=True),
         Place("begin", "orchestrator.snapshot.slots:Slots.begin", after=True),
         Place("commit", "orchestrator.snapshot.slots:Slots.commit"),
         Place("final", "orchestrator.training.session:Session._complete"),

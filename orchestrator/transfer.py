@@ -106,15 +106,15 @@ def _write(checkpoint: Checkpoint, form: Form, name: str, target: Path, *, repla
         export_state(checkpoint, target, replace=replace)
         return
     # Not above: torch takes seconds, and every command imports this module.
-    from orchestrator.training import exporting
+    from orchestrator.training.formats import export
 
     match form:
         case Form.STATE_DICT:
-            exporting.export_state_dict(checkpoint, name, target, replace=replace)
+            export.export_state_dict(checkpoint, name, target, replace=replace)
         case Form.SAFETENSORS:
-            exporting.export_safetensors(checkpoint, name, target, replace=replace)
+            export.export_safetensors(checkpoint, name, target, replace=replace)
         case Form.CLASSIC:
-            exporting.export_classic(checkpoint, target, replace=replace)
+            export.export_classic(checkpoint, target, replace=replace)
 
 
 def import_(arguments: Namespace) -> None:
@@ -124,13 +124,13 @@ def import_(arguments: Namespace) -> None:
             f"cannot import {arguments.name!r}: that is no name of a keyword of Session; "
             "take the one that the script registers it under"
         )
-    from orchestrator.training import classic, importing
+    from orchestrator.training.formats import classic, import_
 
     source = arguments.file
     given = {"epoch": arguments.epoch, "step": arguments.step}
     counts = {key: count for key, count in given.items() if count is not None}
     content = classic.read_foreign(source, arguments.name, counts)
-    state = importing.state_of(content, source)
+    state = import_.state_of(content, source)
     place = RunDir(arguments.run_dir)
     place.create()
     lock = RunLock(place)
@@ -139,7 +139,7 @@ def import_(arguments: Namespace) -> None:
         store = Store.open(place, command=[])
         _refuse_foreign_run(store, source)
         _refuse_going_back(store, state["step"], source)
-        published = importing.publish(store, state, source)
+        published = import_.publish(store, state, source)
         _note(place, published, source)
     finally:
         lock.release()

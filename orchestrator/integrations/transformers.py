@@ -24,8 +24,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_
 from orchestrator.checkpoint.external_files import files_below
 from orchestrator.errors import ConfigError
 from orchestrator.ipc.control_page import Phase
-from orchestrator.training.ending import refusing, say
-from orchestrator.training.framework import FrameworkRun
+from orchestrator.training.exits import refusing, say
+from orchestrator.training.framework_run import FrameworkRun
 
 FRAMEWORK = "transformers"
 STATE_FILE = "trainer_state.json"

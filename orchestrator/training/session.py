@@ -10,13 +10,13 @@ import torch
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.ipc.control_page import Field, Phase
-from orchestrator.training.course import Course
-from orchestrator.training.ending import conclude, refusing
-from orchestrator.training.joined import Joined
-from orchestrator.training.resuming import resume_newest, start_from_classic
-from orchestrator.training.safepoints import SafePoints
-from orchestrator.training.saving import Saver
-from orchestrator.training.state import Registry
+from orchestrator.training.exits import conclude, refusing
+from orchestrator.training.loop.loop_state import Course
+from orchestrator.training.loop.resume import resume_newest, start_from_classic
+from orchestrator.training.runtime.membership import Joined
+from orchestrator.training.safe_points import SafePoints
+from orchestrator.training.saving.saver import Saver
+from orchestrator.training.state.registry import Registry
 from orchestrator.training.stop import TrainingStopped
 
 # Plain integers: the hot path looks them up at every step.

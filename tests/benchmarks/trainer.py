@@ -25,9 +25,9 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field
 from orchestrator.training import Session
-from orchestrator.training.image import freeze, lay_out
-from orchestrator.training.schedule import NEVER
-from orchestrator.training.snapshots import Content, Taking
+from orchestrator.training.loop.schedule import NEVER
+from orchestrator.training.saving.image import freeze, lay_out
+from orchestrator.training.saving.snapshotter import Content, Taking
 from tests.benchmarks.workload import (
     Bytes,
     TinyWorkload,

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.training import Session, TrainingStopped, standalone
-from orchestrator.training.snapshots import Taking
+from orchestrator.training import Session, TrainingStopped
+from orchestrator.training.runtime import standalone
+from orchestrator.training.saving.snapshotter import Taking
 from tests.support import DEADLINE_SECONDS
 
 
