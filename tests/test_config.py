@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
-from orchestrator.cli import parse
+from orchestrator.cli.parser import parse
 from orchestrator.config import Config, Every
 from orchestrator.errors import ConfigError
 from orchestrator.system.units import parse_duration

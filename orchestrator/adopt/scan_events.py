@@ -65,4 +65,4 @@ class Failed:
     problem: str
 
 
-Happening = Sealed | Withdrawn | SetAside | LeftAlone | Failed
+ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed

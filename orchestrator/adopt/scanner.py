@@ -10,22 +10,22 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.adopt.completeness import Finding, check_all_new, examine
+from orchestrator.adopt.completeness import Completeness, check_all_new, examine
 from orchestrator.adopt.files import Contents, kind_of
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.scan_events import (
     NO_TRAINER,
     Failed,
-    Happening,
     LeftAlone,
     Moment,
+    ScanEvent,
     Sealed,
     SetAside,
     Withdrawn,
 )
 from orchestrator.adopt.store import AdoptedStore, Sealing
-from orchestrator.adopt.write_ledger import Written
+from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Adopted, Reason
 
@@ -51,7 +51,7 @@ class _Sighting:
     since: float
     origin: dict[str, int]
     """When its files were written last, if that was before a trainer ran."""
-    finding: Finding | None = None
+    finding: Completeness | None = None
     problem: str | None = None
     told: bool = False
 
@@ -61,14 +61,14 @@ class _Sighting:
         return self.told and self.problem is not None
 
 
-class Sightings:
+class SaveScanner:
     """Everything that matches the pattern. One look at a time."""
 
     def __init__(
         self,
         pattern: Pattern,
         store: AdoptedStore,
-        written: Written,
+        written: WriteLedger,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directories: list[Path] = []
@@ -94,12 +94,12 @@ class Sightings:
         """Another trainer begins: whether it puts new files in the place of old is to be seen."""
         self._last_sealed.clear()
 
-    def look(self, moment: Moment, reason: Reason, everywhere: bool = True) -> list[Happening]:
+    def look(self, moment: Moment, reason: Reason, everywhere: bool = True) -> list[ScanEvent]:
         """What has happened since the last look; ``reason`` is that of new checkpoints.
 
         Not ``everywhere``: only at what had not come to rest.
         """
-        happenings: list[Happening] = []
+        happenings: list[ScanEvent] = []
         settled = {path: s for path, s in self._open.items() if s.is_settled}
         paths: Collection[Path] = self._open.keys() - settled.keys()
         if everywhere:
@@ -128,12 +128,12 @@ class Sightings:
         # Afterwards: what is new may stand in for what is gone.
         return happenings + (self._withdraw() if everywhere else [])
 
-    def _withdraw(self) -> list[Happening]:
+    def _withdraw(self) -> list[ScanEvent]:
         """Give up the seals of what is gone or written anew.
 
         But never the last, nor the newest that is gone: without any the run would begin from zero.
         """
-        happenings: list[Happening] = []
+        happenings: list[ScanEvent] = []
         seals = self._store.seals()
         newest = max(seals.values(), key=lambda seal: seal.order, default=None)
         for path, seal in seals.items():
@@ -221,7 +221,7 @@ class Sightings:
         moment: Moment,
         reason: Reason,
         followed: bool,
-    ) -> Happening | None:
+    ) -> ScanEvent | None:
         quiet = self._clock() - sighting.since
         if moment is Moment.RUNNING and self._is_too_early(sighting.contents, quiet, followed):
             return None
@@ -268,7 +268,7 @@ class Sightings:
         except IncompleteError as error:
             sighting.problem = str(error)
 
-    def _seal(self, sighting: _Sighting, reason: Reason) -> Happening | None:
+    def _seal(self, sighting: _Sighting, reason: Reason) -> ScanEvent | None:
         contents = sighting.contents
         path, began = contents.path, self._clock()
         cpu_began = time.thread_time()
@@ -295,7 +295,7 @@ class Sightings:
         self._open.pop(path, None)
         return Sealed(checkpoint, min(contents.modified_ns.values()))
 
-    def _incomplete(self, sighting: _Sighting, reason: str, moment: Moment) -> Happening | None:
+    def _incomplete(self, sighting: _Sighting, reason: str, moment: Moment) -> ScanEvent | None:
         path = sighting.contents.path
         if moment is Moment.RUNNING:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.system.durable import write_json
 
 
-class Written:
+class WriteLedger:
     """Kept in a file: a machine may go away in the middle of a save, and all that ran on it.
 
     Only what is known here may be taken out of the way.

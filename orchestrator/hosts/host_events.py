@@ -17,15 +17,15 @@ from orchestrator.hosts.slurm.job import Job
 from orchestrator.hosts.slurm.time_limit import SlurmJob
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.checkpoints.snapshot_writes import WRITE_ALLOWANCE
-from orchestrator.system.subprocesses import Tools
+from orchestrator.snapshot.writer import WRITE_ALLOWANCE
+from orchestrator.system.subprocesses import SubprocessRunner
 
 STOPPED = (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED)
 # Beginnings of what asked for a stop that nobody else is to undo.
 BY_A_PERSON = ("orchestrator stop", "SIGINT", "SIGHUP")
 
 
-class Surroundings:
+class HostEvents:
     """Turns what comes from there into a stop, and queues the job again after it."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Surroundings:
         ``save_seconds`` says what a save may take now, 0 before the first; ``request_stop`` must
         not insist where a stop is under way.
         """
-        self.tools = Tools()
+        self.tools = SubprocessRunner()
         self._config = config
         self._run = run
         self._journal = journal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.system.subprocesses import Tools
+from orchestrator.system.subprocesses import SubprocessRunner
 
 # Network filesystems, and what another machine writes on them, tell watchers nothing.
 LOOK_SECONDS = 5.0
@@ -47,7 +47,7 @@ async def file_appears(path: Path) -> None:
         observer.stop()
 
 
-async def command_agrees(command: str, tools: Tools) -> None:
+async def command_agrees(command: str, tools: SubprocessRunner) -> None:
     """Return when the shell command, run now and then, ends with 0."""
     warned = False
     while True:

@@ -14,13 +14,16 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
 
 CHUNK_BYTES = 16 << 20
 # The manifest, directories, and a file that has grown since.
 RESERVE_MARGIN_BYTES = 1 << 16
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# What a stop allows for writes, in units of the last one: the write under way, the final one, and a
+# disk that is slower than before.
+WRITE_ALLOWANCE = 2.5
 # After these there may be no other chance to write.
 LAST_CHANCES = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
 
@@ -30,7 +33,7 @@ class Writer:
     """The only one who writes snapshots of a run; ``write`` blocks and belongs into a thread."""
 
     store: Store
-    pulse: Pulse = field(default_factory=Pulse)
+    pulse: Heartbeat = field(default_factory=Heartbeat)
     _views: dict[int, mmap.mmap] = field(default_factory=dict)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 

@@ -29,7 +29,7 @@ NEVER_READY = "the imports of the one before did not end"
 OUTDATED = "the script imports or sets other things by now"
 
 
-class SpareKeeper:
+class SparePool:
     """Has at most one spare, from when a trainer is in its loop until the next one is needed."""
 
     def __init__(

@@ -10,22 +10,22 @@ import structlog
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.scan_events import (
     Failed,
-    Happening,
     LeftAlone,
     Moment,
+    ScanEvent,
     Sealed,
     SetAside,
     Withdrawn,
 )
-from orchestrator.adopt.scanner import Sightings, adopted_part
+from orchestrator.adopt.scanner import SaveScanner, adopted_part
 from orchestrator.adopt.store import AdoptedStore
-from orchestrator.adopt.write_ledger import Written
+from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import AdoptedProgress, Attempt
-from orchestrator.supervisor.checkpoints.catalog import Custodian
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.termination.stop_ladder import Watch
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.threads import in_thread, may_go_unheard
@@ -59,7 +59,7 @@ class Adoption:
         self,
         pattern: Pattern,
         store: AdoptedStore,
-        checkpoints: Custodian,
+        checkpoints: CheckpointCatalog,
         watch: Watch,
         journal: Journal,
         publish: Callable[[str], None],
@@ -75,8 +75,8 @@ class Adoption:
         self._publish = publish
         self._alarm = alarm
         self._log = structlog.get_logger()
-        self._written = Written(store.run.written_file)
-        self._sightings = Sightings(pattern, store, self._written)
+        self._written = WriteLedger(store.run.written_file)
+        self._sightings = SaveScanner(pattern, store, self._written)
         self._is_new_run = is_new_run
         self._looking: asyncio.Task[None] | None = None
         self._began = time.monotonic()
@@ -167,7 +167,7 @@ class Adoption:
     async def _look(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
         reason = Reason.EMERGENCY if self._watch.stop_wanted.is_set() else Reason.PERIODIC
 
-        def look() -> list[Happening]:
+        def look() -> list[ScanEvent]:
             lower_priority()
             began = time.thread_time() - self._sightings.sealing_cpu_seconds
             try:
@@ -189,7 +189,7 @@ class Adoption:
         for happening in happenings:
             self._tell(happening, attempt)
 
-    def _tell(self, happening: Happening, attempt: Attempt | None) -> None:
+    def _tell(self, happening: ScanEvent, attempt: Attempt | None) -> None:
         match happening:
             case Sealed(checkpoint, oldest_ns):
                 if attempt is not None and attempt.adopted is not None:

@@ -8,10 +8,10 @@ import structlog
 
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
-from orchestrator.supervisor.checkpoints.catalog import Custodian
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.recovery.diagnosis import Diagnosis, Facts, diagnose
-from orchestrator.supervisor.recovery.failure_budget import Budget, End
+from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.output_tail import end_of, last_lines
 from orchestrator.supervisor.recovery.policy import Action, Decision, decide
 from orchestrator.supervisor.termination.stop_ladder import Watch
@@ -38,9 +38,9 @@ class Judge:
 
     def __init__(
         self,
-        budget: Budget,
-        checkpoints: Custodian,
-        snapshots: SnapshotKeeper,
+        budget: FailureBudget,
+        checkpoints: CheckpointCatalog,
+        snapshots: SnapshotWriteQueue,
         watch: Watch,
         journal: Journal,
     ) -> None:
@@ -59,7 +59,7 @@ class Judge:
             # In this order: what was saved before a failure must not make up for it.
             self._budget.refill(*attempt.left.order)
         diagnosis = diagnose(facts)
-        end = End(
+        end = AttemptEnd(
             kind=diagnosis.kind,
             fingerprint=diagnosis.fingerprint,
             step=attempt.step,
@@ -121,7 +121,7 @@ class Judge:
         newest = self._checkpoints.newest
         return max(0, attempt.last_step - (newest.manifest.step if newest else 0))
 
-    async def _prepare(self, attempt: Attempt, end: End, decision: Decision) -> Decision:
+    async def _prepare(self, attempt: Attempt, end: AttemptEnd, decision: Decision) -> Decision:
         """Set aside what the decision doubts; where that cannot be, another row decides."""
         match decision.action:
             case Action.FORGET:

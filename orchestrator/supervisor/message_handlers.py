@@ -19,12 +19,12 @@ from orchestrator.ipc.messages import PROTOCOL_VERSION, Message
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.spare.pool import SpareKeeper
+from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.adoption import NO_SAVING_ON_DEMAND, NO_SESSION
 from orchestrator.supervisor.attempt.attempt import Attempt
-from orchestrator.supervisor.checkpoints.catalog import Custodian
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
-from orchestrator.supervisor.state_machine import Event, Machine
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.state_machine import Event, StateMachine
 from orchestrator.supervisor.termination.stop_ladder import CLOSING_SHARE, StopWantedError, Watch
 from orchestrator.telemetry.status import Status, describe_checkpoint
 
@@ -46,11 +46,11 @@ class Conversation:
         command: list[str],
         store: Store,
         journal: Journal,
-        machine: Machine,
+        machine: StateMachine,
         watch: Watch,
-        checkpoints: Custodian,
-        snapshots: SnapshotKeeper,
-        spares: SpareKeeper,
+        checkpoints: CheckpointCatalog,
+        snapshots: SnapshotWriteQueue,
+        spares: SparePool,
         restarts: int,
     ) -> None:
         self.restarts = restarts

@@ -13,14 +13,14 @@ from orchestrator.supervisor.judge import Verdict
 from orchestrator.supervisor.recovery.backoff import AttemptFailedError
 from orchestrator.supervisor.recovery.policy import Action
 from orchestrator.supervisor.recovery.symptoms import Kind
-from orchestrator.supervisor.state_machine import Event, Machine
+from orchestrator.supervisor.state_machine import Event, StateMachine
 
 
 def act(
     verdict: Verdict,
     attempt: Attempt,
     newest: Checkpoint | None,
-    machine: Machine,
+    machine: StateMachine,
     journal: Journal,
 ) -> ExitStatus:
     """Move on as decided; the status that the run ends with.

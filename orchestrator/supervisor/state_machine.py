@@ -61,7 +61,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
-class Machine:
+class StateMachine:
     """The current state; moves only along the table."""
 
     def __init__(self) -> None:

@@ -18,9 +18,9 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.host_events import Surroundings
+from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.systemd.notify import Notifier
-from orchestrator.hosts.systemd.watchdog import Service
+from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
 from orchestrator.ipc.server import Channel, remove_abandoned
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
@@ -31,7 +31,7 @@ from orchestrator.supervisor.attempt.cleanup import all_gone
 from orchestrator.supervisor.attempt.environment import common_environment
 from orchestrator.supervisor.attempt.launcher import Starter
 from orchestrator.supervisor.attempt.output import TerminalOutput
-from orchestrator.supervisor.checkpoints.fdstore import Heritage
+from orchestrator.supervisor.checkpoints.fdstore import FdStore
 from orchestrator.supervisor.judge import Judge, Verdict
 from orchestrator.supervisor.outcome import act
 from orchestrator.supervisor.recovery.backoff import retrying
@@ -40,7 +40,7 @@ from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.termination.stop_ladder import StopWantedError
 from orchestrator.supervisor.wiring import assemble
 from orchestrator.system import process_tree
-from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.threads import may_go_unheard
 from orchestrator.telemetry.event_hook import EventHook
 from orchestrator.terminal.console import Console
@@ -84,14 +84,14 @@ class Supervisor:
         self._checkpoints, self._snapshots = parts.checkpoints, parts.snapshots
         self._watch, self._conversation = parts.watch, parts.conversation
         self._spares, self._adoption = parts.spares, parts.adoption
-        self._service = Service(
+        self._service = ServiceWatchdog(
             notifier,
             self._conversation.status,
             self._watch.stop_wanted.is_set,
             self._snapshots.writing,
             self._pulses,
         )
-        self._heritage = Heritage(notifier)
+        self._heritage = FdStore(notifier)
         self._starter = Starter(
             run,
             command,
@@ -109,7 +109,7 @@ class Supervisor:
         self._judge = Judge(
             self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
         )
-        self._surroundings = Surroundings(
+        self._surroundings = HostEvents(
             config,
             run,
             self._journal,
@@ -290,7 +290,7 @@ class Supervisor:
         process_tree.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
         self._others.intersection_update(process_tree.children_of(os.getpid()))
 
-    def _pulses(self) -> list[Pulse]:
+    def _pulses(self) -> list[Heartbeat]:
         attempt = self._watch.attempt
         copying = [] if attempt is None or attempt.over.is_set() else [attempt.output.pulse]
         return [self._snapshots.writing, *copying]

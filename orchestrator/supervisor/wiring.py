@@ -8,15 +8,15 @@ from orchestrator.adopt.store import AdoptedStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.spare.pool import SpareKeeper
+from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.adoption import Adoption
-from orchestrator.supervisor.checkpoints.catalog import Custodian
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.message_handlers import Conversation
-from orchestrator.supervisor.recovery.failure_budget import Budget
-from orchestrator.supervisor.state_machine import Machine
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget
+from orchestrator.supervisor.state_machine import StateMachine
 from orchestrator.supervisor.termination.announcements import Countdown
-from orchestrator.supervisor.termination.hang_budgets import Budgets
+from orchestrator.supervisor.termination.hang_budgets import HangTimeouts
 from orchestrator.supervisor.termination.stop_ladder import Watch
 from orchestrator.system.stop_signals import EchoFilter
 
@@ -25,12 +25,12 @@ from orchestrator.system.stop_signals import EchoFilter
 class Parts:
     """What lives as long as the supervisor and knows nothing of it."""
 
-    budget: Budget
-    checkpoints: Custodian
-    machine: Machine
-    snapshots: SnapshotKeeper
+    budget: FailureBudget
+    checkpoints: CheckpointCatalog
+    machine: StateMachine
+    snapshots: SnapshotWriteQueue
     watch: Watch
-    spares: SpareKeeper
+    spares: SparePool
     conversation: Conversation
     adoption: Adoption | None
 
@@ -44,9 +44,9 @@ def assemble(
     show_below: Callable[[str], None],
 ) -> Parts:
     """Make them for a run; ``events`` are the journal's so far."""
-    budget, machine = Budget.from_journal(config.max_restarts, events), Machine()
-    checkpoints = Custodian(store, config.retention, journal, budget, events)
-    snapshots = SnapshotKeeper(
+    budget, machine = FailureBudget.from_journal(config.max_restarts, events), StateMachine()
+    checkpoints = CheckpointCatalog(store, config.retention, journal, budget, events)
+    snapshots = SnapshotWriteQueue(
         store,
         rotated=lambda: conversation.rotations_end_or_stop(),
         on_written=lambda *facts: conversation.written(*facts),
@@ -56,14 +56,14 @@ def assemble(
         machine,
         config.grace,
         config.stop_signal,
-        Budgets(config.hang_timeout),
+        HangTimeouts(config.hang_timeout),
         lambda: snapshots.write_allowance_seconds,
         lambda: bool(snapshots.under_way),
         journal,
         EchoFilter(),
         Countdown(show_below),
     )
-    spares = SpareKeeper(command, config.spare, watch.stop_wanted.is_set)
+    spares = SparePool(command, config.spare, watch.stop_wanted.is_set)
     conversation = Conversation(
         config,
         command,

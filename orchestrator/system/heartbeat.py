@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-class Pulse:
+class Heartbeat:
     """Beats while there is work; one thread writes it, others read it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

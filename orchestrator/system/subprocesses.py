@@ -22,7 +22,7 @@ class Answer:
     problem: str = ""
 
 
-class Tools:
+class SubprocessRunner:
     """Runs programs beside the event loop.
 
     ``running`` are their processes: children of ours, but no part of the training, and not to be

@@ -9,7 +9,7 @@ import structlog
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.system.subprocesses import Tools
+from orchestrator.system.subprocesses import SubprocessRunner
 
 DEADLINE_SECONDS = 30.0
 SHOWN_CHARACTERS = 2000
@@ -28,7 +28,7 @@ NAMES = {
 class EventHook:
     """Hears what the journal is told, and runs the command for some of it."""
 
-    def __init__(self, command: str | None, run: RunDir, tools: Tools) -> None:
+    def __init__(self, command: str | None, run: RunDir, tools: SubprocessRunner) -> None:
         self._command = command
         self._run = run
         self._tools = tools

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Protocol
 
-from orchestrator.terminal.lossy_writer import Outlet
+from orchestrator.terminal.lossy_writer import LossyWriter
 from orchestrator.terminal.screen import READER_PATIENCE_SECONDS, Screen
 
 
@@ -32,7 +32,7 @@ class Console:
         if self.screen is not None and _is_same_terminal(output, error):
             self.output = self.screen
         else:
-            self.output = Outlet(output, READER_PATIENCE_SECONDS)
+            self.output = LossyWriter(output, READER_PATIENCE_SECONDS)
 
     def show_below(self, text: str) -> None:
         """Keep a line below everything on the terminal, if there is one; none for an empty text."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from orchestrator.terminal.lossy_writer import Outlet
+from orchestrator.terminal.lossy_writer import LossyWriter
 from orchestrator.terminal.screen import Screen
 
 LAST_LINES_SECONDS = 1.0
@@ -23,7 +23,7 @@ class Log:
     def __init__(self, screen: Screen | None) -> None:
         """Console lines on a terminal, which ``screen`` is, one JSON object a line otherwise."""
         self._screen = screen
-        self._outlet = None if screen else Outlet(sys.stderr.fileno())
+        self._outlet = None if screen else LossyWriter(sys.stderr.fileno())
         self._record = _Record()
         in_json = structlog.processors.JSONRenderer(default=str)
         structlog.configure(

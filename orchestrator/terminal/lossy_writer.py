@@ -11,7 +11,7 @@ from collections.abc import Callable
 WAITING_PIECES = 64
 
 
-class Outlet:
+class LossyWriter:
     """A bounded queue in front of a descriptor, and a daemon thread that writes.
 
     The descriptor itself cannot be made non-blocking: it is shared with the shell that gave it.

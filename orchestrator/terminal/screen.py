@@ -11,7 +11,7 @@ import os
 import re
 from collections import deque
 
-from orchestrator.terminal.lossy_writer import Outlet
+from orchestrator.terminal.lossy_writer import LossyWriter
 
 # A reader that is slow for a moment loses nothing; one that has stopped does not stop the trainer.
 READER_PATIENCE_SECONDS = 1.0
@@ -48,7 +48,7 @@ class Screen:
         """Lines of the bar that the cursor is in, above and below it."""
         self._footer_offset: int | None = None
         """How many lines below the cursor the footer stands, while it is shown."""
-        self._outlet = Outlet(descriptor, patience_seconds, self._compose)
+        self._outlet = LossyWriter(descriptor, patience_seconds, self._compose)
 
     def write(self, data: bytes) -> None:
         """Pass on what the trainer has printed."""

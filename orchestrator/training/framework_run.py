@@ -18,7 +18,7 @@ from orchestrator.training.exits import conclude, refusing, say
 from orchestrator.training.loop.resume import checkpoint_of
 from orchestrator.training.loop.schedule import Schedule
 from orchestrator.training.runtime.local_writer import publish_here
-from orchestrator.training.runtime.membership import Joined
+from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.safe_points import SHOW_METRICS_NS, say_unhealthy
 from orchestrator.training.state.registry import Progress, all_finite, parameters_of
 from orchestrator.training.state.versions import VERSIONS
@@ -56,7 +56,7 @@ class FrameworkRun:
         Raises TrainingRefused, after printing the reason, when that is not possible.
         """
         with refusing():
-            self._joined = Joined(self._run_dir)
+            self._joined = RunMembership(self._run_dir)
             self._home, self._page = self._joined.home, self._joined.page
             self._schedule = Schedule(self._home.every)
             try:

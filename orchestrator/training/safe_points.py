@@ -14,9 +14,9 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.training.exits import refusing, say
-from orchestrator.training.loop.loop_state import Course
+from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.schedule import Schedule
-from orchestrator.training.runtime.backend import Home
+from orchestrator.training.runtime.backend import RunBackend
 from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.saving.saver import Saver
 from orchestrator.training.stop import TrainingStopped
@@ -40,8 +40,8 @@ class SafePoints:
 
     def __init__(
         self,
-        home: Home,
-        course: Course,
+        home: RunBackend,
+        course: LoopState,
         saver: Saver,
         metrics: MetricsFile,
         stop_source: Callable[[], str | None],

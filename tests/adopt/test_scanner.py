@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.adopt.scan_events import Happening, LeftAlone, Moment, Sealed, SetAside, Withdrawn
-from orchestrator.adopt.scanner import Sightings
+from orchestrator.adopt.scan_events import LeftAlone, Moment, ScanEvent, Sealed, SetAside, Withdrawn
+from orchestrator.adopt.scanner import SaveScanner
 from orchestrator.adopt.store import AdoptedStore
-from orchestrator.adopt.write_ledger import Written
+from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import NoValidCheckpointError
@@ -29,12 +29,12 @@ class Script:
         run.create()
         self.now = 0.0
         self.store = AdoptedStore(run, "0123456789abcdef")
-        self.written = Written(run.written_file)
-        self.sightings = Sightings(
+        self.written = WriteLedger(run.written_file)
+        self.sightings = SaveScanner(
             Pattern.parse(str(self.out / pattern)), self.store, self.written, lambda: self.now
         )
 
-    def look(self, moment: Moment = Moment.RUNNING, after: float = 0.0) -> list[Happening]:
+    def look(self, moment: Moment = Moment.RUNNING, after: float = 0.0) -> list[ScanEvent]:
         self.now += after
         return self.sightings.look(moment, Reason.PERIODIC)
 
@@ -61,7 +61,7 @@ def one_file(tmp_path: Path) -> Script:
     return Script(tmp_path, "last.pt")
 
 
-def kinds(happenings: list[Happening]) -> list[type]:
+def kinds(happenings: list[ScanEvent]) -> list[type]:
     return [type(happening) for happening in happenings]
 
 
@@ -273,7 +273,7 @@ def test_a_checkpoint_on_another_disk_is_set_aside_beside_itself(tmp_path: Path)
     try:
         script = Script(tmp_path, "c-*")
         script.out = elsewhere
-        script.sightings = Sightings(
+        script.sightings = SaveScanner(
             Pattern.parse(f"{elsewhere}/c-*"), script.store, script.written, lambda: 0.0
         )
         script.look(Moment.FIRST)

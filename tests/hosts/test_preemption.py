@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.hosts import preemption
 from orchestrator.hosts.preemption import command_agrees, file_appears
-from orchestrator.system.subprocesses import Tools
+from orchestrator.system.subprocesses import SubprocessRunner
 
 SECONDS = 30.0
 
@@ -62,4 +62,4 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command is run again and again until it ends with 0."""
     monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.05)
     file = tmp_path / "notice"
-    run(command_agrees(f"[ -e {file} ]", Tools()), file.touch)
+    run(command_agrees(f"[ -e {file} ]", SubprocessRunner()), file.touch)

@@ -25,7 +25,7 @@ from orchestrator.spare.pool import (
     OTHER_PROCESS,
     ROOM_BYTES,
     TOO_EARLY,
-    SpareKeeper,
+    SparePool,
 )
 from orchestrator.system import process_tree
 from orchestrator.system.capabilities import WITHOUT_VARIABLE, Capability
@@ -44,7 +44,7 @@ class Setting:
             json.dumps({"third_party": modules, "own": [], "environment": {}})
         )
         self.available = ROOM_BYTES
-        self.keeper = SpareKeeper(self.command, True, lambda: False, lambda: self.available)
+        self.keeper = SparePool(self.command, True, lambda: False, lambda: self.available)
 
     def offer(self) -> None:
         self.keeper.trainer_has_loaded(self.modules_file, by_command_itself=True)
@@ -97,7 +97,7 @@ def play(tmp_path: Path) -> Callable[..., None]:
 )
 def test_commands_that_get_none(command: list[str], wanted: bool, reason: str) -> None:
     """What is no script or module of Python is started cold, and the status says so."""
-    keeper = SpareKeeper(command, wanted, lambda: False)
+    keeper = SparePool(command, wanted, lambda: False)
     keeper.trainer_has_loaded(Path("modules.json"), by_command_itself=True)
     assert keeper.facts() == {"state": "none", "reason": reason, "bytes": None}
     assert keeper.pid is None
@@ -105,7 +105,7 @@ def test_commands_that_get_none(command: list[str], wanted: bool, reason: str) -
 
 def test_a_launcher_gets_none() -> None:
     """Where a child of the command trains, being the command would not help."""
-    keeper = SpareKeeper(["python", "-m", "torch.distributed.run"], True, lambda: False)
+    keeper = SparePool(["python", "-m", "torch.distributed.run"], True, lambda: False)
     assert keeper.facts()["reason"] == TOO_EARLY
     keeper.trainer_has_loaded(Path("modules.json"), by_command_itself=False)
     assert keeper.facts()["reason"] == OTHER_PROCESS

@@ -6,28 +6,28 @@ from pathlib import Path
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal
-from orchestrator.spare.pool import SpareKeeper
-from orchestrator.supervisor.checkpoints.catalog import Custodian
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
+from orchestrator.spare.pool import SparePool
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.message_handlers import Conversation
-from orchestrator.supervisor.recovery.failure_budget import Budget
-from orchestrator.supervisor.state_machine import Machine
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget
+from orchestrator.supervisor.state_machine import StateMachine
 from orchestrator.supervisor.termination.announcements import Countdown
-from orchestrator.supervisor.termination.hang_budgets import Budgets
+from orchestrator.supervisor.termination.hang_budgets import HangTimeouts
 from orchestrator.supervisor.termination.stop_ladder import Watch
 from orchestrator.system.stop_signals import EchoFilter
 from tests.checkpoint.support import names, new_store, publish
 from tests.supervisor.checkpoints.test_snapshot_writes import take
 
 
-class _RotatesForEver(Custodian):
+class _RotatesForEver(CheckpointCatalog):
     async def rotate(self) -> None:
         await asyncio.Event().wait()
 
 
 def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> None:
     """The slot of a periodic write that waits for a rotation is free for the stop's own save."""
-    store, machine, config = new_store(tmp_path), Machine(), Config.resolve({}, {}, tmp_path)
+    store, machine, config = new_store(tmp_path), StateMachine(), Config.resolve({}, {}, tmp_path)
     journal = Journal(store.run.journal_file)
 
     async def play() -> None:
@@ -35,21 +35,21 @@ def test_a_stop_does_not_wait_for_the_deletion_of_older_ones(tmp_path: Path) -> 
             machine,
             config.grace,
             config.stop_signal,
-            Budgets("off"),
+            HangTimeouts("off"),
             lambda: 0.0,
             lambda: False,
             journal,
             EchoFilter(),
             Countdown(print),
         )
-        custodian = _RotatesForEver(store, config.retention, journal, Budget(3), [])
-        keeper = SnapshotKeeper(
+        custodian = _RotatesForEver(store, config.retention, journal, FailureBudget(3), [])
+        keeper = SnapshotWriteQueue(
             store,
             lambda: conversation.rotations_end_or_stop(),
             on_written=lambda *facts: None,
             on_failed=lambda *facts: None,
         )
-        spares = SpareKeeper(["true"], False, watch.stop_wanted.is_set)
+        spares = SparePool(["true"], False, watch.stop_wanted.is_set)
         conversation = Conversation(
             config, [], store, journal, machine, watch, custodian, keeper, spares, restarts=0
         )

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from orchestrator.supervisor.state_machine import TRANSITIONS, Event, Machine
+from orchestrator.supervisor.state_machine import TRANSITIONS, Event, StateMachine
 from orchestrator.telemetry.run_state import State
 
 FINAL_STATES = {State.COMPLETED, State.STOPPED, State.FAILED}
@@ -13,7 +13,7 @@ FINAL_STATES = {State.COMPLETED, State.STOPPED, State.FAILED}
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
 def test_moves_along_the_table_only(state: State, event: Event) -> None:
     """An event in the table moves the machine; any other is a defect and raises."""
-    machine = Machine()
+    machine = StateMachine()
     machine.state = state
     if (state, event) in TRANSITIONS:
         assert machine.handle(event) is TRANSITIONS[state, event] is machine.state

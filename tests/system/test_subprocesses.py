@@ -7,12 +7,12 @@ from pathlib import Path
 
 from orchestrator.system import process_tree
 from orchestrator.system.process_tree import Process
-from orchestrator.system.subprocesses import Answer, Tools
+from orchestrator.system.subprocesses import Answer, SubprocessRunner
 from tests.support import wait_until
 
 
 def run(*words: str, seconds: float = 30.0, **variables: str) -> Answer:
-    return asyncio.run(Tools().run(words, seconds, variables))
+    return asyncio.run(SubprocessRunner().run(words, seconds, variables))
 
 
 def test_answer() -> None:
@@ -40,7 +40,7 @@ def test_status_is_not_lost_to_who_collects_children() -> None:
     """What is running is known before anybody could collect it, and is then left alone."""
 
     async def main() -> Answer:
-        tools = Tools()
+        tools = SubprocessRunner()
         asking = asyncio.ensure_future(tools.run(("sh", "-c", "exit 5"), 30.0, {}))
         while not tools.running:
             await asyncio.sleep(0)

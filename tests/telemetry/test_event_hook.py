@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.system.subprocesses import Tools
+from orchestrator.system.subprocesses import SubprocessRunner
 from orchestrator.telemetry import event_hook
 from orchestrator.telemetry.event_hook import EventHook
 
@@ -20,7 +20,7 @@ def play(root: Path, command: str, event: JournalEvent, **facts: object) -> list
     """Have the journal told of an event; what the log then says."""
 
     async def run() -> None:
-        tools = Tools()
+        tools = SubprocessRunner()
         heard = EventHook(command, RunDir(root), tools)
         journal = Journal(root / "journal.jsonl")
         journal.listeners.append(heard.hear)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.terminal.lossy_writer import WAITING_PIECES, Outlet
+from orchestrator.terminal.lossy_writer import WAITING_PIECES, LossyWriter
 
 PIECE = b"x" * 65536
 AT_ONCE_SECONDS = 2.0
@@ -26,7 +26,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 def test_everything_arrives_in_order(pipe: tuple[int, int]) -> None:
     """A reader that reads gets all of it, and closing waits for the last piece."""
     reader, writer = pipe
-    outlet = Outlet(writer)
+    outlet = LossyWriter(writer)
     for number in range(WAITING_PIECES // 2):
         outlet.write(b"%d " % number)
     outlet.close(AT_ONCE_SECONDS)
@@ -37,7 +37,7 @@ def test_everything_arrives_in_order(pipe: tuple[int, int]) -> None:
 def test_a_reader_that_stops_costs_its_patience_once(pipe: tuple[int, int]) -> None:
     """Writing never blocks for longer than the patience; what does not fit is dropped."""
     _, writer = pipe
-    outlet = Outlet(writer, patience_seconds=0.1)
+    outlet = LossyWriter(writer, patience_seconds=0.1)
     before = time.monotonic()
     for _ in range(20 * WAITING_PIECES):
         outlet.write(PIECE)
@@ -48,7 +48,7 @@ def test_a_reader_that_stops_costs_its_patience_once(pipe: tuple[int, int]) -> N
 def test_a_slow_reader_loses_nothing_within_its_patience(pipe: tuple[int, int]) -> None:
     """A reader that begins late but in time gets every byte."""
     reader, writer = pipe
-    outlet = Outlet(writer, patience_seconds=10.0)
+    outlet = LossyWriter(writer, patience_seconds=10.0)
     size, child = 2 * WAITING_PIECES * len(PIECE), os.fork()
     if child == 0:
         os.close(writer)
@@ -66,7 +66,7 @@ def test_a_reader_that_has_gone_is_forgotten(pipe: tuple[int, int]) -> None:
     """A broken pipe raises nothing."""
     reader, writer = pipe
     os.close(reader)
-    outlet = Outlet(writer)
+    outlet = LossyWriter(writer)
     for _ in range(2 * WAITING_PIECES):
         outlet.write(PIECE)
     outlet.close(AT_ONCE_SECONDS)
@@ -76,7 +76,7 @@ def test_a_descriptor_that_others_made_non_blocking_loses_nothing(pipe: tuple[in
     """The setting belongs to the open file, which other processes share."""
     reader, writer = pipe
     os.set_blocking(writer, False)
-    outlet = Outlet(writer)
+    outlet = LossyWriter(writer)
     for _ in range(4):
         outlet.write(PIECE)
     got = 0

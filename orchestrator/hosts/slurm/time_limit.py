@@ -19,7 +19,7 @@ from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, misfits, second
 from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
-from orchestrator.system.subprocesses import Answer, Tools
+from orchestrator.system.subprocesses import Answer, SubprocessRunner
 
 # SLURM itself looks at limits twice a minute.
 ASK_SECONDS = 30.0
@@ -31,7 +31,7 @@ class SlurmJob:
     def __init__(
         self,
         job: Job,
-        tools: Tools,
+        tools: SubprocessRunner,
         grace_seconds: float,
         save_seconds: Callable[[], float],
         request_stop: Callable[[str], None],

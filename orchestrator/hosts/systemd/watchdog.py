@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from orchestrator.hosts.systemd.notify import Notifier
-from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.units import duration_text
 from orchestrator.telemetry.status import Status
 
@@ -23,7 +23,7 @@ PROGRESS_SECONDS = 10.0
 EXTENSION_SECONDS = 60
 
 
-class Service:
+class ServiceWatchdog:
     """Tells the service manager how the run is."""
 
     def __init__(
@@ -31,8 +31,8 @@ class Service:
         notifier: Notifier,
         status: Callable[[], Status],
         is_stopping: Callable[[], bool],
-        writing: Pulse,
-        pulses: Callable[[], Iterable[Pulse]],
+        writing: Heartbeat,
+        pulses: Callable[[], Iterable[Heartbeat]],
     ) -> None:
         """``writing`` beats while a snapshot is written to disk; ``pulses`` are all that there are.
 
@@ -105,7 +105,7 @@ class Service:
         return well
 
 
-def _gets_on(pulse: Pulse) -> bool:
+def _gets_on(pulse: Heartbeat) -> bool:
     silent = pulse.silent_seconds
     return silent is not None and silent < PROGRESS_SECONDS
 

@@ -16,10 +16,10 @@ from orchestrator.ipc.messages import (
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.supervisor.attempt.memory_watch import Evidence
+from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
 from orchestrator.supervisor.attempt.output import open_output
 from orchestrator.supervisor.attempt.trainer_process import Child
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.recovery.failure_budget import Place
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import mlflow_variables
@@ -51,7 +51,7 @@ class Attempt:
         number: int,
         resume_from: Checkpoint | None,
         handed: Snapshot | None,
-        snapshots: SnapshotKeeper,
+        snapshots: SnapshotWriteQueue,
         printed_to: Sink,
     ) -> None:
         """Prepare what a trainer needs, which ``begin`` is told of then. Raises OSError.
@@ -92,7 +92,7 @@ class Attempt:
     def begin(self, child: Child) -> None:
         """The trainer has been started."""
         self.child = child
-        self.evidence = Evidence(child.pid)
+        self.evidence = MemoryWatch(child.pid)
 
     @property
     def variables(self) -> dict[str, str]:

@@ -9,12 +9,12 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.spare.pool import SpareKeeper
+from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.trainer_process import Child, start_cold
-from orchestrator.supervisor.checkpoints.catalog import Custodian
-from orchestrator.supervisor.checkpoints.fdstore import Heritage
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.fdstore import FdStore
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.terminal.console import Sink
 
 
@@ -29,10 +29,10 @@ class Starter:
         lock_descriptor: int,
         printed_to: Sink,
         journal: Journal,
-        checkpoints: Custodian,
-        snapshots: SnapshotKeeper,
-        spares: SpareKeeper,
-        heritage: Heritage,
+        checkpoints: CheckpointCatalog,
+        snapshots: SnapshotWriteQueue,
+        spares: SparePool,
+        heritage: FdStore,
         not_the_trainers: Callable[[], Collection[int]],
     ) -> None:
         """``not_the_trainers``: processes below us that do not end with an attempt."""

@@ -11,7 +11,7 @@ from orchestrator.system.threads import in_thread
 LOOK_SECONDS = 5.0
 
 
-class Evidence:
+class MemoryWatch:
     """Memory of the trainer and its descendants, and the OOM killer's counts in their groups."""
 
     def __init__(self, pid: int) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.terminal.console import Sink
 
 COPY_BYTES = 1 << 16
@@ -37,7 +37,7 @@ class Output:
         """``ends`` are the one to read from and the one to write to."""
         self.keeper, self.descriptor = ends
         """The trainer is to hold the first, and to get the second as output and error."""
-        self.pulse = Pulse()
+        self.pulse = Heartbeat()
         self._log = _Log(log)
         self._target = target
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)

@@ -15,12 +15,12 @@ from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.supervisor.recovery.failure_budget import Budget
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.threads import in_thread
 
 
-class Custodian:
+class CheckpointCatalog:
     """The store as the supervisor sees it: each change is journalled, each publish refills."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Custodian:
         store: Store,
         policy: RetentionPolicy,
         journal: Journal,
-        budget: Budget,
+        budget: FailureBudget,
         events: list[dict[str, Any]],
     ) -> None:
         """``events`` are the journal's so far: what they mention is not announced again.

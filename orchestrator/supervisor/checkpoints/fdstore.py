@@ -14,15 +14,15 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.ipc.control_page import PAGE_VERSION, ControlPage, Field
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
-from orchestrator.supervisor.checkpoints.catalog import Custodian
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 
 PREFIX = "orchestrator-"
 PAGE = f"{PREFIX}page-"
 MEMORY = (*(f"{PREFIX}slot-{index}" for index in range(SLOT_COUNT)), f"{PREFIX}manifests")
 
 
-class Heritage:
+class FdStore:
     """What one supervisor leaves to the next by way of the service manager."""
 
     def __init__(self, notifier: Notifier) -> None:
@@ -38,7 +38,9 @@ class Heritage:
         if former is not None:
             self._notifier.forget(former)
 
-    async def accept(self, run_id: str, checkpoints: Custodian, snapshots: SnapshotKeeper) -> None:
+    async def accept(
+        self, run_id: str, checkpoints: CheckpointCatalog, snapshots: SnapshotWriteQueue
+    ) -> None:
         """Save what a killed supervisor of this run has left, if no checkpoint is as new.
 
         A trainer that could still write there can no longer be: we hold the lock that it had.

@@ -9,17 +9,15 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots, Snapshot
-from orchestrator.snapshot.writer import LAST_CHANCES, Writer
-from orchestrator.system.heartbeat import Pulse
+from orchestrator.snapshot.writer import LAST_CHANCES, WRITE_ALLOWANCE, Writer
+from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.threads import in_thread
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
 WRITE_WAIT_SECONDS = 1800.0
-# What a stop has to expect: the write under way, its own, and a disk that is slower than before.
-WRITE_ALLOWANCE = 2.5
 
 
-class SnapshotKeeper:
+class SnapshotWriteQueue:
     """Owns the slots over all attempts of a supervisor's life, and the writes from them."""
 
     def __init__(
@@ -63,7 +61,7 @@ class SnapshotKeeper:
         return [snapshot for snapshot, _ in self._under_way.values()]
 
     @property
-    def writing(self) -> Pulse:
+    def writing(self) -> Heartbeat:
         """Beats while a snapshot is being written."""
         return self._writer.pulse
 

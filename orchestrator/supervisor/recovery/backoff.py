@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import tenacity
 
-from orchestrator.supervisor.recovery.failure_budget import Budget
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 
 FIRST_DELAY_SECONDS = 0.0
 SECOND_DELAY_SECONDS = 1.0
@@ -24,7 +24,7 @@ class _WaitByBudget(tenacity.wait.wait_base):
     exponential wait would never become short again.
     """
 
-    def __init__(self, budget: Budget, wait: tenacity.wait.wait_base) -> None:
+    def __init__(self, budget: FailureBudget, wait: tenacity.wait.wait_base) -> None:
         self._budget = budget
         self._wait = wait
 
@@ -34,7 +34,9 @@ class _WaitByBudget(tenacity.wait.wait_base):
         return self._wait(state)
 
 
-def retrying(budget: Budget, sleep: Callable[[float], Awaitable[None]]) -> tenacity.AsyncRetrying:
+def retrying(
+    budget: FailureBudget, sleep: Callable[[float], Awaitable[None]]
+) -> tenacity.AsyncRetrying:
     """Tenacity's loop over attempts: at once after the first failure, then 1 s, 2 s, ... 60 s."""
     later = tenacity.wait_exponential_jitter(
         multiplier=SECOND_DELAY_SECONDS / 2, max=LONGEST_DELAY_SECONDS, jitter=JITTER_SECONDS

@@ -20,7 +20,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class End:
+class AttemptEnd:
     """How an attempt ended, as far as decisions depend on it.
 
     ``loading`` is the place of the checkpoint or snapshot that it was loading when it ended, and
@@ -53,12 +53,12 @@ class End:
 
 
 @dataclass
-class Budget:
+class FailureBudget:
     """Failures since the last progress, against how many are allowed."""
 
     allowed: int
-    failures: list[End] = field(default_factory=list)
-    not_passed: list[End] = field(default_factory=list)
+    failures: list[AttemptEnd] = field(default_factory=list)
+    not_passed: list[AttemptEnd] = field(default_factory=list)
     """Failures at steps beyond which no checkpoint has come, whatever was saved before them."""
     slices: int = 0
     """Ends from outside; stops and the ends of whole machines only where nothing was saved."""
@@ -87,7 +87,7 @@ class Budget:
         self.demoted = False
         self.ever_safe = self._progressed = True
 
-    def record(self, end: End) -> None:
+    def record(self, end: AttemptEnd) -> None:
         """Count the end of an attempt; do it before deciding."""
         if end.kind in OUTSIDE:
             self.slices += 1
@@ -127,7 +127,7 @@ class Budget:
                     alive = False
                     if event.get("left_step") is not None:
                         budget.refill(_count(event, "left_step"), _count(event, "left_epoch"))
-                    budget.record(End.from_event(event))
+                    budget.record(AttemptEnd.from_event(event))
                 case JournalEvent.GAVE_UP:
                     # A person who runs it again after that has changed something. But without
                     # progress no rerun may set aside yet another checkpoint.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, Budget, End
+from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
 # However few restarts are allowed, so many stops in vain are no proof.
@@ -38,11 +38,11 @@ class Condition:
     """What must hold besides the kind; ``words`` stand in the documentation."""
 
     words: str
-    holds: Callable[[End, Budget], bool]
+    holds: Callable[[AttemptEnd, FailureBudget], bool]
 
 
 @dataclass(frozen=True)
-class Row:
+class DecisionRow:
     """For these kinds, where this holds, this is done; ``reason`` is formatted for people."""
 
     kinds: frozenset[Kind]
@@ -59,16 +59,16 @@ class Decision:
     reason: str
 
 
-def _came_again(end: End, budget: Budget) -> bool:
+def _came_again(end: AttemptEnd, budget: FailureBudget) -> bool:
     same = [e for e in budget.not_passed if (e.fingerprint, e.step) == (end.fingerprint, end.step)]
     return end.fingerprint is not None and len(same) > 1
 
 
-def _right_after_resuming(end: End) -> bool:
+def _right_after_resuming(end: AttemptEnd) -> bool:
     return end.resumed_step is not None and end.step - end.resumed_step <= STEPS_AFTER_RESUMING
 
 
-def _loading_again(end: End, budget: Budget) -> bool:
+def _loading_again(end: AttemptEnd, budget: FailureBudget) -> bool:
     if end.loading is None:
         return False
     for earlier in reversed(budget.not_passed[:-1]):
@@ -140,63 +140,63 @@ _SHORT_SLICES_REASON = (
 )
 
 TABLE = (
-    Row(frozenset({Kind.COMPLETE}), ALWAYS, Action.FINISH, "training is complete"),
-    Row(frozenset({Kind.STOPPED}), SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
-    Row(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was asked for"),
-    Row(
+    DecisionRow(frozenset({Kind.COMPLETE}), ALWAYS, Action.FINISH, "training is complete"),
+    DecisionRow(frozenset({Kind.STOPPED}), SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
+    DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was asked for"),
+    DecisionRow(
         frozenset({Kind.REFUSED, Kind.FAILED_AFTERWARDS}),
         ALWAYS,
         Action.GIVE_UP,
         "a restart would not help",
     ),
-    Row(
+    DecisionRow(
         SCRIPT | SHORTAGE,
         NEVER_SAFE,
         Action.GIVE_UP,
         "it failed before its first safe point or checkpoint, and a restart would fail too",
     ),
-    Row(
+    DecisionRow(
         SCRIPT,
         SNAPSHOT_REJECTED,
         Action.FORGET,
         "the snapshot in memory cannot be loaded, so a checkpoint takes its place",
     ),
-    Row(
+    DecisionRow(
         LOADER_DEATHS,
         LOADING_AGAIN,
         Action.DEMOTE,
         "loading the checkpoint of step {loading} ended the trainer twice",
     ),
-    Row(
+    DecisionRow(
         POISON,
         AGAIN_AFTER_RESUMING,
         Action.DEMOTE,
         "the same failure came twice right after resuming from step {resumed}",
     ),
-    Row(
+    DecisionRow(
         SCRIPT | SHORTAGE | {Kind.HANG},
         AGAIN,
         Action.GIVE_UP,
         "the same failure came again at step {step}",
     ),
-    Row(OUTSIDE, SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
-    Row(
+    DecisionRow(OUTSIDE, SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
+    DecisionRow(
         ALL,
         BUDGET_SPENT,
         Action.GIVE_UP,
         "{spent} failures without a new checkpoint between them; --max-restarts allows {allowed}",
     ),
-    Row(
+    DecisionRow(
         frozenset({Kind.HARDWARE}),
         HARDWARE_AGAIN,
         Action.REQUEUE,
         "this machine is to blame: run it again on another, or once this one is mended",
     ),
-    Row(ALL, ALWAYS, Action.RETRY, "it may not come again"),
+    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not come again"),
 )
 
 
-def decide(end: End, budget: Budget) -> Decision:
+def decide(end: AttemptEnd, budget: FailureBudget) -> Decision:
     """The decision on an end that ``budget`` has already counted."""
     row = next(r for r in TABLE if end.kind in r.kinds and r.when.holds(end, budget))
     reason = row.reason.format(

@@ -93,7 +93,7 @@ class Silence:
         return self.budget_seconds is not None and self.seconds > self.budget_seconds
 
 
-class Budgets:
+class HangTimeouts:
     """What was learned over all attempts of a supervisor's life."""
 
     def __init__(self, setting: float | Literal["auto", "off"]) -> None:
@@ -144,7 +144,7 @@ class HangClock:
     """Measures the silences of one attempt, in time during which the supervisor itself ran."""
 
     def __init__(
-        self, budgets: Budgets, sign: Sign, clock: Callable[[], float] = time.monotonic
+        self, budgets: HangTimeouts, sign: Sign, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._budgets = budgets
         self._clock = clock

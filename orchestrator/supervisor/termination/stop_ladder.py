@@ -16,14 +16,14 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.trainer_process import KILL_WAIT_SECONDS
-from orchestrator.supervisor.state_machine import Event, Machine
+from orchestrator.supervisor.state_machine import Event, StateMachine
 from orchestrator.supervisor.termination import announcements, stack_dump
 from orchestrator.supervisor.termination.announcements import Countdown
 from orchestrator.supervisor.termination.hang_budgets import (
     TICK_SECONDS,
     Activity,
-    Budgets,
     HangClock,
+    HangTimeouts,
     Silence,
     sign_of,
 )
@@ -61,10 +61,10 @@ class Watch:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: StateMachine,
         grace_seconds: float,
         stop_signal: signal.Signals,
-        budgets: Budgets,
+        budgets: HangTimeouts,
         write_allowance_seconds: Callable[[], float],
         is_writing: Callable[[], bool],
         journal: Journal,

@@ -10,7 +10,7 @@ from orchestrator.training.data.other_loaders import Opened, has_positions
 Facts = dict[str, Any]
 
 
-class Pass:
+class DataPass:
     """The position in batches; ``saved`` is what ``state`` returned in the life before, or empty.
 
     ``taken`` were handed to the loop; ``consumed`` are those that a completed step has used, and

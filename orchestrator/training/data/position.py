@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from orchestrator.errors import MismatchError
-from orchestrator.training.data.data_pass import Facts, Pass, differences, facts_of, start_of
+from orchestrator.training.data.data_pass import DataPass, Facts, differences, facts_of, start_of
 from orchestrator.training.data.other_loaders import (
     Opened,
     has_own_state,
@@ -40,8 +40,8 @@ class DataPosition:
         self.resumed_pass: int | None = None
         """The pass in which the checkpoint was made, until the script is there again."""
         self._allow_change = allow_change
-        self._open: list[Pass] = []
-        self._passes: list[Pass] = []
+        self._open: list[DataPass] = []
+        self._passes: list[DataPass] = []
         self._to_resume: list[dict[str, Any]] = []
         # The states of the passes of the epoch before this one; on resume, those of the epoch
         # before the cut, until this epoch ends.
@@ -127,7 +127,7 @@ class DataPosition:
         # A second pass in the same epoch has an order of its own.
         seed = rng.derive_seed(self.seed, epoch, index)
         opened = self._open_pass(loader, seed, epoch, index, start)
-        this = Pass(facts, saved, start, opened)
+        this = DataPass(facts, saved, start, opened)
         self._passes.append(this)
         self._open.append(this)
         try:
@@ -178,7 +178,7 @@ class DataPosition:
             return opened
         return open_by_reading(loader, seed, start)
 
-    def _check_first_batch(self, index: int, this: Pass) -> None:
+    def _check_first_batch(self, index: int, this: DataPass) -> None:
         if not this.goes_on_as_saved():
             self.problems.append(
                 f"pass {index + 1} over the data goes on with other samples than were to come next"

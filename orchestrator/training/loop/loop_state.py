@@ -20,7 +20,7 @@ from orchestrator.training.state.restore import Restored
 
 
 @dataclass
-class Place:
+class LoopPosition:
     """One round of ``session.epochs()`` or ``session.steps()``, or neither."""
 
     epoch_began_at_step: int | None = None
@@ -57,7 +57,7 @@ class Place:
         return []
 
 
-class Saved(NamedTuple):
+class StateToSave(NamedTuple):
     """The state for a checkpoint, the metrics that were measured on it, and the doubts about it."""
 
     state: dict[str, Any]
@@ -65,7 +65,7 @@ class Saved(NamedTuple):
     doubts: list[str]
 
 
-class Course:
+class LoopState:
     """The counters, the place, the position in the data and the random streams of a run.
 
     ``problems`` are the reasons why a resumed run may differ from one that was not interrupted;
@@ -86,7 +86,7 @@ class Course:
         self.problems: list[str] | None = None
         self._registry = registry
         self._plain_state = plain_state
-        self._place = Place()
+        self._place = LoopPosition()
         self._polling = False
         self._replay_point: ReplayPoint | None = None
         # On the way back: the streams at its end, those where its epoch began, those after the last
@@ -104,7 +104,7 @@ class Course:
 
     def begin_epoch(self) -> None:
         """The loop enters an epoch, anew or on the way back."""
-        self._place = Place(epoch_began_at_step=self.progress.step)
+        self._place = LoopPosition(epoch_began_at_step=self.progress.step)
         if self.data.resumed_pass is None:
             self._arrive()
             self._epoch_streams = self._capture_streams()
@@ -117,17 +117,17 @@ class Course:
         self._streams = self._epoch_streams = None
         self.progress.epoch += 1
         self.data.begin_epoch()
-        self._place = Place()
+        self._place = LoopPosition()
         self._replay_point = None
 
     def begin_step(self) -> None:
         """The loop enters a step that ``session.steps()`` counts."""
-        self._place = Place(open_step=self.progress.step)
+        self._place = LoopPosition(open_step=self.progress.step)
         self._arrive()
 
     def end_steps(self) -> None:
         """``session.steps()`` has no more."""
-        self._place = Place()
+        self._place = LoopPosition()
 
     def begin_pass(self, loader: Iterable[Any]) -> None:
         """The loop asks for the batches of ``loader``. Raises MismatchError for a changed one."""
@@ -175,7 +175,7 @@ class Course:
             return False
         return self._place.is_resumable(self.progress.step)
 
-    def content(self, reason: Reason) -> Saved:
+    def content(self, reason: Reason) -> StateToSave:
         """What to keep. Raises UnstorableError and ConfigError for values that cannot be kept."""
         point = self._replay_point
         if point is not None and (reason is Reason.FINAL or not point.is_intact()):
@@ -186,7 +186,7 @@ class Course:
         metrics = self.progress.metric_values()
         state = self._capture(metrics) if point is None else point.state | metrics
         doubts = self._doubts() + state["data"]["caveats"]
-        return Saved(state, self.progress.measured_here(metrics), list(dict.fromkeys(doubts)))
+        return StateToSave(state, self.progress.measured_here(metrics), list(dict.fromkeys(doubts)))
 
     def _doubts(self) -> list[str]:
         return (self.problems or []) + self.data.problems

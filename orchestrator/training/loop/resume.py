@@ -8,13 +8,13 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.training.exits import say
 from orchestrator.training.formats.classic import read_classic
-from orchestrator.training.loop.loop_state import Course
-from orchestrator.training.runtime.backend import Home
+from orchestrator.training.loop.loop_state import LoopState
+from orchestrator.training.runtime.backend import RunBackend
 from orchestrator.training.state.registry import Progress, Registry
 from orchestrator.training.state.restore import Restored, read_snapshot, read_state
 
 
-def checkpoint_of(home: Home, framework: str | None) -> Checkpoint | None:
+def checkpoint_of(home: RunBackend, framework: str | None) -> Checkpoint | None:
     """The newest valid checkpoint, which a framework, or with None a session, must have saved.
 
     Raises ConfigError where it is another's.
@@ -30,7 +30,7 @@ def checkpoint_of(home: Home, framework: str | None) -> Checkpoint | None:
     return checkpoint
 
 
-def resume_newest(home: Home, registry: Registry, course: Course) -> Path | None:
+def resume_newest(home: RunBackend, registry: Registry, course: LoopState) -> Path | None:
     """Restore the newest state of the run; its checkpoint, None in a run without one.
 
     Raises MismatchError, and RuntimeError for what cannot be loaded.
@@ -56,7 +56,7 @@ def resume_newest(home: Home, registry: Registry, course: Course) -> Path | None
 
 
 def _take_over(
-    restored: Restored, source: Path, home: Home, registry: Registry, course: Course
+    restored: Restored, source: Path, home: RunBackend, registry: Registry, course: LoopState
 ) -> None:
     registry.restore(restored.content, source, borrowed=True)
     course.take_over(restored)
@@ -64,7 +64,7 @@ def _take_over(
 
 
 def _take_over_imported(
-    checkpoint: Checkpoint, home: Home, registry: Registry, course: Course
+    checkpoint: Checkpoint, home: RunBackend, registry: Registry, course: LoopState
 ) -> Path:
     start_from_classic(checkpoint.state_file, registry, course)
     course.problems = list(checkpoint.manifest.doubts)
@@ -72,7 +72,7 @@ def _take_over_imported(
     return checkpoint.path
 
 
-def _tell_resumed(source: Path, home: Home, course: Course, *, in_memory: bool) -> None:
+def _tell_resumed(source: Path, home: RunBackend, course: LoopState, *, in_memory: bool) -> None:
     step, exactness = course.progress.step, course.exactness
     where = "memory" if in_memory else source.name
     say(f"resumed at step {step} from {where}: {exactness}")
@@ -85,7 +85,7 @@ def _tell_resumed(source: Path, home: Home, course: Course, *, in_memory: bool) 
     )
 
 
-def start_from_classic(source: Path, registry: Registry, course: Course) -> None:
+def start_from_classic(source: Path, registry: Registry, course: LoopState) -> None:
     """Begin a run with what a file in the classic form has. Raises ConfigError, MismatchError."""
     content = read_classic(source)
     left_alone = registry.restore_classic(content, source)

@@ -15,7 +15,7 @@ LEARNING = 3
 LEARNING_SHARE = 0.1
 
 
-class Pace:
+class SnapshotPace:
     """The interval at which something with a measured cost takes at most ``budget`` of the time.
 
     Without a budget it is never due. Otherwise the first is due at once, and is no measure, since

@@ -15,7 +15,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots, Snapshot
 
 
-class Home(Protocol):
+class RunBackend(Protocol):
     """Implemented by ``supervised.Supervised`` and ``standalone.Standalone``."""
 
     supervised: bool

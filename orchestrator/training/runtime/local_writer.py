@@ -11,13 +11,13 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.snapshot.writer import Writer
-from orchestrator.training.runtime.backend import Home
+from orchestrator.training.runtime.backend import RunBackend
 
 # A disk that takes longer for a checkpoint than this is taken for dead.
 WRITE_WAIT_SECONDS = 1800.0
 
 
-def publish_here(home: Home, publish: Callable[[], Checkpoint]) -> Checkpoint:
+def publish_here(home: RunBackend, publish: Callable[[], Checkpoint]) -> Checkpoint:
     """Publish while the loop waits, and report it. Raises CheckpointWriteError, reported too."""
     began = time.monotonic()
     try:

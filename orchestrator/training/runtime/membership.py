@@ -13,7 +13,7 @@ from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
 from orchestrator.training.exits import describe, say, status_of
-from orchestrator.training.runtime.backend import Home
+from orchestrator.training.runtime.backend import RunBackend
 from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.runtime.patient_retry import patient_retrying
 from orchestrator.training.runtime.standalone import Standalone
@@ -23,7 +23,7 @@ from orchestrator.training.state.registry import Progress
 from orchestrator.training.stop import SignalFlags, TrainingStopped
 
 
-class Joined:
+class RunMembership:
     """Held from the opening of a session, or of a framework's run, until its end."""
 
     def __init__(self, run_dir: Path | None) -> None:
@@ -33,7 +33,9 @@ class Joined:
                 "cannot train with several processes yet: WORLD_SIZE is "
                 f"{os.environ['WORLD_SIZE']}; start one process per run"
             )
-        self.home: Home = Supervised() if SOCKET_VARIABLE in os.environ else Standalone(run_dir)
+        self.home: RunBackend = (
+            Supervised() if SOCKET_VARIABLE in os.environ else Standalone(run_dir)
+        )
         self.page = self.home.page.values
         self.metrics = MetricsFile(self.home.run.metrics_file, self.home.attempt)
         self._signals = SignalFlags(self.page, self.home.supervised)

@@ -16,12 +16,12 @@ from orchestrator.rundir.journal import utc_now
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.data.position import digest_of_next
 from orchestrator.training.exits import say
-from orchestrator.training.loop.loop_state import Saved
-from orchestrator.training.loop.snapshot_pace import Pace
-from orchestrator.training.runtime.backend import Home
+from orchestrator.training.loop.loop_state import StateToSave
+from orchestrator.training.loop.snapshot_pace import SnapshotPace
+from orchestrator.training.runtime.backend import RunBackend
 from orchestrator.training.runtime.local_writer import publish_here
 from orchestrator.training.runtime.worker_signals import sigchld_default
-from orchestrator.training.saving.snapshotter import Content, Snapshotter, Taking
+from orchestrator.training.saving.snapshotter import Content, PendingSnapshot, Snapshotter
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.registry import Registry
@@ -38,8 +38,8 @@ class Saver:
     one, with a torch.save for which the loop waits.
     """
 
-    def __init__(self, home: Home, registry: Registry) -> None:
-        self.pace = Pace(home.snapshot_budget, home.snapshot_interval)
+    def __init__(self, home: RunBackend, registry: Registry) -> None:
+        self.pace = SnapshotPace(home.snapshot_budget, home.snapshot_interval)
         self._write_seconds = 0.0
         self._thread_seconds = 0.0
         self._home = home
@@ -77,12 +77,12 @@ class Saver:
                 return written
         return None
 
-    def snapshot(self, saved: Saved) -> None:
+    def snapshot(self, saved: StateToSave) -> None:
         """Keep the state in memory, if that is possible now."""
         self._take(saved, Reason.PERIODIC, None)
 
     def save(
-        self, saved: Saved, reason: Reason, deadline: float | None = None
+        self, saved: StateToSave, reason: Reason, deadline: float | None = None
     ) -> Future[Checkpoint] | None:
         """Have the state become a checkpoint; None where that cannot begin now.
 
@@ -110,7 +110,9 @@ class Saver:
         """Wait for the snapshot under way and give the memory back."""
         self._snapshotter.close()
 
-    def _take(self, saved: Saved, reason: Reason, deadline: float | None) -> Taking | None:
+    def _take(
+        self, saved: StateToSave, reason: Reason, deadline: float | None
+    ) -> PendingSnapshot | None:
         content = Content(
             state=saved.state,
             draft=self._draft(saved, reason),
@@ -124,7 +126,7 @@ class Saver:
             taking.done.add_done_callback(lambda done: self._took(done, taking))
         return taking
 
-    def _took(self, done: Future[Snapshot], taking: Taking) -> None:
+    def _took(self, done: Future[Snapshot], taking: PendingSnapshot) -> None:
         self._thread_seconds = taking.thread_seconds
         if done.exception() is not None:
             say(f"cannot take a snapshot: {done.exception()}")
@@ -178,7 +180,7 @@ class Saver:
             saved.set_result(checkpoint)
         return saved
 
-    def _draft(self, saved: Saved, reason: Reason) -> Manifest:
+    def _draft(self, saved: StateToSave, reason: Reason) -> Manifest:
         return Manifest(
             run_id=self._home.store.run_id,
             step=saved.state["step"],

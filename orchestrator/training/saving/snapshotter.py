@@ -52,7 +52,7 @@ class Content:
 
 
 @dataclass
-class Taking:
+class PendingSnapshot:
     """A snapshot under way; ``done`` gets the Snapshot once it is complete.
 
     ``stall_seconds`` is how long the loop stood still, ``thread_seconds`` what the rest computed.
@@ -95,7 +95,7 @@ class Snapshotter:
         """Leave this slot alone, whose image is being written to disk."""
         self._held[slot] = until
 
-    def take(self, content: Content, deadline: float | None = None) -> Taking | None:
+    def take(self, content: Content, deadline: float | None = None) -> PendingSnapshot | None:
         """Begin a snapshot; the tensors may change as soon as this returns.
 
         None where there is no room (``has_room`` is then false), memory is not populated yet or no
@@ -118,7 +118,7 @@ class Snapshotter:
 
     def _take_image(
         self, content: Content, frozen: Frozen, layout: Layout, deadline: float | None
-    ) -> Taking | None:
+    ) -> PendingSnapshot | None:
         if not self._make_room(layout.image_bytes, deadline):
             return None
         if (taking := self._begin(deadline)) is None:
@@ -130,7 +130,7 @@ class Snapshotter:
         self._thread.start()
         return taking
 
-    def _take_plainly(self, content: Content, deadline: float | None) -> Taking | None:
+    def _take_plainly(self, content: Content, deadline: float | None) -> PendingSnapshot | None:
         """Have torch.save write the file into a slot."""
         if (taking := self._begin(deadline)) is None:
             return None
@@ -193,14 +193,14 @@ class Snapshotter:
             taken.add(newest)
         return next((index for index in range(self._usable) if index not in taken), None)
 
-    def _begin(self, deadline: float | None) -> Taking | None:
+    def _begin(self, deadline: float | None) -> PendingSnapshot | None:
         """Declare a slot torn and take it; waits for one where there is a deadline."""
         while deadline is not None and time.monotonic() < deadline and not self._can_begin:
             time.sleep(POLL_SECONDS)
         if not self._can_begin or (slot := self._target()) is None:
             return None
         self._slots.begin(slot)
-        return Taking(slot)
+        return PendingSnapshot(slot)
 
     @property
     def _can_begin(self) -> bool:
@@ -218,7 +218,7 @@ class Snapshotter:
 
     def _finish(
         self,
-        taking: Taking,
+        taking: PendingSnapshot,
         content: Content,
         frozen: Frozen,
         layout: Layout,
@@ -245,7 +245,7 @@ class Snapshotter:
 
     def _commit(
         self,
-        taking: Taking,
+        taking: PendingSnapshot,
         content: Content,
         image_bytes: int,
         healthy: bool,

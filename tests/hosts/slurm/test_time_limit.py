@@ -10,13 +10,13 @@ import pytest
 
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.host_events import Surroundings
+from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.slurm import time_limit
 from orchestrator.hosts.slurm.job import Job
 from orchestrator.hosts.slurm.time_limit import SlurmJob
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
-from orchestrator.system.subprocesses import Tools
+from orchestrator.system.subprocesses import SubprocessRunner
 from tests.support import wait_until
 
 GRACE_SECONDS = 0.5
@@ -68,7 +68,9 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
 
 def make_job(request_stop: Callable[[str], None], known_end: int | None = None) -> SlurmJob:
     """One that was queued again once already."""
-    return SlurmJob(Job("7", 1, known_end), Tools(), GRACE_SECONDS, lambda: 0.0, request_stop)
+    return SlurmJob(
+        Job("7", 1, known_end), SubprocessRunner(), GRACE_SECONDS, lambda: 0.0, request_stop
+    )
 
 
 def watch(body: Callable[[list[str]], None], known_end: int | None = None) -> list[str]:
@@ -216,6 +218,6 @@ def test_which_ends_are_queued_again(
     run.create()
     journal = Journal(run.journal_file)
     config = Config(slurm_requeue=wanted)
-    surroundings = Surroundings(config, run, journal, [], lambda: 0.0, lambda source: None)
+    surroundings = HostEvents(config, run, journal, [], lambda: 0.0, lambda source: None)
     asyncio.run(surroundings.end(status, source))
     assert controller.asked("requeue 7") == (wanted and requeues)

@@ -13,10 +13,10 @@ from orchestrator.hosts.systemd.watchdog import (
     EXTENSION_SECONDS,
     PROGRESS_SECONDS,
     STUCK_SECONDS,
-    Service,
+    ServiceWatchdog,
     status_text,
 )
-from orchestrator.system.heartbeat import Pulse
+from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.telemetry.status import Status
 
 EXTENSION = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"
@@ -29,8 +29,8 @@ class Bench:
         self.listening = listening
         self.now = 0.0
         self.stopping = False
-        self.writing, self.copying = Pulse(lambda: self.now), Pulse(lambda: self.now)
-        self.service = Service(
+        self.writing, self.copying = Heartbeat(lambda: self.now), Heartbeat(lambda: self.now)
+        self.service = ServiceWatchdog(
             Notifier(listening.getsockname(), watchdog_seconds),
             lambda: Status(run_id="", state="training", run_dir=""),
             lambda: self.stopping,
@@ -111,7 +111,7 @@ def test_time_is_asked_for_only_while_a_save_gets_on(bench: Bench) -> None:
 
 @pytest.mark.parametrize("thread", [lambda bench: bench.writing, lambda bench: bench.copying])
 def test_no_sign_of_health_with_a_stuck_thread(
-    bench: Bench, thread: Callable[[Bench], Pulse]
+    bench: Bench, thread: Callable[[Bench], Heartbeat]
 ) -> None:
     """A thread that has work and has not got on with it for long; one that rests is well."""
     thread(bench).beat()

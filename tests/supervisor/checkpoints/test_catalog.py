@@ -12,15 +12,17 @@ import pytest
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.journal import Journal
-from orchestrator.supervisor.checkpoints.catalog import Custodian
-from orchestrator.supervisor.recovery.failure_budget import Budget
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 from tests.checkpoint.support import names, new_store, publish
 from tests.support import FailingDisk
 
 
-def custodian_of(store: Store) -> Custodian:
+def custodian_of(store: Store) -> CheckpointCatalog:
     journal = Journal(store.run.journal_file)
-    return Custodian(store, RetentionPolicy(keep=3), journal, Budget(3), journal.read()[0])
+    return CheckpointCatalog(
+        store, RetentionPolicy(keep=3), journal, FailureBudget(3), journal.read()[0]
+    )
 
 
 def demoted(store: Store, meanwhile: Callable[[], None] = lambda: None) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.snapshot.slots import Slots
-from orchestrator.supervisor.checkpoints.fdstore import MEMORY, PAGE, Heritage
+from orchestrator.supervisor.checkpoints.fdstore import MEMORY, PAGE, FdStore
 from tests.checkpoint.support import RUN_ID, manifest_of
 
 
@@ -31,7 +31,7 @@ class Keeper(Notifier):
 def left() -> Keeper:
     """What a supervisor has left whose second attempt had the snapshots of steps 5 and 6."""
     keeper = Keeper()
-    heritage = Heritage(keeper)
+    heritage = FdStore(keeper)
     page, descriptor = ControlPage.create()
     slots = Slots.create(page)
     heritage.leave(1, descriptor, *slots.descriptors)
@@ -48,7 +48,7 @@ def left() -> Keeper:
 def test_next_supervisor_finds_the_snapshots(left: Keeper) -> None:
     """The page of the last attempt alone is kept, and its table tells what is whole."""
     assert set(left.stored) == {f"{PAGE}2", *MEMORY}
-    slots = Heritage(left).find(RUN_ID)
+    slots = FdStore(left).find(RUN_ID)
     assert slots is not None
     assert [s.manifest.step for s in slots.snapshots()] == [6, 5]
     assert set(left.stored) == {f"{PAGE}2", *MEMORY}
@@ -58,7 +58,7 @@ def test_torn_snapshot_does_not_count(left: Keeper) -> None:
     """The slot that was being filled when all was killed is passed over."""
     page = ControlPage(left.stored[f"{PAGE}2"])
     Slots(page, [left.stored[name] for name in MEMORY]).begin(0)
-    slots = Heritage(left).find(RUN_ID)
+    slots = FdStore(left).find(RUN_ID)
     assert slots is not None
     assert [s.manifest.step for s in slots.snapshots()] == [6]
 
@@ -91,10 +91,10 @@ def spoil_set(left: Keeper) -> str:
 def test_what_cannot_be_trusted_is_given_back(left: Keeper, spoil: Callable[[Keeper], str]) -> None:
     """Another run's, another version's, cut short, incomplete: nothing of it is used or kept."""
     run_id = spoil(left)
-    assert Heritage(left).find(run_id) is None
+    assert FdStore(left).find(run_id) is None
     assert left.stored == {}
 
 
 def test_nothing_left() -> None:
     """The first start of a service finds nothing."""
-    assert Heritage(Keeper()).find(RUN_ID) is None
+    assert FdStore(Keeper()).find(RUN_ID) is None

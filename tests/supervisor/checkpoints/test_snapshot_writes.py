@@ -10,7 +10,7 @@ import pytest
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotKeeper
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.system import threads
 from tests.checkpoint.support import manifest_of, names, new_store
 
@@ -24,7 +24,7 @@ def test_only_what_can_wait_waits_for_the_deletion_of_older_ones(
 
     async def written_before_the_rotation_ends() -> bool:
         rotated = asyncio.Event()
-        keeper = SnapshotKeeper(store, rotated.wait, lambda *facts: None, lambda *facts: None)
+        keeper = SnapshotWriteQueue(store, rotated.wait, lambda *facts: None, lambda *facts: None)
         snapshot = take(keeper)
         keeper.write(snapshot, reason)
         await keeper.settle([snapshot], asyncio.Event(), 0.3)
@@ -45,7 +45,7 @@ def test_the_last_chance_does_not_overtake_what_waits(tmp_path: Path, reason: Re
 
     async def write_both() -> None:
         never = asyncio.Event()
-        keeper = SnapshotKeeper(store, never.wait, lambda *facts: None, lambda *facts: None)
+        keeper = SnapshotWriteQueue(store, never.wait, lambda *facts: None, lambda *facts: None)
         both = [take(keeper), take(keeper, slot=1)]
         keeper.write(both[0], Reason.PERIODIC)
         keeper.write(both[1], reason)
@@ -67,7 +67,7 @@ def test_a_write_that_cannot_begin_is_answered(
     async def write() -> None:
         rotated = asyncio.Event()
         rotated.set()
-        keeper = SnapshotKeeper(
+        keeper = SnapshotWriteQueue(
             new_store(tmp_path),
             rotated.wait,
             on_written=lambda *facts: None,
@@ -84,7 +84,7 @@ def test_a_write_that_cannot_begin_is_answered(
     assert "grants no thread" in problems[0]
 
 
-def take(keeper: SnapshotKeeper, slot: int = 0) -> Snapshot:
+def take(keeper: SnapshotWriteQueue, slot: int = 0) -> Snapshot:
     """A snapshot of step 7, as a trainer would leave it."""
     page, descriptor = ControlPage.create()
     os.close(descriptor)

@@ -3,13 +3,13 @@
 import asyncio
 
 from orchestrator.supervisor.recovery.backoff import AttemptFailedError, retrying
-from orchestrator.supervisor.recovery.failure_budget import Budget, End
+from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
 
 def test_waits_grow_without_progress_and_start_over_with_it() -> None:
     """The first retry is immediate, later ones wait longer, and progress makes them short again."""
-    budget, waits = Budget(100), []
+    budget, waits = FailureBudget(100), []
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
@@ -21,7 +21,7 @@ def test_waits_grow_without_progress_and_start_over_with_it() -> None:
                     return
                 if len(waits) == 4:
                     budget.refill(step=10, epoch=0)
-                budget.record(End(Kind.EXCEPTION))
+                budget.record(AttemptEnd(Kind.EXCEPTION))
                 raise AttemptFailedError
 
     asyncio.run(run())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.recovery.failure_budget import Budget, End
+from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
 STARTED = {"event": "attempt_started"}
@@ -55,7 +55,7 @@ def test_failures_since_progress_are_read_from_the_journal(
     events: list[dict[str, Any]], spent: int
 ) -> None:
     """Failures since the last real progress count, whoever supervised then."""
-    assert Budget.from_journal(5, events).spent == spent
+    assert FailureBudget.from_journal(5, events).spent == spent
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_ends_from_outside_are_read_from_the_journal(
     events: list[dict[str, Any]], slices: int
 ) -> None:
     """Kills, stops in vain and vanished machines add up until there is progress."""
-    assert Budget.from_journal(5, events).slices == slices
+    assert FailureBudget.from_journal(5, events).slices == slices
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_what_was_tried_is_read_from_the_journal(
     events: list[dict[str, Any]], demoted: bool, ever_safe: bool
 ) -> None:
     """A new supervisor knows whether a checkpoint was demoted and whether a step ever succeeded."""
-    budget = Budget.from_journal(5, events)
+    budget = FailureBudget.from_journal(5, events)
     assert (budget.demoted, budget.ever_safe) == (demoted, ever_safe)
 
 
 def test_ends_are_read_from_the_journal() -> None:
     """What decisions depend on survives a requeue: kind, step, what was resumed or loaded."""
     event = exited(3, kind="crashed", resumed_step=2, loading_step=2, loading_epoch=1)
-    (end,) = Budget.from_journal(5, [event]).failures
-    assert end == End(Kind.CRASHED, "f", 3, resumed_step=2, loading=(2, 1), connected=True)
+    (end,) = FailureBudget.from_journal(5, [event]).failures
+    assert end == AttemptEnd(Kind.CRASHED, "f", 3, resumed_step=2, loading=(2, 1), connected=True)
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_ends_are_read_from_the_journal() -> None:
 def test_journals_from_before_there_were_kinds(facts: dict[str, Any], kind: Kind) -> None:
     """An end without a fingerprint came from outside."""
     event = {key: value for key, value in exited(1).items() if key != "kind"} | facts
-    assert Budget.from_journal(5, [event]).failures[0].kind is kind
+    assert FailureBudget.from_journal(5, [event]).failures[0].kind is kind

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, Budget, End
+from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.policy import (
     ALL,
     ALWAYS,
@@ -15,7 +15,7 @@ from orchestrator.supervisor.recovery.policy import (
     SHORTAGE,
     TABLE,
     Action,
-    Row,
+    DecisionRow,
     decide,
 )
 from orchestrator.supervisor.recovery.symptoms import Kind
@@ -23,18 +23,18 @@ from orchestrator.supervisor.recovery.symptoms import Kind
 PAGE = (Path(__file__).parents[3] / "docs" / "explanation" / "restarts.md").read_text()
 
 
-def end(kind: Kind = Kind.EXCEPTION, **facts: Any) -> End:
+def end(kind: Kind = Kind.EXCEPTION, **facts: Any) -> AttemptEnd:
     mark = None if kind in OUTSIDE else str(kind)
-    return End(kind, **({"fingerprint": mark, "step": 50, "resumed_step": 10} | facts))
+    return AttemptEnd(kind, **({"fingerprint": mark, "step": 50, "resumed_step": 10} | facts))
 
 
 def case(
     action: Action,
     words: str,
-    this: End,
-    *earlier: End,
+    this: AttemptEnd,
+    *earlier: AttemptEnd,
     **budget: Any,
-) -> tuple[Action, str, End, tuple[End, ...], dict[str, Any]]:
+) -> tuple[Action, str, AttemptEnd, tuple[AttemptEnd, ...], dict[str, Any]]:
     return action, words, this, earlier, budget
 
 
@@ -149,8 +149,10 @@ CASES = {
 }
 
 
-def budget_of(this: End, earlier: tuple[End, ...], facts: dict[str, Any]) -> Budget:
-    budget = Budget(**({"allowed": 3, "ever_safe": True} | facts))
+def budget_of(
+    this: AttemptEnd, earlier: tuple[AttemptEnd, ...], facts: dict[str, Any]
+) -> FailureBudget:
+    budget = FailureBudget(**({"allowed": 3, "ever_safe": True} | facts))
     for past in (*earlier, this):
         budget.record(past)
     return budget
@@ -168,7 +170,7 @@ def test_decision(name: str) -> None:
 def test_each_row_decides_something() -> None:
     """The cases above reach every row of the table."""
 
-    def row_of(this: End, budget: Budget) -> Row:
+    def row_of(this: AttemptEnd, budget: FailureBudget) -> DecisionRow:
         return next(r for r in TABLE if this.kind in r.kinds and r.when.holds(this, budget))
 
     reached = {
@@ -186,7 +188,7 @@ def test_each_kind_has_a_last_resort(kind: Kind) -> None:
 
 def test_progress_towards_a_failure_does_not_excuse_it() -> None:
     """What is saved before the step at which a failure came refills the budget, but it is known."""
-    this, budget = end(step=8, resumed_step=3), Budget(5)
+    this, budget = end(step=8, resumed_step=3), FailureBudget(5)
     budget.record(this)
     budget.refill(7, 0)
     budget.record(this)
@@ -199,7 +201,7 @@ def test_progress_towards_a_failure_does_not_excuse_it() -> None:
 
 def test_the_checkpoint_of_epoch_0_is_progress() -> None:
     """A script that counts from 0 has saved something, and its failure may not come again."""
-    this, budget = end(step=0, resumed_step=None), Budget(3)
+    this, budget = end(step=0, resumed_step=None), FailureBudget(3)
     budget.refill(0, 0)
     budget.record(this)
     assert decide(this, budget).action is Action.RETRY
@@ -209,7 +211,7 @@ def test_the_checkpoint_of_epoch_0_is_progress() -> None:
 
 def test_a_step_that_succeeded_is_remembered() -> None:
     """A failure after a safe point proves the script able; a later one before it is retried."""
-    budget = Budget(3)
+    budget = FailureBudget(3)
     budget.record(end(reached_safe_point=True))
     early = end(fingerprint="mount", step=0, resumed_step=None)
     budget.record(early)
@@ -227,7 +229,7 @@ NAMES = {
 }
 
 
-def words_of(row: Row) -> str:
+def words_of(row: DecisionRow) -> str:
     by_name = ", ".join(f"`{kind}`" for kind in Kind if kind in row.kinds)
     kinds = NAMES.get(row.kinds, by_name)
     if row.kinds > POISON and row.kinds not in NAMES:

@@ -11,8 +11,8 @@ from orchestrator.supervisor.termination.hang_budgets import (
     SECOND_CHANCE_FACTOR,
     TICK_SECONDS,
     Activity,
-    Budgets,
     HangClock,
+    HangTimeouts,
     Sign,
     Silence,
 )
@@ -57,7 +57,7 @@ def test_budget(
     budget: float | None,
 ) -> None:
     """What was seen decides, within what is documented; a number holds from the first step on."""
-    budgets = Budgets(setting)
+    budgets = HangTimeouts(setting)
     for seconds in seen:
         budgets.seen(activity, seconds)
     assert budgets.seconds(activity, step=5) == budget
@@ -65,7 +65,7 @@ def test_budget(
 
 def test_what_compiled_once_may_compile_again() -> None:
     """The time to the first safe point counts for later steps too."""
-    budgets = Budgets("auto")
+    budgets = HangTimeouts("auto")
     budgets.seen(Activity.START, 2 * MINUTE)
     budgets.seen(Activity.STEP, 0.1)
     assert budgets.seconds(Activity.STEP, step=5) == 20 * MINUTE
@@ -73,7 +73,7 @@ def test_what_compiled_once_may_compile_again() -> None:
 
 def test_what_looked_hung_gets_longer_at_the_same_step() -> None:
     """A second chance there, the usual budget elsewhere; one who set a number gets that."""
-    budgets, fixed = Budgets("auto"), Budgets(90.0)
+    budgets, fixed = HangTimeouts("auto"), HangTimeouts(90.0)
     for each in (budgets, fixed):
         each.seen(Activity.STEP, 0.1)
         each.ended_as_hung(Activity.STEP, step=7)
@@ -86,7 +86,7 @@ def test_what_looked_hung_gets_longer_at_the_same_step() -> None:
 class Trainer:
     """A trainer and its supervisor's clock, both moved by hand."""
 
-    def __init__(self, budgets: Budgets) -> None:
+    def __init__(self, budgets: HangTimeouts) -> None:
         self.now = 1000.0
         self.sign = Sign(Activity.STEP, safe_points=1, step=1)
         self._clock = HangClock(budgets, self.sign, lambda: self.now)
@@ -109,7 +109,7 @@ class Trainer:
 
 def test_silence_is_a_hang_when_it_is_longer_than_the_budget() -> None:
     """Neither earlier nor after a sign of life."""
-    trainer = Trainer(Budgets(90.0))
+    trainer = Trainer(HangTimeouts(90.0))
     assert not trainer.ticks(90).is_hang
     assert trainer.ticks(1).is_hang
     trainer.steps()
@@ -118,7 +118,7 @@ def test_silence_is_a_hang_when_it_is_longer_than_the_budget() -> None:
 
 def test_the_clock_teaches_the_budgets() -> None:
     """Silences that ended by themselves make later ones of their length normal."""
-    budgets = Budgets("auto")
+    budgets = HangTimeouts("auto")
     trainer = Trainer(budgets)
     trainer.ticks(100)
     trainer.steps()
@@ -128,7 +128,7 @@ def test_the_clock_teaches_the_budgets() -> None:
 
 def test_change_of_activity_is_a_sign_of_life() -> None:
     """An evaluation begins its own silence and is measured against its own budget."""
-    trainer = Trainer(Budgets(90.0))
+    trainer = Trainer(HangTimeouts(90.0))
     trainer.ticks(80)
     trainer.sign = Sign(Activity.EVALUATE, trainer.sign.safe_points, trainer.sign.step)
     silence = trainer.ticks(80)
@@ -138,12 +138,12 @@ def test_change_of_activity_is_a_sign_of_life() -> None:
 
 def test_time_without_looks_does_not_count() -> None:
     """A supervisor that was stopped or suspended for a day has not seen a day of silence."""
-    trainer = Trainer(Budgets(90.0))
+    trainer = Trainer(HangTimeouts(90.0))
     assert trainer.tick_after(86400).seconds == LONGEST_TICK_SECONDS
     assert not trainer.ticks(80).is_hang
 
 
 def test_excused_time_does_not_count() -> None:
     """A trainer that waits for the supervisor's own write does not hang."""
-    trainer = Trainer(Budgets(90.0))
+    trainer = Trainer(HangTimeouts(90.0))
     assert trainer.ticks(1000, excused=True).seconds == 0

@@ -4,9 +4,9 @@ from pathlib import Path
 from signal import SIGTERM
 
 from orchestrator.rundir.journal import Journal
-from orchestrator.supervisor.state_machine import Machine
+from orchestrator.supervisor.state_machine import StateMachine
 from orchestrator.supervisor.termination.announcements import Countdown
-from orchestrator.supervisor.termination.hang_budgets import Budgets
+from orchestrator.supervisor.termination.hang_budgets import HangTimeouts
 from orchestrator.supervisor.termination.stop_ladder import Watch
 from orchestrator.system.stop_signals import EchoFilter
 
@@ -15,9 +15,17 @@ def test_a_signal_that_trainer_and_supervisor_get_is_one_request(tmp_path: Path)
     """The trainer may tell of it first; ours, an instant later, does not hurry the save then."""
     now, journal = [0.0], Journal(tmp_path / "journal.jsonl")
     echoes = EchoFilter(clock=lambda: now[0])
-    budgets, countdown = Budgets("off"), Countdown(print)
+    budgets, countdown = HangTimeouts("off"), Countdown(print)
     watch = Watch(
-        Machine(), 30.0, SIGTERM, budgets, lambda: 0.0, lambda: False, journal, echoes, countdown
+        StateMachine(),
+        30.0,
+        SIGTERM,
+        budgets,
+        lambda: 0.0,
+        lambda: False,
+        journal,
+        echoes,
+        countdown,
     )
     watch.notice("SIGTERM to the trainer")
     watch.hear_signal("SIGTERM")

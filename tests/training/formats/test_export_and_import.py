@@ -15,7 +15,7 @@ from torch import nn
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
-from orchestrator.cli import parse
+from orchestrator.cli.parser import parse
 from orchestrator.errors import OrchestratorError
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.config import Every
 from orchestrator.training.loop.schedule import NEVER, Schedule
-from orchestrator.training.loop.snapshot_pace import LEARNING, Pace
+from orchestrator.training.loop.snapshot_pace import LEARNING, SnapshotPace
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 def test_pace_keeps_to_its_budget() -> None:
     """A cost of 10 ms at 1% is due again after a second."""
     clock = Clock()
-    pace = Pace(0.01, None, clock)
+    pace = SnapshotPace(0.01, None, clock)
     pace.took(5.0)
     for _ in range(LEARNING):
         pace.took(0.01)
@@ -29,7 +29,7 @@ def test_pace_keeps_to_its_budget() -> None:
 def test_the_first_measurements_follow_soon() -> None:
     """One that was taken in a bad moment does not stretch the interval for long."""
     clock = Clock()
-    pace = Pace(0.01, None, clock)
+    pace = SnapshotPace(0.01, None, clock)
     for seconds in (5.0, 0.3):
         pace.took(seconds)
     assert pace.next_ns == pytest.approx(103e9)
@@ -41,21 +41,21 @@ def test_the_first_measurements_follow_soon() -> None:
 def test_what_an_earlier_process_has_learned_holds() -> None:
     """The next process begins with that interval, after a few that follow soon."""
     clock = Clock()
-    pace = Pace(0.01, 4.0, clock)
+    pace = SnapshotPace(0.01, 4.0, clock)
     assert pace.next_ns == 0
     for _ in range(LEARNING):
         pace.took(0.3)
         assert pace.next_ns == pytest.approx(100.4e9)
-    pace = Pace(0.01, 4.0, clock)
+    pace = SnapshotPace(0.01, 4.0, clock)
     for seconds in (5.0, 0.3, 0.04, 0.04):
         pace.took(seconds)
     assert pace.next_ns == pytest.approx(104e9)
-    assert Pace(None, 4.0, clock).next_ns == NEVER
+    assert SnapshotPace(None, 4.0, clock).next_ns == NEVER
 
 
 def test_first_snapshot_is_no_measure() -> None:
     """The first one lays out and faults pages in: the second is due at once."""
-    pace = Pace(0.01, None, Clock())
+    pace = SnapshotPace(0.01, None, Clock())
     assert pace.next_ns == 0
     pace.took(3.0)
     assert pace.next_ns == 0
@@ -63,7 +63,7 @@ def test_first_snapshot_is_no_measure() -> None:
 
 def test_pace_does_not_follow_noise() -> None:
     """The interval stays while the cost moves by less than a quarter, and follows what lasts."""
-    pace = Pace(0.01, None, Clock())
+    pace = SnapshotPace(0.01, None, Clock())
     for seconds in (0.0, 0.010, 0.011, 0.009, 0.012):
         pace.took(seconds)
         assert pace.interval_seconds in (None, pytest.approx(1.0))
@@ -74,7 +74,7 @@ def test_pace_does_not_follow_noise() -> None:
 
 def test_without_a_budget_nothing_is_due() -> None:
     """Snapshots that are off are never due, whatever others cost."""
-    pace = Pace(None)
+    pace = SnapshotPace(None)
     pace.took(0.1)
     pace.took(0.1)
     assert pace.next_ns == NEVER

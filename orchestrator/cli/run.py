@@ -10,9 +10,9 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator import detach
 from orchestrator.adopt.store import AdoptedStore
 from orchestrator.checkpoint.store import Store
+from orchestrator.cli import detach
 from orchestrator.config import Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus

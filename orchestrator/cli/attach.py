@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NoReturn
 
-from orchestrator.contact import existing_run, status_of
+from orchestrator.client import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import lock_owner

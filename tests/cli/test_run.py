@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch import script_of
+from orchestrator.cli.run import script_of
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import export_state
-from orchestrator.contact import chosen_checkpoint, file_errors, open_store
+from orchestrator.client import chosen_checkpoint, file_errors, open_store
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock

@@ -6,9 +6,9 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from orchestrator.cli.run import script_of
 from orchestrator.config import Config, option_words
 from orchestrator.hosts.slurm.batch_script import batch_script
-from orchestrator.launch import script_of
 from orchestrator.rundir.paths import default_run_dir
 
 

@@ -10,7 +10,7 @@ from argparse import Namespace
 from typing import Any
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.contact import (
+from orchestrator.client import (
     ask,
     chosen_checkpoint,
     existing_run,
@@ -47,7 +47,7 @@ def status(arguments: Namespace) -> None:
         return
     from rich.live import Live
 
-    from orchestrator.tables import status_table
+    from orchestrator.cli.tables import status_table
 
     if not watch:
         _console().print(status_table(status_of(place)))
@@ -175,13 +175,13 @@ def unpin(arguments: Namespace) -> None:
 
 
 def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
-    from orchestrator.listing import list_checkpoints, list_quarantined
+    from orchestrator.cli.checkpoint_list import list_checkpoints, list_quarantined
 
     rows = list_checkpoints(store)
     if as_json:
         print(json.dumps(rows))
     else:
-        from orchestrator.tables import checkpoints_table, quarantine_table
+        from orchestrator.cli.tables import checkpoints_table, quarantine_table
 
         console = _console()
         # Too long a line is the terminal's to wrap: a name that is cut off is no use.

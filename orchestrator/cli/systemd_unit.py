@@ -8,10 +8,10 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from orchestrator.cli.run import check_program, script_of
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.systemd.unit import Service, check_name, service_unit, slowest_save
-from orchestrator.launch import check_program, script_of
 from orchestrator.rundir.paths import RunDir, default_run_dir
 
 ROOT = "root"

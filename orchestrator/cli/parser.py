@@ -9,13 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator import __version__, attach, commands, launch, transfer
+from orchestrator import __version__
 from orchestrator.chaos.faults import help_text
+from orchestrator.cli import attach, control, run, transfer
+from orchestrator.cli.slurm_script import slurm_script
+from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.slurm_script import slurm_script
-from orchestrator.systemd_unit import print_systemd_unit
 
 RUN_HELP = """Running the same command again resumes.
 
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(groups: Any) -> None:
-    running = _add(groups, "run", launch.run, "Run a training command: save, restart, resume.")
+    running = _add(groups, "run", run.run, "Run a training command: save, restart, resume.")
     _take_command(running, RUN_HELP)
     _take_settings(running)
     running.add_argument(
@@ -161,14 +162,12 @@ def _take_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_commands_to_a_run(groups: Any) -> None:
     showing = _add(
-        groups, "status", commands.status, "Show what a run does, and what a kill would lose."
+        groups, "status", control.status, "Show what a run does, and what a kill would lose."
     )
     showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
-    stopping = _add(
-        groups, "stop", commands.stop, "Have a run save and stop, and wait for its end."
-    )
+    stopping = _add(groups, "stop", control.stop, "Have a run save and stop, and wait for its end.")
     saving = _add(
-        groups, "checkpoint", commands.checkpoint, "Have a run save now and keep training."
+        groups, "checkpoint", control.checkpoint, "Have a run save now and keep training."
     )
     following = _add(
         groups,
@@ -192,12 +191,10 @@ def _add_commands_to_a_run(groups: Any) -> None:
 def _add_checkpoints(groups: Any) -> None:
     kept = groups.add_parser("checkpoints", help="List, verify, pin and copy checkpoints.")
     actions = kept.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    listing = _add(actions, "list", commands.list_, "List them, every byte verified.")
-    verifying = _add(actions, "verify", commands.verify, "Verify all; 65 if one is damaged.")
-    pinning = _add(actions, "pin", commands.pin, "Keep a checkpoint whatever --keep says.")
-    unpinning = _add(
-        actions, "unpin", commands.unpin, "Let --keep decide about a checkpoint again."
-    )
+    listing = _add(actions, "list", control.list_, "List them, every byte verified.")
+    verifying = _add(actions, "verify", control.verify, "Verify all; 65 if one is damaged.")
+    pinning = _add(actions, "pin", control.pin, "Keep a checkpoint whatever --keep says.")
+    unpinning = _add(actions, "unpin", control.unpin, "Let --keep decide about a checkpoint again.")
     exporting = _add(
         actions, "export", transfer.export, "Write one, verified, in a form that others read."
     )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.tables import checkpoints_table, quarantine_table, status_table
+from orchestrator.cli.tables import checkpoints_table, quarantine_table, status_table
 from orchestrator.telemetry.status import Status
 
 NAME = "step-000012345678-2"
