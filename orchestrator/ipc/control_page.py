@@ -10,7 +10,7 @@ import tempfile
 from enum import IntEnum
 from typing import Self
 
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 
 PAGE_BYTES = 4096
 PAGE_VERSION = 1
@@ -92,7 +92,7 @@ class ControlPage:
 
 def anonymous_file(name: str) -> int:
     """A descriptor of memory that is gone with its last holder; of a nameless file elsewhere."""
-    if has(Capability.MEMFD):
+    if is_available(Capability.MEMFD):
         return os.memfd_create(name, os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

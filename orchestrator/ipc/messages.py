@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 
 SOCKET_VARIABLE = "ORCHESTRATOR_SOCKET"
 RUN_DIR_VARIABLE = "ORCHESTRATOR_RUN_DIR"
@@ -111,7 +111,7 @@ class Connection:
 
 def peer_is_us(connection: socket.socket) -> bool:
     """Whether the process at the other end runs as our user (root may always connect)."""
-    if not has(Capability.PEER_CREDENTIALS):
+    if not is_available(Capability.PEER_CREDENTIALS):
         return True  # elsewhere the socket's directory, readable by us alone, is the protection
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)

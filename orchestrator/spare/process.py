@@ -17,7 +17,7 @@ from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_w
 from orchestrator.spare import worker
 from orchestrator.spare.forked_process import ForkedProcess, TrainerProcess
 from orchestrator.spare.python_command import PythonCommand
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.threads import in_thread
 
 TAKE_OVER_SECONDS = 2.0
@@ -137,7 +137,7 @@ class SpareProcess:
             "type": "begin",
             "environment": variables,
             # Else the fork would be handed to somebody else.
-            "may_fork": has(Capability.SUBREAPER),
+            "may_fork": is_available(Capability.SUBREAPER),
         }
         try:
             send_with_descriptors(self._connection, message, (output, lock))

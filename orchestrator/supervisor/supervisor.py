@@ -41,7 +41,7 @@ from orchestrator.supervisor.termination.stop_ladder import StopWantedError
 from orchestrator.supervisor.wiring import assemble
 from orchestrator.system import process_tree
 from orchestrator.system.heartbeat import Heartbeat
-from orchestrator.system.threads import may_go_unheard
+from orchestrator.system.threads import ignore_outcome
 from orchestrator.telemetry.event_hook import EventHook
 from orchestrator.terminal.console import Console
 
@@ -195,7 +195,7 @@ class Supervisor:
         remains = await attempt.child.clean_up()
         users = remains.seen | {attempt.session_pid or attempt.child.pid}
         self._gone = asyncio.ensure_future(all_gone(remains, users))
-        may_go_unheard(self._gone)  # where no attempt follows
+        ignore_outcome(self._gone)  # where no attempt follows
         if self._adoption is not None:
             await self._adoption.end(attempt)
         self._checkpoints.notice_published()
@@ -287,7 +287,7 @@ class Supervisor:
     def _reap(self) -> None:
         attempt = self._watch.attempt
         awaited = self._spares.awaited | self._surroundings.tools.running
-        process_tree.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
+        process_tree.reap_children(keep=awaited | ({attempt.child.pid} if attempt else set()))
         self._others.intersection_update(process_tree.children_of(os.getpid()))
 
     def _pulses(self) -> list[Heartbeat]:

@@ -248,7 +248,7 @@ def test_one_that_answers_too_late_is_not_taken_for_a_trainer(
         async with asyncio.timeout(DEADLINE_SECONDS):
             while not (late := {*process_tree.children_of(os.getpid())} - before):
                 await asyncio.sleep(0.01)
-            while not all(process_tree.Process.look(pid).is_dead for pid in late):
+            while not all(process_tree.Process.read(pid).is_dead for pid in late):
                 await asyncio.sleep(0.01)
         assert [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in late] == [-signal.SIGKILL]
 

@@ -19,7 +19,7 @@ from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, misfits, second
 from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
-from orchestrator.system.subprocesses import Answer, SubprocessRunner
+from orchestrator.system.subprocesses import CommandResult, SubprocessRunner
 
 # SLURM itself looks at limits twice a minute.
 ASK_SECONDS = 30.0
@@ -116,5 +116,5 @@ class SlurmJob:
         answer = await self._ask(self._job.question)
         self._facts = JobFacts.parse(answer.output) or self._facts
 
-    async def _ask(self, words: tuple[str, ...]) -> Answer:
+    async def _ask(self, words: tuple[str, ...]) -> CommandResult:
         return await self._tools.run(words, CONTROLLER_SECONDS, TIME_FORMAT)

@@ -105,7 +105,7 @@ def test_time_is_asked_for_only_while_a_save_gets_on(bench: Bench) -> None:
     assert EXTENSION not in bench.told()
     bench.writing.beat()
     assert EXTENSION in bench.told()
-    bench.writing.rest()
+    bench.writing.pause()
     assert EXTENSION not in bench.told()
 
 
@@ -117,7 +117,7 @@ def test_no_sign_of_health_with_a_stuck_thread(
     thread(bench).beat()
     bench.now += STUCK_SECONDS
     assert "WATCHDOG=1" not in bench.told()
-    thread(bench).rest()
+    thread(bench).pause()
     assert "WATCHDOG=1" in bench.told()
 
 
