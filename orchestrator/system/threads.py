@@ -12,18 +12,16 @@ from orchestrator.errors import NoThreadError
 T = TypeVar("T")
 
 # A machine at its process limit often has room again a moment later.
-START_TIMEOUT_SECONDS = 60.0
-START_POLL_SECONDS = 0.2
+THREAD_WAIT_SECONDS = 60.0
+THREAD_POLL_SECONDS = 0.2
 
 
-async def in_thread(
-    work: Callable[[], T], start_timeout_seconds: float = START_TIMEOUT_SECONDS
-) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     """Run ``work`` in a daemon thread and await its result.
 
     It does not use asyncio.to_thread, because the program would not exit while one thread of that
     executor is stuck on a dead disk or on a process in uninterruptible sleep.
-    Raises NoThreadError when the system refuses to start a thread until the timeout.
+    Raises NoThreadError when the system refuses to start a thread for a minute.
     """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
@@ -41,12 +39,12 @@ async def in_thread(
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(deliver, *outcome)
 
-    await _start(threading.Thread(target=run, daemon=True), start_timeout_seconds)
+    await _start(threading.Thread(target=run, daemon=True))
     return await result
 
 
-async def _start(thread: threading.Thread, timeout_seconds: float) -> None:
-    deadline = time.monotonic() + timeout_seconds
+async def _start(thread: threading.Thread) -> None:
+    deadline = time.monotonic() + THREAD_WAIT_SECONDS
     while True:
         try:
             thread.start()
@@ -54,7 +52,7 @@ async def _start(thread: threading.Thread, timeout_seconds: float) -> None:
         except RuntimeError:
             if time.monotonic() >= deadline:
                 raise NoThreadError from None
-        await asyncio.sleep(START_POLL_SECONDS)
+        await asyncio.sleep(THREAD_POLL_SECONDS)
 
 
 def ignore_outcome(future: "asyncio.Future[Any]") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.errors import NoThreadError
+from orchestrator.system import threads
 from orchestrator.system.threads import in_thread
 
 
@@ -31,6 +32,7 @@ def test_work_waits_until_a_thread_can_start(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_work_without_a_thread_fails_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lasting refusal raises an error that names the limit to raise."""
+    monkeypatch.setattr(threads, "THREAD_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(threading.Thread, "start", refuse(times=float("inf")))
     with pytest.raises(NoThreadError, match="ulimit -u"):
-        asyncio.run(in_thread(lambda: "done", start_timeout_seconds=0.0))
+        asyncio.run(in_thread(lambda: "done"))
