@@ -79,7 +79,7 @@ class Supervisor:
             self._log.warning(
                 "damaged lines in the journal were skipped", lines=damaged, path=run.journal_file
             )
-        parts = assemble(config, command, store, self._journal, events, console.show_below)
+        parts = assemble(config, command, store, self._journal, events, console.set_footer)
         self._budget, self._machine = parts.budget, parts.machine
         self._checkpoints, self._snapshots = parts.checkpoints, parts.snapshots
         self._watch, self._conversation = parts.watch, parts.conversation
