@@ -75,7 +75,7 @@ class Adoption:
         self._publish = publish
         self._alarm = alarm
         self._log = structlog.get_logger()
-        self._written = WriteLedger(store.run.written_file)
+        self._written = WriteLedger(store.run.write_ledger_file)
         self._sightings = SaveScanner(pattern, store, self._written)
         self._is_new_run = is_new_run
         self._looking: asyncio.Task[None] | None = None

@@ -138,12 +138,12 @@ class Supervisor:
             on_child=self._reap,
             on_resize=self._resize,
         )
-        remove_abandoned(self._lock.former_owner.get("socket"))
+        remove_abandoned(self._lock.previous_owner.get("socket"))
         self._channel = Channel(self._conversation.receive)
         telling = asyncio.ensure_future(self._service.tell())
         try:
             self._channel.start()
-            self._lock.sign(socket=self._channel.path)
+            self._lock.write_owner(socket=self._channel.path)
             self._environment = common_environment(
                 self._run, self._store.run_id, self._channel.path
             )

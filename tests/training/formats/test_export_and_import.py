@@ -345,10 +345,10 @@ def test_a_run_in_use_takes_no_import(tmp_path: Path) -> None:
     place.create()
     lock = RunLock(place)
     try:
-        with pytest.raises(OrchestratorError, match="works on it"):
+        with pytest.raises(OrchestratorError, match="is using it"):
             command("import", "weights.pt", "run")
     finally:
-        lock.release()
+        lock.close()
 
 
 def damaged_safetensors(path: Path) -> None:
