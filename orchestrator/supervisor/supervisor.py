@@ -21,7 +21,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
-from orchestrator.ipc.server import Channel, remove_abandoned
+from orchestrator.ipc.server import MessageServer, remove_stale_socket
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.snapshot.slots import Snapshot
@@ -138,8 +138,8 @@ class Supervisor:
             on_child=self._reap,
             on_resize=self._resize,
         )
-        remove_abandoned(self._lock.previous_owner.get("socket"))
-        self._channel = Channel(self._conversation.receive)
+        remove_stale_socket(self._lock.previous_owner.get("socket"))
+        self._channel = MessageServer(self._conversation.receive)
         telling = asyncio.ensure_future(self._service.tell())
         try:
             self._channel.start()
