@@ -37,10 +37,10 @@ class RunLock:
         except BlockingIOError:
             owner = self._owner()
             os.close(self.descriptor)
-            user = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
+            held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
             raise RunInUseError(
-                f"cannot use the run {run.root}: {user} is using it; see `orchestrator status "
-                f"{run.root}`, or stop it with `orchestrator stop {run.root}`"
+                f"cannot use the run {run.root}: {held_by} is training in it; "
+                f"see `orchestrator status {run.root}`, stop it with `orchestrator stop {run.root}`"
             ) from None
         except OSError as error:
             os.close(self.descriptor)

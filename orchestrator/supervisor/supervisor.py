@@ -118,7 +118,7 @@ class Supervisor:
             self._watch.notice,
         )
         self._hook = EventHook(config.on_event, run, self._surroundings.tools)
-        self._journal.listeners.append(self._hook.hear)
+        self._journal.listeners.append(self._hook.on_journal_event)
         self._verdict: Verdict | None = None
         self._gone: asyncio.Future[None] | None = None
 
@@ -189,7 +189,7 @@ class Supervisor:
         attempt = await self._begin()
         gathering = asyncio.ensure_future(attempt.evidence.gather())
         await self._watch.until_over(attempt)
-        self._spares.trainer_has_ended()
+        self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
         gathering.cancel()
         remains = await attempt.child.clean_up()
@@ -217,7 +217,7 @@ class Supervisor:
             await self._watch.unless_stopped(self._choose(handed))
             if self._gone is not None:
                 await self._watch.unless_stopped(self._gone)
-            await self._watch.unless_stopped(self._spares.settle())
+            await self._watch.unless_stopped(self._spares.wait_until_ready())
             attempt = await self._starter.start(self._environment, handed)
         except OSError as error:
             problem = ConfigError(f"cannot start the trainer: {error}; mend that, run again")
@@ -282,11 +282,11 @@ class Supervisor:
 
     def _not_the_trainers(self) -> set[int]:
         """Processes below us that do not end with an attempt."""
-        return self._spares.waiting | self._others | self._surroundings.tools.running
+        return self._spares.spare_pids | self._others | self._surroundings.tools.running
 
     def _reap(self) -> None:
         attempt = self._watch.attempt
-        awaited = self._spares.awaited | self._surroundings.tools.running
+        awaited = self._spares.pids_with_waiter | self._surroundings.tools.running
         process_tree.reap_children(keep=awaited | ({attempt.child.pid} if attempt else set()))
         self._others.intersection_update(process_tree.children_of(os.getpid()))
 

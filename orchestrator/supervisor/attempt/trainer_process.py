@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from orchestrator.errors import ConfigError
-from orchestrator.spare.forked_process import TrainerProcess
+from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.supervisor.attempt.output import Output
 from orchestrator.system import process_tree
 from orchestrator.system.capabilities import Capability, is_available
@@ -49,7 +49,7 @@ class Child:
 
     def __init__(
         self,
-        process: TrainerProcess,
+        process: ProcessHandle,
         output: Output,
         exclude: Callable[[], Collection[int]],
     ) -> None:

@@ -122,7 +122,7 @@ class Standalone:
 
     def show(self, metrics: dict[str, float]) -> None:
         """Nobody watches; it is the time to look at what the script tracks its run with."""
-        self._mlflow.consider()
+        self._mlflow.poll()
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
