@@ -52,7 +52,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _run(config: Config, command: list[str], place: RunDir, console: Console, log: Log) -> Ending:
-    notifier = Notifier.take(os.environ)
+    notifier = Notifier.from_environment(os.environ)
     place.create()
     lock = RunLock(place)
     lock.write_owner()

@@ -117,7 +117,7 @@ class Supervisor:
             lambda: self._snapshots.write_allowance_seconds,
             self._watch.notice,
         )
-        self._hook = EventHook(config.on_event, run, self._surroundings.tools)
+        self._hook = EventHook(config.on_event, run, self._surroundings.subprocesses)
         self._journal.listeners.append(self._hook.on_journal_event)
         self._verdict: Verdict | None = None
         self._gone: asyncio.Future[None] | None = None
@@ -140,7 +140,7 @@ class Supervisor:
         )
         remove_stale_socket(self._lock.previous_owner.get("socket"))
         self._channel = MessageServer(self._conversation.receive)
-        telling = asyncio.ensure_future(self._service.tell())
+        telling = asyncio.ensure_future(self._service.run())
         try:
             self._channel.start()
             self._lock.write_owner(socket=self._channel.path)
@@ -151,10 +151,10 @@ class Supervisor:
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
-            self._surroundings.begin(self._conversation.save_now)
+            self._surroundings.start(self._conversation.save_now)
             try:
                 await self._attempts()
-                self._service.ended()
+                self._service.notify_stopping()
             finally:
                 await self._settle_all()
                 await self._conversation.rotations_end()
@@ -164,7 +164,7 @@ class Supervisor:
             self._channel.close()
             telling.cancel()
         assert self._status is not None
-        await self._surroundings.end(self._status, self._watch.stop_source)
+        await self._surroundings.finish(self._status, self._watch.stop_source)
         is_interrupt = self._watch.stop_source == signal.SIGINT.name
         return Ending(self._status, self._console.is_interactive and is_interrupt)
 
@@ -230,7 +230,7 @@ class Supervisor:
         if self._adoption is not None:
             self._adoption.begin(attempt)
         self._machine.handle(Event.SPAWNED)
-        self._service.started()
+        self._service.notify_ready()
         return attempt
 
     async def _choose(self, handed: Snapshot | None) -> None:
@@ -282,11 +282,11 @@ class Supervisor:
 
     def _not_the_trainers(self) -> set[int]:
         """Processes below us that do not end with an attempt."""
-        return self._spares.spare_pids | self._others | self._surroundings.tools.running
+        return self._spares.spare_pids | self._others | self._surroundings.subprocesses.running
 
     def _reap(self) -> None:
         attempt = self._watch.attempt
-        awaited = self._spares.pids_with_waiter | self._surroundings.tools.running
+        awaited = self._spares.pids_with_waiter | self._surroundings.subprocesses.running
         process_tree.reap_children(keep=awaited | ({attempt.child.pid} if attempt else set()))
         self._others.intersection_update(process_tree.children_of(os.getpid()))
 
