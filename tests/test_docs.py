@@ -11,15 +11,15 @@ import pytest
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import JournalEvent
-from orchestrator.page import PAGE_BYTES, Field, Phase
-from orchestrator.supervisor.states import State
-from orchestrator.wire import (
+from orchestrator.ipc.control_page import PAGE_BYTES, Field, Phase
+from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     RESUME_VARIABLE,
     RUN_DIR_VARIABLE,
     SOCKET_VARIABLE,
 )
+from orchestrator.rundir.journal import JournalEvent
+from orchestrator.telemetry.run_state import State
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -1,11 +1,11 @@
 """What a training script talks to. The only part of the package that imports torch."""
 
 from orchestrator import breakpoints
-from orchestrator.training import last_words
+from orchestrator.training.runtime import crash_record
 from orchestrator.training.session import Session
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
 
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
 
-last_words.listen()
+crash_record.listen()
 breakpoints.install(breakpoints.TRAINER)
