@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEMPLATE := from sys import stdout; from orchestrator.systemd.unit import template; stdout.write(template
+TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template; stdout.write(template
 
 .PHONY: demo test test-fast lint docs bench units cli-reference survival clean
 

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import fields
 
-from orchestrator.cli import _parser
+from orchestrator.cli.parser import _parser
 from orchestrator.config import Config
 
 INTRODUCTION = """\
