@@ -93,6 +93,13 @@ def test_format_examples() -> None:
         json.loads(line)
 
 
+def relative_links(text: str) -> list[str]:
+    """The targets of links and images to files, without anchors; code is no link."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)#\s]+)", prose)
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
 def run(*arguments: str) -> str:
     result = subprocess.run(
         [sys.executable, "-m", "orchestrator", *arguments],
@@ -147,11 +154,19 @@ def test_paths_through_the_source() -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_tree_in_the_readme_exists() -> None:
-    """The documents and folders that the README lists are there."""
-    listed = re.findall(
-        r"^((?:docs|examples|systemd)/[\w.-]*)", README.split("## Where things")[1], re.M
-    )
-    assert listed
-    for name in listed:
+def test_links_of_the_pages_lead_to_pages() -> None:
+    """Relative links stay below docs/, since the site has nothing else, and lead to what exists."""
+    for path, text in PAGES.items():
+        for name in relative_links(text):
+            target = (path.parent / name).resolve()
+            assert target.is_relative_to(ROOT / "docs"), f"{path}: {name}"
+            assert target.exists(), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_of_the_front_pages_lead_to_files(page: Path) -> None:
+    """The documents, folders and scripts to which README and its neighbours link are there."""
+    names = relative_links(page.read_text())
+    assert names or page.name != "README.md"
+    for name in names:
         assert (ROOT / name).exists(), name
