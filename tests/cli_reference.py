@@ -4,6 +4,7 @@ python -m tests.cli_reference
 """
 
 import argparse
+import html
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -25,13 +26,14 @@ SETTINGS = """\
 ## Settings
 
 `orchestrator run`, `orchestrator systemd-unit` and `orchestrator slurm-script` take these options.
-Each has an environment variable (`ORCHESTRATOR_KEEP=5`) and a key in `orchestrator.toml` or, where
-that has none, in `[tool.orchestrator]` of `pyproject.toml` (`keep = 5`). The files are read from
-the directory in which the command is started. The command line wins, then the environment, then the
-file. A switch is `on` or `off` in the environment and `true` or `false` in a file.
+Each has an environment variable and a key in `orchestrator.toml` or, where that has none, in
+`[tool.orchestrator]` of `pyproject.toml`: `--keep-best` is `ORCHESTRATOR_KEEP_BEST` there, and
+`keep_best`. The files are read from the directory in which the command is started. The command
+line wins, then the environment, then the file. A switch is `on` or `off` in the environment and
+`true` or `false` in a file.
 
-| option | environment variable | key | meaning |
-|---|---|---|---|
+| option | meaning |
+|---|---|
 """
 
 # An option that only the commands with settings have.
@@ -76,38 +78,33 @@ def _usage(command: argparse.ArgumentParser) -> str:
 
 
 def _row(action: argparse.Action) -> str:
-    if not action.option_strings:
-        name = str(action.metavar)
-    else:
-        name = ", ".join(action.option_strings) + _value(action)
-    return f"| {_code(name)} | {_cell((action.help or '') % vars(action))} |"
-
-
-def _value(action: argparse.Action) -> str:
-    if action.nargs == 0:
-        return ""
-    if action.choices:
-        return " " + "|".join(map(str, action.choices))
-    return " " + str(action.metavar or action.dest.upper())
+    names = action.option_strings or [str(action.metavar)]
+    value = ""
+    if action.option_strings and action.nargs != 0:
+        value = str(action.metavar or action.dest.upper())
+        if action.choices:
+            value = "|".join(map(str, action.choices))
+    return _line(names, value, (action.help or "") % vars(action))
 
 
 def _setting_rows() -> Iterator[str]:
     for setting in fields(Config):
         option = setting.name.replace("_", "-")
-        shown = f"--{option} {setting.metadata['metavar']}"
-        if setting.type is bool:
-            shown = f"--{option}, --no-{option}"
-        variable = f"ORCHESTRATOR_{setting.name.upper()}"
-        text = _cell(setting.metadata["help"])
-        yield f"| {_code(shown)} | `{variable}` | `{setting.name}` | {text} |\n"
+        is_switch = setting.type is bool
+        names = [f"--{option}", f"--no-{option}"] if is_switch else [f"--{option}"]
+        value = "" if is_switch else setting.metadata["metavar"]
+        yield _line(names, value, setting.metadata["help"]) + "\n"
 
 
-def _code(text: str) -> str:
-    return f"`{_cell(text)}`"
+def _line(names: list[str], value: str, meaning: str) -> str:
+    shown = ", ".join(f"`{name}`" for name in names)
+    # Not in backticks: readers of Markdown disagree about a | in these.
+    shown += f" <code>{_escaped(value)}</code>" if value else ""
+    return f"| {shown} | {_escaped(meaning)} |"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("*", "&#42;")
 
 
 if __name__ == "__main__":
