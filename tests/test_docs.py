@@ -134,15 +134,6 @@ def test_command_line_page_is_generated() -> None:
     assert cli_reference.page() == COMMAND_LINE, "run `make cli-reference`"
 
 
-@pytest.mark.processes
-def test_readme_script_runs(tmp_path: Path) -> None:
-    """The README's script trains to completion as it stands."""
-    (script,) = blocks(README, "python")
-    (tmp_path / "train.py").write_text(script)
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True, timeout=120)
-    assert (tmp_path / "runs" / "train" / "done.json").exists()
-
-
 def test_paths_through_the_source() -> None:
     """Each path of the page that explains the source names files that exist, at most five each."""
     paths = HOW_IT_WORKS.split("\n### ")[1:]
