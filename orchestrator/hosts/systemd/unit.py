@@ -188,8 +188,8 @@ _UNIT = """\
 {heading}
 [Unit]
 Description={description}
-{order}# The supervisor restarts its trainer; systemd restarts the supervisor. After five failures of
-# the supervisor within ten minutes another start would not help.
+{order}# The supervisor restarts its trainer; systemd restarts the supervisor. After five failures
+# of the supervisor within ten minutes another start would not help.
 StartLimitIntervalSec=600
 StartLimitBurst=5
 
