@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from tests.recording.terminal import COLUMNS, LINES, Frame, Line, Span
 
-LONGEST_SECONDS = 1.0  # a pause in which nothing happens is cut to this
+LONGEST_SECONDS = 0.7  # a pause in which nothing happens is cut to this
 CAPTION_SECONDS = 2.2  # a new line of the demo's own words stays at least as long
 COUNTDOWN_SECONDS = 0.9
 SHORTEST_SECONDS = 0.15
