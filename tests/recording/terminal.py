@@ -5,8 +5,8 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
-import subprocess
 import termios
 import time
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def record(command: list[str], prompt: str) -> list[Frame]:
     stream.feed(prompt.encode() + b"\r\n")
     frames = [Frame(0.0, _lines(screen))]
     started = time.monotonic()
-    master, process = _spawn(command)
+    pid, master = _spawn(command)
     try:
         while chunk := _read(master, started + DEADLINE_SECONDS - time.monotonic()):
             for part in re.split(CURSOR_BACK, chunk):
@@ -57,28 +57,27 @@ def record(command: list[str], prompt: str) -> list[Frame]:
                 lines = _lines(screen)
                 if lines != frames[-1].lines:
                     frames.append(Frame(time.monotonic() - started, lines))
-        if status := process.wait(DEADLINE_SECONDS):
-            raise RuntimeError(f"{command} ended with status {status}")
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        raise
     finally:
-        process.kill()
-        process.wait()
-        os.close(master)
+        os.close(master)  # hangs up what still runs
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        raise RuntimeError(f"{command} ended with status {status}")
     return frames
 
 
-def _spawn(command: list[str]) -> tuple[int, subprocess.Popen[bytes]]:
-    master, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    process = subprocess.Popen(
-        command,
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)},
-    )
-    os.close(terminal)
-    return master, process
+def _spawn(command: list[str]) -> tuple[int, int]:
+    """Start the command with a controlling terminal; return its pid and the master's descriptor."""
+    pid, master = pty.fork()
+    if pid == 0:
+        try:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+            os.execvpe(command[0], command, {**os.environ, "TERM": "xterm-256color"})
+        finally:
+            os._exit(127)
+    return pid, master
 
 
 def _read(master: int, patience_seconds: float) -> bytes:
