@@ -257,10 +257,3 @@ def test_python_blocks_compile() -> None:
     for page in PAGES:
         for block in blocks(page, "python"):
             compile(block, str(page), "exec")
-
-
-def test_links_of_the_readme_lead_somewhere() -> None:
-    """Each relative link of the pages at the top exists."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (ROOT / target).exists(), f"{page.name}: {target}"
