@@ -117,7 +117,7 @@ class SlurmJobMonitor:
             self._log.warning("cannot write the marker for a requeue", problem=error.strerror)
 
     async def _update_facts(self) -> None:
-        """Query scontrol; without an result the last facts stay valid."""
+        """Query scontrol; without a result the last facts stay valid."""
         result = await self._ask(self._job.show_command)
         self._facts = JobFacts.parse(result.output) or self._facts
 
