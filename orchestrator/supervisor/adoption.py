@@ -144,7 +144,7 @@ class Adoption:
         # Only adopt mode pays for watchdog.
         from orchestrator.adopt.file_watcher import DirectoryWatcher
 
-        with DirectoryWatcher(self._pattern.concerns) as changes:
+        with DirectoryWatcher(self._pattern.may_affect_match) as changes:
             while not over.done():
                 if everywhere:
                     changes.changed.clear()

@@ -63,7 +63,7 @@ class SnapshotWriteQueue:
     @property
     def writing(self) -> Heartbeat:
         """Beats while a snapshot is being written."""
-        return self._writer.pulse
+        return self._writer.heartbeat
 
     @property
     def write_allowance_seconds(self) -> float:
