@@ -79,7 +79,9 @@ def _check_adoption(config: Config, place: RunDir) -> None:
             f"cannot fill {{step}} of --resume-arg: the last name in --adopt {config.adopt.text} "
             "has no wildcard, and so tells no step; use {path}"
         )
-    if config.adopt and any(map(config.adopt.covers, RunDir(Path(os.path.abspath(place.root))).own)):
+    if config.adopt and any(
+        map(config.adopt.covers, RunDir(Path(os.path.abspath(place.root))).own)
+    ):
         raise ConfigError(
             f"cannot adopt {config.adopt.text}: that takes in the run directory {place.root}, or "
             "what lies there; name what the script saves more closely, or take another --run-dir"

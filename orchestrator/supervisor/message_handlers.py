@@ -288,7 +288,9 @@ class Conversation:
             if attempt.shows_saves:
                 status.step, status.epoch = attempt.step, attempt.epoch
             status.snapshots = self._snapshot_facts(attempt)
-            if self._snapshots.slots and (newest_snapshot := self._snapshots.slots.newest_step_and_age()):
+            if self._snapshots.slots and (
+                newest_snapshot := self._snapshots.slots.newest_step_and_age()
+            ):
                 step, age = newest_snapshot
                 status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
             if (silence := self._watch.silence) is not None:
