@@ -176,5 +176,5 @@ def assert_sound(run: RunDir, had_two: bool) -> bool:
 
     wait_for(all_are_counted, "a look without a deletion")
     assert valid >= 2 or not had_two
-    assert store.quarantined() == []
+    assert store.quarantine_folder.entries() == []
     return had_two or valid >= 2
