@@ -13,6 +13,7 @@ from orchestrator.adopt.formats import (
     DCP_METADATA,
     DCP_SUFFIX,
     IncompleteError,
+    check_allocation,
     dcp_sizes,
     read_json,
     shows_whole,
@@ -43,6 +44,8 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
 
     Raises IncompleteError when something is missing, and OSError when the files cannot be read.
     """
+    for name, size in saved.sizes.items():
+        check_allocation(saved.root / name, size)
     silent = {n: size for n, size in saved.sizes.items() if not shows_whole(saved.root / n, size)}
     if not saved.is_directory:
         return Completeness(not silent, "its format does not tell whether it is whole")
@@ -102,8 +105,11 @@ def _check_dcp(saved: SavedFiles) -> set[str]:
     for folder in folders:
         metadata = f"{folder}/{DCP_METADATA}".lstrip("/")
         _require(saved, metadata, "which is written last")
+        sizes = dcp_sizes(saved.root / metadata)
+        if sizes is None:
+            continue
         measured.add(metadata)
-        for shard, least in dcp_sizes(saved.root / metadata).items():
+        for shard, least in sizes.items():
             name = f"{folder}/{shard}".lstrip("/")
             _require(saved, name, f"which {metadata} names")
             if saved.states[name].bytes < least:

@@ -110,9 +110,10 @@ class SaveScanner:
                 event = self._act(save, self._decide(save, facts, seals), reason)
             except FileNotFoundError:
                 continue  # the script has deleted it meanwhile
-            except OSError as error:
+            except Exception as error:
+                # Whatever it is: one bad file does not stop the others from being looked at.
                 self._sealer.postpone(save.path)
-                event = Failed(save.path, str(error))
+                event = Failed(save.path, str(error) or repr(error))
             events += [event] if event is not None else []
         return events
 
@@ -142,6 +143,11 @@ class SaveScanner:
             save.completeness = examine(files, usual)
         except IncompleteError as error:
             save.problem = str(error)
+        except OSError:
+            raise
+        except Exception as error:
+            # Its files hold what no check expects; the other saves are looked at all the same.
+            save.problem = f"it cannot be examined: {error!r}"
 
     def _act(self, save: TrackedSave, decision: Decision, reason: Reason) -> ScanEvent | None:
         match decision:

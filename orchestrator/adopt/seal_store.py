@@ -115,6 +115,7 @@ class SealStore:
                 written_here=sealing.written_here,
                 kept=sealing.keep,
                 modified_ns=files.modified_ns,
+                path_from_run=os.path.relpath(files.path, os.path.abspath(self.store.run.root)),
             ),
         )
 

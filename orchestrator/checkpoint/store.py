@@ -123,8 +123,9 @@ class Store:
         for path in self.directories():
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 checkpoint = read_checkpoint(path)
-                if checkpoint.manifest.run_id == self.run_id:
-                    yield checkpoint
+                located = self.disposal.locate(checkpoint)
+                if located is not None and checkpoint.manifest.run_id == self.run_id:
+                    yield located
 
     def directories(self) -> list[Path]:
         """Return everything that is named like a checkpoint, oldest first.
@@ -157,6 +158,14 @@ class Store:
                 if not checkpoint.manifest.healthy:
                     passed_over.append(f"{path.name} holds non-finite values")
                     continue
+                located = self.disposal.locate(checkpoint)
+                if located is None:
+                    elsewhere = checkpoint.resume_path
+                    passed_over.append(
+                        f"{path.name} is of {elsewhere}, which this command does not name"
+                    )
+                    continue
+                checkpoint = located
                 self.verified.forget(checkpoint.name)
                 self.verified.verify(checkpoint, to_load=True)
             except CheckpointInvalidError as error:

@@ -58,7 +58,7 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
     lock = RunLock(place)
     lock.write_owner()
     log.record_in(place.log_file)
-    disposal = ScriptFiles() if config.adopt else OwnFiles()
+    disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
     store = Store.open(place, command, script_of(command), disposal)
     _refuse_mixture(store, by_script=config.adopt is not None)
     if _already_complete(place, command):
