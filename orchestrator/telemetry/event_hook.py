@@ -9,6 +9,7 @@ import structlog
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.races import first_of
 from orchestrator.system.subprocesses import SubprocessRunner
 
 DEADLINE_SECONDS = 30.0
@@ -63,13 +64,8 @@ class EventHook:
 
     async def finish(self, abandon: asyncio.Event) -> None:
         """Wait for what runs, at most until its deadline and until ``abandon`` is set."""
-        given_up = asyncio.ensure_future(abandon.wait())
-        ends = asyncio.gather(*self._running, return_exceptions=True)
-        either: set[asyncio.Future[Any]] = {ends, given_up}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        given_up.cancel()
-        ends.cancel()  # and what it waits for, which is killed
-        await asyncio.wait({ends})
+        # The command of a hook that is cancelled is killed.
+        await first_of(asyncio.gather(*self._running, return_exceptions=True), abandon.wait())
 
 
 def _text(value: object) -> str:
