@@ -5,7 +5,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.checkpoint.manifest import (
     MAXIMUM_MANIFEST_BYTES,
@@ -28,6 +28,29 @@ _DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO, er
 _NAME = re.compile(r"step-(\d{12})(?:-(\d+))?")
 
 
+@dataclass(frozen=True, order=True)
+class PublicationOrder:
+    """The order in which the checkpoints of a run were published.
+
+    ``sequence`` counts the checkpoints of one step from 1: a run that resumes from an older
+    checkpoint comes to the same step again.
+    """
+
+    step: int
+    sequence: int
+
+    @classmethod
+    def of_name(cls, name: str) -> Self:
+        """Parse a directory's name: ``step-000000000007-2`` is the second checkpoint of step 7.
+
+        Raises ValueError for any other name.
+        """
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{name} is not the name of a checkpoint")
+        return cls(int(match[1]), int(match[2] or 1))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A published checkpoint: its directory, its manifest, and whether a person pinned it."""
@@ -42,9 +65,9 @@ class Checkpoint:
         return self.path.name
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Step, then sequence among checkpoints of one step: the order in which they were made."""
-        return order_of(self.path.name)
+    def order(self) -> PublicationOrder:
+        """The place of this checkpoint in the order of publication."""
+        return PublicationOrder.of_name(self.path.name)
 
     @property
     def state_file(self) -> Path:
@@ -103,14 +126,6 @@ def is_checkpoint_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def order_of(name: str) -> tuple[int, int]:
-    """Step and sequence from a directory's name, in which number 2 of step 7 is ``...007-2``."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(f"{name} is not the name of a checkpoint")
-    return int(match[1]), int(match[2] or 1)
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in one directory, without looking at the bytes of its state.
 
@@ -129,7 +144,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise reading_problem(path, MANIFEST_FILE, error) from None
     except ValueError as error:
         raise CheckpointInvalidError(path, str(error)) from None
-    if manifest.step != order_of(path.name)[0]:
+    if manifest.step != PublicationOrder.of_name(path.name).step:
         raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
     is_plain = manifest.framework is None and manifest.adopted is None
     if is_plain and STATE_FILE not in manifest.files:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from orchestrator.checkpoint.position import Position
+
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -88,6 +90,11 @@ class Manifest:
     framework: str | None = None
     """Whose trainer has saved it, in its own form; None for the state of a session."""
     adopted: Adopted | None = None
+
+    @property
+    def position(self) -> Position:
+        """The steps and epochs that the saved state has completed."""
+        return Position(self.step, self.epoch)
 
     @property
     def exactness(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from orchestrator.checkpoint.checkpoint import PublicationOrder
+
 MINIMUM_KEEP = 2
 DEFAULT_KEEP = 3
 KEEP_ALL = sys.maxsize
@@ -17,7 +19,7 @@ class Candidate:
     """What retention knows of one verified checkpoint of this run."""
 
     name: str
-    order: tuple[int, int]
+    order: PublicationOrder
     healthy: bool
     pinned: bool
     metrics: dict[str, float]
@@ -60,10 +62,12 @@ def names_to_keep(
     healthy = sorted((c for c in candidates if c.healthy), key=lambda c: c.order)
     keep = max(policy.keep, MINIMUM_KEEP)
     newest = {c.name for c in healthy[-keep:]}
-    oldest_counted = next((c.order for c in healthy if c.name in newest), (0, 0))
+    oldest_counted = next((c.order for c in healthy if c.name in newest), None)
     unhealthy = sorted((c for c in candidates if not c.healthy), key=lambda c: c.order)
     # For a look at what went wrong; a diverged run that saves on must not fill the disk with them.
-    recent_unhealthy = {c.name for c in unhealthy[-keep:] if c.order > oldest_counted}
+    recent_unhealthy = {
+        c.name for c in unhealthy[-keep:] if oldest_counted is None or c.order > oldest_counted
+    }
     pinned = {c.name for c in candidates if c.pinned}
     return newest | recent_unhealthy | pinned | _best(healthy, policy.best) | set(in_use)
 

@@ -18,8 +18,8 @@ from orchestrator.checkpoint.checkpoint import (
     PIN_FILE,
     STATE_FILE,
     Checkpoint,
+    PublicationOrder,
     is_checkpoint_name,
-    order_of,
     read_checkpoint,
 )
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
@@ -157,7 +157,7 @@ class Store:
     def _directories(self) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):
             paths = [p for p in self.run.checkpoints.iterdir() if is_checkpoint_name(p.name)]
-            return sorted(paths, key=lambda path: order_of(path.name))
+            return sorted(paths, key=lambda path: PublicationOrder.of_name(path.name))
         return []
 
     def newest_valid(
@@ -337,8 +337,8 @@ class Store:
     def _unused_path(self, step: int) -> Path:
         # What is in quarantine keeps its name: the journal and people know it by that.
         aside = [path.name.partition(".")[0] for path in self.lost()]
-        used = [path.name for path in self._directories()] + aside
-        taken = {order_of(name)[1] for name in used if order_of(name)[0] == step}
+        names = [path.name for path in self._directories()] + aside
+        taken = {o.sequence for o in map(PublicationOrder.of_name, names) if o.step == step}
         base = self.run.checkpoints / f"step-{step:012d}"
         return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
+from orchestrator.checkpoint.position import Position
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField, anonymous_file
 
 SLOT_COUNT = 2
@@ -30,9 +31,9 @@ class Snapshot:
     taken_ns: int
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Steps and epochs that are in it."""
-        return self.manifest.step, self.manifest.epoch
+    def position(self) -> Position:
+        """The steps and epochs that the image has completed."""
+        return self.manifest.position
 
 
 class Slots:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.checkpoint.checkpoint import PublicationOrder
 from orchestrator.checkpoint.retention import (
     BestPolicy,
     Candidate,
@@ -17,7 +18,7 @@ from orchestrator.checkpoint.retention import (
 
 def candidate(step: int, **facts: Any) -> Candidate:
     usual: dict[str, Any] = {"healthy": True, "pinned": False, "metrics": {}}
-    return Candidate(name=f"s{step}", order=(step, 1), **(usual | facts))
+    return Candidate(name=f"s{step}", order=PublicationOrder(step, 1), **(usual | facts))
 
 
 def sick(step: int) -> Candidate:
@@ -117,7 +118,11 @@ def test_what_stays(
 RUNS = st.lists(
     st.builds(
         lambda step, healthy, is_pinned, loss: Candidate(
-            f"s{step}", (step, 1), healthy, is_pinned, {} if loss is None else {"loss": loss}
+            f"s{step}",
+            PublicationOrder(step, 1),
+            healthy,
+            is_pinned,
+            {} if loss is None else {"loss": loss},
         ),
         st.integers(0, 50),
         st.booleans(),

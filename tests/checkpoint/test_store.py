@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.checkpoint import Checkpoint, order_of, read_checkpoint
+from orchestrator.checkpoint.checkpoint import Checkpoint, PublicationOrder, read_checkpoint
 from orchestrator.checkpoint.digesting_writer import BESIDE_BYTES, DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
@@ -613,14 +613,14 @@ def test_an_export_onto_a_full_disk_leaves_nothing(
 )
 def test_order_in_names(name: str, order: tuple[int, int]) -> None:
     """The name alone says in which order checkpoints were made."""
-    assert order_of(name) == order
+    assert PublicationOrder.of_name(name) == PublicationOrder(*order)
 
 
 @pytest.mark.parametrize("name", ["", "step-1", "step-000000001200-", "quarantine", ".writing-a"])
 def test_names_of_other_things_have_no_order(name: str) -> None:
     """What is not named like a checkpoint is refused."""
     with pytest.raises(ValueError, match="not the name of a checkpoint"):
-        order_of(name)
+        PublicationOrder.of_name(name)
 
 
 def test_a_checkpoint_that_cannot_be_judged_is_left_alone(tmp_path: Path) -> None:

@@ -163,7 +163,9 @@ class CheckpointCatalog:
         return True
 
     def _become(self, snapshot: Snapshot) -> Checkpoint | None:
-        return next((c for c in self._store.all() if _place(c) == snapshot.order), None)
+        return next(
+            (c for c in self._store.all() if c.manifest.position == snapshot.position), None
+        )
 
     def _can_be_replaced(self, suspect: Checkpoint) -> bool:
         """Whether nobody has pinned it and an older one is valid, every byte of it."""
@@ -198,7 +200,3 @@ class CheckpointCatalog:
             reason=error.reason,
             demoted=demoted,
         )
-
-
-def _place(checkpoint: Checkpoint) -> tuple[int, int]:
-    return checkpoint.manifest.step, checkpoint.manifest.epoch

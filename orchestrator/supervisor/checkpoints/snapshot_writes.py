@@ -131,8 +131,10 @@ class SnapshotWriteQueue:
                 continue
             if beyond is None:
                 return snapshot
-            there = (beyond.manifest.step, beyond.manifest.epoch)
-            if snapshot.order > there or (snapshot.order == there and self.is_durable(snapshot)):
+            reached = beyond.manifest.position
+            if snapshot.position > reached or (
+                snapshot.position == reached and self.is_durable(snapshot)
+            ):
                 return snapshot
         return None
 
