@@ -30,14 +30,13 @@ LAYERS = {
         {"__main__"},
     ),
     "supervisor": (
-        {"recovery", "signals", "state_machine"},
+        {"recovery", "signals", "state_machine", "stop_request", "run_events"},
         {"checkpoints"},
         {"attempt"},
-        {"termination"},
-        {"judge", "adoption"},
-        {"message_handlers"},
-        {"report", "wiring"},
-        {"outcome"},
+        {"run_facts"},
+        {"termination", "judge", "adoption", "save_requests", "session_opening", "live_status"},
+        {"publishing", "message_handlers", "report"},
+        {"outcome", "wiring"},
         {"supervisor"},
     ),
     "training": (
@@ -55,7 +54,7 @@ HOMES = {
     "torch": ("training/", "integrations/"),
     "lightning": ("integrations/lightning.py", "integrations/lightning_loop.py"),
     "transformers": ("integrations/transformers.py",),
-    "tenacity": ("supervisor/recovery/backoff.py", "training/runtime/patient_retry.py"),
+    "tenacity": ("training/runtime/patient_retry.py",),
     "psutil": ("system/process_tree.py", "system/memory.py", "hosts/laptop/battery.py"),
     "rich": ("cli/control.py", "cli/tables.py", "chaos/shown.py"),
     "xxhash": (

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.client import status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.termination.hang_budgets import Activity
+from orchestrator.supervisor.attempt.activity import Activity
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.run_state import State
 from orchestrator.terminal.logs import readable

@@ -20,6 +20,7 @@ from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.supervisor.supervisor import Ending, Supervisor
+from orchestrator.supervisor.wiring import wire
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log
@@ -62,7 +63,7 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
     if _already_complete(place, command):
         notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    return asyncio.run(Supervisor(config, command, store, lock, console, notifier).run())
+    return asyncio.run(Supervisor(wire(config, command, store, lock, console, notifier)).run())
 
 
 def _check_adoption(config: Config, place: RunDir) -> None:

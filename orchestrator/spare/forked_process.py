@@ -27,4 +27,4 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
-TrainerProcess: TypeAlias = subprocess.Popen[bytes] | ForkedProcess
+ProcessHandle: TypeAlias = subprocess.Popen[bytes] | ForkedProcess

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from orchestrator.spare.forked_process import TrainerProcess
+from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.spare.process import Modules, SpareProcess
 from orchestrator.spare.python_command import python_command
 from orchestrator.system.memory import available_bytes, private_bytes
@@ -177,7 +177,7 @@ class SparePool:
 
     async def make_trainer(
         self, variables: Mapping[str, str], output: int, lock: int
-    ) -> TrainerProcess | None:
+    ) -> ProcessHandle | None:
         """What runs the command now: a fork of the spare, or the spare; None: start it cold."""
         spare, self._reason = self._spare, TOO_EARLY
         if spare is None:

@@ -15,7 +15,7 @@ from typing import Self
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
 from orchestrator.spare import worker
-from orchestrator.spare.forked_process import ForkedProcess, TrainerProcess
+from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
 from orchestrator.spare.python_command import PythonCommand
 from orchestrator.system.capabilities import Capability, has
 from orchestrator.system.threads import in_thread
@@ -129,7 +129,7 @@ class SpareProcess:
 
     async def make_trainer(
         self, variables: Mapping[str, str], output: int, lock: int
-    ) -> TrainerProcess | None:
+    ) -> ProcessHandle | None:
         """Hand it what differs from attempt to attempt; the process that begins with the script."""
         if self.trainer_pid is not None:
             self._began = asyncio.get_running_loop().create_future()

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
 
 import structlog
 
@@ -26,70 +24,62 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import AdoptedProgress, Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
-from orchestrator.supervisor.termination.stop_ladder import Watch
+from orchestrator.supervisor.run_events import RunEvents
+from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.system.priority import lower_priority
+from orchestrator.system.races import first_of
 from orchestrator.system.threads import in_thread, may_go_unheard
 
-# Network filesystems, and what another machine writes on them, give no events.
-LOOK_SECONDS = 10.0
-# With thousands of matches, of which a look asks the system one by one, less often than that.
+# Network filesystems, and what another machine writes on them, give no events: scan this often.
+SCAN_SECONDS = 10.0
+# With thousands of matches, each of which costs a system call, scan less often than that.
 POLLING_SHARE = 0.005
-MOST_LOOK_SECONDS = 60.0
-# What is being written is looked at so often, until it has come to rest.
+MOST_SCAN_SECONDS = 60.0
+# Scan a checkpoint that is being written this often, until it has settled.
 PENDING_SECONDS = 0.25
-# Where many names match and all the time one comes, looking takes this share of a core.
-LOOKING_SHARE = 0.05
-# When nothing that matches has come by then, the pattern may be wrong.
+# Where many names match and new ones come all the time, scanning takes this share of a core.
+SCANNING_SHARE = 0.05
+# If nothing that matches has come by then, the pattern may be wrong.
 UNMATCHED_SECONDS = 1800.0
-# So far the times of files may lag behind the clock.
+# The times of files may lag behind the clock by this much.
 FILE_CLOCK_NS = 20_000_000
-NO_SAVING_ON_DEMAND = (
-    "with --adopt the script saves for itself, when it wants to: it cannot be asked to save now"
-)
-NO_SESSION = (
-    "this run has --adopt, which is for scripts that save for themselves, and the script opens a "
-    "Session, which saves; leave one of the two out"
-)
 
 
 class Adoption:
-    """Looks at what the script saves while it runs, and once more when it has ended."""
+    """Scans for what the script saves while it runs, and once more when it has ended."""
 
     def __init__(
         self,
         pattern: Pattern,
         store: AdoptedStore,
-        checkpoints: CheckpointCatalog,
-        watch: Watch,
+        facts: RunFacts,
+        catalog: CheckpointCatalog,
+        events: RunEvents,
         journal: Journal,
-        publish: Callable[[str], None],
-        alarm: Callable[[dict[str, Any]], None],
-        is_new_run: bool,
     ) -> None:
-        """``publish`` gets the name of each new checkpoint, ``alarm`` what the disk refused."""
+        """``events`` are told of each new checkpoint, and of what the disk has refused."""
         self._pattern = pattern
         self._store = store
-        self._checkpoints = checkpoints
-        self._watch = watch
+        self._facts = facts
+        self._stop = facts.stop
+        self._catalog = catalog
+        self._events = events
         self._journal = journal
-        self._publish = publish
-        self._alarm = alarm
         self._log = structlog.get_logger()
-        self._written = WriteLedger(store.run.written_file)
-        self._sightings = SaveScanner(pattern, store, self._written)
-        self._is_new_run = is_new_run
-        self._looking: asyncio.Task[None] | None = None
+        self._ledger = WriteLedger(store.run.written_file)
+        self._scanner = SaveScanner(pattern, store, self._ledger)
+        self._scanning: asyncio.Task[None] | None = None
         self._began = time.monotonic()
         self._problem: str | None = None
-        self._unmatched_told = False
-        self._look_cpu_seconds = 0.0
+        self._has_warned_of_pattern = False
+        self._scan_cpu_seconds = 0.0
 
     async def take_stock(self) -> None:
-        """Before the supervisor's first attempt: what is there already."""
-        await self._look(Moment.FIRST if self._is_new_run else Moment.BEFORE, None)
+        """Scan what is there before the first attempt of this supervisor."""
+        await self._scan(Moment.FIRST if self._facts.is_new else Moment.BEFORE, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
-        """Have the script find, where it always saves, the version that was chosen.
+        """Put the chosen version where the script always saves, and where it will look for it.
 
         Raises ConfigError where something else is there that no trainer of this run wrote.
         """
@@ -101,104 +91,96 @@ class Adoption:
         if self._store.is_in_place(chosen):
             return
         if path.exists():
-            if not (adopted.written_here or self._written.is_ours(path)):
+            if not (adopted.written_here or self._ledger.is_ours(path)):
                 raise ConfigError(
-                    f"cannot resume: {path} is not whole, or not as it was, and no trainer of this "
-                    "run wrote it; move it away, or put a good one there, and run again"
+                    f"cannot resume: {path} is damaged or has changed, and no trainer of this run "
+                    "wrote it; move it away, or put a good one there, and run again"
                 )
             self._store.set_aside(path, f"not the version of {chosen.name}, which is resumed from")
         self._store.put_back(chosen)
 
     def begin(self, attempt: Attempt) -> None:
-        """A trainer runs, and has been told what to resume from."""
-        self._sightings.forget_habits()
-        resumed = attempt.resume_from
+        """Scan beside an attempt that has started."""
+        self._scanner.forget_habits()
+        resumed = attempt.resume_checkpoint
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
-        self._looking = asyncio.ensure_future(self._look_on(attempt))
-        may_go_unheard(self._looking)
+        self._scanning = asyncio.ensure_future(self._scan_beside(attempt))
+        may_go_unheard(self._scanning)
 
     async def end(self, attempt: Attempt) -> None:
-        """It has ended: nobody writes any more, so that what it saved last counts now or never."""
-        ended_well = attempt.returncode == 0
-        last = asyncio.ensure_future(
-            self._look_last(attempt, Moment.ENDED_WELL if ended_well else Moment.KILLED)
-        )
+        """Scan once more after the end: what was saved last counts now or never."""
+        moment = Moment.ENDED_WELL if attempt.returncode == 0 else Moment.KILLED
+        last = asyncio.ensure_future(self._scan_last(attempt, moment))
         may_go_unheard(last)
-        in_a_hurry = asyncio.ensure_future(self._watch.kill_wanted.wait())
-        await asyncio.wait({last, in_a_hurry}, return_when=asyncio.FIRST_COMPLETED)
-        in_a_hurry.cancel()
+        # A scan that a kill has overtaken goes on: its thread is at work in the store.
+        await first_of(asyncio.shield(last), self._stop.kill_wanted.wait())
 
-    async def _look_last(self, attempt: Attempt, moment: Moment) -> None:
-        if self._looking is not None:
-            # However it ended: what the script saved last must be looked at.
-            await asyncio.wait({self._looking})
-        await self._look(moment, attempt)
-        self._tell_of_unmatched()
+    async def _scan_last(self, attempt: Attempt, moment: Moment) -> None:
+        if self._scanning is not None:
+            # However it ended: what the script saved last must be scanned.
+            await asyncio.wait({self._scanning})
+        await self._scan(moment, attempt)
+        self._warn_of_pattern()
 
-    async def _look_on(self, attempt: Attempt) -> None:
-        """Look when something has changed, and now and then, until the attempt is over."""
-        over = asyncio.ensure_future(attempt.over.wait())
-        everywhere, looked, interval = True, 0.0, LOOK_SECONDS
-        # Only adopt mode pays for watchdog.
+    async def _scan_beside(self, attempt: Attempt) -> None:
+        """Scan after each change, and at intervals, until the attempt is over."""
+        everywhere, last_scan, interval = True, 0.0, SCAN_SECONDS
+        # watchdog is imported here, so that only adopt mode loads it.
         from orchestrator.adopt.file_watcher import Changes
 
         with Changes(self._pattern.concerns) as changes:
-            while not over.done():
+            while not attempt.over.is_set():
                 if everywhere:
                     changes.changed.clear()
-                    looked = time.monotonic()
-                await self._look(Moment.RUNNING, attempt, everywhere)
+                    last_scan = time.monotonic()
+                await self._scan(Moment.RUNNING, attempt, everywhere)
                 if everywhere:
-                    dear = self._look_cpu_seconds / POLLING_SHARE
-                    interval = min(max(LOOK_SECONDS, dear), MOST_LOOK_SECONDS)
-                changes.watch(self._sightings.directories)
+                    affordable = self._scan_cpu_seconds / POLLING_SHARE
+                    interval = min(max(SCAN_SECONDS, affordable), MOST_SCAN_SECONDS)
+                changes.watch(self._scanner.directories)
                 if time.monotonic() - self._began >= UNMATCHED_SECONDS:
-                    self._tell_of_unmatched()
-                breather = min(self._look_cpu_seconds / LOOKING_SHARE, LOOK_SECONDS)
-                await asyncio.wait({over}, timeout=breather)
-                changed = asyncio.ensure_future(changes.changed.wait())
-                rest = PENDING_SECONDS if self._sightings.pending else interval
-                await asyncio.wait(
-                    {over, changed}, timeout=rest, return_when=asyncio.FIRST_COMPLETED
-                )
-                changed.cancel()
-                everywhere = changes.changed.is_set() or time.monotonic() - looked >= interval
+                    self._warn_of_pattern()
+                pause = min(self._scan_cpu_seconds / SCANNING_SHARE, SCAN_SECONDS)
+                await first_of(attempt.over.wait(), timeout_seconds=pause)
+                rest = PENDING_SECONDS if self._scanner.pending else interval
+                await first_of(attempt.over.wait(), changes.changed.wait(), timeout_seconds=rest)
+                everywhere = changes.changed.is_set() or time.monotonic() - last_scan >= interval
 
-    async def _look(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
-        reason = Reason.EMERGENCY if self._watch.stop_wanted.is_set() else Reason.PERIODIC
+    async def _scan(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
+        reason = Reason.EMERGENCY if self._stop.wanted.is_set() else Reason.PERIODIC
 
-        def look() -> list[ScanEvent]:
+        def scan() -> list[ScanEvent]:
             lower_priority()
-            began = time.thread_time() - self._sightings.sealing_cpu_seconds
+            began = time.thread_time() - self._scanner.sealing_cpu_seconds
             try:
-                return self._sightings.look(moment, reason, everywhere)
+                return self._scanner.look(moment, reason, everywhere)
             finally:
-                ended = time.thread_time() - self._sightings.sealing_cpu_seconds
-                self._look_cpu_seconds = ended - began
+                ended = time.thread_time() - self._scanner.sealing_cpu_seconds
+                self._scan_cpu_seconds = ended - began
 
         try:
-            happenings = await in_thread(look)
+            scan_events = await in_thread(scan)
         except Exception as error:
-            # Whatever it is, training goes on; but what is not looked at is not resumed from.
+            # Training goes on whatever fails here; but an unseen checkpoint is not resumed from.
             problem = f"cannot look at what the script saves: {error!r}"
             if problem != self._problem:
-                self._alarm({"problem": problem})
+                self._events.save_failed({"problem": problem})
             self._problem = problem
             return
         self._problem = None
-        for happening in happenings:
-            self._tell(happening, attempt)
+        for scan_event in scan_events:
+            self._handle(scan_event, attempt)
 
-    def _tell(self, happening: ScanEvent, attempt: Attempt | None) -> None:
-        match happening:
+    def _handle(self, scan_event: ScanEvent, attempt: Attempt | None) -> None:
+        match scan_event:
             case Sealed(checkpoint, oldest_ns):
                 if attempt is not None and attempt.adopted is not None:
-                    stop = self._watch.stop_wanted_ns
-                    after = stop is not None and oldest_ns >= stop - FILE_CLOCK_NS
-                    attempt.adopted.saved(checkpoint.manifest.step, after)
-                self._publish(checkpoint.name)
+                    stop_ns = self._stop.wanted_ns
+                    after = stop_ns is not None and oldest_ns >= stop_ns - FILE_CLOCK_NS
+                    attempt.adopted.record_save(checkpoint.manifest.step, after)
+                self._events.checkpoint_published(checkpoint.name, {})
             case Withdrawn(checkpoint, reason):
-                self._checkpoints.withdrawn(checkpoint, reason)
+                self._catalog.record_withdrawn(checkpoint, reason)
             case SetAside(path, where, reason):
                 self._log.warning(
                     "an unfinished save was set aside",
@@ -221,11 +203,11 @@ class Adoption:
                 )
             case Failed(path, problem):
                 text = f"cannot seal {path}, or set it aside: {problem}"
-                self._alarm({"adopted": str(path), "problem": text})
+                self._events.save_failed({"adopted": str(path), "problem": text})
 
-    def _tell_of_unmatched(self) -> None:
-        if not self._sightings.any and not self._unmatched_told:
-            self._unmatched_told = True
+    def _warn_of_pattern(self) -> None:
+        if not self._scanner.any and not self._has_warned_of_pattern:
+            self._has_warned_of_pattern = True
             self._log.warning(
                 f"nothing matches --adopt {self._pattern.text} so far: there is nothing that could "
                 "be resumed from"

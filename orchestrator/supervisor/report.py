@@ -1,4 +1,4 @@
-"""What people read about the end of an attempt: where, what is saved, what happens now."""
+"""Tells people about the end of an attempt: where it ended, what is saved, what happens now."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ _MEMORY_MATTERS = frozenset(
 )
 
 
-def tell_of_death(verdict: Verdict, now: str) -> None:
-    """Of a failed attempt, once it is known what happens ``now``."""
+def log_failure(verdict: Verdict, now: str) -> None:
+    """Log a failed attempt; ``now`` says what happens next."""
     record, log = verdict.record, structlog.get_logger()
-    tell = log.warning if verdict.decision.action in RETRIES else log.error
-    tell(
+    log_it = log.warning if verdict.decision.action in RETRIES else log.error
+    log_it(
         record["cause"],
         details=paragraph(record, verdict.saved, now, verdict.output),
         kind=record["kind"],
@@ -38,8 +38,8 @@ def tell_of_death(verdict: Verdict, now: str) -> None:
     )
 
 
-def tell_of_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
-    """Of a stop on request: whether everything is saved, and where."""
+def log_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
+    """Log a stop on request: whether everything is saved, and where."""
     log = structlog.get_logger()
     where = str(newest.shown_path) if newest else None
     if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
@@ -55,7 +55,7 @@ def tell_of_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
 
 
 def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list[str]:
-    """The lines under the cause; ``record`` is exit.json."""
+    """Return the lines below the cause; ``record`` is exit.json."""
     kind = Kind(record["kind"])
     lines = [_where(record)]
     if kind in _MEMORY_MATTERS:
@@ -87,7 +87,7 @@ def _memory(record: dict[str, Any]) -> str:
 
 
 def restart_text(delay_seconds: float, failures: int, allowed: int) -> str:
-    """What happens now, when that is another attempt."""
+    """Return what happens next when that is another attempt."""
     when = "at once" if delay_seconds == 0 else f"in {duration_text(delay_seconds)}"
     return (
         f"starting again {when} (failure {failures} since the last new checkpoint; --max-restarts "

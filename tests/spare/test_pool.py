@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.spare.forked_process import TrainerProcess
+from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.spare.pool import (
     LEAST_MEMORY_BYTES,
     NEVER_READY,
@@ -57,7 +57,7 @@ class Setting:
         return facts
 
 
-def ended(process: TrainerProcess) -> int:
+def ended(process: ProcessHandle) -> int:
     """Wait for its end, as the supervisor does: its exit status, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.recovery.diagnosis import Diagnosis, Facts, Outcome, diagnose
+from orchestrator.supervisor.recovery.diagnosis import Diagnosis, ExitFacts, Outcome, diagnose
 from orchestrator.supervisor.recovery.symptoms import Kind
 
 
@@ -17,7 +17,7 @@ def diagnosis(**facts: Any) -> Diagnosis:
         "stop_requested": False,
         "lost_steps": 0,
     }
-    return diagnose(Facts(**(usual | facts)))
+    return diagnose(ExitFacts(**(usual | facts)))
 
 
 @pytest.mark.parametrize(

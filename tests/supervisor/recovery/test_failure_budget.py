@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.checkpoint.position import Position
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
@@ -113,7 +114,9 @@ def test_ends_are_read_from_the_journal() -> None:
     """What decisions depend on survives a requeue: kind, step, what was resumed or loaded."""
     event = exited(3, kind="crashed", resumed_step=2, loading_step=2, loading_epoch=1)
     (end,) = FailureBudget.from_journal(5, [event]).failures
-    assert end == AttemptEnd(Kind.CRASHED, "f", 3, resumed_step=2, loading=(2, 1), connected=True)
+    assert end == AttemptEnd(
+        Kind.CRASHED, "f", 3, resumed_step=2, loading=Position(2, 1), connected=True
+    )
 
 
 @pytest.mark.parametrize(

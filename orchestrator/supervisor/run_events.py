@@ -1,0 +1,24 @@
+"""The events of saving that other parts of the supervisor wait for."""
+
+from typing import Any, Protocol
+
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.snapshot.slots import Snapshot
+
+
+class RunEvents(Protocol):
+    """Listens to what becomes of saves; the methods are called on the event loop's thread."""
+
+    def checkpoint_written(
+        self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float
+    ) -> None:
+        """Handle that the supervisor has written a snapshot to disk as a checkpoint."""
+
+    def write_failed(self, snapshot: Snapshot, problem: str) -> None:
+        """Handle that the supervisor could not write a snapshot."""
+
+    def checkpoint_published(self, name: str, facts: dict[str, Any]) -> None:
+        """Handle that a checkpoint of this name is there, whoever has written it."""
+
+    def save_failed(self, facts: dict[str, Any]) -> None:
+        """Handle that a save has failed; ``facts`` has its ``problem``."""
