@@ -34,7 +34,7 @@ class Output:
     """A pipe that the trainer writes to, and a thread that copies from it."""
 
     def __init__(self, log: Path, target: Sink, ends: tuple[int, int]) -> None:
-        """``ends`` are the descriptors to read from and to write to."""
+        """Open the log; ``ends`` are the descriptors to read from and to write to."""
         self.read_descriptor, self.write_descriptor = ends
         """The trainer holds the first too, and gets the second as standard output and error."""
         self.heartbeat = Heartbeat()

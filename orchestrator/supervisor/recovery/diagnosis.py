@@ -223,5 +223,5 @@ def _headline(message: str) -> str:
 
 
 def _digest(*parts: str) -> str:
-    """Return a hash; the parts must be free of numbers, addresses and dates, which always differ."""
+    """Return a hash; the parts must be free of numbers, addresses and dates, which vary."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

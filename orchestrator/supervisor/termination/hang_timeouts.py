@@ -39,7 +39,10 @@ class HangTimeouts:
     """The timeouts, learned over all attempts of a supervisor."""
 
     def __init__(self, setting: float | Literal["auto", "off"]) -> None:
-        """``setting`` is --hang-timeout; a number holds for every activity from the first step."""
+        """Begin with nothing learned; ``setting`` is --hang-timeout.
+
+        A number holds for every activity from the first step.
+        """
         self._setting = setting
         self._longest: dict[Activity, float] = {}
         self._hung_at: set[tuple[Activity, int]] = set()
