@@ -14,7 +14,7 @@ from orchestrator.checkpoint.manifest import (
     FileRecord,
 )
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, arriving
+from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, atomic_replacement
 
 READ_CHUNK_BYTES = 16 << 20
 # What is read into the page cache is copied from there: at best while the processor has it too.
@@ -62,7 +62,7 @@ def export_state(
     """
     disk = disk or Disk()
     with (
-        arriving(target, disk, replace=replace) as temporary,
+        atomic_replacement(target, disk, replace=replace) as temporary,
         open(checkpoint.state_file, "rb") as source,
         disk.create(temporary) as file,
     ):

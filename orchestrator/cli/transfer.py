@@ -135,14 +135,14 @@ def import_(arguments: Namespace) -> None:
     place.create()
     lock = RunLock(place)
     try:
-        lock.sign()
+        lock.write_owner()
         store = Store.open(place, command=[])
         _refuse_foreign_run(store, source)
         _refuse_going_back(store, state["step"], source)
         published = import_.publish(store, state, source)
         _note(place, published, source)
     finally:
-        lock.release()
+        lock.close()
     print(f"{source} is now {published.path}")
     if left_out := [str(key) for key in content if key not in state]:
         print(f"left out: {', '.join(left_out)}")

@@ -67,7 +67,7 @@ class Writer:
         try:
             return self.store.publish(manifest, copy, direct=True)
         finally:
-            self.pulse.rest()
+            self.pulse.pause()
 
     def _view(self, snapshot: Snapshot) -> mmap.mmap:
         """The slot's memory, mapped once: faulting it in takes more processor than writing it.

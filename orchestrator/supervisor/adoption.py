@@ -28,7 +28,7 @@ from orchestrator.supervisor.run_events import RunEvents
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.races import first_of
-from orchestrator.system.threads import in_thread, may_go_unheard
+from orchestrator.system.threads import ignore_outcome, in_thread
 
 # Network filesystems, and what another machine writes on them, give no events: scan this often.
 SCAN_SECONDS = 10.0
@@ -66,7 +66,7 @@ class Adoption:
         self._events = events
         self._journal = journal
         self._log = structlog.get_logger()
-        self._ledger = WriteLedger(store.run.written_file)
+        self._ledger = WriteLedger(store.run.write_ledger_file)
         self._scanner = SaveScanner(pattern, store, self._ledger)
         self._scanning: asyncio.Task[None] | None = None
         self._began = time.monotonic()
@@ -105,13 +105,13 @@ class Adoption:
         resumed = attempt.resume_checkpoint
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
         self._scanning = asyncio.ensure_future(self._scan_beside(attempt))
-        may_go_unheard(self._scanning)
+        ignore_outcome(self._scanning)
 
     async def end(self, attempt: Attempt) -> None:
         """Scan once more after the end: what was saved last counts now or never."""
         moment = Moment.ENDED_WELL if attempt.returncode == 0 else Moment.KILLED
         last = asyncio.ensure_future(self._scan_last(attempt, moment))
-        may_go_unheard(last)
+        ignore_outcome(last)
         # A scan that a kill has overtaken goes on: its thread is at work in the store.
         await first_of(asyncio.shield(last), self._stop.kill_wanted.wait())
 

@@ -41,7 +41,7 @@ class LiveStatus:
             restarts=self._facts.restarts,
             problem=self._facts.problem,
             spare_pid=self._spares.pid,
-            spare=self._spares.facts(),
+            spare=self._spares.status(),
         )
         if self._catalog.newest is not None:
             status.newest_checkpoint = describe_checkpoint(self._catalog.newest)

@@ -89,7 +89,7 @@ class TrainerMessages:
             case "write":
                 self._handle_write(attempt, facts)
             case "modules" if not self._facts.stop.wanted.is_set():
-                self._spares.trainer_has_loaded(
+                self._spares.on_trainer_modules(
                     attempt.directory.modules_file, attempt.session_pid == attempt.process.pid
                 )
             case "rejected":

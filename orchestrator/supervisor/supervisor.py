@@ -16,7 +16,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError, NoThreadError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.ipc.server import Channel, remove_abandoned
+from orchestrator.ipc.server import MessageServer, remove_stale_socket
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor import report
@@ -34,7 +34,7 @@ from orchestrator.supervisor.stop_request import StopWantedError
 from orchestrator.supervisor.wiring import Parts
 from orchestrator.system import process_tree
 from orchestrator.system.races import beside, first_of
-from orchestrator.system.threads import may_go_unheard
+from orchestrator.system.threads import ignore_outcome
 
 # A dying process closes its socket an instant before or after its exit is seen.
 LAST_WORDS_SECONDS = 1.0
@@ -78,25 +78,25 @@ class Supervisor:
             on_child=self._on_child,
             on_resize=self._on_resize,
         )
-        remove_abandoned(parts.lock.former_owner.get("socket"))
-        channel = Channel(parts.message_handlers.handle)
+        remove_stale_socket(parts.lock.previous_owner.get("socket"))
+        server = MessageServer(parts.message_handlers.handle)
         try:
-            async with beside(parts.service.tell()):
-                status = await self._run_with(channel)
+            async with beside(parts.service.run()):
+                status = await self._run_with(server)
         finally:
-            channel.close()
-        await parts.host_events.end(status, self._stop.source)
+            server.close()
+        await parts.host_events.finish(status, self._stop.source)
         is_interrupt = self._stop.source == signal.SIGINT.name
         return Ending(status, parts.console.is_interactive and is_interrupt)
 
-    async def _run_with(self, channel: Channel) -> ExitStatus:
+    async def _run_with(self, server: MessageServer) -> ExitStatus:
         parts = self._parts
-        channel.start()
-        parts.lock.sign(socket=channel.path)
+        server.start()
+        parts.lock.write_owner(socket=server.path)
         spec = LaunchSpec(
             command=parts.command,
             resume_argument=parts.config.resume_arg,
-            environment=common_environment(self._run, parts.store.run_id, channel.path),
+            environment=common_environment(self._run, parts.store.run_id, server.path),
             lock_descriptor=parts.lock.descriptor,
             stop_signal=parts.config.stop_signal,
             unrelated=parts.unrelated,
@@ -106,10 +106,10 @@ class Supervisor:
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=parts.command, version=__version__
             )
-            parts.host_events.begin(parts.save_requests.save_now)
+            parts.host_events.start(parts.save_requests.save_now)
             try:
                 status = await self._run_attempts(spec)
-                parts.service.ended()
+                parts.service.notify_stopping()
             finally:
                 await self._wait_for_writes()
                 await self._catalog.wait_for_rotations()
@@ -153,7 +153,7 @@ class Supervisor:
             self._parts.adoption.begin(attempt)
         self._facts.attempt = attempt
         self._facts.machine.handle(Event.SPAWNED)
-        self._parts.service.started()
+        self._parts.service.notify_ready()
         self._ladder.begin(attempt)
         return attempt
 
@@ -167,7 +167,7 @@ class Supervisor:
         checkpoint = await or_stop(self._choose(snapshot))
         if self._former_processes is not None:
             await or_stop(self._former_processes)
-        await or_stop(self._spares.settle())
+        await or_stop(self._spares.wait_until_ready())
         # On a full disk the last attempt has left no directory.
         number = 1 + max(self._run.last_attempt(), self._facts.attempt_number or 0)
         attempt = Attempt(
@@ -222,12 +222,12 @@ class Supervisor:
         """Wait for the end of the attempt, and clean up after it."""
         async with beside(attempt.memory_watch.run()):
             await self._wait_until_over(attempt)
-        self._spares.trainer_has_ended()
+        self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
         remains = await attempt.process.clean_up()
         users = remains.seen | {attempt.session_pid or attempt.process.pid}
         self._former_processes = asyncio.ensure_future(all_gone(remains, users))
-        may_go_unheard(self._former_processes)  # where no attempt follows
+        ignore_outcome(self._former_processes)  # where no attempt follows
 
     async def _wait_until_over(self, attempt: Attempt) -> None:
         """Wait until the attempt has ended, or was given up as unkillable.

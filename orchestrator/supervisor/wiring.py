@@ -93,7 +93,7 @@ def wire(
     save_requests = SaveRequests(facts, is_possible=config.adopt is None)
     publisher = Publisher(facts, catalog, save_requests, journal)
     snapshots = SnapshotWriteQueue(store, catalog, stop, publisher)
-    ladder = StopLadder(facts, snapshots, journal, Countdown(console.show_below))
+    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer))
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
     status = LiveStatus(facts, store, catalog, snapshots, spares)
     message_handlers = MessageHandlers(
@@ -112,8 +112,8 @@ def wire(
     host_events = HostEvents(
         config, store.run, journal, events, snapshots.expected_write_seconds, ladder.on_notice
     )
-    hook = EventHook(config.on_event, store.run, host_events.tools)
-    journal.listeners.append(hook.hear)
+    hook = EventHook(config.on_event, store.run, host_events.subprocesses)
+    journal.listeners.append(hook.on_journal_event)
     return Parts(
         config=config,
         command=command,
@@ -136,5 +136,5 @@ def wire(
         service=service,
         host_events=host_events,
         hook=hook,
-        unrelated=UnrelatedProcesses(spares, host_events.tools),
+        unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
     )

@@ -29,7 +29,7 @@ class Script:
         run.create()
         self.now = 0.0
         self.store = AdoptedStore(run, "0123456789abcdef")
-        self.written = WriteLedger(run.written_file)
+        self.written = WriteLedger(run.write_ledger_file)
         self.sightings = SaveScanner(
             Pattern.parse(str(self.out / pattern)), self.store, self.written, lambda: self.now
         )

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.ipc.control_page import anonymous_file
 from orchestrator.system import process_tree
-from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE, Capability, has
+from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE, Capability, is_available
 from orchestrator.system.durable import DirectFile
 from tests.e2e.support import (
     Supervised,
@@ -86,7 +86,7 @@ def test_what_is_switched_off_is_not_used(
     with DirectFile(tmp_path / "file") as file:
         assert not file._is_direct
         assert file.write(bytes(5000)) == 5000
-    assert has(Capability.SUBREAPER) is (value != ALL)
+    assert is_available(Capability.SUBREAPER) is (value != ALL)
 
 
 def test_processes_are_found_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,11 +94,11 @@ def test_processes_are_found_without_proc(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(WITHOUT_VARIABLE, Capability.PROC)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert child.pid in process_tree.children_of(os.getpid())
-    look = process_tree.Process.look(child.pid)
+    look = process_tree.Process.read(child.pid)
     assert look is not None
     assert not look.is_dead
     child.kill()
-    assert process_tree.wait([child.pid], 20.0) == []
+    assert process_tree.wait_for_exit([child.pid], 20.0) == []
     child.communicate()
 
 
@@ -113,7 +113,7 @@ def test_a_group_is_ended_after_its_leader() -> None:
     shell.stdout.readline()
     shell.wait()
     began = time.monotonic()
-    process_tree.end_group(shell.pid, 60.0)
+    process_tree.kill_process_group(shell.pid, 60.0)
     assert time.monotonic() - began < 60.0
     with pytest.raises(ProcessLookupError):
         os.killpg(shell.pid, 0)

@@ -185,7 +185,7 @@ class Attempt:
 
     def error(self) -> dict[str, Any] | None:
         """Return the exception in error.json; None if another process wrote it."""
-        error = self.directory.error()
+        error = self.directory.read_error()
         if error and self.session_pid and error.get("pid", self.session_pid) != self.session_pid:
             return None
         return error

@@ -68,7 +68,7 @@ class Output:
                 self.heartbeat.beat()
                 self._log.write(data)
                 self._target.write(data)
-                self.heartbeat.rest()
+                self.heartbeat.pause()
 
 
 class TerminalOutput(Output):

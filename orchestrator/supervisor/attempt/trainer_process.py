@@ -12,8 +12,8 @@ from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.supervisor.attempt.output import Output
 from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
 from orchestrator.system import process_tree
-from orchestrator.system.capabilities import Capability, has
-from orchestrator.system.process_tree import Remains
+from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.process_tree import KillResult
 from orchestrator.system.threads import in_thread
 
 KILL_WAIT_SECONDS = 10.0
@@ -101,14 +101,16 @@ class TrainerProcess:
         """Send SIGKILL to the command and all its descendants; do not wait for their end."""
         with contextlib.suppress(ProcessLookupError):
             self._handle.kill()
-        process_tree.kill(self._unrelated.pids())
+        process_tree.kill_descendants(self._unrelated.pids())
 
-    async def clean_up(self) -> Remains:
+    async def clean_up(self) -> KillResult:
         """End what the command has left behind, after its own end, and copy the last output."""
         unrelated = self._unrelated.pids()
-        if not has(Capability.SUBREAPER):
-            await in_thread(lambda: process_tree.end_group(self.pid, KILL_WAIT_SECONDS))
-        remains = await in_thread(lambda: process_tree.end_all(KILL_WAIT_SECONDS, unrelated))
+        if not is_available(Capability.SUBREAPER):
+            await in_thread(lambda: process_tree.kill_process_group(self.pid, KILL_WAIT_SECONDS))
+        remains = await in_thread(
+            lambda: process_tree.kill_all_descendants(KILL_WAIT_SECONDS, unrelated)
+        )
         remains.seen.add(self.pid)
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))
         return remains

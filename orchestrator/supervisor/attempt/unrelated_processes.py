@@ -25,10 +25,10 @@ class UnrelatedProcesses:
 
     def pids(self) -> set[int]:
         """Return the pids of the unrelated children; their descendants are unrelated too."""
-        return self._spares.waiting | self._earlier | self._commands.running
+        return self._spares.spare_pids | self._earlier | self._commands.running
 
     def reap(self, trainer: int | None) -> None:
         """Collect ended children, except for those that another part waits for."""
-        awaited = self._spares.awaited | self._commands.running
-        process_tree.reap(keep=awaited | ({trainer} if trainer is not None else set()))
+        awaited = self._spares.pids_with_waiter | self._commands.running
+        process_tree.reap_children(keep=awaited | ({trainer} if trainer is not None else set()))
         self._earlier.intersection_update(process_tree.children_of(os.getpid()))

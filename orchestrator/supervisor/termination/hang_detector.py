@@ -85,7 +85,7 @@ class HangDetector:
         self._timeouts.record_hang(silence.activity, silence.step)
         tree = attempt.process.tree()
         first = attempt.session_pid if attempt.session_pid in tree else attempt.process.pid
-        seems = process_tree.describe(first, tree)
+        seems = process_tree.describe_processes(first, tree)
         attempt.hang = f"no sign of life for {silence.seconds:.0f} s in {silence.activity}; {seems}"
         facts = {
             "phase": silence.activity,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.systemd.unit import template
+from orchestrator.hosts.systemd.unit import template_unit
 from tests.e2e.hosts.systemd import Job, Manager, managed, print_unit, training
 from tests.e2e.support import assert_all_valid, events, wait_for
 
@@ -225,7 +225,7 @@ def test_user_manager(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def test_template_runs_the_command_of_its_file(systemd: Manager) -> None:
     """An instance finds its directory and command, which a shell reads, in the file of its name."""
-    systemd.install("orchestrator@.service", template(for_user=False))
+    systemd.install("orchestrator@.service", template_unit(for_user=False))
     (systemd.share / "shown.env").write_text(
         f"DIRECTORY={systemd.share}\nPATH={Path(sys.executable).parent}:/usr/bin:/bin\n"
         """COMMAND=sh -c 'echo "$0 in $PWD"' "a b"\n"""
