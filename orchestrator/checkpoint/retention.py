@@ -1,4 +1,4 @@
-"""Which checkpoints to keep: a pure function from facts to the set of names, without a disk."""
+"""Which checkpoints to keep: a pure function from facts to a set of names."""
 
 import math
 import re
@@ -16,7 +16,7 @@ KEEP_ALL = sys.maxsize
 
 @dataclass(frozen=True)
 class Candidate:
-    """What retention knows of one verified checkpoint of this run."""
+    """The facts about one verified checkpoint of this run that retention depends on."""
 
     name: str
     order: PublicationOrder
@@ -35,7 +35,7 @@ class BestPolicy:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``METRIC:min`` or ``METRIC:max:COUNT``. Raises ValueError."""
+        """Parse ``METRIC:min`` or ``METRIC:max:COUNT``. Raises ValueError."""
         match = re.fullmatch(r"(\w+):(min|max)(?::([1-9]\d*))?", text.strip())
         if match is None:
             raise ValueError("write METRIC:min or METRIC:max, with :COUNT for more than one")
@@ -44,7 +44,7 @@ class BestPolicy:
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Newest ``keep`` (at least 2), and the best by a metric where that was asked for."""
+    """Keep the newest ``keep`` (at least 2), and the best by a metric if ``best`` is given."""
 
     keep: int = DEFAULT_KEEP
     best: BestPolicy | None = None
@@ -53,18 +53,18 @@ class RetentionPolicy:
 def names_to_keep(
     candidates: Collection[Candidate], policy: RetentionPolicy, in_use: Collection[str] = ()
 ) -> set[str]:
-    """Names that must stay; the others may be deleted.
+    """Return the names that must stay; the others may be deleted.
 
-    ``candidates`` are valid checkpoints only, so that a damaged one never pushes a good one out;
-    a non-finite one does not count towards ``keep`` either, for the same reason. ``in_use`` are the
-    names that a process may be reading, such as the one resumed from.
+    ``candidates`` are valid checkpoints only, so that a damaged one never pushes a good one out.
+    A non-finite one does not count towards ``keep`` either, for the same reason. ``in_use`` are
+    names that a process may be reading, such as the checkpoint that was resumed from.
     """
     healthy = sorted((c for c in candidates if c.healthy), key=lambda c: c.order)
     keep = max(policy.keep, MINIMUM_KEEP)
     newest = {c.name for c in healthy[-keep:]}
     oldest_counted = next((c.order for c in healthy if c.name in newest), None)
     unhealthy = sorted((c for c in candidates if not c.healthy), key=lambda c: c.order)
-    # For a look at what went wrong; a diverged run that saves on must not fill the disk with them.
+    # They show what went wrong; but a diverged run that keeps saving must not fill the disk.
     recent_unhealthy = {
         c.name for c in unhealthy[-keep:] if oldest_counted is None or c.order > oldest_counted
     }
@@ -75,7 +75,7 @@ def names_to_keep(
 def _best(healthy: list[Candidate], best: BestPolicy | None) -> set[str]:
     if best is None:
         return set()
-    # NaN compares with nothing, so that one of them would leave the order to chance.
+    # NaN has no order: a single one would leave the result to chance.
     scored = [c for c in healthy if not math.isnan(c.metrics.get(best.metric, math.nan))]
     sign = 1 if best.mode == "min" else -1
     # On equal values the earlier one wins: a later tie is no improvement.

@@ -15,13 +15,13 @@ from orchestrator.adopt.scan_events import (
     SetAside,
     Withdrawn,
 )
-from orchestrator.adopt.scanner import SaveScanner, adopted_part
-from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.scanner import SaveScanner
+from orchestrator.adopt.seal_store import Seal, SealStore
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import AdoptedProgress, Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.run_events import RunEvents
@@ -51,11 +51,11 @@ class Adoption:
     def __init__(
         self,
         pattern: Pattern,
-        store: AdoptedStore,
+        store: SealStore,
         facts: RunFacts,
         catalog: CheckpointCatalog,
         events: RunEvents,
-        journal: Journal,
+        journal: CheckpointJournal,
     ) -> None:
         """``events`` are told of each new checkpoint, and of what the disk has refused."""
         self._pattern = pattern
@@ -66,7 +66,7 @@ class Adoption:
         self._events = events
         self._journal = journal
         self._log = structlog.get_logger()
-        self._ledger = WriteLedger(store.run.write_ledger_file)
+        self._ledger = WriteLedger(store.store.run.write_ledger_file)
         self._scanner = SaveScanner(pattern, store, self._ledger)
         self._scanning: asyncio.Task[None] | None = None
         self._began = time.monotonic()
@@ -76,32 +76,35 @@ class Adoption:
 
     async def take_stock(self) -> None:
         """Scan what is there before the first attempt of this supervisor."""
-        await self._scan(Moment.FIRST if self._facts.is_new else Moment.BEFORE, None)
+        await self._scan(Moment.FIRST_START if self._facts.is_new else Moment.LATER_START, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
         """Put the chosen version where the script always saves, and where it will look for it.
 
         Raises ConfigError where something else is there that no trainer of this run wrote.
         """
-        if chosen is not None and chosen.manifest.adopted and chosen.manifest.adopted.kept:
-            await in_thread(lambda: self._put_back(chosen))
-
-    def _put_back(self, chosen: Checkpoint) -> None:
-        path, adopted = chosen.resume_path, adopted_part(chosen)
-        if self._store.is_in_place(chosen):
+        if chosen is None or (adopted := chosen.manifest.adopted) is None or not adopted.kept:
             return
+        seal = Seal(chosen, adopted)
+        await in_thread(lambda: self._put_back(seal))
+
+    def _put_back(self, seal: Seal) -> None:
+        if self._store.is_in_place(seal):
+            return
+        path = seal.checkpoint.resume_path
         if path.exists():
-            if not (adopted.written_here or self._ledger.is_ours(path)):
+            if not (seal.adopted.written_here or self._ledger.was_written_here(path)):
                 raise ConfigError(
                     f"cannot resume: {path} is damaged or has changed, and no trainer of this run "
                     "wrote it; move it away, or put a good one there, and run again"
                 )
-            self._store.set_aside(path, f"not the version of {chosen.name}, which is resumed from")
-        self._store.put_back(chosen)
+            reason = f"not the version of {seal.checkpoint.name}, which is resumed from"
+            self._store.set_aside(path, reason)
+        self._store.put_back(seal)
 
     def begin(self, attempt: Attempt) -> None:
         """Scan beside an attempt that has started."""
-        self._scanner.forget_habits()
+        self._scanner.forget_write_habits()
         resumed = attempt.resume_checkpoint
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
         self._scanning = asyncio.ensure_future(self._scan_beside(attempt))
@@ -109,7 +112,7 @@ class Adoption:
 
     async def end(self, attempt: Attempt) -> None:
         """Scan once more after the end: what was saved last counts now or never."""
-        moment = Moment.ENDED_WELL if attempt.returncode == 0 else Moment.KILLED
+        moment = Moment.SUCCEEDED if attempt.returncode == 0 else Moment.FAILED
         last = asyncio.ensure_future(self._scan_last(attempt, moment))
         ignore_outcome(last)
         # A scan that a kill has overtaken goes on: its thread is at work in the store.
@@ -126,9 +129,9 @@ class Adoption:
         """Scan after each change, and at intervals, until the attempt is over."""
         everywhere, last_scan, interval = True, 0.0, SCAN_SECONDS
         # watchdog is imported here, so that only adopt mode loads it.
-        from orchestrator.adopt.file_watcher import Changes
+        from orchestrator.adopt.file_watcher import DirectoryWatcher
 
-        with Changes(self._pattern.concerns) as changes:
+        with DirectoryWatcher(self._pattern.may_affect_match) as changes:
             while not attempt.over.is_set():
                 if everywhere:
                     changes.changed.clear()
@@ -153,7 +156,9 @@ class Adoption:
             lower_priority()
             began = time.thread_time() - self._scanner.sealing_cpu_seconds
             try:
-                return self._scanner.look(moment, reason, everywhere)
+                if everywhere:
+                    return self._scanner.scan(moment, reason)
+                return self._scanner.scan_pending(reason)
             finally:
                 ended = time.thread_time() - self._scanner.sealing_cpu_seconds
                 self._scan_cpu_seconds = ended - began
@@ -188,13 +193,7 @@ class Adoption:
                     reason=reason,
                     kept_in=str(where),
                 )
-                self._journal.write(
-                    JournalEvent.CHECKPOINT_QUARANTINED,
-                    attempt.number if attempt else None,
-                    path=str(path),
-                    reason=reason,
-                    demoted=False,
-                )
+                self._journal.record_quarantine(path, reason, attempt.number if attempt else None)
             case LeftAlone(path, reason):
                 self._log.warning(
                     "not a checkpoint, and not seen being written by this run: left alone",
@@ -206,7 +205,7 @@ class Adoption:
                 self._events.save_failed({"adopted": str(path), "problem": text})
 
     def _warn_of_pattern(self) -> None:
-        if not self._scanner.any and not self._has_warned_of_pattern:
+        if not self._scanner.has_matched and not self._has_warned_of_pattern:
             self._has_warned_of_pattern = True
             self._log.warning(
                 f"nothing matches --adopt {self._pattern.text} so far: there is nothing that could "

@@ -61,8 +61,8 @@ class LiveStatus:
         if attempt.shows_saves:
             status.step, status.epoch = attempt.step, attempt.epoch
         status.snapshots = self._snapshot_facts(attempt)
-        if self._snapshots.slots and (place := self._snapshots.slots.newest_place()):
-            step, age = place
+        if self._snapshots.slots and (newest := self._snapshots.slots.newest_step_and_age()):
+            step, age = newest
             status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
         if (silence := attempt.silence) is not None:
             status.phase = silence.activity

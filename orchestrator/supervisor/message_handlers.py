@@ -1,6 +1,5 @@
 """Handles every message from the trainer and the command line (process-contract.md)."""
 
-import time
 from typing import Any
 
 from orchestrator.ipc.messages import Message
@@ -17,7 +16,6 @@ from orchestrator.supervisor.session_opening import SessionOpening
 from orchestrator.supervisor.termination.stop_ladder import StopLadder
 
 STOP_COMMAND = "orchestrator stop"
-SNAPSHOT_SAMPLE_SECONDS = 60.0
 
 
 class CommandLineMessages:
@@ -64,7 +62,6 @@ class TrainerMessages:
         self._snapshots = snapshots
         self._spares = spares
         self._journal = journal
-        self._snapshot_journalled = float("-inf")
 
     def handle(self, attempt: Attempt, message: Message) -> None:
         """Act on one message from the attempt's session."""
@@ -107,10 +104,7 @@ class TrainerMessages:
         attempt.snapshot_facts = facts
         interval_seconds = facts.get("interval_seconds")
         self._snapshots.interval_seconds = interval_seconds or self._snapshots.interval_seconds
-        now = time.monotonic()
-        if now - self._snapshot_journalled >= SNAPSHOT_SAMPLE_SECONDS:
-            self._snapshot_journalled = now
-            self._journal.write(JournalEvent.SNAPSHOT_TAKEN, attempt.number, **facts)
+        self._events.snapshot_taken(facts)
 
     def _handle_write(self, attempt: Attempt, facts: dict[str, Any]) -> None:
         generation = facts.get("generation")

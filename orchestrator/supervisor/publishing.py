@@ -5,7 +5,7 @@ from typing import Any
 import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.run_facts import RunFacts
@@ -21,7 +21,7 @@ class Publisher:
         facts: RunFacts,
         catalog: CheckpointCatalog,
         requests: SaveRequests,
-        journal: Journal,
+        journal: CheckpointJournal,
     ) -> None:
         self._facts = facts
         self._catalog = catalog
@@ -29,6 +29,10 @@ class Publisher:
         self._journal = journal
         self._is_grace_checked = False
         self._log = structlog.get_logger()
+
+    def snapshot_taken(self, facts: dict[str, Any]) -> None:
+        """Record the snapshot in the journal, which holds a sample of them."""
+        self._journal.record_snapshot(facts, self._facts.attempt_number)
 
     def checkpoint_written(
         self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float
@@ -61,7 +65,12 @@ class Publisher:
     def save_failed(self, facts: dict[str, Any]) -> None:
         """Report the problem in journal, log and status, and to those who wait for a save."""
         problem = str(facts.get("problem"))
-        self._journal.write(JournalEvent.CHECKPOINT_FAILED, self._facts.attempt_number, **facts)
+        self._journal.record_failure(
+            problem,
+            self._facts.attempt_number,
+            step=facts.get("step"),
+            adopted=facts.get("adopted"),
+        )
         self._facts.problem = problem
         self._log.error(problem)
         self._requests.answer_all({"type": "failed", **facts})

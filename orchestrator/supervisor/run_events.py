@@ -9,6 +9,9 @@ from orchestrator.snapshot.slots import Snapshot
 class RunEvents(Protocol):
     """Listens to what becomes of saves; the methods are called on the event loop's thread."""
 
+    def snapshot_taken(self, facts: dict[str, Any]) -> None:
+        """Handle that the trainer has taken a snapshot; ``facts`` are those of its message."""
+
     def checkpoint_written(
         self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float
     ) -> None:

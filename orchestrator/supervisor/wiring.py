@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.seal_store import SealStore
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.hosts.host_events import HostEvents
@@ -89,9 +90,10 @@ def wire(
     facts = RunFacts.from_journal(stop, events)
     budget = FailureBudget.from_journal(config.max_restarts, events)
     spares = SparePool(command, config.spare, stop.wanted.is_set)
-    catalog = CheckpointCatalog(store, config.retention, journal, budget, events)
+    checkpoint_journal = CheckpointJournal(journal)
+    catalog = CheckpointCatalog(store, config.retention, checkpoint_journal, budget, events)
     save_requests = SaveRequests(facts, is_possible=config.adopt is None)
-    publisher = Publisher(facts, catalog, save_requests, journal)
+    publisher = Publisher(facts, catalog, save_requests, checkpoint_journal)
     snapshots = SnapshotWriteQueue(store, catalog, stop, publisher)
     ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer))
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
@@ -103,8 +105,10 @@ def wire(
         CommandLineMessages(facts, status, ladder, save_requests),
     )
     adoption = None
-    if config.adopt is not None and isinstance(store, AdoptedStore):
-        adoption = Adoption(config.adopt, store, facts, catalog, publisher, journal)
+    if config.adopt is not None:
+        adoption = Adoption(
+            config.adopt, SealStore(store), facts, catalog, publisher, checkpoint_journal
+        )
     judge = Judge(budget, catalog, snapshots, stop, journal)
     service = ServiceWatchdog(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats

@@ -9,16 +9,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from orchestrator.adopt.completeness import Completeness, examine
-from orchestrator.adopt.files import Contents
+from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.formats import IncompleteError
 
 STATE = {"a": torch.zeros(100)}
 
 
 def found(path: Path, usual: dict[str, int] | None = None) -> Completeness:
-    contents = Contents.of(path)
-    assert contents is not None
-    return examine(contents, usual)
+    saved = SavedFiles.at(path)
+    assert saved is not None
+    return examine(saved, usual)
 
 
 def trainer(path: Path) -> None:
@@ -113,6 +113,6 @@ def test_links_inside_do_not_belong_to_it(tmp_path: Path) -> None:
     """A link to a file elsewhere is neither sealed nor moved."""
     accelerate(tmp_path / "c")
     (tmp_path / "c" / "latest").symlink_to("model.bin")
-    contents = Contents.of(tmp_path / "c")
-    assert contents is not None
-    assert "latest" not in contents.files
+    saved = SavedFiles.at(tmp_path / "c")
+    assert saved is not None
+    assert "latest" not in saved.states

@@ -61,10 +61,10 @@ def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     """The nearest directory that there is is watched, and what appears below it concerns us."""
     pattern = Pattern.parse(str(tmp_path / "out" / "deep" / "c-*"))
     assert pattern.find() == ([tmp_path], [])
-    assert pattern.concerns(str(tmp_path / "out"))
-    assert pattern.concerns(str(tmp_path / "out/deep/c-1/model.pt"))
-    assert not pattern.concerns(str(tmp_path / "out/deep/events.log"))
-    assert not pattern.concerns(str(tmp_path / "other"))
+    assert pattern.may_affect_match(str(tmp_path / "out"))
+    assert pattern.may_affect_match(str(tmp_path / "out/deep/c-1/model.pt"))
+    assert not pattern.may_affect_match(str(tmp_path / "out/deep/events.log"))
+    assert not pattern.may_affect_match(str(tmp_path / "other"))
 
 
 def test_one_path(tmp_path: Path) -> None:
@@ -114,11 +114,11 @@ def test_brackets_mean_what_they_mean_to_a_shell(tmp_path: Path) -> None:
 def test_what_lies_in_what_it_matches(tmp_path: Path) -> None:
     """A run directory there would be taken for a checkpoint, or a part of one."""
     pattern = Pattern.parse(f"{tmp_path}/*")
-    assert pattern.takes(tmp_path / "runs" / "train")
-    assert not pattern.takes(tmp_path)
-    assert not pattern.takes(tmp_path.parent / "runs" / "train")
-    assert Pattern.parse(str(tmp_path)).takes(tmp_path / "runs")
-    assert not Pattern.parse(f"{tmp_path}/runs/*/c-*").takes(tmp_path / "runs" / "train")
+    assert pattern.covers(tmp_path / "runs" / "train")
+    assert not pattern.covers(tmp_path)
+    assert not pattern.covers(tmp_path.parent / "runs" / "train")
+    assert Pattern.parse(str(tmp_path)).covers(tmp_path / "runs")
+    assert not Pattern.parse(f"{tmp_path}/runs/*/c-*").covers(tmp_path / "runs" / "train")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "out/**/a.pt", "/", "out/step-[z-a].pt"])

@@ -94,7 +94,7 @@ def test_a_framework_that_writes_into_a_linked_file_is_found_out(store: Store, s
     found = reopened(store).newest_valid()
     assert found is not None
     assert found.name == older.name
-    assert [path.name for path in store.quarantined()] == ["step-000000000008"]
+    assert [path.name for path in store.quarantine_folder.entries()] == ["step-000000000008"]
 
 
 @pytest.mark.parametrize("place", ["content", "content/shards", "content/shards/epoch=1 a/0.pt"])

@@ -278,7 +278,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert newest.manifest.step == 200
     assert newest.state_file.read_bytes() == state_of(200)
     assert [error.path.name for error in reported] == ["step-000000000300"]
-    (aside,) = store.quarantined()
+    (aside,) = store.quarantine_folder.entries()
     assert aside.name == "step-000000000300"
     assert names(store) == ["quarantine", "step-000000000100", "step-000000000200"]
 
@@ -298,7 +298,7 @@ def test_damage_keeps_its_bytes_and_its_reason(store: Store) -> None:
     flip_bit(path_of(store, 300) / "state.pt")
     left = (path_of(store, 300) / "state.pt").read_bytes()
     reopened(store).newest_valid()
-    (aside,) = store.quarantined()
+    (aside,) = store.quarantine_folder.entries()
     assert (aside / "state.pt").read_bytes() == left
     assert sorted(os.listdir(aside)) == ["manifest.json", "quarantine.json", "state.pt"]
     note = json.loads((aside / "quarantine.json").read_bytes())
@@ -330,7 +330,7 @@ def test_the_same_name_twice_in_quarantine(store: Store) -> None:
         (path_of(store, 300) / "state.pt").write_bytes(b"")
         reopened(store).newest_valid()
         publish(reopened(store), 300).path.rename(path_of(store, 300))
-    assert len(store.quarantined()) == 3
+    assert len(store.quarantine_folder.entries()) == 3
 
 
 def test_several_damaged_ones_are_passed_over(store: Store) -> None:
@@ -351,7 +351,7 @@ def test_when_all_are_damaged_the_run_does_not_start_from_zero(store: Store) -> 
             reopened(store).newest_valid()
         for step in (100, 200, 300):
             assert f"{step:012d} is in quarantine" in str(caught.value)
-    assert len(store.quarantined()) == 3
+    assert len(store.quarantine_folder.entries()) == 3
 
 
 def test_a_checkpoint_of_another_run_is_not_used(store: Store) -> None:
@@ -637,7 +637,7 @@ def test_a_checkpoint_that_cannot_be_judged_is_left_alone(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert valid_steps(store) == [100, 200]
-    assert store.quarantined() == []
+    assert store.quarantine_folder.entries() == []
 
 
 def test_a_run_with_a_checkpoint_that_cannot_be_judged_does_not_resume(

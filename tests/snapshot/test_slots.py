@@ -43,7 +43,7 @@ def test_nothing_counts_at_first(slots: Slots) -> None:
     """Empty slots hold no snapshot."""
     assert slots.snapshots() == []
     assert slots.newest_slot() is None
-    assert slots.newest_place() is None
+    assert slots.newest_step_and_age() is None
 
 
 def test_newest_comes_first(slots: Slots) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.ipc.control_page import ControlPage
@@ -24,7 +25,11 @@ def catalog_of(store: Store) -> CheckpointCatalog:
     """The catalog of a supervisor that has just started."""
     journal = Journal(store.run.journal_file)
     return CheckpointCatalog(
-        store, RetentionPolicy(keep=3), journal, FailureBudget(3), journal.read()[0]
+        store,
+        RetentionPolicy(keep=3),
+        CheckpointJournal(journal),
+        FailureBudget(3),
+        journal.read()[0],
     )
 
 
@@ -35,7 +40,7 @@ class HeldRotationCatalog(CheckpointCatalog):
         super().__init__(
             store,
             RetentionPolicy(keep=3),
-            Journal(store.run.journal_file),
+            CheckpointJournal(Journal(store.run.journal_file)),
             FailureBudget(3),
             [],
         )
@@ -51,6 +56,9 @@ class RecordedEvents:
     def __init__(self) -> None:
         self.written: list[str] = []
         self.problems: list[str] = []
+
+    def snapshot_taken(self, facts: dict[str, Any]) -> None:
+        pass
 
     def checkpoint_written(
         self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float

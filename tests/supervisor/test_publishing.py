@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.rundir.journal import Journal
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
@@ -18,12 +19,12 @@ from tests.supervisor.support import GRACE_SECONDS, HeldRotationCatalog, take_sn
 def test_stop_does_not_wait_for_the_rotation_that_a_checkpoint_began(tmp_path: Path) -> None:
     """The slot of a periodic write that waits for a rotation is free for the stop's own save."""
     store, stop = new_store(tmp_path), StopRequest(GRACE_SECONDS)
-    facts = RunFacts(stop)
+    facts, journal = RunFacts(stop), Journal(store.run.journal_file)
 
     async def play() -> None:
         catalog = HeldRotationCatalog(store)
         requests = SaveRequests(facts, is_possible=True)
-        publisher = Publisher(facts, catalog, requests, Journal(store.run.journal_file))
+        publisher = Publisher(facts, catalog, requests, CheckpointJournal(journal))
         queue = SnapshotWriteQueue(store, catalog, stop, publisher)
         snapshot = take_snapshot(queue)
         publisher.checkpoint_written(snapshot, publish(store, 1), 0.1)
@@ -44,7 +45,8 @@ def test_failed_save_is_the_runs_problem_until_a_checkpoint_is_there(tmp_path: P
 
     async def play() -> None:
         catalog = HeldRotationCatalog(store)
-        publisher = Publisher(facts, catalog, SaveRequests(facts, is_possible=True), journal)
+        requests = SaveRequests(facts, is_possible=True)
+        publisher = Publisher(facts, catalog, requests, CheckpointJournal(journal))
         publisher.save_failed({"step": 1, "problem": "disk full"})
         assert facts.problem == "disk full"
         publisher.checkpoint_published(publish(store, 2).name, {"seconds": 0.1})

@@ -9,11 +9,12 @@ from typing import Any
 import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 from orchestrator.system.priority import lower_priority
@@ -33,7 +34,7 @@ class CheckpointCatalog:
         self,
         store: Store,
         policy: RetentionPolicy,
-        journal: Journal,
+        journal: CheckpointJournal,
         budget: FailureBudget,
         events: list[dict[str, Any]],
     ) -> None:
@@ -80,20 +81,18 @@ class CheckpointCatalog:
         self.newest = self.chosen
         return self.chosen
 
-    def record_published(self, name: str, **facts: Any) -> Checkpoint | None:
-        """Record a new checkpoint and return it; None if there is none of this name."""
+    def record_published(self, name: str, seconds: float | None = None) -> Checkpoint | None:
+        """Record a new checkpoint and return it; None if there is none of this name.
+
+        ``seconds`` is how long publishing it took.
+        """
         try:
             checkpoint = read_checkpoint(self._store.run.checkpoints / name)
         except (CheckpointInvalidError, UnreadableError, ValueError):
             return None
         if name not in self._known:
             self._known.add(name)
-            self._journal.write(
-                JournalEvent.CHECKPOINT_PUBLISHED,
-                self.attempt_number,
-                **checkpoint.facts,
-                **facts,
-            )
+            self._journal.record_publication(checkpoint, self.attempt_number, seconds=seconds)
             # An unhealthy checkpoint is never resumed from, so it is no progress.
             if checkpoint.manifest.healthy:
                 self._budget.refill(checkpoint.manifest.position)
@@ -102,7 +101,7 @@ class CheckpointCatalog:
 
     def record_withdrawn(self, checkpoint: Checkpoint, reason: str) -> None:
         """Record that a script has deleted a checkpoint that it had saved."""
-        self._record_deletion(checkpoint, reason=reason)
+        self._record_deletion(checkpoint, reason)
         if self.newest is not None and self.newest.name == checkpoint.name:
             self.newest = max(self._store.all(), key=lambda c: c.order, default=None)
 
@@ -146,15 +145,9 @@ class CheckpointCatalog:
         for checkpoint in deleted:
             self._record_deletion(checkpoint)
 
-    def _record_deletion(self, checkpoint: Checkpoint, **facts: Any) -> None:
+    def _record_deletion(self, checkpoint: Checkpoint, reason: str | None = None) -> None:
         self._known.discard(checkpoint.name)
-        self._journal.write(
-            JournalEvent.CHECKPOINT_DELETED,
-            self.attempt_number,
-            path=str(checkpoint.path),
-            step=checkpoint.manifest.step,
-            **facts,
-        )
+        self._journal.record_deletion(checkpoint, self.attempt_number, reason=reason)
 
     async def demote(self, resume_snapshot: Snapshot | None, reason: str) -> bool:
         """Set aside the checkpoint resumed from; return whether a valid older one replaces it.
@@ -210,10 +203,6 @@ class CheckpointCatalog:
         self._log.warning(
             "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"
         )
-        self._journal.write(
-            JournalEvent.CHECKPOINT_QUARANTINED,
-            self.attempt_number,
-            path=str(error.path),
-            reason=error.reason,
-            demoted=demoted,
+        self._journal.record_quarantine(
+            error.path, error.reason, self.attempt_number, demoted=demoted
         )

@@ -65,7 +65,7 @@ class SnapshotWriteQueue:
     @property
     def heartbeat(self) -> Heartbeat:
         """Beats while a snapshot is being written."""
-        return self._writer.pulse
+        return self._writer.heartbeat
 
     def expected_write_seconds(self) -> float:
         """Return how long a write should be expected to take; 0 before the first."""
