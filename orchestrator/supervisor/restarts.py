@@ -1,6 +1,6 @@
 """The loop over attempts: tenacity's, with waits that begin anew with each progress."""
 
-import copy
+import random
 from collections.abc import Awaitable, Callable
 
 import tenacity
@@ -11,38 +11,32 @@ FIRST_DELAY_SECONDS = 0.0
 SECOND_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 60.0
 JITTER_SECONDS = 0.5
+MOST_DOUBLINGS = 16  # far above the longest delay, far below what a float can hold
 
 
 class AttemptFailedError(Exception):
     """Tells tenacity that an attempt failed and is to be repeated."""
 
 
-class _WaitByBudget(tenacity.wait.wait_base):
-    """Another wait, asked as if the attempts had begun at the last checkpoint.
-
-    tenacity counts attempts over its whole call, which here is the whole run, so that its own
-    exponential wait would never become short again.
-    """
-
-    def __init__(self, budget: Budget, wait: tenacity.wait.wait_base) -> None:
-        self._budget = budget
-        self._wait = wait
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        state = copy.copy(retry_state)
-        state.attempt_number = max(1, self._budget.spent)
-        return self._wait(state)
-
-
 def retrying(budget: Budget, sleep: Callable[[float], Awaitable[None]]) -> tenacity.AsyncRetrying:
-    """Tenacity's loop over attempts: at once after the first failure, then 1 s, 2 s, ... 60 s."""
-    later = tenacity.wait_exponential_jitter(
-        multiplier=SECOND_DELAY_SECONDS / 2, max=LONGEST_DELAY_SECONDS, jitter=JITTER_SECONDS
-    )
+    """Return tenacity's loop over attempts, which waits ``delay_seconds`` between two of them.
+
+    The budget counts the failures. tenacity counts attempts over its whole call, which here is the
+    whole run, so that its own exponential wait would never become short again.
+    """
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(AttemptFailedError),
-        wait=_WaitByBudget(
-            budget, tenacity.wait_chain(tenacity.wait_fixed(FIRST_DELAY_SECONDS), later)
-        ),
+        wait=lambda _: delay_seconds(budget.spent),
         sleep=sleep,
     )
+
+
+def delay_seconds(failures: int) -> float:
+    """Return the wait after that many failures in a row: none after the first, then 1 s, 2 s, ...
+
+    At most LONGEST_DELAY_SECONDS; the jitter keeps runs apart that fail at the same time.
+    """
+    if failures <= 1:
+        return FIRST_DELAY_SECONDS
+    doubled = SECOND_DELAY_SECONDS * 2.0 ** min(failures - 2, MOST_DOUBLINGS)
+    return min(doubled + random.uniform(0, JITTER_SECONDS), LONGEST_DELAY_SECONDS)

@@ -3,7 +3,12 @@
 import asyncio
 
 from orchestrator.supervisor.budget import Budget, End
-from orchestrator.supervisor.restarts import AttemptFailedError, retrying
+from orchestrator.supervisor.restarts import (
+    LONGEST_DELAY_SECONDS,
+    AttemptFailedError,
+    delay_seconds,
+    retrying,
+)
 from orchestrator.supervisor.symptoms import Kind
 
 
@@ -29,3 +34,8 @@ def test_waits_grow_without_progress_and_start_over_with_it() -> None:
     for grows in (waits[:4], waits[4:]):
         assert grows == sorted(grows)
         assert grows[-1] >= 4.0
+
+
+def test_waits_stay_within_the_longest() -> None:
+    """However often a run has failed, the wait is the longest one and can be calculated."""
+    assert [delay_seconds(failures) for failures in (20, 5000)] == [LONGEST_DELAY_SECONDS] * 2
