@@ -18,6 +18,10 @@ from orchestrator.wire import ATTEMPT_VARIABLE, RESUME_VARIABLE
 GROWTH = 50
 # Ours may be an editable installation, and the spare needs it all the same.
 _OURS = __name__.partition(".")[0]
+# torch writes modules into a temporary folder of each process and imports them from there: on
+# torch 2.7 to 2.9 at the first step of an optimizer. These are not the script's.
+_GENERATOR = "torch.distributed.nn.jit.instantiator"
+_GENERATED_FOLDER = "INSTANTIATED_TEMPLATE_DIR_PATH"
 _FIRST_ENVIRONMENT = Path("/proc/self/environ")
 # The attempt's own, and what torch and Lightning set, and read, when they are used and not when
 # they are imported.
@@ -57,13 +61,15 @@ def loaded_modules() -> dict[str, list[str]]:
     """The names of ``third_party`` modules and of the script's ``own``, as their imports ended.
 
     In that order, what one module does to another is done before a third one uses it, as it was
-    here. Third-party is what lies in the interpreter's library or in site-packages, own the rest.
+    here. Third-party is what lies in the interpreter's library or in site-packages, own the rest,
+    except for the modules that torch generates.
     """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     # What -m runs must not be imported in advance: there is a warning for those who do.
     passed_over = {"__main__", "__mp_main__", spec and spec.name}
     roots = _library_roots()
+    generated = getattr(sys.modules.get(_GENERATOR), _GENERATED_FOLDER, None)
     script = "" if spec else str(getattr(main, "__file__", ""))
     # A script that lies in site-packages itself has its own modules beside it.
     own_root = os.path.join(os.path.dirname(script), "") if script.startswith(roots) else "\0"
@@ -72,6 +78,8 @@ def loaded_modules() -> dict[str, list[str]]:
         file = getattr(module, "__file__", None)
         # torch makes modules whose file is no path.
         if name in passed_over or not isinstance(file, str) or not os.path.isabs(file):
+            continue
+        if os.path.dirname(file) == generated:
             continue
         installed = file.startswith(roots) and not file.startswith(own_root)
         is_ours = name.partition(".")[0] == _OURS
