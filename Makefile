@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPLATE := from sys import stdout; from orchestrator.systemd.unit import template; stdout.write(template
 
-.PHONY: demo test test-fast lint bench units survival clean
+.PHONY: demo test test-fast test-lowest lint package matrix bench units survival clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test-lowest: $(VENV)/.dev  ## test-fast with the oldest of every dependency that pyproject.toml allows, but torch.
+	.ci/lowest
+
+package: $(VENV)/.dev  ## Build the source distribution and the wheel, check, install and use them.
+	.ci/package
+
+matrix: $(VENV)/.dev  ## With the oldest torch allowed and the newest served; docs/reference/compatibility.md.
+	.ci/matrix
+
 bench: $(VENV)/.dev  ## The figures of docs/explanation/performance.md.
 	$(BIN)/python -m tests.benchmarks --json build/benchmarks.json
 
@@ -34,7 +43,7 @@ survival: $(VENV)/.dev  ## Over a thousand faults against every example; the tab
 	$(BIN)/python -m tests.survival.trainers
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.dev: $(VENV)/.ready  # What tests need beyond what the demo does.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,examples,integrations]"

@@ -32,6 +32,7 @@ RANKS = {
     "pulse": 0,
     "errors": 1,
     "outlet": 0,
+    "requirements": 2,
     "capabilities": 0,
     "screen": 1,
     "console": 2,
