@@ -1,16 +1,17 @@
 """The entry point: also ``python -m orchestrator``, where the console script is not on PATH."""
 
-from orchestrator.stopsignals import end_by_interrupt
+from orchestrator.system.stop_signals import end_by_interrupt
 
 
 def main() -> None:
     """Run the command line. A Ctrl-C that nothing else handles ends the process by SIGINT."""
     try:
         # Here, since an interrupt may come while this is still being imported.
-        from orchestrator import breakpoints, cli
+        from orchestrator import breakpoints
+        from orchestrator.cli import parser
 
         breakpoints.install(breakpoints.SUPERVISOR)
-        cli.main()
+        parser.main()
     except KeyboardInterrupt:
         end_by_interrupt()
 

@@ -58,7 +58,7 @@ def _publishes(disk: Any, source: Path, target: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class Breakpoint:
     """A method, named ``module:Class.method``, at whose beginning a process can be held.
 
     With ``after`` it is held at its end, with ``each`` at each item of a generator. ``when`` says
@@ -74,32 +74,39 @@ class Place:
 
 
 _SAVING = (
-    Place("create", "orchestrator.durable:Disk.create", when=_in_a_checkpoint),
-    Place("create", "orchestrator.durable:Disk.create_direct", when=_in_a_checkpoint),
-    Place("write", "orchestrator.checkpoint.reading:DigestingWriter.write"),
-    Place("sync", "orchestrator.durable:Disk.sync", when=_of_a_checkpoint),
-    Place("publish", "orchestrator.durable:Disk.rename", when=_publishes),
-    Place("published", "orchestrator.durable:Disk.rename", after=True, when=_publishes),
+    Breakpoint("create", "orchestrator.system.durable:Disk.create", when=_in_a_checkpoint),
+    Breakpoint("create", "orchestrator.system.durable:Disk.create_direct", when=_in_a_checkpoint),
+    Breakpoint("write", "orchestrator.checkpoint.digesting_writer:DigestingWriter.write"),
+    Breakpoint("sync", "orchestrator.system.durable:Disk.sync", when=_of_a_checkpoint),
+    Breakpoint("publish", "orchestrator.system.durable:Disk.rename", when=_publishes),
+    Breakpoint("published", "orchestrator.system.durable:Disk.rename", after=True, when=_publishes),
 )
-PLACES: dict[str, tuple[Place, ...]] = {
+PLACES: dict[str, tuple[Breakpoint, ...]] = {
     SUPERVISOR: (
         *_SAVING,
-        Place("launch", "orchestrator.supervisor.attempt:Attempt.begin", after=True, facts=_pid_of),
-        Place("delete", "orchestrator.checkpoint.store:Store._delete"),
-        Place("remove", "orchestrator.durable:Disk.remove"),
+        Breakpoint(
+            "launch",
+            "orchestrator.supervisor.attempt.attempt:Attempt.begin",
+            after=True,
+            facts=_pid_of,
+        ),
+        Breakpoint("delete", "orchestrator.checkpoint.store:Store._delete"),
+        Breakpoint("remove", "orchestrator.system.durable:Disk.remove"),
     ),
     TRAINER: (
         *_SAVING,
-        Place("load", "orchestrator.training.state:Registry.restore"),
-        Place("batch", "orchestrator.training.session:Session.batches", each=True, facts=_progress),
-        Place("step", "orchestrator.training.session:Session._end_step", facts=_progress),
-        Place("poll", "orchestrator.training.session:Session.poll", facts=_progress),
-        Place("edge", "orchestrator.training.course:Course.end_epoch", after=True),
-        Place("begin", "orchestrator.checkpoint.slots:Slots.begin", after=True),
-        Place("commit", "orchestrator.checkpoint.slots:Slots.commit"),
-        Place("final", "orchestrator.training.session:Session._complete"),
-        Place("done", "orchestrator.training.session:Session._complete", after=True),
-        Place("left", "orchestrator.training.session:Session._leave", after=True),
+        Breakpoint("load", "orchestrator.training.state.registry:Registry.restore"),
+        Breakpoint(
+            "batch", "orchestrator.training.session:Session.batches", each=True, facts=_progress
+        ),
+        Breakpoint("step", "orchestrator.training.session:Session._end_step", facts=_progress),
+        Breakpoint("poll", "orchestrator.training.session:Session.poll", facts=_progress),
+        Breakpoint("edge", "orchestrator.training.loop.loop_state:LoopState.end_epoch", after=True),
+        Breakpoint("begin", "orchestrator.snapshot.slots:Slots.begin", after=True),
+        Breakpoint("commit", "orchestrator.snapshot.slots:Slots.commit"),
+        Breakpoint("final", "orchestrator.training.session:Session._complete"),
+        Breakpoint("done", "orchestrator.training.session:Session._complete", after=True),
+        Breakpoint("left", "orchestrator.training.session:Session._leave", after=True),
     ),
 }
 # The metrics of a step are told before it is passed, and so belong to the step that they end.
@@ -118,7 +125,7 @@ def install(role: str) -> None:
         setattr(owner, method, wrap(getattr(owner, method), place, role))
 
 
-def _wrap(original: Callable[..., Any], place: Place, role: str) -> Callable[..., Any]:
+def _wrap(original: Callable[..., Any], place: Breakpoint, role: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(owner: Any, *arguments: Any, **options: Any) -> Any:
         if not place.after and place.when(owner, *arguments):
@@ -133,7 +140,9 @@ def _wrap(original: Callable[..., Any], place: Place, role: str) -> Callable[...
     return wrapper
 
 
-def _wrap_generator(original: Callable[..., Any], place: Place, role: str) -> Callable[..., Any]:
+def _wrap_generator(
+    original: Callable[..., Any], place: Breakpoint, role: str
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(owner: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         for item in original(owner, *arguments, **options):
@@ -146,7 +155,7 @@ def _wrap_generator(original: Callable[..., Any], place: Place, role: str) -> Ca
 # --- what a place does ---------------------------------------------------------------------------
 
 
-def _reach(place: Place, role: str, owner: Any) -> None:
+def _reach(place: Breakpoint, role: str, owner: Any) -> None:
     if not (directory := os.environ.get(VARIABLE)):
         return  # forked, without a trial of its own, from a process that was in one
     name = f"{role}:{place.name}"

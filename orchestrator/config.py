@@ -22,7 +22,7 @@ from orchestrator.checkpoint.retention import (
     RetentionPolicy,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.quantities import parse_duration
+from orchestrator.system.units import parse_duration
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"

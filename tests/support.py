@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
-from orchestrator.durable import Disk
+from orchestrator.system.durable import Disk
 
 DEADLINE_SECONDS = 20.0
 NOBODY = 65534

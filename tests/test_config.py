@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
-from orchestrator.cli import parse
+from orchestrator.cli.parser import parse
 from orchestrator.config import Config, Every
 from orchestrator.errors import ConfigError
-from orchestrator.quantities import parse_duration
+from orchestrator.system.units import parse_duration
 
 # From the strongest to the weakest.
 SOURCES = ("command line", "environment", "orchestrator.toml", "pyproject.toml")

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,85 +12,136 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "orchestrator"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
+# From the bottom up. A room imports from the layers below its own, and from itself.
+LAYERS = {
+    "": (
+        {"exitcodes", "breakpoints"},
+        {"errors"},
+        {"system"},
+        {"terminal", "ipc", "rundir"},
+        {"checkpoint"},
+        {"snapshot", "adopt", "telemetry"},
+        {"config"},
+        {"spare", "hosts", "client"},
+        {"supervisor", "training"},
+        {"integrations"},
+        {"doctor", "chaos"},
+        {"cli"},
+        {"__main__"},
+    ),
+    "supervisor": (
+        {"recovery", "signals", "state_machine"},
+        {"checkpoints"},
+        {"attempt"},
+        {"termination"},
+        {"judge", "adoption"},
+        {"message_handlers"},
+        {"report", "wiring"},
+        {"outcome"},
+        {"supervisor"},
+    ),
+    "training": (
+        {"stop"},
+        {"exits"},
+        {"state"},
+        {"data", "formats", "runtime"},
+        {"loop"},
+        {"saving"},
+        {"safe_points"},
+        {"session", "framework_run"},
+    ),
+}
 HOMES = {
     "torch": ("training/", "integrations/"),
     "lightning": ("integrations/lightning.py", "integrations/lightning_loop.py"),
     "transformers": ("integrations/transformers.py",),
-    "tenacity": ("supervisor/restarts.py", "training/saving.py"),
-    "psutil": ("supervisor/processes.py", "supervisor/battery.py", "memory.py"),
-    "rich": ("commands.py", "tables.py", "chaos/shown.py"),
-    "xxhash": ("checkpoint/reading.py", "training/digests.py"),
-    "dbus_fast": ("supervisor/logind.py",),
-    "structlog": ("logs.py", "launch.py", "supervisor/"),
-    "safetensors": ("training/safetensors.py",),
-    "watchdog": ("supervisor/notices.py", "supervisor/changes.py"),
+    "tenacity": ("supervisor/recovery/backoff.py", "training/runtime/patient_retry.py"),
+    "psutil": ("system/process_tree.py", "system/memory.py", "hosts/laptop/battery.py"),
+    "rich": ("cli/control.py", "cli/tables.py", "chaos/shown.py"),
+    "xxhash": (
+        "checkpoint/verification.py",
+        "checkpoint/digesting_writer.py",
+        "training/state/digests.py",
+    ),
+    "dbus_fast": ("hosts/laptop/sleep.py",),
+    "safetensors": ("training/formats/safetensors.py",),
+    "watchdog": ("hosts/preemption.py", "adopt/file_watcher.py"),
 }
 # A path's own rename, and shutil's; Disk's is the one that is allowed.
 MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
-# A module may import from those of lower rank, and from its own folder.
-RANKS = {
-    "exitcodes": 0,
-    "pulse": 0,
-    "errors": 1,
-    "outlet": 0,
-    "requirements": 2,
-    "capabilities": 0,
-    "screen": 1,
-    "console": 2,
-    "quantities": 0,
-    "stopsignals": 0,
-    "logs": 2,
-    "durable": 1,
-    "memory": 2,
-    "priority": 1,
-    "page": 2,
-    "breakpoints": 2,
-    "wire": 2,
-    "journal": 2,
-    "rundir": 3,
-    "adopt": 3,
-    "runlock": 4,
-    "forking": 1,
-    "tracking": 4,
-    "spare": 3,
-    "checkpoint": 4,
-    "config": 5,
-    "systemd": 5,
-    "slurm": 5,
-    "listing": 5,
-    "tables": 5,
-    "integrations": 7,
-    "supervisor": 6,
-    "training": 6,
-    "chaos": 7,
-    "contact": 7,
-    "doctor": 8,
-    "attach": 8,
-    "commands": 8,
-    "detach": 8,
-    "transfer": 8,
-    "launch": 9,
-    "slurm_script": 10,
-    "systemd_unit": 10,
-    "cli": 11,
-    "__main__": 12,
-}
 
 
 def name_of(module: Path) -> str:
     return module.relative_to(PACKAGE).as_posix()
 
 
-def imports_of(module: Path) -> set[str]:
+def dotted_name_of(module: Path) -> str:
+    return ".".join(module.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+NAMES = {dotted_name_of(module).removesuffix(".__init__") for module in MODULES}
+
+
+@cache
+def imports_of(module: Path) -> frozenset[str]:
+    """Every module that the source names, at the top or inside a function."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            # `from orchestrator import logs` imports a module too.
-            names |= {f"{node.module}.{alias.name}" for alias in node.names if alias.name in RANKS}
-    return names
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= submodules & NAMES
+            if len(submodules - NAMES) > 0:
+                names.add(node.module)
+    return frozenset(names)
+
+
+def room(name: str, inside: str) -> str | None:
+    """The part of a package in which a module lies; None for one that lies outside of it."""
+    parts = name.split(".")
+    above = ["orchestrator", *([inside] if inside else [])]
+    return parts[len(above)] if parts[: len(above)] == above and len(parts) > len(above) else None
+
+
+def rank(of: str, inside: str) -> int:
+    ranks = {name: rank for rank, layer in enumerate(LAYERS[inside]) for name in layer}
+    return ranks[of]
+
+
+@pytest.mark.parametrize("inside", LAYERS)
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_imports_point_downwards(module: Path, inside: str) -> None:
+    """No module imports from a room of its own layer or above, in the whole and inside packages."""
+    own = room(dotted_name_of(module), inside)
+    if own is None or own == "__init__":
+        return
+    for name in imports_of(module):
+        other = room(name, inside)
+        if other is not None and other != own:
+            assert rank(other, inside) < rank(own, inside), name
+
+
+def test_no_import_circle() -> None:
+    """No module imports itself by way of others, imports inside functions included."""
+    # The package itself names the session, which it imports on first use.
+    names = NAMES - {"orchestrator"}
+    graph = {
+        dotted_name_of(module).removesuffix(".__init__"): imports_of(module) & names
+        for module in MODULES
+        if module.parent != PACKAGE or module.stem != "__init__"
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
@@ -97,17 +149,6 @@ def test_third_party_packages_stay_at_home(module: Path) -> None:
     """A third-party package is imported only where it belongs."""
     for package in {name.split(".")[0] for name in imports_of(module)} & HOMES.keys():
         assert name_of(module).startswith(HOMES[package]), package
-
-
-@pytest.mark.parametrize("module", MODULES, ids=name_of)
-def test_imports_point_downwards(module: Path) -> None:
-    """No module imports from a layer above it, nor supervisor and training from each other."""
-    own = name_of(module).removesuffix(".py").split("/")[0]
-    for name in imports_of(module):
-        package, _, rest = name.partition(".")
-        layer = rest.split(".")[0]
-        if package == "orchestrator" and layer and layer != own:
-            assert RANKS[layer] < RANKS[own], name
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
@@ -120,15 +161,24 @@ def test_only_durable_syncs_and_renames(module: Path) -> None:
         and isinstance(node.value, ast.Name)
         and node.value.id == "os"
     }
-    if name_of(module) != "durable.py":
+    if name_of(module) != "system/durable.py":
         assert not calls & {"fsync", "fdatasync", "rename", "renames", "replace"}
         assert not MOVE.search(module.read_text())
+
+
+@pytest.mark.parametrize("inside", LAYERS)
+def test_layers_name_what_is_there(inside: str) -> None:
+    """Every room of a package has exactly one layer, and every layer names rooms that exist."""
+    listed = [name for layer in LAYERS[inside] for name in layer]
+    folder = PACKAGE / inside
+    there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert sorted(listed) == sorted(there - {"__init__", "__pycache__"})
 
 
 def test_supervisor_does_not_load_torch() -> None:
     """Importing the command line and the supervisor loads neither torch nor NumPy."""
     code = (
-        "import sys, orchestrator.cli, orchestrator.supervisor.supervisor\n"
+        "import sys, orchestrator.cli.parser, orchestrator.supervisor.supervisor\n"
         "sys.exit(sorted({'torch', 'numpy'} & sys.modules.keys()) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

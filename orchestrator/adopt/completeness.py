@@ -7,7 +7,7 @@ everything that an earlier checkpoint of the run has, each file proven whole or 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.adopt.contents import Contents, kind_of, kinds_of
+from orchestrator.adopt.files import Contents, kind_of, kinds_of
 from orchestrator.adopt.formats import (
     DCP_METADATA,
     DCP_SUFFIX,
@@ -27,14 +27,14 @@ ACCELERATE_RANDOM_STATES = "random_states_"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Completeness:
     """Nothing is seen to be missing; ``proven`` that nothing is, else ``doubt`` says why not."""
 
     proven: bool
     doubt: str = ""
 
 
-def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Finding:
+def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Completeness:
     """Look at every file; ``usual`` are the sizes of those in an earlier checkpoint's directory.
 
     Raises IncompleteError, and OSError when the system does not let us see.
@@ -42,7 +42,7 @@ def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Findi
     sizes = {name: file.bytes for name, file in contents.files.items()}
     silent = {n: size for n, size in sizes.items() if not shows_whole(contents.root / n, size)}
     if not contents.is_directory:
-        return Finding(not silent, "its format does not tell whether it is whole")
+        return Completeness(not silent, "its format does not tell whether it is whole")
     if not contents.files:
         raise IncompleteError("it holds nothing yet")
     _check_indexes(contents)
@@ -52,15 +52,17 @@ def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Findi
     if usual is not None:
         lacking = kinds_of(usual) - kinds_of(contents.files)
         if lacking:
-            return Finding(False, f"it lacks {min(lacking)}, which an earlier one has")
+            return Completeness(False, f"it lacks {min(lacking)}, which an earlier one has")
         as_long = {(kind_of(name), size) for name, size in usual.items()}
         of_other_size = {n for n, size in silent.items() if (kind_of(n), size) not in as_long}
         doubtful = of_other_size - measured
         if not doubtful or is_trainer:
-            return Finding(True)
-        return Finding(False, f"the format of {min(doubtful)} does not tell whether it is whole")
+            return Completeness(True)
+        return Completeness(
+            False, f"the format of {min(doubtful)} does not tell whether it is whole"
+        )
     is_dcp = measured == contents.files.keys()
-    return Finding(is_dcp or is_trainer, "nothing in it tells that it is whole")
+    return Completeness(is_dcp or is_trainer, "nothing in it tells that it is whole")
 
 
 def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:

@@ -23,7 +23,7 @@ LONGEST_STEP_DIGITS = 12
 
 
 @dataclass(frozen=True)
-class Level:
+class PatternLevel:
     """One component of the pattern; without ``matches`` it is a plain name."""
 
     text: str
@@ -76,7 +76,7 @@ class Pattern:
 
     text: str
     base: Path
-    levels: tuple[Level, ...]
+    levels: tuple[PatternLevel, ...]
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -88,7 +88,7 @@ class Pattern:
         # Only what was written is a pattern, whatever the current directory is called.
         whole = os.path.join(glob.escape(str(Path.cwd())), os.path.expanduser(text))
         parts = Path(os.path.normpath(whole)).parts
-        levels = [Level.of(part) for part in parts[1:]]
+        levels = [PatternLevel.of(part) for part in parts[1:]]
         if not levels:
             raise ValueError("name the checkpoints, not the root directory")
         plain = next((i for i, level in enumerate(levels) if level.matches), len(levels) - 1)

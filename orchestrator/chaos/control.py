@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
-from orchestrator.supervisor.channel import short_directory
+from orchestrator.ipc.server import short_directory
 
 LOOK_SECONDS = 0.02
 MESSAGE_SECONDS = 10.0

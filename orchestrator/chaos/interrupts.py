@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-from orchestrator.stopsignals import end_by_interrupt
+from orchestrator.system.stop_signals import end_by_interrupt
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

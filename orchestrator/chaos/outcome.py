@@ -7,10 +7,10 @@ from pathlib import Path
 from orchestrator.chaos.faults import Planned
 from orchestrator.chaos.final_state import read_content
 from orchestrator.chaos.history import History
-from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import OrchestratorError
-from orchestrator.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal, JournalEvent
 
 
 @dataclass

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from orchestrator.breakpoints import VARIABLE
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
-from orchestrator.stopsignals import MERGE_SECONDS
-from orchestrator.supervisor import processes
-from orchestrator.wire import (
+from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     RESUME_VARIABLE,
     RUN_DIR_VARIABLE,
     SOCKET_VARIABLE,
 )
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system import process_tree
+from orchestrator.system.stop_signals import MERGE_SECONDS
 
 AGAIN = frozenset({ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED})
 # Of a run around chaos.
@@ -143,7 +143,7 @@ def _tree(pid: int) -> list[int]:
     """A process and all below it, parents first."""
     found = [pid]
     for one in found:
-        found += processes.children_of(one)
+        found += process_tree.children_of(one)
     return found
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.chaos.report import Report, Row
-from orchestrator.quantities import duration_text
+from orchestrator.system.units import duration_text
 
 PIPE_COLUMNS = 120
 

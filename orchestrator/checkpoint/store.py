@@ -12,30 +12,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from orchestrator.checkpoint.intake import files_below, take_in
-from orchestrator.checkpoint.manifest import FileRecord, Manifest
-from orchestrator.checkpoint.reading import (
+from orchestrator.checkpoint.checkpoint import (
     CONTENT_FOLDER,
     MANIFEST_FILE,
     PIN_FILE,
     STATE_FILE,
     Checkpoint,
-    DigestingWriter,
     is_checkpoint_name,
     order_of,
     read_checkpoint,
-    verify,
 )
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
+from orchestrator.checkpoint.external_files import files_below, take_in
+from orchestrator.checkpoint.manifest import FileRecord, Manifest
 from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
-from orchestrator.durable import Disk, write_json
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,
     NoValidCheckpointError,
     UnreadableError,
 )
-from orchestrator.journal import utc_now
-from orchestrator.rundir import RunDir, RunIdentity
+from orchestrator.rundir.journal import utc_now
+from orchestrator.rundir.paths import RunDir, RunIdentity
+from orchestrator.system.durable import Disk, write_json
 
 REASON_FILE = "quarantine.json"
 WRITING_PREFIX = ".writing-"

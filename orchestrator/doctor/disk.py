@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.capabilities import Capability, has
 from orchestrator.checkpoint.retention import DEFAULT_KEEP
 from orchestrator.doctor.findings import Finding, Level, Subject
-from orchestrator.durable import Disk
-from orchestrator.quantities import duration_text, size_text
+from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.durable import Disk
+from orchestrator.system.units import duration_text, size_text
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "fuse.sshfs", "9p", "afs"})

@@ -7,8 +7,8 @@ from pathlib import Path
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
 
 
 class Level(StrEnum):

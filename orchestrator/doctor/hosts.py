@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.doctor.findings import Finding, Level, Subject
-from orchestrator.quantities import duration_text, parse_duration
+from orchestrator.system.units import duration_text, parse_duration
 
 ASK_SECONDS = 10.0
 OWN_GROUP = Path("/proc/self/cgroup")

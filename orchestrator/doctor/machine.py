@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from orchestrator import __version__
-from orchestrator.capabilities import Capability, has, without
 from orchestrator.doctor.findings import Finding, Level, Subject
-from orchestrator.memory import available_bytes, limit_bytes
-from orchestrator.quantities import size_text
-from orchestrator.requirements import LEAST_VERSIONS, too_old
+from orchestrator.system.capabilities import Capability, has, without
+from orchestrator.system.memory import available_bytes, limit_bytes
+from orchestrator.system.requirements import LEAST_VERSIONS, too_old
+from orchestrator.system.units import size_text
 
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 QUERY_SECONDS = 10.0

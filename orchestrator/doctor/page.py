@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from orchestrator.client import existing_run
 from orchestrator.config import Config
-from orchestrator.contact import existing_run
 from orchestrator.doctor import disk, hosts, machine
 from orchestrator.doctor.findings import Finding, Level, Subject
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir import DEFAULT_PARENT, RunDir
+from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 
 CHECKS: tuple[Callable[[Subject], Finding | Iterable[Finding]], ...] = (
     machine.versions,

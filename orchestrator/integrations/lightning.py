@@ -1,4 +1,4 @@
-"""Lightning: the state of a Trainer is that of a session, at every step (docs/how-to/integrations.md).
+"""Lightning: the state of a Trainer is that of a session, at every step (docs/how-to/lightning.md).
 
     Trainer(callbacks=[OrchestratorCallback()])
 
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.integrations.lightning_loop import KEY, FitSession
-from orchestrator.training.ending import refusing
-from orchestrator.training.exporting import save_durably
-from orchestrator.training.plain import from_plain
+from orchestrator.training.exits import refusing
+from orchestrator.training.formats.export import save_durably
+from orchestrator.training.state.plain_values import from_plain
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer

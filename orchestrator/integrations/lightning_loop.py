@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training import Session
-from orchestrator.training.ending import refusing
-from orchestrator.training.plain import to_plain
-from orchestrator.training.state import RESERVED, SUFFIX, Composite
+from orchestrator.training.exits import refusing
+from orchestrator.training.state.plain_values import to_plain
+from orchestrator.training.state.registry import RESERVED, SUFFIX, Composite
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -21,11 +21,11 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
-from orchestrator.checkpoint.intake import files_below
+from orchestrator.checkpoint.external_files import files_below
 from orchestrator.errors import ConfigError
-from orchestrator.page import Phase
-from orchestrator.training.ending import refusing, say
-from orchestrator.training.framework import FrameworkRun
+from orchestrator.ipc.control_page import Phase
+from orchestrator.training.exits import refusing, say
+from orchestrator.training.framework_run import FrameworkRun
 
 FRAMEWORK = "transformers"
 STATE_FILE = "trainer_state.json"

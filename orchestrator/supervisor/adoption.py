@@ -8,27 +8,27 @@ from typing import Any
 import structlog
 
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.checkpoint.adopted import AdoptedStore
-from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.reading import Checkpoint
-from orchestrator.errors import ConfigError
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.priority import lower_priority
-from orchestrator.supervisor.attempt import AdoptedProgress, Attempt
-from orchestrator.supervisor.custodian import Custodian
-from orchestrator.supervisor.happenings import (
+from orchestrator.adopt.scan_events import (
     Failed,
-    Happening,
     LeftAlone,
     Moment,
+    ScanEvent,
     Sealed,
     SetAside,
     Withdrawn,
 )
-from orchestrator.supervisor.sightings import Sightings, adopted_part
-from orchestrator.supervisor.threads import in_thread, may_go_unheard
-from orchestrator.supervisor.watch import Watch
-from orchestrator.supervisor.written import Written
+from orchestrator.adopt.scanner import SaveScanner, adopted_part
+from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.write_ledger import WriteLedger
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.errors import ConfigError
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.supervisor.attempt.attempt import AdoptedProgress, Attempt
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.termination.stop_ladder import Watch
+from orchestrator.system.priority import lower_priority
+from orchestrator.system.threads import in_thread, may_go_unheard
 
 # Network filesystems, and what another machine writes on them, give no events.
 LOOK_SECONDS = 10.0
@@ -59,7 +59,7 @@ class Adoption:
         self,
         pattern: Pattern,
         store: AdoptedStore,
-        checkpoints: Custodian,
+        checkpoints: CheckpointCatalog,
         watch: Watch,
         journal: Journal,
         publish: Callable[[str], None],
@@ -75,8 +75,8 @@ class Adoption:
         self._publish = publish
         self._alarm = alarm
         self._log = structlog.get_logger()
-        self._written = Written(store.run.written_file)
-        self._sightings = Sightings(pattern, store, self._written)
+        self._written = WriteLedger(store.run.written_file)
+        self._sightings = SaveScanner(pattern, store, self._written)
         self._is_new_run = is_new_run
         self._looking: asyncio.Task[None] | None = None
         self._began = time.monotonic()
@@ -140,7 +140,7 @@ class Adoption:
         over = asyncio.ensure_future(attempt.over.wait())
         everywhere, looked, interval = True, 0.0, LOOK_SECONDS
         # Only adopt mode pays for watchdog.
-        from orchestrator.supervisor.changes import Changes
+        from orchestrator.adopt.file_watcher import Changes
 
         with Changes(self._pattern.concerns) as changes:
             while not over.done():
@@ -167,7 +167,7 @@ class Adoption:
     async def _look(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
         reason = Reason.EMERGENCY if self._watch.stop_wanted.is_set() else Reason.PERIODIC
 
-        def look() -> list[Happening]:
+        def look() -> list[ScanEvent]:
             lower_priority()
             began = time.thread_time() - self._sightings.sealing_cpu_seconds
             try:
@@ -189,7 +189,7 @@ class Adoption:
         for happening in happenings:
             self._tell(happening, attempt)
 
-    def _tell(self, happening: Happening, attempt: Attempt | None) -> None:
+    def _tell(self, happening: ScanEvent, attempt: Attempt | None) -> None:
         match happening:
             case Sealed(checkpoint, oldest_ns):
                 if attempt is not None and attempt.adopted is not None:

@@ -4,12 +4,12 @@ from typing import Any
 
 import structlog
 
-from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.quantities import duration_text, size_text
-from orchestrator.supervisor.decisions import RETRIES
-from orchestrator.supervisor.symptoms import ADVICE, Kind
-from orchestrator.supervisor.verdict import Verdict
+from orchestrator.supervisor.judge import Verdict
+from orchestrator.supervisor.recovery.policy import RETRIES
+from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
+from orchestrator.system.units import duration_text, size_text
 
 PHASES = {
     "start": "before its session began",

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from orchestrator.stopsignals import STOP_SIGNALS
+from orchestrator.system.stop_signals import STOP_SIGNALS
 
 
 def take_over(

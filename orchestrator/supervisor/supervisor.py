@@ -1,7 +1,8 @@
 """The supervisor: starts the trainer, relays stops, rotates checkpoints, restarts after failures.
 
 Everything that happens (a signal, a message, an exit, a deadline) calls one short method on the
-event loop's thread, which moves the state machine. The protocol is docs/reference/process-contract.md.
+event loop's thread, which moves the state machine.
+The protocol is docs/reference/process-contract.md.
 """
 
 import asyncio
@@ -14,34 +15,36 @@ import structlog
 
 from orchestrator import __version__
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.slots import Snapshot
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.console import Console
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.journal import Journal, JournalEvent
-from orchestrator.pulse import Pulse
-from orchestrator.runlock import RunLock
-from orchestrator.supervisor import processes, report
-from orchestrator.supervisor.assembly import assemble
-from orchestrator.supervisor.attempt import Attempt, common_environment
-from orchestrator.supervisor.channel import Channel, remove_abandoned
-from orchestrator.supervisor.consequences import act
-from orchestrator.supervisor.heritage import Heritage
-from orchestrator.supervisor.hook import EventHook
-from orchestrator.supervisor.leftovers import all_gone
-from orchestrator.supervisor.output import TerminalOutput
-from orchestrator.supervisor.restarts import retrying
-from orchestrator.supervisor.service import Service
+from orchestrator.hosts.host_events import HostEvents
+from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
+from orchestrator.ipc.server import Channel, remove_abandoned
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.lock import RunLock
+from orchestrator.snapshot.slots import Snapshot
+from orchestrator.supervisor import report
+from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.cleanup import all_gone
+from orchestrator.supervisor.attempt.environment import common_environment
+from orchestrator.supervisor.attempt.launcher import Starter
+from orchestrator.supervisor.attempt.output import TerminalOutput
+from orchestrator.supervisor.checkpoints.fdstore import FdStore
+from orchestrator.supervisor.judge import Judge, Verdict
+from orchestrator.supervisor.outcome import act
+from orchestrator.supervisor.recovery.backoff import retrying
 from orchestrator.supervisor.signals import take_over
-from orchestrator.supervisor.starting import Starter
-from orchestrator.supervisor.states import Event
-from orchestrator.supervisor.surroundings import Surroundings
-from orchestrator.supervisor.threads import may_go_unheard
-from orchestrator.supervisor.verdict import Judge, Verdict
-from orchestrator.supervisor.watch import StopWantedError
-from orchestrator.systemd.notify import Notifier
+from orchestrator.supervisor.state_machine import Event
+from orchestrator.supervisor.termination.stop_ladder import StopWantedError
+from orchestrator.supervisor.wiring import assemble
+from orchestrator.system import process_tree
+from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.system.threads import may_go_unheard
+from orchestrator.telemetry.event_hook import EventHook
+from orchestrator.terminal.console import Console
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ class Supervisor:
         self._checkpoints, self._snapshots = parts.checkpoints, parts.snapshots
         self._watch, self._conversation = parts.watch, parts.conversation
         self._spares, self._adoption = parts.spares, parts.adoption
-        self._service = Service(
+        self._service = ServiceWatchdog(
             notifier,
             self._conversation.status,
             self._watch.stop_wanted.is_set,
             self._snapshots.writing,
             self._pulses,
         )
-        self._heritage = Heritage(notifier)
+        self._heritage = FdStore(notifier)
         self._starter = Starter(
             run,
             command,
@@ -107,7 +110,7 @@ class Supervisor:
         self._judge = Judge(
             self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
         )
-        self._surroundings = Surroundings(
+        self._surroundings = HostEvents(
             config,
             run,
             self._journal,
@@ -127,8 +130,8 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         # What the shell had in the background that then became us by exec: no part of the training.
-        self._others = set(processes.children_of(os.getpid()))
-        processes.become_subreaper()
+        self._others = set(process_tree.children_of(os.getpid()))
+        process_tree.become_subreaper()
         take_over(
             loop,
             on_stop=self._watch.hear_signal,
@@ -285,10 +288,10 @@ class Supervisor:
     def _reap(self) -> None:
         attempt = self._watch.attempt
         awaited = self._spares.awaited | self._surroundings.tools.running
-        processes.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
-        self._others.intersection_update(processes.children_of(os.getpid()))
+        process_tree.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
+        self._others.intersection_update(process_tree.children_of(os.getpid()))
 
-    def _pulses(self) -> list[Pulse]:
+    def _pulses(self) -> list[Heartbeat]:
         attempt = self._watch.attempt
         copying = [] if attempt is None or attempt.over.is_set() else [attempt.output.pulse]
         return [self._snapshots.writing, *copying]

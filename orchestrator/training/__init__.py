@@ -3,9 +3,9 @@
 import torch
 
 from orchestrator import breakpoints
-from orchestrator.requirements import check_torch
-from orchestrator.training import last_words
-from orchestrator.training.ending import refusing
+from orchestrator.system.requirements import check_torch
+from orchestrator.training.exits import refusing
+from orchestrator.training.runtime import crash_record
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
 
 with refusing():
@@ -15,5 +15,5 @@ from orchestrator.training.session import Session  # which an old torch cannot i
 
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
 
-last_words.listen()
+crash_record.listen()
 breakpoints.install(breakpoints.TRAINER)

@@ -1,4 +1,4 @@
-"""The session: what a training script talks to (docs/reference/process-contract.md, README)."""
+"""The session: what a training script talks to (docs/reference/session.md)."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,14 +9,14 @@ import torch
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, ConfigError
-from orchestrator.page import Field, Phase
-from orchestrator.training.course import Course
-from orchestrator.training.ending import conclude, refusing
-from orchestrator.training.joined import Joined
-from orchestrator.training.resuming import resume_newest, start_from_classic
-from orchestrator.training.safepoints import SafePoints
-from orchestrator.training.saving import Saver
-from orchestrator.training.state import Registry
+from orchestrator.ipc.control_page import Field, Phase
+from orchestrator.training.exits import conclude, refusing
+from orchestrator.training.loop.loop_state import LoopState
+from orchestrator.training.loop.resume import resume_newest, start_from_classic
+from orchestrator.training.runtime.membership import RunMembership
+from orchestrator.training.safe_points import SafePoints
+from orchestrator.training.saving.saver import Saver
+from orchestrator.training.state.registry import Registry
 from orchestrator.training.stop import TrainingStopped
 
 # Plain integers: the hot path looks them up at every step.
@@ -51,7 +51,7 @@ class Session:
         self._registry = Registry()
         with refusing():
             self._registry.add(objects)
-        self._course = Course(self._registry, self.state, torch.initial_seed())
+        self._course = LoopState(self._registry, self.state, torch.initial_seed())
         self._entered = False
 
     # --- entering and leaving ----------------------------------------------------------------
@@ -62,7 +62,7 @@ class Session:
         Raises TrainingRefused, after printing the reason, when that is not possible.
         """
         with refusing():
-            self._joined = Joined(self._run_dir)
+            self._joined = RunMembership(self._run_dir)
             self._home, self._page = self._joined.home, self._joined.page
             self._saver = Saver(self._home, self._registry)
             self._metrics = self._joined.metrics
@@ -75,7 +75,7 @@ class Session:
 
     def _begin(self) -> None:
         self._registry.add_scalers()
-        self._course = Course(
+        self._course = LoopState(
             self._registry,
             self.state,
             torch.initial_seed(),

@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Any
 
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field
-from orchestrator.stopsignals import STOP_SIGNALS, EchoFilter
+from orchestrator.ipc.control_page import Field
+from orchestrator.system.stop_signals import STOP_SIGNALS, EchoFilter
 
 
 class TrainingStopped(SystemExit):

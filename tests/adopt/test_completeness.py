@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from orchestrator.adopt.completeness import Finding, examine
-from orchestrator.adopt.contents import Contents
+from orchestrator.adopt.completeness import Completeness, examine
+from orchestrator.adopt.files import Contents
 from orchestrator.adopt.formats import IncompleteError
 
 STATE = {"a": torch.zeros(100)}
 
 
-def found(path: Path, usual: dict[str, int] | None = None) -> Finding:
+def found(path: Path, usual: dict[str, int] | None = None) -> Completeness:
     contents = Contents.of(path)
     assert contents is not None
     return examine(contents, usual)

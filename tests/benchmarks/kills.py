@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
-from orchestrator.wire import Connection
+from orchestrator.ipc.messages import Connection
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from tests.benchmarks.figures import Figure, paired
 from tests.benchmarks.lives import Notes, save
 from tests.benchmarks.workload import Bytes, Workload

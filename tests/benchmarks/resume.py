@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.training import Session
-from orchestrator.training.data import DataPosition
-from orchestrator.training.digests import digest_parts
-from orchestrator.training.schedule import NEVER
+from orchestrator.training.data.position import DataPosition
+from orchestrator.training.loop.schedule import NEVER
+from orchestrator.training.state.digests import digest_parts
 from tests.benchmarks.figures import Figure, median_seconds
 from tests.benchmarks.workload import Workload
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
 from tests.benchmarks.figures import Figure, median_seconds
 

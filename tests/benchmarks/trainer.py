@@ -23,11 +23,11 @@ import torch
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.page import Field
+from orchestrator.ipc.control_page import Field
 from orchestrator.training import Session
-from orchestrator.training.image import freeze, lay_out
-from orchestrator.training.schedule import NEVER
-from orchestrator.training.snapshots import Content, Taking
+from orchestrator.training.loop.schedule import NEVER
+from orchestrator.training.saving.image import freeze, lay_out
+from orchestrator.training.saving.snapshotter import Content, PendingSnapshot
 from tests.benchmarks.workload import (
     Bytes,
     TinyWorkload,
@@ -56,12 +56,12 @@ class Trainer:
         self.session = session
         self.workload = workload
         self.supervisor = psutil.Process(os.getppid())
-        self._taking: Taking | None = None
+        self._taking: PendingSnapshot | None = None
         self._snapshotter = session._saver._snapshotter
         self._take = self._snapshotter.take
         self._snapshotter.take = self._record  # type: ignore[method-assign]
 
-    def _record(self, content: Content, deadline: float | None = None) -> Taking | None:
+    def _record(self, content: Content, deadline: float | None = None) -> PendingSnapshot | None:
         self._taking = self._take(content, deadline)
         return self._taking
 
@@ -73,7 +73,7 @@ class Trainer:
             self.session.step()
         return time.perf_counter() - began
 
-    def snapshot(self) -> tuple[float, Taking]:
+    def snapshot(self) -> tuple[float, PendingSnapshot]:
         """Take a snapshot at a safe point: seconds that it took, and what came of it."""
         pace = self.session._saver.pace
         self.workload.step()

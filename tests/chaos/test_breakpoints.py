@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.breakpoints import PLACES, SUPERVISOR, VARIABLE, Place, install
+from orchestrator.breakpoints import PLACES, SUPERVISOR, VARIABLE, Breakpoint, install
 from orchestrator.chaos.control import Control, Held
 from orchestrator.chaos.history import History
-from orchestrator.durable import Disk
+from orchestrator.system.durable import Disk
 from tests.support import wait_until
 
 REMOVE = """
 import sys
 from pathlib import Path
 from orchestrator import breakpoints
-from orchestrator.durable import Disk
+from orchestrator.system.durable import Disk
 breakpoints.install("supervisor")
 Disk().remove(Path(sys.argv[1]))
 """
 
 
-def name_of(place: Place) -> str:
+def name_of(place: Breakpoint) -> str:
     return place.name
 
 
@@ -62,7 +62,7 @@ def held_at(control: Control, place: str) -> Held:
 
 
 @pytest.mark.parametrize("place", [p for all_ in PLACES.values() for p in all_], ids=name_of)
-def test_each_place_exists(place: Place) -> None:
+def test_each_place_exists(place: Breakpoint) -> None:
     """The methods that are wrapped are there, in the classes that are named."""
     module, _, path = place.method.partition(":")
     class_name, _, method = path.partition(".")

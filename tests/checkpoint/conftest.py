@@ -2,9 +2,9 @@
 
 import pytest
 
-from orchestrator.checkpoint import reading
+from orchestrator.checkpoint import verification
 
 
 @pytest.fixture(autouse=True)
 def _small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "READ_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(verification, "READ_CHUNK_BYTES", 4096)

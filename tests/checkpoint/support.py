@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.checkpoint.reading import Checkpoint, DigestingWriter, verify
 from orchestrator.checkpoint.store import Store
-from orchestrator.durable import Disk
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.journal import utc_now
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.journal import utc_now
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system.durable import Disk
 
 RUN_ID = "0123456789abcdef"
 STATE_BYTES = 20_000

@@ -15,9 +15,9 @@ import pytest
 
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
-from orchestrator.durable import Disk
 from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system.durable import Disk
 from tests.checkpoint.power_loss import LazyFilesystem, write_tree
 from tests.checkpoint.support import RUN_ID, names, new_store, publish, state_of, valid_steps
 from tests.support import DIED, FailingDisk, die, full_disk, in_child, input_output_error

@@ -11,25 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.checkpoint import Checkpoint, order_of, read_checkpoint
+from orchestrator.checkpoint.digesting_writer import BESIDE_BYTES, DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.reading import (
-    BESIDE_BYTES,
-    Checkpoint,
-    DigestingWriter,
-    export_state,
-    order_of,
-    read_checkpoint,
-    verify,
-)
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
 from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import export_state, verify
 from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,
     NoValidCheckpointError,
     UnreadableError,
 )
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.checkpoint.support import (
     RUN_ID,
     manifest_of,

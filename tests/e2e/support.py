@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from orchestrator.checkpoint.reading import verify
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
-from orchestrator.wire import Connection
+from orchestrator.checkpoint.verification import verify
+from orchestrator.ipc.messages import Connection
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.warm_python import ORCHESTRATOR, WarmPython
 
 TRAIN = Path(__file__).with_name("train.py")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.capabilities import ALL, WITHOUT_VARIABLE, Capability, has
-from orchestrator.durable import DirectFile
-from orchestrator.page import anonymous_file
-from orchestrator.supervisor import processes
+from orchestrator.ipc.control_page import anonymous_file
+from orchestrator.system import process_tree
+from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE, Capability, has
+from orchestrator.system.durable import DirectFile
 from tests.e2e.support import (
     Supervised,
     WarmTrainers,
@@ -93,12 +93,12 @@ def test_processes_are_found_without_proc(monkeypatch: pytest.MonkeyPatch) -> No
     """Psutil finds children and tells whether they are dead."""
     monkeypatch.setenv(WITHOUT_VARIABLE, Capability.PROC)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert child.pid in processes.children_of(os.getpid())
-    look = processes.Process.look(child.pid)
+    assert child.pid in process_tree.children_of(os.getpid())
+    look = process_tree.Process.look(child.pid)
     assert look is not None
     assert not look.is_dead
     child.kill()
-    assert processes.wait([child.pid], 20.0) == []
+    assert process_tree.wait([child.pid], 20.0) == []
     child.communicate()
 
 
@@ -113,7 +113,7 @@ def test_a_group_is_ended_after_its_leader() -> None:
     shell.stdout.readline()
     shell.wait()
     began = time.monotonic()
-    processes.end_group(shell.pid, 60.0)
+    process_tree.end_group(shell.pid, 60.0)
     assert time.monotonic() - began < 60.0
     with pytest.raises(ProcessLookupError):
         os.killpg(shell.pid, 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.checkpoint.support import new_store, publish, state_of
 from tests.e2e.support import (
     TRAIN,

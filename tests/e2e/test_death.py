@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,
     Terminal,

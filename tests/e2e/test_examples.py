@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import clean_environment, open_store
 
 ORCHESTRATOR = (sys.executable, "-m", "orchestrator", "run", "--")

@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.checkpoint.reading import read_checkpoint, verify
+from orchestrator.checkpoint.checkpoint import read_checkpoint
+from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,
     WarmTrainers,

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     TRAIN,
     Supervised,

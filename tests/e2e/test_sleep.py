@@ -14,9 +14,9 @@ import pytest
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
-from orchestrator.supervisor.logind import MANAGER
+from orchestrator.hosts.laptop.sleep import MANAGER
+from tests.e2e.hosts.need import lacking
 from tests.e2e.support import DEADLINE_SECONDS, Supervised, WarmTrainers, events
-from tests.hosts.need import lacking
 
 NAME, PATH, INTERFACE = MANAGER
 BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"

@@ -107,7 +107,9 @@ def comparable(facts: Path, root: Path) -> dict[str, Any]:
     # Thread pools that libraries start when they are imported are started later in a spare.
     del content["Threads"]
     # The spare is below the script on the stack.
-    content["callers"] = [c for c in content["callers"] if not c.endswith(("spare.py", "<string>"))]
+    content["callers"] = [
+        c for c in content["callers"] if not c.endswith(("worker.py", "<string>"))
+    ]
     for key in ("environ", "environb"):
         content[key] = {k: v for k, v in content[key].items() if not k.startswith(OF_A_RUN)}
     content["child's environment"] = [

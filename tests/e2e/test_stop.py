@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.stopsignals import MERGE_SECONDS
+from orchestrator.system.stop_signals import MERGE_SECONDS
 from tests.e2e.support import (
     SLOW_SAVE,
     TRAIN,

@@ -13,9 +13,9 @@ import psutil
 import pyte
 import pytest
 
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import lock_owner
-from orchestrator.stopsignals import MERGE_SECONDS
+from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system.stop_signals import MERGE_SECONDS
 from tests.e2e.support import (
     COLUMNS,
     LINES,

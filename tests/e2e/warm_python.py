@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-ORCHESTRATOR = ("orchestrator.cli",)
+ORCHESTRATOR = ("orchestrator.cli.parser",)
 # The first optimizer imports torch._dynamo.
 TRAINING = ("torch._dynamo", "orchestrator.training")
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from orchestrator.breakpoints import VARIABLE
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.e2e.support import clean_environment, forked_by, forking_server
 from tests.training.support import new_life

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.integrations.lightning import OrchestratorCallback, OrchestratorCheckpointIO
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import TrainingRefused, TrainingStopped
 from tests.training.support import new_life
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,
     assert_all_valid,

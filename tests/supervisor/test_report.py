@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.page import Phase
+from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.report import PHASES, paragraph, restart_text
 
 

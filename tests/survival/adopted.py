@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.adopt.contents import Contents
+from orchestrator.adopt.files import Contents
 from tests.e2e.support import (
     Supervised,
     WarmTrainers,

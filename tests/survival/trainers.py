@@ -17,8 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.checkpoint.reading import verify
-from orchestrator.rundir import RunDir
+from orchestrator.checkpoint.verification import verify
+from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,
     assert_all_valid,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from orchestrator.stopsignals import STOP_SIGNALS
+from orchestrator.system.stop_signals import STOP_SIGNALS
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
 from tests.support import wait_until
 from tests.training.support import Training, assert_equal

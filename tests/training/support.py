@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.checkpoint.slots import Snapshot
-from orchestrator.training import Session, TrainingStopped, standalone
-from orchestrator.training.snapshots import Taking
+from orchestrator.snapshot.slots import Snapshot
+from orchestrator.training import Session, TrainingStopped
+from orchestrator.training.runtime import standalone
+from orchestrator.training.saving.snapshotter import PendingSnapshot
 from tests.support import DEADLINE_SECONDS
 
 
@@ -125,7 +126,7 @@ def draft_of(step: int, epoch: int = 0) -> Manifest:
     return Manifest("a run", step, epoch, Reason.PERIODIC, {}, True, "now", {}, {})
 
 
-def result_of(taking: Taking) -> Snapshot:
+def result_of(taking: PendingSnapshot) -> Snapshot:
     """The snapshot, once the thread that completes it has ended too."""
     snapshot = taking.done.result(timeout=DEADLINE_SECONDS)
     running = [thread for thread in threading.enumerate() if thread.name == "snapshot"]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from orchestrator.checkpoint.slots import Slots
-from orchestrator.page import ControlPage
+from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots
 from orchestrator.training import Session
-from orchestrator.training.snapshots import Content, Snapshotter
-from orchestrator.training.state import Registry
+from orchestrator.training.saving.snapshotter import Content, Snapshotter
+from orchestrator.training.state.registry import Registry
 from tests.support import DEADLINE_SECONDS
 from tests.training.support import draft_of, result_of
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoint.reading import STATE_FILE, DigestingWriter, read_checkpoint
+from orchestrator.checkpoint.checkpoint import STATE_FILE, read_checkpoint
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
+from orchestrator.rundir.paths import RunDir
 from tests.training.lives import COMPLETE, KILLED, STEPS, STOPPED, Case, Result
 from tests.training.support import Training, assert_equal
 

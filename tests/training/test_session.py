@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
-from orchestrator.runlock import RunLock
+from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.training.support import Training, new_life
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from orchestrator.checkpoint.reading import Checkpoint
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.store import Store
-from orchestrator.journal import Journal
-from orchestrator.rundir import RunDir
-from orchestrator.stopsignals import MERGE_SECONDS
+from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system.stop_signals import MERGE_SECONDS
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.support import wait_until
 from tests.training.support import Training, assert_equal, new_life

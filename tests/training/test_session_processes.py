@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from orchestrator.checkpoint.store import Store
-from orchestrator.rundir import RunDir
-from orchestrator.stopsignals import MERGE_SECONDS
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system.stop_signals import MERGE_SECONDS
 from orchestrator.training import Session
 from tests.e2e.warm_python import TRAINING, WarmPython
 from tests.support import wait_until

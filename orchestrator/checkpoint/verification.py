@@ -1,0 +1,104 @@
+"""Verifies checkpoints: compares every byte on disk with the digests in the manifest."""
+
+import errno
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import xxhash
+
+from orchestrator.checkpoint.checkpoint import STATE_FILE, Checkpoint, reading_problem
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
+from orchestrator.checkpoint.manifest import (
+    FileRecord,
+)
+from orchestrator.errors import CheckpointInvalidError
+from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, arriving
+
+READ_CHUNK_BYTES = 16 << 20
+# What is read into the page cache is copied from there: at best while the processor has it too.
+CACHED_CHUNK_BYTES = 1 << 20
+
+
+def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
+    """Read every byte and compare with the manifest.
+
+    What counts is what the disk has, so that the bytes are read past the page cache, which training
+    needs itself; ``to_load`` reads them into it, since the very same are loaded next. Raises
+    CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
+    """
+    verify_files(checkpoint, checkpoint.content, to_load=to_load)
+
+
+def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None:
+    """The same for files of these names in another folder."""
+    for name, record in checkpoint.manifest.files.items():
+        if any(above.is_symlink() for above in _folders_of(checkpoint, name)):
+            reason = f"{name} lies behind a symbolic link"
+            raise CheckpointInvalidError(checkpoint.path, reason)
+        try:
+            actual = digest_of(folder / name, direct=not to_load)
+        except OSError as error:
+            raise reading_problem(checkpoint.path, name, error) from None
+        if actual.bytes != record.bytes:
+            reason = f"{name} has {actual.bytes} bytes, not {record.bytes}"
+            raise CheckpointInvalidError(checkpoint.path, reason)
+        if actual.xxh3_128 != record.xxh3_128:
+            raise CheckpointInvalidError(checkpoint.path, f"{name} has changed: wrong digest")
+
+
+def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
+    """The folders between the checkpoint's directory and the file of this name."""
+    return [f for f in (checkpoint.content / name).parents if checkpoint.path in f.parents]
+
+
+def export_state(
+    checkpoint: Checkpoint, target: Path, disk: Disk | None = None, *, replace: bool = False
+) -> None:
+    """Copy state.pt to ``target``, checking its digest on the way; only ``replace`` overwrites.
+
+    Raises CheckpointInvalidError when the bytes are not the ones that were saved, and OSError.
+    """
+    disk = disk or Disk()
+    with (
+        arriving(target, disk, replace=replace) as temporary,
+        open(checkpoint.state_file, "rb") as source,
+        disk.create(temporary) as file,
+    ):
+        writer = DigestingWriter(file)
+        while chunk := source.read(READ_CHUNK_BYTES):
+            writer.write(chunk)
+        disk.sync(file)
+        if writer.record() != checkpoint.manifest.files[STATE_FILE]:
+            raise CheckpointInvalidError(checkpoint.path, f"{STATE_FILE} has changed")
+
+
+def digest_of(path: Path, *, direct: bool) -> FileRecord:
+    """Size and digest of one file; ``direct`` reads past the page cache. Raises OSError."""
+    # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if direct:
+        try:
+            direct_flag = getattr(os, "O_DIRECT", 0)
+            return _digest_opened(os.open(path, flags | direct_flag), READ_CHUNK_BYTES)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return _digest_opened(os.open(path, flags), CACHED_CHUNK_BYTES)
+
+
+def _digest_opened(descriptor: int, chunk_bytes: int) -> FileRecord:
+    with open(descriptor, "rb", buffering=0) as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        digest, size = xxhash.xxh3_128(), 0
+        # No larger than the file: a direct read has the kernel fill in every page of its buffer.
+        blocks = facts.st_size // DIRECT_BLOCK_BYTES + 1
+        buffer_bytes = min(chunk_bytes, blocks * DIRECT_BLOCK_BYTES)
+        with mmap.mmap(-1, buffer_bytes) as aligned, memoryview(aligned) as buffer:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                size += count
+    return FileRecord(bytes=size, xxh3_128=digest.hexdigest())

@@ -1,0 +1,58 @@
+"""What `checkpoints list` and `checkpoints verify` say about every checkpoint of a run."""
+
+import json
+from typing import Any
+
+from orchestrator.checkpoint.checkpoint import read_checkpoint
+from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.store import REASON_FILE, Store
+from orchestrator.checkpoint.verification import verify
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
+
+
+def list_checkpoints(store: Store) -> list[dict[str, Any]]:
+    """One object a checkpoint, newest last, every byte verified; ``problem`` where not valid."""
+    rows = []
+    for path in store.directories():
+        row: dict[str, Any] = dict.fromkeys(
+            ("step", "epoch", "reason", "bytes", "healthy", "time", "exactness", "problem")
+        )
+        row |= {"path": str(path), "valid": False, "pinned": False, "metrics": {}}
+        try:
+            checkpoint = read_checkpoint(path)
+            manifest = checkpoint.manifest
+            row |= {
+                "path": str(checkpoint.shown_path),
+                "step": manifest.step,
+                "epoch": manifest.epoch,
+                "reason": manifest.reason.value,
+                "bytes": manifest.total_bytes,
+                "healthy": manifest.healthy,
+                "pinned": checkpoint.pinned,
+                "time": manifest.time,
+                "exactness": manifest.exactness,
+                "metrics": json_metrics(manifest.metrics),
+            }
+            if manifest.run_id != store.run_id:
+                raise CheckpointInvalidError(path, f"belongs to run {manifest.run_id}")
+            verify(checkpoint)
+            row["valid"] = True
+        except CheckpointInvalidError as error:
+            row["problem"] = error.reason
+        except UnreadableError as error:
+            row["problem"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def list_quarantined(store: Store) -> list[dict[str, str]]:
+    """``path`` and ``reason`` of what was set aside."""
+    rows = []
+    for path in store.quarantined():
+        try:
+            reason = str(json.loads((path / REASON_FILE).read_bytes())["reason"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            # A link or a file has no room for a note, and a full disk none either.
+            reason = "set aside without a note"
+        rows.append({"path": str(path), "reason": reason})
+    return rows

@@ -1,0 +1,33 @@
+"""`orchestrator slurm-script`: prints a batch script for a command."""
+
+import os
+import sys
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from orchestrator.cli.run import script_of
+from orchestrator.config import Config, option_words
+from orchestrator.hosts.slurm.batch_script import batch_script
+from orchestrator.rundir.paths import default_run_dir
+
+
+def slurm_script(arguments: Namespace) -> None:
+    """Print it; the options of ``run`` that were given stand in it."""
+    given = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
+    config = Config.resolve(given, os.environ, Path.cwd())
+    command: list[str] = arguments.command
+    run_dir = config.run_dir or default_run_dir(script_of(command) or command[0])
+    options = {"slurm_requeue": "on"} | {
+        name: text for name, text in given.items() if text is not None and name != "run_dir"
+    }
+    script = batch_script(
+        # The job may not have this environment's programs on its path.
+        [sys.executable, "-m", "orchestrator"],
+        option_words(options),
+        run_dir,
+        command,
+        arguments.sbatch,
+        config.grace,
+    )
+    print(script, end="")

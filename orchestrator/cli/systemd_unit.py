@@ -1,0 +1,95 @@
+"""`orchestrator systemd-unit`: prints a unit for a command."""
+
+import os
+import pwd
+import shutil
+import sys
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from orchestrator.cli.run import check_program, script_of
+from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
+from orchestrator.errors import ConfigError
+from orchestrator.hosts.systemd.unit import Service, check_name, service_unit, slowest_save
+from orchestrator.rundir.paths import RunDir, default_run_dir
+
+ROOT = "root"
+# Named by the environment of the unit, for all commands that are run in it.
+RUN_DIR = "run_dir"
+SYSTEM_STATE = Path("/var/lib/orchestrator")
+# -P: a folder named orchestrator in the working directory is not to be taken for this package.
+MODULE_WORDS = ("-P", "-m", "orchestrator")
+
+
+def print_systemd_unit(arguments: Namespace) -> None:
+    """Print a unit that runs a command as `orchestrator run` would here."""
+    given = _settings(arguments)
+    directory = Path.cwd()
+    config = Config.resolve(given, {}, directory)
+    command = [_absolute_program(arguments.command[0]), *arguments.command[1:]]
+    usual_run_dir = default_run_dir(script_of(command) or command[0])
+    name = check_name(arguments.name or usual_run_dir.name)
+    run_dir = directory / config.run_dir if config.run_dir else None
+    # Where a user's manager keeps state depends on its version.
+    measured = run_dir or (None if arguments.user else SYSTEM_STATE / name)
+    account = None if arguments.user else _account(arguments.run_as)
+    service = Service(
+        name=name,
+        program=[sys.executable, *MODULE_WORDS],
+        options=option_words({key: text for key, text in given.items() if key != RUN_DIR}),
+        command=command,
+        directory=directory,
+        run_dir=run_dir,
+        account=account,
+        for_user=arguments.user,
+        grace_seconds=config.grace,
+        save_seconds=None if measured is None else slowest_save(RunDir(measured)),
+    )
+    print(service_unit(service), end="")
+    if run_dir is None and RunDir(usual_run_dir).run_file.exists():
+        _note(
+            f"this unit begins a new run, in systemd's own place; {usual_run_dir} is here: to go "
+            f"on with that, add --run-dir {usual_run_dir}"
+        )
+    if account == ROOT:
+        _note("the training will run as root; name another account with --run-as")
+
+
+def _settings(arguments: Namespace) -> dict[str, str]:
+    """What was given on the command line, and what `run` would find in this environment.
+
+    A file in the working directory is read again by each start.
+    """
+    given = {}
+    for setting in fields(Config):
+        variable = ENVIRONMENT_PREFIX + setting.name.upper()
+        text = getattr(arguments, setting.name) or os.environ.get(variable)
+        if text is not None:
+            given[setting.name] = text
+    return given
+
+
+def _absolute_program(program: str) -> str:
+    check_program(program)
+    found = shutil.which(program)
+    assert found is not None
+    # Not resolved: a virtual environment is found by the place of the link.
+    return str(Path.cwd() / found)
+
+
+def _account(name: str | None) -> str:
+    """Whose service it is: the one named, who called sudo, or the caller. Raises ConfigError."""
+    try:
+        if name is not None:
+            return pwd.getpwnam(name).pw_name
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise ConfigError(
+            f"cannot run the service as {name or os.getuid()}: there is no such account here; "
+            "name one with --run-as"
+        ) from None
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,169 @@
+"""`status` and `checkpoints list` as tables for people."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.system.units import duration_text, size_text
+
+_STATE_STYLES = {
+    "training": "green",
+    "completed": "green",
+    "failed": "red",
+    "interrupted": "red",
+    "killing": "red",
+}
+
+# Before metrics and notes on a line of their own.
+DETAILS_INDENT = "\n    "
+
+
+def status_table(status: dict[str, Any]) -> RenderableType:
+    """The status of one run, a line a fact; absent facts are left out."""
+    table = Table.grid(padding=(0, 2))
+    state = status["state"]
+    rows: list[tuple[str, str | Text | None]] = [
+        ("run", f"{status['run_id']}  {status['run_dir']}"),
+        ("state", Text(state, style=_STATE_STYLES.get(state, "yellow"))),
+        ("attempt", _attempt(status)),
+        ("progress", _progress(status)),
+        ("phase", _phase(status)),
+        ("metrics", _metrics(status["metrics"])),
+        ("checkpoint", _checkpoint(status["newest_checkpoint"])),
+        ("snapshot", _snapshot(status["newest_snapshot"], status["snapshots"])),
+        ("problem", Text(status["problem"] or "", style="red")),
+        ("at risk", _at_risk(status["lose_at_most_seconds"])),
+        ("processes", _processes(status)),
+        ("spare", _spare(status["spare"])),
+    ]
+    for name, value in rows:
+        if value:
+            # Text, since a string would be read as markup: a directory may be called runs/[v2].
+            table.add_row(
+                Text(name, style="bold"), Text(value) if isinstance(value, str) else value
+            )
+    return Group(table)
+
+
+def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
+    """A line for each checkpoint, newest last.
+
+    Metrics and notes go on an indented line of their own where they do not fit; nothing is cut.
+    """
+    if not rows:
+        return Text("no checkpoints yet")
+    titles = ("name", "step", "epoch", "reason", "size", "made", "exact")
+    cells = [titles, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if title in ("step", "epoch", "size") else cell.ljust(width)
+            for title, cell, width in zip(titles, line, widths, strict=True)
+        )
+        for line in cells
+    ]
+    text = Text(lines[0], style="bold")
+    for row, line in zip(rows, lines[1:], strict=True):
+        details = "  ".join(filter(None, (_metrics(row["metrics"]), _notes(row))))
+        fits = len(line) + 2 + len(details) <= columns
+        text.append(f"\n{line}{'  ' if fits else DETAILS_INDENT}{details}".rstrip(), "not bold")
+    return text
+
+
+def quarantine_table(rows: list[dict[str, str]]) -> Text:
+    """What was set aside, and why."""
+    lines = [f"  {row['path'].rsplit('/', 1)[-1]}  {row['reason']}" for row in rows]
+    return Text("\n".join(("in quarantine:", *lines)))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["path"]).rsplit("/", 1)[-1],
+        _text(row["step"]),
+        _text(row["epoch"]),
+        _text(row["reason"]),
+        "" if row["bytes"] is None else size_text(row["bytes"]),
+        _text(row["time"]).partition(".")[0].replace("T", " "),
+        _text(row["exactness"]).partition(": ")[0],
+    )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _attempt(status: dict[str, Any]) -> str:
+    if status["attempt"] is None:
+        return ""
+    restarts = status["restarts"]
+    return f"{status['attempt']}  ({restarts} restart{'' if restarts == 1 else 's'} so far)"
+
+
+def _progress(status: dict[str, Any]) -> str:
+    if status["step"] is None:
+        return ""
+    return f"step {status['step']}, {status['epoch']} epochs done"
+
+
+def _phase(status: dict[str, Any]) -> str:
+    if status["phase"] is None:
+        return ""
+    shown = [status["phase"], f"last sign of life {duration_text(status['silent_seconds'])} ago"]
+    if (budget := status["hang_budget_seconds"]) is not None:
+        shown.append(f"taken for hung after {duration_text(budget)}")
+    return ", ".join(shown)
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {float(value):.6g}" for name, value in (metrics or {}).items())
+
+
+def _checkpoint(newest: dict[str, Any] | None) -> str:
+    if newest is None:
+        return "none yet"
+    return f"step {newest['step']}, {duration_text(newest['age_seconds'])} old  {newest['path']}"
+
+
+def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> str:
+    if newest is None:
+        return ""
+    shown = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
+    if facts and facts["interval_seconds"]:
+        stall = facts["stall_seconds"] * 1000
+        shown.append(f"every {duration_text(facts['interval_seconds'])} at {stall:.3g} ms")
+    if facts and facts["write_seconds"]:
+        written = f"{size_text(facts['bytes'])} in {duration_text(facts['write_seconds'])}"
+        shown.append(f"written to disk: {written}")
+    return "; ".join(shown)
+
+
+def _at_risk(seconds: float | None) -> str:
+    return "" if seconds is None else f"a kill now would lose at most {duration_text(seconds)}"
+
+
+def _processes(status: dict[str, Any]) -> str:
+    names = ("supervisor", "trainer", "spare")
+    return "  ".join(f"{n} {status[f'{n}_pid']}" for n in names if status[f"{n}_pid"])
+
+
+def _spare(spare: dict[str, Any] | None) -> str:
+    if spare is None:
+        return ""
+    if spare["reason"]:
+        return f"none: {spare['reason']}"
+    memory = f", {size_text(spare['bytes'])} of memory" if spare["bytes"] else ""
+    return f"{spare['state']}{memory}"
+
+
+def _notes(row: dict[str, Any]) -> str:
+    # Why it is not exact; whether it is stands in a column.
+    notes = list(filter(None, [_text(row["exactness"]).partition(": ")[2]]))
+    if not row["valid"]:
+        notes.append(f"INVALID: {row['problem']}" if row.get("problem") else "INVALID")
+    if row["healthy"] is False:
+        notes.append("non-finite")
+    if row["pinned"]:
+        notes.append("pinned")
+    return ", ".join(notes)

@@ -1,0 +1,1 @@
+"""Laptops: battery and sleep."""

@@ -1,0 +1,130 @@
+"""Before the machine sleeps: logind waits for us a moment while the state goes to the disk.
+
+A snapshot in memory survives suspend, but not a battery that runs out meanwhile, nor a resume that
+fails. The D-Bus library is optional (the extra `laptop`); without it, without a
+system bus or without logind nothing is done.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from orchestrator.errors import NoThreadError
+from orchestrator.system.threads import in_thread
+
+# Name, path and interface.
+BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+MANAGER = (
+    "org.freedesktop.login1",
+    "/org/freedesktop/login1",
+    "org.freedesktop.login1.Manager",
+)
+MATCH = f"type='signal',sender='{MANAGER[0]}',interface='{MANAGER[-1]}'"
+REPLY_SECONDS = 10.0
+RECONNECT_SECONDS = 60.0
+# logind waits for InhibitDelayMaxSec, 5 s unless somebody has changed it, and sleeps then.
+SAVE_SECONDS = 60.0
+
+Save = Callable[[], Awaitable[object]]
+
+
+async def save_before_sleep(save: Save) -> None:
+    """Have the state saved each time the machine is about to sleep; returns where nobody tells."""
+    try:
+        await in_thread(lambda: importlib.import_module("dbus_fast.aio"))
+    except (ImportError, NoThreadError):
+        return
+    while True:
+        inhibitor = _Inhibitor(save)
+        try:
+            was_connected = await inhibitor.hold()
+        finally:
+            inhibitor.close()
+        if not was_connected:
+            return
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+
+class _Inhibitor:
+    """One connection to the system bus, and the descriptor whose closing lets the machine sleep."""
+
+    def __init__(self, save: Save) -> None:
+        self._bus: Any = None
+        self._save = save
+        self._descriptor: int | None = None
+        self._sleeps: asyncio.Queue[bool] = asyncio.Queue()
+        self._log = structlog.get_logger()
+
+    async def hold(self) -> bool:
+        """Do so until the connection ends; False where there is none to begin with."""
+        from dbus_fast import BusType
+        from dbus_fast.aio import MessageBus
+
+        try:
+            async with asyncio.timeout(REPLY_SECONDS):
+                bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+                self._bus = await bus.connect()
+                self._bus.add_message_handler(self._hear)
+                await self._call(*BUS, "AddMatch", [MATCH])
+                await self._take()
+        except Exception:  # no bus, no logind, no right: each library call has its own
+            return False
+        lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
+        sleeping = asyncio.ensure_future(self._follow())
+        try:
+            await asyncio.wait({lost, sleeping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lost.cancel()
+            sleeping.cancel()
+            await asyncio.gather(lost, sleeping, return_exceptions=True)
+        return True
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._release()
+        if self._bus is not None:
+            self._bus.disconnect()
+
+    def _hear(self, message: Any) -> None:
+        if message.member == "PrepareForSleep" and message.interface == MANAGER[-1]:
+            self._sleeps.put_nowait(bool(message.body[0]))
+
+    async def _follow(self) -> None:
+        while True:
+            if await self._sleeps.get():
+                self._log.info("the machine is about to sleep: saving first")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._save(), SAVE_SECONDS)
+                self._release()
+            else:
+                self._log.info("the machine is awake again")
+                await self._take()
+
+    async def _take(self) -> None:
+        arguments = ["sleep", "orchestrator", "saving the state of the training", "delay"]
+        reply = await self._call(*MANAGER, "Inhibit", arguments)
+        self._release()
+        self._descriptor = reply.unix_fds[reply.body[0]]
+
+    def _release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    async def _call(
+        self, destination: str, path: str, interface: str, member: str, body: list[str]
+    ) -> Any:
+        """Call a method that takes strings. Raises OSError with what it refuses."""
+        from dbus_fast import Message, MessageType
+
+        signature = "s" * len(body)
+        message = Message(destination, path, interface, member, signature=signature, body=body)
+        reply = await asyncio.wait_for(self._bus.call(message), REPLY_SECONDS)
+        if reply.message_type is MessageType.ERROR:
+            raise OSError(reply.error_name)
+        return reply

@@ -1,0 +1,1 @@
+"""What the supervisor and the trainer share: a page of memory and a socket."""

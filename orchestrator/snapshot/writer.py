@@ -1,0 +1,116 @@
+"""Writes snapshots to disk as checkpoints: one at a time, past the page cache, without torch."""
+
+import contextlib
+import errno
+import mmap
+import os
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.digesting_writer import DigestingWriter
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.store import Store
+from orchestrator.errors import CheckpointWriteError
+from orchestrator.snapshot.slots import Snapshot
+from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.system.priority import lower_priority
+
+CHUNK_BYTES = 16 << 20
+# The manifest, directories, and a file that has grown since.
+RESERVE_MARGIN_BYTES = 1 << 16
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# What a stop allows for writes, in units of the last one: the write under way, the final one, and a
+# disk that is slower than before.
+WRITE_ALLOWANCE = 2.5
+# After these there may be no other chance to write.
+LAST_CHANCES = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
+
+
+@dataclass
+class Writer:
+    """The only one who writes snapshots of a run; ``write`` blocks and belongs into a thread."""
+
+    store: Store
+    pulse: Heartbeat = field(default_factory=Heartbeat)
+    _views: dict[int, mmap.mmap] = field(default_factory=dict)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def write(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
+        """Publish the snapshot, which must stay as it is meanwhile.
+
+        One that may be the last may use up the reserve. Raises CheckpointWriteError.
+        """
+        with self._one_at_a_time:
+            if reason not in LAST_CHANCES:
+                lower_priority()
+                checkpoint = self._publish(snapshot, reason)
+                self._keep_reserve(snapshot.image_bytes + RESERVE_MARGIN_BYTES)
+                return checkpoint
+            try:
+                return self._publish(snapshot, reason)
+            except CheckpointWriteError as error:
+                if error.cause.errno not in _FULL or not self._free_reserve():
+                    raise
+                return self._publish(snapshot, reason)
+
+    def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
+        def copy(file: DigestingWriter) -> None:
+            with memoryview(self._view(snapshot))[: snapshot.image_bytes] as image:
+                for offset in range(0, len(image), CHUNK_BYTES):
+                    self.pulse.beat()
+                    with image[offset : offset + CHUNK_BYTES] as chunk:
+                        file.write(chunk)
+
+        manifest = replace(snapshot.manifest, reason=reason)
+        try:
+            return self.store.publish(manifest, copy, direct=True)
+        finally:
+            self.pulse.rest()
+
+    def _view(self, snapshot: Snapshot) -> mmap.mmap:
+        """The slot's memory, mapped once: faulting it in takes more processor than writing it.
+
+        Raises ValueError where the image is longer than the memory.
+        """
+        view = self._views.get(snapshot.slot)
+        size = os.fstat(snapshot.descriptor).st_size
+        if view is None or len(view) < snapshot.image_bytes or size < snapshot.image_bytes:
+            view = mmap.mmap(snapshot.descriptor, snapshot.image_bytes, prot=mmap.PROT_READ)
+            self._views[snapshot.slot] = view
+        return view
+
+    def release(self) -> None:
+        """Let go of the memory until the next write.
+
+        While none trains we must not look like the largest process to the OOM killer.
+        """
+        self._views.clear()
+
+    def _keep_reserve(self, size: int) -> None:
+        """Have so many bytes of disk set aside, where there is room for them and as much again."""
+        with contextlib.suppress(OSError, AttributeError):  # not every system can allocate
+            path = self.store.run.reserve_file
+            if path.exists() and path.stat().st_size >= size:
+                return
+            room = os.statvfs(self.store.run.root)
+            if room.f_bavail * room.f_frsize > 2 * size:
+                _reserve(path, size)
+
+    def _free_reserve(self) -> bool:
+        try:
+            self.store.run.reserve_file.unlink()
+        except OSError:
+            return False
+        return True
+
+
+def _reserve(path: Path, size: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        path.unlink()
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The spare: a process with the imports done, from which the next trainer is forked."""

@@ -1,0 +1,76 @@
+"""Waits until every process and GPU allocation of a finished attempt is gone.
+
+The driver releases GPU memory a moment after a process ends. A trainer that starts before that meets
+an out-of-memory error for which its own state gives no reason.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Collection
+
+import structlog
+
+from orchestrator.errors import LeftoverError
+from orchestrator.system import process_tree
+from orchestrator.system.process_tree import Remains
+from orchestrator.system.threads import in_thread
+
+# As for a disk: a process that cannot be ended waits for one, or for a device.
+STUCK_WAIT_SECONDS = 1800.0
+GPU_WAIT_SECONDS = 30.0
+GPU_QUERY = ("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader")
+GPU_QUERY_SECONDS = 10.0
+GPU_POLL_SECONDS = 0.2
+
+
+async def all_gone(remains: Remains, pids: Collection[int]) -> None:
+    """Return when the processes that remained have ended and ``pids`` hold no GPU memory.
+
+    Raises LeftoverError when that does not come.
+    """
+    log = structlog.get_logger()
+    if remains.foreign:
+        log.warning("processes of another user were left running", pids=sorted(remains.foreign))
+    if remains.stuck:
+        log.error(
+            "processes that SIGKILL does not end, in uninterruptible sleep: the next attempt "
+            "waits for their end",
+            processes=process_tree.describe(remains.stuck[0], remains.stuck),
+        )
+        left = await in_thread(lambda: process_tree.wait(remains.stuck, STUCK_WAIT_SECONDS))
+        if left:
+            raise LeftoverError(process_tree.describe(left[0], left))
+    with contextlib.suppress(TimeoutError):
+        taken = await asyncio.wait_for(
+            in_thread(lambda: wait_until_gpus_released(pids, GPU_WAIT_SECONDS)),
+            GPU_WAIT_SECONDS + GPU_QUERY_SECONDS,
+        )
+        if taken:
+            log.warning("the dead trainer still holds GPU memory", pids=sorted(taken))
+
+
+def wait_until_gpus_released(pids: Collection[int], timeout_seconds: float) -> set[int]:
+    """Wait until no GPU is in use by any of these processes, at most so long; those that still are.
+
+    Where there is no nvidia-smi, or it does not answer, nothing is known and nothing waited for.
+    """
+    if shutil.which(GPU_QUERY[0]) is None:
+        return set()
+    deadline = time.monotonic() + timeout_seconds
+    while (left := _gpu_users() & set(pids)) and time.monotonic() < deadline:
+        time.sleep(GPU_POLL_SECONDS)
+    return left
+
+
+def _gpu_users() -> set[int]:
+    """Processes that nvidia-smi shows on any GPU."""
+    try:
+        answer = subprocess.run(
+            GPU_QUERY, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return set()
+    return {int(line) for line in answer.stdout.split() if line.isdecimal()}

@@ -1,0 +1,1 @@
+"""The run's checkpoints and snapshots, as the supervisor keeps them."""

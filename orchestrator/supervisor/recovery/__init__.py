@@ -1,0 +1,1 @@
+"""From facts about a death to a decision: pure functions and values."""

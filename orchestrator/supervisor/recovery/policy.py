@@ -1,0 +1,210 @@
+"""The table from the diagnosis of an attempt's end to a decision (docs/explanation/restarts.md).
+
+Rows are tried from the top, and the first that applies decides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
+from orchestrator.supervisor.recovery.symptoms import Kind
+
+# However few restarts are allowed, so many stops in vain are no proof.
+LEAST_SLICES = 3
+HARDWARE_TRIES = 2
+# A failure so soon after resuming may come from what was resumed.
+STEPS_AFTER_RESUMING = 1
+
+
+class Action(StrEnum):
+    """What is done; in exit.json as ``decision``."""
+
+    FINISH = "finish"
+    STOP = "stop"
+    RETRY = "retry"
+    DEMOTE = "demote"
+    FORGET = "forget"
+    REQUEUE = "requeue"
+    GIVE_UP = "give_up"
+
+
+# Actions after which the trainer is started again.
+RETRIES = frozenset({Action.RETRY, Action.DEMOTE, Action.FORGET})
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What must hold besides the kind; ``words`` stand in the documentation."""
+
+    words: str
+    holds: Callable[[AttemptEnd, FailureBudget], bool]
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """For these kinds, where this holds, this is done; ``reason`` is formatted for people."""
+
+    kinds: frozenset[Kind]
+    when: Condition
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, and why."""
+
+    action: Action
+    reason: str
+
+
+def _came_again(end: AttemptEnd, budget: FailureBudget) -> bool:
+    same = [e for e in budget.not_passed if (e.fingerprint, e.step) == (end.fingerprint, end.step)]
+    return end.fingerprint is not None and len(same) > 1
+
+
+def _right_after_resuming(end: AttemptEnd) -> bool:
+    return end.resumed_step is not None and end.step - end.resumed_step <= STEPS_AFTER_RESUMING
+
+
+def _loading_again(end: AttemptEnd, budget: FailureBudget) -> bool:
+    if end.loading is None:
+        return False
+    for earlier in reversed(budget.not_passed[:-1]):
+        if earlier.loading == end.loading:
+            return True
+        if earlier.resumed_step == end.loading[0]:
+            return False  # it can be loaded
+    return False
+
+
+ALWAYS = Condition("", lambda end, budget: True)
+NEVER_SAFE = Condition(
+    "no attempt of the run has reached a safe point",
+    lambda end, budget: not budget.ever_safe,
+)
+SNAPSHOT_REJECTED = Condition(
+    "the snapshot in memory could not be loaded",
+    lambda end, budget: end.rejected_snapshot,
+)
+LOADING_AGAIN = Condition(
+    "twice in a row while loading the same checkpoint, and none was demoted since the last "
+    "progress",
+    lambda end, budget: _loading_again(end, budget) and not budget.demoted,
+)
+AGAIN_AFTER_RESUMING = Condition(
+    "the same failure at the same step, within one step after resuming, and no checkpoint was "
+    "demoted since the last progress",
+    lambda end, budget: (
+        _came_again(end, budget) and _right_after_resuming(end) and not budget.demoted
+    ),
+)
+AGAIN = Condition("the same failure at the same step", _came_again)
+SHORT_SLICES = Condition(
+    f"more ends from outside than --max-restarts and {LEAST_SLICES} since the last progress",
+    lambda end, budget: budget.slices > max(budget.allowed, LEAST_SLICES),
+)
+BUDGET_SPENT = Condition(
+    "more failures than --max-restarts since the last progress",
+    lambda end, budget: budget.spent > budget.allowed,
+)
+HARDWARE_AGAIN = Condition(
+    "twice since the last progress",
+    lambda end, budget: sum(e.kind is Kind.HARDWARE for e in budget.failures) >= HARDWARE_TRIES,
+)
+
+ALL = frozenset(Kind)
+SCRIPT = frozenset(
+    {
+        Kind.ENDED_EARLY,
+        Kind.EXIT_STATUS,
+        Kind.USAGE,
+        Kind.EXCEPTION,
+        Kind.IMPORT_ERROR,
+        Kind.CUDA_ERROR,
+        Kind.CRASHED,
+        Kind.SIGNAL,
+    }
+)
+# The same again where nothing has changed; but no checkpoint is to blame for them.
+SHORTAGE = frozenset({Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.CUDA_OUT_OF_MEMORY})
+# What a state that was restored may do to a script. It imports nothing, and has no arguments.
+POISON = SCRIPT - {Kind.IMPORT_ERROR, Kind.USAGE}
+LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
+
+_SHORT_SLICES_REASON = (
+    "each slice is shorter than the checkpoint interval: {slices} times since the last progress "
+    "the run was ended from outside before a new checkpoint was published; save more often "
+    "(--every), or have it run longer at a time"
+)
+
+TABLE = (
+    DecisionRow(frozenset({Kind.COMPLETE}), ALWAYS, Action.FINISH, "training is complete"),
+    DecisionRow(frozenset({Kind.STOPPED}), SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
+    DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was asked for"),
+    DecisionRow(
+        frozenset({Kind.REFUSED, Kind.FAILED_AFTERWARDS}),
+        ALWAYS,
+        Action.GIVE_UP,
+        "a restart would not help",
+    ),
+    DecisionRow(
+        SCRIPT | SHORTAGE,
+        NEVER_SAFE,
+        Action.GIVE_UP,
+        "it failed before its first safe point or checkpoint, and a restart would fail too",
+    ),
+    DecisionRow(
+        SCRIPT,
+        SNAPSHOT_REJECTED,
+        Action.FORGET,
+        "the snapshot in memory cannot be loaded, so a checkpoint takes its place",
+    ),
+    DecisionRow(
+        LOADER_DEATHS,
+        LOADING_AGAIN,
+        Action.DEMOTE,
+        "loading the checkpoint of step {loading} ended the trainer twice",
+    ),
+    DecisionRow(
+        POISON,
+        AGAIN_AFTER_RESUMING,
+        Action.DEMOTE,
+        "the same failure came twice right after resuming from step {resumed}",
+    ),
+    DecisionRow(
+        SCRIPT | SHORTAGE | {Kind.HANG},
+        AGAIN,
+        Action.GIVE_UP,
+        "the same failure came again at step {step}",
+    ),
+    DecisionRow(OUTSIDE, SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
+    DecisionRow(
+        ALL,
+        BUDGET_SPENT,
+        Action.GIVE_UP,
+        "{spent} failures without a new checkpoint between them; --max-restarts allows {allowed}",
+    ),
+    DecisionRow(
+        frozenset({Kind.HARDWARE}),
+        HARDWARE_AGAIN,
+        Action.REQUEUE,
+        "this machine is to blame: run it again on another, or once this one is mended",
+    ),
+    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not come again"),
+)
+
+
+def decide(end: AttemptEnd, budget: FailureBudget) -> Decision:
+    """The decision on an end that ``budget`` has already counted."""
+    row = next(r for r in TABLE if end.kind in r.kinds and r.when.holds(end, budget))
+    reason = row.reason.format(
+        step=end.step,
+        resumed=end.resumed_step,
+        loading=end.loading[0] if end.loading else None,
+        slices=budget.slices,
+        spent=budget.spent,
+        allowed=budget.allowed,
+    )
+    return Decision(row.action, reason)

@@ -1,0 +1,1 @@
+"""Ending an attempt: the stop ladder, hangs, stacks."""

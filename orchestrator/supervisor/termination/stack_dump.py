@@ -1,0 +1,97 @@
+"""What a hung trainer and its descendants are doing: stacks of all their threads, for stacks.txt.
+
+The session has faulthandler listen to DUMP_SIGNAL, in C, so that an interpreter answers whose main
+thread never comes back to Python. It writes into memory that we own: the disk may be what hangs.
+Children that were forked after that have the handler too. Of the others, and of those that cannot
+answer, there is what the kernel says.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from orchestrator.ipc.messages import DUMP_SIGNAL
+from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.process_tree import Process, waits_in
+
+ANSWER_SECONDS = 1.0
+# An answer that has not grown for so long is complete.
+SETTLED_SECONDS = 0.05
+POLL_SECONDS = 0.005
+# A tree may be large, and a process that is ended late trains late.
+ALL_ANSWERS_SECONDS = 10.0
+
+
+def write(file: Path, pids: Iterable[int], dump: int) -> None:
+    """Write a section for each process. Raises OSError.
+
+    ``dump`` is the descriptor into which their handlers write; it is closed.
+    """
+    try:
+        text = _collect(pids, dump)
+    finally:
+        os.close(dump)
+    file.write_text(text)
+
+
+def _collect(pids: Iterable[int], dump: int) -> str:
+    deadline = time.monotonic() + ALL_ANSWERS_SECONDS
+    sections = []
+    for pid in pids:
+        if (process := Process.look(pid)) is None or process.is_dead:
+            continue
+        answer = ""
+        if _listens(pid) and process.state not in "Dt" and time.monotonic() < deadline:
+            answer = _ask(process, dump)
+        heading = f"=== process {pid} ({process.name}), {process.words()}"
+        sections.append(f"{heading}\n\n{answer or _seen_from_outside(pid)}\n")
+    return "\n".join(sections)
+
+
+def _listens(pid: int) -> bool:
+    """Whether the process catches DUMP_SIGNAL and does not block it."""
+    if not has(Capability.PROC):
+        return False
+    bit = 1 << (DUMP_SIGNAL - 1)
+    masks = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key in ("SigCgt", "SigBlk"):
+                masks[key] = int(value, 16)
+    return bool(masks.get("SigCgt", 0) & bit and not masks.get("SigBlk", 0) & bit)
+
+
+def _ask(process: Process, dump: int) -> str:
+    begin = size = os.fstat(dump).st_size
+    try:
+        os.kill(process.pid, DUMP_SIGNAL)
+        if process.state == "T":
+            os.kill(process.pid, signal.SIGCONT)
+    except OSError:
+        return ""
+    changed = time.monotonic()
+    while time.monotonic() - changed < (SETTLED_SECONDS if size > begin else ANSWER_SECONDS):
+        time.sleep(POLL_SECONDS)
+        if (now := os.fstat(dump).st_size) != size:
+            size, changed = now, time.monotonic()
+    return os.pread(dump, size - begin, begin).decode(errors="replace")
+
+
+def _seen_from_outside(pid: int) -> str:
+    """The state of each thread, and where it is in the kernel, as far as we may know."""
+    lines = ["(no Python stacks: it cannot answer, or has no session above it)"]
+    with contextlib.suppress(OSError):
+        for thread in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
+            if (facts := Process.look(int(thread))) is None:
+                continue
+            directory = Path(f"/proc/{pid}/task/{thread}")
+            place = waits_in(directory)
+            lines.append(f"thread {thread} ({facts.name}), {facts.state} {place}".rstrip())
+            with contextlib.suppress(OSError):  # only root may read it
+                kernel = (directory / "stack").read_text().splitlines()
+                lines += [f"    {line}" for line in kernel]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What a run tells the outside: its status, its events, its experiment trackers."""

@@ -1,0 +1,103 @@
+"""What `orchestrator status` shows, from the live supervisor or from the disk alone."""
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.store import Store
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.telemetry.run_state import State
+
+_STATE_AFTER: dict[str, State] = {
+    JournalEvent.RUN_COMPLETED: State.COMPLETED,
+    JournalEvent.RUN_STOPPED: State.STOPPED,
+    JournalEvent.GAVE_UP: State.FAILED,
+}
+_BEGINNINGS = (JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
+
+
+@dataclass
+class Status:
+    """The keys of `status --json`; what is absent is None. Ages are in seconds."""
+
+    run_id: str
+    state: str
+    run_dir: str
+    supervisor_pid: int | None = None
+    trainer_pid: int | None = None
+    spare_pid: int | None = None
+    spare: dict[str, Any] | None = None
+    attempt: int | None = None
+    restarts: int = 0
+    epoch: int | None = None
+    step: int | None = None
+    phase: str | None = None
+    silent_seconds: float | None = None
+    hang_budget_seconds: float | None = None
+    metrics: dict[str, float | str] = field(default_factory=dict)
+    newest_checkpoint: dict[str, Any] | None = None
+    newest_snapshot: dict[str, Any] | None = None
+    snapshots: dict[str, Any] | None = None
+    lose_at_most_seconds: float | None = None
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that JSON can hold."""
+        return asdict(self)
+
+
+def exit_status_after(events: list[dict[str, Any]]) -> ExitStatus:
+    """What the last supervisor of a run ended with, by the journal; 74 if it was killed."""
+    marks = (*_STATE_AFTER, *_BEGINNINGS)
+    last: dict[str, Any] = next((e for e in reversed(events) if e["event"] in marks), {})
+    match last.get("event"):
+        case JournalEvent.RUN_COMPLETED:
+            return ExitStatus.COMPLETE
+        case JournalEvent.RUN_STOPPED | JournalEvent.GAVE_UP:
+            return ExitStatus(last.get("status", ExitStatus.GAVE_UP))
+    return ExitStatus.STOPPED_UNSAVED
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The ``newest_checkpoint`` object."""
+    try:
+        made = datetime.fromisoformat(checkpoint.manifest.time)
+        age = (datetime.now(UTC) - made).total_seconds()
+    except (ValueError, TypeError):  # the time is for people; another program may write its own
+        age = 0.0
+    return {
+        "path": str(checkpoint.shown_path),
+        "step": checkpoint.manifest.step,
+        "age_seconds": round(max(0.0, age), 3),
+    }
+
+
+def status_from_disk(store: Store) -> Status:
+    """The status of a run that no supervisor works on."""
+    run = store.run
+    events, _ = Journal(run.journal_file).read()
+    # Records may still come after the one of the end: a second Ctrl-C, a late deletion.
+    marks = (*_STATE_AFTER, *_BEGINNINGS)
+    last: str = next((e["event"] for e in reversed(events) if e["event"] in marks), "")
+    state: str = _STATE_AFTER.get(last, "interrupted")
+    if run.done_file.exists():
+        state = State.COMPLETED
+    elif not last:
+        state = "new"
+    status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
+    attempts = (event.get("attempt") for event in events)
+    status.attempt = max((a for a in attempts if isinstance(a, int)), default=None)
+    status.restarts = sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events)
+    saves = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
+    last_save = next((e for e in reversed(events) if e["event"] in saves), None)
+    if last_save is not None and last_save["event"] == JournalEvent.CHECKPOINT_FAILED:
+        status.problem = str(last_save.get("problem"))
+    if checkpoints := [c for c in store.all() if c.manifest.healthy]:
+        newest = checkpoints[-1]
+        status.newest_checkpoint = describe_checkpoint(newest)
+        status.step, status.epoch = newest.manifest.step, newest.manifest.epoch
+        status.metrics = json_metrics(newest.manifest.metrics)
+    return status

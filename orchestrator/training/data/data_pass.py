@@ -1,0 +1,95 @@
+"""One pass over the data: how far it is, over what, and whether it goes on as it would have."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.utils.data import BatchSampler
+
+from orchestrator.training.data.other_loaders import Opened, has_positions
+
+Facts = dict[str, Any]
+
+
+class DataPass:
+    """The position in batches; ``saved`` is what ``state`` returned in the life before, or empty.
+
+    ``taken`` were handed to the loop; ``consumed`` are those that a completed step has used, and
+    only they count when the run continues.
+    """
+
+    __slots__ = (
+        *("_own_state", "_saved", "_upcoming"),
+        *("consumed", "ended", "facts", "start", "taken"),
+    )
+
+    def __init__(
+        self, facts: Facts | None, saved: Mapping[str, Any], start: int, opened: Opened
+    ) -> None:
+        """It goes on at batch ``start``, with what was ``opened`` there."""
+        self.facts = facts
+        self.start = self.consumed = self.taken = start
+        self.ended = False
+        self._saved = saved
+        # Not its batches: the workers behind them end when the loop leaves them.
+        self._upcoming = opened.upcoming
+        self._own_state = opened.own_state
+
+    def state(self) -> dict[str, Any]:
+        """What the checkpoint keeps of it."""
+        # Its end may be seen only in this life: by then a loader's own state begins a new pass.
+        if (
+            self._saved
+            and self.taken == self.start
+            and self.ended == self._saved.get("ended", False)
+        ):
+            return dict(self._saved)
+        own = self._own_state() if self.taken == self.consumed else None
+        return {
+            "batches": self.consumed,
+            "loader": self.facts,
+            "next": self._upcoming(self.consumed),
+            "own": own,
+            "ended": self.ended,
+        }
+
+    def goes_on_as_saved(self) -> bool:
+        """Whether its first batch since the cut is the one that was to come next."""
+        expected = self._saved.get("next")
+        return expected is None or self._upcoming(self.start) == expected
+
+
+def start_of(saved: Mapping[str, Any], facts: Facts | None) -> int:
+    """The batch where it goes on: where batches have another size, the one of the same sample."""
+    batches = int(saved.get("batches", 0))
+    before, now = ((each or {}).get("batch_size") for each in (saved.get("loader"), facts))
+    return batches * before // now if before and now else batches
+
+
+def facts_of(loader: Iterable[Any]) -> Facts | None:
+    """What has to stay as it is for positions to mean the same; None where it cannot be known."""
+    if not has_positions(loader):
+        return None
+    samples_in_batches: Any = loader
+    sampler = samples_in_batches.batch_sampler
+    by = sampler.sampler if type(sampler) is BatchSampler else sampler
+    try:
+        samples = len(samples_in_batches.dataset)
+    except TypeError:
+        samples = None
+    return {
+        "samples": samples,
+        "sampler": type(samples_in_batches.sampler if by is None else by).__name__,
+        "batch_size": getattr(sampler, "batch_size", samples_in_batches.batch_size),
+        "drop_last": getattr(sampler, "drop_last", samples_in_batches.drop_last),
+    }
+
+
+def differences(then: Facts | None, now: Facts | None) -> list[str]:
+    """What is different, with both values."""
+    if then is None or now is None:
+        return [] if then == now else ["the kind of loader"]
+    return [
+        f"{name.replace('_', ' ')} {then[name]} then, {now[name]} now"
+        for name in then
+        if then[name] != now.get(name)
+    ]

@@ -1,0 +1,91 @@
+"""Loaders without positions to seek to: asked for their own state, or read up to where it was."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from orchestrator.training.state import rng
+from orchestrator.training.state.accelerate import base_of
+from orchestrator.training.state.plain_values import from_plain, to_plain
+
+
+def _unknown(number: int) -> str | None:
+    return None
+
+
+@dataclass
+class Opened:
+    """A pass over a loader, from some batch on.
+
+    ``upcoming`` gives a digest of the indices of a batch that no step has used, as far as they are
+    known; ``own_state`` is what the loader says of its position after the batch it gave last.
+    """
+
+    batches: Iterator[Any]
+    upcoming: Callable[[int], str | None] = _unknown
+    own_state: Callable[[], Any] = lambda: None
+    doubts: tuple[str, ...] = ()
+
+
+def has_positions(loader: Iterable[Any]) -> bool:
+    """Whether it is a DataLoader over a map-style dataset, which can start anywhere."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def has_own_state(loader: Iterable[Any]) -> bool:
+    """Whether it can be asked for its position and put there, as torchdata's loaders can."""
+    base = base_of(loader)
+    return hasattr(base, "state_dict") and hasattr(base, "load_state_dict")
+
+
+def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
+    """Begin anew and drop the first batches; they see the random streams that they saw before."""
+    if start:
+        warnings.warn(
+            f"skipping {start} batches by reading them: {type(loader).__name__} has no "
+            "positions to seek to; a DataLoader over a map-style dataset has, and one with a "
+            "state_dict is asked for its own",
+            stacklevel=5,
+        )
+    batches = rng.drawing(lambda: iter(loader), rng.Streams(seed))
+    return Opened(itertools.islice(batches, start, None))
+
+
+def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: bool) -> Opened:
+    """Put the loader where ``state`` says, if it is given; the batches have streams of their own.
+
+    ``ended`` says that this pass has no more: by some loaders' state the next one begins then.
+    """
+    doubts = []
+    if state is not None:
+        state = from_plain(state)
+        # One that fetches ahead knows it already with its last batch; at the start it is of the
+        # epoch before.
+        ended = ended or (start > 0 and bool(state.get("_iterator_finished")))
+        loader.load_state_dict(state)
+        if start and not ended and getattr(loader, "num_workers", 0):
+            doubts.append(
+                f"random numbers that the workers of {type(loader).__name__} draw are not restored"
+            )
+    batches = iter(()) if ended else _with_streams_of_each(loader, seed, start)
+    return Opened(batches, own_state=lambda: _state_of(loader), doubts=tuple(doubts))
+
+
+def _with_streams_of_each(loader: Any, seed: int, start: int) -> Iterator[Any]:
+    with rng.scoped(rng.derive_seed(seed, start)):
+        iterator = iter(loader)
+    for number in itertools.count(start):
+        try:
+            with rng.scoped(rng.derive_seed(seed, number)):
+                batch = next(iterator)
+        except StopIteration:
+            return
+        yield batch
+
+
+def _state_of(loader: Any) -> Any:
+    return to_plain(loader.state_dict(), "the state of the data loader")

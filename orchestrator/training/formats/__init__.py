@@ -1,0 +1,1 @@
+"""Checkpoints in other forms: classic files, safetensors, export and import."""

@@ -1,0 +1,65 @@
+"""When the next checkpoint and the next snapshot are due."""
+
+import time
+from dataclasses import dataclass
+
+from orchestrator.config import Every
+from orchestrator.training.runtime.patient_retry import FIRST_RETRY_SECONDS
+
+LONGEST_RETRY_SECONDS = 300.0
+NEVER = 1 << 62
+
+
+@dataclass
+class Schedule:
+    """When the next periodic checkpoint is due, as the two numbers that the hot path compares."""
+
+    every: Every
+    next_step: int = 0
+    next_time_ns: int = 0
+    next_epoch: int = NEVER
+    _failures: int = 0
+
+    def begun(self, step: int, epoch: int, least_seconds: float = 0.0) -> None:
+        """A checkpoint is being written.
+
+        Where time decides, the next one follows no sooner than ``least_seconds`` later.
+        """
+        self.next_step = self.next_time_ns = self.next_epoch = NEVER
+        match self.every.unit:
+            case "seconds":
+                seconds = max(self.every.amount, least_seconds)
+                self.next_time_ns = time.monotonic_ns() + int(seconds * 1e9)
+            case "steps":
+                self.next_step = _next_multiple(step, int(self.every.amount))
+            case "epochs":
+                self.next_epoch = _next_multiple(epoch, int(self.every.amount))
+
+    def succeeded(self) -> None:
+        """It has been written."""
+        self._failures = 0
+
+    def failed(self) -> float:
+        """A write failed: try again soon, then ever more rarely. Returns in how many seconds."""
+        delay: float = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
+        self._failures += 1
+        self.next_step = self.next_epoch = NEVER
+        self.next_time_ns = time.monotonic_ns() + int(delay * 1e9)
+        return delay
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the user named the places where to save, and did not just say how often."""
+        return self.every.unit != "seconds"
+
+    def is_due(self, step: int, epoch: int) -> bool:
+        """Whether a checkpoint should be written now."""
+        return (
+            step >= self.next_step
+            or epoch >= self.next_epoch
+            or time.monotonic_ns() >= self.next_time_ns
+        )
+
+
+def _next_multiple(count: int, interval: int) -> int:
+    return (count // interval + 1) * interval

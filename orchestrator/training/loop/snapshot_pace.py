@@ -1,0 +1,60 @@
+"""How often snapshots are taken, from what they cost."""
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+
+from orchestrator.training.loop.schedule import NEVER
+
+# The cost is the median of this many measurements. The interval changes when it is off by a quarter.
+REMEMBERED = 5
+HYSTERESIS = 0.25
+# After each of this many first snapshots, the next one follows after this share of the interval.
+LEARNING = 3
+LEARNING_SHARE = 0.1
+
+
+class SnapshotPace:
+    """The interval at which something with a measured cost takes at most ``budget`` of the time.
+
+    Without a budget it is never due. Otherwise the first is due at once, and is no measure, since
+    it prepares what the others use. The next few follow soon: one measured in a bad moment is not
+    to decide for long, and a process that lives shortly is to leave something. ``learned_seconds``
+    is the interval that an earlier process came to.
+    """
+
+    def __init__(
+        self,
+        budget: float | None,
+        learned_seconds: float | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._budget = budget
+        self._clock_ns = clock_ns
+        self._done = 0
+        self._costs: deque[float] = deque(maxlen=REMEMBERED)
+        self.interval_seconds: float | None = None
+        self.next_ns = 0 if budget is not None else NEVER
+        if budget is not None and learned_seconds is not None:
+            self._costs.extend([learned_seconds * budget] * LEARNING)
+            self.interval_seconds = learned_seconds
+
+    def took(self, seconds: float) -> None:
+        """One has been done at this cost; the next is due an interval later."""
+        if self._budget is None:
+            return
+        if self._done > 0:
+            self._learn(seconds, self._budget)
+        self._done += 1
+        if self.interval_seconds is not None:
+            share = LEARNING_SHARE if self._done <= LEARNING else 1.0
+            self.next_ns = self._clock_ns() + int(self.interval_seconds * share * 1e9)
+
+    def _learn(self, seconds: float, budget: float) -> None:
+        self._costs.append(seconds)
+        wanted = statistics.median(self._costs) / budget
+        if self.interval_seconds is None or not (
+            1 - HYSTERESIS <= wanted / self.interval_seconds <= 1 + HYSTERESIS
+        ):
+            self.interval_seconds = wanted

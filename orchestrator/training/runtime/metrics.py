@@ -1,0 +1,136 @@
+"""metrics.jsonl: the metrics of a run, one JSON object a line (docs/reference/metrics.md)."""
+
+import json
+import os
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.errors import ConfigError
+from orchestrator.system.durable import append_lines, replace_file
+from orchestrator.training.exits import say
+from orchestrator.training.state.registry import number
+
+# So many steps have a line each; of twice as many every second one, of four times every fourth.
+MOST_STEPS = 100_000
+# A loop that makes more lines than this between two flushes gets fewer.
+MOST_AT_ONCE = 1000
+_LINE = re.compile(rb'\{"step": (\d+), "epoch": (\d+), "poll": (true|false), ')
+
+
+# Completed steps and epochs, whether it is a poll's, the time, the metrics: a plain tuple, since
+# one is made at every step.
+_Record = tuple[int, int, bool, float, dict[str, Any]]
+
+
+class MetricsFile:
+    """Collects the metrics of steps, and writes them when the session has time for that.
+
+    Whoever makes a state that a run can be resumed from calls ``flush`` before: the lines of all
+    steps up to it are then in the file, which the next attempt cuts off there.
+    """
+
+    def __init__(self, path: Path, attempt: int | None) -> None:
+        """``attempt`` is None in a run without a supervisor, which does not count them."""
+        self._path = path
+        self._attempt = attempt
+        self._records: list[_Record] = []
+        self._stride = 1
+        self._thinned_by = 1
+        self._has_complained = False
+
+    def resume(self, step: int, epoch: int) -> None:
+        """Remove the lines of what will be done again, and a torn one."""
+        self._stride = self._thinned_by = stride_at(step)
+        try:
+            cut_off(self._path, step, epoch)
+        except OSError as error:
+            self._complain(error)
+
+    def note(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
+        """Keep the metrics of a step, or of a safe point beside the steps, for the next flush."""
+        if metrics and (is_poll or step % self._stride == 0):
+            self._records.append((step, epoch, is_poll, time.time(), metrics))
+
+    def flush(self) -> None:
+        """Write what was noted; on a full disk it is lost, which is said once."""
+        if not self._records:
+            return
+        records, self._records = self._records, []
+        stride = stride_at(records[-1][0])
+        self._stride = max(stride, self._stride << (len(records) // MOST_AT_ONCE).bit_length())
+        try:
+            if not append_lines(self._path, b"".join(map(self._line, records))):
+                raise OSError("there is no room left on the disk")
+            if stride > self._thinned_by:
+                self._thinned_by = stride
+                thin_out(self._path, stride)
+        except OSError as error:
+            self._complain(error)
+
+    def _line(self, record: _Record) -> bytes:
+        step, epoch, is_poll, moment, metrics = record
+        content = {
+            "step": step,
+            "epoch": epoch,
+            "poll": is_poll,
+            "time": datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds"),
+            "attempt": self._attempt,
+            "metrics": json_metrics(_numbers(metrics)),
+        }
+        return json.dumps(content).encode() + b"\n"
+
+    def _complain(self, error: OSError) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            problem = error.strerror or error
+            say(f"cannot write {self._path}: {problem}; the metrics of some steps will be missing")
+
+
+def stride_at(step: int) -> int:
+    """Of how many steps one has a line in the file of a run that has come to this step."""
+    return 1 << (max(0, step - 1) // MOST_STEPS).bit_length()
+
+
+def cut_off(path: Path, step: int, epoch: int) -> None:
+    """Truncate the file behind this place. Raises OSError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    end = len(content)
+    while end:
+        begin = content.rfind(b"\n", 0, end - 1) + 1
+        found = _LINE.match(content, begin, end)
+        if content[end - 1 : end] == b"\n" and found and _place(found) <= (step, epoch):
+            break
+        end = begin
+    if end < len(content):
+        os.truncate(path, end)
+
+
+def thin_out(path: Path, stride: int) -> None:
+    """Leave one of ``stride`` steps, and all that is no step's. Raises OSError."""
+    kept = [
+        line
+        for line in path.read_bytes().splitlines(keepends=True)
+        if (found := _LINE.match(line)) and (found[3] == b"true" or _place(found)[0] % stride == 0)
+    ]
+    replace_file(path, b"".join(kept))
+
+
+def _place(found: re.Match[bytes]) -> tuple[int, int]:
+    return int(found[1]), int(found[2])
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    values = {}
+    for name, value in metrics.items():
+        try:
+            values[name] = number(name, value)
+        except ConfigError:
+            continue  # told at the first save
+    return values

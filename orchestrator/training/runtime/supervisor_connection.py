@@ -1,0 +1,150 @@
+"""The trainer's connection to its supervisor, and what happens when the supervisor dies."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.messages import (
+    ATTEMPT_VARIABLE,
+    DUMP_SIGNAL,
+    SOCKET_VARIABLE,
+    Connection,
+    Message,
+)
+from orchestrator.rundir.paths import RunDir
+from orchestrator.snapshot.slots import Slots
+
+CONNECT_SECONDS = 10.0
+COPY_BYTES = 1 << 16
+
+
+class Lifeline:
+    """The connection, and a thread that notices its end."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        run: RunDir,
+        on_message: Callable[[Message], None],
+        on_death: Callable[[], None],
+    ) -> None:
+        """Connect and receive the shared memory. Raises ConfigError when that is refused.
+
+        What the supervisor says later, and its death, is passed on in a thread, after ``listen``.
+        """
+        self._on_message = on_message
+        self._on_death = on_death
+        self._attempt = int(environment.get(ATTEMPT_VARIABLE, "0"))
+        self._output_file = run.attempt(self._attempt).output_file
+        path = environment[SOCKET_VARIABLE]
+        try:
+            self._connection = Connection(path, CONNECT_SECONDS)
+            self._connection.send(
+                {
+                    "type": "hello",
+                    "attempt": self._attempt,
+                    "pid": os.getpid(),
+                    "rank": int(environment.get("RANK", "0")),
+                    "world_size": int(environment.get("WORLD_SIZE", "1")),
+                }
+            )
+            welcome, descriptors = self._connection.receive_with_descriptors()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"cannot reach the supervisor at {path}: {error}; it has ended, or "
+                f"{SOCKET_VARIABLE} is left over: unset it to run without a supervisor"
+            ) from None
+        if welcome is None or welcome.get("type") != "welcome":
+            reason = (welcome or {}).get("reason", "it closed the connection")
+            raise ConfigError(f"cannot join the run: {reason}")
+        self.welcome: Message = welcome
+        self.page = ControlPage(descriptors[0])
+        os.close(descriptors[0])
+        *slots, self._output, self._stacks = descriptors[1:]
+        self.slots = Slots(self.page, slots)
+        self._connection.set_timeout(None)
+        self._closed = threading.Event()
+        self.supervisor_died = False
+
+    def listen(self) -> None:
+        """Begin to hear the supervisor, and to answer when it asks for our stacks.
+
+        The latter stays when the session ends: a process that does not end then hangs too.
+        """
+        if signal.getsignal(DUMP_SIGNAL) == signal.SIG_DFL:
+            faulthandler.register(DUMP_SIGNAL, file=self._stacks)
+        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+        os.register_at_fork(after_in_child=self._close_in_child)
+
+    def send(self, kind: str, **facts: Any) -> None:
+        """Tell the supervisor; if it is gone, the listening thread sees to what follows."""
+        with contextlib.suppress(OSError):
+            self._connection.send({"type": kind, **facts})
+
+    def offer(self, kind: str, **facts: Any) -> None:
+        """Tell the supervisor, unless it has left too much unread: it may be stopped."""
+        with contextlib.suppress(OSError):
+            self._connection.offer({"type": kind, **facts})
+
+    def close(self) -> None:
+        """The session is over: from now on the end of the connection means nothing."""
+        self._closed.set()
+        self._connection.end()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while (message := self._connection.receive()) is not None:
+                if message.get("type") == "stop":
+                    self.page.values[Field.STOP_REQUEST] = 1
+                else:
+                    self._on_message(message)
+        if not self._closed.is_set():
+            self._outlive_supervisor()
+
+    def _outlive_supervisor(self) -> None:
+        """Have the loop save and end, and end the process if it does not come to that in time."""
+        self.supervisor_died = True
+        self.page.values[Field.STOP_REQUEST] = 1
+        self._keep_output()
+        self._on_death()
+        if not self._closed.wait(self.welcome["grace_seconds"]):
+            os._exit(ExitStatus.STOPPED_UNSAVED)
+
+    def _keep_output(self) -> None:
+        """Lead standard output and error from the orphaned pipe or terminal to the log."""
+        try:
+            log = os.open(self._output_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+        except OSError:
+            log = os.open(os.devnull, os.O_WRONLY)
+        for file in (sys.__stdout__, sys.__stderr__):
+            with contextlib.suppress(OSError, ValueError):  # the script may have closed it
+                if file is not None and self._leads_to_output(file.fileno()):
+                    os.dup2(log, file.fileno())
+        threading.Thread(target=_drain, args=(self._output, log), daemon=True).start()
+
+    def _leads_to_output(self, descriptor: int) -> bool:
+        # The two ends of a pipe are one file, those of a pseudo-terminal are not.
+        return os.isatty(descriptor) or os.path.sameopenfile(descriptor, self._output)
+
+    def _close_in_child(self) -> None:
+        # A forked child that kept the socket would hide our death from the supervisor.
+        self._connection.close()
+
+
+def _drain(output: int, log: int) -> None:
+    """Move what was written before the switch, and what other processes of ours still write.
+
+    Somebody may be blocked on it, so that it must go on when the disk takes nothing more.
+    """
+    with contextlib.suppress(OSError):
+        while data := os.read(output, COPY_BYTES):
+            with contextlib.suppress(OSError):
+                os.write(log, data)

@@ -1,0 +1,277 @@
+"""Takes snapshots: the state's bytes into a slot at memory speed, the rest beside the training.
+
+The loop stands still only while the bytes are copied. A thread then lays the file out anew (its
+pickled part changes with every step), looks for non-finite parameters and declares it complete.
+"""
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, cast
+
+import torch
+
+from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.system import memory
+from orchestrator.training.runtime.worker_signals import sigchld_default
+from orchestrator.training.saving.device_copy import Copier
+from orchestrator.training.saving.image import Frozen, InexpressibleError, Layout, freeze, lay_out
+from orchestrator.training.saving.image_checks import digests_of, is_finite
+from orchestrator.training.saving.slot_memory import SlotMemory, with_spare
+from orchestrator.training.state import rng
+from orchestrator.training.state.digests import digest_parts
+from orchestrator.training.state.registry import all_finite
+
+# What is left of the free memory for everybody else, and for what the training still comes to need:
+# the larger of the two.
+LEFT_FREE_SHARE = 0.1
+LEFT_FREE_BYTES = 128 << 20
+POLL_SECONDS = 0.002
+# Longer than the thread takes for any state that fits into memory, unless a device hangs.
+FINISH_SECONDS = 120.0
+WRITE_BUFFER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a snapshot is taken of.
+
+    ``draft`` is its manifest without files, ``parameters`` make it unhealthy where one is not
+    finite, ``of_optimizers`` are the storages (by ``_cdata``) that only an optimizer changes.
+    """
+
+    state: dict[str, Any]
+    draft: Manifest
+    parameters: Sequence[torch.Tensor]
+    of_optimizers: frozenset[int] = frozenset()
+
+
+@dataclass
+class PendingSnapshot:
+    """A snapshot under way; ``done`` gets the Snapshot once it is complete.
+
+    ``stall_seconds`` is how long the loop stood still, ``thread_seconds`` what the rest computed.
+    """
+
+    slot: int
+    stall_seconds: float = 0.0
+    thread_seconds: float = 0.0
+    done: Future[Snapshot] = field(default_factory=Future)
+
+
+class Snapshotter:
+    """The trainer's side of the snapshot memory."""
+
+    def __init__(
+        self, slots: Slots, available_bytes: Callable[[], int] = memory.available_bytes
+    ) -> None:
+        self._slots = slots
+        self._available_bytes = available_bytes
+        self._memories = [SlotMemory(descriptor) for descriptor in slots.images]
+        self._copier = Copier()
+        self._usable = len(self._memories)
+        self._layout: Layout | None = None
+        self._warned_of_plain = False
+        self._thread: threading.Thread | None = None
+        self._held: dict[int, Future[Any]] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is memory for at least one snapshot, as far as is known."""
+        return self._usable > 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing that is known now keeps ``take`` from taking one."""
+        slots = self._memories[: self._usable]
+        return self._can_begin and all(slot.is_ready for slot in slots)
+
+    def hold(self, slot: int, until: Future[Any]) -> None:
+        """Leave this slot alone, whose image is being written to disk."""
+        self._held[slot] = until
+
+    def take(self, content: Content, deadline: float | None = None) -> PendingSnapshot | None:
+        """Begin a snapshot; the tensors may change as soon as this returns.
+
+        None where there is no room (``has_room`` is then false), memory is not populated yet or no
+        slot is free; with a ``deadline`` (time.monotonic) it waits for these until then.
+        """
+        # A loader worker that dies meanwhile would make torch raise in the middle of it.
+        with sigchld_default():
+            began = time.perf_counter()
+            try:
+                frozen = freeze(content.state)
+                layout = self._layout_for(frozen)
+            except InexpressibleError as error:
+                self._warn_of_plain(error)
+                taking = self._take_plainly(content, deadline)
+            else:
+                taking = self._take_image(content, frozen, layout, deadline)
+        if taking is not None:
+            taking.stall_seconds = time.perf_counter() - began
+        return taking
+
+    def _take_image(
+        self, content: Content, frozen: Frozen, layout: Layout, deadline: float | None
+    ) -> PendingSnapshot | None:
+        if not self._make_room(layout.image_bytes, deadline):
+            return None
+        if (taking := self._begin(deadline)) is None:
+            return None
+        target = self._memories[taking.slot]
+        events = self._copier.copy(frozen.storages, target, layout.offsets, content.of_optimizers)
+        job = (taking, content, frozen, layout, events)
+        self._thread = threading.Thread(target=self._finish, args=job, name="snapshot", daemon=True)
+        self._thread.start()
+        return taking
+
+    def _take_plainly(self, content: Content, deadline: float | None) -> PendingSnapshot | None:
+        """Have torch.save write the file into a slot."""
+        if (taking := self._begin(deadline)) is None:
+            return None
+        try:
+            descriptor = os.dup(self._slots.images[taking.slot])
+            with open(descriptor, "wb", buffering=WRITE_BUFFER_BYTES) as file:
+                file.seek(0)
+                torch.save(content.state, cast(IO[bytes], file))
+                image_bytes = file.tell()
+            healthy = all(map(all_finite, content.parameters))
+            digests = digest_parts(content.state)
+            taking.done.set_result(self._commit(taking, content, image_bytes, healthy, digests))
+        except BaseException as error:  # whoever waits for it has to hear of anything
+            taking.done.set_exception(error)
+        return taking
+
+    def close(self) -> None:
+        """Wait for the snapshot under way, and have the device forget the memory."""
+        if self._thread is not None:
+            self._thread.join(FINISH_SECONDS)
+        self._copier.close()
+        for slot in self._memories:
+            slot.unpin()
+
+    # --- room and slots ----------------------------------------------------------------------
+
+    def _make_room(self, needed: int, deadline: float | None) -> bool:
+        """Have the usable slots hold so many bytes; whether they do, and are populated."""
+        if any(slot.capacity < needed for slot in self._memories[: self._usable]):
+            self._decide_usable(needed)
+        slots = self._memories[: self._usable]
+        for slot in slots:
+            slot.prepare(needed, pin=rng.cuda_in_use())
+            if deadline is not None:
+                slot.wait_until_ready(deadline)
+        return bool(slots) and all(slot.is_ready for slot in slots)
+
+    def _decide_usable(self, needed: int) -> None:
+        missing = [slot.missing_bytes(needed) for slot in self._memories]
+        available = self._available_bytes()
+        free = max(0, available - max(LEFT_FREE_BYTES, int(available * LEFT_FREE_SHARE)))
+        usable = next((n for n in (2, 1) if sum(missing[:n]) <= free), 0)
+        if usable < self._usable:
+            consequence = (
+                "one is kept, and a crash while it is taken falls back to the newest checkpoint"
+                if usable
+                else "none are taken, and training stands still while a checkpoint is written"
+            )
+            warnings.warn(
+                f"two snapshots of this state need {2 * with_spare(needed) / 2**30:.2f} GiB of "
+                f"memory and {free / 2**30:.2f} GiB may be used: {consequence}",
+                stacklevel=2,
+            )
+        self._usable = min(usable, self._usable)
+
+    def _target(self) -> int | None:
+        """The slot to fill: not the one that is being written to disk nor, of two, the newest."""
+        taken = {slot for slot, until in self._held.items() if not until.done()}
+        if self._usable > 1 and (newest := self._slots.newest_slot()) is not None:
+            taken.add(newest)
+        return next((index for index in range(self._usable) if index not in taken), None)
+
+    def _begin(self, deadline: float | None) -> PendingSnapshot | None:
+        """Declare a slot torn and take it; waits for one where there is a deadline."""
+        while deadline is not None and time.monotonic() < deadline and not self._can_begin:
+            time.sleep(POLL_SECONDS)
+        if not self._can_begin or (slot := self._target()) is None:
+            return None
+        self._slots.begin(slot)
+        return PendingSnapshot(slot)
+
+    @property
+    def _can_begin(self) -> bool:
+        # The thread also tells of the snapshot, and must have done so before the next one.
+        finished = self._thread is None or not self._thread.is_alive()
+        return finished and self._target() is not None
+
+    # --- filling -----------------------------------------------------------------------------
+
+    def _layout_for(self, frozen: Frozen) -> Layout:
+        """The last layout while the sizes are the same, else a new one."""
+        if self._layout is None or self._layout.sizes != [s.nbytes() for s in frozen.storages]:
+            self._layout = lay_out(frozen)
+        return self._layout
+
+    def _finish(
+        self,
+        taking: PendingSnapshot,
+        content: Content,
+        frozen: Frozen,
+        layout: Layout,
+        events: list[torch.cuda.Event],
+    ) -> None:
+        try:
+            for event in events:
+                event.synchronize()
+            fresh = lay_out(frozen)
+            target = self._memories[taking.slot]
+            target.prepare(fresh.image_bytes, pin=target.is_pinned)
+            _move(target, layout, fresh)
+            for offset, piece in fresh.pieces:
+                target.write(offset, piece)
+            self._layout = fresh
+            healthy = is_finite(content.parameters, frozen, fresh, target)
+            digests = digests_of(frozen, fresh, target)
+            taking.thread_seconds = time.thread_time()
+            taking.done.set_result(
+                self._commit(taking, content, fresh.image_bytes, healthy, digests)
+            )
+        except BaseException as error:  # whoever waits for it has to hear of anything
+            taking.done.set_exception(error)
+
+    def _commit(
+        self,
+        taking: PendingSnapshot,
+        content: Content,
+        image_bytes: int,
+        healthy: bool,
+        digests: dict[str, str],
+    ) -> Snapshot:
+        draft = replace(
+            content.draft,
+            healthy=content.draft.healthy and healthy,
+            digests=digests | content.draft.digests,
+        )
+        return self._slots.commit(taking.slot, image_bytes, draft)
+
+    def _warn_of_plain(self, error: InexpressibleError) -> None:
+        if not self._warned_of_plain:
+            self._warned_of_plain = True
+            warnings.warn(
+                f"snapshots take the slower way of torch.save, since the state holds {error}",
+                stacklevel=3,
+            )
+
+
+def _move(target: SlotMemory, copied: Layout, fresh: Layout) -> None:
+    """Bring the storages from where they were copied to where the fresh layout has them."""
+    if copied.offsets == fresh.offsets:
+        return
+    moves = [m for m in zip(copied.offsets, fresh.offsets, fresh.sizes, strict=True) if m[2]]
+    grows = moves[-1][1] > moves[-1][0]
+    for source, place, size in reversed(moves) if grows else moves:
+        target.move(source, place, size)

@@ -1,0 +1,1 @@
+"""The state of a training: what is registered, stored, restored and compared."""

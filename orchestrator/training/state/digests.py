@@ -1,0 +1,123 @@
+"""Digests of what a checkpoint holds, to compare what a resumed run has in its place.
+
+The digest of the whole file tells damage from intact bytes; these tell whether the live objects
+have taken over what is in it, and whether two runs are at the same point. Of a large tensor both
+ends count: what differs between two states differs everywhere, and to read all of it at each
+snapshot would cost a sixth of the copy.
+"""
+
+import ctypes
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import xxhash
+
+from orchestrator.training.state.registry import SUFFIX
+
+# Of each end of a tensor.
+SAMPLE_BYTES = 1 << 14
+_ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
+
+
+def digest_parts(
+    state: Mapping[str, Any], addresses: Mapping[int, int] | None = None
+) -> dict[str, str]:
+    """A digest for each registered object in the ``state`` of a checkpoint, and for ``rng``.
+
+    With ``addresses`` the bytes of a storage, by its ``_cdata``, are read there.
+    """
+    parts = {key: part for key, part in state.items() if key.endswith(SUFFIX) or key == "rng"}
+    return {key: digest(part, addresses) for key, part in parts.items()}
+
+
+def digest(value: Any, addresses: Mapping[int, int] | None = None) -> str:
+    """Equal for equal plain values and tensors, in whatever order dicts and sets have them."""
+    hasher = _Hasher(addresses)
+    hasher.add(value)
+    return hasher.hexdigest()
+
+
+class _Hasher:
+    def __init__(self, addresses: Mapping[int, int] | None) -> None:
+        self._addresses = addresses
+        self._hash = xxhash.xxh3_128()
+        self.hexdigest = self._hash.hexdigest
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            self._add_text(f"{value.dtype}{tuple(value.shape)}")
+            self._add_bytes(value)
+        elif isinstance(value, dict):
+            self._add_text(f"dict{len(value)}")
+            for key in sorted(value, key=repr):
+                self._add_text(repr(key))
+                self.add(value[key])
+        elif isinstance(value, (list, tuple)):
+            self._add_text(f"list{len(value)}")
+            self._add_items(value)
+        elif isinstance(value, (set, frozenset)):
+            self._add_text(repr(sorted(map(repr, value))))
+        else:
+            self._add_text(_text_of(value))
+
+    def _add_text(self, text: str) -> None:
+        self._hash.update(text.encode(errors="surrogatepass"))
+
+    def _add_items(self, values: Sequence[Any]) -> None:
+        if set(map(type, values)) <= _ATOMS:
+            self._add_text(repr(list(values)))
+            return
+        for value in values:
+            self.add(value)
+
+    def _add_bytes(self, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            return
+        if self._addresses is not None:
+            storage = tensor.untyped_storage()
+            begin = self._addresses[storage._cdata]
+            if not tensor.is_contiguous():
+                self._add_bytes_of_view(_view_at(begin, storage.nbytes(), tensor))
+                return
+            address = begin + int(tensor.storage_offset()) * tensor.element_size()
+            self._sample(address, tensor.numel() * tensor.element_size())
+        elif tensor.is_contiguous() and tensor.device.type == "cpu":
+            self._sample(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        else:
+            self._add_bytes_of_view(tensor)
+
+    def _add_bytes_of_view(self, tensor: torch.Tensor) -> None:
+        """The same bytes in the order of the elements, wherever and however they lie."""
+        flat, count = tensor.detach().reshape(-1), SAMPLE_BYTES // tensor.element_size()
+        if flat.numel() > 2 * count:
+            flat = torch.cat((flat[:count], flat[-count:]))
+        flat = flat.cpu()
+        self._sample(flat.data_ptr(), flat.numel() * flat.element_size())
+
+    def _sample(self, address: int, size: int) -> None:
+        if not size:
+            return
+        if size <= 2 * SAMPLE_BYTES:
+            self._hash.update(ctypes.string_at(address, size))
+        else:
+            self._hash.update(ctypes.string_at(address, SAMPLE_BYTES))
+            self._hash.update(ctypes.string_at(address + size - SAMPLE_BYTES, SAMPLE_BYTES))
+
+
+def _text_of(value: Any) -> str:
+    if type(value) in _ATOMS:
+        return repr(value)
+    # An index of NumPy, say. Of what has no value of its own only the class counts: its text may
+    # hold an address.
+    if hasattr(value, "__index__"):
+        return repr(operator.index(value))
+    return type(value).__qualname__
+
+
+def _view_at(address: int, size: int, like: torch.Tensor) -> torch.Tensor:
+    """The bytes there, seen as ``like`` sees those of its own storage."""
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    typed = torch.frombuffer(memory, dtype=like.dtype, count=size // like.element_size())
+    return typed.as_strided(like.shape, like.stride(), like.storage_offset())

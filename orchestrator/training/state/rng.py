@@ -1,0 +1,177 @@
+"""The random number streams of a training process: capture and restore.
+
+Python, NumPy's legacy generator, torch on the CPU and on every CUDA or MPS device, and what
+generators a script has registered. Taking them
+changes none of them, and restoring one after the other leaves each as it was when taken.
+"""
+
+import contextlib
+import hashlib
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from orchestrator.training.state.generators import set_state, state_of
+
+
+def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All streams, as values that the safe load accepts; ``generators`` are the script's own."""
+    version, keys, gauss = random.getstate()
+    # As a tensor: the pickled part of a snapshot then keeps its length from one to the next.
+    python = {"version": version, "keys": torch.tensor(keys), "gauss": gauss}
+    streams: dict[str, Any] = {"python": python, "torch": torch.get_rng_state()}
+    if numpy := sys.modules.get("numpy"):
+        name, keys, position, has_gauss, gauss = numpy.random.get_state()
+        streams["numpy"] = {
+            "name": str(name),
+            "keys": torch.from_numpy(keys.astype("int64")),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        }
+    if cuda_in_use():
+        streams["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        streams["mps"] = torch.mps.get_rng_state()
+    if generators:
+        states = {name: state_of(generator) for name, generator in generators.items()}
+        streams["generators"] = states
+    return streams
+
+
+def restore(streams: dict[str, Any], generators: Mapping[str, Any] | None = None) -> list[str]:
+    """Put the streams back; returns why any could not be, for the session's exactness."""
+    generators = generators or {}
+    setters = _RESTORE | {
+        f"generator {name}": partial(set_state, generator) for name, generator in generators.items()
+    }
+    saved = {name: state for name, state in streams.items() if name != "generators"}
+    saved |= {f"generator {n}": s for n, s in streams.get("generators", {}).items()}
+    problems = []
+    for name, state in saved.items():
+        if name not in setters:
+            problems.append(f"the random stream {name} is unknown here")
+            continue
+        try:
+            setters[name](state)
+        # A damaged state, or a library that is not here, raises any kind.
+        except Exception as error:
+            problems.append(f"the random stream {name} could not be restored ({error})")
+    current = capture().keys() | (setters.keys() - _RESTORE.keys())
+    problems += [f"the checkpoint has no random stream {n}" for n in sorted(current - saved.keys())]
+    return problems
+
+
+@contextlib.contextmanager
+def scoped(seed: int) -> Iterator[None]:
+    """Inside, the CPU streams are a function of ``seed``; afterwards they are as before."""
+    with Streams(seed):
+        yield
+
+
+class Streams:
+    """CPU streams of their own, and ``generators``, that go on from one ``with`` to the next.
+
+    Outside of it everything is as before.
+    """
+
+    def __init__(self, seed: int, generators: Iterable[torch.Generator] = ()) -> None:
+        self._seed = seed
+        self._generators = list({id(g): g for g in generators}.values())
+        self._inside: tuple[Any, ...] | None = None
+        self._outside: tuple[Any, ...] = ()
+
+    def __enter__(self) -> None:
+        self._outside = self._get()
+        if self._inside is None:
+            seed_all(self._seed)
+            for generator in self._generators:
+                generator.manual_seed(self._seed)
+        else:
+            self._set(self._inside)
+
+    def __exit__(self, *error: object) -> None:
+        self._inside = self._get()
+        self._set(self._outside)
+
+    def _get(self) -> tuple[Any, ...]:
+        numpy = sys.modules.get("numpy")
+        return (
+            random.getstate(),
+            torch.get_rng_state(),
+            numpy.random.get_state() if numpy else None,
+            [generator.get_state() for generator in self._generators],
+        )
+
+    def _set(self, state: tuple[Any, ...]) -> None:
+        random.setstate(state[0])
+        torch.set_rng_state(state[1])
+        if state[2] is not None:
+            sys.modules["numpy"].random.set_state(state[2])
+        for generator, own in zip(self._generators, state[3], strict=True):
+            generator.set_state(own)
+
+
+def drawing(begin: Callable[[], Iterator[Any]], streams: Streams) -> Iterator[Any]:
+    """What the iterator yields; it draws from ``streams`` whenever it is asked."""
+    end = object()
+    with streams:
+        iterator = begin()
+    while True:
+        with streams:
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
+
+
+def derive_seed(*parts: int) -> int:
+    """63 bits that depend on every part; equal parts give equal seeds on every machine."""
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed the CPU streams. torch.manual_seed would seed every device too."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed % 2**32)
+
+
+def cuda_in_use() -> bool:
+    """Whether this process has touched a CUDA device."""
+    # Asking a process that has not touched CUDA for its state would create a context.
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _restore_python(state: dict[str, Any]) -> None:
+    random.setstate((state["version"], tuple(state["keys"].tolist()), state["gauss"]))
+
+
+def _restore_numpy(state: dict[str, Any]) -> None:
+    import numpy
+
+    keys = state["keys"].numpy().astype("uint32")
+    numpy.random.set_state(
+        (state["name"], keys, state["position"], state["has_gauss"], state["gauss"])
+    )
+
+
+def _restore_cuda(states: list[torch.Tensor]) -> None:
+    if len(states) != torch.cuda.device_count():
+        raise RuntimeError(f"{len(states)} devices then, {torch.cuda.device_count()} now")
+    torch.cuda.set_rng_state_all(states)
+
+
+_RESTORE: dict[str, Callable[[Any], None]] = {
+    "python": _restore_python,
+    "numpy": _restore_numpy,
+    "torch": torch.set_rng_state,
+    "cuda": _restore_cuda,
+    "mps": lambda state: torch.mps.set_rng_state(state),
+}

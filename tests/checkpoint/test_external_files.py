@@ -1,0 +1,151 @@
+"""What a framework has written becomes a checkpoint that the store treats as any other."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.retention import RetentionPolicy
+from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import export_state, verify
+from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, ConfigError
+from tests.checkpoint.support import manifest_of, names, new_store, reopened
+from tests.support import FailingDisk, full_disk
+
+FILES = {"model.bin": b"weights", ".metadata": b"{}", "shards/epoch=1 a/0.pt": b"shard"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return new_store(tmp_path / "run")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A directory as a framework leaves it, with folders and names of its own kind."""
+    for name, content in FILES.items():
+        file = tmp_path / "checkpoint-7" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return tmp_path / "checkpoint-7"
+
+
+def publish_files(store: Store, source: Path, step: int = 7, *, link: bool = True) -> Checkpoint:
+    return store.publish_files(manifest_of(step, framework="someone's"), source, link=link)
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_directory_is_published_as_it_is(store: Store, saved: Path, link: bool) -> None:
+    """Every file keeps its name and bytes, as a hard link only where that was allowed."""
+    publish_files(store, saved, link=link)
+    found = reopened(store).newest_valid()
+    assert found is not None
+    assert found.manifest.files.keys() == FILES.keys()
+    for name, content in FILES.items():
+        file = found.resume_path / name
+        assert file.read_bytes() == content
+        assert file.samefile(saved / name) is link
+
+
+def test_a_file_is_published_alone(store: Store, saved: Path) -> None:
+    """One file becomes a checkpoint of one file, and a link is published as what it names."""
+    (saved / "last.ckpt").symlink_to("model.bin")
+    checkpoint = publish_files(store, saved / "last.ckpt")
+    verify(checkpoint)
+    assert [path.name for path in checkpoint.resume_path.iterdir()] == ["last.ckpt"]
+    assert not (checkpoint.resume_path / "last.ckpt").is_symlink()
+
+
+def test_another_filesystem_gets_copies(
+    store: Store, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no hard links the files are copied."""
+    monkeypatch.setattr(store.disk, "link", lambda source, target: full_disk())
+    checkpoint = publish_files(store, saved)
+    verify(checkpoint)
+    assert not (checkpoint.resume_path / "model.bin").samefile(saved / "model.bin")
+
+
+def test_an_export_says_where_the_files_are(store: Store, saved: Path, tmp_path: Path) -> None:
+    """There is no state.pt in it to export: the files themselves are what other programs read."""
+    checkpoint = publish_files(store, saved)
+    with pytest.raises(ConfigError, match="from .*step-000000000007/content"):
+        export_state(checkpoint, tmp_path / "state.pt")
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_nothing_is_no_checkpoint(store: Store, tmp_path: Path) -> None:
+    """A framework that has written nothing has saved nothing."""
+    (tmp_path / "empty" / "folder").mkdir(parents=True)
+    for source in ("empty", "absent"):
+        with pytest.raises(CheckpointWriteError):
+            publish_files(store, tmp_path / source)
+    assert names(store) == []
+
+
+def test_a_framework_that_writes_into_a_linked_file_is_found_out(store: Store, saved: Path) -> None:
+    """Bytes that change behind a link are no longer trusted, and an older checkpoint is used."""
+    older = publish_files(store, saved, link=False)
+    publish_files(store, saved, step=8)
+    (saved / "model.bin").write_bytes(b"anew")
+    found = reopened(store).newest_valid()
+    assert found is not None
+    assert found.name == older.name
+    assert [path.name for path in store.quarantined()] == ["step-000000000008"]
+
+
+@pytest.mark.parametrize("place", ["content", "content/shards", "content/shards/epoch=1 a/0.pt"])
+def test_a_link_on_the_way_is_not_trusted(store: Store, saved: Path, place: str) -> None:
+    """A manifest does not vouch for bytes that lie elsewhere, be they the right ones."""
+    checkpoint = publish_files(store, saved)
+    moved = store.run.root / "elsewhere"
+    (checkpoint.path / place).rename(moved)
+    (checkpoint.path / place).symlink_to(moved)
+    with pytest.raises(CheckpointInvalidError, match="symbolic link"):
+        verify(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a//x", "a/", ".", "", "a/.", "x\0"])
+def test_a_name_that_leads_elsewhere_is_refused(store: Store, saved: Path, name: str) -> None:
+    """A manifest names files below its own directory only."""
+    checkpoint = publish_files(store, saved)
+    content = json.loads((checkpoint.path / "manifest.json").read_bytes())
+    content["files"][name] = content["files"]["model.bin"]
+    with pytest.raises(ValueError, match="outside its directory"):
+        Manifest.from_json(json.dumps(content).encode())
+
+
+def test_retention_deletes_folders_too(store: Store, saved: Path) -> None:
+    """What is not kept goes with all its folders, and the framework's own files stay."""
+    for step in (7, 8, 9):
+        publish_files(store, saved, step)
+    (store.run.checkpoints / "step-000000000007" / "content" / "shards" / "note").write_text("mine")
+    assert store.apply_retention(RetentionPolicy(keep=2)) == []
+    (store.run.checkpoints / "step-000000000007" / "content" / "shards" / "note").unlink()
+    assert [c.manifest.step for c in store.apply_retention(RetentionPolicy(keep=2))] == [7]
+    assert names(store) == ["step-000000000008", "step-000000000009"]
+    assert all((saved / name).read_bytes() == content for name, content in FILES.items())
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_disk_that_fails_costs_only_the_new_one(saved: Path, tmp_path: Path, link: bool) -> None:
+    """At whichever operation the disk is full, the older checkpoint stays and nothing half-made."""
+    for number in itertools.count(1):
+        disk = FailingDisk(number, full_disk)
+        store = new_store(tmp_path / f"run-{number}")
+        publish_files(store, saved)
+        store.disk = disk
+        try:
+            publish_files(store, saved, step=8, link=link)
+        except CheckpointWriteError:
+            assert not [name for name in names(store) if name.startswith(".")]
+        newest = reopened(store).newest_valid()
+        assert newest is not None
+        verify(read_checkpoint(newest.path))
+        if not disk.reached:
+            break
+    assert newest.manifest.step == 8
+    assert number > 10

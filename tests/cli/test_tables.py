@@ -1,0 +1,115 @@
+"""What people see: nothing is cut off, and names are shown as they are."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.cli.tables import checkpoints_table, quarantine_table, status_table
+from orchestrator.telemetry.status import Status
+
+NAME = "step-000012345678-2"
+
+
+def row(**facts: Any) -> dict[str, Any]:
+    """A checkpoint as `checkpoints list --json` shows it."""
+    return {
+        "path": f"runs/train/checkpoints/{NAME}",
+        "step": 12345678,
+        "epoch": 100,
+        "reason": "emergency",
+        "bytes": 1000 << 20,
+        "time": "2026-11-24T08:21:20.123+00:00",
+        "metrics": {"loss": 0.123456, "accuracy": 0.987654},
+        "healthy": True,
+        "valid": True,
+        "pinned": True,
+        "exactness": "EXACT",
+        "problem": None,
+    } | facts
+
+
+def shown(table: Any, columns: int) -> str:
+    console = Console(width=columns, color_system=None)
+    with console.capture() as capture:
+        console.print(table, soft_wrap=True)
+    return capture.get()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 200])
+def test_list_cuts_nothing_off(columns: int) -> None:
+    """Whatever the width, every fact of a checkpoint is there in full."""
+    problem = "state.pt has 100 bytes, not 20931, and more to say"
+    rows = [row(), row(valid=False, problem=problem, metrics={})]
+    text = shown(checkpoints_table(rows, columns), columns)
+    assert text.count(NAME) == 2
+    assert text.count(" 12345678 ") == 2
+    for fact in ("100", "emergency", "1000.0 MiB", "2026-11-24 08:21:20", "accuracy 0.987654"):
+        assert fact in text
+    assert f"INVALID: {problem}, pinned" in text
+    assert "…" not in text
+
+
+def test_list_folds_what_does_not_fit() -> None:
+    """At 100 columns metrics and notes follow on an indented line, at 200 on the same one."""
+    narrow = shown(checkpoints_table([row()], 100), 100).splitlines()
+    assert len(narrow) == 3
+    assert max(map(len, narrow)) <= 100
+    assert narrow[2] == "    loss 0.123456  accuracy 0.987654  pinned"
+    wide = shown(checkpoints_table([row()], 200), 200).splitlines()
+    assert len(wide) == 2
+    assert wide[1].endswith("08:21:20  EXACT  loss 0.123456  accuracy 0.987654  pinned")
+
+
+def test_list_says_what_is_not_exact() -> None:
+    """A column says whether a checkpoint is that of an uninterrupted run, a note why it is not."""
+    rows = [row(metrics={}), row(metrics={}, exactness="APPROXIMATE: torch is another")]
+    rows.append(row(metrics={}, exactness=None, valid=False, problem="manifest.json is missing"))
+    title, exact, approximate, unknown = shown(checkpoints_table(rows, 200), 200).splitlines()
+    column = title.index("exact")
+    assert exact[column:].split("  ", 1) == ["EXACT", "      pinned"]
+    assert approximate[column:] == "APPROXIMATE  torch is another, pinned"
+    assert unknown[column:].strip() == "INVALID: manifest.json is missing, pinned"
+
+
+def test_quarantine_says_why() -> None:
+    """What was set aside is named with its reason."""
+    rows = [{"path": f"q/{NAME}", "reason": "state.pt has changed: wrong digest"}]
+    text = shown(quarantine_table(rows), 80)
+    assert text == f"in quarantine:\n  {NAME}  state.pt has changed: wrong digest\n"
+
+
+def test_a_failed_save_is_red() -> None:
+    """Why the last save failed stands out; without a problem there is no such line."""
+    status = Status("abc", "training", "run")
+    assert "problem" not in shown(status_table(status.to_json()), 80)
+    status.problem = "cannot save: No space left on device"
+    console = Console(width=80, color_system="standard", force_terminal=True)
+    with console.capture() as capture:
+        console.print(status_table(status.to_json()))
+    assert "\x1b[31mcannot save: No space left on device" in capture.get()
+
+
+def test_names_are_no_markup() -> None:
+    """A run directory with brackets in its name is shown as it is, beside its label."""
+    name = "br[bold]x[/red]y"
+    text = shown(status_table(Status("abc", "stopped", name).to_json()), 80)
+    assert [line.split() for line in text.splitlines()][:2] == [
+        ["run", "abc", name],
+        ["state", "stopped"],
+    ]
+
+
+def test_status_shows_what_is_in_memory() -> None:
+    """The newest snapshot, how often one is taken and at what cost, and how long writing takes."""
+    status = Status(run_id="an id", state="training", run_dir="runs/train")
+    status.newest_snapshot = {"step": 120, "age_seconds": 2.0}
+    status.snapshots = {
+        "interval_seconds": 4.5,
+        "stall_seconds": 0.0453,
+        "bytes": 600 << 20,
+        "write_seconds": 0.5,
+    }
+    text = " ".join(shown(status_table(status.to_json()), 200).split())
+    assert "step 120, 2.0 s old, in memory; every 4.5 s at 45.3 ms" in text
+    assert "written to disk: 600.0 MiB in 0.5 s" in text

@@ -1,0 +1,238 @@
+"""A run as a service of a real systemd."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.exitcodes import ExitStatus
+from orchestrator.hosts.systemd.unit import template
+from tests.e2e.hosts.systemd import Job, Manager, managed, print_unit, training
+from tests.e2e.support import assert_all_valid, events, wait_for
+
+pytestmark = pytest.mark.processes
+
+SLOW_DISK = Path(__file__).with_name("slow_disk.py")
+
+
+@pytest.fixture(scope="module")
+def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
+    with managed("system", tmp_path_factory.mktemp("system")) as manager:
+        yield manager
+
+
+def checkpoints(job: Job, reason: str) -> list[int]:
+    """The steps of the checkpoints that were saved for a reason."""
+    published = events(job.run, "checkpoint_published")
+    return [event["step"] for event in published if event["reason"] == reason]
+
+
+def attempts(job: Job) -> list[dict[str, Any]]:
+    return events(job.run, "attempt_started")
+
+
+def test_start_status_reload_stop(systemd: Manager) -> None:
+    """It is up when training is; its status line tells how it is; reload saves; stop saves."""
+    job = Job(systemd, "life", training())
+    job.systemctl("start")
+    assert (job.show("ActiveState"), len(attempts(job))) == ("active", 1)
+    wait_for(lambda: "; loss " in job.show("StatusText"), "a loss in the status line")
+    job.systemctl("reload")
+    assert len(checkpoints(job, "requested")) == 1
+    saved = f"checkpoint of step {checkpoints(job, 'requested')[0]}, "
+    wait_for(lambda: saved in job.show("StatusText"), "the checkpoint in the status line")
+    trainer = str(attempts(job)[0]["pid"])
+    environment = systemd.run("cat", f"/proc/{trainer}/environ")
+    assert "ORCHESTRATOR_SOCKET" in environment
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & {
+        e.split("=")[0] for e in environment.split("\0")
+    }
+    job.systemctl("stop")
+    assert job.show("Result") == "success"
+    assert job.show("ExecMainStatus") == str(ExitStatus.STOPPED_SAVED.value)
+    assert job.show("ActiveState") == "inactive"
+    assert len(checkpoints(job, "emergency")) == 1
+    assert_all_valid(job.run)
+
+
+def test_stop_that_still_saves_gets_more_time(systemd: Manager) -> None:
+    """A save that gets on is not cut off at TimeoutStopSec."""
+    job = Job(
+        systemd,
+        "slow",
+        training("--ballast", str(64 << 20)),
+        ("--grace", "2s"),
+        program=str(SLOW_DISK),
+        TimeoutStopSec=4,
+        WatchdogSec=3,
+    )
+    job.systemctl("start")
+    wait_for(lambda: events(job.run, "snapshot_taken"), "a snapshot")
+    began = time.monotonic()
+    job.systemctl("stop")
+    assert time.monotonic() - began > 4
+    assert job.show("Result") == "success"
+    assert checkpoints(job, "emergency") != []
+    assert_all_valid(job.run)
+
+
+def test_stop_that_gets_nowhere_ends_at_its_time(systemd: Manager) -> None:
+    """What neither saves nor ends is killed by systemd, all of it, and is not started again."""
+    deaf = ["/bin/sh", "-c", 'trap "" TERM; echo deaf; while true; do sleep 1; done']
+    job = Job(systemd, "deaf", deaf, ("--grace", "10m"), TimeoutStopSec=2)
+    job.systemctl("start")
+    output = job.run.attempt(1).output_file
+    wait_for(lambda: "deaf" in output.read_text(), "the trap")
+    job.systemctl("stop")
+    assert (job.show("Result"), job.show("NRestarts")) == ("timeout", "0")
+    # Its control group is gone, and so is whatever was in it.
+    assert job.show("ControlGroup") == ""
+
+
+def test_crash_of_the_trainer_is_none_of_systemds_affairs(systemd: Manager) -> None:
+    """The supervisor restarts its trainer, and the service never stops being active."""
+    job = Job(systemd, "crash", training())
+    job.systemctl("start")
+    wait_for(lambda: events(job.run, "snapshot_taken"), "a snapshot")
+    main = job.show("MainPID")
+    job.kill("-KILL", str(attempts(job)[0]["pid"]))
+    wait_for(lambda: events(job.run, "resumed"), "the second attempt")
+    assert (job.show("ActiveState"), job.show("NRestarts")) == ("active", "0")
+    assert job.show("MainPID") == main
+    job.systemctl("stop")
+
+
+def end_all(job: Job) -> None:
+    job.manager.systemctl("kill", "--signal=KILL", job.unit)
+
+
+def end_supervisor(job: Job) -> None:
+    job.kill("-KILL", job.show("MainPID"))
+
+
+def hold_supervisor(job: Job) -> None:
+    job.kill("-STOP", job.show("MainPID"))
+
+
+@pytest.mark.parametrize("harm", [end_all, end_supervisor, hold_supervisor])
+def test_newest_snapshot_outlives_the_supervisor(
+    systemd: Manager, harm: Callable[[Job], None]
+) -> None:
+    """Killed or stuck, alone or with all: the next start goes on from what was in memory."""
+    job = Job(systemd, harm.__name__, training(), WatchdogSec=2)
+    job.systemctl("start")
+    seen = wait_for(lambda: job.snapshot_beyond(checkpoints(job, "periodic")), "a newer snapshot")
+    harm(job)
+    wait_for(lambda: events(job.run, "resumed"), "the second attempt")
+    second = attempts(job)[1]
+    assert (second["from_memory"], job.show("NRestarts")) == (True, "1")
+    assert second["resume_step"] >= seen
+    assert second["resume_step"] in checkpoints(job, "crash")
+    stuck = "Fatal Python error: Aborted" in systemd.journal(job.unit)
+    assert stuck == (harm is hold_supervisor)
+    job.systemctl("stop")
+    assert_all_valid(job.run)
+
+
+ENDS = {
+    ExitStatus.COMPLETE: "success",
+    ExitStatus.STOPPED_SAVED: "success",
+    ExitStatus.STOPPED_UNSAVED: "success",
+    ExitStatus.MISUSE: "exit-code",
+    ExitStatus.NO_VALID_CHECKPOINT: "exit-code",
+    ExitStatus.IN_USE: "exit-code",
+    ExitStatus.GAVE_UP: "exit-code",
+    ExitStatus.CONFIGURATION: "exit-code",
+}
+
+
+def test_restart_rules(systemd: Manager) -> None:
+    """No exit status of ours is restarted, any other end is, five times; stops are no failures."""
+    assert ENDS.keys() == set(ExitStatus)
+    text = print_unit("--name", "ends", "--", "true", directory=systemd.share)
+    others = {"exit 1": "exit-code", "kill -9 $$$$": "signal"}
+    ends = {f"exit {status.value}": result for status, result in ENDS.items()} | others
+    units = {end: f"end-{number}.service" for number, end in enumerate(ends)}
+    for end, unit in units.items():
+        shell = f"\nExecStart=/bin/sh -c '{end}'"
+        systemd.install(unit, text, Type="exec", ExecStart=shell, RestartSec=0)
+    systemd.systemctl("start", "--no-block", *units.values())
+    for end, unit in units.items():
+        result, restarts = ends[end], 5 if end in others else 0
+        wait_for(
+            lambda unit=unit: (
+                systemd.show(unit, "ActiveState") in ("inactive", "failed")
+                and systemd.show(unit, "SubState") != "auto-restart"
+            ),
+            unit,
+        )
+        expected = "inactive" if result == "success" else "failed"
+        found = [systemd.show(unit, name) for name in ("ActiveState", "NRestarts")]
+        assert found == [expected, str(restarts)], end
+
+
+def test_own_statuses_reach_systemd(systemd: Manager) -> None:
+    """The supervisor's own ends: complete, complete since before, given up."""
+    done = Job(systemd, "done", ["/bin/true"])
+    before = Job(systemd, "before", ["/bin/true"])
+    before.run.create()
+    before.run.done_file.write_text('{"command": ["/bin/true"], "step": 1}')
+    fails = Job(systemd, "fails", ["/bin/sh", "-c", "exit 3"])
+    for job, status, state in ((done, 0, "dead"), (before, 0, "dead"), (fails, 70, "failed")):
+        job.systemctl("start")
+        job.wait_for("SubState", state)
+        assert (job.show("ExecMainStatus"), job.show("NRestarts")) == (str(status), "0")
+    assert attempts(before) == []
+
+
+def test_words_reach_the_command_as_they_are(systemd: Manager) -> None:
+    """Whatever a shell, systemd or a format would take for its own stays what it is."""
+    odd = [
+        "a b",
+        'a"b',
+        "$HOME",
+        "${HOME}",
+        "100%",
+        "%n",
+        "\\x41",
+        "",
+        "é",
+        ";",
+        "'",
+        "\t",
+        "--",
+        "-x",
+    ]
+    job = Job(systemd, "words", [sys.executable, "-c", "import sys; print(sys.argv[1:])", *odd])
+    job.systemctl("start")
+    job.wait_for("SubState", "dead")
+    assert job.run.attempt(1).output_file.read_text() == f"{odd}\n"
+
+
+def test_user_manager(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The unit for a user's own manager starts and stops there."""
+    with managed("user", tmp_path_factory.mktemp("user")) as manager:
+        job = Job(manager, "mine", training())
+        job.systemctl("start")
+        wait_for(lambda: "training, attempt 1" in job.show("StatusText"), "the status line")
+        job.systemctl("stop")
+        assert (job.show("Result"), job.show("ExecMainStatus")) == ("success", "75")
+        assert_all_valid(job.run)
+
+
+def test_template_runs_the_command_of_its_file(systemd: Manager) -> None:
+    """An instance finds its directory and command, which a shell reads, in the file of its name."""
+    systemd.install("orchestrator@.service", template(for_user=False))
+    (systemd.share / "shown.env").write_text(
+        f"DIRECTORY={systemd.share}\nPATH={Path(sys.executable).parent}:/usr/bin:/bin\n"
+        """COMMAND=sh -c 'echo "$0 in $PWD"' "a b"\n"""
+    )
+    systemd.run("mkdir", "/etc/orchestrator")
+    systemd.run("cp", f"{systemd.share}/shown.env", "/etc/orchestrator")
+    systemd.systemctl("start", "orchestrator@shown")
+    systemd.wait_for("orchestrator@shown", "SubState", "dead")
+    output = systemd.run("cat", "/var/lib/orchestrator/shown/attempts/0001/output.log")
+    assert output == f"a b in {systemd.share}\n"

@@ -1,0 +1,192 @@
+"""Snapshots become checkpoints: how they are written, and what a failing disk costs."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import verify
+from orchestrator.errors import CheckpointWriteError
+from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.snapshot.writer import CHUNK_BYTES, Writer
+from orchestrator.system.durable import DirectFile, Disk
+from tests.checkpoint.support import manifest_of, names, new_store
+from tests.support import FailingDisk, full_disk, input_output_error
+
+
+@pytest.fixture
+def slots() -> Iterator[Slots]:
+    page, descriptor = ControlPage.create()
+    os.close(descriptor)
+    slots = Slots.create(page)
+    yield slots
+    slots.close()
+
+
+def snapshot_of(slots: Slots, step: int, size: int) -> Snapshot:
+    """A snapshot of random bytes, with rubbish behind the image."""
+    slot = step % 2
+    slots.begin(slot)
+    os.pwrite(slots.images[slot], random.Random(step).randbytes(size) + b"rubbish", 0)
+    return slots.commit(slot, size, manifest_of(step))
+
+
+def write(writer: Writer, snapshot: Snapshot, reason: Reason) -> Checkpoint:
+    """In a thread of its own, whose priority it may lower for good."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(writer.write, snapshot, reason).result()
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, CHUNK_BYTES, CHUNK_BYTES + 5000])
+def test_image_becomes_the_file(tmp_path: Path, slots: Slots, size: int) -> None:
+    """The file has exactly the bytes of the image, whatever its length is."""
+    store = new_store(tmp_path)
+    snapshot = snapshot_of(slots, 7, size)
+    checkpoint = write(Writer(store), snapshot, Reason.CRASH)
+    verify(checkpoint)
+    assert checkpoint.state_file.read_bytes() == random.Random(7).randbytes(size)
+    assert checkpoint.manifest.reason is Reason.CRASH
+    assert checkpoint.manifest.step == 7
+
+
+def test_each_write_has_the_bytes_of_that_moment(tmp_path: Path, slots: Slots) -> None:
+    """A slot whose image grows, shrinks and changes is written as it is, time after time."""
+    writer = Writer(new_store(tmp_path))
+    for step, size in ((1, 5000), (3, 4 * CHUNK_BYTES), (5, 100), (7, 4 * CHUNK_BYTES)):
+        checkpoint = write(writer, snapshot_of(slots, step, size), Reason.PERIODIC)
+        verify(checkpoint)
+        assert checkpoint.state_file.read_bytes() == random.Random(step).randbytes(size)
+
+
+def test_memory_that_is_shorter_than_its_image_is_refused(tmp_path: Path, slots: Slots) -> None:
+    """A failing trainer that cut its slot off ends the write, and not the process that writes."""
+    writer = Writer(new_store(tmp_path))
+    snapshot = snapshot_of(slots, 1, 3 * CHUNK_BYTES)
+    write(writer, snapshot, Reason.PERIODIC)
+    os.ftruncate(snapshot.descriptor, CHUNK_BYTES)
+    with pytest.raises(ValueError, match="mmap length"):
+        write(writer, snapshot, Reason.CRASH)
+
+
+def test_file_is_written_past_the_cache(tmp_path: Path) -> None:
+    """On a filesystem that has O_DIRECT the flag is set until the last piece."""
+    file = DirectFile(tmp_path / "file")
+
+    def is_direct() -> bool:
+        return bool(fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_DIRECT)
+
+    if not is_direct():
+        pytest.skip("this filesystem has no O_DIRECT")
+    with open("/dev/zero", "rb") as zeros, file:
+        aligned = memoryview(bytearray(3 * 4096))
+        start = -aligned_address(aligned) % 4096
+        zeros.readinto(aligned)
+        assert file.write(aligned[start : start + 4096]) == 4096
+        assert is_direct()
+        assert file.write(aligned[start : start + 100]) == 100
+        assert not is_direct()
+    assert (tmp_path / "file").stat().st_size == 4196
+
+
+def aligned_address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def test_unaligned_memory_is_written_all_the_same(tmp_path: Path) -> None:
+    """What O_DIRECT refuses is buffered instead, and not a byte is missing."""
+    data = random.Random(1).randbytes(3 * 4096 + 1)
+    with DirectFile(tmp_path / "file") as file:
+        # Begins in the middle of a block of memory, which the kernel answers with EINVAL.
+        assert file.write(memoryview(data)[1:]) == len(data) - 1
+        Disk().sync(file)
+    assert (tmp_path / "file").read_bytes() == data[1:]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 4 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(place: Path) -> None:
+    with open(place / "ballast", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return
+
+
+def test_emergency_uses_the_reserve_and_a_periodic_write_does_not(
+    small_disk: Path, slots: Slots
+) -> None:
+    """On a full disk a periodic write fails and leaves the reserve to the stop that may come."""
+    store = new_store(small_disk / "run")
+    writer = Writer(store)
+    write(writer, snapshot_of(slots, 1, 500_000), Reason.PERIODIC)
+    assert store.run.reserve_file.stat().st_size >= 500_000
+    fill(small_disk)
+    with pytest.raises(CheckpointWriteError, match="No space left"):
+        write(writer, snapshot_of(slots, 2, 500_000), Reason.PERIODIC)
+    assert store.run.reserve_file.exists()
+    checkpoint = write(writer, snapshot_of(slots, 3, 500_000), Reason.EMERGENCY)
+    verify(checkpoint)
+    assert not store.run.reserve_file.exists()
+    assert names(store) == ["step-000000000001", "step-000000000003"]
+
+
+def test_no_reserve_where_there_is_hardly_room(small_disk: Path, slots: Slots) -> None:
+    """Space is set aside only where as much again is left."""
+    store = new_store(small_disk / "run")
+    write(Writer(store), snapshot_of(slots, 1, 2_000_000), Reason.PERIODIC)
+    assert not store.run.reserve_file.exists()
+
+
+@pytest.mark.parametrize("fault", [full_disk, input_output_error])
+def test_every_operation_of_a_write_may_fail(tmp_path: Path, slots: Slots, fault: object) -> None:
+    """Whichever operation fails, nothing half-written stays and the next write works."""
+    snapshot = snapshot_of(slots, 400, 3 * 4096 + 5)
+    for number in range(1, 40):
+        disk = FailingDisk(number, fault)  # type: ignore[arg-type]
+        root = tmp_path / str(number)
+        store = new_store(root, steps=(100, 200))
+        failing = Store(store.run, store.run_id, disk)
+        try:
+            write(Writer(failing), snapshot, Reason.PERIODIC)
+        except CheckpointWriteError:
+            left = [name for name in names(store) if name != "step-000000000400"]
+            assert left == ["step-000000000100", "step-000000000200"]
+            for checkpoint in store.all():
+                verify(checkpoint)
+            verify(write(Writer(store), snapshot, Reason.PERIODIC))
+            continue
+        assert number > 8, "fewer operations than a publish has"
+        return
+    pytest.fail("the write never passed without a fault")
+
+
+def test_errors_name_their_cause(tmp_path: Path, slots: Slots) -> None:
+    """The error of a failed write carries the system's reason."""
+    store = new_store(tmp_path)
+    failing = Store(store.run, store.run_id, FailingDisk(3, input_output_error))
+    with pytest.raises(CheckpointWriteError) as caught:
+        write(Writer(failing), snapshot_of(slots, 1, 10_000), Reason.PERIODIC)
+    assert caught.value.cause.errno == errno.EIO

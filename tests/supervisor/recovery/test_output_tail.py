@@ -1,0 +1,98 @@
+"""What is read out of the end of the output."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.supervisor.recovery.output_tail import (
+    END_BYTES,
+    LAST_LINES,
+    LONGEST_LINE,
+    end_of,
+    fatal_stack,
+    last_lines,
+    traceback_in,
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "lines"),
+    [
+        (b"", []),
+        (b"one\ntwo\n\n", ["one", "two"]),
+        (b"a line without its end", ["a line without its end"]),
+        (b"\x1b[1;31mred\x1b[0m \x1b]0;title\x07text\n", ["red text"]),
+        (b"\r 1%\r 50%\r100%\r\n", ["100%"]),
+        (b"5/9\x08\x08\x08 6/9", [" 6/9"]),
+        (b"bad \xff byte, bell \x07\n", ["bad � byte, bell"]),
+        (b"\x1b[A\x1b[2Kmoved up\n", ["moved up"]),
+    ],
+)
+def test_lines_are_what_a_terminal_would_show(
+    tmp_path: Path, output: bytes, lines: list[str]
+) -> None:
+    """Colours, titles and cursor movements go, and of a progress bar its last state stays."""
+    (tmp_path / "log").write_bytes(output)
+    assert end_of(tmp_path / "log") == lines
+
+
+def test_records_are_bounded(tmp_path: Path) -> None:
+    """However much was printed, the end of it is read, and less of it kept."""
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * 3 * END_BYTES + b"\n" + b"y" * 1000 + b"\n" + b"last\n" * LAST_LINES)
+    lines = end_of(log)
+    assert sum(map(len, lines)) <= END_BYTES
+    assert last_lines(lines) == ["last"] * LAST_LINES
+    assert last_lines(lines[:-1])[0] == "y" * LONGEST_LINE
+    assert end_of(tmp_path / "missing") == []
+
+
+TRACEBACK = [
+    "Traceback (most recent call last):",
+    '  File "train.py", line 3, in <module>',
+    "    main()",
+    '  File "lib.py", line 9, in main',
+    "    raise lib.Broken('x: y')",
+    "lib.Broken: x: y",
+]
+
+
+def test_traceback_at_the_end() -> None:
+    """Type without its module, message and innermost frame of the last traceback."""
+    found = traceback_in(["Traceback (most recent call last):", "KeyError: 1", "", *TRACEBACK])
+    assert found is not None
+    assert (found["type"], found["message"]) == ("Broken", "x: y")
+    assert found["frame"] == "lib.py:9 main"
+    assert found["traceback"].splitlines() == TRACEBACK
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["no traceback"],
+        TRACEBACK[:-1],
+        [*TRACEBACK[:-1], "?"],
+        [*TRACEBACK, *["later"] * LAST_LINES],
+    ],
+)
+def test_no_traceback_at_the_end(lines: list[str]) -> None:
+    """One that is torn, or long past, says nothing of the end."""
+    assert traceback_in(lines) is None
+
+
+def test_stack_of_the_thread_that_was_hit() -> None:
+    """Of all threads that faulthandler prints, the current one; of two dumps, the last."""
+    dump = [
+        "Fatal Python error: Bus error",
+        "Thread 0x01 (most recent call first):",
+        '  File "other.py", line 1 in wait',
+        "Current thread 0x02 (most recent call first):",
+        '  File "a.py", line 3 in f',
+        '  File "a.py", line 9 in <module>',
+        "Extension modules: torch._C (total: 1)",
+    ]
+    assert fatal_stack([*dump[:2], *dump]) == ["a.py:3 f", "a.py:9 <module>"]
+    assert fatal_stack(dump[:3]) == ["other.py:1 wait"]
+    assert fatal_stack(["Fatal Python error: Aborted"]) == []
+    assert fatal_stack(dump[1:]) == []

@@ -1,0 +1,122 @@
+"""Durable writes of small files, and the operations that a Disk consists of."""
+
+import errno
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.system.durable import Disk, replace_file, write_json
+from tests.support import DIED, FailingDisk, die, in_child
+
+OLD, NEW = {"number": 1}, {"number": 2}
+# create, write, sync, rename, sync_directory
+OPERATIONS = 5
+
+
+def test_written_json_is_read_back(tmp_path: Path) -> None:
+    """What was written is there, and nothing else is."""
+    write_json(tmp_path / "run.json", OLD)
+    write_json(tmp_path / "run.json", NEW)
+    assert json.loads((tmp_path / "run.json").read_bytes()) == NEW
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+@pytest.mark.parametrize("number", range(1, OPERATIONS + 1))
+def test_a_failed_replacement_leaves_the_old_or_the_new_file(tmp_path: Path, number: int) -> None:
+    """Whichever operation fails, the error is raised, the file is whole, and nothing else is."""
+    file = tmp_path / "run.json"
+    write_json(file, OLD)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(file, NEW, FailingDisk(number))
+    assert json.loads(file.read_bytes()) == (NEW if number == OPERATIONS else OLD)
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+@pytest.mark.processes
+def test_a_death_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+    """A process that dies at any operation leaves a file that is whole."""
+    file = tmp_path / "run.json"
+    for number in itertools.count(1):
+        write_json(file, OLD)
+        status = in_child(lambda: write_json(file, NEW, FailingDisk(number, die)))  # noqa: B023
+        assert json.loads(file.read_bytes()) in (OLD, NEW)
+        if status == 0:
+            break
+        assert status == DIED
+    assert number == OPERATIONS + 1
+    assert json.loads(file.read_bytes()) == NEW
+
+
+def test_json_is_synced_before_it_gets_its_name(tmp_path: Path) -> None:
+    """The bytes are on the disk before the name is, and the name before the call returns."""
+    log = tmp_path / "log"
+    write_json(tmp_path / "run.json", OLD, FailingDisk(log=log))
+    operations = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert [name for name, *_ in operations] == [
+        "create",
+        "write",
+        "sync",
+        "rename",
+        "sync_directory",
+    ]
+    assert operations[-1] == ["sync_directory", str(tmp_path)]
+
+
+def test_nothing_is_made_over_what_exists(tmp_path: Path) -> None:
+    """A file or directory that exists is never opened for writing or taken for a new one."""
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        Disk().create(tmp_path / "file")
+    with pytest.raises(FileExistsError):
+        Disk().make_directory(tmp_path)
+    assert (tmp_path / "file").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_only_files_are_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A directory, a pipe or a device that has the name stays what it is."""
+    make(tmp_path / "there")
+    before = os.lstat(tmp_path / "there")
+    with pytest.raises(FileExistsError, match="no regular file"):
+        replace_file(tmp_path / "there", b"content")
+    assert os.lstat(tmp_path / "there") == before
+    assert os.listdir(tmp_path) == ["there"]
+
+
+def test_sync_brings_buffered_bytes_into_the_file(tmp_path: Path) -> None:
+    """After a sync another reader sees all that was written, though the file is still open."""
+    disk = Disk()
+    with disk.create(tmp_path / "file") as file:
+        file.write(b"bytes")
+        disk.sync(file)
+        assert (tmp_path / "file").read_bytes() == b"bytes"
+
+
+def test_remove_takes_files_links_and_empty_directories(tmp_path: Path) -> None:
+    """A link is removed, not what it points to; a directory with something in it stays."""
+    directory, file, link = tmp_path / "directory", tmp_path / "file", tmp_path / "link"
+    directory.mkdir()
+    file.touch()
+    link.symlink_to(directory, target_is_directory=True)
+    Disk().remove(link)
+    assert directory.is_dir()
+    (directory / "content").touch()
+    with pytest.raises(OSError, match="not empty") as caught:
+        Disk().remove(directory)
+    assert caught.value.errno == errno.ENOTEMPTY
+    for path in (directory / "content", directory, file):
+        Disk().remove(path)
+    assert not os.listdir(tmp_path)
+
+
+def test_syncing_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    """A missing directory or a file in its place raises: its entries cannot be durable."""
+    (tmp_path / "file").touch()
+    for name in ("file", "missing"):
+        with pytest.raises(OSError, match=r"[Nn]o"):
+            Disk().sync_directory(tmp_path / name)
+    Disk().sync_directory(tmp_path)

@@ -1,0 +1,424 @@
+"""`checkpoints export` and `import`: what other programs read of ours, and we of theirs."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from orchestrator.checkpoint.checkpoint import read_checkpoint
+from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.store import Store
+from orchestrator.cli.parser import parse
+from orchestrator.errors import OrchestratorError
+from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.paths import RunDir
+from orchestrator.training import Session
+from tests.checkpoint.support import manifest_of
+from tests.training.support import new_life
+
+STEPS, EPOCHS = 6, 2
+FILES = {"state-dict": "model.pt", "safetensors": "model.safetensors", "classic": "checkpoint.pt"}
+
+
+class Odd(nn.Module):
+    """Everything about a state_dict that a format can get wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight  # tied
+        self.norm = nn.BatchNorm1d(4)
+        self.brain = nn.Parameter(torch.randn(3).to(torch.bfloat16))
+        self.scale = nn.Parameter(torch.randn(()))
+        self.register_buffer("empty", torch.empty(0, 3))
+        self.register_buffer("empty_too", torch.empty(0, 3))
+        self.register_buffer("across", torch.randn(3, 2).to(torch.float16).t())
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+        self.register_buffer("eighth", torch.randn(3).to(torch.float8_e4m3fn))
+        self.register_buffer("chosen", torch.tensor([True, False]))
+        self.register_buffer("many", torch.tensor(2**40 + 1))
+        self.register_buffer("wave", torch.randn(2, dtype=torch.complex64))
+        self.register_buffer("mirrored", self.wave.conj())
+        self.register_buffer("turned", torch._neg_view(torch.randn(2)))
+        line = torch.randn(6)
+        self.register_buffer("front", line[:4])
+        self.register_buffer("back", line[2:])
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        features = self.norm(self.embedding(numbers)) * self.scale + self.brain.sum().float()
+        return torch.as_tensor(self.head(features))
+
+
+def parts_of(model: nn.Module) -> dict[str, Any]:
+    return {"model": model, "optimizer": torch.optim.Adam(model.parameters(), lr=0.01)}
+
+
+def train(run_dir: Path, parts: dict[str, Any], epochs: int = EPOCHS) -> Session:
+    """Train the rest of so many epochs."""
+    new_life()
+    session = Session(run_dir=run_dir, **parts)
+    with session:
+        for _ in session.epochs(epochs):
+            for _ in range(STEPS // EPOCHS):
+                loss = parts["model"](torch.arange(5)).square().mean()
+                loss.backward()
+                parts["optimizer"].step()
+                parts["optimizer"].zero_grad()
+                session.step(loss=loss)
+    return session
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> dict[str, Any]:
+    """The parts of a run that has completed in the directory ``run``."""
+    torch.manual_seed(0)
+    parts = parts_of(Odd())
+    train(tmp_path / "run", parts)
+    return parts
+
+
+def command(*words: str | Path) -> None:
+    """A command line, in this process."""
+    arguments = parse(["checkpoints", *map(str, words)])
+    arguments.do(arguments)
+
+
+def assert_same(mine: Any, other: Any) -> None:
+    """The same types, shapes and bits."""
+    if isinstance(other, torch.Tensor):
+        assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
+        assert torch.equal(mine, other)
+    elif isinstance(other, dict):
+        assert mine.keys() == other.keys()
+        for key in other:
+            assert_same(mine[key], other[key])
+    elif isinstance(other, (list, tuple)):
+        assert len(mine) == len(other)
+        for a, b in zip(mine, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert mine == other
+
+
+def newest(run_dir: Path) -> Any:
+    return Store.open(RunDir(run_dir), []).all()[-1]
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def test_a_bare_state_dict_is_the_models(trained: dict[str, Any], tmp_path: Path) -> None:
+    """torch.load with its safe default has every value, tied weights tied, fit for the model."""
+    command("export", "run", "--as", "state-dict")
+    state = torch.load("model.pt", weights_only=True)
+    assert_same(dict(state), dict(trained["model"].state_dict()))
+    assert state["embedding.weight"].data_ptr() == state["head.weight"].data_ptr()
+    assert state._metadata == trained["model"].state_dict()._metadata
+    Odd().load_state_dict(state)
+    assert os.listdir(tmp_path).count("model.pt") == 1
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_any_registered_object_can_be_exported(trained: dict[str, Any]) -> None:
+    """By its name, an optimizer say; the file is called after it."""
+    command("export", "run", "--as", "state-dict", "--name", "optimizer")
+    assert_same(torch.load("optimizer.pt"), trained["optimizer"].state_dict())
+
+
+def test_safetensors_have_every_value_once(trained: dict[str, Any]) -> None:
+    """Of names for one tensor the first is in the file, and the text has the others."""
+    command("export", "run", "-o", "weights.safetensors")
+    expected = dict(trained["model"].state_dict())
+    del expected["head.weight"]
+    assert_same(safetensors.torch.load_file("weights.safetensors"), expected)
+    with safetensors.safe_open("weights.safetensors", framework="pt") as file:
+        text = file.metadata()
+    assert text["head.weight"] == "embedding.weight"
+    assert (text["format"], text["step"], text["epoch"]) == ("pt", str(STEPS), str(EPOCHS))
+
+
+def test_safetensors_load_with_the_packages_own_loader(tmp_path: Path) -> None:
+    """A model with tied weights takes over all of them, strictly."""
+    models = Odd(), Odd()
+    for model in models:
+        # It refuses models with such, whatever the file.
+        del model.front, model.back, model.mirrored
+    train(tmp_path / "run", parts_of(models[0]))
+    command("export", "run", "--as", "safetensors")
+    safetensors.torch.load_model(models[1], "model.safetensors")
+    assert_same(dict(models[1].state_dict()), dict(models[0].state_dict()))
+
+
+def test_safetensors_of_names_that_look_like_text(tmp_path: Path) -> None:
+    """Tensors named by numbers are taken for no ties by the step and the epoch in the text."""
+    parts = {"model": nn.ParameterList([torch.rand(1), torch.rand(2)])}
+    with Session(run_dir="run", **parts) as session:
+        session.step()
+    command("export", "run", "--as", "safetensors")
+    command("import", "model.safetensors", "other")
+    assert list(torch.load(newest(Path("other")).state_file)["model_state_dict"]) == ["0", "1"]
+
+
+def test_a_classic_file_serves_classic_code(trained: dict[str, Any]) -> None:
+    """The four entries are what the tutorial's resume code expects, and nothing of ours is left."""
+    command("export", "run", "--as", "classic")
+    checkpoint = torch.load("checkpoint.pt", weights_only=True)
+    parts = parts_of(Odd())
+    parts["model"].load_state_dict(checkpoint["model_state_dict"])
+    parts["optimizer"].load_state_dict(checkpoint["optimizer_state_dict"])
+    assert_same(dict(parts["model"].state_dict()), dict(trained["model"].state_dict()))
+    assert_same(parts["optimizer"].state_dict(), trained["optimizer"].state_dict())
+    assert checkpoint["epoch"] == EPOCHS
+    assert checkpoint["loss"] > 0
+    assert checkpoint.keys().isdisjoint({"rng", "data", "state"})
+
+
+def test_a_file_is_replaced_only_with_force(trained: dict[str, Any]) -> None:
+    """Another file of that name stays as it is, whatever the form, until that is asked for."""
+    for form, name in {**FILES, "whole": "checkpoint.pt"}.items():
+        Path(name).write_text("precious")
+        with pytest.raises(OrchestratorError, match=f"cannot write {name}: .* --force"):
+            command("export", "run", "--as", form)
+        assert Path(name).read_text() == "precious"
+        os.chmod(name, 0o600)
+        command("export", "run", "--as", form, "--force")
+        assert Path(name).stat().st_size > 1000
+        assert Path(name).stat().st_mode == Path("run/run.json").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--as", "state-dict", "--name", "ema"), "there is none in it, but model, optimizer"),
+        (("--as", "safetensors", "--name", "optimizer"), "state is of the kind dict"),
+        (("--as", "classic", "--name", "model"), "cannot export model alone as classic"),
+        (("--name", "model"), "cannot export model alone as whole"),
+        (("--as", "classic", "-o", "missing/file.pt"), "No such file or directory"),
+        (("--as", "safetensors", "-o", "missing/file"), "cannot write missing/file: No such file"),
+        (("--force", "-o", "."), "no regular file"),
+        (("--force", "-o", "run"), "no regular file"),
+    ],
+)
+def test_an_export_that_cannot_be_says_why(
+    trained: dict[str, Any], tmp_path: Path, words: tuple[str, ...], text: str
+) -> None:
+    """The reason names what is there to choose from, and no file is left."""
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(OrchestratorError, match=text):
+        command("export", "run", *words)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_what_safetensors_cannot_hold_is_named(tmp_path: Path) -> None:
+    """A type of numbers that the format lacks is refused; a state_dict has it."""
+    model = nn.Linear(1, 1).to(torch.complex128)
+    with Session(run_dir="run", model=model) as session:
+        session.step()
+    with pytest.raises(OrchestratorError, match="complex128"):
+        command("export", "run", "--as", "safetensors")
+    command("export", "run", "--as", "state-dict")
+    assert sorted(os.listdir(tmp_path)) == ["model.pt", "run"]
+
+
+def test_a_damaged_checkpoint_is_not_exported(trained: dict[str, Any]) -> None:
+    """A bit that has changed is noticed before anything is read."""
+    damaged = newest(Path("run"))
+    data = bytearray(damaged.state_file.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.state_file.write_bytes(data)
+    for form, name in FILES.items():
+        with pytest.raises(OrchestratorError, match="wrong digest"):
+            command("export", "run", "--as", form, "--step", str(STEPS))
+        assert not Path(name).exists()
+
+
+def test_without_the_package_safetensors_says_so(
+    trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to install is named; the other forms do without it."""
+    command("export", "run", "--as", "safetensors")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "safetensors"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for words in (("export", "run", "-o", "a.safetensors"), ("import", "model.safetensors", "new")):
+        with pytest.raises(OrchestratorError, match="safetensors is not installed; pip install"):
+            command(*words)
+    command("export", "run", "--as", "classic")
+
+
+# --- import --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_what_was_exported_comes_back(trained: dict[str, Any], form: str) -> None:
+    """Value by value, in a new run that goes on from it and says what it cannot know."""
+    command("export", "run", "--as", form)
+    command("import", FILES[form], "new")
+    imported = newest(Path("new"))
+    assert imported.manifest.reason is Reason.IMPORTED
+    torch.manual_seed(1)
+    parts = parts_of(Odd())
+    session = Session(run_dir="new", **parts)
+    with session:
+        assert_same(dict(parts["model"].state_dict()), dict(trained["model"].state_dict()))
+        counters = (STEPS, EPOCHS) if form == "classic" else (0, 0)
+        assert (session.global_step, session.epoch) == counters
+        if form == "classic":
+            assert_same(parts["optimizer"].state_dict(), trained["optimizer"].state_dict())
+    assert session.resumed_from == imported.path
+    reason = f"it goes on from {FILES[form]}, which has no random streams and no place in data"
+    assert session.exactness == f"APPROXIMATE: {reason}"
+
+
+def test_a_run_that_was_imported_resumes_as_any_other(
+    trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its later checkpoints are whole ones of this run, and keep the doubt."""
+    command("export", "run", "--as", "classic")
+    command("import", "checkpoint.pt", "new")
+    torch.manual_seed(1)
+    parts = parts_of(Odd())
+    train(Path("new"), parts, EPOCHS + 1)
+    again = parts_of(Odd())
+    session = train(Path("new"), again, EPOCHS + 2)
+    assert session.global_step == STEPS * 2
+    assert str(session.exactness).startswith("APPROXIMATE: it goes on from checkpoint.pt")
+    assert "resumed at step 6" in capsys.readouterr().err
+
+
+def test_a_classic_file_of_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What scripts write for themselves: counted from its epoch; the rest is left out and named."""
+    model = nn.Linear(2, 1)
+    content = {"epoch": 3, "model_state_dict": model.state_dict(), "loss": torch.tensor([0.5])}
+    torch.save(content | {"args": {"lr": 1}, "best": 0.7}, "old.pth")
+    command("import", "old.pth", "new")
+    assert "left out: args, best" in capsys.readouterr().out
+    imported = newest(tmp_path / "new")
+    assert (imported.manifest.epoch, imported.manifest.metrics) == (3, {"loss": 0.5})
+    assert torch.load(imported.state_file).keys() == {"epoch", "step", "loss", "model_state_dict"}
+
+
+def test_weights_alone_get_a_name_and_counts(tmp_path: Path) -> None:
+    """They become those of the object that is named, after as many epochs and steps as is said."""
+    torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
+    command("import", "weights.pt", "new", "--name", "net", "--epoch", "2", "--step", "40")
+    session = Session(run_dir="new", net=nn.Linear(2, 1))
+    with session:
+        assert (session.epoch, session.global_step) == (2, 40)
+
+
+def test_an_import_does_not_go_back(trained: dict[str, Any]) -> None:
+    """A run with a later checkpoint would not go on from the file: refused, with what to do."""
+    command("export", "run", "--as", "state-dict")
+    before = os.listdir("run/checkpoints")
+    with pytest.raises(OrchestratorError, match=f"has a checkpoint of step {STEPS}.*--step 7"):
+        command("import", "model.pt", "run")
+    assert os.listdir("run/checkpoints") == before
+    command("import", "model.pt", "run", "--step", str(STEPS + 1))
+    assert newest(Path("run")).manifest.step == STEPS + 1
+
+
+def test_a_complete_run_goes_on_from_an_import(trained: dict[str, Any]) -> None:
+    """It is no longer complete, the journal tells of the file, and training begins with that."""
+    command("export", "run", "--as", "classic")
+    assert Path("run/done.json").exists()
+    command("import", "checkpoint.pt", "run")
+    assert not Path("run/done.json").exists()
+    told = json.loads(Path("run/journal.jsonl").read_text().splitlines()[-1])
+    assert (told["event"], told["source"]) == ("checkpoint_published", "checkpoint.pt")
+    session = train(Path("run"), parts_of(Odd()), EPOCHS + 1)
+    assert str(session.resumed_from).endswith(f"step-{STEPS:012d}-2")
+
+
+def test_a_run_in_use_takes_no_import(tmp_path: Path) -> None:
+    """Whoever trains there would be overtaken."""
+    torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
+    place = RunDir(tmp_path / "run")
+    place.create()
+    lock = RunLock(place)
+    try:
+        with pytest.raises(OrchestratorError, match="works on it"):
+            command("import", "weights.pt", "run")
+    finally:
+        lock.release()
+
+
+def damaged_safetensors(path: Path) -> None:
+    safetensors.torch.save_file({"weight": torch.ones(100)}, path)
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda path: None, "there is no such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_text("text"), "give a file that torch.load reads"),
+        (lambda path: path.write_bytes(b""), "give a file that torch.load reads"),
+        (lambda path: torch.save([1], path), "it holds a list"),
+        (lambda path: torch.save({}, path), "no '<name>_state_dict'"),
+        (lambda path: torch.save({"epoch": 1, "weights": 1}, path), "its keys are epoch, weights"),
+        (lambda path: torch.save({"state": {}, "param_groups": []}, path), "state, param_groups"),
+        (lambda path: torch.save(nn.Linear(1, 1), path), "Weights only load failed"),
+        (
+            lambda path: torch.save({"epoch": 2**63, "model_state_dict": {}}, path),
+            "'epoch' is 9223372036854775808, not a whole number",
+        ),
+        (
+            lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),
+            "'epoch' is -1, not a whole number from 0 on",
+        ),
+        (
+            lambda path: torch.save({"w": torch.tensor([1, float("nan")])}, path),
+            "w of model is not",
+        ),
+        (damaged_safetensors, "cannot read file: .*not fully covered"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(
+    tmp_path: Path, make: Callable[[Path], Any], text: str
+) -> None:
+    """The reason is said, and no run is made of it."""
+    make(tmp_path / "file")
+    with pytest.raises(OrchestratorError, match=text) as refused:
+        command("import", "file", "new")
+    assert refused.value.status == 78
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_import_keeps_its_name_out_of_the_way(tmp_path: Path) -> None:
+    """A name that no keyword can have is refused at once."""
+    with pytest.raises(OrchestratorError, match="no name of a keyword"):
+        command("import", "file", "new", "--name", "my model")
+
+
+def test_an_imported_checkpoint_verifies(trained: dict[str, Any]) -> None:
+    """It is published like any other: manifest, digest, format."""
+    command("export", "run", "--as", "safetensors")
+    command("import", "model.safetensors", "new")
+    command("verify", "new")
+    assert read_checkpoint(newest(Path("new")).path).manifest.healthy
+
+
+def test_what_a_framework_has_saved_stays_its_own(tmp_path: Path) -> None:
+    """Who wants to export is told where its files are; an import would not be read there."""
+    (tmp_path / "saved").mkdir()
+    RunDir(Path("run")).create()
+    (tmp_path / "saved" / "weights.bin").write_bytes(b"weights")
+    store = Store.open(RunDir(Path("run")), [])
+    draft = manifest_of(7, run_id=store.run_id, framework="transformers")
+    store.publish_files(draft, tmp_path / "saved", link=False)
+    for form in ("whole", *FILES):
+        with pytest.raises(OrchestratorError, match="copy its files from run/.*/content"):
+            command("export", "run", "--as", form)
+    torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
+    with pytest.raises(OrchestratorError, match="what trains there is the trainer of transformers"):
+        command("import", "weights.pt", "run", "--step", "8")

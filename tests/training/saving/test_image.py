@@ -1,0 +1,287 @@
+"""The image of a checkpoint is the file that torch.save would have written."""
+
+import io
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.errors import UnstorableError
+from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.training.saving.image import InexpressibleError, freeze, lay_out
+from orchestrator.training.saving.snapshotter import Content, Snapshotter
+from tests.training.support import draft_of, result_of
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
+WHOLE = [torch.int64, torch.int8, torch.uint8, torch.bool]
+
+
+@pytest.fixture
+def snapshotter() -> Iterator[Snapshotter]:
+    page, _ = ControlPage.create()
+    slots = Slots.create(page)
+    taker = Snapshotter(slots)
+    yield taker
+    taker.close()
+    slots.close()
+
+
+def image_of(snapshotter: Snapshotter, state: Any) -> bytes:
+    taking = snapshotter.take(Content({"step": 1, "state": state}, draft_of(1), []))
+    assert taking is not None
+    return bytes_of(result_of(taking))
+
+
+def bytes_of(snapshot: Snapshot) -> bytes:
+    with open(f"/dev/fd/{snapshot.descriptor}", "rb") as file:
+        return file.read(snapshot.image_bytes)
+
+
+def loaded(image: bytes) -> Any:
+    return torch.load(io.BytesIO(image), weights_only=True)["state"]
+
+
+def assert_same(mine: Any, other: Any) -> None:
+    """Equal in type, value, layout in memory, and in what is shared."""
+    assert type(mine) is type(other)
+    if isinstance(other, torch.Tensor):
+        assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
+        assert (mine.stride(), mine.storage_offset()) == (other.stride(), other.storage_offset())
+        assert mine.requires_grad == other.requires_grad
+        assert mine.untyped_storage().tolist() == other.untyped_storage().tolist()
+    elif isinstance(other, dict):
+        assert list(mine) == list(other)
+        assert vars(mine) == vars(other) if hasattr(other, "__dict__") else True
+        for key, value in other.items():
+            assert_same(mine[key], value)
+    elif isinstance(other, (list, tuple)):
+        assert len(mine) == len(other)
+        for a, b in zip(mine, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert mine == other or (mine != mine and other != other)
+
+
+def sharing(value: Any) -> list[int]:
+    """Which tensors share storages, as numbers of the storages in the order of appearance."""
+    storages: list[int] = []
+
+    def visit(item: Any) -> Iterator[int]:
+        if isinstance(item, torch.Tensor):
+            key = item.untyped_storage()._cdata
+            if key not in storages:
+                storages.append(key)
+            yield storages.index(key)
+        elif isinstance(item, dict):
+            for entry in item.values():
+                yield from visit(entry)
+        elif isinstance(item, (list, tuple)):
+            for entry in item:
+                yield from visit(entry)
+
+    return list(visit(value))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> torch.Tensor:
+    shape = draw(st.lists(st.integers(0, 4), max_size=3))
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    numbers = torch.randint(-100, 100, shape, generator=seed)
+    tensor = numbers.to(draw(st.sampled_from(FLOATS + WHOLE)))
+    match draw(st.sampled_from(["plain", "turned", "strided", "parameter", "expanded", "grad"])):
+        case "turned" if tensor.dim() > 1:
+            return tensor.transpose(0, -1)
+        case "strided" if tensor.dim():
+            return tensor[::2]
+        case "parameter" if tensor.is_floating_point():
+            return torch.nn.Parameter(tensor)
+        case "expanded":
+            return tensor.unsqueeze(0).expand(3, *tensor.shape)
+        case "grad" if tensor.is_floating_point():
+            return tensor.requires_grad_()
+    return tensor
+
+
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(min_size=1, max_size=5),
+)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> Any:
+    """A nested state in which tensors and containers may appear more than once."""
+    pool = draw(st.lists(tensors(), min_size=1, max_size=4))
+    pool += [tensor.detach().view(-1) for tensor in pool if tensor.is_contiguous()]
+    leaves = st.one_of(PLAIN, st.sampled_from(range(len(pool))).map(lambda i: pool[i]))
+    shared = draw(st.lists(leaves, max_size=3))
+    return draw(
+        st.recursive(
+            leaves | st.just(shared),
+            lambda inner: (
+                st.lists(inner, max_size=4)
+                | st.tuples(inner, inner)
+                | st.dictionaries(st.text(max_size=3) | st.integers(0, 9), inner, max_size=4)
+                | st.dictionaries(st.text(max_size=3), inner, max_size=3).map(OrderedDict)
+            ),
+            max_leaves=12,
+        )
+    )
+
+
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(states())
+def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: Any) -> None:
+    """Any nested state loads from its image as from torch.save: values, strides, and ties."""
+    buffer = io.BytesIO()
+    torch.save({"step": 1, "state": state}, buffer)
+    expected, actual = loaded(buffer.getvalue()), loaded(image_of(snapshotter, state))
+    assert_same(actual, expected)
+    assert sharing(actual) == sharing(expected)
+
+
+def test_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
+    """Tensors whose meaning lies beside their bytes keep it."""
+    complex_ = torch.randn(3, dtype=torch.complex64)
+    state = {
+        "conjugated": complex_.conj(),
+        "negated": torch.randn(3, dtype=torch.complex64).conj().imag,
+        "buffer": torch.nn.BatchNorm1d(3).running_var,
+        "overlapping": torch.arange(6.0).as_strided((3, 3), (1, 1)),
+    }
+    read = loaded(image_of(snapshotter, state))
+    for name, tensor in state.items():
+        assert torch.equal(
+            read[name].resolve_conj().resolve_neg(), tensor.resolve_conj().resolve_neg()
+        )
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.randn(2, 2), 0.1, 3, torch.qint8),
+        torch.quantize_per_channel(
+            torch.randn(2, 2), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]), 0, torch.qint8
+        ),
+    ],
+    ids=["sparse", "csr", "quantised", "quantised by channel"],
+)
+def test_what_an_image_cannot_express_is_saved_plainly(
+    snapshotter: Snapshotter, tensor: torch.Tensor
+) -> None:
+    """Sparse tensors and the like take torch.save's own way into memory, with one warning."""
+    state = {"odd": tensor, "even": torch.ones(2)}
+    with pytest.warns(UserWarning, match="slower way of torch.save"):
+        image_of(snapshotter, state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = image_of(snapshotter, state)
+    read = loaded(image)
+    dense = read["odd"].dequantize() if tensor.is_quantized else read["odd"].to_dense()
+    assert torch.equal(dense, tensor.dequantize() if tensor.is_quantized else tensor.to_dense())
+    assert torch.equal(read["even"], torch.ones(2))
+
+
+def test_bytes_seen_as_two_types_are_refused(snapshotter: Snapshotter) -> None:
+    """What torch.save refuses is an error that says so, not a traceback."""
+    numbers = torch.randn(3, dtype=torch.complex64)
+    with pytest.raises(UnstorableError, match="different types"):
+        image_of(snapshotter, [numbers, numbers.imag])
+
+
+def test_state_that_changes_its_shape_is_laid_out_anew(snapshotter: Snapshotter) -> None:
+    """Optimizer state that appears later, and an embedding that grows, are in the next image."""
+    model = torch.nn.Embedding(10, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    for rows in (10, 10, 300):
+        if rows != model.weight.shape[0]:
+            model = torch.nn.Embedding(rows, 4)
+            optimizer = torch.optim.Adam(model.parameters())
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        assert_same(loaded(image_of(snapshotter, state))["optimizer"], state["optimizer"])
+        model(torch.arange(rows)).sum().backward()
+        optimizer.step()
+
+
+def test_plain_values_that_grow_move_the_tensors(snapshotter: Snapshotter) -> None:
+    """A history that grows from image to image leaves every tensor right."""
+    history: list[float] = []
+    tensors = [torch.randn(30_000), torch.randn(7), torch.empty(0), torch.randn(40_000)]
+    for round_ in range(12):
+        history += [float(round_)] * 150 if round_ < 6 else []
+        if round_ == 8:
+            history.clear()
+        for tensor in tensors:
+            tensor += 1
+        read = loaded(image_of(snapshotter, {"history": list(history), "tensors": tensors}))
+        assert read["history"] == history
+        assert all(map(torch.equal, read["tensors"], tensors))
+
+
+def test_tensors_may_change_as_soon_as_the_snapshot_is_begun(snapshotter: Snapshotter) -> None:
+    """What is written to, or assigned to .data, after take() has returned is not in the image."""
+    model = torch.nn.Linear(100, 100)
+    before = [parameter.clone() for parameter in model.parameters()]
+    history = [1.0]
+    state = {"model": model.state_dict(), "history": history}
+    taking = snapshotter.take(Content({"step": 1, "state": state}, draft_of(1), []))
+    assert taking is not None
+    with torch.no_grad():
+        model.weight.add_(1)
+        model.bias.data = torch.zeros(100)
+    history.append(2.0)
+    read = loaded(bytes_of(result_of(taking)))
+    assert torch.equal(read["model"]["weight"], before[0])
+    assert torch.equal(read["model"]["bias"], before[1])
+    assert read["history"] == [1.0]
+
+
+def test_layout_is_taken_from_what_torch_save_skips() -> None:
+    """Should torch.save ever skip other bytes than those of the storages, the layout is refused."""
+    frozen = freeze({"a": torch.ones(3), "b": torch.ones(4)})
+    assert lay_out(frozen).sizes == [12, 16]
+    frozen.storages.pop()
+    with pytest.raises(InexpressibleError):
+        lay_out(frozen)
+
+
+def test_non_finite_parameter_makes_the_snapshot_unhealthy(snapshotter: Snapshotter) -> None:
+    """A NaN or an infinity among the parameters is found in the image; a large sum is none."""
+    parameter = torch.nn.Parameter(torch.ones(1000, dtype=torch.float16))
+    content = Content({"step": 1, "p": parameter}, draft_of(1), [parameter])
+    for value, healthy in ((6e4, True), (float("inf"), False), (float("nan"), False), (0, True)):
+        with torch.no_grad():
+            parameter[:900] = value
+        taking = snapshotter.take(content)
+        assert taking is not None
+        assert result_of(taking).manifest.healthy is healthy
+
+
+def test_every_warning_is_ours(snapshotter: Snapshotter) -> None:
+    """A snapshot of ordinary state warns of nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image_of(snapshotter, torch.nn.Linear(3, 3).state_dict())
+
+
+def test_manifest_of_the_snapshot(snapshotter: Snapshotter) -> None:
+    """The draft that was handed over comes back with the image."""
+    draft = Manifest("a run", 7, 2, Reason.PERIODIC, {"loss": 0.5}, True, "now", {}, {"torch": "2"})
+    taking = snapshotter.take(Content({"step": 7}, draft, []))
+    assert taking is not None
+    assert result_of(taking).manifest == draft

@@ -1,0 +1,106 @@
+"""Random generators of the script's own, and modules in wrappers: kept like the rest."""
+
+import io
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.training.state import rng
+from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.wrappers import unwrapped
+
+GENERATORS: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {
+    name: (lambda seed, kind=kind: np.random.Generator(kind(seed)), lambda g: g.normal())
+    for name, kind in vars(np.random).items()
+    if name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+} | {
+    "legacy": (np.random.RandomState, lambda g: g.randn()),
+    "torch": (
+        lambda seed: torch.Generator().manual_seed(seed),
+        lambda g: torch.randn(1, generator=g).item(),
+    ),
+    "python": (random.Random, lambda g: g.gauss()),
+}
+
+
+def through_a_file(value: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_registered_generator_goes_on(name: str) -> None:
+    """What a generator would draw next it draws after a trip through a file, in a new one."""
+    make, draw = GENERATORS[name]
+    begun, fresh = make(1), make(2)
+    draw(begun)  # an odd number of normal draws leaves a second one in some
+    registry = Registry()
+    registry.add({"mine": begun})
+    assert registry.capture() == {}
+    streams = through_a_file(rng.capture(registry.generators))
+    expected = [draw(begun) for _ in range(3)]
+    assert rng.restore(streams, {"mine": fresh}) == []
+    assert [draw(fresh) for _ in range(3)] == expected
+
+
+def test_generator_that_does_not_fit_is_a_doubt() -> None:
+    """One that is new, gone or of another kind is named, and the others are restored."""
+    streams = rng.capture({"gone": random.Random(1), "other": np.random.default_rng(1)})
+    here = {"new": random.Random(1), "other": np.random.Generator(np.random.Philox(1))}
+    problems = rng.restore(streams, here)
+    assert problems == [
+        "the random stream generator gone is unknown here",
+        "the random stream generator other could not be restored "
+        "(it was of the kind PCG64, now Philox)",
+        "the checkpoint has no random stream generator new",
+    ]
+
+
+class Nested(nn.Module):
+    """A model that may have compiled a part of itself, with a layer whose version counts."""
+
+    def __init__(self, compiled: bool) -> None:
+        super().__init__()
+        part = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        self.part = torch.compile(part) if compiled else part
+        self.head = nn.Linear(2, 1)
+
+
+WRAPPED: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: Nested(False),
+    "compiled": lambda: torch.compile(Nested(False)),  # type: ignore[return-value]
+    "parallel": lambda: nn.DataParallel(Nested(False)),
+    "both": lambda: torch.compile(nn.DataParallel(Nested(False))),  # type: ignore[return-value]
+    "a part": lambda: Nested(True),
+    "averaged": lambda: torch.optim.swa_utils.AveragedModel(Nested(False)),
+}
+
+
+@pytest.mark.parametrize("into", sorted(WRAPPED.keys() - {"averaged"}))
+@pytest.mark.parametrize("of", sorted(WRAPPED.keys() - {"averaged"}))
+def test_wrappers_do_not_show(of: str, into: str) -> None:
+    """A model is stored under its plain names, and fits itself in any other wrapper."""
+    saved, live = WRAPPED[of](), WRAPPED[into]()
+    registry, others = Registry(), Registry()
+    registry.add({"model": saved})
+    others.add({"model": live})
+    content = through_a_file(registry.capture())
+    state = content["model_state_dict"]
+    assert state.keys() == Nested(False).state_dict().keys()
+    assert state._metadata["part.1"]["version"] == 2
+    others.restore(content, source=io.__file__)  # type: ignore[arg-type]
+    for mine, other in zip(saved.parameters(), live.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_averaged_model_is_not_unwrapped() -> None:
+    """The average has a count of its own beside the module in it."""
+    averaged = WRAPPED["averaged"]()
+    assert unwrapped(averaged) is averaged
