@@ -11,9 +11,9 @@ from orchestrator import __version__
 from orchestrator.doctor.findings import Finding, Level, Subject
 from orchestrator.system.capabilities import Capability, describe_fallback, is_available
 from orchestrator.system.memory import available_bytes, limit_bytes
+from orchestrator.system.requirements import LEAST_VERSIONS, too_old
 from orchestrator.system.units import size_text
 
-PACKAGES = ("torch", "psutil", "structlog", "tenacity", "xxhash", "rich")
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 QUERY_SECONDS = 10.0
 LEAST_OPEN_FILES = 1024
@@ -23,17 +23,24 @@ SLOTS_SHARE = 2 * 9 / 8
 
 
 def versions(subject: Subject) -> Finding:
-    """Of Python, of us and of what we need."""
-    shown, missing = [f"orchestrator {__version__}", f"Python {platform.python_version()}"], []
-    for name in PACKAGES:
+    """Check that everything orchestrator needs is installed and new enough."""
+    shown, wrong = [f"orchestrator {__version__}", f"Python {platform.python_version()}"], []
+    wanted = []
+    for name in LEAST_VERSIONS:
         try:
-            shown.append(f"{name} {version(name)}")
+            installed = version(name)
         except PackageNotFoundError:
-            missing.append(name)
+            wrong.append(f"{name} is missing")
+            wanted.append(name)
+            continue
+        shown.append(f"{name} {installed}")
+        if least := too_old(name, installed):
+            wrong.append(f"{name} {installed} is too old, {least} or newer is needed")
+            wanted.append(f"'{name}>={least}'")
     text = ", ".join(shown)
-    if missing:
-        advice = f"pip install {' '.join(missing)}"
-        return Finding("versions", Level.FAIL, f"{text}; missing: {', '.join(missing)}", advice)
+    if wrong:
+        advice = f"pip install {' '.join(wanted)}"
+        return Finding("versions", Level.FAIL, f"{text}; {'; '.join(wrong)}", advice)
     return Finding("versions", Level.OK, f"{text}, {platform.system()} {platform.release()}")
 
 

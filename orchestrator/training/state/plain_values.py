@@ -11,9 +11,11 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path, PurePath
+from types import FunctionType
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import SWALR
 
 from orchestrator.errors import UnstorableError
 
@@ -55,6 +57,8 @@ def to_plain(value: Any, where: str) -> Any:
         return {TAG: "datetime", "value": value.isoformat()}
     if kind is timedelta:
         return {TAG: "timedelta", "value": (value.days, value.seconds, value.microseconds)}
+    if kind is FunctionType and value in _ANNEALING.values():
+        return {TAG: "annealing", "value": value.__name__}
     # Subclasses of plain types (an IntEnum, a str of some library) count as what they contain.
     if _is_numpy(value):
         return _numpy_to_plain(value, where)
@@ -148,6 +152,13 @@ _FACTORIES: dict[str | None, Any] = {
     kind.__name__: kind for kind in (int, float, list, dict, set, str, tuple, bool)
 }
 
+# The two functions that SWALR keeps in its state up to torch 2.9.
+_ANNEALING: dict[str, Any] = {
+    name: getattr(SWALR, name)
+    for name in ("_cosine_anneal", "_linear_anneal")
+    if hasattr(SWALR, name)
+}
+
 _RESTORE: dict[str, Callable[[Any], Any]] = {
     "path": Path,
     "bytes": lambda value: b"",
@@ -155,5 +166,6 @@ _RESTORE: dict[str, Callable[[Any], Any]] = {
     "namespace": lambda value: argparse.Namespace(**from_plain(value)),
     "datetime": datetime.fromisoformat,
     "timedelta": lambda value: timedelta(*value),
+    "annealing": _ANNEALING.__getitem__,
     "ndarray": lambda tensor: tensor.numpy(),
 }

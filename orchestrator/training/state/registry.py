@@ -20,7 +20,7 @@ from orchestrator.training.state.wrappers import unwrapped, with_names_of, with_
 SUFFIX = "_state_dict"
 RESERVED = frozenset({"epoch", "step", "state", "rng", "data"})
 SHOWN_DIFFERENCES = 12
-# What a machine reports about itself; both are RuntimeErrors. torch 2.6 and 2.7 lack the second.
+# What a machine reports about itself; both are RuntimeErrors. torch 2.7 lacks the second.
 DEVICE_ERRORS = (
     torch.OutOfMemoryError,
     getattr(torch, "AcceleratorError", torch.OutOfMemoryError),

@@ -6,13 +6,14 @@ from collections import OrderedDict, defaultdict
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim.swa_utils import SWALR
 
 from orchestrator.errors import UnstorableError
 from orchestrator.training.state.plain_values import TAG, from_plain, to_plain
@@ -46,6 +47,30 @@ def round_trip(value: Any) -> Any:
 def test_conversion(value: Any, expected: Any) -> None:
     """What the safe load refuses comes back as the same or the plain value."""
     assert round_trip(value) == expected
+
+
+def annealing_state(strategy: Literal["cos", "linear"]) -> dict[str, Any]:
+    """The state of a SWALR as torch 2.7 to 2.9 give it, with its function."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = SWALR(optimizer, swa_lr=0.05, anneal_strategy=strategy)
+    return {**schedule.state_dict(), "anneal_func": schedule.anneal_func}
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+def test_annealing_function_of_swalr_comes_back(strategy: Literal["cos", "linear"]) -> None:
+    """The function in the state of a SWALR is stored by its name and comes back as itself."""
+    state = annealing_state(strategy)
+    assert round_trip(state) == state
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = SWALR(optimizer, swa_lr=0.05, anneal_strategy=strategy)
+    schedule.load_state_dict(round_trip(state))
+    assert schedule.anneal_func is state["anneal_func"]
+
+
+def test_other_functions_are_refused() -> None:
+    """A function that is not one of SWALR's has no form that the safe load accepts."""
+    with pytest.raises(UnstorableError, match="function"):
+        to_plain({"schedule": lambda step: step}, "value")
 
 
 def test_array_comes_back() -> None:

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
-from orchestrator.training.state.registry import SHOWN_DIFFERENCES, Progress, Registry, all_finite
+from orchestrator.training.state.registry import (
+    DEVICE_ERRORS,
+    SHOWN_DIFFERENCES,
+    Progress,
+    Registry,
+    all_finite,
+)
 
 SOURCE = Path("state.pt")
 Content = dict[str, Any]
@@ -220,7 +226,7 @@ def test_objects_own_refusal_is_a_mismatch(trained: Script, live: Script) -> Non
         live.registry().restore(content, SOURCE)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+@pytest.mark.parametrize("error", dict.fromkeys(DEVICE_ERRORS))
 def test_failing_device_is_no_mismatch(
     trained: Script, live: Script, error: type[RuntimeError]
 ) -> None:
