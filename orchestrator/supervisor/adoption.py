@@ -167,7 +167,7 @@ class Adoption:
             scan_events = await in_thread(scan)
         except Exception as error:
             # Training goes on whatever fails here; but an unseen checkpoint is not resumed from.
-            problem = f"cannot look at what the script saves: {error!r}"
+            problem = f"cannot scan what the script saves: {error!r}"
             if problem != self._problem:
                 self._events.save_failed({"problem": problem})
             self._problem = problem

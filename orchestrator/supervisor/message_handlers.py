@@ -1,4 +1,7 @@
-"""Handles every message from the trainer and the command line (process-contract.md)."""
+"""Handles every message from the trainer and the command line.
+
+docs/reference/process-contract.md defines the messages.
+"""
 
 from typing import Any
 

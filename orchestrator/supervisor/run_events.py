@@ -21,7 +21,7 @@ class RunEvents(Protocol):
         """Handle that the supervisor could not write a snapshot."""
 
     def checkpoint_published(self, name: str, facts: dict[str, Any]) -> None:
-        """Handle that a checkpoint of this name is there, whoever has written it."""
+        """Handle that a checkpoint of this name is published, by the trainer or by its script."""
 
     def save_failed(self, facts: dict[str, Any]) -> None:
         """Handle that a save has failed; ``facts`` has its ``problem``."""

@@ -150,8 +150,8 @@ def _raised(error: dict[str, Any], facts: ExitFacts) -> _Death:
     kind, message = kind_of(error), str(error.get("message", ""))
     if kind is Kind.EXCEPTION and _GONE_WORKER.search(message):
         # torch raises the error in the middle of other code, which may catch it and only log it.
-        told = (line for line in facts.output if "DataLoader worker" in line)
-        kind = kind_of({"message": "\n".join(told)})
+        lines = (line for line in facts.output if "DataLoader worker" in line)
+        kind = kind_of({"message": "\n".join(lines)})
     what = f"failed with {error.get('type')}"
     if headline := _headline(message):
         what += f": {headline}"

@@ -153,7 +153,7 @@ SIGNALS: dict[int, tuple[Kind, str]] = {
     signal.SIGSYS: (Kind.CRASHED, "a system call that a sandbox forbids"),
     signal.SIGXCPU: (Kind.SIGNAL, "the limit on processor time, ulimit -t"),
     signal.SIGXFSZ: (Kind.SIGNAL, "the limit on file sizes, ulimit -f"),
-    signal.SIGPIPE: (Kind.SIGNAL, "nobody reads what it writes"),
+    signal.SIGPIPE: (Kind.SIGNAL, "the reader of its output is gone"),
     signal.SIGALRM: (Kind.SIGNAL, "a timer of the process itself"),
 }
 OTHER_SIGNAL = (Kind.SIGNAL, _OUTSIDE)
