@@ -1,4 +1,4 @@
-"""What is known of one attempt."""
+"""The facts about one attempt."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.supervisor.support import new_queue, take_snapshot
 
 
 def test_snapshot_to_resume_from_counts_before_it_is_restored(tmp_path: Path) -> None:
-    """A trainer that is stopped during its imports has lost what only memory held."""
+    """A trainer that is stopped during its imports has lost what only the snapshot held."""
     queue = new_queue(tmp_path)
     snapshot = take_snapshot(queue)
     attempt = Attempt(RunDir(tmp_path), 2, None, snapshot, queue, LossyWriter(1))

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of what the program prints; each call takes one line off it."""
+    """Return the file with the program's answers; each call takes one line off it."""
     program, lines = tmp_path / "nvidia-smi", tmp_path / "lines"
     program.write_text(f"#!/bin/sh\nhead -1 {lines} | tr ' ' '\\n'\nsed -i 1d {lines}\n")
     program.chmod(0o755)
@@ -27,7 +27,7 @@ def test_next_attempt_waits_until_the_former_holds_no_gpu_memory(nvidia_smi: Pat
 
 
 def test_wait_for_gpu_memory_has_a_timeout(nvidia_smi: Path) -> None:
-    """Memory that stays taken is reported after the time."""
+    """Processes that still hold memory at the timeout are returned."""
     nvidia_smi.write_text("11\n" * 100)
     assert cleanup.wait_until_gpus_released([11], timeout_seconds=0.3) == {11}
 

@@ -17,7 +17,7 @@ from tests.support import FailingDisk
 
 
 def demoted(store: Store, meanwhile: Callable[[], None] = lambda: None) -> bool:
-    """Whether the checkpoint that a run would resume from could be set aside."""
+    """Return whether the checkpoint that a run would resume from could be set aside."""
 
     async def choose_and_demote() -> bool:
         catalog = catalog_of(store)
@@ -29,7 +29,7 @@ def demoted(store: Store, meanwhile: Callable[[], None] = lambda: None) -> bool:
 
 
 def test_demoted_checkpoint_is_replaced_by_the_older_one(tmp_path: Path) -> None:
-    """What may be poison goes into quarantine, and the next choice is the one before it."""
+    """A suspect checkpoint goes into quarantine, and the one before it is chosen next."""
     store = new_store(tmp_path, [10, 20])
     assert demoted(store)
     newest = store.newest_valid()
@@ -38,7 +38,7 @@ def test_demoted_checkpoint_is_replaced_by_the_older_one(tmp_path: Path) -> None
 
 
 def test_checkpoint_with_the_name_of_a_deleted_one_is_journalled_again(tmp_path: Path) -> None:
-    """After a person has rolled the run back by hand, the same step is news once more."""
+    """After a person has rolled the run back by hand, a new checkpoint of that step is recorded."""
     store = new_store(tmp_path, [10, 20])
     catalog_of(store).record_unknown()
     shutil.rmtree(store.all()[-1].path)
@@ -52,7 +52,7 @@ def test_checkpoint_with_the_name_of_a_deleted_one_is_journalled_again(tmp_path:
 def test_checkpoint_that_could_not_be_moved_is_not_journalled_as_quarantined(
     tmp_path: Path,
 ) -> None:
-    """On a disk that takes no change the journal does not tell of a quarantine."""
+    """On a read-only disk the journal does not claim a quarantine."""
     store = new_store(tmp_path, [10, 20])
     store.all()[-1].state_file.write_bytes(b"")
     refuse_to_move(store)
@@ -77,7 +77,7 @@ def refuse_to_move(store: Store) -> None:
 
 @pytest.mark.parametrize("spoil", [spoil_the_older_one, pin_the_newest, refuse_to_move])
 def test_checkpoint_that_cannot_be_replaced_is_not_demoted(tmp_path: Path, spoil: object) -> None:
-    """A bad fallback, a pin or a disk that takes no change leaves everything where it is."""
+    """A bad fallback, a pin or a read-only disk leaves every checkpoint where it is."""
     store = new_store(tmp_path, [10, 20])
     assert callable(spoil)
     spoil(store)
@@ -91,7 +91,7 @@ def test_checkpoint_that_cannot_be_replaced_is_not_demoted(tmp_path: Path, spoil
 def test_checkpoint_that_cannot_be_read_now_is_not_demoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that shows nothing now leaves everything where it is, and the run goes on."""
+    """On a disk that cannot be read now every checkpoint stays, and the run goes on."""
     store = new_store(tmp_path, [10, 20])
 
     def lose_the_disk() -> None:

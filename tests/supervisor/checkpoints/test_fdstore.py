@@ -1,4 +1,4 @@
-"""Snapshot memory that a service manager hands from one supervisor to the next."""
+"""Snapshot memory in the file descriptor store of a service manager."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.checkpoint.support import RUN_ID, manifest_of
 
 
 class ServiceManager(Notifier):
-    """A manager's store of descriptors, without a manager: it dups as sending them does."""
+    """A store of descriptors without a service manager: it duplicates them, as sending does."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -29,7 +29,7 @@ class ServiceManager(Notifier):
 
 @pytest.fixture
 def left() -> ServiceManager:
-    """What a supervisor has left whose second attempt had the snapshots of steps 5 and 6."""
+    """The store after a supervisor whose second attempt had the snapshots of steps 5 and 6."""
     manager = ServiceManager()
     fdstore = FdStore(manager)
     page, descriptor = ControlPage.create()
@@ -46,7 +46,7 @@ def left() -> ServiceManager:
 
 
 def test_next_supervisor_finds_the_snapshots(left: ServiceManager) -> None:
-    """The page of the last attempt alone is kept, and its table tells what is whole."""
+    """Only the page of the last attempt is kept; its table tells which snapshots are complete."""
     assert set(left.stored) == {f"{PAGE}2", *MEMORY}
     slots = FdStore(left).find(RUN_ID)
     assert slots is not None
@@ -55,7 +55,7 @@ def test_next_supervisor_finds_the_snapshots(left: ServiceManager) -> None:
 
 
 def test_torn_snapshot_does_not_count(left: ServiceManager) -> None:
-    """The slot that was being filled when all was killed is passed over."""
+    """The slot that was being filled at the kill is passed over."""
     page = ControlPage(left.stored[f"{PAGE}2"])
     Slots(page, [left.stored[name] for name in MEMORY]).begin(0)
     slots = FdStore(left).find(RUN_ID)
@@ -91,7 +91,7 @@ def spoil_set(left: ServiceManager) -> str:
 def test_memory_that_cannot_be_trusted_is_given_back(
     left: ServiceManager, spoil: Callable[[ServiceManager], str]
 ) -> None:
-    """Another run's, another version's, cut short, incomplete: nothing of it is used or kept."""
+    """Memory of another run or version, cut short or incomplete, is neither used nor kept."""
     run_id = spoil(left)
     assert FdStore(left).find(run_id) is None
     assert left.stored == {}

@@ -1,4 +1,4 @@
-"""The table from diagnosis to action, row by row, and that its page says the same."""
+"""The table of decisions, row by row, and its equality with the documentation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -162,8 +162,8 @@ def budget_of(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decision(name: str) -> None:
-    """Each of these ends, after these earlier ones, has this consequence for this reason."""
+def test_decision_of_each_case(name: str) -> None:
+    """Each end, after earlier ones, has the action and the reason of its case."""
     action, words, this, earlier, facts = CASES[name]
     decision = decide(this, budget_of(this, earlier, facts))
     assert decision.action == action, decision
@@ -185,12 +185,12 @@ def test_each_row_decides_something() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_has_a_last_resort(kind: Kind) -> None:
-    """For every kind there is a row that asks for nothing more."""
+    """For every kind there is a row without a condition."""
     assert any(kind in row.kinds and row.when is ALWAYS for row in TABLE)
 
 
 def test_progress_towards_a_failure_does_not_excuse_it() -> None:
-    """What is saved before the step at which a failure came refills the budget, but it is known."""
+    """A checkpoint before the failing step refills the budget; the failure is remembered."""
     this, budget = end(step=8, resumed_step=3), FailureBudget(5)
     budget.record_end(this)
     budget.refill(Position(7, 0))
@@ -202,7 +202,7 @@ def test_progress_towards_a_failure_does_not_excuse_it() -> None:
     assert decide(this, budget).action is Action.RETRY
 
 
-def test_the_checkpoint_of_epoch_0_is_progress() -> None:
+def test_checkpoint_of_epoch_0_is_progress() -> None:
     """A script that counts from 0 has saved something, and its failure may not come again."""
     this, budget = end(step=0, resumed_step=None), FailureBudget(3)
     budget.refill(Position(0, 0))
@@ -212,7 +212,7 @@ def test_the_checkpoint_of_epoch_0_is_progress() -> None:
     assert budget.spent == 1
 
 
-def test_a_step_that_succeeded_is_remembered() -> None:
+def test_safe_point_of_an_earlier_attempt_is_remembered() -> None:
     """A failure after a safe point proves the script able; a later one before it is retried."""
     budget = FailureBudget(3)
     budget.record_end(end(reached_safe_point=True))

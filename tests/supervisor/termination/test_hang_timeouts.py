@@ -1,4 +1,4 @@
-"""When silence is taken for a hang: timeouts and the clock that measures against them."""
+"""When a silence is a hang: the timeouts, and the clock that measures silences."""
 
 from typing import Literal
 
@@ -49,20 +49,20 @@ HALF_AN_HOUR = LARGEST_MARGIN_SECONDS
         (90.0, Activity.DONE, [], None),
     ],
 )
-def test_timeout(
+def test_timeout_of_each_activity(
     setting: float | Literal["auto", "off"],
     activity: Activity,
     seen: list[float],
     timeout: float | None,
 ) -> None:
-    """What was seen decides, within what is documented; a number holds from the first step on."""
+    """Recorded silences decide, within the documented limits; a number holds from the first step."""
     timeouts = HangTimeouts(setting)
     for seconds in seen:
         timeouts.record_silence(activity, seconds)
     assert timeouts.seconds(activity, step=5) == timeout
 
 
-def test_what_compiled_once_may_compile_again() -> None:
+def test_compilation_at_the_start_raises_the_timeout_of_a_step() -> None:
     """The time to the first safe point counts for later steps too."""
     timeouts = HangTimeouts("auto")
     timeouts.record_silence(Activity.START, 2 * MINUTE)
@@ -70,8 +70,8 @@ def test_what_compiled_once_may_compile_again() -> None:
     assert timeouts.seconds(Activity.STEP, step=5) == 20 * MINUTE
 
 
-def test_what_looked_hung_gets_longer_at_the_same_step() -> None:
-    """A second chance there, the usual timeout elsewhere; one who set a number gets that."""
+def test_step_that_looked_hung_gets_longer_the_next_time() -> None:
+    """That step gets a second chance, others the usual timeout; a number set by hand stays."""
     timeouts, fixed = HangTimeouts("auto"), HangTimeouts(90.0)
     for each in (timeouts, fixed):
         each.record_silence(Activity.STEP, 0.1)
@@ -94,20 +94,20 @@ class Trainer:
         self.sign = Sign(self.sign.activity, self.sign.safe_points + 1, self.sign.step + 1)
 
     def ticks(self, seconds: float, excused: bool = False) -> Silence:
-        """Let time pass in which the supervisor looks as it should; the last silence."""
+        """Let time pass while the supervisor ticks as it should; return the last silence."""
         for _ in range(int(seconds / TICK_SECONDS)):
             self.now += TICK_SECONDS
             silence = self._clock.tick(self.sign, excused)
         return silence
 
     def tick_after(self, seconds: float) -> Silence:
-        """One look, that late."""
+        """Tick once, after this time."""
         self.now += seconds
         return self._clock.tick(self.sign)
 
 
 def test_silence_is_a_hang_when_it_is_longer_than_the_timeout() -> None:
-    """Neither earlier nor after a sign of life."""
+    """A silence as long as the timeout is no hang, and a sign of life ends it."""
     trainer = Trainer(HangTimeouts(90.0))
     assert not trainer.ticks(90).is_hang
     assert trainer.ticks(1).is_hang
@@ -115,8 +115,8 @@ def test_silence_is_a_hang_when_it_is_longer_than_the_timeout() -> None:
     assert trainer.ticks(1).seconds == 0
 
 
-def test_the_clock_teaches_the_timeouts() -> None:
-    """Silences that ended by themselves make later ones of their length normal."""
+def test_silence_that_ended_by_itself_raises_the_timeout() -> None:
+    """Later silences of its length are normal."""
     timeouts = HangTimeouts("auto")
     trainer = Trainer(timeouts)
     trainer.ticks(100)
@@ -135,7 +135,7 @@ def test_change_of_activity_is_a_sign_of_life() -> None:
     assert not silence.is_hang
 
 
-def test_time_without_looks_does_not_count() -> None:
+def test_time_in_which_the_supervisor_did_not_run_does_not_count() -> None:
     """A supervisor that was stopped or suspended for a day has not seen a day of silence."""
     trainer = Trainer(HangTimeouts(90.0))
     assert trainer.tick_after(86400).seconds == LONGEST_TICK_SECONDS

@@ -1,4 +1,4 @@
-"""Requests to stop, before there is an attempt that could."""
+"""Requests to stop while no attempt runs."""
 
 from pathlib import Path
 from signal import SIGTERM
