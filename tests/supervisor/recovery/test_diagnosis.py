@@ -110,7 +110,7 @@ def test_exceptions_are_classified(error: dict[str, Any], kind: Kind) -> None:
 
 @pytest.mark.parametrize("message", [f"{WORKER}Killed. ", "DataLoader worker exited unexpectedly"])
 def test_worker_death_is_an_oom_kill_where_the_killer_has_struck(message: str) -> None:
-    """torch says only that a worker was killed or is gone; the cgroup's counter tells more."""
+    """Torch says only that a worker was killed or is gone; the cgroup's counter tells more."""
     found = diagnosis(returncode=1, error=error(message=message), oom_kills=1)
     assert found.kind is Kind.OOM_KILLED
     assert found.fingerprint is None
@@ -126,7 +126,7 @@ def test_worker_death_is_an_oom_kill_where_the_killer_has_struck(message: str) -
 def test_signal_of_a_worker_is_read_from_the_output_if_other_code_caught_it(
     output: list[str], kind: Kind
 ) -> None:
-    """torch raises in the middle of other code, which may catch the error and only print it."""
+    """Torch raises in the middle of other code, which may catch the error and only print it."""
     message = "DataLoader worker (pid(s) 17) exited unexpectedly"
     assert diagnosis(returncode=1, error=error(message=message), output=output).kind is kind
 

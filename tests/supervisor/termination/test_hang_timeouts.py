@@ -55,7 +55,7 @@ def test_timeout_of_each_activity(
     seen: list[float],
     timeout: float | None,
 ) -> None:
-    """Recorded silences decide, within the documented limits; a number holds from the first step."""
+    """Recorded silences decide, within documented limits; a number holds from the first step."""
     timeouts = HangTimeouts(setting)
     for seconds in seen:
         timeouts.record_silence(activity, seconds)
