@@ -136,13 +136,13 @@ LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
 _SHORT_SLICES_REASON = (
     "each slice is shorter than the checkpoint interval: {slices} times since the last progress "
     "the run was ended from outside before a new checkpoint was published; save more often "
-    "(--every), or have it run longer at a time"
+    "(--every), or let it run longer at a time"
 )
 
 TABLE = (
     DecisionRow(frozenset({Kind.COMPLETE}), ALWAYS, Action.FINISH, "training is complete"),
     DecisionRow(frozenset({Kind.STOPPED}), SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
-    DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was asked for"),
+    DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was requested"),
     DecisionRow(
         frozenset({Kind.REFUSED, Kind.FAILED_AFTERWARDS}),
         ALWAYS,
@@ -190,9 +190,9 @@ TABLE = (
         frozenset({Kind.HARDWARE}),
         HARDWARE_AGAIN,
         Action.REQUEUE,
-        "this machine is to blame: run it again on another, or once this one is mended",
+        "this machine is to blame: run it again on another, or after this one is repaired",
     ),
-    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not come again"),
+    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not happen again"),
 )
 
 

@@ -45,7 +45,7 @@ LOADING = end(Kind.CRASHED, step=0, resumed_step=None, loading=Position(10, 1))
 GIVE_UP, RETRY, DEMOTE = Action.GIVE_UP, Action.RETRY, Action.DEMOTE
 CASES = {
     "complete": case(Action.FINISH, "complete", end(Kind.COMPLETE)),
-    "stopped": case(Action.STOP, "asked for", end(Kind.STOPPED), slices=3),
+    "stopped": case(Action.STOP, "was requested", end(Kind.STOPPED), slices=3),
     "stopped too early too often": case(GIVE_UP, "slice is", end(Kind.STOPPED), slices=4),
     "the same, more restarts allowed": case(
         Action.STOP, "", end(Kind.STOPPED), slices=4, allowed=4
