@@ -21,7 +21,7 @@ from orchestrator.hosts.systemd.unit import (
 )
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from tests.e2e.hosts.need import lacking
+from tests.e2e.hosts.need import skip_or_fail
 from tests.e2e.hosts.systemd import ROOT, print_unit
 
 STATUSES = (ROOT / "docs" / "reference" / "exit-statuses.md").read_text()
@@ -66,7 +66,7 @@ UNITS = {
 def analyze(*words: str, runtime: Path) -> str:
     """Run systemd-analyze, which must succeed, and return its error output."""
     if shutil.which("systemd-analyze") is None:
-        lacking("systemd is not installed")
+        skip_or_fail("systemd is not installed")
     result = subprocess.run(
         ["systemd-analyze", "--no-pager", *words],
         capture_output=True,
