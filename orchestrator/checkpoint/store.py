@@ -6,25 +6,26 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 import contextlib
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from orchestrator.checkpoint.checkpoint import (
+    MANIFEST_FILE,
     PIN_FILE,
     Checkpoint,
+    PublicationOrder,
     checkpoint_directories,
     read_checkpoint,
 )
-from orchestrator.checkpoint.contents import CONTENT_FOLDER
+from orchestrator.checkpoint.contents import CONTENT_FOLDER, STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.disposal import Disposal, OwnFiles
 from orchestrator.checkpoint.external_files import copy_tree_durably
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
-from orchestrator.checkpoint.publication import publish_directory, write_state_file
 from orchestrator.checkpoint.quarantine import QuarantineFolder
 from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
-from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path
+from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path, writing_path
 from orchestrator.checkpoint.verification_cache import VerificationCache
 from orchestrator.errors import (
     CheckpointInvalidError,
@@ -87,7 +88,7 @@ class Store:
         """
 
         def fill(directory: Path) -> dict[str, FileRecord]:
-            return write_state_file(directory, self.disk, write, direct=direct)
+            return _write_state_file(directory, self.disk, write, direct=direct)
 
         return self._publish(manifest, fill)
 
@@ -285,6 +286,66 @@ class Store:
     def unpin(self, checkpoint: Checkpoint) -> None:
         """Leave this checkpoint to the policy again. Raises OSError."""
         (checkpoint.path / PIN_FILE).unlink(missing_ok=True)
+
+
+def publish_directory(
+    run: RunDir,
+    disk: Disk,
+    manifest: Manifest,
+    fill: Callable[[Path], dict[str, FileRecord]],
+) -> Checkpoint:
+    """Publish a directory that ``fill`` has filled, and return the checkpoint.
+
+    ``fill`` gets the path of the new directory, makes its files durable and returns their records,
+    which the manifest then names. Raises OSError and whatever ``fill`` raises, after removing the
+    directory.
+    """
+    temporary = writing_path(run)
+    try:
+        disk.make_directory(temporary)
+        manifest = replace(manifest, files=fill(temporary))
+        with disk.create(temporary / MANIFEST_FILE) as file:
+            file.write(manifest.to_json())
+            disk.sync(file)
+        disk.sync_directory(temporary)
+        target = _unused_path(run, disk, manifest.step)
+        disk.rename(temporary, target)
+        disk.sync_directory(run.checkpoints)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Checkpoint(target, manifest, pinned=False)
+
+
+def _write_state_file(
+    directory: Path, disk: Disk, write: Callable[[DigestingWriter], None], *, direct: bool
+) -> dict[str, FileRecord]:
+    """Write state.pt durably and return its record.
+
+    Raises what ``write`` raises, or the OSError of the disk that ``write`` has hidden behind
+    another exception.
+    """
+    create = disk.create_direct if direct else disk.create
+    with create(directory / STATE_FILE) as file:
+        writer = DigestingWriter(file)
+        try:
+            write(writer)
+        except Exception as error:
+            if writer.error is not None:
+                raise writer.error from error
+            raise
+        disk.sync(file)
+    return {STATE_FILE: writer.record()}
+
+
+def _unused_path(run: RunDir, disk: Disk, step: int) -> Path:
+    # What is in quarantine keeps its name: the journal and people know it by that.
+    quarantined = QuarantineFolder(run, disk).checkpoints()
+    names = [path.name for path in checkpoint_directories(run)]
+    names += [path.name.partition(".")[0] for path in quarantined]
+    taken = {o.sequence for o in map(PublicationOrder.of_name, names) if o.step == step}
+    base = run.checkpoints / f"step-{step:012d}"
+    return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
 
 
 def _candidate(checkpoint: Checkpoint) -> Candidate:

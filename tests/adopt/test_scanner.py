@@ -43,7 +43,7 @@ class Script:
         return self.scanner.scan(moment, Reason.PERIODIC)
 
     def save(self, name: str, value: float = 0.0) -> None:
-        """In place, as torch.save does."""
+        """Write into the file itself, as torch.save does."""
         (self.out / name).parent.mkdir(exist_ok=True)
         torch.save({"a": torch.full((2000,), value)}, self.out / name)
 
@@ -69,8 +69,8 @@ def kinds(events: list[ScanEvent]) -> list[type]:
     return [type(event) for event in events]
 
 
-def test_a_directory_counts_when_it_is_quiet(numbered: Script) -> None:
-    """One that nothing proves to be whole has to be quiet for long."""
+def test_directory_is_sealed_when_it_is_quiet(numbered: Script) -> None:
+    """A directory that nothing proves whole must be unchanged for a long time."""
     numbered.scan(Moment.FIRST_START)
     numbered.save("c-1/a.pt")
     assert numbered.scan() == numbered.scan(after=20) == []
@@ -87,8 +87,8 @@ def test_a_directory_counts_when_it_is_quiet(numbered: Script) -> None:
     assert numbered.steps() == [1, 2]
 
 
-def test_sealing_is_no_looking(one_file: Script) -> None:
-    """After a large checkpoint, all of which is read, one does not look less often."""
+def test_sealing_time_is_counted_apart_from_scanning(one_file: Script) -> None:
+    """Reading all of a large checkpoint does not make scans less frequent."""
     one_file.scan(Moment.FIRST_START)
     torch.save({"a": torch.zeros(16 << 20)}, one_file.out / "last.pt")
     began = time.thread_time()
@@ -96,8 +96,8 @@ def test_sealing_is_no_looking(one_file: Script) -> None:
     assert one_file.scanner.sealing_cpu_seconds > (time.thread_time() - began) / 2
 
 
-def test_only_what_was_seen_being_written_is_set_aside(numbered: Script) -> None:
-    """A torn file from before the run stays where it is, one of a killed save does not."""
+def test_torn_save_is_set_aside_only_if_the_run_wrote_it(numbered: Script) -> None:
+    """A torn file from before the run stays; the leftover of a killed save does not."""
     numbered.save("c-1")
     numbered.tear("c-1")
     assert kinds(numbered.scan(Moment.FIRST_START)) == [LeftAlone]
@@ -106,12 +106,12 @@ def test_only_what_was_seen_being_written_is_set_aside(numbered: Script) -> None
     assert numbered.scan() == []
     assert kinds(numbered.scan(Moment.FAILED)) == [SetAside]
     assert [path.name for path in numbered.out.iterdir()] == ["c-1"]
-    # It never was a checkpoint: the run begins anew, which it would not with one that is lost.
+    # It never was a checkpoint: the run starts from zero, as it would not after the loss of one.
     assert numbered.store.newest_valid() is None
 
 
-def test_of_what_others_wrote_only_the_newest_count(numbered: Script) -> None:
-    """Years of checkpoints are not read before the first start; a torn one counts for none."""
+def test_only_the_newest_earlier_saves_are_sealed(numbered: Script) -> None:
+    """Years of checkpoints are not read before the first start; a torn one does not count."""
     for step in (9, 1, 10, 8, 2):
         numbered.save(f"c-{step}")
     numbered.tear("c-10")
@@ -123,8 +123,8 @@ def test_of_what_others_wrote_only_the_newest_count(numbered: Script) -> None:
     assert len(list(numbered.out.iterdir())) == 5
 
 
-def test_of_many_that_do_not_count_some_are_named(numbered: Script) -> None:
-    """A pattern that matches thousands of other files does not fill the screen; none is moved."""
+def test_only_some_of_many_rejected_saves_are_reported(numbered: Script) -> None:
+    """A pattern that matches thousands of other files does not fill the screen."""
     for step in range(20):
         (numbered.out / f"c-{step}.pt").touch()
     assert kinds(numbered.scan(Moment.FIRST_START)) == 5 * [LeftAlone]
@@ -133,8 +133,8 @@ def test_of_many_that_do_not_count_some_are_named(numbered: Script) -> None:
     assert kinds(numbered.scan()) == [Sealed]
 
 
-def test_what_is_added_to_anothers_checkpoint_does_not_make_it_ours(numbered: Script) -> None:
-    """Only where every file was written anew is the whole of it the work of our trainer."""
+def test_file_added_to_an_earlier_save_does_not_make_it_work_of_the_run(numbered: Script) -> None:
+    """Only a save whose every file was written again is the work of the run."""
     numbered.save("c-1/a.pt")
     numbered.save("c-2/a.pt")
     numbered.scan(Moment.FIRST_START)
@@ -146,12 +146,14 @@ def test_what_is_added_to_anothers_checkpoint_does_not_make_it_ours(numbered: Sc
     (numbered.out / "c-1" / "notes.txt").write_text("mine")
     numbered.scan()
     numbered.scan(after=60)
-    ours = [c.manifest.adopted.written_here for c in numbered.store.all() if c.manifest.adopted]
-    assert ours == [True, False]
+    of_run = [c.manifest.adopted.written_here for c in numbered.store.all() if c.manifest.adopted]
+    assert of_run == [True, False]
 
 
-def test_nor_does_what_is_added_to_one_that_was_passed_over(numbered: Script) -> None:
-    """What does not count must not become ours by a note that somebody puts into it."""
+def test_file_added_to_a_passed_over_save_does_not_make_it_work_of_the_run(
+    numbered: Script,
+) -> None:
+    """A note that a person adds does not make an earlier save the work of the run."""
     for step in (1, 2, 3):
         numbered.save(f"c-{step}/a.pt")
     numbered.scan(Moment.FIRST_START)
@@ -164,7 +166,7 @@ def test_nor_does_what_is_added_to_one_that_was_passed_over(numbered: Script) ->
     assert numbered.ledger.was_written_here(numbered.out / "c-1")
 
 
-def test_a_torn_file_in_a_directory_that_has_all_names(numbered: Script) -> None:
+def test_torn_file_of_an_unknown_format_is_set_aside(numbered: Script) -> None:
     """A killed save leaves the last name with half of its bytes; not every format shows that."""
     numbered.scan(Moment.FIRST_START)
     for step in (1, 2):
@@ -178,8 +180,8 @@ def test_a_torn_file_in_a_directory_that_has_all_names(numbered: Script) -> None
     assert event.reason == "the format of weights.npy does not tell whether it is whole"
 
 
-def test_what_a_dead_supervisor_saw_is_known_to_the_next(tmp_path: Path) -> None:
-    """A machine that went away in the middle of a save leaves a file that we may set aside."""
+def test_write_seen_by_a_dead_supervisor_is_known_to_the_next(tmp_path: Path) -> None:
+    """A machine that failed in the middle of a save leaves a file that may be set aside."""
     script = Script(tmp_path, "c-*")
     script.scan(Moment.FIRST_START)
     script.save("c-2")
@@ -188,8 +190,8 @@ def test_what_a_dead_supervisor_saw_is_known_to_the_next(tmp_path: Path) -> None
     assert kinds(Script(tmp_path, "c-*").scan(Moment.LATER_START)) == [SetAside]
 
 
-def test_what_the_script_deletes_is_no_checkpoint_any_more(numbered: Script) -> None:
-    """Its own rotation is followed; but the newest stays in the books, and its loss is loud."""
+def test_save_that_the_script_deletes_is_withdrawn(numbered: Script) -> None:
+    """Its own rotation is followed; but the newest seal stays, and its loss is an error."""
     for step in (1, 2):
         numbered.save(f"c-{step}")
         numbered.scan(after=40)
@@ -201,7 +203,7 @@ def test_what_the_script_deletes_is_no_checkpoint_any_more(numbered: Script) -> 
         numbered.store.newest_valid()
 
 
-def test_a_directory_that_is_written_over_in_part_does_not_count(numbered: Script) -> None:
+def test_directory_that_is_written_over_in_part_is_not_sealed(numbered: Script) -> None:
     """New weights beside an old optimizer state are not one state, though each file is whole."""
     for step in (1, 2):
         for name in ("a.pt", "b.pt"):
@@ -214,7 +216,7 @@ def test_a_directory_that_is_written_over_in_part_does_not_count(numbered: Scrip
 
 
 def test_each_version_of_one_file_is_kept(one_file: Script) -> None:
-    """What is written over in place is copied; a half-written one is not, and what was is back."""
+    """A file written over in place is copied; after a torn save the last version is put back."""
     one_file.scan(Moment.FIRST_START)
     for value in (1.0, 2.0):
         one_file.save("last.pt", value)
@@ -235,8 +237,8 @@ def test_each_version_of_one_file_is_kept(one_file: Script) -> None:
     assert one_file.scan(Moment.LATER_START) == []
 
 
-def test_a_script_that_replaces_its_file_gets_links(one_file: Script) -> None:
-    """A hard link is a copy for whoever puts a new file there; a first version is always copied."""
+def test_script_that_replaces_its_file_gets_links(one_file: Script) -> None:
+    """A hard link is a copy where the script puts a new file; the first version is copied."""
     for value in (1.0, 2.0, 3.0):
         one_file.save("next", value)
         os.replace(one_file.out / "next", one_file.out / "last.pt")
@@ -255,7 +257,7 @@ def test_a_script_that_replaces_its_file_gets_links(one_file: Script) -> None:
     assert (one_file.store.all()[-1].contents.folder / "last.pt").stat().st_nlink == 1
 
 
-def test_names_without_numbers_are_counted(tmp_path: Path) -> None:
+def test_saves_without_numbers_are_counted(tmp_path: Path) -> None:
     """They are ordered by time, and the count is marked as one."""
     script = Script(tmp_path, "*.pt")
     script.scan(Moment.FIRST_START)
@@ -271,8 +273,8 @@ def test_names_without_numbers_are_counted(tmp_path: Path) -> None:
     assert not any(manifest.adopted.numbered for manifest in found if manifest.adopted)
 
 
-def test_a_checkpoint_on_another_disk_is_set_aside_beside_itself(tmp_path: Path) -> None:
-    """Moving would be copying there: a hidden name takes it out of sight."""
+def test_save_on_another_disk_is_set_aside_beside_itself(tmp_path: Path) -> None:
+    """Moving it would be a copy: a hidden name takes it out of sight."""
     elsewhere = Path("/dev/shm") / f"adopt-{os.getpid()}"
     if not elsewhere.parent.is_dir() or os.stat("/dev/shm").st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs two filesystems")

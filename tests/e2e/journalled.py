@@ -1,4 +1,4 @@
-"""A script whose run meets everything that the journal tells of checkpoints.
+"""A script whose run meets every event of the journal about checkpoints.
 
     python journalled.py (session | framework) (fail | stop)
 
@@ -40,7 +40,7 @@ def interfere(step: int) -> None:
 
 
 def is_over(step: int) -> bool:
-    """Whether the run is complete: not before the failure has been told."""
+    """Whether the run is complete: not before the failure is in the journal."""
     return task == "fail" and step >= FAILURE_STEPS and not (RUN / "away").exists()
 
 

@@ -11,7 +11,6 @@ from tests.e2e.support import DEADLINE_SECONDS, Supervised, clean_environment, f
 SCRIPT = Path(__file__).with_name("journalled.py")
 SETTINGS = {"ORCHESTRATOR_EVERY": "5steps", "ORCHESTRATOR_KEEP": "2"}
 COMPLETE, STOPPED_SAVED = 0, 75
-# What a session, a framework's trainer and a supervisor have to tell of checkpoints.
 CHECKPOINT_EVENTS = {
     "checkpoint_published",
     "checkpoint_failed",
