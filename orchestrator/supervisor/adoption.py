@@ -95,8 +95,8 @@ class Adoption:
         if path.exists():
             if not (seal.adopted.written_here or self._ledger.was_written_here(path)):
                 raise ConfigError(
-                    f"cannot resume: {path} is damaged or has changed, and no trainer of this run "
-                    "wrote it; move it away, or put a good one there, and run again"
+                    f"cannot resume: {path} is incomplete or has changed, and no trainer of this "
+                    "run wrote it; move it away, or put a valid one there, and run again"
                 )
             reason = f"not the version of {seal.checkpoint.name}, which is resumed from"
             self._store.set_aside(path, reason)
@@ -188,7 +188,7 @@ class Adoption:
                 self._catalog.record_withdrawn(checkpoint, reason)
             case SetAside(path, where, reason):
                 self._log.warning(
-                    "an unfinished save was set aside",
+                    "an unfinished save was moved to quarantine",
                     path=str(path),
                     reason=reason,
                     kept_in=str(where),

@@ -63,7 +63,7 @@ def carry_out(
                 reason=decision.reason,
                 status=status,
             )
-            report.log_failure(verdict, f"gave up: {decision.reason}")
+            report.log_failure(verdict, f"gave up: {decision.reason}; {report.FIX_AND_RUN_AGAIN}")
         case _:
             assert_never(decision.action)
     return status

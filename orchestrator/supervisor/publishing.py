@@ -88,5 +88,5 @@ class Publisher:
         if save_seconds > grace_seconds * (1 - CLOSING_SHARE):
             self._log.warning(
                 f"saving takes {save_seconds:.1f} s and --grace is {grace_seconds:g} s: a "
-                "stop would not have the time to save; raise --grace, and what the host allows"
+                "stop would have no time to save; raise --grace, and the time that the host allows"
             )

@@ -12,10 +12,10 @@ from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
 
 NO_SESSION = (
-    "this run has --adopt, which is for scripts that save for themselves, and the script opens a "
+    "this run has --adopt, which is for scripts that save for themselves, but the script opens a "
     "Session, which saves; leave one of the two out"
 )
-ATTEMPT_IS_OVER = "the attempt that it belongs to is over"
+ATTEMPT_IS_OVER = "its attempt has ended"
 SECOND_SESSION = (
     "a run is one training, and its command has opened a session already; give each training a "
     "command and a run of its own (`orchestrator run --run-dir ...`), or run the script without a "

@@ -290,7 +290,10 @@ class Supervisor:
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=failures
         )
         report.log_failure(
-            verdict, report.restart_text(seconds, failures, self._parts.config.max_restarts)
+            verdict,
+            report.restart_text(
+                seconds, failures, self._parts.config.max_restarts, self._facts.restarts
+            ),
         )
         await self._stop.or_stop(asyncio.sleep(seconds))
         self._facts.machine.handle(Event.DUE)
@@ -302,7 +305,7 @@ class Supervisor:
         saved = newest is None or self._snapshots.is_written(newest)
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
         self._journal.write(JournalEvent.RUN_STOPPED, status=status)
-        self._log.info("stopped", status=status.value)
+        self._log.info(f"stopped; {report.AGAIN_TO_RESUME}", status=status.value)
         return status
 
     async def _wait_for_writes(self) -> None:

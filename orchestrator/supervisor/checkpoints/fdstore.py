@@ -54,7 +54,7 @@ class FdStore:
         snapshots.take_over(slots)
         if newest := snapshots.newest_beyond(catalog.newest):
             structlog.get_logger().info(
-                "a killed supervisor has left a snapshot", step=newest.manifest.step
+                "a killed supervisor has left a snapshot in memory", step=newest.manifest.step
             )
             snapshots.write(newest, Reason.CRASH)
 

@@ -184,13 +184,13 @@ TABLE = (
         ALL,
         BUDGET_SPENT,
         Action.GIVE_UP,
-        "{spent} failures without a new checkpoint between them; --max-restarts allows {allowed}",
+        "{spent} failures without a new checkpoint; --max-restarts allows {allowed}",
     ),
     DecisionRow(
         frozenset({Kind.HARDWARE}),
         HARDWARE_AGAIN,
         Action.REQUEUE,
-        "this machine is to blame: run it again on another, or after this one is repaired",
+        "this machine is to blame: run the command again on another, or once it is repaired",
     ),
     DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not happen again"),
 )

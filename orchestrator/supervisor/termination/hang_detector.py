@@ -86,7 +86,7 @@ class HangDetector:
         tree = attempt.process.tree()
         first = attempt.session_pid if attempt.session_pid in tree else attempt.process.pid
         seems = process_tree.describe_processes(first, tree)
-        attempt.hang = f"no sign of life for {silence.seconds:.0f} s in {silence.activity}; {seems}"
+        attempt.hang = f"no progress for {silence.seconds:.0f} s in {silence.activity}; {seems}"
         facts = {
             "phase": silence.activity,
             "seconds": round(silence.seconds, 1),

@@ -106,7 +106,7 @@ class StopLadder:
     def _hurry(self, attempt: Attempt) -> None:
         """Rung 2: wait only for a save that has begun."""
         if attempt.page.phase is Phase.SAVE:
-            self._log.info("a save is under way and may finish; once more: kill at once")
+            self._log.info("a save is under way and may finish; one more signal: kill at once")
         else:
             self._machine.handle(Event.DEADLINE)
             self._kill(attempt, announcements.hurrying(attempt))
@@ -126,7 +126,7 @@ class StopLadder:
         if self._machine.handle(Event.DEADLINE) is State.KILLING:
             self._kill(attempt, why)
         else:
-            self._log.error("the trainer does not end even when killed", pid=attempt.process.pid)
+            self._log.error("SIGKILL does not end the trainer", pid=attempt.process.pid)
             attempt.over.set()
 
     # --- a hung trainer ----------------------------------------------------------------------
