@@ -334,7 +334,7 @@ def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
     terminal.press_ctrl_c()
     assert terminal.end() == -signal.SIGINT
     assert "stopping on Ctrl-C" in terminal.text
-    assert "the state is saved" in terminal.text
+    assert "saved in run/checkpoints/step-" in terminal.text
     assert "\r\r" not in terminal.text
 
 

@@ -235,8 +235,8 @@ def test_failure_on_a_terminal_is_a_paragraph(tmp_path: Path) -> None:
         "    attempt 1, before its session began",
         "    saved: nothing yet",
         "    now: gave up: it failed before its first safe point or checkpoint, and a restart "
-        "would fail too",
-        "    all of its output: run/attempts/0001/output.log",
+        "would fail too; fix this and run the command again",
+        "    its whole output: run/attempts/0001/output.log",
     ]
 
 
