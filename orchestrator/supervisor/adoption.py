@@ -79,7 +79,7 @@ class Adoption:
         await self._scan(Moment.FIRST_START if self._facts.is_new else Moment.LATER_START, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
-        """Put the chosen version where the script always saves, and where it will look for it.
+        """Put the chosen version back to the path where the script looks for it.
 
         Raises ConfigError where something else is there that no trainer of this run wrote.
         """
@@ -111,7 +111,7 @@ class Adoption:
         ignore_outcome(self._scanning)
 
     async def end(self, attempt: Attempt) -> None:
-        """Scan once more after the end: what was saved last counts now or never."""
+        """Scan once more after the end, for what the script saved last."""
         moment = Moment.SUCCEEDED if attempt.returncode == 0 else Moment.FAILED
         last = asyncio.ensure_future(self._scan_last(attempt, moment))
         ignore_outcome(last)

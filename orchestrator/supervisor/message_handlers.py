@@ -39,7 +39,7 @@ class CommandLineMessages:
                 peer.send(self._status.status().to_json())
             case "stop":
                 peer.send({"type": "stopping", "grace_seconds": self._stop.grace_seconds})
-                # Asking twice is not insisting: a script may ask, and a person beside it.
+                # The command never climbs a second rung: a script and a person may both send it.
                 self._ladder.on_notice(STOP_COMMAND)
             case "checkpoint" if self._stop.wanted.is_set():
                 peer.send({"type": "failed", "problem": "the run is stopping, and saves for that"})

@@ -1,4 +1,4 @@
-"""The events of saving that other parts of the supervisor wait for."""
+"""The interface of the part that reacts to snapshots and checkpoints."""
 
 from typing import Any, Protocol
 
@@ -7,21 +7,21 @@ from orchestrator.snapshot.slots import Snapshot
 
 
 class RunEvents(Protocol):
-    """Listens to what becomes of saves; the methods are called on the event loop's thread."""
+    """Listens to saves; the methods are called on the event loop's thread."""
 
     def snapshot_taken(self, facts: dict[str, Any]) -> None:
-        """Handle that the trainer has taken a snapshot; ``facts`` are those of its message."""
+        """React to a snapshot that the trainer has taken; ``facts`` are those of its message."""
 
     def checkpoint_written(
         self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float
     ) -> None:
-        """Handle that the supervisor has written a snapshot to disk as a checkpoint."""
+        """React to a snapshot that the supervisor has written to disk as a checkpoint."""
 
     def write_failed(self, snapshot: Snapshot, problem: str) -> None:
-        """Handle that the supervisor could not write a snapshot."""
+        """React to a snapshot that the supervisor could not write."""
 
     def checkpoint_published(self, name: str, facts: dict[str, Any]) -> None:
-        """Handle that a checkpoint of this name is published, by the trainer or by its script."""
+        """React to a new checkpoint of this name, in whatever way it was made."""
 
     def save_failed(self, facts: dict[str, Any]) -> None:
-        """Handle that a save has failed; ``facts`` has its ``problem``."""
+        """React to a save that has failed; ``facts`` has its ``problem``."""

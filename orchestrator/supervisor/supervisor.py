@@ -68,7 +68,7 @@ class Supervisor:
         Raises ConfigError and NoValidCheckpointError when it cannot begin.
         """
         parts = self._parts
-        # What a shell had in the background before it became this process is no trainer's.
+        # A shell that became this process may have left background jobs.
         parts.unrelated.record_earlier()
         process_tree.become_subreaper()
         take_over(
@@ -136,7 +136,7 @@ class Supervisor:
             return await self._stop_between_attempts()
 
     async def _start_attempt(self, spec: LaunchSpec) -> Attempt:
-        """Choose what to resume from, and start; what prevents that is the end of the run."""
+        """Choose what to resume from, and start the trainer; a failure here ends the run."""
         try:
             attempt = await self._launch_next(spec)
         except OSError as error:

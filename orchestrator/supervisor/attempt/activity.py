@@ -1,4 +1,4 @@
-"""What a trainer is doing, as far as its signs of life tell, and for how long it has shown none."""
+"""What a trainer is doing, and for how long it has shown no sign of life."""
 
 from dataclasses import dataclass
 from enum import StrEnum

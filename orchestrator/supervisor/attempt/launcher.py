@@ -14,7 +14,7 @@ from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcess
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """How the trainers of a run are launched; equal for all attempts."""
+    """How the trainers of a run are launched; the same for all attempts."""
 
     command: list[str]
     resume_argument: ResumeArgument

@@ -33,8 +33,8 @@ def start_cold(
             env=dict(environment),
             stdout=output.write_descriptor,
             stderr=output.write_descriptor,
-            # In a session of its own, a terminal's Ctrl-C does not reach it: the supervisor asks
-            # for a save instead. It would kill the loader workers, and the save with them.
+            # A terminal's Ctrl-C does not reach another session: the supervisor asks for a save
+            # instead. Ctrl-C would kill the loader workers, and the save with them.
             start_new_session=True,
             pass_fds=(lock_descriptor,),
         )

@@ -38,9 +38,9 @@ class CheckpointCatalog:
         budget: FailureBudget,
         events: list[dict[str, Any]],
     ) -> None:
-        """``events`` are the journal's so far: the checkpoints that they mention are known.
+        """Begin with the checkpoints in ``events``, which are the journal's so far.
 
-        Except for those that a person has deleted: the run may make one of the same name again.
+        A checkpoint that a person has deleted is not known: the run may make one of the same name.
         """
         self._store = store
         self._policy = policy
