@@ -60,7 +60,7 @@ class HostEvents:
         self._tasks: list[asyncio.Future[None]] = []
 
     def start(self, save: Callable[[], Awaitable[object]]) -> None:
-        """Start to watch; ``save`` is called before the machine sleeps or its battery is empty."""
+        """Start watching; ``save`` is called before the machine sleeps or its battery is empty."""
         watchers = (save_on_low_battery, save_before_sleep)
         self._tasks += [asyncio.ensure_future(watcher(save)) for watcher in watchers]
         # The file of an earlier job, whose run continues now.
@@ -83,7 +83,7 @@ class HostEvents:
         self._tasks.append(asyncio.ensure_future(wait()))
 
     async def finish(self, status: ExitStatus, stop_source: str | None) -> None:
-        """Stop to watch, and requeue the SLURM job if that is wanted after this end of the run."""
+        """Stop watching, and requeue the SLURM job if that is wanted after this end of the run."""
         for task in self._tasks:
             task.cancel()
         by_person = stop_source is not None and stop_source.startswith(PERSONAL_SOURCES)

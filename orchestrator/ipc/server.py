@@ -62,7 +62,7 @@ class MessageServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Start to accept connections."""
+        """Start accepting connections."""
         self._add(self._accept())
 
     def close(self) -> None:

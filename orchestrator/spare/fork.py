@@ -33,11 +33,12 @@ def try_fork() -> bool:
 
 
 def fork_to_parent(announce: Callable[[int], None]) -> bool:
-    """Fork a child of this process's parent, in its own session; return True in the child.
+    """Fork a process that becomes a child of this process's parent; return True in it.
 
-    The parent must be a subreaper, which becomes the parent of a process that has lost its own.
-    The child starts after ``announce`` was called here with its process id, and exits if that does
-    not happen. Raises OSError when the system allows no further process.
+    The new process has its own session. The parent must be a subreaper, which becomes the parent of
+    a process that has lost its own. The child starts after ``announce`` was called here with its
+    process id, and exits if that does not happen. Raises OSError when the system allows no further
+    process.
     """
     parent_end, child_end = socket.socketpair()
     with parent_end, child_end:

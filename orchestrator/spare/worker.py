@@ -79,9 +79,7 @@ def main() -> None:
         job = _wait_for_job(connection)
         _join_imports(imports)
         if _package_folders() != packages:
-            _refuse(
-                connection, "packages were installed or removed in the meantime", is_permanent=False
-            )
+            _refuse(connection, "packages have changed since it was started", is_permanent=False)
         script = None if words[0].startswith("-m") else _read_script(words[0], connection)
         if _start_trainer(job, connection):
             break
@@ -176,7 +174,7 @@ def _import_modules(modules_file: Path, connection: socket.socket) -> None:
     if clash := sorted(sys.modules.keys() & set(modules["own"])):
         _refuse(
             connection,
-            f"the script has its own module {clash[0]}, and the spare has imported another one",
+            f"the script's own module {clash[0]} has the name of a loaded one",
         )
     for name, digest in modules["environment"].items():
         if environment_digest(name) != digest:

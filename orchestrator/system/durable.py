@@ -152,7 +152,7 @@ def _refuse_existing(target: Path, replace: bool) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     # The rename would delete a device.
     if target.exists() and not target.is_file():
-        raise FileExistsError(errno.EEXIST, "it is not a regular file", str(target))
+        raise FileExistsError(errno.EEXIST, "it exists and is not a regular file", str(target))
 
 
 def append_lines(path: Path, lines: bytes) -> bool:

@@ -120,7 +120,7 @@ def test_two_hundred_kills_at_random_moments(
         "90",
         "--samples",
         "64",
-    )  # about four steps in each attempt, and some more
+    )  # about four steps an attempt, and more
     result = tmp_path / "result.pt"
     command = [*warm_trainers.command, *arguments, "--result", str(result)]
     options = ("--every", "1steps", "--keep", "2", "--max-restarts", "1000", "--grace", "5s")

@@ -46,7 +46,7 @@ def test_each_kill_loses_about_one_snapshot_interval(
     tmp_path: Path,
 ) -> None:
     """After each of 100 SIGKILLs the next attempt resumes from a complete, recent snapshot."""
-    arguments = ("--epochs", "60", *BALLAST)  # about three steps in each attempt, and many more
+    arguments = ("--epochs", "60", *BALLAST)  # about three steps an attempt, and more
     pace = ("--step-seconds", str(STEP_SECONDS), "--result", str(tmp_path / "result.pt"))
     command = [*warm_trainers.command, *arguments, *pace]
     moment = random.Random(20261124)

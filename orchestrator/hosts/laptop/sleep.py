@@ -1,8 +1,8 @@
 """Saves before the machine sleeps: logind delays the sleep while the state is written to disk.
 
 A snapshot in memory survives suspend, but not a battery that runs out in the meantime, nor a resume
-that fails. The D-Bus library is optional (`pip install orchestrator[laptop]`). Without it, without
-a system bus or without logind this module does nothing.
+that fails. The D-Bus library is optional (the extra `laptop`). Without it, without a system bus or
+without logind this module does nothing.
 """
 
 import asyncio

@@ -93,10 +93,10 @@ class SlurmJobMonitor:
         """
         await self._update_facts()
         if self._facts is not None and self._facts.restarts > self._job.restarts:
-            self._log.info("SLURM has already requeued the job")
+            self._log.info("SLURM has requeued the job itself")
             return
         if self._facts is not None and self._facts.is_cancelled:
-            self._log.info("the job was cancelled, so it is not requeued")
+            self._log.info("the job was cancelled: it is not requeued")
             return
         result = await self._ask(self._job.requeue_command)
         if result.status == 0:
@@ -106,8 +106,7 @@ class SlurmJobMonitor:
         problem = result.problem or f"scontrol ended with {result.status}"
         journal.write(JournalEvent.REQUEUED, job=self._job.name, problem=problem)
         self._log.warning(
-            "cannot requeue the job: let the batch script do it if the marker exists, or use "
-            "RequeueExit",
+            "cannot requeue the job; the batch script can do so, or RequeueExit",
             problem=problem,
             marker=str(run.requeue_file),
         )
@@ -115,10 +114,10 @@ class SlurmJobMonitor:
         try:
             write_json(run.requeue_file, marker)
         except OSError as error:
-            self._log.warning("cannot write the marker of the requeue", problem=error.strerror)
+            self._log.warning("cannot write the marker for a requeue", problem=error.strerror)
 
     async def _update_facts(self) -> None:
-        """Query scontrol; without an result the last facts stay valid."""
+        """Query scontrol; without a result the last facts stay valid."""
         result = await self._ask(self._job.show_command)
         self._facts = JobFacts.parse(result.output) or self._facts
 

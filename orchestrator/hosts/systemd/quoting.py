@@ -12,8 +12,8 @@ def escape_value(value: str) -> str:
     """Escape a value that extends to the end of its line. Raises ConfigError if that fails."""
     if value != value.strip() or not value.isprintable() or value.endswith("\\"):
         raise ConfigError(
-            f"cannot write {value!r} into a unit: it has a space at an end, a final backslash or "
-            "a character that cannot be printed; name another directory"
+            f"cannot write {value!r} into a unit: it begins or ends with a space, or holds "
+            "characters that cannot be printed; name another directory"
         )
     return value.replace("%", "%%")
 

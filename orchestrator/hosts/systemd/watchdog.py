@@ -99,8 +99,8 @@ class ServiceWatchdog:
         )
         if self._was_healthy and not healthy:
             self._log.error(
-                f"a thread has been stuck for {duration_text(STUCK_SECONDS)}: sending no more "
-                "watchdog pings, so that the service manager restarts the service"
+                f"a thread has been stuck for {duration_text(STUCK_SECONDS)}: no more "
+                "watchdog pings to the service manager"
             )
         self._was_healthy = healthy
         return healthy
