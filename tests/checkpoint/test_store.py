@@ -654,7 +654,7 @@ def test_a_run_with_a_checkpoint_that_cannot_be_judged_does_not_resume(
         return real_open(path, *arguments)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(UnreadableError, match="mend that and run again"):
+    with pytest.raises(UnreadableError, match="fix this and run again"):
         store.newest_valid()
     with pytest.raises(UnreadableError):
         store.apply_retention(KEEP_TWO)

@@ -111,5 +111,5 @@ def test_status_shows_what_is_in_memory() -> None:
         "write_seconds": 0.5,
     }
     text = " ".join(shown(status_table(status.to_json()), 200).split())
-    assert "step 120, 2.0 s old, in memory; every 4.5 s at 45.3 ms" in text
+    assert "step 120, 2.0 s old, in memory; one every 4.5 s, taking 45.3 ms" in text
     assert "written to disk: 600.0 MiB in 0.5 s" in text

@@ -280,10 +280,10 @@ def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
         (("--adopt", "a*", "--resume-arg", "--r={foo}"), "there are {path} and {step}, not {foo}"),
         (("--adopt", "e*/a.pt", "--resume-arg", "--r {step}"), "has no wildcard"),
         (("--adopt", "**/a"), "name each level"),
-        (("--adopt", "*"), "takes in the run directory"),
+        (("--adopt", "*"), "also matches the run directory"),
         (("--adopt", "runs/true/*.json"), "or what lies there"),
         (("--adopt", "out/*/step-*", "--run-dir", "a/../out"), "or what lies there"),
-        (("--stop-signal", "KILL"), "no program can act on that one"),
+        (("--stop-signal", "KILL"), "no program can handle this signal"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_the_start(

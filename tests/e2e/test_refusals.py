@@ -28,7 +28,7 @@ TRUE = ("--", "true")
         ((*RUN, "--every", "99999999999h", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
         ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
-        ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than nothing"),
+        ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than 0"),
         ((*RUN, "--every", "-5s", *TRUE), 78, "--every = -5s: write a time or a count"),
         (("run", "--bogus"), 2, "usage: orchestrator run [OPTIONS] -- COMMAND..."),
         (("checkpoints", "list", "--bogus"), 2, "usage: orchestrator checkpoints list"),

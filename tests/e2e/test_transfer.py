@@ -49,7 +49,7 @@ def test_from_a_classic_file_to_safetensors(supervise: Start, tmp_path: Path) ->
     again = orchestrator(*out, cwd=tmp_path)
     assert again.returncode == 78
     assert again.stderr == (
-        "cannot write weights.safetensors: there is such a file; choose another name, or --force\n"
+        "cannot write weights.safetensors: the file exists; choose another name, or add --force\n"
     )
 
 
