@@ -69,8 +69,8 @@ class Journal:
             return [], 0
         except OSError as error:
             raise ConfigError(
-                f"cannot read {self.path}: {error.strerror}; mend that, or move it away: the run "
-                "then goes on without its history"
+                f"cannot read {self.path}: {error.strerror}; fix this, or move the file away: the "
+                "run then continues without its history"
             ) from None
         events, damaged = [], 0
         for line in filter(None, lines):

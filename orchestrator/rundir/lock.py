@@ -37,8 +37,8 @@ class RunLock:
             os.close(self.descriptor)
             held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
             raise RunInUseError(
-                f"cannot use the run {run.root}: {held_by} works on it; "
-                f"see `orchestrator status {run.root}`, end it with `orchestrator stop {run.root}`"
+                f"cannot use the run {run.root}: {held_by} is training in it; "
+                f"see `orchestrator status {run.root}`, stop it with `orchestrator stop {run.root}`"
             ) from None
         except OSError as error:
             os.close(self.descriptor)

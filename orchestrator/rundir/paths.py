@@ -104,7 +104,7 @@ class RunDir:
             self.attempts.mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
-                f"cannot use {self.root} as run directory: it is, or lies under, a file; "
+                f"cannot use {self.root} as the run directory: it is a file, or is below one; "
                 "name a directory with --run-dir"
             ) from None
         except OSError as error:
@@ -115,7 +115,7 @@ class RunDir:
         if not os.access(self.root, os.W_OK) or not os.access(self.checkpoints, os.W_OK):
             raise ConfigError(
                 f"cannot write to the run directory {self.root}; "
-                "mend its permissions or name another with --run-dir"
+                "fix its permissions or name another with --run-dir"
             )
 
     def done(self) -> dict[str, Any] | None:
@@ -200,7 +200,7 @@ class RunIdentity:
         ``script`` the path of what is about to train in it. Raises ConfigError when run.json is
         damaged, or when it is another script's: guessing would mix runs.
         """
-        advice = "restore it, or move it away: it is then made anew from what the checkpoints say"
+        advice = "restore it, or move it away: the next start then makes it from the checkpoints"
         name = None if script is None else _name_of(script)
         content = _read_json(run.run_file, advice)
         if content is None:

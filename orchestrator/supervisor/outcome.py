@@ -67,7 +67,7 @@ def act(
                 reason=decision.reason,
                 status=status,
             )
-            report.tell_of_death(verdict, f"gave up: {decision.reason}")
+            report.tell_of_death(verdict, f"gave up: {decision.reason}; {report.FIX_AND_RUN_AGAIN}")
         case _:
             assert_never(decision.action)
     return status

@@ -182,7 +182,7 @@ class Supervisor:
             saved = left is None or self._snapshots.is_durable(left)
             self._status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
             self._journal.write(JournalEvent.RUN_STOPPED, status=self._status)
-            self._log.info("stopped", status=self._status.value)
+            self._log.info(f"stopped; {report.AGAIN_TO_RESUME}", status=self._status.value)
 
     async def _live_once(self) -> None:
         """One attempt. Raises AttemptFailedError when another is to follow."""
@@ -220,7 +220,7 @@ class Supervisor:
             await self._watch.unless_stopped(self._spares.settle())
             attempt = await self._starter.start(self._environment, handed)
         except OSError as error:
-            problem = ConfigError(f"cannot start the trainer: {error}; mend that, run again")
+            problem = ConfigError(f"cannot start the trainer: {error}; fix this and run again")
             self._cannot_begin(problem)
             raise problem from None
         except OrchestratorError as error:
@@ -273,7 +273,12 @@ class Supervisor:
         assert self._verdict is not None
         report.tell_of_death(
             self._verdict,
-            report.restart_text(seconds, self._budget.spent, self._config.max_restarts),
+            report.restart_text(
+                seconds,
+                self._budget.spent,
+                self._config.max_restarts,
+                self._conversation.restarts,
+            ),
         )
         await self._watch.unless_stopped(asyncio.sleep(seconds))
         self._machine.handle(Event.DUE)

@@ -245,7 +245,7 @@ def test_a_stop_that_the_script_does_not_save_for_says_so(adopt: Start) -> None:
     run.signal(signal.SIGTERM)
     status, _, stderr = run.end()
     assert status == 74
-    assert "the last steps are not saved" in stderr
+    assert "stopped, but the last steps are not saved; run the same command again" in stderr
 
 
 def test_a_failure_that_comes_again_tries_an_older_checkpoint_once(adopt: Start) -> None:

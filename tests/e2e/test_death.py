@@ -83,7 +83,7 @@ def test_each_death_has_its_diagnosis(
     """What ended the trainer stands in exit.json, in the journal and in what people read."""
     code, kind, words = DEATHS[death]
     command = [*warm_trainers.command, "--run-at", "3", "--code", SAVED % 1 + code]
-    run = supervise(command=command, options=ONE_LIFE)
+    run = supervise(command=command, options=(*ONE_LIFE, "--log-format", "json"))
     status, _, stderr = run.end()
     assert status == 70, stderr
     record = exit_record(run.run)
@@ -234,8 +234,8 @@ def test_paragraph_on_a_terminal(tmp_path: Path) -> None:
         "    attempt 1, before its session began",
         "    saved: nothing yet",
         "    now: gave up: it failed before its first safe point or checkpoint, and a restart "
-        "would fail too",
-        "    all of its output: run/attempts/0001/output.log",
+        "would fail too; fix this and run the same command again",
+        "    its whole output: run/attempts/0001/output.log",
     ]
 
 

@@ -41,7 +41,7 @@ TRUE = ("--", "true")
         (("run", "--run-dir", "file/below", *TRUE), 78, "name a directory"),
         (("run", "--run-dir", "/proc/run", *TRUE), 78, "/proc/run"),
         (("status", "nowhere"), 78, "cannot find a run in nowhere"),
-        (("status",), 78, "name one"),
+        (("status",), 78, "there is none in ./runs; start one with `orchestrator run -- python"),
         (("stop", "nowhere"), 78, "cannot find a run"),
         (("checkpoints", "verify", "nowhere"), 78, "cannot find a run"),
         (("no-such-command",), 2, "no-such-command"),

@@ -128,7 +128,9 @@ def test_without_a_bus_training_goes_on(
 ) -> None:
     """Neither a missing bus nor one that nobody answers on is worth a word."""
     run = supervise(
-        command=["true"], environment={"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={tmp_path}/none"}
+        command=["true"],
+        options=("--log-format", "json"),
+        environment={"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={tmp_path}/none"},
     )
     status, _, said = run.end()
     assert status == 0

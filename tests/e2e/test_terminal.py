@@ -80,7 +80,7 @@ def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
     assert re.search(r"up to \d+ s", lines[at + 1])
     assert "Ctrl-C again" in lines[at + 2]
     assert "a third time: kill" in lines[at + 2]
-    assert sum("the state is saved" in line for line in lines) == 1
+    assert sum("saved in run/checkpoints/step-" in line for line in lines) == 1
     assert not any("s left" in line for line in lines)
     bars = [line for line in lines if "/1000 [" in line]
     assert len(bars) == 1
@@ -181,7 +181,7 @@ def test_detached_run_is_followed_and_left_and_ended(
     assert orchestrator("stop", "run", cwd=tmp_path).returncode == 0
     _, said = second.communicate(timeout=30)
     assert second.returncode == 75
-    assert "the state is saved" in said
+    assert "saved in run/checkpoints/step-" in said
     assert_nothing_left(run)
 
 

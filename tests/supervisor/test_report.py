@@ -49,11 +49,12 @@ def test_paragraph(facts: dict[str, Any], where: str) -> None:
     """Where it was, advice where there is some, what is saved, what happens now, the output."""
     lines = paragraph(RECORD | facts, "step 7", "gave up", "output.log")
     assert lines[0] == where
-    assert lines[-3:] == ["saved: step 7", "now: gave up", "all of its output: output.log"]
+    assert lines[-3:] == ["saved: step 7", "now: gave up", "its whole output: output.log"]
     assert len(lines) == (5 if "kind" in facts else 4)
 
 
 def test_restart_is_announced_with_its_delay() -> None:
-    """The first comes at once."""
-    assert restart_text(0, 1, 5).startswith("starting again at once (failure 1 ")
-    assert restart_text(2.04, 3, 5).startswith("starting again in 2.0 s (failure 3 ")
+    """The first comes at once. A run that saves between its failures is told their whole number."""
+    assert restart_text(0, 1, 5, 1).startswith("starting again at once (failure 1 ")
+    assert restart_text(2.04, 3, 5, 3).startswith("starting again in 2.0 s (failure 3 ")
+    assert restart_text(0, 1, 5, 8).endswith("--max-restarts allows 5; restart 8 in all)")

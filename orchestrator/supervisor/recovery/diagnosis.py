@@ -141,9 +141,8 @@ def _death(facts: Facts) -> _Death:
     if facts.returncode == 0:
         return _Death(Kind.ENDED_EARLY, "ended with status 0 before training was complete", mark)
     if facts.returncode == USAGE_STATUS:
-        return _Death(
-            Kind.USAGE, "ended with status 2, which says that it was called wrongly", mark
-        )
+        said = f" and said: {facts.output[-1][:LONGEST_MESSAGE]}" if facts.output else ""
+        return _Death(Kind.USAGE, f"ended with status 2{said}", mark)
     return _Death(Kind.EXIT_STATUS, f"ended with status {facts.returncode}", mark)
 
 

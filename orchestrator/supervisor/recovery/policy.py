@@ -136,7 +136,7 @@ LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
 _SHORT_SLICES_REASON = (
     "each slice is shorter than the checkpoint interval: {slices} times since the last progress "
     "the run was ended from outside before a new checkpoint was published; save more often "
-    "(--every), or have it run longer at a time"
+    "(--every), or let it run longer at a time"
 )
 
 TABLE = (
@@ -184,13 +184,13 @@ TABLE = (
         ALL,
         BUDGET_SPENT,
         Action.GIVE_UP,
-        "{spent} failures without a new checkpoint between them; --max-restarts allows {allowed}",
+        "{spent} failures without a new checkpoint; --max-restarts allows {allowed}",
     ),
     DecisionRow(
         frozenset({Kind.HARDWARE}),
         HARDWARE_AGAIN,
         Action.REQUEUE,
-        "this machine is to blame: run it again on another, or once this one is mended",
+        "this machine is to blame: run the command again on another, or once it is repaired",
     ),
     DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not come again"),
 )

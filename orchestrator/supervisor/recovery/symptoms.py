@@ -153,7 +153,7 @@ SIGNALS: dict[int, tuple[Kind, str]] = {
     signal.SIGSYS: (Kind.CRASHED, "a system call that a sandbox forbids"),
     signal.SIGXCPU: (Kind.SIGNAL, "the limit on processor time, ulimit -t"),
     signal.SIGXFSZ: (Kind.SIGNAL, "the limit on file sizes, ulimit -f"),
-    signal.SIGPIPE: (Kind.SIGNAL, "nobody reads what it writes"),
+    signal.SIGPIPE: (Kind.SIGNAL, "no process reads what it writes"),
     signal.SIGALRM: (Kind.SIGNAL, "a timer of the process itself"),
 }
 OTHER_SIGNAL = (Kind.SIGNAL, _OUTSIDE)
@@ -172,7 +172,7 @@ ADVICE = {
     Kind.CUDA_ERROR: "CUDA_LAUNCH_BLOCKING=1 shows the call that is to blame",
     Kind.HARDWARE: "look at the GPU (nvidia-smi, dmesg | grep Xid) or run on another machine",
     Kind.DISK_FULL: "free some space or raise the quota",
-    Kind.USAGE: "look at the command's arguments, and at --resume-arg, which adds to them",
+    Kind.USAGE: "correct the command (--resume-arg adds to its arguments) and run it again",
     Kind.ENDED_EARLY: (
         "to end early on purpose, leave the `with Session(...)` block instead of exiting in it"
     ),

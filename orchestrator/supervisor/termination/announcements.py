@@ -11,7 +11,7 @@ from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.attempt.attempt import Attempt
 
 TICK_SECONDS = 1.0
-HURRYING = "not waiting for the safe point: ending the trainer, saving what is newest in memory"
+HURRYING = "not waiting for a safe point: ending the trainer, saving its newest snapshot"
 
 
 def tell(source: str, patience_seconds: float, has_session: bool) -> None:
@@ -19,15 +19,15 @@ def tell(source: str, patience_seconds: float, has_session: bool) -> None:
     name = "Ctrl-C" if source == signal.SIGINT.name else source
     if has_session:
         now = "saving at the next safe point"
-        late = "if none comes, what is newest in memory is saved instead"
+        late = "if no safe point comes, the newest snapshot in memory is saved instead"
     else:
         now = "the command has no session open and is asked to end"
-        late = "then it is killed"
+        late = "after that it is killed"
     structlog.get_logger().info(
         f"stopping on {name}: {now}",
         details=[
-            f"this may take up to {patience_seconds:.0f} s; {late}",
-            f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same'} again: do not wait for that; "
+            f"up to {patience_seconds:.0f} s; {late}",
+            f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same signal'} again: do not wait for that; "
             "a third time: kill at once",
         ],
         source=source,

@@ -199,7 +199,7 @@ class Watch:
 
     def _hurry(self, attempt: Attempt) -> None:
         if attempt.page.phase is Phase.SAVE:
-            self._log.info("a save is under way and may finish; once more: kill at once")
+            self._log.info("a save is under way and may finish; one more signal: kill at once")
         else:
             self._machine.handle(Event.DEADLINE)
             self._kill(attempt, announcements.hurrying(attempt))

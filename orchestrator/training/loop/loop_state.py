@@ -50,7 +50,7 @@ class LoopPosition:
         if self.epoch_began_at_step is not None and not self.has_batches:
             if step > self.epoch_began_at_step:
                 return [
-                    "the epoch begins anew, since its batches do not come from session.batches()"
+                    "the epoch starts over, since its batches do not come from session.batches()"
                 ]
         elif polling and (self.has_batches or self.open_step is not None):
             return ["it was made inside an evaluation between two steps, which does not run again"]

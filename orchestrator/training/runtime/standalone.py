@@ -72,6 +72,7 @@ class Standalone:
         self._tracker_variables = TrackerVariables(self.run, self.store.run_id)
         self._mlflow = MlflowWatch(self.run)
         self._resumed_from: Checkpoint | None = None
+        self._newest: Checkpoint | None = None
         self._snapshot_journalled = float("-inf")
         _trained.add(self._path)
 
@@ -92,7 +93,7 @@ class Standalone:
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """The newest that verification finds valid; says what it set aside."""
         self.store.sweep()
-        self._resumed_from = self.store.newest_valid(self._quarantined)
+        self._resumed_from = self._newest = self.store.newest_valid(self._quarantined)
         return self._resumed_from
 
     def reject(self) -> None:
@@ -126,6 +127,7 @@ class Standalone:
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
+        self._newest = checkpoint
         self.tell(JournalEvent.CHECKPOINT_PUBLISHED, **checkpoint.facts, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
@@ -149,12 +151,23 @@ class Standalone:
         elif status is not None:
             step = self.page.values[Field.STEP]
             self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
+            if status in (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED):
+                self._say_stopped(status, step)
         if status is not ExitStatus.COMPLETE:
             _trained.discard(self._path)
         self._left = True
         self._tracker_variables.restore()
         self.slots.close()
         self._lock.free()
+
+    def _say_stopped(self, status: ExitStatus, step: int) -> None:
+        again = "run the same command again to resume"
+        if status is ExitStatus.STOPPED_UNSAVED:
+            say(f"stopped at step {step}, but the last steps are not saved; {again}")
+        elif self._newest is None:
+            say("stopped before the first step: there was nothing to save")
+        else:
+            say(f"stopped at step {step}, saved in {self._newest.path}; {again}")
 
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.

@@ -276,5 +276,5 @@ def _mismatch(source: Path, differences: list[str]) -> MismatchError:
     return MismatchError(
         f"cannot resume from {source}: it does not fit the objects of this script\n  "
         + "\n  ".join(shown)
-        + "\nuse the script that made it, or start anew with another run directory"
+        + "\nuse the script that made it, or start over with another run directory"
     )

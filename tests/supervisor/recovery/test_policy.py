@@ -137,7 +137,7 @@ CASES = {
     ),
     "too many failures": case(
         GIVE_UP,
-        "4 failures without a new checkpoint between them; --max-restarts allows 3",
+        "4 failures without a new checkpoint; --max-restarts allows 3",
         end(Kind.HANG),
         end(Kind.IO_ERROR),
         KILLED,

@@ -345,7 +345,7 @@ def test_a_run_in_use_takes_no_import(tmp_path: Path) -> None:
     place.create()
     lock = RunLock(place)
     try:
-        with pytest.raises(OrchestratorError, match="works on it"):
+        with pytest.raises(OrchestratorError, match="is training in it"):
             command("import", "weights.pt", "run")
     finally:
         lock.release()
