@@ -257,7 +257,7 @@ def _add_chaos(groups: Any) -> None:
 
 
 def _chaos(arguments: Namespace) -> int:
-    from orchestrator.chaos.command import chaos
+    from orchestrator.chaos.experiment import chaos
 
     return chaos(arguments)
 

@@ -36,7 +36,7 @@ Chaos = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A process that has imported torch, forks trainers, and knows the breakpoints."""
+    """Run a process that has imported torch, forks trainers, and has the breakpoints."""
     address = tmp_path_factory.mktemp("warm") / "server"
     with forking_server(address, **{VARIABLE: ""}):
         yield address
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def start(server: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts chaos on a script; its temporary directories are below ``tmp``."""
+    """Start chaos on a script; its temporary directories are below ``tmp``."""
     (tmp_path / "tmp").mkdir()
 
     def popen(script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Any:
@@ -65,7 +65,7 @@ def start(server: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture
 def chaos(start: Callable[..., subprocess.Popen[str]]) -> Chaos:
-    """Runs chaos on a script to its end."""
+    """Run chaos on a script to its end."""
 
     def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         with start(*arguments, **options) as process:
@@ -102,32 +102,34 @@ def test_survival_matrix_in_short(chaos: Chaos, tmp_path: Path) -> None:
 
 
 def test_unsaved_state_is_found(chaos: Chaos, tmp_path: Path) -> None:
-    """A script whose result depends on what it does not save is told so, and the runs are kept."""
+    """A script that depends on state it does not save is reported, and the runs are kept."""
     file = script(tmp_path, noise="(momentum := momentum * 0.9 + 0.1)")
     done = chaos(file, "--faults", "sigkill@step:2", "--seed", "3")
     assert done.returncode == 1
     assert "loss of step" in done.stdout
-    assert "not as in the undisturbed run" in done.stdout
+    assert "differs from the undisturbed run" in done.stdout
     assert "speed differs from run to run: it is not compared" in done.stderr
     assert [*(tmp_path / "tmp").glob("*/*/run/journal.jsonl")]
 
 
 def test_lost_run_is_found(chaos: Chaos, tmp_path: Path) -> None:
-    """A script that cannot resume is told so, with how `orchestrator run` ended."""
-    # It has saved before the kill, however early that comes.
+    """A script that cannot resume is reported, with the status and message of its run."""
+    # The script saves before the kill, however early that comes.
     code = "assert session.resumed_from is None, 'cannot'; session.checkpoint()"
     done = chaos(script(tmp_path, code), "--faults", "sigkill@step", "--json")
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert (report["injected"], report["survived"]) == (1, 0)
-    assert "`orchestrator run` ended with 70" in report["problems"][0]["problem"]
+    problem = report["problems"][0]["problem"]
+    assert "`orchestrator run` ended with 70: " in problem
+    assert "the trainer failed with AssertionError: cannot" in problem
 
 
 def test_script_that_differs_by_itself_is_not_judged(chaos: Chaos, tmp_path: Path) -> None:
-    """Two undisturbed runs that differ are told as what they are, and nothing is injected."""
+    """If two undisturbed runs differ, chaos says so and injects no fault."""
     done = chaos(script(tmp_path, noise="random.SystemRandom().random()"))
     assert done.returncode == 78
-    assert "cannot judge this script: two runs of it that nobody disturbed" in done.stderr
+    assert "cannot judge this script: two runs of it without any fault" in done.stderr
     assert "model_state_dict" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -138,14 +140,14 @@ def test_command_without_a_session_is_not_judged(chaos: Chaos, tmp_path: Path) -
     file.write_text("print('hello')")
     done = chaos(file)
     assert done.returncode == 78
-    assert "nothing in it has made a step of a Session" in done.stderr
+    assert "it has made no step of a Session" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_leaves_nothing(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: int
 ) -> None:
-    """After a Ctrl-C no process and no file of chaos is left."""
+    """After a Ctrl-C or a SIGTERM, no process and no file of chaos is left."""
     arguments = ("--epochs", "100", "--step-seconds", "0.05")
     with start(TRAIN, arguments=arguments) as process:
         histories = tmp_path / "tmp"
