@@ -263,7 +263,7 @@ def _chaos(arguments: Namespace) -> int:
 
 
 def _doctor(arguments: Namespace) -> ExitStatus:
-    from orchestrator.doctor.page import doctor
+    from orchestrator.doctor.run_checks import doctor
 
     return doctor(arguments)
 
