@@ -81,6 +81,8 @@ def _headline(run: RunDir) -> str:
     status = status_of(run)
     at = "" if status["step"] is None else f", step {status['step']}"
     tail = "; Ctrl-C leaves it running" if status["supervisor_pid"] else ""
+    if (failure := status["failure"]) is not None:
+        tail = f"; {failure['cause']}; see `orchestrator status {run.root}`"
     return f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}"
 
 

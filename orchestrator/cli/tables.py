@@ -20,7 +20,7 @@ _STATE_STYLES = {
 _NEXT = {
     "stopped": "run the same command again to resume",
     "interrupted": "run the same command again to resume",
-    "failed": "fix this and run the same command again",
+    "failed": "fix this and run the command again",
 }
 
 # Stands before metrics and notes that have a line of their own.
@@ -114,16 +114,16 @@ def _failure(failure: dict[str, Any] | None) -> list[tuple[str, str | None]]:
     """Return what ended the run, where, how often, and which file to read."""
     if failure is None:
         return []
-    where = None
+    cause, last_line, where = failure["cause"], failure["last_line"], None
     if failure["attempt"] is not None:
         where = f"attempt {failure['attempt']}, step {failure['step']}"
         if failure["times"] > 1:
             where += f"; {failure['times']} attempts ended like this"
     return [
-        ("why", "; ".join(filter(None, (failure["cause"], failure["reason"])))),
+        ("why", "; ".join(filter(None, (cause, failure["reason"])))),
         ("where", where),
         ("output", failure["output"]),
-        ("last line", failure["last_line"]),
+        ("last line", None if last_line and last_line in (cause or "") else last_line),
         ("advice", ADVICE.get(failure["kind"])),
     ]
 

@@ -20,7 +20,7 @@ PHASES = {
     "done": "after the training",
 }
 AGAIN_TO_RESUME = "run the same command again to resume"
-FIX_AND_RUN_AGAIN = "fix this and run the same command again"
+FIX_AND_RUN_AGAIN = "fix this and run the command again"
 _MEMORY_MATTERS = frozenset(
     {Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.OOM_KILLED, Kind.KILLED, Kind.WORKER_KILLED}
 )

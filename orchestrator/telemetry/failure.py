@@ -9,12 +9,12 @@ from orchestrator.rundir.paths import RunDir
 
 @dataclass(frozen=True)
 class Failure:
-    """The ``failure`` object of `status --json`; what is unknown is None.
+    """The ``failure`` object of `status --json`. Unknown values are None.
 
     ``status`` is the exit status of the run. ``cause`` says what ended the last attempt, ``kind``
     is its diagnosis (docs/explanation/restarts.md), and ``reason`` says why no restart followed.
-    ``times`` counts the attempts that ended in this way at this step. ``output`` is the file with
-    everything that the attempt printed, and ``last_line`` the end of it.
+    ``times`` counts the attempts that ended like this at this step. ``output`` is the file with
+    everything that the attempt printed, and ``last_line`` is its last line.
     """
 
     status: int | None

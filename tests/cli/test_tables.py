@@ -90,6 +90,60 @@ def test_a_failed_save_is_red() -> None:
     assert "\x1b[31mcannot save: No space left on device" in capture.get()
 
 
+FAILURE = {
+    "status": 70,
+    "cause": "the trainer failed with ValueError: boom 32 (bug.py:24 train)",
+    "reason": "the same failure came again at step 10",
+    "kind": "exception",
+    "attempt": 2,
+    "step": 10,
+    "times": 2,
+    "output": "runs/bug/attempts/0002/output.log",
+    "last_line": "ValueError: boom 32",
+}
+
+
+def test_status_of_a_failed_run_says_why_and_what_to_do() -> None:
+    """The cause, the place, how often, the file to read and the next step have a line each."""
+    status = Status("abc", "failed", "runs/bug", failure=FAILURE).to_json()
+    lines = [line.rstrip() for line in shown(status_table(status), 200).splitlines()]
+    assert lines[1:6] == [
+        "state       failed: gave up with exit status 70",
+        f"why         {FAILURE['cause']}; {FAILURE['reason']}",
+        "where       attempt 2, step 10; 2 attempts ended like this",
+        "output      runs/bug/attempts/0002/output.log",
+        "next        fix this and run the command again",
+    ]
+
+
+def test_status_of_a_failed_run_shows_the_last_line_that_the_cause_lacks() -> None:
+    """The last line of the output and the advice are shown where they say something new."""
+    other = FAILURE | {"kind": "disk_full", "cause": "the trainer ended", "times": 1}
+    text = shown(status_table(Status("abc", "failed", "runs/bug", failure=other).to_json()), 200)
+    assert "last line   ValueError: boom 32" in text
+    assert "advice      free some space or raise the quota" in text
+    assert "attempts ended like this" not in text
+
+
+def test_status_of_a_failed_start_says_why() -> None:
+    """A run that could not start an attempt shows the reason, and no attempt."""
+    facts = dict.fromkeys(FAILURE) | {
+        "status": 65,
+        "cause": "no attempt could begin",
+        "reason": "cannot resume: repair a checkpoint",
+    }
+    text = shown(status_table(Status("abc", "failed", "runs/bug", failure=facts).to_json()), 200)
+    assert "no attempt could begin; cannot resume: repair a checkpoint" in text
+    assert "where" not in text
+
+
+@pytest.mark.parametrize("state", ["stopped", "interrupted"])
+def test_status_of_a_run_that_can_resume_says_how(state: str) -> None:
+    """A stopped or killed run names the next step."""
+    text = shown(status_table(Status("abc", state, "runs/a").to_json()), 200)
+    assert "next        run the same command again to resume" in text
+
+
 def test_names_are_no_markup() -> None:
     """A run directory with brackets in its name is shown as it is, beside its label."""
     name = "br[bold]x[/red]y"

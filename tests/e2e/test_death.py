@@ -234,7 +234,7 @@ def test_paragraph_on_a_terminal(tmp_path: Path) -> None:
         "    attempt 1, before its session began",
         "    saved: nothing yet",
         "    now: gave up: it failed before its first safe point or checkpoint, and a restart "
-        "would fail too; fix this and run the same command again",
+        "would fail too; fix this and run the command again",
         "    its whole output: run/attempts/0001/output.log",
     ]
 

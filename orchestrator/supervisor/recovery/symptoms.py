@@ -172,7 +172,7 @@ ADVICE = {
     Kind.CUDA_ERROR: "CUDA_LAUNCH_BLOCKING=1 shows the call that is to blame",
     Kind.HARDWARE: "look at the GPU (nvidia-smi, dmesg | grep Xid) or run on another machine",
     Kind.DISK_FULL: "free some space or raise the quota",
-    Kind.USAGE: "correct the command (--resume-arg adds to its arguments) and run it again",
+    Kind.USAGE: "correct the command's arguments, to which --resume-arg adds",
     Kind.ENDED_EARLY: (
         "to end early on purpose, leave the `with Session(...)` block instead of exiting in it"
     ),
