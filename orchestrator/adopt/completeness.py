@@ -42,9 +42,9 @@ def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Compl
     sizes = {name: file.bytes for name, file in contents.files.items()}
     silent = {n: size for n, size in sizes.items() if not shows_whole(contents.root / n, size)}
     if not contents.is_directory:
-        return Completeness(not silent, "its format does not tell whether it is whole")
+        return Completeness(not silent, "its format does not show whether it is complete")
     if not contents.files:
-        raise IncompleteError("it holds nothing yet")
+        raise IncompleteError("it is empty")
     _check_indexes(contents)
     measured = _check_dcp(contents)
     is_trainer = _check_trainer(contents)
@@ -59,10 +59,10 @@ def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Compl
         if not doubtful or is_trainer:
             return Completeness(True)
         return Completeness(
-            False, f"the format of {min(doubtful)} does not tell whether it is whole"
+            False, f"the format of {min(doubtful)} does not show whether it is complete"
         )
     is_dcp = measured == contents.files.keys()
-    return Completeness(is_dcp or is_trainer, "nothing in it tells that it is whole")
+    return Completeness(is_dcp or is_trainer, "nothing in it shows that it is complete")
 
 
 def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
@@ -74,7 +74,7 @@ def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
     old = [name for name in both if now[name] == before[name]]
     new = [name for name in both if now[name] != before[name]]
     if old and new:
-        raise IncompleteError(f"it is written over in part: {new[0]} is new, {old[0]} is not")
+        raise IncompleteError(f"it is partly overwritten: {new[0]} is new, {old[0]} is not")
 
 
 def _check_indexes(contents: Contents) -> None:

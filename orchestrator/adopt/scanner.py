@@ -149,7 +149,7 @@ class SaveScanner:
             with contextlib.suppress(OSError):  # tried again at the next look
                 self._store.withdraw(seal)
                 gone = contents is None
-                why = "the script has deleted it" if gone else "it is being written anew"
+                why = "the script has deleted it" if gone else "it is being written again"
                 happenings.append(Withdrawn(seal, why))
         return happenings
 

@@ -25,8 +25,8 @@ NOT_PYTHON = "the command is not PYTHON script.py or PYTHON -m module"
 OTHER_PROCESS = "the session is opened by another process than the command's own"
 TOO_EARLY = "the trainer has not trained for long enough"
 NO_MEMORY = "memory is short"
-NEVER_READY = "the imports of the one before did not end"
-OUTDATED = "the script imports or sets other things by now"
+NEVER_READY = "the imports of the spare before did not end"
+OUTDATED = "the script imports or sets other things now"
 
 
 class SparePool:

@@ -79,7 +79,7 @@ def main() -> None:
         job = _wait_for_job(connection)
         _join(imports)
         if _packages() != packages:
-            _refuse(connection, "packages were installed or removed meanwhile", lasts=False)
+            _refuse(connection, "packages have changed since it was started", lasts=False)
         script = None if words[0].startswith("-m") else _read(words[0], connection)
         if _is_trainer(job, connection):
             break
@@ -169,7 +169,7 @@ def _import_modules(modules_file: Path, connection: socket.socket) -> None:
         with contextlib.suppress(BaseException):
             importlib.import_module(name)
     if clash := sorted(sys.modules.keys() & set(modules["own"])):
-        _refuse(connection, f"the script has a module {clash[0]} of its own, we know another one")
+        _refuse(connection, f"the script's own module {clash[0]} has the name of a loaded one")
     for name, digest in modules["environment"].items():
         if environment_digest(name) != digest:
             _refuse(connection, f"the script sets {name}, which modules may read on import")

@@ -44,10 +44,10 @@ UNMATCHED_SECONDS = 1800.0
 # So far the times of files may lag behind the clock.
 FILE_CLOCK_NS = 20_000_000
 NO_SAVING_ON_DEMAND = (
-    "with --adopt the script saves for itself, when it wants to: it cannot be asked to save now"
+    "with --adopt the script decides when it saves: it cannot be asked to save now"
 )
 NO_SESSION = (
-    "this run has --adopt, which is for scripts that save for themselves, and the script opens a "
+    "this run has --adopt, which is for scripts that save for themselves, but the script opens a "
     "Session, which saves; leave one of the two out"
 )
 
@@ -103,8 +103,8 @@ class Adoption:
         if path.exists():
             if not (adopted.written_here or self._written.is_ours(path)):
                 raise ConfigError(
-                    f"cannot resume: {path} is not whole, or not as it was, and no trainer of this "
-                    "run wrote it; move it away, or put a good one there, and run again"
+                    f"cannot resume: {path} is incomplete or has changed, and no trainer of this "
+                    "run wrote it; move it away, or put a valid one there, and run again"
                 )
             self._store.set_aside(path, f"not the version of {chosen.name}, which is resumed from")
         self._store.put_back(chosen)
@@ -180,7 +180,7 @@ class Adoption:
             happenings = await in_thread(look)
         except Exception as error:
             # Whatever it is, training goes on; but what is not looked at is not resumed from.
-            problem = f"cannot look at what the script saves: {error!r}"
+            problem = f"cannot scan what the script saves: {error!r}"
             if problem != self._problem:
                 self._alarm({"problem": problem})
             self._problem = problem
@@ -201,7 +201,7 @@ class Adoption:
                 self._checkpoints.withdrawn(checkpoint, reason)
             case SetAside(path, where, reason):
                 self._log.warning(
-                    "an unfinished save was set aside",
+                    "an unfinished save was moved to quarantine",
                     path=str(path),
                     reason=reason,
                     kept_in=str(where),

@@ -95,7 +95,7 @@ class Conversation:
 
     def _welcome(self, attempt: Attempt, peer: Peer, message: Message) -> None:
         if attempt.over.is_set() or str(message.get("attempt")) != str(attempt.number):
-            peer.send({"type": "refused", "reason": "the attempt that it belongs to is over"})
+            peer.send({"type": "refused", "reason": "its attempt has ended"})
             return
         if attempt.connected:
             self._refuse_second_session(attempt, peer)
@@ -240,7 +240,7 @@ class Conversation:
         if save_seconds > self._config.grace * (1 - CLOSING_SHARE):
             self._log.warning(
                 f"saving takes {save_seconds:.1f} s and --grace is {self._config.grace:g} s: a "
-                "stop would not have the time to save; raise --grace, and what the host allows"
+                "stop would have no time to save; raise --grace, and the time that the host allows"
             )
 
     def request_checkpoint(self) -> None:

@@ -49,13 +49,13 @@ def _is_linux() -> bool:
 _TABLE = {
     Capability.MEMFD: _Row(
         lambda: hasattr(os, "memfd_create"),
-        "snapshots lie in nameless files of the temporary folder",
+        "snapshots are kept in nameless files in the temporary folder",
     ),
     Capability.DIRECT_IO: _Row(
         lambda: hasattr(os, "O_DIRECT"), "checkpoints are written through the page cache"
     ),
     Capability.SUBREAPER: _Row(
-        _is_linux, "what leaves the trainer's process group is not ended with it"
+        _is_linux, "processes that leave the trainer's process group are not ended with it"
     ),
     Capability.PROC: _Row(
         lambda: _proc_is_ours() and os.path.exists("/proc/thread-self/children"),
@@ -63,10 +63,10 @@ _TABLE = {
     ),
     Capability.PEER_CREDENTIALS: _Row(
         lambda: hasattr(socket, "SO_PEERCRED"),
-        "the private folder of the socket alone keeps other users away",
+        "only the private folder of the socket keeps other users away",
     ),
     Capability.THREAD_PRIORITY: _Row(
-        _is_linux, "background threads have the priority of the training"
+        _is_linux, "background threads have the same priority as training"
     ),
 }
 

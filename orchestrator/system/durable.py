@@ -148,7 +148,7 @@ def _refuse_existing(target: Path, replace: bool) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     # A device would be gone.
     if target.exists() and not target.is_file():
-        raise FileExistsError(errno.EEXIST, "what has that name is no regular file", str(target))
+        raise FileExistsError(errno.EEXIST, "it exists and is not a regular file", str(target))
 
 
 def append_lines(path: Path, lines: bytes) -> bool:

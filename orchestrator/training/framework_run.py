@@ -209,7 +209,7 @@ class FrameworkRun:
             self._refused = publish
             delay = self._schedule.failed()
             if not self.stop_wanted:
-                say(f"training goes on; the next save is tried in {delay:.0f} s")
+                say(f"training continues; the next save is tried in {delay:.0f} s")
             return None
         finally:
             self._page[Field.PHASE] = Phase.TRAIN

@@ -171,7 +171,7 @@ def test_a_torn_file_in_a_directory_that_has_all_names(numbered: Script) -> None
             assert kinds(numbered.look(after=60)) == [Sealed]
     (happening,) = numbered.look(Moment.KILLED, after=2)
     assert isinstance(happening, SetAside)
-    assert happening.reason == "the format of weights.npy does not tell whether it is whole"
+    assert happening.reason == "the format of weights.npy does not show whether it is complete"
 
 
 def test_what_a_dead_supervisor_saw_is_known_to_the_next(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_directory_that_is_written_over_in_part_does_not_count(numbered: Scrip
     numbered.save("c-2/a.pt", 7.0)
     (happening,) = numbered.look(Moment.KILLED)
     assert isinstance(happening, SetAside)
-    assert happening.reason == "it is written over in part: a.pt is new, b.pt is not"
+    assert happening.reason == "it is partly overwritten: a.pt is new, b.pt is not"
 
 
 def test_each_version_of_one_file_is_kept(one_file: Script) -> None:

@@ -194,7 +194,7 @@ def test_a_file_torn_by_a_kill_is_back_for_a_script_that_looks_for_itself(adopt:
     run = adopt(PLAIN, *arguments, options=("--adopt", "out/last.pt"))
     assert run.end()[0] == 0
     assert began(run, 2) == "begins at 5"
-    assert aside(run) == {"partial-last.pt: last.pt has no end"}
+    assert aside(run) == {"partial-last.pt: last.pt is cut off"}
 
 
 def test_damage_to_the_newest_costs_only_that_one(adopt: Start, tmp_path: Path) -> None:

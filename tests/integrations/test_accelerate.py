@@ -332,7 +332,7 @@ def test_a_script_without_a_seed(tmp_path: Path, seedable: bool) -> None:
     second = Training(**options(), seed=1)
     assert second.run(tmp_path / "run")
     assert (second.result() == expected) is not seedable
-    reason = "pass 1 over the data goes on with other samples than were to come next"
+    reason = "pass 1 over the data continues with other samples than expected"
     assert second.exactness == (f"APPROXIMATE: {reason}" if seedable else "EXACT")
 
 

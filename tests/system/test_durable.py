@@ -81,7 +81,7 @@ def test_only_files_are_replaced(tmp_path: Path, make: Callable[[Path], None]) -
     """A directory, a pipe or a device that has the name stays what it is."""
     make(tmp_path / "there")
     before = os.lstat(tmp_path / "there")
-    with pytest.raises(FileExistsError, match="no regular file"):
+    with pytest.raises(FileExistsError, match="not a regular file"):
         replace_file(tmp_path / "there", b"content")
     assert os.lstat(tmp_path / "there") == before
     assert os.listdir(tmp_path) == ["there"]

@@ -60,7 +60,7 @@ async def save_before_it_is_empty(
             if low.is_reached(charge):
                 structlog.get_logger().warning(
                     f"the battery is at {charge.percent:.0f} % and discharging: saving now; "
-                    "training goes on: plug in, or stop it with Ctrl-C or `orchestrator stop`"
+                    "training continues: plug in, or stop it with Ctrl-C or `orchestrator stop`"
                 )
                 await save()
             await asyncio.sleep(look_seconds)

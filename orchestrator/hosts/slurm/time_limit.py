@@ -88,20 +88,20 @@ class SlurmJob:
         """
         await self._look()
         if self._facts is not None and self._facts.restarts > self._job.restarts:
-            self._log.info("SLURM has queued the job again by itself")
+            self._log.info("SLURM has requeued the job itself")
             return
         if self._facts is not None and self._facts.is_cancelled:
-            self._log.info("the job was cancelled: it is not queued again")
+            self._log.info("the job was cancelled: it is not requeued")
             return
         answer = await self._ask(self._job.requeue)
         if answer.status == 0:
             journal.write(JournalEvent.REQUEUED, job=self._job.name)
-            self._log.info("the job is queued again", job=self._job.name)
+            self._log.info("the job is requeued", job=self._job.name)
             return
         problem = answer.problem or f"scontrol ended with {answer.status}"
         journal.write(JournalEvent.REQUEUED, job=self._job.name, problem=problem)
         self._log.warning(
-            "cannot queue the job again; the batch script may do so, or RequeueExit",
+            "cannot requeue the job; the batch script can do so, or RequeueExit",
             problem=problem,
             marker=str(run.requeue_file),
         )
@@ -109,7 +109,7 @@ class SlurmJob:
         try:
             write_json(run.requeue_file, marker)
         except OSError as error:
-            self._log.warning("cannot write the marker", problem=error.strerror)
+            self._log.warning("cannot write the marker for a requeue", problem=error.strerror)
 
     async def _look(self) -> None:
         """Take over what SLURM says now; without an answer the last one stands."""

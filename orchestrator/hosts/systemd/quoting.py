@@ -12,8 +12,8 @@ def literal(value: str) -> str:
     """A value that goes to the end of its line. Raises ConfigError where it cannot."""
     if value != value.strip() or not value.isprintable() or value.endswith("\\"):
         raise ConfigError(
-            f"cannot write {value!r} into a unit: it has spaces at an end, or signs that cannot be "
-            "printed; name another directory"
+            f"cannot write {value!r} into a unit: it begins or ends with a space, or holds "
+            "characters that cannot be printed; name another directory"
         )
     return value.replace("%", "%%")
 

@@ -98,8 +98,8 @@ class ServiceWatchdog:
         well = all((pulse.silent_seconds or 0.0) < STUCK_SECONDS for pulse in self._pulses())
         if self._was_well and not well:
             self._log.error(
-                f"a thread has been stuck for {duration_text(STUCK_SECONDS)}: no more signs of "
-                "health to the service manager"
+                f"a thread has been stuck for {duration_text(STUCK_SECONDS)}: no more "
+                "watchdog pings to the service manager"
             )
         self._was_well = well
         return well

@@ -36,8 +36,8 @@ async def all_gone(remains: Remains, pids: Collection[int]) -> None:
         log.warning("processes of another user were left running", pids=sorted(remains.foreign))
     if remains.stuck:
         log.error(
-            "processes that SIGKILL does not end, in uninterruptible sleep: the next attempt "
-            "waits for their end",
+            "SIGKILL does not end processes in uninterruptible sleep: the next attempt waits for "
+            "their end",
             processes=process_tree.describe(remains.stuck[0], remains.stuck),
         )
         left = await in_thread(lambda: process_tree.wait(remains.stuck, STUCK_WAIT_SECONDS))

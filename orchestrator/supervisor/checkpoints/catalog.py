@@ -151,13 +151,13 @@ class CheckpointCatalog:
             if not await in_thread(lambda: self._can_be_replaced(suspect)):
                 return False
         except UnreadableError as error:
-            self._log.warning("cannot set the checkpoint aside", problem=str(error))
+            self._log.warning("cannot move the checkpoint to quarantine", problem=str(error))
             return False
         try:
             self._store.quarantine(suspect.path, reason)
         except OSError as error:
             if os.path.lexists(suspect.path):
-                self._log.warning("cannot set the checkpoint aside", problem=str(error))
+                self._log.warning("cannot move the checkpoint to quarantine", problem=str(error))
                 return False
         self._quarantined(CheckpointInvalidError(suspect.path, reason), demoted=True)
         return True
@@ -182,14 +182,14 @@ class CheckpointCatalog:
     def _quarantined(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
         if os.path.lexists(error.path):
             self._log.warning(
-                "cannot set a bad checkpoint aside; it is passed over",
+                "cannot move a bad checkpoint to quarantine; it is skipped",
                 path=str(error.path),
                 reason=error.reason,
             )
             return
         self._announced.discard(error.path.name)
         self._log.warning(
-            "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"
+            "checkpoint moved to quarantine", path=str(error.path), reason=error.reason
         )
         self._journal.write(
             JournalEvent.CHECKPOINT_QUARANTINED,

@@ -52,7 +52,7 @@ class FdStore:
         snapshots.inherit(slots)
         if left := snapshots.newest_left(beyond=checkpoints.newest):
             structlog.get_logger().info(
-                "a killed supervisor has left a snapshot", step=left.manifest.step
+                "a killed supervisor has left a snapshot in memory", step=left.manifest.step
             )
             snapshots.write(left, Reason.CRASH)
 

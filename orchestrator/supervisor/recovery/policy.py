@@ -192,7 +192,7 @@ TABLE = (
         Action.REQUEUE,
         "this machine is to blame: run the command again on another, or once it is repaired",
     ),
-    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not come again"),
+    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not happen again"),
 )
 
 

@@ -83,7 +83,7 @@ def _ask(process: Process, dump: int) -> str:
 
 def _seen_from_outside(pid: int) -> str:
     """The state of each thread, and where it is in the kernel, as far as we may know."""
-    lines = ["(no Python stacks: it cannot answer, or has no session above it)"]
+    lines = ["(no Python stacks: the process cannot answer, or has no session)"]
     with contextlib.suppress(OSError):
         for thread in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
             if (facts := Process.look(int(thread))) is None:

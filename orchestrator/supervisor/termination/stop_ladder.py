@@ -244,7 +244,7 @@ class Watch:
         tree = attempt.child.tree()
         first = attempt.session_pid if attempt.session_pid in tree else attempt.child.pid
         seems = process_tree.describe(first, tree)
-        attempt.hang = f"no sign of life for {silence.seconds:.0f} s in {silence.activity}; {seems}"
+        attempt.hang = f"no progress for {silence.seconds:.0f} s in {silence.activity}; {seems}"
         facts = {
             "phase": silence.activity,
             "seconds": round(silence.seconds, 1),
@@ -285,12 +285,12 @@ class Watch:
         if attempt is None or attempt.over.is_set():
             return
         if self._machine.state is State.KILLING:
-            self._log.error("the trainer does not end even when killed", pid=attempt.child.pid)
+            self._log.error("SIGKILL does not end the trainer", pid=attempt.child.pid)
             self._end_attempt(attempt)
             return
         hung = self._machine.state is State.HUNG
         if hung and self._has_completed(attempt):
             return
         self._machine.handle(Event.DEADLINE)
-        late = "it does not come back: killing it" if hung else announcements.late(attempt)
+        late = "it shows no progress: killing it" if hung else announcements.late(attempt)
         self._kill(attempt, late)

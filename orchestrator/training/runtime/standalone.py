@@ -133,7 +133,7 @@ class Standalone:
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
         except (OSError, UnreadableError) as error:
-            say(f"cannot tidy up {self.run.checkpoints}: {error}")
+            say(f"cannot delete old checkpoints in {self.run.checkpoints}: {error}")
             return
         for old in deleted:
             self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
@@ -178,7 +178,7 @@ class Standalone:
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:
         if os.path.lexists(error.path):
-            say(f"{error}; it cannot be moved to quarantine and is passed over")
+            say(f"{error}; it cannot be moved to quarantine and is skipped")
             return
         say(f"{error}; it was moved to quarantine")
         self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)

@@ -85,7 +85,7 @@ class Progress:
                     raise
                 if name not in self._reported:
                     self._reported.add(name)
-                    say(f"{error}; it is left out, and training goes on")
+                    say(f"{error}; it is left out, and training continues")
         return values
 
     def measured_here(self, values: Mapping[str, float]) -> dict[str, float]:

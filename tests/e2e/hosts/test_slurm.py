@@ -339,7 +339,7 @@ def test_stop_ahead_of_a_limit_without_a_signal(cluster: Cluster) -> None:
 
 
 def test_limit_with_a_signal(cluster: Cluster) -> None:
-    """With --signal the notice saves and stops; the job is queued again for its status alone."""
+    """With --signal the notice saves and stops; the job is requeued for its status alone."""
     job = limited(cluster, "noticed")
     assert job.wait_for_state("COMPLETED")["Restarts"] == "1"
     assert job.events("stop_requested")[0]["source"] == "SIGUSR1"
