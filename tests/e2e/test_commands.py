@@ -1,4 +1,4 @@
-"""The commands that look at a run and talk to it."""
+"""The commands that show a run, control it, and handle its checkpoints."""
 
 import json
 import os
@@ -41,7 +41,7 @@ SLOW = ("--epochs", "50", "--step-seconds", "0.05")
 
 
 def standalone(cwd: Path, *arguments: str) -> WarmPython:
-    """Our training script without a supervisor."""
+    """Start the training script without a supervisor."""
     return WarmPython([str(TRAIN), *arguments], TRAINING, cwd=cwd, env=clean_environment())
 
 
@@ -67,8 +67,10 @@ def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
     assert ended["step"] == events(run.run, "run_stopped")[-1]["step"]
 
 
-def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_path: Path) -> None:
-    """`checkpoint` prints the new checkpoint's path, `stop` waits until all is saved and ended."""
+def test_stop_and_checkpoint_commands_reach_the_supervisor(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """`checkpoint` prints the new checkpoint's path; `stop` waits until the run has ended."""
     run = supervise(*SLOW)
     run.wait_for_event("checkpoint_published")
     made = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
@@ -87,7 +89,7 @@ def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_pa
 def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
     supervise: Start, tmp_path: Path
 ) -> None:
-    """A run without a checkpoint is not called saved, neither by `stop` nor by its supervisor."""
+    """Neither `stop` nor the supervisor says that a run without a checkpoint was saved."""
     run = supervise(*SLOW, cold=True)
     run.trainer_pid()
     stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
@@ -98,8 +100,10 @@ def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
     assert nothing in stderr
 
 
-def test_checkpoint_during_a_stop_is_answered_at_once(supervise: Start, tmp_path: Path) -> None:
-    """While a stop waits for its safe point, `checkpoint` says so and ends with 74."""
+def test_checkpoint_command_during_a_stop_is_refused_at_once(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """While a stop waits for its safe point, `checkpoint` is refused with 74 at once."""
     stuck = "print('stuck', flush=True); time.sleep(300)"
     run = supervise(*SLOW, "--run-at", "3", "--code", stuck)
     run.wait_for_output("stuck")
@@ -112,7 +116,7 @@ def test_checkpoint_during_a_stop_is_answered_at_once(supervise: Start, tmp_path
 
 
 def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
-    """`stop` ends a script that runs on its own, which saves first."""
+    """`stop` saves and ends a script that runs without a supervisor."""
     script = standalone(tmp_path, *SLOW)
     checkpoints = tmp_path / "runs" / "train" / "checkpoints"
     wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
@@ -138,7 +142,7 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
 
 
 def test_session_says_that_training_is_complete_already(tmp_path: Path) -> None:
-    """A script that is run again after its end does not just print nothing."""
+    """A script that runs again after its end says that training is complete, and how to go on."""
     said = ""
     for _ in range(2):
         script = standalone(tmp_path, "--epochs", "1")
@@ -243,7 +247,7 @@ def test_messages_in_the_systemd_journal_are_json(tmp_path: Path) -> None:
 
 
 def test_interrupt_while_the_program_is_loading_ends_by_sigint(tmp_path: Path) -> None:
-    """A Ctrl-C that comes before anything has begun ends the command without a traceback."""
+    """A Ctrl-C during the imports ends the command by SIGINT without a traceback."""
     (tmp_path / "xxhash.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
     loading = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", "run", "--", "true"],
@@ -264,7 +268,7 @@ STUCK = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(5)")
 
 
 def stop_twice(run: Path, cwd: Path) -> None:
-    """Two `stop` at once, both of which wait for the end."""
+    """Run two `stop` commands at once, which both wait for the end."""
     command = [sys.executable, "-m", "orchestrator", "stop", str(run)]
     first, second = (
         subprocess.Popen(
@@ -276,8 +280,8 @@ def stop_twice(run: Path, cwd: Path) -> None:
         assert stopper.communicate(timeout=30)[0].startswith("stopped at step")
 
 
-def test_stop_twice_is_stop_once(supervise: Start, tmp_path: Path) -> None:
-    """A second `stop` waits with the first; only signals stop the waiting for the safe point."""
+def test_second_stop_command_does_not_hurry_the_run(supervise: Start, tmp_path: Path) -> None:
+    """A second `stop` waits with the first one and does not shorten the wait for a safe point."""
     run = supervise(*SLOW, *STUCK)
     run.wait_for_output("stuck")
     stop_twice(run.run.root, tmp_path)
@@ -285,8 +289,8 @@ def test_stop_twice_is_stop_once(supervise: Start, tmp_path: Path) -> None:
     assert open_store(run.run).all()[-1].manifest.reason == "emergency"
 
 
-def test_stop_twice_is_stop_once_without_supervisor(tmp_path: Path) -> None:
-    """A script on its own is not ended unsaved by a second `stop` either."""
+def test_second_stop_command_does_not_hurry_a_script_without_supervisor(tmp_path: Path) -> None:
+    """A second `stop` does not end a script without a supervisor before it has saved."""
     script = standalone(tmp_path, *SLOW, *STUCK)
     assert script.stdout is not None
     while "stuck" not in script.stdout.readline():
@@ -297,7 +301,7 @@ def test_stop_twice_is_stop_once_without_supervisor(tmp_path: Path) -> None:
 
 
 def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
-    """list, verify, pin, unpin and export do what they say, and damage shows in each."""
+    """list, verify, pin, unpin and export work, and damage shows in list and verify."""
     run = supervise("--epochs", "1", options=("--every", "5steps"))
     assert run.end()[0] == 0
     place = str(run.run.root)
@@ -335,8 +339,8 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
 
 
-def test_export_and_pin_take_what_a_run_would_resume_from(tmp_path: Path) -> None:
-    """Without --step, damaged and non-finite checkpoints are passed over."""
+def test_export_and_pin_choose_the_checkpoint_that_a_run_would_resume(tmp_path: Path) -> None:
+    """Without --step, damaged and non-finite checkpoints are skipped."""
     store = new_store(tmp_path / "run", [10, 20])
     publish(store, 30, healthy=False)
     assert Store.open(store.run, []).run_id == store.run_id
@@ -351,7 +355,7 @@ def test_export_and_pin_take_what_a_run_would_resume_from(tmp_path: Path) -> Non
 
 
 def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
-    """Everything the script prints is in output.log and on the supervisor's standard output."""
+    """The script's whole output is in output.log and on the supervisor's standard output."""
     code = (
         "import sys; print('e', file=sys.stderr)\nfor n in range(5000): print('line', n, 'x' * 100)"
     )
@@ -367,7 +371,7 @@ def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
 
 
 def test_closed_output_does_not_end_training(supervise: Start) -> None:
-    """When nobody reads the supervisor's output any more, training goes on and completes."""
+    """Training completes although the reader of the supervisor's output is gone."""
     reader, writer = os.pipe()
     run = supervise("--epochs", "2", stdout=writer, stderr=writer)
     os.close(writer)
@@ -377,7 +381,7 @@ def test_closed_output_does_not_end_training(supervise: Start) -> None:
 
 
 def unread_pipe() -> tuple[int, int]:
-    """A pipe that is full to the last byte, as when its reader has stopped."""
+    """Return a pipe that is full to the last byte, as after its reader has stopped."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:
@@ -389,7 +393,7 @@ def unread_pipe() -> tuple[int, int]:
 
 
 def test_unread_output_stops_neither_training_nor_a_stop(supervise: Start) -> None:
-    """A reader that has stopped reading holds up nothing, and the log has all the output."""
+    """A reader that has stopped delays neither training nor a stop, and output.log is complete."""
     reader, writer = unread_pipe()
     code = "for n in range(5000): print('line', n, 'x' * 100)"
     run = supervise(*SLOW, "--run-at", "2", "--code", code, stdout=writer, stderr=writer)
@@ -408,8 +412,8 @@ def newest_reason(run: RunDir) -> str | None:
     return checkpoints[-1].manifest.reason if checkpoints else None
 
 
-def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: Start) -> None:
-    """When the supervisor dies, what the script and its children go on to print is in the log."""
+def test_output_after_the_supervisor_was_killed_is_in_the_log(supervise: Start) -> None:
+    """After a killed supervisor, the output of the script and its children is in output.log."""
     noisy = (
         "import subprocess\n"
         "model.register_forward_hook(lambda *_: print('tick', flush=True))\n"
@@ -429,7 +433,7 @@ def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: 
 def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
     tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """On a terminal the script sees a terminal, Ctrl-C saves, and the end is by SIGINT."""
+    """On a terminal the script sees a terminal, and Ctrl-C saves and ends the command by SIGINT."""
     code = "import sys; print('a terminal:', sys.stdout.isatty()); print('bar 1', end='\\r')"
     command = [*warm_trainers.command, *SLOW, "--run-at", "2", "--code", code]
     terminal = Terminal(tmp_path, command)
@@ -443,7 +447,7 @@ def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
 
 
 def test_closed_terminal_saves_and_stops(tmp_path: Path, warm_trainers: WarmTrainers) -> None:
-    """Closing the terminal is a SIGHUP: the state is saved although nobody reads the output."""
+    """Closing the terminal sends SIGHUP: the state is saved although the output has no reader."""
     terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW])
     terminal.read_until("begins at step 0")
     run = RunDir(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Bad input and damage: a clear sentence, the right status, nothing lost, never a traceback."""
+"""Bad input and damaged files: a clear sentence, the right status, no loss, no traceback."""
 
 import json
 import os
@@ -48,7 +48,7 @@ TRUE = ("--", "true")
     ],
 )
 def test_refusal(tmp_path: Path, arguments: tuple[str, ...], status: int, words: str) -> None:
-    """What cannot be done is refused with the reason and the status of the contract."""
+    """A command that cannot be done is refused with the reason and the contract's status."""
     (tmp_path / "file").touch()
     result = orchestrator(*arguments, cwd=tmp_path)
     assert result.returncode == status, result.stderr
@@ -58,7 +58,7 @@ def test_refusal(tmp_path: Path, arguments: tuple[str, ...], status: int, words:
 
 
 def test_damaged_run_file_is_refused_and_can_be_moved_away(supervise: Start) -> None:
-    """A damaged run.json ends with 78; without it, the run goes on under its old id."""
+    """A damaged run.json ends with 78; once it is moved away, the run continues with its old id."""
     run = supervise("--epochs", "1")
     assert run.end()[0] == 0
     run_id = open_store(run.run).run_id
@@ -75,7 +75,7 @@ def test_damaged_run_file_is_refused_and_can_be_moved_away(supervise: Start) -> 
 
 
 def test_damaged_journal_line_is_skipped(supervise: Start) -> None:
-    """A torn journal line is skipped with a warning and the run goes on."""
+    """A torn line in the journal is skipped with a warning, and the run continues."""
     run = supervise("--epochs", "1")
     assert run.end()[0] == 0
     with open(run.run.journal_file, "a") as journal:
@@ -92,7 +92,7 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_damaged_newest_checkpoint_is_set_aside_and_an_older_one_used(supervise: Start) -> None:
+def test_damaged_newest_checkpoint_is_quarantined_and_an_older_one_used(supervise: Start) -> None:
     """A flipped bit in the newest checkpoint costs only the steps since the one before."""
     options = ("--every", "5steps", "--snapshot-budget", "off")
     run = supervise("--epochs", "1", "--fail-at", "13", options=options)
@@ -134,8 +134,10 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
     ("name", "as_file"),
     [("journal.jsonl", False), ("lock", False), ("checkpoints", True), ("attempts", True)],
 )
-def test_something_else_in_the_place_of_ours(tmp_path: Path, name: str, as_file: bool) -> None:
-    """A file for a directory, or a directory for a file, is refused with its name."""
+def test_path_of_the_wrong_kind_in_the_run_directory_is_refused(
+    tmp_path: Path, name: str, as_file: bool
+) -> None:
+    """A file where a directory belongs, or the reverse, is refused by name."""
     assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 0
     place = tmp_path / "run" / name
     shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -162,7 +164,7 @@ def test_value_that_cannot_be_stored_is_named_at_the_first_save(supervise: Start
 def test_deep_directories_do_not_lengthen_the_socket_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run directory and a TMPDIR longer than a socket path may be are no obstacle."""
+    """A run works in a directory, and with a TMPDIR, whose path is too long for a socket."""
     deep = tmp_path / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(deep))
@@ -184,7 +186,7 @@ def test_several_processes_are_refused_for_now(
 
 
 def test_checkpoint_that_cannot_be_loaded_gives_way_to_an_older_one(supervise: Start) -> None:
-    """A file whose digest is right and which torch refuses twice does not strand the run."""
+    """A checkpoint with a correct digest that torch refuses twice is quarantined."""
     options = ("--every", "5steps", "--snapshot-budget", "off")
     run = supervise("--epochs", "1", "--fail-at", "13", options=options)
     run.end()

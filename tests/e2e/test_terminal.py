@@ -1,4 +1,4 @@
-"""A person at a real terminal: Ctrl-C, hang-ups, and runs in the background to come back to."""
+"""Runs on a real terminal: Ctrl-C, a closed terminal, and runs in the background."""
 
 import os
 import re
@@ -48,14 +48,14 @@ while not os.path.exists('go'):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDir]:
-    """The run that a test starts, ended with it."""
+    """Return the run directory; end the run after the test."""
     place = RunDir(tmp_path / "run")
     yield place
     kill_leftovers(place)
 
 
 def seen(text: str) -> list[str]:
-    """What a person sees of it in the end."""
+    """Return the lines that a person sees in the end."""
     screen = pyte.Screen(COLUMNS, LINES)
     pyte.Stream(screen).feed(text)
     return [line.rstrip() for line in screen.display if line.strip()]
@@ -64,7 +64,7 @@ def seen(text: str) -> list[str]:
 def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
     tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """The script's progress bar goes on below the message, and the end is by SIGINT."""
+    """The progress bar continues below the message, and the command ends by SIGINT."""
     terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW, "--run-at", "3", "--code", BAR])
     terminal.read_until("waiting")
     terminal.press_ctrl_c()
@@ -92,7 +92,7 @@ def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
 def test_second_ctrl_c_does_not_wait_and_third_kills(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
-    """Each says on the terminal what it does."""
+    """The second and the third Ctrl-C say on the terminal what they do."""
     options = ("--snapshot-budget", "off")
     arguments = ("--samples", "8000", "--run-at", "3", "--code", SLOW_SAVE)
     terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW, *arguments], options)
@@ -116,10 +116,10 @@ def wait_for_echo_to_pass() -> None:
     time.sleep(2 * MERGE_SECONDS)
 
 
-def test_closed_terminal_under_nohup_changes_nothing(
+def test_run_under_nohup_survives_a_closed_terminal(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
-    """Training goes on without a terminal, and can be stopped as always."""
+    """Training goes on without the terminal, and `stop` ends it."""
     command = [*warm_trainers.command, *SLOW]
     terminal = Terminal(tmp_path, command, through=("nohup",))
     wait_for(lambda: events(run, "checkpoint_published"), "a checkpoint")
@@ -140,12 +140,12 @@ def attach_to(root: Path) -> Terminal:
     return Terminal(root, [], arguments=["attach", "run"])
 
 
-def test_detached_run_is_followed_and_left_and_ended(
+def test_detached_run_can_be_followed_left_and_stopped(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
-    """It says how to come back; attach shows its output, leaves it alone at Ctrl-C, tells its end.
+    """`run --detach` says how to come back; `attach` shows the output until the run ends.
 
-    What kills the trainer is told too, and the next one's output follows.
+    Ctrl-C leaves the run alone. A killed trainer is reported, and the next one's output follows.
     """
     begun = detach(tmp_path, *warm_trainers.command, *SLOW)
     assert begun.returncode == 0, begun.stderr
@@ -186,7 +186,7 @@ def test_detached_run_is_followed_and_left_and_ended(
 
 
 def test_detach_says_why_training_could_not_start(tmp_path: Path, run: RunDir) -> None:
-    """The reason and the exit status are those that the run would have had in the foreground."""
+    """`run --detach` prints the reason and returns the exit status of the failed run."""
     ended = detach(tmp_path, sys.executable, "-c", "import no_such_module")
     assert ended.returncode == 70
     assert "No module named 'no_such_module'" in ended.stderr
@@ -196,8 +196,8 @@ def test_detach_says_why_training_could_not_start(tmp_path: Path, run: RunDir) -
     assert "failed" in after.stderr
 
 
-def test_event_hook_hears_of_the_end(tmp_path: Path, run: RunDir) -> None:
-    """It is told what happened and where, and a failing one is told of and harms nothing."""
+def test_event_hook_is_told_of_the_end(tmp_path: Path, run: RunDir) -> None:
+    """The hook gets the event and the run directory; a failing hook is reported and harmless."""
     record = 'echo "$ORCHESTRATOR_EVENT $ORCHESTRATOR_RUN_DIR" >> events; sleep 0.2; exit 3'
     for command, status in (("true", 0), ("false", 70)):
         options = ("--run-dir", "run", "--on-event", record, "--", command)

@@ -1,7 +1,8 @@
-"""A script that trains a model with a Trainer, then all of it with another, as fine-tuning does.
+"""A script that trains a part of a model with a Trainer, then all of it with another one.
 
-python hf_phases.py runs|one|again [PHASE STEP]: each phase with a run of its own, both in one, or
-the same Trainer twice. It ends by SIGKILL after that step of that phase, and saves the model.
+python hf_phases.py runs|one|again [PHASE STEP]: each phase has its own run, both share one, or the
+same Trainer trains twice. The script kills itself after that step of that phase. At its end it
+saves the model.
 """
 
 import os
