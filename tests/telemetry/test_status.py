@@ -50,7 +50,7 @@ def journal(store: Store, *events: JournalEvent) -> None:
 def test_the_state_follows_from_the_journal(
     store: Store, events: tuple[JournalEvent, ...], state: str
 ) -> None:
-    """A run that ended says how; one whose last start has no end was interrupted."""
+    """A run that ended says how; one whose last start is cut off was interrupted."""
     journal(store, *events)
     assert status_from_disk(store).state == state
 
