@@ -93,7 +93,7 @@ BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
             after=True,
             facts=_pid_of,
         ),
-        Breakpoint("delete", "orchestrator.checkpoint.store:Store._delete"),
+        Breakpoint("delete", "orchestrator.checkpoint.store:Store.delete"),
         Breakpoint("remove", "orchestrator.system.durable:Disk.remove"),
     ),
     TRAINER: (

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """What the end of a run tells a scheduler (docs/reference/process-contract.md)."""
+    """What the end of a run tells a scheduler (docs/reference/exit-statuses.md)."""
 
     COMPLETE = 0
     MISUSE = 2

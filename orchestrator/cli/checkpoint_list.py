@@ -5,7 +5,8 @@ from typing import Any
 
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
-from orchestrator.checkpoint.store import REASON_FILE, Store
+from orchestrator.checkpoint.quarantine import REASON_FILE
+from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
@@ -51,7 +52,7 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
 def list_quarantined(store: Store) -> list[dict[str, str]]:
     """Return ``path`` and ``reason`` of each checkpoint in quarantine."""
     rows = []
-    for path in store.quarantined():
+    for path in store.quarantine_folder.entries():
         try:
             reason = str(json.loads((path / REASON_FILE).read_bytes())["reason"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):

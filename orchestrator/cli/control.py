@@ -153,7 +153,7 @@ def verify(arguments: Namespace) -> ExitStatus:
     """Verify every checkpoint; exit with 65 if one is damaged, or if all are in quarantine."""
     store = open_store(arguments.run_dir)
     rows = _print_checkpoints(store, arguments.json)
-    if not rows and (quarantined := store.lost()):
+    if not rows and (quarantined := store.quarantine_folder.checkpoints()):
         raise NoValidCheckpointError(
             f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(quarantined)} "
             "are in quarantine; repair one and move it back, or start over with another --run-dir"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.script_files import ScriptFiles
+from orchestrator.checkpoint.disposal import OwnFiles
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
 from orchestrator.config import Config, option_words
@@ -65,7 +66,8 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     lock = RunLock(run_dir)
     lock.sign()
     log.record_in(run_dir.log_file)
-    store = (AdoptedStore if config.adopt else Store).open(run_dir, command, script_of(command))
+    disposal = ScriptFiles() if config.adopt else OwnFiles()
+    store = Store.open(run_dir, command, script_of(command), disposal)
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)
     if _already_complete(run_dir, command):
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
@@ -87,7 +89,7 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
             f"{config.adopt.text} has no wildcard, and so holds no step; use {{path}}"
         )
     if config.adopt and any(
-        map(config.adopt.takes, RunDir(Path(os.path.abspath(run_dir.root))).own)
+        map(config.adopt.covers, RunDir(Path(os.path.abspath(run_dir.root))).own)
     ):
         raise ConfigError(
             f"cannot adopt {config.adopt.text}: the pattern also matches the run directory "

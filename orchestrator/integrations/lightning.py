@@ -6,7 +6,7 @@ Lightning calls hooks where a session's script has a loop. The safe point of a b
 at which Lightning asks for the next batch: everything that it does for a batch is then done,
 including a validation. The content of a checkpoint is Lightning's own checkpoint. This module
 restores Lightning's counters itself, because after a restart of its own Lightning leaves out hooks,
-or a validation after the last batch. docs/how-to/integrations.md is for users.
+or a validation after the last batch. docs/how-to/lightning.md is for users.
 """
 
 import importlib

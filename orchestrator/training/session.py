@@ -1,4 +1,4 @@
-"""The session: what a training script talks to (docs/reference/process-contract.md, README)."""
+"""The session: what a training script talks to (docs/reference/session.md)."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what the steps of a run measured, one JSON object a line (docs/how-to/trackers.md)."""
+"""metrics.jsonl: the metrics of a run, one JSON object a line (docs/reference/metrics.md)."""
 
 import json
 import os

@@ -2,12 +2,13 @@
 
 import os
 import sys
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
@@ -26,8 +27,6 @@ from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import say
 from orchestrator.training.runtime.local_writer import OwnWriter
-
-SNAPSHOT_SAMPLE_SECONDS = 60.0
 
 _trained: set[Path] = set()
 """The runs that this process trains, or has trained to their end."""
@@ -64,7 +63,8 @@ class Standalone:
             self._lock.release()
             raise
         self._journal = Journal(self.run.journal_file)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv)
+        self._checkpoint_journal = CheckpointJournal(self._journal)
+        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
         self.page, descriptor = ControlPage.create()
         os.close(descriptor)
         self.slots = Slots.create(self.page)
@@ -73,7 +73,6 @@ class Standalone:
         self._mlflow = MlflowWatch(self.run)
         self._resumed_from: Checkpoint | None = None
         self._newest: Checkpoint | None = None
-        self._snapshot_journalled = float("-inf")
         _trained.add(self._path)
 
     def _refuse_second_training(self) -> None:
@@ -111,11 +110,8 @@ class Standalone:
 
     def took(self, snapshot: Snapshot, **facts: Any) -> None:
         """Journal one in a while."""
-        now = time.monotonic()
-        if now - self._snapshot_journalled >= SNAPSHOT_SAMPLE_SECONDS:
-            self._snapshot_journalled = now
-            step, image_bytes = snapshot.manifest.step, snapshot.image_bytes
-            self.tell(JournalEvent.SNAPSHOT_TAKEN, step=step, bytes=image_bytes, **facts)
+        sizes = {"step": snapshot.manifest.step, "bytes": snapshot.image_bytes}
+        self._checkpoint_journal.record_snapshot({**sizes, **facts})
 
     def tell(self, event: JournalEvent, **facts: Any) -> None:
         """Write it into the journal."""
@@ -128,7 +124,7 @@ class Standalone:
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
         self._newest = checkpoint
-        self.tell(JournalEvent.CHECKPOINT_PUBLISHED, **checkpoint.facts, seconds=seconds)
+        self._checkpoint_journal.record_publication(checkpoint, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
@@ -136,18 +132,18 @@ class Standalone:
             say(f"cannot delete old checkpoints in {self.run.checkpoints}: {error}")
             return
         for old in deleted:
-            self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
+            self._checkpoint_journal.record_deletion(old)
 
     def failed(self, error: CheckpointWriteError) -> None:
         """Journal it, and say so."""
-        self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
+        self._checkpoint_journal.record_failure(str(error), step=error.step)
         say(str(error))
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
         self._own_writer.finish()
         if status is ExitStatus.COMPLETE:
-            self.tell(JournalEvent.RUN_COMPLETED)
+            self.tell(JournalEvent.RUN_COMPLETED, step=self.page.values[Field.STEP])
         elif status is not None:
             step = self.page.values[Field.STEP]
             self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
@@ -181,4 +177,4 @@ class Standalone:
             say(f"{error}; it cannot be moved to quarantine and is skipped")
             return
         say(f"{error}; it was moved to quarantine")
-        self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)
+        self._checkpoint_journal.record_quarantine(error.path, error.reason)
