@@ -9,7 +9,7 @@ from enum import StrEnum
 from orchestrator.errors import ConfigError
 
 _CHOICE = re.compile(r"([a-z-]+(?:@[a-z-]+)?)(?::(\d+))?")
-# With so many steps between two faults, the cost of one shows before the next one comes.
+# With this distance between two faults, the cost of one shows before the next one comes.
 STEPS_PER_FAULT = 4
 MAX_FAULTS_PER_TRIAL = 20
 

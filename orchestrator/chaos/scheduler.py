@@ -47,7 +47,7 @@ class Scheduler:
         self._log_file = root / "supervisor.log"
         self._arguments = [
             *(sys.executable, "-m", "orchestrator", "run", "--run-dir", str(self.run.root)),
-            *("--max-restarts", MAX_RESTARTS, *run_arguments),
+            *("--max-restarts", MAX_RESTARTS, "--log-format", "text", *run_arguments),
         ]
         self._environment = {k: v for k, v in os.environ.items() if k not in OUTER_VARIABLES}
         self._environment[VARIABLE] = str(root)

@@ -18,7 +18,7 @@ from orchestrator.chaos.result import Injection, TrialResult, check_checkpoints
 from orchestrator.chaos.scheduler import RunLostError, Scheduler
 from orchestrator.checkpoint.store import Store
 
-# A full disk stays full for so many refused operations or seconds, whichever ends first.
+# A full disk stays full until one of these is reached: refused operations, or seconds.
 FULL_DISK_REFUSALS = 10
 FULL_DISK_SECONDS = 8.0
 # A damaged checkpoint needs a predecessor.

@@ -52,8 +52,8 @@ for phase in (0, 1):
             report_to=[],
             disable_tqdm=True,
         )
-        ours = OrchestratorCallback(f"runs/{phase}" if how == "runs" else None)
-        trainer = Trainer(net, arguments, train_dataset=data, callbacks=[ours, Killed(phase)])
+        callback = OrchestratorCallback(f"runs/{phase}" if how == "runs" else None)
+        trainer = Trainer(net, arguments, train_dataset=data, callbacks=[callback, Killed(phase)])
     trainer.train()
     print("trained", phase, flush=True)
 torch.save(net.state_dict(), "result.pt")

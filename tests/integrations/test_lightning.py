@@ -365,9 +365,9 @@ def test_checkpoint_io_writes_durably_and_loads_a_state_file(tmp_path: Path) -> 
     life = Life(tmp_path / "run", enable_checkpointing=True, plugins=[plugin], callbacks=[saving])
     own = torch.load(tmp_path / "own" / "last.ckpt", weights_only=False)
     newest = Store.open(RunDir(tmp_path / "run"), []).all()[-1]
-    ours = plugin.load_checkpoint(newest.state_file)
+    loaded = plugin.load_checkpoint(newest.state_file)
     for name, value in life.net.state_dict().items():
         assert torch.equal(own["state_dict"][name], value)
-        assert torch.equal(ours["state_dict"][name], value)
+        assert torch.equal(loaded["state_dict"][name], value)
     assert [path.name for path in (tmp_path / "own").iterdir() if path.name[0] == "."] == []
     life.trainer.validate(life.net, DataLoader(Noisy(), 10), ckpt_path=str(newest.state_file))

@@ -170,7 +170,7 @@ def test_new_run_does_not_start_from_a_partial_checkpoint(
     status, told, _ = second.end()
     assert status == 0
     assert "checkpoint-10 in" in told
-    # It began at the fifth step, and not anew.
+    # Training began at the fifth step, not at the first.
     assert events(second.run, "checkpoint_published")[0]["step"] == 10
 
 
