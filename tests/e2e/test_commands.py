@@ -304,9 +304,9 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     """list, verify, pin, unpin and export work, and damage shows in list and verify."""
     run = supervise("--epochs", "1", options=("--every", "5steps"))
     assert run.end()[0] == 0
-    place = str(run.run.root)
+    run_dir = str(run.run.root)
 
-    listed = json.loads(orchestrator("checkpoints", "list", place, "--json", cwd=tmp_path).stdout)
+    listed = json.loads(orchestrator("checkpoints", "list", run_dir, "--json", cwd=tmp_path).stdout)
     keys = {
         *("path", "step", "epoch", "reason", "bytes", "healthy"),
         *("valid", "pinned", "time", "metrics", "exactness"),
@@ -314,27 +314,27 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     assert all(keys <= row.keys() for row in listed)
     assert [row["step"] for row in listed] == [10, 15, 16]
     assert all(row["valid"] and row["healthy"] and not row["pinned"] for row in listed)
-    assert "final" in orchestrator("checkpoints", "list", place, cwd=tmp_path).stdout
+    assert "final" in orchestrator("checkpoints", "list", run_dir, cwd=tmp_path).stdout
 
-    orchestrator("checkpoints", "pin", place, "--step", "10", cwd=tmp_path)
+    orchestrator("checkpoints", "pin", run_dir, "--step", "10", cwd=tmp_path)
     assert open_store(run.run).all()[0].pinned
     longer = supervise("--epochs", "3", options=("--every", "5steps"))
     assert longer.end()[0] == 0
     assert open_store(run.run).all()[0].manifest.step == 10
-    orchestrator("checkpoints", "unpin", place, "--step", "10", cwd=tmp_path)
+    orchestrator("checkpoints", "unpin", run_dir, "--step", "10", cwd=tmp_path)
     assert not open_store(run.run).all()[0].pinned
 
-    exported = orchestrator("checkpoints", "export", place, "-o", "out.pt", cwd=tmp_path)
+    exported = orchestrator("checkpoints", "export", run_dir, "-o", "out.pt", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     content = torch.load(tmp_path / "out.pt")
     assert {"epoch", "step", "loss", "model_state_dict", "optimizer_state_dict"} <= content.keys()
-    again = orchestrator("checkpoints", "export", place, "-o", "out.pt", cwd=tmp_path)
+    again = orchestrator("checkpoints", "export", run_dir, "-o", "out.pt", cwd=tmp_path)
     assert again.returncode == 78
 
-    assert orchestrator("checkpoints", "verify", place, cwd=tmp_path).returncode == 0
+    assert orchestrator("checkpoints", "verify", run_dir, cwd=tmp_path).returncode == 0
     file = open_store(run.run).all()[-1].state_file
     file.write_bytes(file.read_bytes()[:-1])
-    verified = orchestrator("checkpoints", "verify", place, "--json", cwd=tmp_path)
+    verified = orchestrator("checkpoints", "verify", run_dir, "--json", cwd=tmp_path)
     assert verified.returncode == 65
     assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
 

@@ -122,11 +122,11 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         assert "Traceback" not in stderr
         assert again.status()["state"] == "failed"
     assert len(events(run.run, "attempt_started")) == 1
-    place = str(run.run.root)
-    verified = orchestrator("checkpoints", "verify", place, cwd=run.run.root)
+    run_dir = str(run.run.root)
+    verified = orchestrator("checkpoints", "verify", run_dir, cwd=run.run.root)
     assert verified.returncode == 65
     assert "are in quarantine; repair one and move it back" in verified.stderr
-    listed = orchestrator("checkpoints", "list", place, cwd=run.run.root)
+    listed = orchestrator("checkpoints", "list", run_dir, cwd=run.run.root)
     assert "state.pt has changed: wrong digest" in listed.stdout
 
 
@@ -139,9 +139,9 @@ def test_path_of_the_wrong_kind_in_the_run_directory_is_refused(
 ) -> None:
     """A file where a directory belongs, or the reverse, is refused by name."""
     assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 0
-    place = tmp_path / "run" / name
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
-    place.touch() if as_file else place.mkdir()
+    path = tmp_path / "run" / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.touch() if as_file else path.mkdir()
     for command in ((*RUN, *TRUE), ("status", "run", "--json"), ("checkpoints", "list", "run")):
         result = orchestrator(*command, cwd=tmp_path)
         assert "Traceback" not in result.stderr

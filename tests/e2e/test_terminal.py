@@ -49,9 +49,9 @@ while not os.path.exists('go'):
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDir]:
     """Return the run directory; end the run after the test."""
-    place = RunDir(tmp_path / "run")
-    yield place
-    kill_leftovers(place)
+    run_dir = RunDir(tmp_path / "run")
+    yield run_dir
+    kill_leftovers(run_dir)
 
 
 def seen(text: str) -> list[str]:

@@ -30,7 +30,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_digits.py"
 SAMPLES, BATCH, ACCUMULATE, EPOCHS = 22, 4, 4, 2
 # Six batches an epoch, the last of two samples; a step after the fourth and after the last.
 STEPS = 2
-Place = tuple[str, int]
+Interruption = tuple[str, int]
 
 
 class Noisy(Dataset[torch.Tensor]):
@@ -99,14 +99,14 @@ class Training:
         self.history: list[float] = []
         self.exactness: str | None = None
 
-    def run(self, run_dir: Path, stop: Place | None = None) -> bool:
+    def run(self, run_dir: Path, stop: Interruption | None = None) -> bool:
         """Train, with a SIGTERM at a point of a step; return whether training completed."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         session = Session(run_dir=run_dir, **parts)
 
-        def pass_by(place: str) -> None:
+        def pass_by(point: str) -> None:
             nonlocal stop
-            if stop == (place, len(self.history)):
+            if stop == (point, len(self.history)):
                 stop = None
                 signal.raise_signal(signal.SIGTERM)
 
@@ -190,7 +190,7 @@ def whole(root: Path, **options: Any) -> dict[str, str]:
     return training.result()
 
 
-PLACES: list[Place] = [
+INTERRUPTIONS: list[Interruption] = [
     ("step", 1),
     ("batch", 1),  # in the middle of an accumulation
     ("step", STEPS),  # after the last batch of the epoch
@@ -212,13 +212,13 @@ def test_run_interrupted_anywhere_equals_the_uninterrupted_run(
 ) -> None:
     """Weights, optimizer, streams and history are equal, with accelerate and without it."""
     expected = whole(tmp_path, **loader)
-    for place in PLACES:
-        run_dir = tmp_path / f"{place[0]}-{place[1]}"
-        assert not Training(**loader).run(run_dir, place), place
+    for interruption in INTERRUPTIONS:
+        run_dir = tmp_path / f"{interruption[0]}-{interruption[1]}"
+        assert not Training(**loader).run(run_dir, interruption), interruption
         second = Training(**loader)
         assert second.run(run_dir)
-        assert second.result() == expected, place
-        assert second.exactness == "EXACT", place
+        assert second.result() == expected, interruption
+        assert second.exactness == "EXACT", interruption
     plain = Training(prepared=False, **loader)
     plain.run(tmp_path / "plain")
     assert plain.result() == expected
@@ -312,13 +312,13 @@ def test_each_kind_of_accelerate_loader_resumes(tmp_path: Path, name: str) -> No
         }
 
     expected = whole(tmp_path, **options())
-    for place in PLACES[1:4]:
-        run_dir = tmp_path / f"{place[0]}-{place[1]}"
-        assert not Training(**options()).run(run_dir, place), place
+    for interruption in INTERRUPTIONS[1:4]:
+        run_dir = tmp_path / f"{interruption[0]}-{interruption[1]}"
+        assert not Training(**options()).run(run_dir, interruption), interruption
         second = Training(**options())
         assert second.run(run_dir)
-        assert second.result() == expected, place
-        assert second.exactness == "EXACT", place
+        assert second.result() == expected, interruption
+        assert second.exactness == "EXACT", interruption
 
 
 @pytest.mark.parametrize("seedable", [False, True])

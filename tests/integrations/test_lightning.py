@@ -99,7 +99,7 @@ class Net(pl.LightningModule):
         return [optimizer], [{"scheduler": by_step, "interval": "step"}, by_epoch]
 
 
-class Life:
+class Fit:
     """Run one `fit`, which ``cut`` may stop."""
 
     def __init__(
@@ -156,8 +156,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the uninterrupted training, made once for each way of training."""
 
     @functools.cache
-    def get(settings: tuple[tuple[str, Any], ...]) -> Life:
-        return Life(tmp_path_factory.mktemp("whole"), **dict(settings))
+    def get(settings: tuple[tuple[str, Any], ...]) -> Fit:
+        return Fit(tmp_path_factory.mktemp("whole"), **dict(settings))
 
     return get
 
@@ -198,10 +198,10 @@ def test_interrupted_training_ends_with_the_same_bits(
     assert not expected.stopped
     events: list[str] = []
     for cut in [*cuts, None]:
-        life = Life(tmp_path, cut, **settings)
-        assert life.stopped == (cut is not None)
-        events += life.net.events
-    mine, whole = life.result(), expected.result()
+        fit = Fit(tmp_path, cut, **settings)
+        assert fit.stopped == (cut is not None)
+        events += fit.net.events
+    mine, whole = fit.result(), expected.result()
     for key, value in whole.items():
         equal = torch.equal(mine[key], value) if torch.is_tensor(value) else mine[key] == value
         assert equal, key
@@ -210,26 +210,26 @@ def test_interrupted_training_ends_with_the_same_bits(
 
 def test_stop_in_the_last_step_lets_training_complete(tmp_path: Path, uninterrupted: Any) -> None:
     """A stop at the last step lets the run complete, and the next start does nothing."""
-    life = Life(tmp_path, ("batch", 30))
-    assert not life.stopped
+    fit = Fit(tmp_path, ("batch", 30))
+    assert not fit.stopped
     assert RunDir(tmp_path).done_file.exists()
-    assert life.net.events == uninterrupted(()).net.events
-    assert Life(tmp_path).net.events == []
+    assert fit.net.events == uninterrupted(()).net.events
+    assert Fit(tmp_path).net.events == []
 
 
 def test_complete_run_continues_for_more_epochs(tmp_path: Path, uninterrupted: Any) -> None:
     """With more epochs in the script, the result is that of a run with as many from the start."""
-    Life(tmp_path, max_epochs=2)
-    longer = Life(tmp_path)
+    Fit(tmp_path, max_epochs=2)
+    longer = Fit(tmp_path)
     for name, value in uninterrupted(()).net.state_dict().items():
         assert torch.equal(longer.net.state_dict()[name], value)
 
 
 def test_second_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A second fit would begin at the first's end, with the same Trainer or with another one."""
-    life = Life(tmp_path)
+    fit = Fit(tmp_path)
     for trainer in (
-        life.trainer,
+        fit.trainer,
         pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)]),
     ):  # type: ignore[arg-type]
         with pytest.raises(TrainingRefused) as refused:
@@ -316,14 +316,14 @@ def test_fetching_batches_inside_a_step_is_refused(tmp_path: Path) -> None:
 
 def test_checkpoint_holds_lightnings_own_checkpoint(tmp_path: Path) -> None:
     """torch.load reads it with its safe default, and Lightning loads it as a ckpt_path."""
-    life = Life(tmp_path)
+    fit = Fit(tmp_path)
     newest = Store.open(RunDir(tmp_path), []).all()[-1]
     content = torch.load(newest.state_file, weights_only=True)["trainer_state_dict"]
     assert content["global_step"] == 30
     assert "hyper_parameters" not in content
     torch.save(content, tmp_path / "exported.ckpt")
     loaded = Net.load_from_checkpoint(tmp_path / "exported.ckpt")
-    for name, value in life.net.state_dict().items():
+    for name, value in fit.net.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
 
 
@@ -353,7 +353,7 @@ def test_lightnings_own_signal_handlers_are_not_installed(
     for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
         monkeypatch.setenv(name, "0")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    assert Life(tmp_path, ("batch", 4)).stopped
+    assert Fit(tmp_path, ("batch", 4)).stopped
     assert {number: signal.getsignal(number) for number in before} == before
     assert not list(Path.cwd().glob("hpc_ckpt*"))
 
@@ -362,12 +362,12 @@ def test_checkpoint_io_writes_durably_and_loads_a_state_file(tmp_path: Path) -> 
     """The CheckpointIO saves Lightning's files durably, and loads a state.pt as a ckpt_path."""
     saving = ModelCheckpoint(tmp_path / "own", save_last=True)
     plugin = OrchestratorCheckpointIO()
-    life = Life(tmp_path / "run", enable_checkpointing=True, plugins=[plugin], callbacks=[saving])
+    fit = Fit(tmp_path / "run", enable_checkpointing=True, plugins=[plugin], callbacks=[saving])
     own = torch.load(tmp_path / "own" / "last.ckpt", weights_only=False)
     newest = Store.open(RunDir(tmp_path / "run"), []).all()[-1]
     loaded = plugin.load_checkpoint(newest.state_file)
-    for name, value in life.net.state_dict().items():
+    for name, value in fit.net.state_dict().items():
         assert torch.equal(own["state_dict"][name], value)
         assert torch.equal(loaded["state_dict"][name], value)
     assert [path.name for path in (tmp_path / "own").iterdir() if path.name[0] == "."] == []
-    life.trainer.validate(life.net, DataLoader(Noisy(), 10), ckpt_path=str(newest.state_file))
+    fit.trainer.validate(fit.net, DataLoader(Noisy(), 10), ckpt_path=str(newest.state_file))
