@@ -49,7 +49,7 @@ class Noisy(Dataset[torch.Tensor]):
 
 
 class Stream(IterableDataset[torch.Tensor]):
-    """The same points as an iterable data set."""
+    """Points without noise, as an iterable data set."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (torch.full((4,), index / SAMPLES) for index in range(SAMPLES))
