@@ -13,7 +13,7 @@ from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, arriving
+from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, atomic_replacement
 
 READ_CHUNK_BYTES = 16 << 20
 # Bytes in the page cache are copied from there, best while they are in the processor's cache too.
@@ -64,7 +64,7 @@ def export_state(
     """
     disk = disk or Disk()
     with (
-        arriving(target, disk, replace=replace) as temporary,
+        atomic_replacement(target, disk, replace=replace) as temporary,
         open(checkpoint.state_file, "rb") as source,
         disk.create(temporary) as file,
     ):

@@ -153,7 +153,7 @@ class _Viewer:
     def print_message(self, text: str) -> None:
         """Print a message that does not come from the trainer."""
         if self._screen is not None:
-            self._screen.say(text)
+            self._screen.print_message(text)
         elif text:
             print(text, file=sys.stderr, flush=True)
 

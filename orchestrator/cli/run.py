@@ -61,10 +61,10 @@ def _logs_json(config: Config) -> bool:
 
 
 def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, log: Log) -> Ending:
-    notifier = Notifier.take(os.environ)
+    notifier = Notifier.from_environment(os.environ)
     run_dir.create()
     lock = RunLock(run_dir)
-    lock.sign()
+    lock.write_owner()
     log.record_in(run_dir.log_file)
     disposal = ScriptFiles() if config.adopt else OwnFiles()
     store = Store.open(run_dir, command, script_of(command), disposal)
@@ -89,7 +89,7 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
             f"{config.adopt.text} has no wildcard, and so holds no step; use {{path}}"
         )
     if config.adopt and any(
-        map(config.adopt.covers, RunDir(Path(os.path.abspath(run_dir.root))).own)
+        map(config.adopt.covers, RunDir(Path(os.path.abspath(run_dir.root))).all_paths)
     ):
         raise ConfigError(
             f"cannot adopt {config.adopt.text}: the pattern also matches the run directory "
@@ -149,7 +149,7 @@ def script_of(command: list[str]) -> str | None:
 
 
 def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
-    if (done := run_dir.done()) is None:
+    if (done := run_dir.read_done()) is None:
         return False
     log = structlog.get_logger()
     if done.get("command") != command:

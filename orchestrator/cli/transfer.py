@@ -143,14 +143,14 @@ def import_(arguments: Namespace) -> None:
     run.create()
     lock = RunLock(run)
     try:
-        lock.sign()
+        lock.write_owner()
         store = Store.open(run, command=[])
         _refuse_other_format(store, source)
         _refuse_older_step(store, state["step"], source)
         published = import_.publish(store, state, source)
         _record(run, published, source)
     finally:
-        lock.release()
+        lock.close()
     print(f"imported {source} as {published.path}")
     if left_out := [str(key) for key in content if key not in state]:
         print(f"left out: {', '.join(left_out)}")

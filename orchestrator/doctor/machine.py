@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from orchestrator import __version__
 from orchestrator.doctor.findings import Finding, Level, RunFacts
-from orchestrator.system.capabilities import Capability, has, without
+from orchestrator.system.capabilities import Capability, describe_fallback, is_available
 from orchestrator.system.memory import available_bytes, limit_bytes
 from orchestrator.system.units import size_text
 
@@ -112,8 +112,8 @@ def gpus(facts: RunFacts) -> Finding:
 
 def capabilities(facts: RunFacts) -> Iterator[Finding]:
     """Report the optional features that this system lacks, and what is done without them."""
-    missing = [capability for capability in Capability if not has(capability)]
+    missing = [capability for capability in Capability if not is_available(capability)]
     for capability in missing:
-        yield Finding("system", Level.WARN, f"no {capability}: {without(capability)}")
+        yield Finding("system", Level.WARN, f"no {capability}: {describe_fallback(capability)}")
     if not missing:
         yield Finding("system", Level.OK, f"has {', '.join(Capability)}")

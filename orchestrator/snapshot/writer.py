@@ -67,7 +67,7 @@ class Writer:
         try:
             return self.store.publish(manifest, copy, direct=True)
         finally:
-            self.heartbeat.rest()
+            self.heartbeat.pause()
 
     def _view(self, snapshot: Snapshot) -> mmap.mmap:
         """Return the slot's memory, mapped once: mapping costs more processor time than writing.

@@ -29,7 +29,7 @@ from orchestrator.supervisor.attempt.attempt import AdoptedProgress, Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.termination.stop_ladder import Watch
 from orchestrator.system.priority import lower_priority
-from orchestrator.system.threads import in_thread, may_go_unheard
+from orchestrator.system.threads import ignore_outcome, in_thread
 
 # Network filesystems, and what another machine writes on them, give no events.
 LOOK_SECONDS = 10.0
@@ -76,7 +76,7 @@ class Adoption:
         self._publish = publish
         self._alarm = alarm
         self._log = structlog.get_logger()
-        self._written = WriteLedger(store.store.run.written_file)
+        self._written = WriteLedger(store.store.run.write_ledger_file)
         self._sightings = SaveScanner(pattern, store, self._written)
         self._is_new_run = is_new_run
         self._looking: asyncio.Task[None] | None = None
@@ -117,7 +117,7 @@ class Adoption:
         resumed = attempt.resume_from
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
         self._looking = asyncio.ensure_future(self._look_on(attempt))
-        may_go_unheard(self._looking)
+        ignore_outcome(self._looking)
 
     async def end(self, attempt: Attempt) -> None:
         """It has ended: nobody writes any more, so that what it saved last counts now or never."""
@@ -125,7 +125,7 @@ class Adoption:
         last = asyncio.ensure_future(
             self._look_last(attempt, Moment.SUCCEEDED if ended_well else Moment.FAILED)
         )
-        may_go_unheard(last)
+        ignore_outcome(last)
         in_a_hurry = asyncio.ensure_future(self._watch.kill_wanted.wait())
         await asyncio.wait({last, in_a_hurry}, return_when=asyncio.FIRST_COMPLETED)
         in_a_hurry.cancel()

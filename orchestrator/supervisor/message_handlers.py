@@ -158,7 +158,7 @@ class Conversation:
                     problem = "there is no such snapshot"
                     self._tell_trainer(type="write_failed", generation=generation, problem=problem)
             case "modules" if not self._watch.stop_wanted.is_set():
-                self._spares.trainer_has_loaded(
+                self._spares.on_trainer_modules(
                     attempt.directory.modules_file, attempt.session_pid == attempt.child.pid
                 )
             case "rejected":
@@ -280,7 +280,7 @@ class Conversation:
         status.supervisor_pid = os.getpid()
         status.restarts = self.restarts
         status.problem = self._problem
-        status.spare_pid, status.spare = self._spares.pid, self._spares.facts()
+        status.spare_pid, status.spare = self._spares.pid, self._spares.status()
         status.newest_checkpoint = describe_checkpoint(newest) if newest else None
         if attempt is not None:
             status.attempt = attempt.number

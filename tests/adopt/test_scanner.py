@@ -32,7 +32,7 @@ class Script:
         self.now = 0.0
         self.store = Store(run, "0123456789abcdef", disposal=ScriptFiles())
         self.seals = SealStore(self.store)
-        self.ledger = WriteLedger(run.written_file)
+        self.ledger = WriteLedger(run.write_ledger_file)
         self.scanner = self.scanner_of(str(self.out / pattern))
 
     def scanner_of(self, pattern: str) -> SaveScanner:

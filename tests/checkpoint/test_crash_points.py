@@ -47,7 +47,7 @@ def save(store: Store) -> None:
     """The save under test; notes in the log when the new checkpoint was promised to be durable."""
     publish(store, NEW_STEP)
     assert isinstance(store.disk, FailingDisk)
-    store.disk.note("published")
+    store.disk.record("published")
     store.apply_retention(KEEP_TWO)
 
 

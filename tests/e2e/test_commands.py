@@ -1,4 +1,4 @@
-"""The commands that show a run, control it, and handle its checkpoints."""
+"""The commands that inspect and control a run."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def standalone(cwd: Path, *arguments: str) -> WarmPython:
     return WarmPython([str(TRAIN), *arguments], TRAINING, cwd=cwd, env=clean_environment())
 
 
-def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
+def test_status_has_all_keys_during_and_after_a_run(supervise: Start) -> None:
     """`status --json` has every key of the contract, live and after the end."""
     run = supervise(*SLOW, "--samples", "800")
     run.wait_for_event("checkpoint_published")
@@ -67,10 +67,8 @@ def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
     assert ended["step"] == events(run.run, "run_stopped")[-1]["step"]
 
 
-def test_stop_and_checkpoint_commands_reach_the_supervisor(
-    supervise: Start, tmp_path: Path
-) -> None:
-    """`checkpoint` prints the new checkpoint's path; `stop` waits until the run has ended."""
+def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_path: Path) -> None:
+    """`checkpoint` prints the new checkpoint's path; `stop` waits until the run is saved."""
     run = supervise(*SLOW)
     run.wait_for_event("checkpoint_published")
     made = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
@@ -86,10 +84,8 @@ def test_stop_and_checkpoint_commands_reach_the_supervisor(
     assert f"no process is training in {run.run.root}" in refused.stderr
 
 
-def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
-    supervise: Start, tmp_path: Path
-) -> None:
-    """Neither `stop` nor the supervisor says that a run without a checkpoint was saved."""
+def test_stop_before_the_first_step_has_nothing_to_save(supervise: Start, tmp_path: Path) -> None:
+    """Neither `stop` nor the supervisor claims that a run without a checkpoint is saved."""
     run = supervise(*SLOW, cold=True)
     run.trainer_pid()
     stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
@@ -100,10 +96,8 @@ def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
     assert nothing in stderr
 
 
-def test_checkpoint_command_during_a_stop_is_refused_at_once(
-    supervise: Start, tmp_path: Path
-) -> None:
-    """While a stop waits for its safe point, `checkpoint` is refused with 74 at once."""
+def test_checkpoint_during_a_stop_is_refused_at_once(supervise: Start, tmp_path: Path) -> None:
+    """While a stop waits for its safe point, `checkpoint` says so and ends with 74."""
     stuck = "print('stuck', flush=True); time.sleep(300)"
     run = supervise(*SLOW, "--run-at", "3", "--code", stuck)
     run.wait_for_output("stuck")
@@ -115,8 +109,8 @@ def test_checkpoint_command_during_a_stop_is_refused_at_once(
     assert "cannot save: the run is stopping" in refused.stderr
 
 
-def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
-    """`stop` saves and ends a script that runs without a supervisor."""
+def test_stop_saves_a_script_without_supervisor(tmp_path: Path) -> None:
+    """`stop` makes a standalone script save and end."""
     script = standalone(tmp_path, *SLOW)
     checkpoints = tmp_path / "runs" / "train" / "checkpoints"
     wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
@@ -141,8 +135,8 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     assert json.loads(rest.splitlines()[-1])["state"] == "stopped"
 
 
-def test_session_says_that_training_is_complete_already(tmp_path: Path) -> None:
-    """A script that runs again after its end says that training is complete, and how to go on."""
+def test_session_reports_that_the_training_is_complete(tmp_path: Path) -> None:
+    """A script that is run again after its end says that the training is complete."""
     said = ""
     for _ in range(2):
         script = standalone(tmp_path, "--epochs", "1")
@@ -246,8 +240,8 @@ def test_messages_in_the_systemd_journal_are_json(tmp_path: Path) -> None:
     assert "    attempt 2, before its session began" in lines
 
 
-def test_interrupt_while_the_program_is_loading_ends_by_sigint(tmp_path: Path) -> None:
-    """A Ctrl-C during the imports ends the command by SIGINT without a traceback."""
+def test_interrupt_during_the_imports_ends_by_sigint(tmp_path: Path) -> None:
+    """A Ctrl-C during the program's imports ends it by SIGINT without a traceback."""
     (tmp_path / "xxhash.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
     loading = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", "run", "--", "true"],
@@ -280,8 +274,8 @@ def stop_twice(run: Path, cwd: Path) -> None:
         assert stopper.communicate(timeout=30)[0].startswith("stopped at step")
 
 
-def test_second_stop_command_does_not_hurry_the_run(supervise: Start, tmp_path: Path) -> None:
-    """A second `stop` waits with the first one and does not shorten the wait for a safe point."""
+def test_second_stop_command_waits_with_the_first(supervise: Start, tmp_path: Path) -> None:
+    """A second `stop` does not end the wait for the safe point; only signals do."""
     run = supervise(*SLOW, *STUCK)
     run.wait_for_output("stuck")
     stop_twice(run.run.root, tmp_path)
@@ -289,8 +283,8 @@ def test_second_stop_command_does_not_hurry_the_run(supervise: Start, tmp_path: 
     assert open_store(run.run).all()[-1].manifest.reason == "emergency"
 
 
-def test_second_stop_command_does_not_hurry_a_script_without_supervisor(tmp_path: Path) -> None:
-    """A second `stop` does not end a script without a supervisor before it has saved."""
+def test_second_stop_command_waits_without_a_supervisor(tmp_path: Path) -> None:
+    """A second `stop` does not end a standalone script before it has saved."""
     script = standalone(tmp_path, *SLOW, *STUCK)
     assert script.stdout is not None
     while "stuck" not in script.stdout.readline():
@@ -300,8 +294,8 @@ def test_second_stop_command_does_not_hurry_a_script_without_supervisor(tmp_path
     assert script.returncode == 75
 
 
-def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
-    """list, verify, pin, unpin and export work, and damage shows in list and verify."""
+def test_checkpoints_commands_work_and_show_damage(supervise: Start, tmp_path: Path) -> None:
+    """list, verify, pin, unpin and export work, and each shows damage."""
     run = supervise("--epochs", "1", options=("--every", "5steps"))
     assert run.end()[0] == 0
     run_dir = str(run.run.root)
@@ -339,7 +333,7 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
 
 
-def test_export_and_pin_choose_the_checkpoint_that_a_run_would_resume(tmp_path: Path) -> None:
+def test_export_and_pin_use_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
     """Without --step, damaged and non-finite checkpoints are skipped."""
     store = new_store(tmp_path / "run", [10, 20])
     publish(store, 30, healthy=False)
@@ -354,8 +348,8 @@ def test_export_and_pin_choose_the_checkpoint_that_a_run_would_resume(tmp_path: 
     assert damaged.returncode == 65
 
 
-def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
-    """The script's whole output is in output.log and on the supervisor's standard output."""
+def test_output_is_logged_and_passed_on(supervise: Start) -> None:
+    """All output of the script is in output.log and on the supervisor's standard output."""
     code = (
         "import sys; print('e', file=sys.stderr)\nfor n in range(5000): print('line', n, 'x' * 100)"
     )
@@ -371,7 +365,7 @@ def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
 
 
 def test_closed_output_does_not_end_training(supervise: Start) -> None:
-    """Training completes although the reader of the supervisor's output is gone."""
+    """When the supervisor's output is closed, the training completes."""
     reader, writer = os.pipe()
     run = supervise("--epochs", "2", stdout=writer, stderr=writer)
     os.close(writer)
@@ -381,7 +375,7 @@ def test_closed_output_does_not_end_training(supervise: Start) -> None:
 
 
 def unread_pipe() -> tuple[int, int]:
-    """Return a pipe that is full to the last byte, as after its reader has stopped."""
+    """Return the ends of a pipe that is full to the last byte."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:
@@ -392,8 +386,8 @@ def unread_pipe() -> tuple[int, int]:
     return reader, writer
 
 
-def test_unread_output_stops_neither_training_nor_a_stop(supervise: Start) -> None:
-    """A reader that has stopped delays neither training nor a stop, and output.log is complete."""
+def test_unread_output_blocks_neither_training_nor_a_stop(supervise: Start) -> None:
+    """A reader that has stopped reading blocks nothing, and the log has all the output."""
     reader, writer = unread_pipe()
     code = "for n in range(5000): print('line', n, 'x' * 100)"
     run = supervise(*SLOW, "--run-at", "2", "--code", code, stdout=writer, stderr=writer)
@@ -412,8 +406,8 @@ def newest_reason(run: RunDir) -> str | None:
     return checkpoints[-1].manifest.reason if checkpoints else None
 
 
-def test_output_after_the_supervisor_was_killed_is_in_the_log(supervise: Start) -> None:
-    """After a killed supervisor, the output of the script and its children is in output.log."""
+def test_trainer_prints_after_its_supervisor_is_killed(supervise: Start) -> None:
+    """After the supervisor's death the further output of the script and its children is logged."""
     noisy = (
         "import subprocess\n"
         "model.register_forward_hook(lambda *_: print('tick', flush=True))\n"
@@ -433,7 +427,7 @@ def test_output_after_the_supervisor_was_killed_is_in_the_log(supervise: Start) 
 def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
     tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """On a terminal the script sees a terminal, and Ctrl-C saves and ends the command by SIGINT."""
+    """On a terminal the script sees a terminal, Ctrl-C saves, and the run ends by SIGINT."""
     code = "import sys; print('a terminal:', sys.stdout.isatty()); print('bar 1', end='\\r')"
     command = [*warm_trainers.command, *SLOW, "--run-at", "2", "--code", code]
     terminal = Terminal(tmp_path, command)
@@ -447,7 +441,7 @@ def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
 
 
 def test_closed_terminal_saves_and_stops(tmp_path: Path, warm_trainers: WarmTrainers) -> None:
-    """Closing the terminal sends SIGHUP: the state is saved although the output has no reader."""
+    """The SIGHUP of a closed terminal saves the state and stops the run."""
     terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW])
     terminal.read_until("begins at step 0")
     run = RunDir(tmp_path / "run")
@@ -458,10 +452,10 @@ def test_closed_terminal_saves_and_stops(tmp_path: Path, warm_trainers: WarmTrai
     assert_nothing_left(run)
 
 
-def test_supervisor_killed_on_a_terminal_does_not_break_the_script_output(
+def test_trainer_on_a_terminal_prints_after_its_supervisor_is_killed(
     tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """When the supervisor dies, what the script goes on to print is in output.log."""
+    """After the supervisor's death on a terminal the script's output is in output.log."""
     noisy = "model.register_forward_hook(lambda *_: print('tick', flush=True))"
     command = [*warm_trainers.command, *SLOW, "--run-at", "1", "--code", noisy]
     terminal = Terminal(tmp_path, command)

@@ -54,13 +54,13 @@ class Standalone:
         self._lock = RunLock(self.run)
         self._left = False
         try:
-            self._lock.sign()
+            self._lock.write_owner()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
             self.store = Store.open(self.run, sys.argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
         self._journal = Journal(self.run.journal_file)
         self._checkpoint_journal = CheckpointJournal(self._journal)
@@ -119,7 +119,7 @@ class Standalone:
 
     def show(self, metrics: dict[str, float]) -> None:
         """Nobody watches; it is the time to look at what the script tracks its run with."""
-        self._mlflow.consider()
+        self._mlflow.poll()
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
@@ -154,7 +154,7 @@ class Standalone:
         self._left = True
         self._tracker_variables.restore()
         self.slots.close()
-        self._lock.free()
+        self._lock.unlock_and_close()
 
     def _say_stopped(self, status: ExitStatus, step: int) -> None:
         again = "run the same command again to resume"
@@ -168,7 +168,7 @@ class Standalone:
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.
         if not self._left:
-            self._lock.release()
+            self._lock.close()
             _trained.discard(self._path)
             self._left = True
 

@@ -348,7 +348,7 @@ def test_a_run_in_use_takes_no_import(tmp_path: Path) -> None:
         with pytest.raises(OrchestratorError, match="is training in it"):
             command("import", "weights.pt", "run")
     finally:
-        lock.release()
+        lock.close()
 
 
 def damaged_safetensors(path: Path) -> None:
