@@ -56,7 +56,7 @@ HOMES = {
     "transformers": ("integrations/transformers.py",),
     "tenacity": ("training/runtime/patient_retry.py",),
     "psutil": ("system/process_tree.py", "system/memory.py", "hosts/laptop/battery.py"),
-    "rich": ("cli/control.py", "cli/tables.py", "chaos/shown.py"),
+    "rich": ("cli/control.py", "cli/tables.py", "chaos/display.py"),
     "xxhash": (
         "checkpoint/verification.py",
         "checkpoint/digesting_writer.py",

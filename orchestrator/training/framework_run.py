@@ -112,7 +112,7 @@ class FrameworkRun:
             raise ConfigError(
                 f"cannot resume: {self._framework} begins at step {self._progress.step}, and the "
                 f"newest checkpoint, {resumed.path}, is of step {resumed.manifest.step}; let it "
-                "load that one, or start anew with another run directory"
+                "load that one, or start over with another run directory"
             )
         unproven = f"nothing has compared what {self._framework} restored with what it saved"
         self._doubts = list(dict.fromkeys([*resumed.manifest.doubts, unproven, *doubts]))
@@ -209,7 +209,7 @@ class FrameworkRun:
             self._refused = publish
             delay = self._schedule.failed()
             if not self.stop_wanted:
-                say(f"training goes on; the next save is tried in {delay:.0f} s")
+                say(f"training continues; the next save is tried in {delay:.0f} s")
             return None
         finally:
             self._page[Field.PHASE] = Phase.TRAIN

@@ -137,7 +137,7 @@ class SafePoints:
         if ended.exception() is not None:
             delay = self.schedule.failed()
             if not self.stop_wanted:
-                say(f"training goes on; the next save is tried in {delay:.0f} s")
+                say(f"training continues; the next save is tried in {delay:.0f} s")
             return
         self.schedule.succeeded()
         if not ended.result().manifest.healthy:

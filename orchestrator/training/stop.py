@@ -105,7 +105,10 @@ class SignalFlags:
         self._received.add(number)
         self.source = signal.Signals(number).name
         if not self._supervised:
-            text = f"{self.source}: saving at the next safe point; once more: end at once\n"
+            text = (
+                f"{self.source}: saving at the next safe point; "
+                "the same signal again: end at once\n"
+            )
             # The terminal may be gone: that is why the signal came.
             with contextlib.suppress(OSError, ValueError):
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

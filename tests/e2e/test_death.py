@@ -82,7 +82,7 @@ def test_each_death_is_diagnosed(supervise: Start, warm_trainers: WarmTrainers, 
     """The cause of the end is in exit.json, in the journal and in the message to users."""
     code, kind, words = DEATHS[death]
     command = [*warm_trainers.command, "--run-at", "3", "--code", SAVED % 1 + code]
-    run = supervise(command=command, options=ONE_LIFE)
+    run = supervise(command=command, options=(*ONE_LIFE, "--log-format", "json"))
     status, _, stderr = run.end()
     assert status == 70, stderr
     record = exit_record(run.run)

@@ -116,7 +116,7 @@ def wait_out_the_echo_time() -> None:
     time.sleep(2 * MERGE_SECONDS)
 
 
-def test_closed_terminal_under_nohup_changes_nothing(
+def test_run_under_nohup_survives_a_closed_terminal(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
     """The training continues without a terminal, and can be stopped as usual."""

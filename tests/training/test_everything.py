@@ -105,7 +105,7 @@ class Forgetful(torch.nn.Linear):
 
 def test_object_that_does_not_take_over_its_state_is_named(tmp_path: Path) -> None:
     """The session compares what an object has with what it was given."""
-    for expected in (None, "APPROXIMATE: model has not taken over what was saved"):
+    for expected in (None, "APPROXIMATE: model has not loaded what was saved"):
         model = Forgetful(2, 1)
         new_life()
         with Session(run_dir=tmp_path, model=model, head=torch.nn.Linear(1, 1)) as session:

@@ -77,7 +77,7 @@ class DataPosition:
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
         if self.resumed_pass is not None:
-            self.problems.append("the epoch ended before the pass over the data where it was cut")
+            self.problems.append("the epoch ended before the interrupted pass over the data")
         self._last_epoch = [each.state() for each in self._passes]
         self._before_cut = []
         self._passes = []
@@ -88,7 +88,7 @@ class DataPosition:
     def consume(self) -> None:
         """A step has used every batch that was taken: several passes may be open, as under zip."""
         if self.resumed_pass is not None:
-            self.problems.append("a step came before the pass over the data where it was cut")
+            self.problems.append("a step came before the interrupted pass over the data")
             self.resumed_pass = None
         for each in self._open:
             each.consumed = each.taken
@@ -110,10 +110,10 @@ class DataPosition:
         changes = differences(saved["loader"], facts_of(loader)) if saved.get("batches") else []
         if changes and not self._allow_change:
             raise MismatchError(
-                f"cannot go on at batch {saved['batches']} of pass {index + 1} over the data: it "
-                "is not the data, or not the loader, that it was\n  "
+                f"cannot resume at batch {saved['batches']} of pass {index + 1} over the data: "
+                "the data or the loader has changed\n  "
                 + "\n  ".join(changes)
-                + "\nput that back, or go on all the same with --allow-data-change "
+                + "\nundo that, or resume anyway with --allow-data-change "
                 "(ORCHESTRATOR_ALLOW_DATA_CHANGE=on); the run is APPROXIMATE then"
             )
 
@@ -181,5 +181,5 @@ class DataPosition:
     def _check_first_batch(self, index: int, this: DataPass) -> None:
         if not this.goes_on_as_saved():
             self.problems.append(
-                f"pass {index + 1} over the data goes on with other samples than were to come next"
+                f"pass {index + 1} over the data continues with other samples than expected"
             )

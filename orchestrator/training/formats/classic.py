@@ -82,7 +82,7 @@ def _checked(content: dict[str, Any], source: Path) -> dict[str, Any]:
                 raise TypeError
         except TypeError:
             raise ConfigError(
-                f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole number "
-                "from 0 on"
+                f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole "
+                "number, 0 or more"
             ) from None
     return content

@@ -49,8 +49,8 @@ def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
         return load(file, mmap=True)
     except Exception as error:
         raise ConfigError(
-            f"cannot read {file}: {first_line(error)}; its bytes are those that were written: read "
-            "it where it was made"
+            f"cannot read {file}: {first_line(error)}; its bytes are unchanged since it was "
+            "written: read it with the versions that wrote it"
         ) from error
 
 

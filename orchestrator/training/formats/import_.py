@@ -58,6 +58,6 @@ def _refuse_nan(state: dict[str, Any], source: Path) -> None:
                 continue  # neither can be asked
             if bool(torch.isnan(tensor).any()):
                 raise ConfigError(
-                    f"cannot start from {source}: {layer} of {key.removesuffix(SUFFIX)} is not a "
-                    "number everywhere (NaN), and nothing may resume from such weights"
+                    f"cannot start from {source}: {layer} of {key.removesuffix(SUFFIX)} holds "
+                    "NaN, and no run may resume from such weights"
                 )

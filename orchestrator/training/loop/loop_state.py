@@ -46,11 +46,13 @@ class LoopPosition:
     def caveats(self, step: int, polling: bool) -> list[str]:
         """Why a run resumed from here could differ from one that was not interrupted."""
         if self.was_changed:
-            return ["it was made outside the batches with changed weights; that part runs again"]
+            return [
+                "it was made with changed weights outside the batches, and that part runs again"
+            ]
         if self.epoch_began_at_step is not None and not self.has_batches:
             if step > self.epoch_began_at_step:
                 return [
-                    "the epoch begins anew, since its batches do not come from session.batches()"
+                    "the epoch starts over, since its batches do not come from session.batches()"
                 ]
         elif polling and (self.has_batches or self.open_step is not None):
             return ["it was made inside an evaluation between two steps, which does not run again"]
@@ -233,7 +235,7 @@ class LoopState:
         here = digest_parts({**self._registry.capture(), "rng": known})
         here["next_batch"] = digest_of_next(restored.position)
         return [
-            f"{name.removesuffix(SUFFIX)} has not taken over what was saved"
+            f"{name.removesuffix(SUFFIX)} has not loaded what was saved"
             for name, there in restored.digests.items()
             if name in here and here[name] != there
         ]

@@ -40,7 +40,7 @@ class ReplayPoint:
         """
         problems = []
         if not self.is_intact():
-            problems.append("tensors were changed on the way to the batch where it was cut")
+            problems.append("tensors were changed on the way to the interrupted batch")
         for key, value in registry.capture().items():
             if not same(self.state[key], value):
                 registry.load(key, _copied(self.state[key], []))
@@ -50,7 +50,7 @@ class ReplayPoint:
                 state[key] = before[key]
             else:
                 problems.append(
-                    f"session.state[{key!r}] was changed on the way to the batch where it was cut"
+                    f"session.state[{key!r}] was changed on the way to the interrupted batch"
                 )
         return problems
 

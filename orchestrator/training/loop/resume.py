@@ -24,7 +24,7 @@ def checkpoint_of(home: RunBackend, framework: str | None) -> Checkpoint | None:
         raise ConfigError(
             f"cannot resume from {checkpoint.path}: it was saved by "
             f"{checkpoint.manifest.framework or 'a Session'}, and this script trains with "
-            f"{framework or 'a Session'}; use the script that made it, or start anew with another "
+            f"{framework or 'a Session'}; use the script that made it, or start over with another "
             "run directory"
         )
     return checkpoint

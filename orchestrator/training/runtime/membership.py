@@ -59,11 +59,18 @@ class RunMembership:
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
         if steps_at_start == progress.step and self.home.run.done_file.exists():
-            say(
-                f"training is complete already (step {progress.step}); to train further, raise "
-                "the script's number of epochs or steps; another training, such as the next fold, "
-                "needs a run directory of its own"
-            )
+            if progress.step == 0:
+                say(
+                    "training is complete already, but no step was ever counted: call "
+                    "session.step() after each optimizer step, delete "
+                    f"{self.home.run.done_file} and run again"
+                )
+            else:
+                say(
+                    f"training is complete already (step {progress.step}); to train further, raise "
+                    "the script's number of epochs or steps; another training, such as the next "
+                    "fold, needs a run directory of its own"
+                )
             if (self.home.run.read_done() or {}).get("command") == self.home.command:
                 return
         else:

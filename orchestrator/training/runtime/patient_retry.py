@@ -30,7 +30,7 @@ def patient_retrying(stop_wanted: Callable[[], bool]) -> tenacity.Retrying:
         stop=tenacity.stop_after_delay(PATIENCE_SECONDS) | _StopWhenWanted(stop_wanted),
         sleep=sleep,
         before_sleep=lambda _: say(
-            f"the last save of the run is tried again for up to {PATIENCE_SECONDS / 60:.0f} "
+            f"the last save of the run is retried for up to {PATIENCE_SECONDS / 60:.0f} "
             "minutes: freeing space on the disk helps; a stop gives it up"
         ),
         reraise=True,

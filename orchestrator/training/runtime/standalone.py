@@ -72,6 +72,7 @@ class Standalone:
         self._tracker_variables = TrackerVariables(self.run, self.store.run_id)
         self._mlflow = MlflowWatch(self.run)
         self._resumed_from: Checkpoint | None = None
+        self._newest: Checkpoint | None = None
         _trained.add(self._path)
 
     def _refuse_second_training(self) -> None:
@@ -91,7 +92,7 @@ class Standalone:
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """The newest that verification finds valid; says what it set aside."""
         self.store.sweep()
-        self._resumed_from = self.store.newest_valid(self._quarantined)
+        self._resumed_from = self._newest = self.store.newest_valid(self._quarantined)
         return self._resumed_from
 
     def reject(self) -> None:
@@ -122,12 +123,13 @@ class Standalone:
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
+        self._newest = checkpoint
         self._checkpoint_journal.record_publication(checkpoint, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
         except (OSError, UnreadableError) as error:
-            say(f"cannot tidy up {self.run.checkpoints}: {error}")
+            say(f"cannot delete old checkpoints in {self.run.checkpoints}: {error}")
             return
         for old in deleted:
             self._checkpoint_journal.record_deletion(old)
@@ -145,12 +147,23 @@ class Standalone:
         elif status is not None:
             step = self.page.values[Field.STEP]
             self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
+            if status in (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED):
+                self._say_stopped(status, step)
         if status is not ExitStatus.COMPLETE:
             _trained.discard(self._path)
         self._left = True
         self._tracker_variables.restore()
         self.slots.close()
         self._lock.unlock_and_close()
+
+    def _say_stopped(self, status: ExitStatus, step: int) -> None:
+        again = "run the same command again to resume"
+        if status is ExitStatus.STOPPED_UNSAVED:
+            say(f"stopped at step {step}, but the last steps are not saved; {again}")
+        elif self._newest is None:
+            say("stopped before the first step: there was nothing to save")
+        else:
+            say(f"stopped at step {step}, saved in {self._newest.path}; {again}")
 
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.
@@ -161,7 +174,7 @@ class Standalone:
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:
         if os.path.lexists(error.path):
-            say(f"{error}; it cannot be moved to quarantine and is passed over")
+            say(f"{error}; it cannot be moved to quarantine and is skipped")
             return
         say(f"{error}; it was moved to quarantine")
         self._checkpoint_journal.record_quarantine(error.path, error.reason)

@@ -175,7 +175,7 @@ class Snapshotter:
         usable = next((n for n in (2, 1) if sum(missing[:n]) <= free), 0)
         if usable < self._usable:
             consequence = (
-                "one is kept, and a crash while it is taken falls back to the newest checkpoint"
+                "one is kept; a crash while it is taken falls back to the newest checkpoint"
                 if usable
                 else "none are taken, and training stands still while a checkpoint is written"
             )
@@ -262,7 +262,7 @@ class Snapshotter:
         if not self._warned_of_plain:
             self._warned_of_plain = True
             warnings.warn(
-                f"snapshots take the slower way of torch.save, since the state holds {error}",
+                f"snapshots use the slower torch.save, because the state holds {error}",
                 stacklevel=3,
             )
 

@@ -35,7 +35,7 @@ def set_state(generator: Any, saved: dict[str, Any]) -> None:
     """Put it where it was. Raises ValueError for one of another kind."""
     kind, state = saved["kind"], saved["state"]
     if (here := state_of(generator)["kind"]) != kind:
-        raise ValueError(f"it was of the kind {kind}, now {here}")
+        raise ValueError(f"it was a {kind}, now {here}")
     if kind == "torch":
         generator.set_state(state)
     elif kind == "python":

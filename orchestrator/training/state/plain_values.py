@@ -96,7 +96,7 @@ def _container_to_plain(value: Any, where: str) -> Any:
         changes = {}
         for key, item in value.items():
             if not _is_plain_key(key):
-                raise UnstorableError(f"{where}[{key!r}]", "its key is no plain value")
+                raise UnstorableError(f"{where}[{key!r}]", "its key is not a plain value")
             plain = to_plain(item, f"{where}[{key!r}]")
             if plain is not item:
                 changes[key] = plain

@@ -85,7 +85,7 @@ class Progress:
                     raise
                 if name not in self._reported:
                     self._reported.add(name)
-                    say(f"{error}; it is left out, and training goes on")
+                    say(f"{error}; it is left out, and training continues")
         return values
 
     def measured_here(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -276,5 +276,5 @@ def _mismatch(source: Path, differences: list[str]) -> MismatchError:
     return MismatchError(
         f"cannot resume from {source}: it does not fit the objects of this script\n  "
         + "\n  ".join(shown)
-        + "\nuse the script that made it, or start anew with another run directory"
+        + "\nuse the script that made it, or start over with another run directory"
     )

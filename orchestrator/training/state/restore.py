@@ -45,7 +45,7 @@ def read_state(checkpoint: Checkpoint) -> Restored:
     return _read(
         checkpoint.state_file,
         checkpoint.manifest,
-        "its bytes are those that were written, so it stays where it is: run again, or move the "
+        "its bytes are unchanged since it was written, so it stays: run again, or move the "
         "checkpoint away to resume from an older one",
     )
 
@@ -55,7 +55,7 @@ def read_snapshot(snapshot: Snapshot) -> Restored:
     path = Path(f"/dev/fd/{snapshot.descriptor}")
     # torch looks for the end of the file at the end of what it maps.
     os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
-    advice = "this snapshot in memory is given up: run again to resume from the newest checkpoint"
+    advice = "this snapshot in memory is discarded: run again to resume from the newest checkpoint"
     return _read(path, snapshot.manifest, advice, in_memory=True)
 
 

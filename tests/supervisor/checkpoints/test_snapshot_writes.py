@@ -98,4 +98,4 @@ def test_write_that_cannot_begin_is_reported(
         assert queue.pending == []
 
     asyncio.run(write())
-    assert "grants no thread" in events.problems[0]
+    assert "starts no more threads" in events.problems[0]

@@ -74,7 +74,7 @@ def test_changed_data_is_refused_in_mid_epoch(
         train(tmp_path, changed)
     assert refusal.value.status == 78
     text = capsys.readouterr().err
-    assert "cannot go on at batch 3 of pass 1 over the data" in text
+    assert "cannot resume at batch 3 of pass 1 over the data" in text
     assert f"\n  {difference}\n" in text
     assert "--allow-data-change" in text
     monkeypatch.setenv("ORCHESTRATOR_ALLOW_DATA_CHANGE", "on")
@@ -112,7 +112,7 @@ def test_other_samples_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture
 
     train(tmp_path, weighted(weights), stop=3)
     _, exactness = train(tmp_path, weighted(weights[::-1]))
-    reason = "pass 1 over the data goes on with other samples than were to come next"
+    reason = "pass 1 over the data continues with other samples than expected"
     assert exactness == f"APPROXIMATE: {reason}"
     assert f"turns out to be APPROXIMATE: {reason}" in capsys.readouterr().err
     journal = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]

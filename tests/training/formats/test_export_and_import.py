@@ -89,7 +89,7 @@ def trained(tmp_path: Path) -> dict[str, Any]:
 def command(*words: str | Path) -> None:
     """A command line, in this process."""
     arguments = parse(["checkpoints", *map(str, words)])
-    arguments.do(arguments)
+    arguments.run_command(arguments)
 
 
 def assert_same(mine: Any, other: Any) -> None:
@@ -374,11 +374,11 @@ def damaged_safetensors(path: Path) -> None:
         ),
         (
             lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),
-            "'epoch' is -1, not a whole number from 0 on",
+            "'epoch' is -1, not a whole number, 0 or more",
         ),
         (
             lambda path: torch.save({"w": torch.tensor([1, float("nan")])}, path),
-            "w of model is not",
+            "w of model holds NaN",
         ),
         (damaged_safetensors, "cannot read file: .*not fully covered"),
     ],
@@ -396,7 +396,7 @@ def test_a_file_that_is_none_is_refused(
 
 def test_an_import_keeps_its_name_out_of_the_way(tmp_path: Path) -> None:
     """A name that no keyword can have is refused at once."""
-    with pytest.raises(OrchestratorError, match="no name of a keyword"):
+    with pytest.raises(OrchestratorError, match="not a name that a keyword"):
         command("import", "file", "new", "--name", "my model")
 
 
@@ -420,5 +420,5 @@ def test_what_a_framework_has_saved_stays_its_own(tmp_path: Path) -> None:
         with pytest.raises(OrchestratorError, match="copy its files from run/.*/content"):
             command("export", "run", "--as", form)
     torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
-    with pytest.raises(OrchestratorError, match="what trains there is the trainer of transformers"):
+    with pytest.raises(OrchestratorError, match="the run belongs to the trainer of transformers"):
         command("import", "weights.pt", "run", "--step", "8")

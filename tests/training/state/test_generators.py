@@ -57,8 +57,7 @@ def test_generator_that_does_not_fit_is_a_doubt() -> None:
     problems = rng.restore(streams, here)
     assert problems == [
         "the random stream generator gone is unknown here",
-        "the random stream generator other could not be restored "
-        "(it was of the kind PCG64, now Philox)",
+        "the random stream generator other could not be restored (it was a PCG64, now Philox)",
         "the checkpoint has no random stream generator new",
     ]
 
