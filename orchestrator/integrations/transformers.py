@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_
 from orchestrator.checkpoint.external_files import files_below
 from orchestrator.errors import ConfigError
 from orchestrator.ipc.control_page import Phase
-from orchestrator.training.exits import refusing, say
+from orchestrator.training.exits import print_message, refusing
 from orchestrator.training.framework_run import FrameworkRun
 
 FRAMEWORK = "transformers"
@@ -243,7 +243,9 @@ def _leave_out_jit(trainer: Trainer) -> None:
             trainer.remove_callback(callback)
             # That is where it gives the former handler back.
             callback.on_train_end(trainer.args, trainer.state, trainer.control)
-            say("enable_jit_checkpoint is left out: a stop is saved at the end of a step anyway")
+            print_message(
+                "enable_jit_checkpoint is left out: a stop is saved at the end of a step anyway"
+            )
 
 
 def _start_from(asked: Any, trainer: Trainer) -> Path | None:
@@ -257,7 +259,9 @@ def _start_from(asked: Any, trainer: Trainer) -> Path | None:
     steps = {p: _step_of(p) for p in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     newest = max(filter(steps.get, steps), key=lambda path: steps[path] or 0, default=None)
     if partial := sorted(path.name for path, step in steps.items() if step is None):
-        say(f"{', '.join(partial)} in {output} was not written to its end and is passed over")
+        print_message(
+            f"{', '.join(partial)} in {output} was not written to its end and is passed over"
+        )
     return newest
 
 

@@ -15,7 +15,7 @@ from orchestrator.training.stop import TrainingRefused, TrainingStopped
 MOST_CAUSES = 5
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print to standard error."""
     # Nobody may be reading any more: no reason to lose the state.
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -28,7 +28,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except OrchestratorError as error:
-        say(str(error))
+        print_message(str(error))
         raise TrainingRefused(error.status) from error
 
 

@@ -14,13 +14,14 @@ from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import JournalEvent, utc_now
-from orchestrator.training.exits import conclude, refusing, say
+from orchestrator.training.exits import conclude, print_message, refusing
 from orchestrator.training.loop.resume import checkpoint_of
 from orchestrator.training.loop.schedule import Schedule
 from orchestrator.training.runtime.local_writer import publish_here
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.safe_points import SHOW_METRICS_NS, say_unhealthy
-from orchestrator.training.state.registry import Progress, all_finite, parameters_of
+from orchestrator.training.state.progress import Progress, detach
+from orchestrator.training.state.registry import all_finite, parameters_of
 from orchestrator.training.state.versions import VERSIONS
 from orchestrator.training.stop import TrainingStopped
 
@@ -118,7 +119,7 @@ class FrameworkRun:
         self._doubts = list(dict.fromkeys([*resumed.manifest.doubts, unproven, *doubts]))
         self._saved_step = resumed.manifest.step
         exactness = exactness_of(self._doubts)
-        say(f"resumed at step {self._progress.step} from {resumed.name}: {exactness}")
+        print_message(f"resumed at step {self._progress.step} from {resumed.name}: {exactness}")
         self._home.tell(
             JournalEvent.RESUMED,
             path=str(resumed.path),
@@ -150,8 +151,8 @@ class FrameworkRun:
 
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Numbers that were measured on the weights of the last ``step``."""
-        progress, values = self._progress, dict(metrics)
-        progress.note(values)
+        progress, values = self._progress, detach(metrics)
+        progress.record(values)
         # No step's own: what a framework logs, it logs seldom, and none of it is thinned out.
         self._joined.metrics.note(progress.step, progress.epoch, values, is_poll=True)
 
@@ -209,7 +210,7 @@ class FrameworkRun:
             self._refused = publish
             delay = self._schedule.failed()
             if not self.stop_wanted:
-                say(f"training goes on; the next save is tried in {delay:.0f} s")
+                print_message(f"training goes on; the next save is tried in {delay:.0f} s")
             return None
         finally:
             self._page[Field.PHASE] = Phase.TRAIN

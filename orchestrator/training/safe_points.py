@@ -13,7 +13,7 @@ from orchestrator.errors import CheckpointWriteError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import JournalEvent
-from orchestrator.training.exits import refusing, say
+from orchestrator.training.exits import print_message, refusing
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.schedule import Schedule
 from orchestrator.training.runtime.backend import RunBackend
@@ -116,7 +116,7 @@ class SafePoints:
                 self._give_up_waiting()
         elif self._saver.is_snapshot_due(now) and self._course.is_resumable():
             self._metrics.flush()
-            self._saver.snapshot(self._course.content(Reason.PERIODIC))
+            self._saver.snapshot(self._course.state_to_save(Reason.PERIODIC))
 
     def _tell_lost_exactness(self) -> None:
         """Say what has come up since the run was resumed, on the way to where it was cut, say."""
@@ -124,7 +124,7 @@ class SafePoints:
         if exactness != self._told_exactness:
             self._told_exactness = exactness
             step = self._course.progress.step
-            say(f"at step {step} the resumed run turns out to be {exactness}")
+            print_message(f"at step {step} the resumed run turns out to be {exactness}")
             self._home.tell(JournalEvent.EXACTNESS_LOST, step=step, exactness=exactness)
 
     def _give_up_waiting(self) -> None:
@@ -137,7 +137,7 @@ class SafePoints:
         if ended.exception() is not None:
             delay = self.schedule.failed()
             if not self.stop_wanted:
-                say(f"training goes on; the next save is tried in {delay:.0f} s")
+                print_message(f"training goes on; the next save is tried in {delay:.0f} s")
             return
         self.schedule.succeeded()
         if not ended.result().manifest.healthy:
@@ -191,7 +191,7 @@ class SafePoints:
         self._tell_lost_exactness()
         self._metrics.flush()
         with self._phase_save():
-            written = self._saver.save(self._course.content(reason), reason, deadline)
+            written = self._saver.save(self._course.state_to_save(reason), reason, deadline)
         if written is not None:
             progress.refuses_bad_metrics = False
             least_seconds = self._saver.least_interval_seconds
@@ -210,7 +210,7 @@ class SafePoints:
 
 def say_unhealthy(checkpoint: Checkpoint) -> None:
     """Say that nothing will resume from it."""
-    say(
+    print_message(
         f"step {checkpoint.manifest.step} has weights that are not finite: its checkpoint is kept, "
         "but nothing will resume from it"
     )

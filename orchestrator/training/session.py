@@ -16,6 +16,7 @@ from orchestrator.training.loop.resume import resume_newest, start_from_classic
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.safe_points import SafePoints
 from orchestrator.training.saving.saver import Saver
+from orchestrator.training.state.progress import detach
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.stop import TrainingStopped
 
@@ -202,8 +203,9 @@ class Session:
         progress = self._course.progress
         if progress.step == self._steps_at_start:
             self._home.run.done_file.unlink(missing_ok=True)
-        self._course.end_step(metrics)
-        self._metrics.note(progress.step, progress.epoch, metrics, is_poll=False)
+        plain = detach(metrics)
+        self._course.end_step(plain)
+        self._metrics.note(progress.step, progress.epoch, plain, is_poll=False)
         self._page[STEP] = progress.step
         self._page[PHASE] = TRAIN
 
@@ -214,8 +216,9 @@ class Session:
         everything after it again: the evaluation, a scheduler's step. Between a batch and its step
         nothing is saved, since the state belongs to neither.
         """
-        self._course.poll(metrics)
-        self._metrics.note(self.global_step, self.epoch, metrics, is_poll=True)
+        plain = detach(metrics)
+        self._course.begin_poll(plain)
+        self._metrics.note(self.global_step, self.epoch, plain, is_poll=True)
         self._page[PHASE] = Phase.EVALUATE
         try:
             self._safe_points.reach()

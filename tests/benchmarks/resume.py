@@ -79,7 +79,7 @@ def _self_check(name: str, state_bytes: int, root: Path) -> Figure:
             workload.step()
             pace.next_ns = 0
             session.step()
-        state = session._course.content(Reason.PERIODIC).state
+        state = session._course.state_to_save(Reason.PERIODIC).state
         share = median_seconds(lambda: digest_parts(state)) / pace.interval_seconds * 100
         pace.next_ns = NEVER
     shutil.rmtree(root)

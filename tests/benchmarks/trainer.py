@@ -265,7 +265,7 @@ def tiny(trainer: Trainer, arguments: argparse.Namespace) -> Times:
     trainer.snapshot()
     for _ in range(arguments.rounds):
         stall, taking = trainer.snapshot()
-        state = trainer.session._course.content(Reason.PERIODIC).state
+        state = trainer.session._course.state_to_save(Reason.PERIODIC).state
         frozen = freeze(state)
         began = time.perf_counter()
         lay_out(frozen)

@@ -123,7 +123,7 @@ def test_own_batches_make_the_resume_approximate(tmp_path: Path) -> None:
         run(stop=True)
     exactness = run(stop=False).exactness
     assert exactness is not None
-    assert exactness.startswith("APPROXIMATE: the epoch begins anew")
+    assert exactness.startswith("APPROXIMATE: the epoch starts over")
 
 
 def test_classic_file_starts_a_run(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class DataPass:
             "ended": self.ended,
         }
 
-    def goes_on_as_saved(self) -> bool:
+    def continues_as_saved(self) -> bool:
         """Whether its first batch since the cut is the one that was to come next."""
         expected = self._saved.get("next")
         return expected is None or self._upcoming(self.start) == expected

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.formats.safetensors import is_safetensors, read_safetensors
-from orchestrator.training.state.registry import SUFFIX
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.restore import first_line, load
 
 # The control page has 64 bits for each.

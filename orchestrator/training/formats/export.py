@@ -10,7 +10,7 @@ from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import Disk, arriving
 from orchestrator.training.formats.safetensors import write_safetensors
-from orchestrator.training.state.registry import RESERVED, SUFFIX
+from orchestrator.training.state.progress import RESERVED, SUFFIX
 from orchestrator.training.state.restore import first_line, load
 
 # What classic code looks for; a run may have given no loss.

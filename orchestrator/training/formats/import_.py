@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.training.formats.classic import is_state_dict
 from orchestrator.training.state.digests import digest_parts
-from orchestrator.training.state.registry import SUFFIX
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.versions import VERSIONS
 
 

@@ -6,11 +6,12 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import JournalEvent
-from orchestrator.training.exits import say
+from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import RunBackend
-from orchestrator.training.state.registry import Progress, Registry
+from orchestrator.training.state.progress import Progress
+from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.restore import Restored, read_snapshot, read_state
 
 
@@ -59,7 +60,7 @@ def _take_over(
     restored: Restored, source: Path, home: RunBackend, registry: Registry, course: LoopState
 ) -> None:
     registry.restore(restored.content, source, borrowed=True)
-    course.take_over(restored)
+    course.resume(restored)
     _tell_resumed(source, home, course, in_memory=restored.in_memory)
 
 
@@ -67,7 +68,7 @@ def _take_over_imported(
     checkpoint: Checkpoint, home: RunBackend, registry: Registry, course: LoopState
 ) -> Path:
     start_from_classic(checkpoint.state_file, registry, course)
-    course.problems = list(checkpoint.manifest.doubts)
+    course.mark_resumed(list(checkpoint.manifest.doubts))
     _tell_resumed(checkpoint.path, home, course, in_memory=False)
     return checkpoint.path
 
@@ -75,7 +76,7 @@ def _take_over_imported(
 def _tell_resumed(source: Path, home: RunBackend, course: LoopState, *, in_memory: bool) -> None:
     step, exactness = course.progress.step, course.exactness
     where = "memory" if in_memory else source.name
-    say(f"resumed at step {step} from {where}: {exactness}")
+    print_message(f"resumed at step {step} from {where}: {exactness}")
     home.tell(
         JournalEvent.RESUMED,
         path=str(source),
@@ -90,5 +91,5 @@ def start_from_classic(source: Path, registry: Registry, course: LoopState) -> N
     content = read_classic(source)
     left_alone = registry.restore_classic(content, source)
     if left_alone:
-        say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
+        print_message(f"{source} has no state of {', '.join(left_alone)}: left as it is")
     course.progress = Progress(content["epoch"], content["step"])

@@ -12,14 +12,14 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
-from orchestrator.training.exits import describe, say, status_of
+from orchestrator.training.exits import describe, print_message, status_of
 from orchestrator.training.runtime.backend import RunBackend
 from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.runtime.patient_retry import patient_retrying
 from orchestrator.training.runtime.standalone import Standalone
 from orchestrator.training.runtime.supervised import Supervised
 from orchestrator.training.runtime.worker_signals import WorkerShield
-from orchestrator.training.state.registry import Progress
+from orchestrator.training.state.progress import Progress
 from orchestrator.training.stop import SignalFlags, TrainingStopped
 
 
@@ -59,7 +59,7 @@ class RunMembership:
         After weeks of training a disk that is full just now is worth a wait of some minutes.
         """
         if steps_at_start == progress.step and self.home.run.done_file.exists():
-            say(
+            print_message(
                 f"training is complete already (step {progress.step}); to train further, raise "
                 "the script's number of epochs or steps; another training, such as the next fold, "
                 "needs a run directory of its own"

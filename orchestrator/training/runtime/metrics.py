@@ -11,8 +11,8 @@ from typing import Any
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import append_lines, replace_file
-from orchestrator.training.exits import say
-from orchestrator.training.state.registry import number
+from orchestrator.training.exits import print_message
+from orchestrator.training.state.progress import number
 
 # So many steps have a line each; of twice as many every second one, of four times every fourth.
 MOST_STEPS = 100_000
@@ -87,7 +87,9 @@ class MetricsFile:
         if not self._has_complained:
             self._has_complained = True
             problem = error.strerror or error
-            say(f"cannot write {self._path}: {problem}; the metrics of some steps will be missing")
+            print_message(
+                f"cannot write {self._path}: {problem}; the metrics of some steps will be missing"
+            )
 
 
 def stride_at(step: int) -> int:

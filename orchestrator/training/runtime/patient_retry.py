@@ -6,7 +6,7 @@ from collections.abc import Callable
 import tenacity
 
 from orchestrator.errors import CheckpointWriteError
-from orchestrator.training.exits import say
+from orchestrator.training.exits import print_message
 
 FIRST_RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 300.0
@@ -29,7 +29,7 @@ def patient_retrying(stop_wanted: Callable[[], bool]) -> tenacity.Retrying:
         wait=tenacity.wait_exponential(FIRST_RETRY_SECONDS, max=60.0),
         stop=tenacity.stop_after_delay(PATIENCE_SECONDS) | _StopWhenWanted(stop_wanted),
         sleep=sleep,
-        before_sleep=lambda _: say(
+        before_sleep=lambda _: print_message(
             f"the last save of the run is tried again for up to {PATIENCE_SECONDS / 60:.0f} "
             "minutes: freeing space on the disk helps; a stop gives it up"
         ),

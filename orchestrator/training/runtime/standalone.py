@@ -24,7 +24,7 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
-from orchestrator.training.exits import say
+from orchestrator.training.exits import print_message
 from orchestrator.training.runtime.local_writer import OwnWriter
 
 SNAPSHOT_SAMPLE_SECONDS = 60.0
@@ -131,7 +131,7 @@ class Standalone:
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
         except (OSError, UnreadableError) as error:
-            say(f"cannot tidy up {self.run.checkpoints}: {error}")
+            print_message(f"cannot tidy up {self.run.checkpoints}: {error}")
             return
         for old in deleted:
             self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
@@ -139,7 +139,7 @@ class Standalone:
     def failed(self, error: CheckpointWriteError) -> None:
         """Journal it, and say so."""
         self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
-        say(str(error))
+        print_message(str(error))
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
@@ -165,7 +165,7 @@ class Standalone:
 
     def _quarantined(self, error: CheckpointInvalidError) -> None:
         if os.path.lexists(error.path):
-            say(f"{error}; it cannot be moved to quarantine and is passed over")
+            print_message(f"{error}; it cannot be moved to quarantine and is passed over")
             return
-        say(f"{error}; it was moved to quarantine")
+        print_message(f"{error}; it was moved to quarantine")
         self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)

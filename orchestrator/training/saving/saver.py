@@ -15,7 +15,7 @@ from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.data.position import digest_of_next
-from orchestrator.training.exits import say
+from orchestrator.training.exits import print_message
 from orchestrator.training.loop.loop_state import StateToSave
 from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.backend import RunBackend
@@ -129,7 +129,7 @@ class Saver:
     def _took(self, done: Future[Snapshot], taking: PendingSnapshot) -> None:
         self._thread_seconds = taking.thread_seconds
         if done.exception() is not None:
-            say(f"cannot take a snapshot: {done.exception()}")
+            print_message(f"cannot take a snapshot: {done.exception()}")
             return
         now = time.monotonic_ns()
         if now >= self._shown_ns:

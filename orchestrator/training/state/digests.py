@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import xxhash
 
-from orchestrator.training.state.registry import SUFFIX
+from orchestrator.training.state.progress import SUFFIX
 
 # Of each end of a tensor.
 SAMPLE_BYTES = 1 << 14

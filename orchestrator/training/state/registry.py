@@ -3,22 +3,19 @@
 import abc
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from orchestrator.errors import ConfigError, MismatchError
-from orchestrator.training.exits import say
 from orchestrator.training.state.accelerate import is_optimizer
 from orchestrator.training.state.compatibility import compare
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.plain_values import from_plain, to_plain
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.wrappers import unwrapped, with_names_of, with_plain_names
 
-SUFFIX = "_state_dict"
-RESERVED = frozenset({"epoch", "step", "state", "rng", "data"})
 SHOWN_DIFFERENCES = 12
 # What a machine reports about itself; both are RuntimeErrors. torch 2.6 and 2.7 lack the second.
 DEVICE_ERRORS = (
@@ -44,68 +41,6 @@ class Composite(abc.ABC):
     @abc.abstractmethod
     def parts(self) -> Iterable[Any]:
         """These modules and optimizers."""
-
-
-@dataclass
-class Progress:
-    """The counters: completed epochs and steps, and the latest metrics."""
-
-    epoch: int = 0
-    step: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
-    refuses_bad_metrics: bool = True
-    """Only before the run's first save: later one bad value must not cost what was trained."""
-    noted_at: dict[str, int] = field(default_factory=dict)
-    """The step whose weights each metric was measured on, as far as that is known."""
-    _reported: set[str] = field(default_factory=set)
-
-    def note(self, metrics: dict[str, Any]) -> None:
-        """Keep the latest metrics; those on a device are not waited for.
-
-        Others become numbers, in ``metrics`` itself, since a loop may go on adding to its tensor.
-        """
-        for name, value in metrics.items():
-            if isinstance(value, torch.Tensor):
-                is_number = value.is_cpu and value.numel() == 1
-                metrics[name] = value.item() if is_number else value.detach()
-            self.noted_at[name] = self.step
-        self.metrics.update(metrics)
-
-    def metric_values(self) -> dict[str, float]:
-        """The metrics as numbers; waits for the device where one is a tensor on it.
-
-        One that is not a single number is refused with ConfigError, or left out with one warning.
-        """
-        values = {}
-        for name, value in self.metrics.items():
-            try:
-                values[name] = number(name, value)
-            except ConfigError as error:
-                if self.refuses_bad_metrics:
-                    raise
-                if name not in self._reported:
-                    self._reported.add(name)
-                    say(f"{error}; it is left out, and training goes on")
-        return values
-
-    def measured_here(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Those of ``values`` that were noted at this step, and so belong to these weights."""
-        return {n: value for n, value in values.items() if self.noted_at.get(n) == self.step}
-
-
-def number(name: str, value: Any) -> float:
-    """A metric as a number; waits for the device that it is on. Raises ConfigError."""
-    if name in RESERVED or name.endswith(SUFFIX):
-        raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
-    try:
-        if isinstance(value, torch.Tensor) and value.numel() != 1:
-            raise ValueError(f"a tensor of the shape {list(value.shape)}")
-        # What the device has to say, such as a failed kernel, passes as it is.
-        return float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"cannot keep the metric {name}: it is not one number ({error})"
-        ) from None
 
 
 class Registry:

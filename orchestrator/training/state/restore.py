@@ -12,7 +12,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.state.plain_values import from_plain
-from orchestrator.training.state.registry import RESERVED, SUFFIX, Progress
+from orchestrator.training.state.progress import RESERVED, SUFFIX, Progress
 
 _VERSIONS = {"torch": str(torch.__version__)}
 
@@ -73,7 +73,7 @@ def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = Fa
                 content["step"],
                 {k: v for k, v in content.items() if k not in RESERVED and not k.endswith(SUFFIX)},
                 refuses_bad_metrics=False,
-                noted_at=dict.fromkeys(manifest.metrics, content["step"]),
+                measured_at=dict.fromkeys(manifest.metrics, content["step"]),
             ),
             position=position,
             streams=content["rng"],

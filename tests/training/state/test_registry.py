@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
-from orchestrator.training.state.registry import SHOWN_DIFFERENCES, Progress, Registry, all_finite
+from orchestrator.training.state.progress import Progress
+from orchestrator.training.state.registry import SHOWN_DIFFERENCES, Registry, all_finite
 
 SOURCE = Path("state.pt")
 Content = dict[str, Any]
