@@ -12,7 +12,7 @@ from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import RunBackend
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registry import Registry
-from orchestrator.training.state.restore import Restored, read_snapshot, read_state
+from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
 def checkpoint_of(home: RunBackend, framework: str | None) -> Checkpoint | None:
@@ -57,7 +57,7 @@ def resume_newest(home: RunBackend, registry: Registry, course: LoopState) -> Pa
 
 
 def _take_over(
-    restored: Restored, source: Path, home: RunBackend, registry: Registry, course: LoopState
+    restored: LoadedState, source: Path, home: RunBackend, registry: Registry, course: LoopState
 ) -> None:
     registry.restore(restored.content, source, borrowed=True)
     course.resume(restored)
