@@ -32,7 +32,7 @@ def set_state(generator: Any, saved: dict[str, Any]) -> None:
     """Set a generator to a ``saved`` state. Raises ValueError if that is of another kind."""
     kind, state = saved["kind"], saved["state"]
     if (here := state_of(generator)["kind"]) != kind:
-        raise ValueError(f"it was of the kind {kind}, now {here}")
+        raise ValueError(f"its kind was {kind}, and is {here} now")
     if kind == "torch":
         generator.set_state(state)
     elif kind == "python":

@@ -44,8 +44,8 @@ def read_state(checkpoint: Checkpoint) -> LoadedState:
     return _read(
         checkpoint.state_file,
         checkpoint.manifest,
-        "its bytes are those that were written, so it stays where it is: run again, or move the "
-        "checkpoint away to resume from an older one",
+        "the file is intact, so the checkpoint is kept: run again, or move it away to resume from "
+        "an older one",
     )
 
 
@@ -54,7 +54,7 @@ def read_snapshot(snapshot: Snapshot) -> LoadedState:
     path = Path(f"/dev/fd/{snapshot.descriptor}")
     # torch expects the end of the archive at the end of the mapped file.
     os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
-    advice = "this snapshot in memory is given up: run again to resume from the newest checkpoint"
+    advice = "this snapshot in memory is discarded: run again to resume from the newest checkpoint"
     return _read(path, snapshot.manifest, advice, in_memory=True)
 
 

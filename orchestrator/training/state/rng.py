@@ -166,7 +166,7 @@ def _restore_numpy(state: dict[str, Any]) -> None:
 
 def _restore_cuda(states: list[torch.Tensor]) -> None:
     if len(states) != torch.cuda.device_count():
-        raise RuntimeError(f"{len(states)} devices then, {torch.cuda.device_count()} now")
+        raise RuntimeError(f"there were {len(states)} devices, and {torch.cuda.device_count()} now")
     torch.cuda.set_rng_state_all(states)
 
 

@@ -58,7 +58,7 @@ def test_generator_that_does_not_fit_is_reported() -> None:
     assert problems == [
         "the random stream generator gone is unknown here",
         "the random stream generator other could not be restored "
-        "(it was of the kind PCG64, now Philox)",
+        "(its kind was PCG64, and is Philox now)",
         "the checkpoint has no random stream generator new",
     ]
 
