@@ -58,7 +58,7 @@ class Progress:
 def detach(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of ``metrics`` that a loop cannot change any more, without autograd graphs.
 
-    A tensor of one element on the CPU becomes a number, since a loop may go on adding to it. A
+    A tensor of one element on the CPU becomes a number, since a loop may keep adding to it. A
     tensor on a device stays one: to read it is to wait for the device.
     """
     plain = {}

@@ -109,5 +109,5 @@ def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the class and the first line of an exception: texts of torch's are long."""
+    """Return the class and the first line of an exception; torch's messages have many lines."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

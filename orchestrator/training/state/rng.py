@@ -1,4 +1,4 @@
-"""The random number streams of a training process: capture, restore, and streams with own seeds.
+"""The random number streams of a training process: capture, restore, and separate streams.
 
 The streams are those of Python, of NumPy's legacy generator, of torch on the CPU and on every CUDA
 or MPS device, and of the generators that a script has registered. Capturing changes none of them.
