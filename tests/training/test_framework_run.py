@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
@@ -21,14 +22,15 @@ class Framework:
 
     def __init__(self, root: Path, total: int = 9, name: str = "toy") -> None:
         new_life()
-        self.run = FrameworkRun(name, "1.0", root / "run")
+        self.name, self.root = name, root
         self.output = root / "output"
         self.total = total
         self.model = torch.nn.Linear(2, 1)
         self.began_at: int | None = None
 
     def train(self, at_step: dict[int, Callable[[], object]] | None = None) -> None:
-        with self.run as run:
+        with FrameworkRun.open(self.name, "1.0", self.root / "run") as run:
+            self.run = run
             step = int((run.resume_from / "step").read_text()) if run.resume_from else 0
             self.began_at = step
             run.begin(step, step // 3)
@@ -36,11 +38,15 @@ class Framework:
                 step += 1
                 (at_step or {}).get(step, bool)()
                 run.step(step, step // 3)
-                run.note({"loss": 1.0 / step})
+                run.record({"loss": 1.0 / step})
                 if step % 3 == 0 or run.save_wanted:
                     self.save(step)
                 if run.stop_wanted:
                     run.stop()
+
+    @property
+    def store(self) -> Store:
+        return self.run._membership.backend.facts.store
 
     def save(self, step: int) -> None:
         directory = self.output / f"{step}"
@@ -122,10 +128,10 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> 
     framework = Framework(tmp_path)
 
     def fill() -> None:
-        framework.run._home.store.disk.make_directory = lambda path: full_disk()  # type: ignore[method-assign]
+        framework.store.disk.make_directory = lambda path: full_disk()  # type: ignore[method-assign]
 
     def empty() -> None:
-        del framework.run._home.store.disk.make_directory  # type: ignore[method-assign]
+        del framework.store.disk.make_directory  # type: ignore[method-assign]
 
     framework.train({6: fill, 9: empty})
     assert [step for step, _ in published(tmp_path)] == [3, 9]
@@ -136,7 +142,7 @@ def test_a_framework_that_begins_elsewhere_is_refused(tmp_path: Path) -> None:
     Framework(tmp_path).train()
     with (
         pytest.raises(TrainingRefused) as refused,
-        FrameworkRun("toy", "1.0", tmp_path / "run") as run,
+        FrameworkRun.open("toy", "1.0", tmp_path / "run") as run,
     ):
         run.begin(0, 0)
     assert refused.value.code == 78

@@ -255,7 +255,7 @@ def test_page_says_what_the_loop_is_busy_with(
         def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def note() -> None:
-        phases.append(session._home.page.phase.name.lower())
+        phases.append(session._open_run.membership.backend.facts.memory.page.phase.name.lower())
 
     with Session(run_dir=tmp_path, watched=Watched()) as session:
         for _ in session.epochs(2):

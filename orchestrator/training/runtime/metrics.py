@@ -50,7 +50,7 @@ class MetricsFile:
         except OSError as error:
             self._complain(error)
 
-    def note(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
+    def record(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
         """Keep the metrics of a step, or of a safe point beside the steps, for the next flush."""
         if metrics and (is_poll or step % self._stride == 0):
             self._records.append((step, epoch, is_poll, time.time(), metrics))

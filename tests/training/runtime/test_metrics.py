@@ -29,14 +29,14 @@ def path(tmp_path: Path) -> Path:
 def write(path: Path, *places: tuple[int, int, bool], attempt: int = 1) -> None:
     file = MetricsFile(path, attempt)
     for step, epoch, is_poll in places:
-        file.note(step, epoch, {"loss": step / 2}, is_poll=is_poll)
+        file.record(step, epoch, {"loss": step / 2}, is_poll=is_poll)
     file.flush()
 
 
 def test_a_line_says_where_when_and_what(path: Path) -> None:
     """It has step, epoch, time, attempt and metrics, in JSON that is strict."""
     file = MetricsFile(path, 3)
-    file.note(7, 1, {"loss": 0.5, "worst": float("nan"), "text": "no number"}, is_poll=False)
+    file.record(7, 1, {"loss": 0.5, "worst": float("nan"), "text": "no number"}, is_poll=False)
     file.flush()
     line = lines_of(path)[0]
     assert line.pop("time").endswith("+00:00")
@@ -87,9 +87,9 @@ def test_a_long_run_is_thinned_out(path: Path, monkeypatch: pytest.MonkeyPatch) 
     file = MetricsFile(path, None)
     most = 0
     for step in range(1, 101):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         if step == 5:
-            file.note(step, 0, {"accuracy": 0.0}, is_poll=True)
+            file.record(step, 0, {"accuracy": 0.0}, is_poll=True)
         file.flush()
         most = max(most, len(places_of(path)))
     assert most <= 8 + 2
@@ -105,7 +105,7 @@ def test_a_run_that_goes_back_is_thinned_out_all_the_same(
     file = MetricsFile(path, 2)
     file.resume(5, 0)
     for step in range(6, 14):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         file.flush()
     assert [step for step, _, _ in places_of(path)] == [2, 4, 6, 8, 10, 12]
 
@@ -115,7 +115,7 @@ def test_a_fast_loop_has_fewer_lines(path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(metrics, "MOST_AT_ONCE", 10)
     file = MetricsFile(path, None)
     for step in range(1, 101):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         if step % 25 == 0:
             file.flush()
     steps = [step for step, _, _ in places_of(path)]
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_written_stops_nothing(
     """It is said once, and the steps are not kept for later."""
     file = MetricsFile(tmp_path / "missing" / "metrics.jsonl", None)
     for step in range(3):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         file.flush()
     assert capsys.readouterr().err.count("cannot write") == 1
 

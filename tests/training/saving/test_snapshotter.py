@@ -14,7 +14,7 @@ from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training import Session
 from orchestrator.training.saving.slot_memory import INLINE_BYTES, with_spare
-from orchestrator.training.saving.snapshotter import LEFT_FREE_BYTES, Content, Snapshotter
+from orchestrator.training.saving.snapshotter import LEFT_FREE_BYTES, SnapshotContent, Snapshotter
 from tests.support import DEADLINE_SECONDS, wait_until
 from tests.training.support import draft_of, result_of
 
@@ -35,7 +35,7 @@ def snapshotter(slots: Slots, available_bytes: int = PLENTY) -> Snapshotter:
 
 
 def take(taker: Snapshotter, step: int, state: dict[str, Any] = SMALL) -> Snapshot | None:
-    taking = taker.take(Content({"step": step, **state}, draft_of(step), []))
+    taking = taker.take(SnapshotContent({"step": step, **state}, draft_of(step), []))
     return None if taking is None else result_of(taking)
 
 
@@ -76,7 +76,7 @@ def test_wait_for_a_slot_ends(slots: Slots) -> None:
     take(taker, 2)
     assert first is not None
     taker.hold(first.slot, Future())
-    content = Content({"step": 3, **SMALL}, draft_of(3), [])
+    content = SnapshotContent({"step": 3, **SMALL}, draft_of(3), [])
     assert taker.take(content, time.monotonic() + 0.05) is None
     taker.close()
 
@@ -123,7 +123,9 @@ def test_snapshot_with_a_deadline_waits_for_memory(slots: Slots) -> None:
     """A stop waits for the memory rather than go without."""
     state = {"step": 1, "tensor": torch.zeros(INLINE_BYTES // 4 + 1)}
     taker = snapshotter(slots)
-    taking = taker.take(Content(state, draft_of(1), []), time.monotonic() + DEADLINE_SECONDS)
+    taking = taker.take(
+        SnapshotContent(state, draft_of(1), []), time.monotonic() + DEADLINE_SECONDS
+    )
     assert taking is not None
     result_of(taking)
     taker.close()
