@@ -28,7 +28,6 @@ def refusing() -> Iterator[None]:
 
     Raises:
         TrainingRefused: An OrchestratorError was raised inside.
-
     """
     try:
         yield
@@ -46,7 +45,6 @@ def conclude(
 
     Raises:
         TrainingRefused: The run could not be completed.
-
     """
     try:
         if error is None:

@@ -34,7 +34,6 @@ class FrameworkRun:
     Attributes:
         resume_from: The directory with the files of the newest valid checkpoint, as they were
             published; None in a run that has none.
-
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class FrameworkRun:
 
         Raises:
             TrainingRefused: That is not possible; the reason has been printed.
-
         """
         with refusing():
             membership = RunMembership(None if run_dir is None else Path(run_dir))
@@ -102,7 +100,6 @@ class FrameworkRun:
 
         Raises:
             TrainingRefused: The framework begins at another step than that of the checkpoint.
-
         """
         self._progress.step, self._progress.epoch = step, epoch
         self._steps_at_start = step
@@ -194,7 +191,6 @@ class FrameworkRun:
 
         Returns:
             The checkpoint; None if the disk refused it: training continues.
-
         """
         return self._saves.publish(source, model, link=link, final=final)
 
@@ -203,7 +199,6 @@ class FrameworkRun:
 
         Raises:
             TrainingStopped: Always; its status says whether this step is saved.
-
         """
         self._membership.report_stop(self._progress.step)
         raise TrainingStopped(

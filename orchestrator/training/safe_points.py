@@ -33,7 +33,6 @@ class SaveStrategy(Protocol):
 
         Raises:
             TrainingStopped: A stop was requested, and the state is saved or being saved.
-
         """
 
 
@@ -64,7 +63,6 @@ class SafePoints:
         Raises:
             TrainingStopped: A stop was requested, and the state is saved or being saved.
             TrainingRefused: The state cannot be saved; the reason has been printed.
-
         """
         page, schedule, now = self._page, self._schedule, time.monotonic_ns()
         page[HEARTBEAT] = now

@@ -17,6 +17,7 @@ from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.resume import resume_newest, start_from_classic
 from orchestrator.training.runtime.membership import RunMembership
+from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.safe_points import SafePoints
 from orchestrator.training.saving.saver import Saver
 from orchestrator.training.saving.session_saves import SessionSaves
@@ -32,10 +33,14 @@ TRAIN = int(Phase.TRAIN)
 
 @dataclass(frozen=True)
 class _OpenRun:
-    """What a session works with inside its ``with`` block."""
+    """What a session works with inside its ``with`` block.
+
+    ``page`` and ``metrics`` are those of the membership, which every step uses.
+    """
 
     membership: RunMembership
-    saver: Saver
+    page: memoryview
+    metrics: MetricsFile
     saves: SessionSaves
     safe_points: SafePoints
     steps_at_start: int
@@ -73,7 +78,6 @@ class Session:
                     optimizer.step()
                     session.step(loss=loss)
         ```
-
     """
 
     def __init__(
@@ -96,7 +100,6 @@ class Session:
 
         Raises:
             TrainingRefused: An object has no state, or a name is reserved; the reason is printed.
-
         """
         self.state: dict[str, Any] = {}
         self.resumed_from: Path | None = None
@@ -116,7 +119,6 @@ class Session:
         Raises:
             TrainingRefused: That is not possible: the checkpoint does not fit the objects, another
                 process works on the run, a setting is wrong. The reason has been printed.
-
         """
         with refusing():
             membership = RunMembership(self._run_dir)
@@ -151,7 +153,7 @@ class Session:
         page[Field.EPOCH] = self.epoch
         page[Field.PHASE] = Phase.TRAIN
         safe_points = SafePoints(membership, due, saves)
-        return _OpenRun(membership, saver, saves, safe_points, self.global_step)
+        return _OpenRun(membership, page, membership.metrics, saves, safe_points, self.global_step)
 
     def __exit__(
         self,
@@ -163,7 +165,6 @@ class Session:
 
         Raises:
             TrainingRefused: The final checkpoint cannot be saved; the reason has been printed.
-
         """
         conclude(error, self._complete, partial(self._leave, self._open_run.membership))
 
@@ -179,7 +180,7 @@ class Session:
             if isinstance(error, TrainingStopped):
                 # It was being written while the workers ended.
                 run.saves.wait_for_emergency(error)
-            run.saver.close()
+            run.saves.close()
         membership.leave(error)
 
     @property
@@ -234,7 +235,6 @@ class Session:
             with session:
                 ...
             ```
-
         """
         with refusing():
             if self._run is not None:
@@ -265,7 +265,6 @@ class Session:
                     ...
                     session.step()
             ```
-
         """
         safe_points = self._open_run.safe_points
         while self.epoch < total:
@@ -277,7 +276,7 @@ class Session:
 
     def _end_epoch(self) -> None:
         self._loop_state.end_epoch()
-        self._open_run.membership.page[Field.EPOCH] = self.epoch
+        self._open_run.page[Field.EPOCH] = self.epoch
 
     def steps(self, total: int) -> Iterator[int]:
         """Yield the steps that are left of ``total``, for loops without epochs.
@@ -297,7 +296,6 @@ class Session:
                 ...
                 session.step(loss=loss)
             ```
-
         """
         while (step := self.global_step) < total:
             with refusing():
@@ -330,9 +328,8 @@ class Session:
                 ...
                 session.step(loss=loss)
             ```
-
         """
-        loop_state, page = self._loop_state, self._open_run.membership.page
+        loop_state, page = self._loop_state, self._open_run.page
         with refusing():
             loop_state.begin_pass(loader)
         used_up = yield from loop_state.data.batches(loader, self.epoch)
@@ -357,21 +354,21 @@ class Session:
             ```python
             session.step(loss=loss, learning_rate=scheduler.get_last_lr()[0])
             ```
-
         """
-        self._end_step(**metrics)
-        self._open_run.safe_points.reach()
+        self._end_step(**metrics).safe_points.reach()
 
-    def _end_step(self, **metrics: Any) -> None:
-        run, progress = self._open_run, self._loop_state.progress
-        membership = run.membership
+    def _end_step(self, **metrics: Any) -> _OpenRun:
+        run, loop_state = self._run or self._open_run, self._loop_state
+        progress, page = loop_state.progress, run.page
         if progress.step == run.steps_at_start:
-            membership.withdraw_completion()
+            run.membership.withdraw_completion()
         plain = detach(metrics)
-        self._loop_state.end_step(plain)
-        membership.metrics.record(progress.step, progress.epoch, plain, is_poll=False)
-        membership.page[STEP] = progress.step
-        membership.page[PHASE] = TRAIN
+        loop_state.end_step(plain)
+        step = progress.step
+        run.metrics.record(step, progress.epoch, plain, is_poll=False)
+        page[STEP] = step
+        page[PHASE] = TRAIN
+        return run
 
     def poll(self, **metrics: Any) -> None:
         """Pass a safe point without a step, in an evaluation or a warm-up.
@@ -395,15 +392,13 @@ class Session:
                 session.poll()
             session.poll(accuracy=correct / len(validation_set))
             ```
-
         """
-        membership = self._open_run.membership
-        plain = detach(metrics)
+        run, plain = self._open_run, detach(metrics)
         self._loop_state.begin_poll(plain)
-        membership.metrics.record(self.global_step, self.epoch, plain, is_poll=True)
-        membership.page[PHASE] = Phase.EVALUATE
+        run.metrics.record(self.global_step, self.epoch, plain, is_poll=True)
+        run.page[PHASE] = Phase.EVALUATE
         try:
-            self._open_run.safe_points.reach()
+            run.safe_points.reach()
         finally:
             self._loop_state.end_poll()
 
@@ -423,7 +418,6 @@ class Session:
                 session.state["best"] = accuracy
                 session.checkpoint()
             ```
-
         """
         saves = self._open_run.saves
         with refusing():

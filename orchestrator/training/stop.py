@@ -21,7 +21,6 @@ class TrainingStopped(SystemExit):
 
     Attributes:
         status: The exit status: STOPPED_SAVED (75) or STOPPED_UNSAVED (74).
-
     """
 
     def __init__(self, status: ExitStatus) -> None:
@@ -41,7 +40,6 @@ class TrainingRefused(SystemExit):
 
     Attributes:
         status: The exit status that belongs to the error.
-
     """
 
     def __init__(self, status: ExitStatus) -> None:
@@ -57,7 +55,6 @@ class StopSignals:
 
     Attributes:
         source: The name of the signal that requested the stop; None if no signal has.
-
     """
 
     def __init__(self, page: memoryview, *, supervised: bool) -> None:

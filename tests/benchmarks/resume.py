@@ -71,7 +71,7 @@ def _self_check(name: str, state_bytes: int, root: Path) -> Figure:
     shutil.rmtree(root, ignore_errors=True)
     workload = Workload(state_bytes)
     with Session(run_dir=root, model=workload.model, optimizer=workload.optimizer) as session:
-        pace = session._open_run.saver.pace
+        pace = session._open_run.saves.saver.pace
         deadline = time.monotonic() + PACE_SECONDS
         while pace.interval_seconds is None:
             if time.monotonic() > deadline:

@@ -57,7 +57,7 @@ class Trainer:
         self.workload = workload
         self.supervisor = psutil.Process(os.getppid())
         self._taking: PendingSnapshot | None = None
-        self._snapshotter = session._open_run.saver._snapshotter
+        self._snapshotter = session._open_run.saves.saver._snapshotter
         self._take = self._snapshotter.take
         self._snapshotter.take = self._record  # type: ignore[method-assign]
 
@@ -77,7 +77,7 @@ class Trainer:
 
     def snapshot(self) -> tuple[float, PendingSnapshot]:
         """Take a snapshot at a safe point: seconds that it took, and what came of it."""
-        pace = self.session._open_run.saver.pace
+        pace = self.session._open_run.saves.saver.pace
         self.workload.step()
         self._taking = None
         pace.next_ns = 0
@@ -97,7 +97,7 @@ class Trainer:
         self.session._open_run.membership.page[Field.CHECKPOINT_REQUESTS] += 1
         self.workload.step()
         self.session.step()
-        written: Future[Any] = self.session._open_run.saver._writes[-1]
+        written: Future[Any] = self.session._open_run.saves.saver._writes[-1]
         return written
 
     def settle(self) -> float:
@@ -234,7 +234,7 @@ def _finish(pending: Any, root: Path) -> None:
 def overhead(trainer: Trainer, arguments: argparse.Namespace) -> Times:
     """Windows of steps with one snapshot, in turn with none, and the interval that is paced."""
     times: Times = {}
-    pace = trainer.session._open_run.saver.pace
+    pace = trainer.session._open_run.saves.saver.pace
     trainer.steps(1)
     trainer.session.checkpoint()
     for _ in range(PACED):

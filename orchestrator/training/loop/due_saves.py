@@ -21,7 +21,6 @@ class DueSaves:
     Attributes:
         schedule: When the next periodic checkpoint is due.
         served_requests: How many requests on the control page have been answered with a save.
-
     """
 
     def __init__(self, page: memoryview, every: Every) -> None:

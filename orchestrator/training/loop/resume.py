@@ -23,7 +23,6 @@ def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState
         MismatchError: It does not fit the registered objects.
         NoValidCheckpointError: There are checkpoints, and none of them is valid.
         RuntimeError: It cannot be loaded.
-
     """
     newest = backend.newest_state()
     if newest is None:
@@ -47,7 +46,6 @@ def checkpoint_of(backend: RunBackend, framework: str) -> Checkpoint | None:
     Raises:
         ConfigError: A session or another framework has saved it.
         NoValidCheckpointError: There are checkpoints, and none of them is valid.
-
     """
     newest = backend.newest_state()
     if newest is not None:
@@ -78,7 +76,6 @@ def start_from_classic(source: Path, registry: Registry, loop_state: LoopState) 
     Raises:
         ConfigError: The file cannot be read, or is not in that form.
         MismatchError: It does not fit the registered objects.
-
     """
     content = read_classic(source)
     left_alone = registry.restore_classic(content, source)

@@ -26,7 +26,6 @@ class SnapshotPace:
     Attributes:
         interval_seconds: The interval that was learned; None before the first measurement.
         next_ns: When the next one is due (time.monotonic_ns).
-
     """
 
     def __init__(

@@ -26,7 +26,6 @@ class RunSettings:
         allow_data_change: Whether an epoch may go on with another loader than it had.
         snapshot_interval_seconds: The interval that an earlier attempt has learned, if there is
             one.
-
     """
 
     command: list[str]
@@ -44,7 +43,6 @@ class SharedMemory:
         page: The control page.
         slots: The snapshot memory.
         writes_under_way: Snapshots of the previous attempt that the supervisor is still writing.
-
     """
 
     page: ControlPage
@@ -62,7 +60,6 @@ class RunFacts:
         memory: The control page and the snapshot slots.
         settings: What was asked for.
         attempt: The number of this attempt; None without a supervisor, which counts them.
-
     """
 
     run_dir: RunDir
@@ -102,7 +99,6 @@ class RunBackend(Protocol):
 
         Raises:
             NoValidCheckpointError: There are checkpoints, and none of them is valid.
-
         """
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:

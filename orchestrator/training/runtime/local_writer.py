@@ -26,7 +26,6 @@ def publish_and_report(backend: RunBackend, publish: Callable[[], Checkpoint]) -
 
     Raises:
         CheckpointWriteError: The disk refused it; that is reported too.
-
     """
     began = time.monotonic()
     try:

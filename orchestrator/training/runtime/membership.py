@@ -32,7 +32,6 @@ class RunMembership:
         page: The values of the control page.
         metrics: The run's metrics.jsonl.
         stop_signals: Whether a stop is requested, and by which signal.
-
     """
 
     def __init__(self, run_dir: Path | None) -> None:
@@ -41,7 +40,6 @@ class RunMembership:
         Raises:
             ConfigError: There are several ranks, or the supervisor cannot be reached.
             RunInUseError: Another process works on the run.
-
         """
         if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
             raise ConfigError(

@@ -49,7 +49,6 @@ class Standalone:
         Raises:
             ConfigError: A setting is wrong, or this process has trained in this run already.
             RunInUseError: Another process works on the run.
-
         """
         config = Config.resolve({}, os.environ, Path.cwd())
         self._policy = config.retention
@@ -110,7 +109,6 @@ class Standalone:
 
         Raises:
             NoValidCheckpointError: There are checkpoints, and none of them is valid.
-
         """
         self.store.sweep()
         self._resumed_from = self.store.newest_valid(self._quarantined)

@@ -51,7 +51,6 @@ class Supervised:
 
         Raises:
             ConfigError: The supervisor is gone or refuses, or a variable is missing.
-
         """
         try:
             run_dir = RunDir(Path(os.environ[RUN_DIR_VARIABLE]))

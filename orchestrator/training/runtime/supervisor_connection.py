@@ -44,7 +44,6 @@ class SupervisorConnection:
         page: The control page of this attempt.
         slots: The snapshot memory.
         supervisor_died: Whether the connection has ended before the session.
-
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class SupervisorConnection:
 
         Raises:
             ConfigError: The supervisor cannot be reached, or refuses.
-
         """
         self._listener = listener
         self._attempt = int(environment.get(ATTEMPT_VARIABLE, "0"))

@@ -44,7 +44,6 @@ class FrameworkSaves:
         progress: The counters of the run.
         pace: When the next snapshot in memory is due: never.
         doubts: Why a run resumed from the next checkpoint may differ from an uninterrupted one.
-
     """
 
     def __init__(
@@ -110,7 +109,6 @@ class FrameworkSaves:
 
         Raises:
             CheckpointWriteError: The disk refuses it again.
-
         """
         if self._refused is not None:
             self._publish(self._refused)

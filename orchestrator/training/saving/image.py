@@ -38,7 +38,6 @@ class Frozen:
     Attributes:
         tree: The containers and plain values, copied, with tensors that share the live storages.
         storages: The distinct storages, in the order in which pickle meets them.
-
     """
 
     tree: Any
@@ -52,7 +51,6 @@ def freeze(state: Any) -> Frozen:
 
     Raises:
         InexpressibleError: A tensor has a layout whose bytes are not written storage by storage.
-
     """
     freezer = _Freezer()
     tree = freezer.freeze(state)
@@ -106,7 +104,6 @@ class Layout:
         offsets: The offset of each storage.
         pieces: Everything between the storages, each with its offset.
         image_bytes: The size of the image.
-
     """
 
     sizes: list[int]
@@ -121,7 +118,6 @@ def lay_out(frozen: Frozen) -> Layout:
     Raises:
         InexpressibleError: torch.save skips other bytes than those of the frozen storages.
         UnstorableError: torch.save refuses the state.
-
     """
     sizes = [storage.nbytes() for storage in frozen.storages]
     sink = _Sink()

@@ -40,7 +40,6 @@ class Saver:
 
     Attributes:
         pace: When the next snapshot is due.
-
     """
 
     def __init__(self, backend: RunBackend, registry: Registry) -> None:
@@ -100,7 +99,6 @@ class Saver:
 
         Raises:
             UnstorableError: At the first save, a value has no form that can be loaded safely.
-
         """
         if not self._has_proved_loadable:
             _prove_loadable(saved.state)
@@ -224,7 +222,6 @@ def _prove_loadable(state: dict[str, Any]) -> None:
 
     Raises:
         UnstorableError: A value cannot be loaded safely; the error names its entry.
-
     """
     for key, value in state.items():
         buffer = io.BytesIO()

@@ -34,7 +34,7 @@ class SessionSaves:
     Attributes:
         progress: The counters of the run.
         pace: When the next snapshot in memory is due.
-
+        saver: Brings the state into snapshots and checkpoints.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SessionSaves:
         self._page = membership.page
         self._due = due
         self._loop_state = loop_state
-        self._saver = saver
+        self.saver = saver
         self._emergency: Future[Checkpoint] | None = None
         self._reported_exactness = loop_state.exactness
 
@@ -55,10 +55,9 @@ class SessionSaves:
 
         Raises:
             TrainingStopped: A stop was requested, and the state is being saved.
-
         """
         self._report_lost_exactness()
-        if (ended := self._saver.next_ended()) is not None:
+        if (ended := self.saver.next_ended()) is not None:
             self._due.record_end(ended)
         if not self._due.stop_wanted:
             self._save_what_is_due(now_ns)
@@ -69,7 +68,7 @@ class SessionSaves:
         requests, requested = self._due.requests, self._due.is_requested
         # For a place that the user named the loop waits; a time is only approximate anyway.
         waits = requested or self._due.schedule.is_counted
-        if self._due.is_due(self.progress) and (waits or self._saver.can_save):
+        if self._due.is_due(self.progress) and (waits or self.saver.can_save):
             deadline = time.monotonic() + SLOT_WAIT_SECONDS if waits else None
             if not self._loop_state.is_resumable():
                 return
@@ -79,9 +78,9 @@ class SessionSaves:
             elif waits:
                 self._due.served_requests = requests
                 self._give_up_waiting()
-        elif self._saver.is_snapshot_due(now_ns) and self._loop_state.is_resumable():
+        elif self.saver.is_snapshot_due(now_ns) and self._loop_state.is_resumable():
             self._membership.metrics.flush()
-            self._saver.snapshot(self._loop_state.state_to_save(Reason.PERIODIC))
+            self.saver.snapshot(self._loop_state.state_to_save(Reason.PERIODIC))
 
     def _report_lost_exactness(self) -> None:
         """Report what has come up since the run was resumed, such as on the way back."""
@@ -101,6 +100,10 @@ class SessionSaves:
         cause = OSError(errno.ETIMEDOUT, "the checkpoints before it are still being written")
         report_failure(self._membership.backend, CheckpointWriteError(self.progress.step, cause))
         self._due.schedule.record_failure()
+
+    def close(self) -> None:
+        """Wait for the snapshot under way and give the memory back."""
+        self.saver.close()
 
     # --- a stop ------------------------------------------------------------------------------
 
@@ -140,7 +143,6 @@ class SessionSaves:
             CheckpointWriteError: The disk refused it, or did not answer in time.
             UnstorableError: A value has no form that can be loaded safely.
             ConfigError: A metric is not a number, in a run that has saved nothing yet.
-
         """
         deadline = time.monotonic() + WRITE_WAIT_SECONDS
         with self._phase_save():
@@ -157,10 +159,10 @@ class SessionSaves:
         self._report_lost_exactness()
         self._membership.metrics.flush()
         with self._phase_save():
-            written = self._saver.save(self._loop_state.state_to_save(reason), reason, deadline)
+            written = self.saver.save(self._loop_state.state_to_save(reason), reason, deadline)
         if written is not None:
             self.progress.refuses_bad_metrics = False
-            least_seconds = self._saver.least_interval_seconds
+            least_seconds = self.saver.least_interval_seconds
             self._due.schedule.begin(self.progress.step, self.progress.epoch, least_seconds)
         return written
 

@@ -49,7 +49,6 @@ class SlotMemory:
 
         Raises:
             OSError: There is no memory.
-
         """
         if needed <= self.capacity:
             return

@@ -46,7 +46,6 @@ class SnapshotContent:
         draft: The manifest, without files.
         parameters: They make the snapshot unhealthy where one is not finite.
         of_optimizers: The storages (by ``_cdata``) that only an optimizer changes.
-
     """
 
     state: dict[str, Any]
@@ -64,7 +63,6 @@ class PendingSnapshot:
         stall_seconds: How long the loop stood still for it.
         thread_seconds: How much processor time the thread has used for it.
         done: Gets the snapshot once it is complete, or the exception.
-
     """
 
     slot: int
