@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEMPLATE := from sys import stdout; from orchestrator.systemd.unit import template; stdout.write(template
+TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template; stdout.write(template
 
-.PHONY: demo test test-fast lint bench units survival clean
+.PHONY: demo test test-fast lint docs bench units cli-reference survival clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -21,12 +21,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev  ## The site, in build/site; a broken link or anchor fails.
+	$(BIN)/zensical build --strict --clean
+
 bench: $(VENV)/.dev  ## The figures of docs/explanation/performance.md.
 	$(BIN)/python -m tests.benchmarks --json build/benchmarks.json
 
 units: $(VENV)/.dev  ## The templates in systemd/, from their generator.
 	$(BIN)/python -c "$(TEMPLATE)(False))" > systemd/orchestrator@.service
 	$(BIN)/python -c "$(TEMPLATE)(True))" > systemd/user/orchestrator@.service
+
+cli-reference: $(VENV)/.dev  ## docs/reference/cli.md, from the parser and the settings.
+	mkdir -p build
+	$(BIN)/python -m tests.cli_reference > build/cli.md && mv build/cli.md docs/reference/cli.md
 
 survival: $(VENV)/.dev  ## Over a thousand faults against every example; the table of docs/explanation/reliability.md.
 	$(BIN)/python -m tests.survival
@@ -37,7 +44,7 @@ clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.dev: $(VENV)/.ready  # What tests need beyond what the demo does.
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,examples,integrations]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,examples,integrations]"
 	touch $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt

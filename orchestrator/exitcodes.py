@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """What a scheduler may conclude from the end of a run (docs/reference/process-contract.md)."""
+    """What a scheduler may conclude from the end of a run (docs/reference/exit-statuses.md)."""
 
     COMPLETE = 0
     MISUSE = 2

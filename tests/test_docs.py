@@ -20,12 +20,20 @@ from orchestrator.ipc.messages import (
 )
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.telemetry.run_state import State
+from tests import cli_reference
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CONTRACT = (ROOT / "docs" / "reference" / "process-contract.md").read_text()
-STATUSES = CONTRACT.split("## Exit status")[1].split("## Restarts")[0]
-FORMAT = (ROOT / "docs" / "reference" / "checkpoint-format.md").read_text()
+REFERENCE = ROOT / "docs" / "reference"
+CONTRACT = (REFERENCE / "process-contract.md").read_text()
+STATUSES = (REFERENCE / "exit-statuses.md").read_text()
+EVENTS = (REFERENCE / "events.md").read_text()
+ENVIRONMENT = (REFERENCE / "environment.md").read_text()
+FORMAT = (REFERENCE / "checkpoint-format.md").read_text()
+COMMAND_LINE = (REFERENCE / "cli.md").read_text()
+HOW_IT_WORKS = (ROOT / "docs" / "explanation" / "how-it-works.md").read_text()
+PAGES = {path: path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
+MOST_FILES_OF_A_PROCESS = 5
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -33,7 +41,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_statuses() -> None:
-    """The contract's table lists every exit status by number and name, and the README its use."""
+    """The page of exit statuses lists every one by number and name."""
     rows = dict(re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", STATUSES, re.MULTILINE))
     assert {int(number): name for number, name in rows.items()} == {
         status.value: status.name for status in ExitStatus
@@ -63,14 +71,14 @@ def test_kubernetes() -> None:
 
 @pytest.mark.parametrize("name", [*JournalEvent, *State])
 def test_names(name: str) -> None:
-    """Every journal event and every state stands in the contract."""
-    assert f"`{name}`" in CONTRACT
+    """Every journal event and every state is on the page of events."""
+    assert f"`{name}`" in EVENTS
 
 
 def test_environment() -> None:
-    """The contract names the trainer's variables."""
+    """The page of environment variables names the trainer's."""
     for name in (SOCKET_VARIABLE, RUN_DIR_VARIABLE, ATTEMPT_VARIABLE, RESUME_VARIABLE):
-        assert f"`{name}`" in CONTRACT
+        assert f"`{name}`" in ENVIRONMENT
 
 
 def test_format_examples() -> None:
@@ -79,8 +87,17 @@ def test_format_examples() -> None:
     manifest = Manifest.from_json(example.encode())
     assert json.loads(manifest.to_json()) == json.loads(example)
     assert all(f"`{reason}`" in FORMAT for reason in Reason)
-    for line in blocks(CONTRACT, "json"):
+    lines = [*blocks(EVENTS, "json"), *blocks((REFERENCE / "metrics.md").read_text(), "json")]
+    assert lines
+    for line in lines:
         json.loads(line)
+
+
+def relative_links(text: str) -> list[str]:
+    """The targets of links and images to files, without anchors; code is no link."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)#\s]+)", prose)
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
 
 
 def run(*arguments: str) -> str:
@@ -94,38 +111,53 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
-def test_help_and_readme_name_every_option() -> None:
-    """Each setting is an option in `run --help` and in the README."""
+def test_help_and_reference_name_every_option() -> None:
+    """Each setting is an option in `run --help` and on the page of the command line."""
     text = run("run", "--help")
     for setting in Config.__dataclass_fields__:
         option = "--" + setting.replace("_", "-")
         assert option in text
-        assert f"`{option}" in README
+        assert f"`{option}" in COMMAND_LINE
     assert re.findall(r"(?:Exit status|status): 0 .*?75", text, re.DOTALL)
 
 
-def test_help_and_readme_name_every_command() -> None:
-    """Each command of `--help` stands in the README's list."""
-    commands = re.findall(r"^    ([a-z]+)(?:  |$)", run("--help"), re.MULTILINE)
+def test_help_and_reference_name_every_command() -> None:
+    """Each command of `--help` is on the page of the command line."""
+    commands = re.findall(r"^    ([a-z][a-z-]+)(?:  |$)", run("--help"), re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
-        assert f"orchestrator {command}" in README
+        assert f"## orchestrator {command}" in COMMAND_LINE
 
 
-@pytest.mark.processes
-def test_readme_script_runs(tmp_path: Path) -> None:
-    """The README's script trains to completion as it stands."""
-    (script,) = blocks(README, "python")
-    (tmp_path / "train.py").write_text(script)
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True, timeout=120)
-    assert (tmp_path / "runs" / "train" / "done.json").exists()
+def test_command_line_page_is_generated() -> None:
+    """The page of the command line is what the parser and the settings make of it."""
+    assert cli_reference.page() == COMMAND_LINE, "run `make cli-reference`"
 
 
-def test_tree_in_the_readme_exists() -> None:
-    """The documents and folders that the README lists are there."""
-    listed = re.findall(
-        r"^((?:docs|examples|systemd)/[\w.-]*)", README.split("## Where things")[1], re.M
-    )
-    assert listed
-    for name in listed:
+def test_paths_through_the_source() -> None:
+    """Each path of the page that explains the source names files that exist, at most five each."""
+    paths = HOW_IT_WORKS.split("\n### ")[1:]
+    assert len(paths) == 6
+    for path in paths:
+        files = re.findall(r"^\d\. `([\w/.]+)`", path, re.MULTILINE)
+        assert 1 < len(files) <= MOST_FILES_OF_A_PROCESS
+    for name in re.findall(r"`(orchestrator/[\w/]+\.py)`", "".join(PAGES.values())):
+        assert (ROOT / name).exists(), name
+
+
+def test_links_of_the_pages_lead_to_pages() -> None:
+    """Relative links stay below docs/, since the site has nothing else, and lead to what exists."""
+    for path, text in PAGES.items():
+        for name in relative_links(text):
+            target = (path.parent / name).resolve()
+            assert target.is_relative_to(ROOT / "docs"), f"{path}: {name}"
+            assert target.exists(), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_of_the_front_pages_lead_to_files(page: Path) -> None:
+    """The documents, folders and scripts to which README and its neighbours link are there."""
+    names = relative_links(page.read_text())
+    assert names or page.name != "README.md"
+    for name in names:
         assert (ROOT / name).exists(), name

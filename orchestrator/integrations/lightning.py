@@ -1,4 +1,4 @@
-"""Lightning: the state of a Trainer is that of a session, at every step (docs/how-to/integrations.md).
+"""Lightning: the state of a Trainer is that of a session, at every step (docs/how-to/lightning.md).
 
     Trainer(callbacks=[OrchestratorCallback()])
 

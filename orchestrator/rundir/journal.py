@@ -12,7 +12,7 @@ from orchestrator.system.durable import append_lines
 
 
 class JournalEvent(StrEnum):
-    """The events of docs/reference/process-contract.md."""
+    """The events of docs/reference/events.md."""
 
     RUN_STARTED = "run_started"
     ATTEMPT_STARTED = "attempt_started"

@@ -1,7 +1,8 @@
 """The supervisor: starts the trainer, relays stops, rotates checkpoints, restarts after failures.
 
 Everything that happens (a signal, a message, an exit, a deadline) calls one short method on the
-event loop's thread, which moves the state machine. The protocol is docs/reference/process-contract.md.
+event loop's thread, which moves the state machine.
+The protocol is docs/reference/process-contract.md.
 """
 
 import asyncio

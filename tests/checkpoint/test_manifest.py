@@ -65,7 +65,7 @@ def test_metrics_as_json_holds_them() -> None:
 
 
 def test_the_file_holds_what_the_format_promises() -> None:
-    """The keys of docs/reference/checkpoint-format.md, with the values as other programs find them."""
+    """The keys are those of docs/reference/checkpoint-format.md, in the form it gives."""
     assert content(time="2026-01-01T00:00:00+00:00") == {
         "format_version": 1,
         "run_id": RUN_ID,

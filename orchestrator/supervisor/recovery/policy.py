@@ -1,4 +1,4 @@
-"""From the diagnosis of an attempt's end to what is done next: a table (docs/explanation/restarts.md).
+"""The table from the diagnosis of an attempt's end to a decision (docs/explanation/restarts.md).
 
 Rows are tried from the top, and the first that applies decides.
 """

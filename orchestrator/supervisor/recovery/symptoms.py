@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """What ended an attempt, as it stands in the journal and in exit.json (docs/explanation/restarts.md)."""
+    """What ended an attempt, as in the journal and exit.json (docs/explanation/restarts.md)."""
 
     COMPLETE = "complete"
     FAILED_AFTERWARDS = "failed_afterwards"

@@ -24,7 +24,7 @@ from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.plain_values import to_plain
 from orchestrator.training.state.progress import SUFFIX, Progress
 from orchestrator.training.state.registry import Registry
-from orchestrator.training.state.restore import Restored
+from orchestrator.training.state.restore import LoadedState
 
 # Looked up at every step.
 STEPPING = LoopPhase.STEPPING
@@ -218,7 +218,7 @@ class LoopState:
 
     # --- restoring ---------------------------------------------------------------------------
 
-    def resume(self, restored: Restored) -> None:
+    def resume(self, restored: LoadedState) -> None:
         """Continue from a checkpoint whose registered objects have been restored already."""
         self._plain_state.clear()
         self._plain_state.update(restored.state)
@@ -236,7 +236,7 @@ class LoopState:
         self._is_resumed = True
         self._problems = problems
 
-    def _differences(self, restored: Restored) -> list[str]:
+    def _differences(self, restored: LoadedState) -> list[str]:
         """Return what of the live objects and streams does not have the digest that was saved."""
         streams = self._capture_streams()
         known = {name: streams[name] for name in restored.streams if name in streams}

@@ -12,7 +12,7 @@ from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registry import Registry
-from orchestrator.training.state.restore import Restored, read_snapshot, read_state
+from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
 def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState) -> Path | None:
@@ -102,7 +102,7 @@ def _refuse_others(state: Snapshot | Checkpoint, source: Path, framework: str | 
         )
 
 
-def _read(state: Snapshot | Checkpoint, backend: RunBackend) -> Restored:
+def _read(state: Snapshot | Checkpoint, backend: RunBackend) -> LoadedState:
     try:
         return read_snapshot(state) if isinstance(state, Snapshot) else read_state(state)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The counters of a training and its latest metrics, as a checkpoint holds them."""
+"""The counters of a training run and its latest metrics, as a checkpoint holds them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -239,7 +239,7 @@ def words_of(row: DecisionRow) -> str:
 
 
 def test_page_has_the_table() -> None:
-    """docs/explanation/restarts.md has the rows in their order, and explains every kind and action."""
+    """docs/explanation/restarts.md has the rows in order and explains every kind and action."""
     kinds, decisions = PAGE.split("## Diagnosis")[1].split("## Decisions")
     rows = [line for line in decisions.splitlines() if line.startswith("| ")]
     assert rows[1:] == [words_of(row) for row in TABLE]
