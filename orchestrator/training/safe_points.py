@@ -1,6 +1,6 @@
 """The safe points of a run: signs of life, metrics, and what is to be saved there."""
 
-import time
+from time import monotonic_ns
 from typing import Protocol
 
 from orchestrator.ipc.control_page import Field
@@ -52,7 +52,7 @@ class SafePoints:
 
     def beat(self) -> int:
         """Give a sign of life; return its time (time.monotonic_ns)."""
-        page, now = self._page, time.monotonic_ns()
+        page, now = self._page, monotonic_ns()
         page[HEARTBEAT] = now
         page[SAFE_POINTS] += 1
         return now
@@ -64,7 +64,7 @@ class SafePoints:
             TrainingStopped: A stop was requested, and the state is saved or being saved.
             TrainingRefused: The state cannot be saved; the reason has been printed.
         """
-        page, schedule, now = self._page, self._schedule, time.monotonic_ns()
+        page, schedule, now = self._page, self._schedule, monotonic_ns()
         page[HEARTBEAT] = now
         page[SAFE_POINTS] += 1
         if (

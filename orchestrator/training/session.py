@@ -31,7 +31,7 @@ PHASE = int(Field.PHASE)
 TRAIN = int(Phase.TRAIN)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _OpenRun:
     """What a session works with inside its ``with`` block.
 

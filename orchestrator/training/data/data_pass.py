@@ -29,7 +29,7 @@ class DataPass:
     def __init__(
         self, facts: Facts | None, saved: Mapping[str, Any], start: int, opened: Opened
     ) -> None:
-        """Begin at batch ``start``; ``saved`` is the ``state`` of the previous attempt, or empty."""
+        """Begin at batch ``start``; ``saved`` is its ``state`` before the cut, or empty."""
         self.facts = facts
         self.start = self.consumed = self.taken = start
         self.ended = False

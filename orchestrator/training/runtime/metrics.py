@@ -3,9 +3,9 @@
 import json
 import os
 import re
-import time
 from datetime import UTC, datetime
 from pathlib import Path
+from time import time
 from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
@@ -53,7 +53,7 @@ class MetricsFile:
     def record(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
         """Keep the metrics of a step, or of a poll, for the next flush."""
         if metrics and (is_poll or step % self._stride == 0):
-            self._records.append((step, epoch, is_poll, time.time(), metrics))
+            self._records.append((step, epoch, is_poll, time(), metrics))
 
     def flush(self) -> None:
         """Write what was recorded; on a full disk it is lost, with one message."""
