@@ -272,3 +272,19 @@ def test_ending_a_child_of_the_script_does_not_stop_training(tmp_path: Path) -> 
         for _ in session.steps(2):
             session.step()
     assert (tmp_path / "done.json").exists()
+
+
+@pytest.mark.parametrize("entered", [False, True], ids=["never entered", "left"])
+def test_session_outside_of_its_block_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], entered: bool
+) -> None:
+    """Before the `with` block and after it a step has a message and 78, and no traceback."""
+    session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+    if entered:
+        with session:
+            session.step()
+    for use in (session.step, session.poll, session.checkpoint, lambda: next(session.epochs(9))):
+        with pytest.raises(TrainingRefused) as refused:
+            use()
+        assert refused.value.status == 78
+        assert "cannot use a session outside of its `with` block" in capsys.readouterr().err
