@@ -434,7 +434,11 @@ def test_start_from_says_what_it_left_alone(
     [
         (lambda path: None, 78, "there is no such file"),
         (lambda path: torch.save({"weights": 1}, path), 78, "its keys are weights"),
-        (lambda path: torch.save(torch.nn.Linear(2, 1).state_dict(), path), 78, "no 'epoch'"),
+        (
+            lambda path: torch.save(torch.nn.Linear(2, 1).state_dict(), path),
+            78,
+            "must have an 'epoch'",
+        ),
         (lambda path: torch.save([1, 2], path), 78, "it holds a list"),
         (lambda path: path.write_text("no torch file"), 78, "give a file that torch.load reads"),
         (lambda path: path.write_bytes(b""), 78, "give a file that torch.load reads"),
