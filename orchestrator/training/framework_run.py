@@ -40,7 +40,7 @@ class FrameworkRun:
         self, membership: RunMembership, framework: Framework, resumed: Checkpoint | None
     ) -> None:
         """Use ``open``, which joins the run and leaves it."""
-        self.resume_from: Path | None = resumed.content if resumed else None
+        self.resume_from: Path | None = resumed.resume_path if resumed else None
         self._membership = membership
         self._page = membership.page
         self._framework = framework

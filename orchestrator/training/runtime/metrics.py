@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.position import Position
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import append_lines, replace_file
 from orchestrator.training.exits import print_message
@@ -46,7 +47,7 @@ class MetricsFile:
         """Remove the lines of steps that will be done again, and a torn line."""
         self._stride = self._thinned_by = stride_at(step)
         try:
-            cut_off(self._path, step, epoch)
+            cut_off(self._path, Position(step, epoch))
         except OSError as error:
             self._warn(error)
 
@@ -97,8 +98,8 @@ def stride_at(step: int) -> int:
     return 1 << (max(0, step - 1) // MOST_STEPS).bit_length()
 
 
-def cut_off(path: Path, step: int, epoch: int) -> None:
-    """Truncate the file after the lines of this step and epoch. Raises OSError."""
+def cut_off(path: Path, position: Position) -> None:
+    """Truncate the file after the lines of this position. Raises OSError."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -107,7 +108,7 @@ def cut_off(path: Path, step: int, epoch: int) -> None:
     while end:
         begin = content.rfind(b"\n", 0, end - 1) + 1
         found = _LINE.match(content, begin, end)
-        if content[end - 1 : end] == b"\n" and found and _position(found) <= (step, epoch):
+        if content[end - 1 : end] == b"\n" and found and _position(found) <= position:
             break
         end = begin
     if end < len(content):
@@ -120,13 +121,13 @@ def thin_out(path: Path, stride: int) -> None:
         line
         for line in path.read_bytes().splitlines(keepends=True)
         if (found := _LINE.match(line))
-        and (found[3] == b"true" or _position(found)[0] % stride == 0)
+        and (found[3] == b"true" or _position(found).step % stride == 0)
     ]
     replace_file(path, b"".join(kept))
 
 
-def _position(found: re.Match[bytes]) -> tuple[int, int]:
-    return int(found[1]), int(found[2])
+def _position(found: re.Match[bytes]) -> Position:
+    return Position(int(found[1]), int(found[2]))
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 import os
 import sys
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
@@ -27,12 +28,9 @@ from orchestrator.training.exits import print_message
 from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
 from orchestrator.training.runtime.local_writer import LocalWriter
 
-SNAPSHOT_SAMPLE_SECONDS = 60.0
 _JOURNAL_EVENTS = {
     Report.RESUMED: JournalEvent.RESUMED,
     Report.EXACTNESS_LOST: JournalEvent.EXACTNESS_LOST,
-    Report.SNAPSHOT_TAKEN: JournalEvent.SNAPSHOT_TAKEN,
-    Report.SAVE_FAILED: JournalEvent.CHECKPOINT_FAILED,
     Report.STOP_NOTICED: JournalEvent.STOP_NOTICED,
 }
 
@@ -52,28 +50,29 @@ class Standalone:
         """
         config = Config.resolve({}, os.environ, Path.cwd())
         self._policy = config.retention
-        self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
-        self._path = self.run.root.resolve()  # the script may change its directory
+        self._run_dir = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
+        self._resolved_path = self._run_dir.root.resolve()  # the script may change its directory
         self._refuse_second_training()
-        self.run.create()
-        self._lock = RunLock(self.run)
-        self._left = False
+        self._run_dir.create()
+        self._lock = RunLock(self._run_dir)
+        self._has_left = False
         try:
             self._lock.sign()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self.store = Store.open(self.run, sys.argv, script)
+            self._store = Store.open(self._run_dir, sys.argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.release()
             raise
-        self._journal = Journal(self.run.journal_file)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv)
+        self._journal = Journal(self._run_dir.journal_file)
+        self._checkpoint_journal = CheckpointJournal(self._journal)
+        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
         page, descriptor = ControlPage.create()
         os.close(descriptor)
         self._facts = RunFacts(
-            self.run,
-            self.store,
+            self._run_dir,
+            self._store,
             SharedMemory(page, Slots.create(page)),
             RunSettings(
                 command=sys.argv,
@@ -83,20 +82,19 @@ class Standalone:
             ),
         )
         self._local_writer = LocalWriter(self)
-        self._tracker_variables = TrackerVariables(self.run, self.store.run_id)
-        self._mlflow = MlflowWatch(self.run)
+        self._tracker_variables = TrackerVariables(self._run_dir, self._store.run_id)
+        self._mlflow = MlflowWatch(self._run_dir)
         self._resumed_from: Checkpoint | None = None
-        self._snapshot_journalled = float("-inf")
-        _trained.add(self._path)
+        _trained.add(self._resolved_path)
 
     def _refuse_second_training(self) -> None:
         # It would begin at the end of the first, whatever its model: another fold, say, would be
         # complete at once. Where the script has deleted the run, this is a new one.
-        if self._path in _trained and self.run.run_file.exists():
+        if self._resolved_path in _trained and self._run_dir.run_file.exists():
             raise ConfigError(
-                f"cannot train a second time in {self.run.root}: a run is one training, and this "
-                "process has trained there already; give each training a run of its own, such as "
-                "run_dir='runs/second' for its Session or OrchestratorCallback"
+                f"cannot train a second time in {self._run_dir.root}: a run is one training, and "
+                "this process has trained there already; give each training a run of its own, such "
+                "as run_dir='runs/second' for its Session or OrchestratorCallback"
             )
 
     @property
@@ -110,8 +108,8 @@ class Standalone:
         Raises:
             NoValidCheckpointError: There are checkpoints, and none of them is valid.
         """
-        self.store.sweep()
-        self._resumed_from = self.store.newest_valid(self._quarantined)
+        self._store.sweep()
+        self._resumed_from = self._store.newest_valid(self._report_quarantine)
         return self._resumed_from
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
@@ -119,15 +117,13 @@ class Standalone:
         self._local_writer.write(snapshot, reason, written)
 
     def report(self, report: Report, **facts: Any) -> None:
-        """Write an event into the journal; of snapshots, one a minute."""
-        if report is Report.SAVE_FAILED:
-            print_message(facts["problem"])
+        """Write an event into the journal, and print what went wrong."""
         if report is Report.SNAPSHOT_TAKEN:
-            now = time.monotonic()
-            if now - self._snapshot_journalled < SNAPSHOT_SAMPLE_SECONDS:
-                return
-            self._snapshot_journalled = now
-        if report in _JOURNAL_EVENTS:
+            self._checkpoint_journal.record_snapshot(facts)
+        elif report is Report.SAVE_FAILED:
+            self._checkpoint_journal.record_failure(facts["problem"], step=facts["step"])
+            print_message(facts["problem"])
+        elif report in _JOURNAL_EVENTS:
             self._journal.write(_JOURNAL_EVENTS[report], **facts)
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
@@ -136,43 +132,41 @@ class Standalone:
 
     def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
         """Journal a new checkpoint, then delete what the policy does not keep."""
-        self._journal.write(JournalEvent.CHECKPOINT_PUBLISHED, **checkpoint.facts, seconds=seconds)
+        self._checkpoint_journal.record_publication(checkpoint, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
-            deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
+            deleted = self._store.apply_retention(self._policy, in_use, self._report_quarantine)
         except (OSError, UnreadableError) as error:
-            print_message(f"cannot tidy up {self.run.checkpoints}: {error}")
+            print_message(f"cannot tidy up {self._run_dir.checkpoints}: {error}")
             return
         for old in deleted:
-            self._journal.write(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
+            self._checkpoint_journal.record_deletion(old)
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how the session ended and free the run."""
         self._local_writer.finish()
+        step = self._facts.memory.page.values[Field.STEP]
         if status is ExitStatus.COMPLETE:
-            self._journal.write(JournalEvent.RUN_COMPLETED)
+            self._journal.write(JournalEvent.RUN_COMPLETED, step=step)
         elif status is not None:
-            step = self._facts.memory.page.values[Field.STEP]
             self._journal.write(JournalEvent.RUN_STOPPED, status=status, step=step)
         if status is not ExitStatus.COMPLETE:
-            _trained.discard(self._path)
-        self._left = True
+            _trained.discard(self._resolved_path)
+        self._has_left = True
         self._tracker_variables.restore()
         self._facts.memory.slots.close()
         self._lock.free()
 
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.
-        if not self._left:
+        if not self._has_left:
             self._lock.release()
-            _trained.discard(self._path)
-            self._left = True
+            _trained.discard(self._resolved_path)
+            self._has_left = True
 
-    def _quarantined(self, error: CheckpointInvalidError) -> None:
+    def _report_quarantine(self, error: CheckpointInvalidError) -> None:
         if os.path.lexists(error.path):
             print_message(f"{error}; it cannot be moved to quarantine and is passed over")
             return
         print_message(f"{error}; it was moved to quarantine")
-        self._journal.write(
-            JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason
-        )
+        self._checkpoint_journal.record_quarantine(error.path, error.reason)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason, json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
@@ -36,7 +37,6 @@ _JOURNAL_EVENTS = {
     Report.RESUMED: JournalEvent.RESUMED,
     Report.EXACTNESS_LOST: JournalEvent.EXACTNESS_LOST,
     Report.STOP_NOTICED: JournalEvent.STOP_NOTICED,
-    Report.SAVE_FAILED: JournalEvent.CHECKPOINT_FAILED,
 }
 
 
@@ -89,6 +89,7 @@ class Supervised:
         )
         self._attempt_files = run_dir.attempt(attempt)
         self._journal = Journal(run_dir.journal_file)
+        self._checkpoint_journal = CheckpointJournal(self._journal)
         self._local_writer = LocalWriter(self)
         modules_file = self._attempt_files.modules_file
         self._module_report = ModuleReport(modules_file, self._report_modules)
@@ -125,10 +126,13 @@ class Supervised:
         """Report to the supervisor, or to the journal once that is dead."""
         if report is Report.SNAPSHOT_TAKEN:
             self._connection.offer(report, **facts)
-        elif self._connection.supervisor_died and report in _JOURNAL_EVENTS:
-            self._journal.write(_JOURNAL_EVENTS[report], self._facts.attempt, **facts)
-        else:
+        elif not self._connection.supervisor_died:
             self._connection.send(report, **facts)
+        elif report is Report.SAVE_FAILED:
+            attempt, step = self._facts.attempt, facts["step"]
+            self._checkpoint_journal.record_failure(facts["problem"], attempt, step=step)
+        elif report in _JOURNAL_EVENTS:
+            self._journal.write(_JOURNAL_EVENTS[report], self._facts.attempt, **facts)
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Report the metrics, and what else a supervisor hears about once a second."""
