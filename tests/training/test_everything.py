@@ -85,7 +85,7 @@ class Ensemble:
 
 
 @pytest.mark.parametrize("stops", [[4], [6, 7, 12], [13, 14]])
-def test_everything_registered_goes_on(tmp_path: Path, stops: list[int]) -> None:
+def test_every_registered_object_continues(tmp_path: Path, stops: list[int]) -> None:
     """Averages, scalers, schedules, lazily created state and best values are those of one life."""
     whole = Ensemble()
     whole.run(tmp_path / "whole")

@@ -171,7 +171,7 @@ def rewrite_newest(root: Path, change: Callable[[dict[str, Any]], None]) -> None
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_each_stream_matters(tmp_path: Path, stream: str) -> None:
+def test_each_random_stream_matters(tmp_path: Path, stream: str) -> None:
     """With any one stream removed from the checkpoint the run differs, and mostly it says so."""
     whole = Training()
     whole.run(tmp_path / "whole")

@@ -65,7 +65,7 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_what_a_framework_saves_is_published(tmp_path: Path) -> None:
+def test_framework_saves_are_published(tmp_path: Path) -> None:
     """Each of its saves becomes a checkpoint with its metrics; at its end the run is complete."""
     framework = Framework(tmp_path)
     framework.train()
@@ -76,7 +76,7 @@ def test_what_a_framework_saves_is_published(tmp_path: Path) -> None:
     assert '"loss": 0.111' in (newest / "manifest.json").read_text()
 
 
-def test_a_stop_saves_where_it_comes_and_the_next_life_goes_on(tmp_path: Path) -> None:
+def test_stop_saves_the_step_and_the_next_attempt_continues_there(tmp_path: Path) -> None:
     """At the end of the step TrainingStopped is raised, with the status of a saved state."""
     framework = Framework(tmp_path)
     with pytest.raises(TrainingStopped) as stopped:
@@ -92,7 +92,7 @@ def test_a_stop_saves_where_it_comes_and_the_next_life_goes_on(tmp_path: Path) -
     assert resumed["exactness"].startswith("APPROXIMATE: nothing has compared what toy restored")
 
 
-def test_a_request_saves_and_training_goes_on(tmp_path: Path) -> None:
+def test_request_makes_the_framework_save_and_training_continues(tmp_path: Path) -> None:
     """SIGUSR2 has the framework save at the end of the step."""
     framework = Framework(tmp_path)
     framework.train({4: lambda: os.kill(os.getpid(), signal.SIGUSR2)})
@@ -100,14 +100,14 @@ def test_a_request_saves_and_training_goes_on(tmp_path: Path) -> None:
     assert published(tmp_path)[-1] == (9, "final")
 
 
-def test_a_schedule_has_the_framework_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule_makes_the_framework_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--every holds beside the framework's own schedule."""
     monkeypatch.setenv("ORCHESTRATOR_EVERY", "4steps")
     Framework(tmp_path).train()
     assert [step for step, _ in published(tmp_path)] == [3, 4, 6, 8, 9]
 
 
-def test_nothing_resumes_from_weights_that_are_not_finite(tmp_path: Path) -> None:
+def test_checkpoint_with_weights_that_are_not_finite_is_not_resumed_from(tmp_path: Path) -> None:
     """A stop with such weights ends with 74, and the next life takes the checkpoint before."""
     framework = Framework(tmp_path)
 
@@ -123,7 +123,7 @@ def test_nothing_resumes_from_weights_that_are_not_finite(tmp_path: Path) -> Non
     assert again.began_at == 3
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> None:
+def test_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> None:
     """What the disk refuses is told, training goes on, and the last save is tried again."""
     framework = Framework(tmp_path)
 
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> 
     assert [step for step, _ in published(tmp_path)] == [3, 9]
 
 
-def test_a_framework_that_begins_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_framework_that_begins_at_another_step_is_refused(tmp_path: Path) -> None:
     """A run is not silently trained from zero when the framework has not loaded its checkpoint."""
     Framework(tmp_path).train()
     with (
@@ -148,7 +148,7 @@ def test_a_framework_that_begins_elsewhere_is_refused(tmp_path: Path) -> None:
     assert refused.value.code == 78
 
 
-def test_others_checkpoints_are_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_framework_is_refused(tmp_path: Path) -> None:
     """Neither a session nor another framework resumes from what a framework has saved."""
     Framework(tmp_path).train()
     with pytest.raises(TrainingRefused) as refused:
@@ -166,7 +166,7 @@ def test_others_checkpoints_are_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("checkpoints/quarantine/*"))
 
 
-def test_a_finished_run_is_complete_at_once(
+def test_finished_run_is_complete_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same command again trains nothing and says so; more steps are trained on."""

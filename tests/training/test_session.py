@@ -40,7 +40,7 @@ def train(root: Path, steps: int, model: torch.nn.Module | None = None) -> Sessi
         ("4steps", [(1, "periodic"), (4, "periodic"), (8, "periodic"), (10, "final")]),
     ],
 )
-def test_schedule(
+def test_checkpoints_follow_the_schedule_and_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: str, expected: list[tuple[int, str]]
 ) -> None:
     """The first step is saved, then every so often, then the end."""
@@ -51,7 +51,9 @@ def test_schedule(
     assert json.loads((tmp_path / "done.json").read_text())["step"] == 10
 
 
-def test_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule_by_epochs_saves_at_each_epoch_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`1epoch` saves at each epoch's edge."""
     monkeypatch.setenv("ORCHESTRATOR_EVERY", "1epoch")
     monkeypatch.setenv("ORCHESTRATOR_KEEP", "9")
@@ -106,7 +108,7 @@ def test_epoch_with_one_step_is_not_repeated(tmp_path: Path) -> None:
     assert done == [0, 1, 2, 3]
 
 
-def test_own_batches_make_the_resume_approximate(tmp_path: Path) -> None:
+def test_epoch_with_unknown_batches_resumes_approximately(tmp_path: Path) -> None:
     """An epoch whose batches the session does not know begins anew, and the session says so."""
 
     def run(stop: bool) -> Session:
@@ -242,7 +244,7 @@ def test_leaving_early_is_not_completion(tmp_path: Path) -> None:
     assert train(tmp_path, 5).resumed_from is not None
 
 
-def test_everything_touched_is_given_back(tmp_path: Path) -> None:
+def test_signal_handlers_and_dataloader_are_restored_after_the_session(tmp_path: Path) -> None:
     """Signal handlers and DataLoader are as before after the session, and a nohup stays one."""
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)]
     iterate = DataLoader.__iter__

@@ -131,7 +131,7 @@ def lay_out(frozen: Frozen) -> Layout:
     placed = [next(gaps, (0, -1)) if size else (0, 0) for size in sizes]
     if [length for _, length in placed] != sizes or next(gaps, None) is not None:
         raise InexpressibleError("a tensor that torch.save writes in a way of its own")
-    return Layout(sizes, [offset for offset, _ in placed], sink.joined(), sink.end)
+    return Layout(sizes, [offset for offset, _ in placed], sink.pieces(), sink.end)
 
 
 @contextlib.contextmanager
@@ -166,5 +166,5 @@ class _Sink:
     def flush(self) -> None:
         """Do nothing; torch.save calls this at the end."""
 
-    def joined(self) -> list[tuple[int, bytes]]:
+    def pieces(self) -> list[tuple[int, bytes]]:
         return [(offset, b"".join(parts)) for offset, parts in self._runs]

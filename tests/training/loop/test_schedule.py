@@ -26,7 +26,7 @@ def test_pace_keeps_to_its_budget() -> None:
     assert pace.next_ns == pytest.approx(101e9)
 
 
-def test_the_first_measurements_follow_soon() -> None:
+def test_first_snapshots_follow_soon() -> None:
     """One that was taken in a bad moment does not stretch the interval for long."""
     clock = Clock()
     pace = SnapshotPace(0.01, None, clock)
@@ -38,7 +38,7 @@ def test_the_first_measurements_follow_soon() -> None:
     assert pace.interval_seconds == pytest.approx(1.0)
 
 
-def test_what_an_earlier_process_has_learned_holds() -> None:
+def test_learned_interval_holds_in_the_next_process() -> None:
     """The next process begins with that interval, after a few that follow soon."""
     clock = Clock()
     pace = SnapshotPace(0.01, 4.0, clock)
@@ -53,7 +53,7 @@ def test_what_an_earlier_process_has_learned_holds() -> None:
     assert SnapshotPace(None, 4.0, clock).next_ns == NEVER
 
 
-def test_first_snapshot_is_no_measure() -> None:
+def test_first_snapshot_is_not_measured() -> None:
     """The first one lays out and faults pages in: the second is due at once."""
     pace = SnapshotPace(0.01, None, Clock())
     assert pace.next_ns == 0
@@ -61,7 +61,7 @@ def test_first_snapshot_is_no_measure() -> None:
     assert pace.next_ns == 0
 
 
-def test_pace_does_not_follow_noise() -> None:
+def test_pace_ignores_noise() -> None:
     """The interval stays while the cost moves by less than a quarter, and follows what lasts."""
     pace = SnapshotPace(0.01, None, Clock())
     for seconds in (0.0, 0.010, 0.011, 0.009, 0.012):
@@ -72,7 +72,7 @@ def test_pace_does_not_follow_noise() -> None:
     assert pace.interval_seconds == pytest.approx(10.0, rel=0.3)
 
 
-def test_without_a_budget_nothing_is_due() -> None:
+def test_snapshots_without_a_budget_are_never_due() -> None:
     """Snapshots that are off are never due, whatever others cost."""
     pace = SnapshotPace(None)
     pace.record(0.1)
@@ -98,7 +98,7 @@ def test_failed_writes_are_retried_ever_more_rarely() -> None:
     assert schedule.next_time_ns < delays[2]
 
 
-def test_slow_disk_stretches_a_time_and_not_a_place() -> None:
+def test_slow_disk_stretches_an_interval_and_not_a_step_count() -> None:
     """A time between checkpoints grows with what writing costs; named places stay."""
     by_time, by_steps = Schedule(Every(1, "seconds")), Schedule(Every(10, "steps"))
     for schedule in (by_time, by_steps):

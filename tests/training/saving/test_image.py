@@ -153,7 +153,7 @@ def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: An
     assert sharing(actual) == sharing(expected)
 
 
-def test_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
+def test_image_holds_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
     """Tensors whose meaning lies beside their bytes keep it."""
     complex_ = torch.randn(3, dtype=torch.complex64)
     state = {
@@ -181,7 +181,7 @@ def test_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
     ],
     ids=["sparse", "csr", "quantised", "quantised by channel"],
 )
-def test_what_an_image_cannot_express_is_saved_plainly(
+def test_state_that_an_image_cannot_express_is_saved_plainly(
     snapshotter: Snapshotter, tensor: torch.Tensor
 ) -> None:
     """Sparse tensors and the like take torch.save's own way into memory, with one warning."""
@@ -197,14 +197,14 @@ def test_what_an_image_cannot_express_is_saved_plainly(
     assert torch.equal(read["even"], torch.ones(2))
 
 
-def test_bytes_seen_as_two_types_are_refused(snapshotter: Snapshotter) -> None:
+def test_storage_seen_as_two_types_is_refused(snapshotter: Snapshotter) -> None:
     """What torch.save refuses is an error that says so, not a traceback."""
     numbers = torch.randn(3, dtype=torch.complex64)
     with pytest.raises(UnstorableError, match="different types"):
         image_of(snapshotter, [numbers, numbers.imag])
 
 
-def test_state_that_changes_its_shape_is_laid_out_anew(snapshotter: Snapshotter) -> None:
+def test_state_that_changes_its_shape_is_laid_out_again(snapshotter: Snapshotter) -> None:
     """Optimizer state that appears later, and an embedding that grows, are in the next image."""
     model = torch.nn.Embedding(10, 4)
     optimizer = torch.optim.Adam(model.parameters())
@@ -272,14 +272,14 @@ def test_non_finite_parameter_makes_the_snapshot_unhealthy(snapshotter: Snapshot
         assert result_of(taking).manifest.healthy is healthy
 
 
-def test_every_warning_is_ours(snapshotter: Snapshotter) -> None:
+def test_snapshot_of_ordinary_state_warns_of_nothing(snapshotter: Snapshotter) -> None:
     """A snapshot of ordinary state warns of nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image_of(snapshotter, torch.nn.Linear(3, 3).state_dict())
 
 
-def test_manifest_of_the_snapshot(snapshotter: Snapshotter) -> None:
+def test_snapshot_has_the_manifest_of_its_checkpoint(snapshotter: Snapshotter) -> None:
     """The draft that was handed over comes back with the image."""
     draft = Manifest("a run", 7, 2, Reason.PERIODIC, {"loss": 0.5}, True, "now", {}, {"torch": "2"})
     taking = snapshotter.take(SnapshotContent({"step": 7}, draft, []))
