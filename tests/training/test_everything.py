@@ -10,7 +10,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from orchestrator.training import Session, TrainingStopped
-from tests.training.support import Noisy, assert_equal, new_life
+from tests.training.support import Noisy, as_new_process, assert_equal
 
 PATIENCE = 2
 
@@ -107,7 +107,7 @@ def test_object_that_does_not_take_over_its_state_is_named(tmp_path: Path) -> No
     """The session compares what an object has with what it was given."""
     for expected in (None, "APPROXIMATE: model has not taken over what was saved"):
         model = Forgetful(2, 1)
-        new_life()
+        as_new_process()
         with Session(run_dir=tmp_path, model=model, head=torch.nn.Linear(1, 1)) as session:
             assert session.exactness == expected
             session.step()

@@ -14,14 +14,14 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from orchestrator.training.framework_run import FrameworkRun
 from tests.support import full_disk
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 
 class Framework:
     """Counts to ``total``; saves every third step, and when it is asked to."""
 
     def __init__(self, root: Path, total: int = 9, name: str = "toy") -> None:
-        new_life()
+        as_new_process()
         self.name, self.root = name, root
         self.output = root / "output"
         self.total = total
@@ -154,7 +154,7 @@ def test_checkpoint_of_another_framework_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingRefused) as refused:
         Framework(tmp_path, name="another").train()
     assert refused.value.code == 78
-    new_life()
+    as_new_process()
     with (
         pytest.raises(TrainingRefused) as refused,
         Session(run_dir=tmp_path / "run", model=torch.nn.Linear(2, 1)),

@@ -10,7 +10,7 @@ import torch
 from orchestrator.rundir.journal import Journal
 from orchestrator.training import Session, TrainingStopped
 from orchestrator.training.framework_run import FrameworkRun
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 STOP_AT, TOTAL = 3, 5
 
@@ -45,7 +45,7 @@ def fields_by_event(train: Any, root: Path) -> dict[str, set[str]]:
     with pytest.raises(TrainingStopped) as stopped:
         train(root)
     assert stopped.value.status == 75
-    new_life()
+    as_new_process()
     train(root)
     fields: dict[str, set[str]] = {}
     for event in Journal(root / "journal.jsonl").read()[0]:

@@ -13,7 +13,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
-from tests.training.support import Training, new_life
+from tests.training.support import Training, as_new_process
 
 
 def store_of(root: Path) -> Store:
@@ -25,7 +25,7 @@ def reasons(root: Path) -> list[tuple[int, str]]:
 
 
 def train(root: Path, steps: int, model: torch.nn.Module | None = None) -> Session:
-    new_life()
+    as_new_process()
     session = Session(run_dir=root, model=model or torch.nn.Linear(2, 1))
     with session:
         for _ in session.steps(steps):
@@ -184,7 +184,7 @@ def test_missing_and_unused_names_are_refused(
 ) -> None:
     """What is registered must be in the file, and the other way round."""
     train(tmp_path, 2)
-    new_life()
+    as_new_process()
     with pytest.raises(TrainingRefused), Session(run_dir=tmp_path, net=torch.nn.Linear(2, 1)):
         pass
     text = capsys.readouterr().err

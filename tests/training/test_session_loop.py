@@ -23,7 +23,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.system.stop_signals import MERGE_SECONDS
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.support import wait_until
-from tests.training.support import Training, assert_equal, new_life
+from tests.training.support import Training, as_new_process, assert_equal
 
 DEADLINE_SECONDS = 20.0
 
@@ -610,7 +610,7 @@ def test_damaged_old_checkpoint_does_not_end_training(
 def test_finished_run_adds_nothing_when_run_again(tmp_path: Path) -> None:
     """Running a finished script again neither repeats the final checkpoint nor deletes others."""
     for _ in range(3):
-        new_life()
+        as_new_process()
         with a_session(tmp_path) as session:
             for _ in session.steps(4):
                 session.step()
@@ -622,7 +622,7 @@ def test_continued_run_is_not_marked_complete(tmp_path: Path) -> None:
     with a_session(tmp_path) as session:
         for _ in session.steps(2):
             session.step()
-    new_life()
+    as_new_process()
     stopped_at(tmp_path, 4)
     assert not (tmp_path / "done.json").exists()
 
@@ -713,7 +713,7 @@ def test_full_disk_does_not_end_training(
         filler.unlink()
         assert session.checkpoint() is not None
     assert saved(root) == [(1, "periodic"), (3, "requested"), (3, "final")]
-    new_life()
+    as_new_process()
     again = a_session(root, model=torch.nn.Linear(300, 300))
     with again:
         assert again.global_step == 3

@@ -20,7 +20,7 @@ from orchestrator.system.stop_signals import MERGE_SECONDS
 from orchestrator.training import Session
 from tests.e2e.warm_python import TRAINING, WarmPython
 from tests.support import wait_until
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 pytestmark = pytest.mark.processes
 
@@ -244,7 +244,7 @@ def test_finished_run_is_free_while_its_children_run(tmp_path: Path) -> None:
         session.step()
         child = multiprocessing.get_context("fork").Process(target=signal.pause)
         child.start()
-    new_life()
+    as_new_process()
     try:
         with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
             assert session.global_step == 1
