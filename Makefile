@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template; stdout.write(template
 
-.PHONY: demo test test-fast lint docs bench units cli-reference survival clean
+.PHONY: demo test test-fast lint docs bench units cli-reference survival recording clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -39,6 +39,9 @@ survival: $(VENV)/.dev  ## Over a thousand faults against every example; the tab
 	$(BIN)/python -m tests.survival
 	$(BIN)/python -m tests.survival.adopted
 	$(BIN)/python -m tests.survival.trainers
+
+recording: $(VENV)/.dev  ## docs/assets/demo.svg, from a real `make demo`.
+	$(BIN)/python -m tests.recording
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

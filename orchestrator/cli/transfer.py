@@ -5,11 +5,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import export_state
 from orchestrator.client import chosen_checkpoint, file_errors, open_store
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 
@@ -175,6 +176,4 @@ def _refuse_going_back(store: Store, step: int, source: Path) -> None:
 def _note(place: RunDir, published: Checkpoint, source: Path) -> None:
     # What was complete has more to do now.
     place.done_file.unlink(missing_ok=True)
-    Journal(place.journal_file).write(
-        JournalEvent.CHECKPOINT_PUBLISHED, **published.facts, source=str(source)
-    )
+    CheckpointJournal(Journal(place.journal_file)).record_publication(published, source=source)

@@ -76,12 +76,12 @@ class FitSession(Session):
         """Lightning begins an epoch."""
         if self._in_epoch:
             self.end_epoch()
-            self._safe_points.reach()
+            self._open_run.safe_points.reach()
         self._open_epoch()
 
     def _open_epoch(self) -> None:
         with refusing():
-            self._course.begin_epoch()
+            self._loop_state.begin_epoch()
         self._in_epoch, self._has_leader = True, False
 
     def end_epoch(self) -> None:
@@ -116,7 +116,7 @@ class FitSession(Session):
             self._has_batch = True
             yield batch
             if self._trainer.fit_loop._should_accumulate():
-                self._safe_points.reach()  # where nothing is saved: the step has not been done
+                self._open_run.safe_points.reach()  # where nothing is saved: the step has not been done
             else:
                 self._has_batch = False
                 self.step(**self._metrics_of_step())

@@ -107,7 +107,7 @@ class _Loop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Gradients are accumulated: no place to save, but it lives."""
-        self._run.alive(Phase.TRAIN)
+        self._run.beat(Phase.TRAIN)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -144,9 +144,9 @@ class _Loop(TrainerCallback):
 
         It draws from the random streams as it begins, so that a stop lets it begin all the same.
         """
-        self._run.alive(Phase.EVALUATE)
+        self._run.beat(Phase.EVALUATE)
         if self._run.stop_wanted:
-            self._run.doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
+            self._run.add_doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
             _separate(self._directory)
             self._trainer._save_checkpoint(self._trainer.model, None)
             self._publish(control)
@@ -158,7 +158,7 @@ class _Loop(TrainerCallback):
         """The evaluation is over; a save may follow, the last one if it has ended the training."""
         is_last = control.should_training_stop and not self._run.is_saved
         self._ask_for_save(control, wanted=is_last and not self._epoch_ends)
-        self._run.alive(Phase.SAVE if control.should_save else Phase.TRAIN)
+        self._run.beat(Phase.SAVE if control.should_save else Phase.TRAIN)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -173,14 +173,14 @@ class _Loop(TrainerCallback):
     ) -> None:
         """Numbers for those who watch, and for the manifest."""
         # The Trainer's epoch is a fraction; ours counts the completed ones.
-        self._run.note({k: v for k, v in (given.get("logs") or {}).items() if k != "epoch"})
+        self._run.record({k: v for k, v in (given.get("logs") or {}).items() if k != "epoch"})
 
     def _ask_for_save(self, control: TrainerControl, *, wanted: bool) -> None:
         control.should_save = control.should_save or wanted
         if control.should_save:
             _separate(self._directory)
             if not control.should_evaluate:
-                self._run.alive(Phase.SAVE)
+                self._run.beat(Phase.SAVE)
 
     def _publish(self, control: TrainerControl) -> None:
         self._run.publish(
@@ -215,7 +215,7 @@ def _train(
     with refusing():
         _check(trainer.args, trial)
     _leave_out_jit(trainer)
-    with FrameworkRun(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
+    with FrameworkRun.open(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
         start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
         with _Loop(trainer, run):
             return _train_alone(

@@ -1,4 +1,4 @@
-"""What a training script talks to. The only part of the package that imports torch."""
+"""The session for training scripts. With ``integrations``, the only code that imports torch."""
 
 from orchestrator import breakpoints
 from orchestrator.training.runtime import crash_record
@@ -7,5 +7,5 @@ from orchestrator.training.stop import TrainingRefused, TrainingStopped
 
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
 
-crash_record.listen()
+crash_record.install()
 breakpoints.install(breakpoints.TRAINER)

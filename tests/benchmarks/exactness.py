@@ -77,7 +77,7 @@ def _self_check(name: str, state_bytes: int, root: Path) -> Figure:
     shutil.rmtree(root, ignore_errors=True)
     workload = Workload(state_bytes)
     with Session(run_dir=root, model=workload.model, optimizer=workload.optimizer) as session:
-        pace = session._saver.pace
+        pace = session._open_run.saves.saver.pace
         deadline = time.monotonic() + PACE_SECONDS
         while pace.interval_seconds is None:
             if time.monotonic() > deadline:
@@ -87,7 +87,7 @@ def _self_check(name: str, state_bytes: int, root: Path) -> Figure:
             workload.step()
             pace.next_ns = 0
             session.step()
-        state = session._course.state_to_save(Reason.PERIODIC).state
+        state = session._loop_state.state_to_save(Reason.PERIODIC).state
         share = median_seconds(lambda: digest_parts(state)) / pace.interval_seconds * 100
         pace.next_ns = NEVER
     shutil.rmtree(root)

@@ -27,7 +27,7 @@ from orchestrator.ipc.control_page import Field
 from orchestrator.training import Session
 from orchestrator.training.loop.schedule import NEVER
 from orchestrator.training.saving.image import freeze, lay_out
-from orchestrator.training.saving.snapshotter import Content, PendingSnapshot
+from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent
 from tests.benchmarks.workload import (
     Bytes,
     TinyWorkload,
@@ -57,11 +57,13 @@ class Trainer:
         self.workload = workload
         self.supervisor = psutil.Process(os.getppid())
         self._pending: PendingSnapshot | None = None
-        self._snapshotter = session._saver._snapshotter
+        self._snapshotter = session._open_run.saves.saver._snapshotter
         self._take = self._snapshotter.take
         self._snapshotter.take = self._record  # type: ignore[method-assign]
 
-    def _record(self, content: Content, deadline: float | None = None) -> PendingSnapshot | None:
+    def _record(
+        self, content: SnapshotContent, deadline: float | None = None
+    ) -> PendingSnapshot | None:
         self._pending = self._take(content, deadline)
         return self._pending
 
@@ -75,7 +77,7 @@ class Trainer:
 
     def snapshot(self) -> tuple[float, PendingSnapshot]:
         """Take a snapshot at a safe point; return the seconds of that step, and the snapshot."""
-        pace = self.session._saver.pace
+        pace = self.session._open_run.saves.saver.pace
         self.workload.step()
         self._pending = None
         pace.next_ns = 0
@@ -92,10 +94,10 @@ class Trainer:
 
     def request_checkpoint(self) -> Future[Any]:
         """Train a step that ends with a checkpoint, as `orchestrator checkpoint` requests it."""
-        self.session._page[Field.CHECKPOINT_REQUESTS] += 1
+        self.session._open_run.membership.page[Field.CHECKPOINT_REQUESTS] += 1
         self.workload.step()
         self.session.step()
-        written: Future[Any] = self.session._saver._writing[-1]
+        written: Future[Any] = self.session._open_run.saves.saver._writes[-1]
         return written
 
     def wait_until_idle(self) -> float:
@@ -125,7 +127,7 @@ def saving(trainer: Trainer, arguments: argparse.Namespace) -> Times:
     trainer.steps(1)
     trainer.session.checkpoint()  # the first one also reserves and populates the memory
     floor = Bytes(trainer.workload.tensors())
-    raw_file = trainer.session._home.run.root / "raw"
+    raw_file = trainer.session._open_run.membership.backend.facts.run_dir.root / "raw"
     trainer.snapshot()
     for _ in range(arguments.rounds):
         trainer.steps(STEPS_BETWEEN)
@@ -155,7 +157,7 @@ def lost_time(trainer: Trainer, arguments: argparse.Namespace) -> Times:
     trainer.steps(2)
     trainer.session.checkpoint()
     floor = Bytes(trainer.workload.tensors())
-    root = trainer.session._home.run.root
+    root = trainer.session._open_run.membership.backend.facts.run_dir.root
     methods: dict[str, Callable[[], Any]] = {
         "session": trainer.request_checkpoint,
         "dcp": lambda: _dcp(trainer, root / "dcp"),
@@ -232,7 +234,7 @@ def _finish(pending: Any, root: Path) -> None:
 def overhead(trainer: Trainer, arguments: argparse.Namespace) -> Times:
     """Measure windows of steps with one snapshot, in turn with none, and the interval."""
     times: Times = {}
-    pace = trainer.session._saver.pace
+    pace = trainer.session._open_run.saves.saver.pace
     trainer.steps(1)
     trainer.session.checkpoint()
     for _ in range(PACE_SNAPSHOTS):
@@ -253,7 +255,7 @@ def overhead(trainer: Trainer, arguments: argparse.Namespace) -> Times:
 
 
 def _generation(trainer: Trainer) -> int:
-    slots = trainer.session._home.slots
+    slots = trainer.session._open_run.membership.backend.facts.memory.slots
     return max((s.generation for s in slots.snapshots()), default=0)
 
 
@@ -265,7 +267,7 @@ def tiny(trainer: Trainer, arguments: argparse.Namespace) -> Times:
     trainer.snapshot()
     for _ in range(arguments.rounds):
         stall, pending = trainer.snapshot()
-        state = trainer.session._course.state_to_save(Reason.PERIODIC).state
+        state = trainer.session._loop_state.state_to_save(Reason.PERIODIC).state
         frozen = freeze(state)
         began = time.perf_counter()
         lay_out(frozen)

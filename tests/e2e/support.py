@@ -210,7 +210,7 @@ def assert_all_valid(run: RunDir, at_least: int = 1) -> None:
     for checkpoint in store.all():
         verify(checkpoint)
     assert len(store.all()) == len(store.directories()) >= at_least
-    assert store.quarantined() == []
+    assert store.quarantine_folder.entries() == []
 
 
 def processes_of(run: RunDir) -> list[psutil.Process]:

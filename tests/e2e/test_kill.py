@@ -171,5 +171,5 @@ def assert_sound(run: RunDir, had_two: bool) -> bool:
 
     wait_for(nothing_vanishes, "a look without a deletion")
     assert valid >= 2 or not had_two
-    assert store.quarantined() == []
+    assert store.quarantine_folder.entries() == []
     return had_two or valid >= 2

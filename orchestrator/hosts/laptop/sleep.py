@@ -1,7 +1,7 @@
 """Before the machine sleeps: logind waits for us a moment while the state goes to the disk.
 
 A snapshot in memory survives suspend, but not a battery that runs out meanwhile, nor a resume that
-fails. The D-Bus library is optional (`pip install orchestrator[laptop]`); without it, without a
+fails. The D-Bus library is optional (the extra `laptop`); without it, without a
 system bus or without logind nothing is done.
 """
 

@@ -135,7 +135,6 @@ class DataPosition:
 
         Raises:
             MismatchError: It is another one, and such a change is not allowed.
-
         """
         index = len(self._passes)
         saved = self._cut.state_of(index)

@@ -56,7 +56,6 @@ class LoopState:
             plain_state: The session's dict of plain values, which is saved with them.
             seed: From which the order of the data is derived.
             allow_data_change: Whether an epoch may go on with another loader than it had.
-
         """
         self.progress = Progress()
         self.data = DataPosition(seed, allow_change=allow_data_change)
@@ -124,7 +123,6 @@ class LoopState:
 
         Raises:
             MismatchError: The pass was cut, and over another loader.
-
         """
         self.data.check(loader)
         self._position.has_batches = True
@@ -145,8 +143,9 @@ class LoopState:
 
     def end_step(self, metrics: Mapping[str, Any]) -> None:
         """Count a step; ``metrics`` are as ``detach`` returns them."""
-        self.progress.step += 1
-        self.progress.record(metrics)
+        progress = self.progress
+        progress.step += 1
+        progress.record(metrics)
         self.data.consume()
         if self._phase is not STEPPING:
             self._leave_replay_point(LoopEvent.END_STEP)
@@ -184,7 +183,6 @@ class LoopState:
         Raises:
             UnstorableError: A value has no form that can be loaded safely.
             ConfigError: A metric is not a number, in a run that has saved nothing yet.
-
         """
         from_point = has_replay_point(self._phase)
         if from_point and (reason is Reason.FINAL or not self._replay_point.is_intact()):

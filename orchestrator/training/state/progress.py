@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.exits import print_message
@@ -28,9 +28,10 @@ class Progress:
 
     def record(self, metrics: Mapping[str, Any]) -> None:
         """Keep ``metrics``, as ``detach`` returns them, as the latest ones."""
-        self.metrics.update(metrics)
-        for name in metrics:
-            self.measured_at[name] = self.step
+        latest, measured_at, step = self.metrics, self.measured_at, self.step
+        for name, value in metrics.items():
+            latest[name] = value
+            measured_at[name] = step
 
     def metric_values(self) -> dict[str, float]:
         """Return the metrics as numbers; wait for the device where one is a tensor on it.
@@ -63,9 +64,8 @@ def detach(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = {}
     for name, value in metrics.items():
-        if isinstance(value, torch.Tensor):
-            is_number = value.is_cpu and value.numel() == 1
-            value = value.item() if is_number else value.detach()
+        if isinstance(value, Tensor):
+            value = value.item() if value.is_cpu and value.numel() == 1 else value.detach()
         plain[name] = value
     return plain
 
@@ -75,10 +75,10 @@ def number(name: str, value: Any) -> float:
     if name in RESERVED or name.endswith(SUFFIX):
         raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
     try:
-        if isinstance(value, torch.Tensor) and value.numel() != 1:
+        if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"a tensor of the shape {list(value.shape)}")
         # What the device has to report, such as a failed kernel, passes as it is.
-        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"cannot keep the metric {name}: it is not one number ({error})"

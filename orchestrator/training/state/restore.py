@@ -20,8 +20,8 @@ from orchestrator.training.state.versions import VERSIONS
 class LoadedState:
     """The parts of a state file and its manifest; ``content`` holds the state_dicts.
 
-    The tensors in ``content`` are borrowed: they belong to a mapped file or, with ``in_memory``, to
-    a slot that a later snapshot will overwrite.
+    The tensors in ``content`` are borrowed: they belong to a mapped file, or to a slot that a later
+    snapshot will overwrite.
     """
 
     content: dict[str, Any]
@@ -31,7 +31,6 @@ class LoadedState:
     streams: dict[str, Any]
     problems: list[str]
     digests: dict[str, str]
-    in_memory: bool
 
 
 def read_state(checkpoint: Checkpoint) -> LoadedState:
@@ -55,10 +54,10 @@ def read_snapshot(snapshot: Snapshot) -> LoadedState:
     # torch expects the end of the archive at the end of the mapped file.
     os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
     advice = "this snapshot in memory is discarded: run again to resume from the newest checkpoint"
-    return _read(path, snapshot.manifest, advice, in_memory=True)
+    return _read(path, snapshot.manifest, advice)
 
 
-def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = False) -> LoadedState:
+def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:
     try:
         content = load(source, mmap=True)
         for key in ("state", "rng", "data"):
@@ -78,7 +77,6 @@ def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = Fa
             streams=content["rng"],
             problems=_doubts(manifest),
             digests=manifest.digests,
-            in_memory=in_memory,
         )
     except Exception as error:  # torch raises many classes, some with an empty message
         raise RuntimeError(f"cannot load {source}: {first_line(error)}; {advice}") from error

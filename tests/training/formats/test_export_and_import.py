@@ -21,7 +21,7 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
 from tests.checkpoint.support import manifest_of
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 STEPS, EPOCHS = 6, 2
 FILES = {"state-dict": "model.pt", "safetensors": "model.safetensors", "classic": "checkpoint.pt"}
@@ -64,7 +64,7 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
 
 def train(run_dir: Path, parts: dict[str, Any], epochs: int = EPOCHS) -> Session:
     """Train until ``epochs`` epochs are complete."""
-    new_life()
+    as_new_process()
     session = Session(run_dir=run_dir, **parts)
     with session:
         for _ in session.epochs(epochs):

@@ -49,7 +49,7 @@ def test_epoch_of_a_new_run() -> None:
 
 
 def test_resumed_run_replays_until_it_arrives() -> None:
-    """A script that was cut in an epoch repeats its beginning, and whole passes, before its place."""
+    """A script that was cut in an epoch repeats its beginning, and whole passes before the cut."""
     way_back = [LoopEvent.RESUME, LoopEvent.BEGIN_EPOCH, LoopEvent.BEGIN_PASS, LoopEvent.END_PASS]
     for length in range(1, len(way_back) + 1):
         assert is_returning(follow(*way_back[:length]))

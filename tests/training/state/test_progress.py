@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from orchestrator.errors import ConfigError
-from orchestrator.training.state.progress import Progress
+from orchestrator.training.state.progress import Progress, detach
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,14 @@ def test_device_failure_while_reading_a_metric_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
         Progress(metrics={"loss": OnBrokenDevice()}).metric_values()
+
+
+def test_detached_metrics_are_a_copy() -> None:
+    """The caller's dict is left alone, and its tensors can be written to without an effect."""
+    total = torch.ones((), requires_grad=True) * 2
+    metrics = {"total": total, "vector": torch.zeros(2, requires_grad=True), "text": "high"}
+    plain = detach(metrics)
+    assert metrics["total"] is total
+    assert plain["total"] == 2.0
+    assert not plain["vector"].requires_grad
+    assert plain["text"] == "high"
