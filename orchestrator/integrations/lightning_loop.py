@@ -8,7 +8,8 @@ from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training import Session
 from orchestrator.training.exits import refusing
 from orchestrator.training.state.plain_values import to_plain
-from orchestrator.training.state.registry import RESERVED, SUFFIX, Composite
+from orchestrator.training.state.progress import RESERVED, SUFFIX
+from orchestrator.training.state.registry import Composite
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -75,12 +76,12 @@ class FitSession(Session):
         """End the epoch before at a safe point, if there is one, and begin the next."""
         if self._in_epoch:
             self.end_epoch()
-            self._safe_points.reach()
+            self._open_run.safe_points.reach()
         self._open_epoch()
 
     def _open_epoch(self) -> None:
         with refusing():
-            self._course.begin_epoch()
+            self._loop_state.begin_epoch()
         self._in_epoch, self._has_leader = True, False
 
     def end_epoch(self) -> None:
@@ -118,7 +119,7 @@ class FitSession(Session):
             self._has_batch = True
             yield batch
             if self._trainer.fit_loop._should_accumulate():
-                self._safe_points.reach()  # the step is not complete, so nothing new is saved
+                self._open_run.safe_points.reach()  # where nothing is saved: the step has not been done
             else:
                 self._has_batch = False
                 self.step(**self._metrics_of_step())

@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_
 from orchestrator.checkpoint.external_files import files_below
 from orchestrator.errors import ConfigError
 from orchestrator.ipc.control_page import Phase
-from orchestrator.training.exits import refusing, say
+from orchestrator.training.exits import print_message, refusing
 from orchestrator.training.framework_run import FrameworkRun
 
 FRAMEWORK = "transformers"
@@ -107,8 +107,8 @@ class _RunCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Show progress while gradients accumulate; there is no safe point here."""
-        self._run.alive(Phase.TRAIN)
+        """Gradients are accumulated: no place to save, but it lives."""
+        self._run.beat(Phase.TRAIN)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -146,10 +146,10 @@ class _RunCallback(TrainerCallback):
 
         The evaluation has begun by then, because its beginning draws from the random streams.
         """
-        self._run.alive(Phase.EVALUATE)
+        self._run.beat(Phase.EVALUATE)
         if self._run.stop_wanted:
-            self._run.doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
-            _unlink_shared_files(self._directory)
+            self._run.add_doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
+            _separate(self._directory)
             self._trainer._save_checkpoint(self._trainer.model, None)
             self._publish(control)
             self._run.stop()
@@ -160,7 +160,7 @@ class _RunCallback(TrainerCallback):
         """Ask for a save after the evaluation, if training ends with it."""
         is_last = control.should_training_stop and not self._run.is_saved
         self._ask_for_save(control, wanted=is_last and not self._epoch_ends)
-        self._run.alive(Phase.SAVE if control.should_save else Phase.TRAIN)
+        self._run.beat(Phase.SAVE if control.should_save else Phase.TRAIN)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -173,16 +173,16 @@ class _RunCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Record the logged numbers as metrics."""
-        # The Trainer's epoch is a fraction; the run counts completed epochs.
-        self._run.note({k: v for k, v in (given.get("logs") or {}).items() if k != "epoch"})
+        """Numbers for those who watch, and for the manifest."""
+        # The Trainer's epoch is a fraction; ours counts the completed ones.
+        self._run.record({k: v for k, v in (given.get("logs") or {}).items() if k != "epoch"})
 
     def _ask_for_save(self, control: TrainerControl, *, wanted: bool) -> None:
         control.should_save = control.should_save or wanted
         if control.should_save:
             _unlink_shared_files(self._directory)
             if not control.should_evaluate:
-                self._run.alive(Phase.SAVE)
+                self._run.beat(Phase.SAVE)
 
     def _publish(self, control: TrainerControl) -> None:
         self._run.publish(
@@ -216,8 +216,8 @@ def _train(
     """
     with refusing():
         _check(trainer.args, trial)
-    _remove_jit_checkpoint(trainer)
-    with FrameworkRun(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
+    _leave_out_jit(trainer)
+    with FrameworkRun.open(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
         start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
         with _RunCallback(trainer, run):
             return _original_train(
@@ -245,7 +245,9 @@ def _remove_jit_checkpoint(trainer: Trainer) -> None:
             trainer.remove_callback(callback)
             # This call restores the former signal handler.
             callback.on_train_end(trainer.args, trainer.state, trainer.control)
-            say("enable_jit_checkpoint is ignored: a stop saves at the end of a step anyway")
+            print_message(
+                "enable_jit_checkpoint is left out: a stop is saved at the end of a step anyway"
+            )
 
 
 def _start_from(asked: Any, trainer: Trainer) -> Path | None:
@@ -259,7 +261,9 @@ def _start_from(asked: Any, trainer: Trainer) -> Path | None:
     steps = {p: _step_of(p) for p in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     newest = max(filter(steps.get, steps), key=lambda path: steps[path] or 0, default=None)
     if partial := sorted(path.name for path, step in steps.items() if step is None):
-        say(f"{', '.join(partial)} in {output} is incomplete and not used")
+        print_message(
+            f"{', '.join(partial)} in {output} was not written to its end and is passed over"
+        )
     return newest
 
 

@@ -1,4 +1,4 @@
-"""What a training script talks to. The only part of the package that imports torch."""
+"""The session for training scripts. With ``integrations``, the only code that imports torch."""
 
 import torch
 
@@ -15,5 +15,5 @@ from orchestrator.training.session import Session  # which an old torch cannot i
 
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
 
-crash_record.listen()
+crash_record.install()
 breakpoints.install(breakpoints.TRAINER)

@@ -24,7 +24,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.e2e.support import clean_environment, forked_by, forking_server
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_digits.py"
 SAMPLES, BATCH, ACCUMULATE, EPOCHS = 22, 4, 4, 2
@@ -385,7 +385,7 @@ def test_gradient_scaler_is_restored(tmp_path: Path) -> None:
             session.step()
     assert scaler.state_dict()["scale"] == 16.0
     again, optimizer, model = parts()
-    new_life()
+    as_new_process()
     with Session(run_dir=tmp_path, model=model, optimizer=optimizer, scaler=again):
         assert again.state_dict() == scaler.state_dict()
 

@@ -20,7 +20,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.integrations.lightning import OrchestratorCallback, OrchestratorCheckpointIO
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import TrainingRefused, TrainingStopped
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 # Ten batches an epoch, three epochs.
 TRAINER = {
@@ -113,7 +113,7 @@ class Fit:
         callbacks: Sequence[pl.Callback] = (),
         **trainer: Any,
     ) -> None:
-        new_life()
+        as_new_process()
         pl.seed_everything(0, workers=True, verbose=False)
         self.net = Net(plateau, cut)
         self.trainer = pl.Trainer(
@@ -257,8 +257,8 @@ class Tuned(Net):
 
 
 def tuned_and_trained(root: Path, cut: Cut | None = None) -> Tuned:
-    """Run a script that tunes both with the Trainer that then trains."""
-    new_life()
+    """One life of a script that looks for both with the Trainer that then trains."""
+    as_new_process()
     pl.seed_everything(0, workers=True, verbose=False)
     net = Tuned()
     trainer = pl.Trainer(
