@@ -119,7 +119,8 @@ class FitSession(Session):
             self._has_batch = True
             yield batch
             if self._trainer.fit_loop._should_accumulate():
-                self._open_run.safe_points.reach()  # where nothing is saved: the step has not been done
+                # The step is not complete: nothing new is saved here.
+                self._open_run.safe_points.reach()
             else:
                 self._has_batch = False
                 self.step(**self._metrics_of_step())

@@ -107,7 +107,7 @@ class _RunCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Gradients are accumulated: no place to save, but it lives."""
+        """Show progress while gradients accumulate; there is no safe point here."""
         self._run.beat(Phase.TRAIN)
 
     def on_step_end(
@@ -149,7 +149,7 @@ class _RunCallback(TrainerCallback):
         self._run.beat(Phase.EVALUATE)
         if self._run.stop_wanted:
             self._run.add_doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
-            _separate(self._directory)
+            _unlink_shared_files(self._directory)
             self._trainer._save_checkpoint(self._trainer.model, None)
             self._publish(control)
             self._run.stop()
@@ -173,8 +173,8 @@ class _RunCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Numbers for those who watch, and for the manifest."""
-        # The Trainer's epoch is a fraction; ours counts the completed ones.
+        """Record the logged numbers as metrics."""
+        # The Trainer's epoch is a fraction; the run counts completed epochs.
         self._run.record({k: v for k, v in (given.get("logs") or {}).items() if k != "epoch"})
 
     def _ask_for_save(self, control: TrainerControl, *, wanted: bool) -> None:
@@ -216,7 +216,7 @@ def _train(
     """
     with refusing():
         _check(trainer.args, trial)
-    _leave_out_jit(trainer)
+    _remove_jit_checkpoint(trainer)
     with FrameworkRun.open(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
         start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
         with _RunCallback(trainer, run):
@@ -246,7 +246,7 @@ def _remove_jit_checkpoint(trainer: Trainer) -> None:
             # This call restores the former signal handler.
             callback.on_train_end(trainer.args, trainer.state, trainer.control)
             print_message(
-                "enable_jit_checkpoint is left out: a stop is saved at the end of a step anyway"
+                "enable_jit_checkpoint is ignored: a stop saves at the end of a step anyway"
             )
 
 
@@ -261,9 +261,7 @@ def _start_from(asked: Any, trainer: Trainer) -> Path | None:
     steps = {p: _step_of(p) for p in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     newest = max(filter(steps.get, steps), key=lambda path: steps[path] or 0, default=None)
     if partial := sorted(path.name for path, step in steps.items() if step is None):
-        print_message(
-            f"{', '.join(partial)} in {output} was not written to its end and is passed over"
-        )
+        print_message(f"{', '.join(partial)} in {output} is incomplete and not used")
     return newest
 
 

@@ -30,7 +30,7 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
     """
     state, manifest, disk = _state_of(checkpoint, name), checkpoint.manifest, Disk()
     text = {"run_id": manifest.run_id, "step": str(manifest.step), "epoch": str(manifest.epoch)}
-    with arriving(target, disk, replace=replace) as temporary:
+    with atomic_replacement(target, disk, replace=replace) as temporary:
         # Created first: the package would make it readable for its owner only, and would hide why
         # a file cannot be created.
         disk.create(temporary).close()

@@ -76,13 +76,9 @@ class RunMembership:
         After weeks of training, a disk that is full at that moment is worth a wait of some minutes.
         """
         if steps_at_start == progress.step and self._done_file.exists():
-            print_message(
-                f"training is complete already (step {progress.step}); to train further, raise "
-                "the script's number of epochs or steps; another training, such as the next fold, "
-                "needs a run directory of its own"
-            )
+            print_message(self._complete_already(progress.step))
             facts = self.backend.facts
-            if (facts.run_dir.done() or {}).get("command") == facts.settings.command:
+            if (facts.run_dir.read_done() or {}).get("command") == facts.settings.command:
                 return
         else:
             for attempt in patient_retrying(self.stop_signals):
@@ -91,6 +87,18 @@ class RunMembership:
         for attempt in patient_retrying(self.stop_signals):
             with attempt:
                 self._mark_complete(progress)
+
+    def _complete_already(self, step: int) -> str:
+        if step == 0:
+            return (
+                "training is complete already, but no step was ever counted: call session.step() "
+                f"after each optimizer step, delete {self._done_file} and run again"
+            )
+        return (
+            f"training is complete already (step {step}); to train further, raise the script's "
+            "number of epochs or steps; another training, such as the next fold, needs a run "
+            "directory of its own"
+        )
 
     def _mark_complete(self, progress: Progress) -> None:
         done = {

@@ -85,6 +85,7 @@ class Standalone:
         self._tracker_variables = TrackerVariables(self._run_dir, self._store.run_id)
         self._mlflow = MlflowWatch(self._run_dir)
         self._resumed_from: Checkpoint | None = None
+        self._newest: Checkpoint | None = None
         _trained.add(self._resolved_path)
 
     def _refuse_second_training(self) -> None:
@@ -109,7 +110,7 @@ class Standalone:
             NoValidCheckpointError: There are checkpoints, and none of them is valid.
         """
         self._store.sweep()
-        self._resumed_from = self._store.newest_valid(self._report_quarantine)
+        self._resumed_from = self._newest = self._store.newest_valid(self._report_quarantine)
         return self._resumed_from
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
@@ -128,16 +129,17 @@ class Standalone:
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Record the script's MLflow run, if it has one by now; no supervisor shows metrics."""
-        self._mlflow.consider()
+        self._mlflow.poll()
 
     def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
         """Journal a new checkpoint, then delete what the policy does not keep."""
+        self._newest = checkpoint
         self._checkpoint_journal.record_publication(checkpoint, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
             deleted = self._store.apply_retention(self._policy, in_use, self._report_quarantine)
         except (OSError, UnreadableError) as error:
-            print_message(f"cannot tidy up {self._run_dir.checkpoints}: {error}")
+            print_message(f"cannot delete old checkpoints in {self._run_dir.checkpoints}: {error}")
             return
         for old in deleted:
             self._checkpoint_journal.record_deletion(old)
@@ -150,23 +152,33 @@ class Standalone:
             self._journal.write(JournalEvent.RUN_COMPLETED, step=step)
         elif status is not None:
             self._journal.write(JournalEvent.RUN_STOPPED, status=status, step=step)
+            self._print_stop(status, step)
         if status is not ExitStatus.COMPLETE:
             _trained.discard(self._resolved_path)
         self._has_left = True
         self._tracker_variables.restore()
         self._facts.memory.slots.close()
-        self._lock.free()
+        self._lock.unlock_and_close()
+
+    def _print_stop(self, status: ExitStatus, step: int) -> None:
+        again = "run the same command again to resume"
+        if status is ExitStatus.STOPPED_UNSAVED:
+            print_message(f"stopped at step {step}, but the last steps are not saved; {again}")
+        elif status is ExitStatus.STOPPED_SAVED and self._newest is not None:
+            print_message(f"stopped at step {step}, saved in {self._newest.path}; {again}")
+        elif status is ExitStatus.STOPPED_SAVED:
+            print_message("stopped before the first step: there was nothing to save")
 
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.
         if not self._has_left:
-            self._lock.release()
+            self._lock.close()
             _trained.discard(self._resolved_path)
             self._has_left = True
 
     def _report_quarantine(self, error: CheckpointInvalidError) -> None:
         if os.path.lexists(error.path):
-            print_message(f"{error}; it cannot be moved to quarantine and is passed over")
+            print_message(f"{error}; it cannot be moved to quarantine and is skipped")
             return
         print_message(f"{error}; it was moved to quarantine")
         self._checkpoint_journal.record_quarantine(error.path, error.reason)

@@ -137,8 +137,8 @@ class Supervised:
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Report the metrics, and what else a supervisor hears about once a second."""
         self._connection.offer("metrics", metrics=json_metrics(metrics))
-        self._module_report.consider()
-        self._mlflow.consider()
+        self._module_report.write_if_due()
+        self._mlflow.poll()
 
     def _report_modules(self) -> None:
         self._connection.send("modules")

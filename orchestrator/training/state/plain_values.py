@@ -12,7 +12,6 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path, PurePath
-from types import FunctionType
 from typing import Any
 
 import torch

@@ -6,14 +6,13 @@ from collections import OrderedDict, defaultdict
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.optim.swa_utils import SWALR
 
 from orchestrator.errors import UnstorableError
 from orchestrator.training.state.plain_values import TAG, from_plain, to_plain
