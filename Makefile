@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template; stdout.write(template
+TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template_unit; stdout.write(template_unit
 
 .PHONY: demo test test-fast test-lowest lint docs package matrix bench units cli-reference survival recording clean
 

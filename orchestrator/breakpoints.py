@@ -90,7 +90,7 @@ PLACES: dict[str, tuple[Breakpoint, ...]] = {
             after=True,
             facts=_pid_of,
         ),
-        Breakpoint("delete", "orchestrator.checkpoint.store:Store._delete"),
+        Breakpoint("delete", "orchestrator.checkpoint.store:Store.delete"),
         Breakpoint("remove", "orchestrator.system.durable:Disk.remove"),
     ),
     TRAINER: (

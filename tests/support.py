@@ -1,4 +1,4 @@
-"""What several test modules share: waiting, dying children, and a disk that fails on demand."""
+"""Support for all tests: waiting, child processes that die, and a disk that fails on demand."""
 
 import errno
 import io
@@ -18,22 +18,22 @@ DEADLINE_SECONDS = 20.0
 NOBODY = 65534
 
 DIED = 77
-_DEFECT = 99
+_RAISED = 99
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
     """Return as soon as ``condition`` is true, or fail after the deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS} s in vain for {what}"
+        assert time.monotonic() < deadline, f"after {DEADLINE_SECONDS} s still waiting for {what}"
         time.sleep(0.005)
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Run ``work`` in a forked process; its exit status, which is 0 when ``work`` returned."""
+    """Run ``work`` in a forked process, and return its exit status: 0 if ``work`` returned."""
     pid = os.fork()
     if pid == 0:
-        status = _DEFECT
+        status = _RAISED
         try:
             work()
             status = 0
@@ -43,12 +43,12 @@ def in_child(work: Callable[[], object]) -> int:
             os._exit(status)
     _, status = os.waitpid(pid, 0)
     assert os.WIFEXITED(status), f"the child was ended by signal {os.WTERMSIG(status)}"
-    assert os.WEXITSTATUS(status) != _DEFECT, "the child raised: see standard error"
+    assert os.WEXITSTATUS(status) != _RAISED, "the child raised: see standard error"
     return os.WEXITSTATUS(status)
 
 
 def die() -> NoReturn:
-    """End the process as SIGKILL would: nothing is flushed, nothing is cleaned up."""
+    """End the process as SIGKILL does: without flushing or cleaning up."""
     os._exit(DIED)
 
 
@@ -61,12 +61,12 @@ def input_output_error() -> NoReturn:
 
 
 class FailingDisk(Disk):
-    """Counts the operations of a Disk, writes included, and has one of them fail.
+    """A Disk that counts its operations, writes included, and makes one of them fail.
 
-    Operation number ``fail_at``, counted from 1, calls ``fault``: instead of doing its work, or
-    after it where ``after_effect`` says so (a reply that was lost); with ``forever`` all later ones
-    fail too. ``log`` gets each completed operation as a line of JSON. Nothing is really synced:
-    what a power loss leaves is computed from the log.
+    Operation number ``fail_at``, counted from 1, calls ``fault`` instead of doing its work. With
+    ``after_effect`` it does its work first, as when a reply is lost. With ``forever`` all later
+    operations fail too. Each completed operation is written to ``log`` as a line of JSON. Nothing
+    is really synced: tests compute from the log what a power loss leaves.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class FailingDisk(Disk):
 
     @property
     def reached(self) -> bool:
-        """Whether the operation that was to fail has come."""
+        """Whether the operation ``fail_at`` has begun."""
         return 0 < self._fail_at <= self.begun
 
     def heal(self) -> None:
-        """From now on nothing fails."""
+        """Let all further operations succeed."""
         self._fail_at = 0
 
     def make_directory(self, path: Path) -> None:
@@ -106,12 +106,12 @@ class FailingDisk(Disk):
         return self.create(path)
 
     def write(self, file: BinaryIO, path: Path, data: bytes) -> None:
-        """One write; a failing one leaves half of the data, as a filling disk does."""
+        """Write data; a write that fails leaves half of it, as on a disk that fills up."""
         if self._fails_next and not self._after_effect:
             half = data[: len(data) // 2]
             file.write(half)
             file.flush()
-            self.note("write", path, half.hex())
+            self.record("write", path, half.hex())
         with self._operation("write", path, data.hex()):
             file.write(data)
 
@@ -135,8 +135,8 @@ class FailingDisk(Disk):
         with self._operation("remove", path):
             super().remove(path)
 
-    def note(self, *record: object) -> None:
-        """Append to the log, where the test finds it after the process has died."""
+    def record(self, *record: object) -> None:
+        """Append to the log, which the test reads after the process has died."""
         if self._log is not None:
             self._log.write(json.dumps([str(item) for item in record]).encode() + b"\n")
 
@@ -152,7 +152,7 @@ class FailingDisk(Disk):
         if fails and not self._after_effect:
             self._fault()
         yield
-        self.note(*record)
+        self.record(*record)
         if fails:
             self._fault()
 

@@ -1,1 +1,1 @@
-"""Checkpoints that a script saves for itself: their names, their files, whether they are whole."""
+"""Adopt mode: the checkpoints that a script saves for itself are scanned, judged and sealed."""

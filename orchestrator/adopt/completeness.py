@@ -1,13 +1,14 @@
-"""Whether a checkpoint of a script is whole: what each framework's must hold, and what others held.
+"""Checks that what a script has saved is whole: what its framework must write, what others hold.
 
-A directory has no last byte. It is proven whole by what its framework writes last, or by having
-everything that an earlier checkpoint of the run has, each file proven whole or as long as there.
+A directory has no last byte. It is proven whole by the file that its framework writes last, or by
+having everything that an earlier checkpoint of the run has, each file proven whole or as long as
+in that checkpoint.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.adopt.files import Contents, kind_of, kinds_of
+from orchestrator.adopt.files import SavedFiles, kind_of, kinds_of
 from orchestrator.adopt.formats import (
     DCP_METADATA,
     DCP_SUFFIX,
@@ -18,7 +19,7 @@ from orchestrator.adopt.formats import (
 )
 
 INDEX_SUFFIX = ".index.json"
-# What the Hugging Face Trainer writes last, and what tells that a directory is its own.
+# The file that the Hugging Face Trainer writes last, and the files by which it is recognized.
 TRAINER_STATE = "trainer_state.json"
 TRAINER_FILES = ("training_args.bin", "optimizer.pt", "scheduler.pt")
 # Accelerate writes the random states after these.
@@ -28,29 +29,31 @@ ACCELERATE_RANDOM_STATES = "random_states_"
 
 @dataclass(frozen=True)
 class Completeness:
-    """Nothing is seen to be missing; ``proven`` that nothing is, else ``doubt`` says why not."""
+    """Files of which none is seen to be missing.
+
+    ``proven`` says that none can be missing; otherwise ``doubt`` says why that is not proven.
+    """
 
     proven: bool
     doubt: str = ""
 
 
-def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Completeness:
-    """Look at every file; ``usual`` are the sizes of those in an earlier checkpoint's directory.
+def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Completeness:
+    """Examine every file; ``usual`` has the sizes of the files in an earlier checkpoint.
 
-    Raises IncompleteError, and OSError when the system does not let us see.
+    Raises IncompleteError when something is missing, and OSError when the files cannot be read.
     """
-    sizes = {name: file.bytes for name, file in contents.files.items()}
-    silent = {n: size for n, size in sizes.items() if not shows_whole(contents.root / n, size)}
-    if not contents.is_directory:
+    silent = {n: size for n, size in saved.sizes.items() if not shows_whole(saved.root / n, size)}
+    if not saved.is_directory:
         return Completeness(not silent, "its format does not tell whether it is whole")
-    if not contents.files:
+    if not saved.states:
         raise IncompleteError("it holds nothing yet")
-    _check_indexes(contents)
-    measured = _check_dcp(contents)
-    is_trainer = _check_trainer(contents)
-    _check_accelerate(contents)
+    _check_indexes(saved)
+    measured = _check_dcp(saved)
+    is_trainer = _check_trainer(saved)
+    _check_accelerate(saved)
     if usual is not None:
-        lacking = kinds_of(usual) - kinds_of(contents.files)
+        lacking = kinds_of(usual) - kinds_of(saved.states)
         if lacking:
             return Completeness(False, f"it lacks {min(lacking)}, which an earlier one has")
         as_long = {(kind_of(name), size) for name, size in usual.items()}
@@ -61,14 +64,14 @@ def examine(contents: Contents, usual: Mapping[str, int] | None = None) -> Compl
         return Completeness(
             False, f"the format of {min(doubtful)} does not tell whether it is whole"
         )
-    is_dcp = measured == contents.files.keys()
+    is_dcp = measured == saved.states.keys()
     return Completeness(is_dcp or is_trainer, "nothing in it tells that it is whole")
 
 
 def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
-    """Where some files of a directory were written over, all must have been: by their times.
+    """Check that a directory was written over completely or not at all, by modification times.
 
-    Raises IncompleteError.
+    Raises IncompleteError for a mix of new and old files.
     """
     both = sorted(now.keys() & before.keys())
     old = [name for name in both if now[name] == before[name]]
@@ -77,49 +80,52 @@ def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
         raise IncompleteError(f"it is written over in part: {new[0]} is new, {old[0]} is not")
 
 
-def _check_indexes(contents: Contents) -> None:
-    """Every shard that an index of a sharded model names must be there."""
-    for name in contents.files:
+def _check_indexes(saved: SavedFiles) -> None:
+    """Require every shard that an index of a sharded model names."""
+    for name in saved.states:
         if not name.endswith(INDEX_SUFFIX):
             continue
-        index = read_json(contents.root / name)
+        index = read_json(saved.root / name)
         shards = index.get("weight_map") if isinstance(index, dict) else None
         folder = name.rpartition("/")[0]
         for shard in sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else ():
-            _require(contents, f"{folder}/{shard}".lstrip("/"), f"which {name} names")
+            _require(saved, f"{folder}/{shard}".lstrip("/"), f"which {name} names")
 
 
-def _check_dcp(contents: Contents) -> set[str]:
-    """torch.distributed.checkpoint writes .metadata last; the files that this proves whole."""
+def _check_dcp(saved: SavedFiles) -> set[str]:
+    """Require what .metadata names, and return the files that this proves whole.
+
+    torch.distributed.checkpoint writes .metadata last.
+    """
     measured = set()
-    folders = {n.rpartition("/")[0] for n in contents.files if n.endswith(DCP_SUFFIX)}
+    folders = {n.rpartition("/")[0] for n in saved.states if n.endswith(DCP_SUFFIX)}
     for folder in folders:
         metadata = f"{folder}/{DCP_METADATA}".lstrip("/")
-        _require(contents, metadata, "which is written last")
+        _require(saved, metadata, "which is written last")
         measured.add(metadata)
-        for shard, least in dcp_sizes(contents.root / metadata).items():
+        for shard, least in dcp_sizes(saved.root / metadata).items():
             name = f"{folder}/{shard}".lstrip("/")
-            _require(contents, name, f"which {metadata} names")
-            if contents.files[name].bytes < least:
-                size = contents.files[name].bytes
+            _require(saved, name, f"which {metadata} names")
+            if saved.states[name].bytes < least:
+                size = saved.states[name].bytes
                 raise IncompleteError(f"{name} has {size} bytes, not {least}")
             measured.add(name)
     return measured
 
 
-def _check_trainer(contents: Contents) -> bool:
-    if any(name in contents.files for name in TRAINER_FILES):
-        _require(contents, TRAINER_STATE, "which the Trainer writes last")
-    return TRAINER_STATE in contents.files
+def _check_trainer(saved: SavedFiles) -> bool:
+    if any(name in saved.states for name in TRAINER_FILES):
+        _require(saved, TRAINER_STATE, "which the Trainer writes last")
+    return TRAINER_STATE in saved.states
 
 
-def _check_accelerate(contents: Contents) -> None:
-    if any(name in contents.files for name in ACCELERATE_FILES) and not any(
-        name.startswith(ACCELERATE_RANDOM_STATES) for name in contents.files
+def _check_accelerate(saved: SavedFiles) -> None:
+    if any(name in saved.states for name in ACCELERATE_FILES) and not any(
+        name.startswith(ACCELERATE_RANDOM_STATES) for name in saved.states
     ):
         raise IncompleteError("it lacks the random states, which Accelerate writes last")
 
 
-def _require(contents: Contents, name: str, why: str) -> None:
-    if name not in contents.files:
+def _require(saved: SavedFiles, name: str, why: str) -> None:
+    if name not in saved.states:
         raise IncompleteError(f"it lacks {name}, {why}")

@@ -1,4 +1,4 @@
-"""Tells when something may have changed in directories: by events where there are any."""
+"""Watches directories for changes, by file system events where the system has them."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import ObservedWatch
 
 MOST_WATCHED = 16
-# Not each write: a large file has thousands of them, and is looked at now and then anyway.
+# Not each write: a large file has thousands of them, and regular scans see it anyway.
 _EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirDeletedEvent,
@@ -34,18 +34,21 @@ _EVENTS: list[type[FileSystemEvent]] = [
 ]
 
 
-class Changes(FileSystemEventHandler):
-    """A context in which directories are watched; ``changed`` is set by what ``concerns`` us."""
+class DirectoryWatcher(FileSystemEventHandler):
+    """A context in which directories are watched.
 
-    def __init__(self, concerns: Callable[[str], bool]) -> None:
+    ``changed`` is set when something happens to a path that ``is_relevant``.
+    """
+
+    def __init__(self, is_relevant: Callable[[str], bool]) -> None:
         self.changed = asyncio.Event()
-        self._concerns = concerns
+        self._is_relevant = is_relevant
         self._loop = asyncio.get_running_loop()
         self._observer = Observer()
         self._watched: dict[Path, ObservedWatch] = {}
 
     def __enter__(self) -> Self:
-        # Without a thread or a watch to be had, looking now and then remains.
+        # Where the system allows no thread or no watch, the regular scans remain.
         with contextlib.suppress(OSError, RuntimeError):
             self._observer.start()
         return self
@@ -54,23 +57,23 @@ class Changes(FileSystemEventHandler):
         self._observer.stop()
 
     def watch(self, directories: Iterable[Path]) -> None:
-        """Watch these and no others.
+        """Watch these directories and no others.
 
-        What came into a new one before that is found by looking: ``changed`` is set.
+        ``changed`` is set for a new one: a scan must find what came into it before.
         """
-        # A thread each: the rest is looked at now and then.
+        # Each takes a thread; the regular scans see the rest.
         wanted = set(islice(directories, MOST_WATCHED))
         for gone in self._watched.keys() - wanted:
             with contextlib.suppress(KeyError, OSError):
                 self._observer.unschedule(self._watched.pop(gone))
         for new in wanted - self._watched.keys():
-            # No such directory, or no more watches to be had.
+            # The directory is gone, or the system allows no more watches.
             with contextlib.suppress(OSError):
                 self._watched[new] = self._observer.schedule(self, str(new), event_filter=_EVENTS)
                 self.changed.set()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Called in the observer's thread."""
-        if any(self._concerns(str(path)) for path in (event.src_path, event.dest_path) if path):
-            with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+        """Set ``changed`` if the event is relevant; called in the observer's thread."""
+        if any(self._is_relevant(str(path)) for path in (event.src_path, event.dest_path) if path):
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
                 self._loop.call_soon_threadsafe(self.changed.set)

@@ -1,4 +1,4 @@
-"""What lies on the disk under the name of a checkpoint: a file, or a directory with everything."""
+"""The files that a script has saved under one name: a single file, or a directory of files."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class FileState:
-    """What changes when a file is replaced or written to."""
+    """The facts about a file that change when it is replaced or written to."""
 
     inode: int
     bytes: int
@@ -23,16 +23,16 @@ class FileState:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """The files of one checkpoint, by their names below ``root``; links do not belong to it."""
+class SavedFiles:
+    """The files at ``path``, by their names below ``root``; links do not count."""
 
     path: Path
     is_directory: bool
-    files: dict[str, FileState]
+    states: dict[str, FileState]
 
     @classmethod
-    def of(cls, path: Path) -> Self | None:
-        """As it is now; None where there is none, or it is being taken away."""
+    def at(cls, path: Path) -> Self | None:
+        """Look at what is there now; None where there is nothing, or it is being taken away."""
         try:
             found = path.lstat()
             if stat.S_ISREG(found.st_mode):
@@ -50,8 +50,23 @@ class Contents:
 
     @property
     def modified_ns(self) -> dict[str, int]:
-        """When each file was written last."""
-        return {name: file.modified_ns for name, file in self.files.items()}
+        """The modification time of each file."""
+        return {name: state.modified_ns for name, state in self.states.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each file in bytes."""
+        return {name: state.bytes for name, state in self.states.items()}
+
+    @property
+    def first_change_ns(self) -> int:
+        """When the oldest of the files was written; 0 where there are none."""
+        return min(self.modified_ns.values(), default=0)
+
+    @property
+    def last_change_ns(self) -> int:
+        """When the newest of the files was written; 0 where there are none."""
+        return max(self.modified_ns.values(), default=0)
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, FileState]]:
@@ -69,10 +84,10 @@ def _state(found: os.stat_result) -> FileState:
 
 
 def kind_of(name: str) -> str:
-    """The name without its numbers, which are of the step or the rank."""
+    """Return the name without its numbers, which tell the step or the rank."""
     return _NUMBER.sub("#", name)
 
 
 def kinds_of(names: Iterable[str]) -> Counter[str]:
-    """How many there are of each kind."""
+    """Count the names of each kind."""
     return Counter(map(kind_of, names))

@@ -1,4 +1,4 @@
-"""Whether a file is whole, as far as its format tells; no torch, and nothing of a pickle is run."""
+"""Checks that a file is whole, as far as its format shows, without running any pickle."""
 
 import contextlib
 import json
@@ -16,21 +16,21 @@ ZIP_MAGIC = b"PK\x03\x04"
 DCP_METADATA = ".metadata"
 DCP_SUFFIX = ".distcp"
 PICKLE_SUFFIXES = {".pkl", ".pickle"}
-# Reading so many takes some seconds; a longer pickle is one of numbers, each by itself.
+# Reading this many takes some seconds; a longer pickle holds numbers one by one.
 MOST_OPCODES = 5_000_000
 LONGEST_READ_BYTES = 1 << 20
-# Of these an empty one is always one whose writing had just begun.
+# An empty file of these kinds is one whose writing has just begun.
 _NEVER_EMPTY = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".json", ".npz", DCP_SUFFIX}
 
 
 class IncompleteError(Exception):
-    """Something is missing; the text says what."""
+    """Raised when something is missing; the text says what."""
 
 
 def shows_whole(path: Path, size: int) -> bool:
-    """Whether the format proves that all is there; False where it cannot tell.
+    """Return whether the format proves that the file is whole; False where it cannot tell.
 
-    Raises IncompleteError, and OSError.
+    Raises IncompleteError when something is missing, and OSError.
     """
     if size == 0 and path.suffix in _NEVER_EMPTY:
         raise IncompleteError(f"{path.name} is empty")
@@ -38,7 +38,7 @@ def shows_whole(path: Path, size: int) -> bool:
         read_json(path)
         return True
     if path.suffix == DCP_SUFFIX:
-        return False  # pieces in a row, whose sizes .metadata knows
+        return False  # pieces in a row; only .metadata knows their sizes
     with open(path, "rb") as file:
         if path.suffix == ".safetensors":
             _check_safetensors(path.name, file, size)
@@ -53,7 +53,7 @@ def shows_whole(path: Path, size: int) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """Its content; None where it is too large to look at. Raises IncompleteError, and OSError."""
+    """Read a JSON file; return None if it is too large. Raises IncompleteError and OSError."""
     if path.stat().st_size > LARGEST_JSON_BYTES:
         return None
     try:
@@ -77,9 +77,9 @@ def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
 
 
 def _check_zip(name: str, file: BinaryIO) -> None:
-    """A torch.save file ends with its directory; each storage that it speaks of must be in it.
+    """Check that a torch.save file has its zip directory and every storage that its pickle names.
 
-    One that torch had to close early, on a full disk or an exception, has a directory too.
+    A file that torch had to close early, on a full disk or an exception, has a directory too.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -99,7 +99,7 @@ def _check_zip(name: str, file: BinaryIO) -> None:
 
 
 def _is_one_pickle(file: BinaryIO) -> bool:
-    """Whether it ends with the pickle's STOP: joblib, say, puts other bytes between and after."""
+    """Return whether the file ends with the pickle's STOP; joblib, say, adds bytes after it."""
     skimmed: Any = _Skimmed(file)
     with contextlib.suppress(*_PICKLE_ERRORS):
         for opcode, _, _ in islice(pickletools.genops(skimmed), MOST_OPCODES):
@@ -109,7 +109,7 @@ def _is_one_pickle(file: BinaryIO) -> bool:
 
 
 class _Skimmed:
-    """Passes over long arguments, arrays say: pickletools asks only how many bytes there are."""
+    """A file that skips long arguments, such as arrays: pickletools needs only their length."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.readline = file.readline
@@ -124,9 +124,9 @@ class _Skimmed:
 
 
 def dcp_sizes(metadata: Path) -> dict[str, int]:
-    """The files that torch.distributed.checkpoint's .metadata names, and their least sizes.
+    """Return the files that torch.distributed.checkpoint's .metadata names, with least sizes.
 
-    Raises IncompleteError, and OSError.
+    The sizes are in bytes. Raises IncompleteError and OSError.
     """
     sizes: dict[str, int] = {}
     try:
@@ -140,7 +140,7 @@ def dcp_sizes(metadata: Path) -> dict[str, int]:
     return sizes
 
 
-# What a damaged pickle, or one of another shape than expected, may raise.
+# The exceptions that a damaged pickle, or one of an unexpected shape, may raise.
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
     EOFError,
@@ -155,7 +155,7 @@ _PICKLE_ERRORS = (
 
 
 class _Inert:
-    """Stands for every object of a pickle: takes what it is given, and does nothing."""
+    """A stand-in for every object of a pickle: it accepts everything and does nothing."""
 
     state: Any = None
 
@@ -179,7 +179,7 @@ class _Inert:
 
 
 class _Reader(pickle.Unpickler):
-    """Reads a pickle without importing or calling anything that it names."""
+    """An unpickler that imports and calls nothing that the pickle names."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)

@@ -1,4 +1,4 @@
-"""The pattern of --adopt: which paths are checkpoints, and which step a name tells."""
+"""The pattern of --adopt: which paths are checkpoints, and the step in a name."""
 
 import contextlib
 import glob
@@ -11,14 +11,14 @@ from typing import Self
 
 _WILDCARDS = re.compile(r"(\*|\?+|(?:\[[^\]]+\])+)")
 _CLASS = re.compile(r"\[(!?)([^\]]+)\]")
-# How a shell pattern names these characters themselves.
+# How a shell pattern quotes a wildcard character.
 _ESCAPED = re.compile(r"\[([*?[])\]")
 _STEP = re.compile(r"step\D?(\d+)", re.IGNORECASE)
 _DATE = r"(?<!\d)20\d\d[-_. ]?(?:0[1-9]|1[0-2])[-_. ]?(?:0[1-9]|[12]\d|3[01])"
 _TIME = r"(?:[-_T. ]?[0-2]\d[-_:. ]?[0-5]\d(?:[-_:. ]?[0-5]\d)?)?(?!\d)"
-# A date, whose last number begins anew, a metric, what Lightning appends to a name that is taken.
+# A date, whose last number starts again at 1; a metric; what Lightning appends to a taken name.
 _NO_STEP = re.compile(_DATE + _TIME + r"|\d+\.\d+|-v\d+(?=\.|$)")
-# Longer numbers have no place in the name of a checkpoint's directory: a time in milliseconds.
+# Longer numbers, such as a time in milliseconds, do not fit the name of a checkpoint's directory.
 LONGEST_STEP_DIGITS = 12
 
 
@@ -31,11 +31,11 @@ class PatternLevel:
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """``*``, ``?`` and ``[...]`` as a shell understands them. Raises ValueError."""
+        """Parse ``*``, ``?`` and ``[...]`` as a shell does. Raises ValueError."""
         if not _WILDCARDS.search(_ESCAPED.sub("", text)):
             return cls(_ESCAPED.sub(r"\1", text), None)
         pieces = _WILDCARDS.split(text)
-        # As in a shell, a leading dot must be named.
+        # As in a shell, a wildcard does not match a leading dot.
         hidden = "" if text.startswith(".") else r"(?!\.)"
         parts = [_group(p) if i % 2 else re.escape(p) for i, p in enumerate(pieces)]
         try:
@@ -44,7 +44,7 @@ class PatternLevel:
             raise ValueError(f"{text} has a [...] that names no characters: {error}") from None
 
     def within(self, directory: Path) -> list[Path]:
-        """What there is of this name; links are passed over where a wildcard finds them."""
+        """Return the paths in ``directory`` that match; a wildcard does not match links."""
         if self.matches is None:
             return [directory / self.text] if os.path.lexists(directory / self.text) else []
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
@@ -65,7 +65,7 @@ def _group(wildcard: str) -> str:
 
 
 def _regular_class(found: re.Match[str]) -> str:
-    """Without the meanings that a regular expression gives to more characters than a shell."""
+    """Return a character class in which only a shell's special characters are special."""
     characters = re.sub(r"([\\^\[&|~])", r"\\\1", found[2])
     return f"[{'^' if found[1] else ''}{characters}]"
 
@@ -80,12 +80,12 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From the command line; relative to the current directory. Raises ValueError."""
+        """Parse the text of the option, relative to the current directory. Raises ValueError."""
         if not text.strip():
             raise ValueError("name the checkpoints that the script saves, such as 'out/step-*.pt'")
         if "**" in text:
             raise ValueError("** is not understood; name each level, as in 'logs/*/step-*.ckpt'")
-        # Only what was written is a pattern, whatever the current directory is called.
+        # Only the text itself is a pattern: the current directory may have wildcards in its name.
         whole = os.path.join(glob.escape(str(Path.cwd())), os.path.expanduser(text))
         parts = Path(os.path.normpath(whole)).parts
         levels = [PatternLevel.of(part) for part in parts[1:]]
@@ -102,11 +102,11 @@ class Pattern:
 
     @property
     def tells_steps(self) -> bool:
-        """Whether there is a place for a step in the names of what it matches."""
+        """Whether the names that it matches may contain a step."""
         return self.levels[-1].matches is not None
 
     def find(self) -> tuple[list[Path], list[Path]]:
-        """The directories in which matches may appear, and the matches; a link is none."""
+        """Return the directories where matches may appear, and the matches; links do not count."""
         if not self.base.is_dir():
             return [next(parent for parent in self.base.parents if parent.is_dir())], []
         directories: list[Path] = []
@@ -118,20 +118,20 @@ class Pattern:
         if not self.tells_steps:  # a wildcard has passed over links already
             paths = [path for path in paths if not path.is_symlink()]
         if self.is_one_path:
-            # One that is written over changes inside only.
+            # A directory that is written over changes only inside.
             directories += [path for path in paths if path.is_dir()]
         return directories, paths
 
-    def takes(self, path: Path) -> bool:
-        """Whether this absolute path is in what it matches, or would be."""
+    def covers(self, path: Path) -> bool:
+        """Return whether this absolute path is, or would be, a match or inside of one."""
         below = path.parts[len(self.base.parts) :]
         inside = path.is_relative_to(self.base) and len(below) >= len(self.levels)
-        return inside and self.concerns(str(path))
+        return inside and self.may_affect_match(str(path))
 
-    def concerns(self, path: str) -> bool:
-        """Whether what happens to this path may be of interest."""
+    def may_affect_match(self, path: str) -> bool:
+        """Return whether an event at this path may concern a match or a directory above one."""
         if not Path(path).is_relative_to(self.base):
-            return self.base.is_relative_to(path)  # it may be about to appear
+            return self.base.is_relative_to(path)  # the base may be about to appear
         parts = Path(path).relative_to(self.base).parts
         named = zip(self.levels, parts, strict=False)
         return all(
@@ -140,7 +140,7 @@ class Pattern:
         )
 
     def step_of(self, path: Path) -> int | None:
-        """The step that a name tells: after ``step``, else the last number where a wildcard is."""
+        """Return the number after ``step`` in the name, else the last that a wildcard matches."""
         level = self.levels[-1]
         match = level.matches.fullmatch(path.name) if level.matches else None
         if match is None:

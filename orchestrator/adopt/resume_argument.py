@@ -1,4 +1,4 @@
-"""--resume-arg: the words that tell a script what to resume from."""
+"""The words of --resume-arg, which tell a script what to resume from."""
 
 import re
 import shlex
@@ -15,13 +15,13 @@ _FILLED = re.compile(r"{(path|step)}")
 
 @dataclass(frozen=True)
 class ResumeArgument:
-    """Words that are added to the command where there is something to resume, and only there."""
+    """Words that are added to the command when there is a checkpoint to resume from."""
 
     template: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Words as a shell splits them, with ``{path}`` and ``{step}``. Raises ValueError."""
+        """Split a text with ``{path}`` and ``{step}`` as a shell does. Raises ValueError."""
         words = tuple(shlex.split(text))
         if not words:
             raise ValueError("write what the script takes, such as '--resume {path}'")
@@ -35,16 +35,16 @@ class ResumeArgument:
 
     @property
     def needs_step(self) -> bool:
-        """Whether it can be filled only for a checkpoint whose name has a number."""
+        """Whether only a checkpoint with a number in its name can fill it."""
         return any("{step}" in word for word in self.template)
 
     def words(self, path: Path, step: int | None) -> list[str]:
-        """Filled for one checkpoint. Raises ConfigError where it needs a step and has none."""
+        """Fill in one checkpoint. Raises ConfigError if ``{step}`` is used and ``step`` is None."""
         if step is None and self.needs_step:
             raise ConfigError(
                 f"cannot fill {{step}} of --resume-arg: the name of {path} has no number; "
                 "use {path}"
             )
         values = {"path": str(path), "step": str(step)}
-        # In one go: the path may have braces of its own.
+        # In one pass: the path may contain braces.
         return [_FILLED.sub(lambda found: values[found[1]], word) for word in self.template]

@@ -1,32 +1,33 @@
-"""When is looked at what a script saves for itself, and what may have happened by then."""
+"""The moments at which adopt mode scans a script's saves, and the events that a scan reports."""
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from pathlib import Path
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 
 
 class Moment(Enum):
-    """When is looked."""
+    """When a scan takes place, relative to the trainers of the run."""
 
-    FIRST = auto()
-    """No trainer of the run has run yet: what is there was there before it."""
-    BEFORE = auto()
+    FIRST_START = "first start"
+    """No trainer of the run has run yet: every save is from before the run."""
+    LATER_START = "later start"
     """No trainer runs, but one may have been killed together with its supervisor."""
-    RUNNING = auto()
-    ENDED_WELL = auto()
-    """The trainer has ended with status 0, and so with everything written."""
-    KILLED = auto()
-    """It has ended otherwise, perhaps in the middle of a save."""
+    RUNNING = "running"
+    """A trainer runs."""
+    SUCCEEDED = "succeeded"
+    """The trainer has ended with status 0: everything is written."""
+    FAILED = "failed"
+    """The trainer has ended in another way, perhaps in the middle of a save."""
 
 
-NO_TRAINER = (Moment.FIRST, Moment.BEFORE)
+STARTS = (Moment.FIRST_START, Moment.LATER_START)
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """Contents have become a checkpoint; ``oldest_ns`` is when the first of them was written."""
+    """A save has become a checkpoint; ``oldest_ns`` is when its first file was written."""
 
     checkpoint: Checkpoint
     oldest_ns: int
@@ -34,7 +35,7 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """The script has deleted or rewritten what was a checkpoint."""
+    """The script has deleted or rewritten a save that was a checkpoint."""
 
     checkpoint: Checkpoint
     reason: str
@@ -42,16 +43,16 @@ class Withdrawn:
 
 @dataclass(frozen=True)
 class SetAside:
-    """What a killed save has left was moved out of the way."""
+    """The leftover of a killed save was moved out of the way, to ``moved_to``."""
 
     path: Path
-    where: Path
+    moved_to: Path
     reason: str
 
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """It is no checkpoint, and nobody saw that a trainer of this run wrote it."""
+    """A file or directory is no checkpoint, and no trainer of this run was seen writing it."""
 
     path: Path
     reason: str
@@ -59,7 +60,7 @@ class LeftAlone:
 
 @dataclass(frozen=True)
 class Failed:
-    """The disk refused something."""
+    """The disk refused to seal a save or to set it aside."""
 
     path: Path
     problem: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
-from orchestrator.ipc.server import short_directory
+from orchestrator.ipc.server import make_socket_directory
 
 LOOK_SECONDS = 0.02
 MESSAGE_SECONDS = 10.0
@@ -45,7 +45,7 @@ class Control:
             directory / ARMED_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket_directory = short_directory()
+        self._socket_directory = make_socket_directory()
         address = self._socket_directory / SOCKET_LINK
         self._listener.bind(str(address))
         self._listener.listen()

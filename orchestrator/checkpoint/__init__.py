@@ -1,1 +1,1 @@
-"""Checkpoints as bytes and names: writing, verifying, choosing, deleting. Knows no torch."""
+"""Checkpoints as files: writing, verifying, choosing, deleting them. Does not import torch."""

@@ -7,11 +7,9 @@ from typing import BinaryIO
 
 import xxhash
 
-from orchestrator.checkpoint.manifest import (
-    FileRecord,
-)
+from orchestrator.checkpoint.manifest import FileRecord
 
-# From this size on a thread of its own has the digest sooner.
+# From this size on a second thread computes the digest sooner.
 BESIDE_BYTES = 1 << 20
 
 
@@ -39,16 +37,16 @@ class DigestingWriter:
 
     @contextlib.contextmanager
     def _digesting(self, data: bytes | memoryview, count: int) -> Iterator[None]:
-        """Have ``data`` digested when the block ends, a large piece in a thread meanwhile."""
+        """Add ``data`` to the digest before the block ends, a large piece in a second thread."""
         if count < BESIDE_BYTES:
             yield
             self._digest.update(data)
             return
-        # It is ahead of the disk, and faults shared memory in for it.
+        # The thread is ahead of the disk, and faults shared memory in for it.
         thread = threading.Thread(target=self._digest.update, args=(data,))
         try:
             thread.start()
-        except RuntimeError:  # the system gives no more threads
+        except RuntimeError:  # the system allows no more threads
             yield
             self._digest.update(data)
             return
@@ -58,8 +56,8 @@ class DigestingWriter:
             thread.join()
 
     def flush(self) -> None:
-        """For callers that expect a file; the bytes reach the disk when the store syncs them."""
+        """Do nothing: callers expect a file, and the store syncs the bytes to the disk."""
 
     def record(self) -> FileRecord:
-        """Size and digest of what has been written."""
+        """Return size and digest of what has been written."""
         return FileRecord(bytes=self._bytes, xxh3_128=self._digest.hexdigest())

@@ -1,4 +1,4 @@
-"""Takes in the files of a checkpoint that somebody else has written."""
+"""Links or copies files that another program has written, durably."""
 
 import contextlib
 import errno
@@ -14,11 +14,13 @@ from orchestrator.system.durable import Disk
 COPY_BYTES = 16 << 20
 
 
-def take_in(source: Path, target: Path, disk: Disk, *, link: bool) -> dict[str, FileRecord]:
-    """Have the files at ``source``, a directory or one file, in a new directory, durable.
+def copy_tree_durably(
+    source: Path, target: Path, disk: Disk, *, link: bool
+) -> dict[str, FileRecord]:
+    """Copy the files at ``source``, a directory or one file, to the new directory ``target``.
 
-    Returns what the manifest says of them, by their names below it. With ``link`` they are hard
-    links where the filesystem has them, else copies. Raises OSError.
+    With ``link`` they are hard links where the filesystem has them. Return the records of the
+    files by their names below ``target``. Raises OSError.
     """
     disk.make_directory(target)
     if source.is_dir():
@@ -29,15 +31,15 @@ def take_in(source: Path, target: Path, disk: Disk, *, link: bool) -> dict[str, 
         raise FileNotFoundError(errno.ENOENT, "there are no files", str(source))
     records = {}
     for name, origin in origins.items():
-        place(origin, target / name, disk, link=link)
-        records[name] = durable_record(target / name, disk)
+        link_or_copy(origin, target / name, disk, link=link)
+        records[name] = sync_and_digest(target / name, disk)
     for folder, _, _ in os.walk(target, topdown=False):
         disk.sync_directory(Path(folder))
     return records
 
 
 def files_below(directory: Path) -> set[str]:
-    """The names, from there, of everything below a directory that is no directory itself."""
+    """Return the relative names of everything below a directory that is not itself a directory."""
     names = set()
     for folder, folders, files in os.walk(directory):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
@@ -45,11 +47,14 @@ def files_below(directory: Path) -> set[str]:
     return names
 
 
-def place(origin: Path, file: Path, disk: Disk, *, link: bool) -> None:
-    """Have a file of the same content, in a folder that may be new. Raises OSError."""
+def link_or_copy(origin: Path, file: Path, disk: Disk, *, link: bool) -> None:
+    """Make ``file``, in a folder that may be new, a hard link to ``origin`` or a copy of it.
+
+    Raises OSError.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     if link and not origin.is_symlink():
-        # Another filesystem, or one without links; a real problem comes up when it is copied.
+        # Another filesystem, or one without links; the copy below meets any real problem.
         with contextlib.suppress(OSError):
             disk.link(origin, file)
             return
@@ -57,17 +62,18 @@ def place(origin: Path, file: Path, disk: Disk, *, link: bool) -> None:
         _copy_bytes(old, new)
 
 
-def durable_record(file: Path, disk: Disk) -> FileRecord:
-    """What the manifest says of a file, once it is on the disk. Raises OSError."""
+def sync_and_digest(file: Path, disk: Disk) -> FileRecord:
+    """Bring a file to the disk and return its size and digest. Raises OSError."""
     with open(file, "rb") as opened:
         disk.sync(opened)
     return digest_of(file, direct=False)
 
 
 def _copy_bytes(source: BinaryIO, target: BinaryIO) -> None:
-    """By reference where the filesystem can do that, else inside the kernel, else by hand."""
+    # By reference where the filesystem can do that, else inside the kernel.
     with contextlib.suppress(OSError, AttributeError):
         while os.copy_file_range(source.fileno(), target.fileno(), COPY_BYTES):
             pass
-    # What the kernel could not do; both stand where it stopped. Errors of the disk come up here.
+    # What the kernel could not copy: both files stand where it stopped, and errors of the disk
+    # come up here.
     shutil.copyfileobj(source, target, COPY_BYTES)

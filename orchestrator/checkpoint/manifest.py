@@ -9,13 +9,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Self, TypeVar
+
+from orchestrator.checkpoint.position import Position
 
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# What a script has saved may have any names, in folders too, but none that leads elsewhere.
+# A script's files may have any names, in folders too, but none that leads elsewhere.
 NAME_BELOW = re.compile(r"(?!\.{0,2}(?:/|$))[^/\0]+(?:/(?!\.{0,2}(?:/|$))[^/\0]+)*")
+
+JsonObject = dict[str, object]
+"""An object of manifest.json that has not been checked yet."""
+
+T = TypeVar("T")
 
 
 class Reason(StrEnum):
@@ -27,7 +34,7 @@ class Reason(StrEnum):
     REQUESTED = "requested"
     FINAL = "final"
     IMPORTED = "imported"
-    """From a file of another program: its state.pt has the classic form and nothing else."""
+    """Made from a file of another program: its state.pt has the classic form and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +47,22 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Adopted:
-    """Of a checkpoint that the script itself has saved (--adopt): what lies at ``path``.
-
-    ``numbered``: its step is the number in its name, and not a count of such saves.
-    ``written_here``: it was seen being written while a trainer of this run was running.
-    ``kept``: the files are copies that lie beside the manifest, since the script overwrites them.
-    ``modified_ns``: when each file was written last.
-    """
+    """What the script itself has saved at ``path`` (--adopt), as the manifest describes it."""
 
     path: str
     is_directory: bool
     numbered: bool
+    """Whether the step is the number in the name, and not a count of such saves."""
     written_here: bool
+    """Whether it was seen being written while a trainer of this run was running."""
     kept: bool
+    """Whether the files are copies beside the manifest, since the script overwrites its own."""
     modified_ns: dict[str, int]
+    """The modification time of each file."""
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """Parse and check. Raises ValueError, KeyError and TypeError."""
+    def from_json(cls, content: JsonObject) -> Self:
+        """Parse and check the object. Raises ValueError, KeyError and TypeError."""
         return cls(
             path=_typed(content, "path", str),
             is_directory=_typed(content, "is_directory", bool),
@@ -70,7 +75,10 @@ class Adopted:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of manifest.json; ``time`` is UTC in ISO 8601, counts are of completed ones."""
+    """The content of manifest.json.
+
+    ``step`` and ``epoch`` count completed ones; ``time`` is UTC in ISO 8601.
+    """
 
     run_id: str
     step: int
@@ -82,12 +90,18 @@ class Manifest:
     files: dict[str, FileRecord]
     versions: dict[str, str]
     digests: dict[str, str] = field(default_factory=dict)
-    """Of the parts of state.pt; a session that resumes compares them with what it has then."""
+    """Digests of the parts of state.pt; a session compares them with its state after resuming."""
     doubts: list[str] = field(default_factory=list)
-    """Why this may differ from the checkpoint of a run that was never interrupted."""
+    """Reasons why this may differ from the checkpoint of a run that was never interrupted."""
     framework: str | None = None
-    """Whose trainer has saved it, in its own form; None for the state of a session."""
+    """The framework whose trainer has saved the files; None for the state of a session."""
     adopted: Adopted | None = None
+    """What the script has saved for itself; None for what a session or a framework has saved."""
+
+    @property
+    def position(self) -> Position:
+        """The steps and epochs that the saved state has completed."""
+        return Position(self.step, self.epoch)
 
     @property
     def exactness(self) -> str:
@@ -100,8 +114,8 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
-        """The text of manifest.json; non-finite metrics become strings, which JSON can hold."""
-        content: dict[str, Any] = {"format_version": FORMAT_VERSION, **asdict(self)}
+        """Return the text of manifest.json; non-finite metrics become strings, as JSON needs."""
+        content: JsonObject = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
         for key in ("framework", "adopted"):
             if content[key] is None:
@@ -118,7 +132,7 @@ class Manifest:
 
     @classmethod
     def draft_from_json(cls, text: bytes) -> Self:
-        """Parse one that may still lack its files, as a snapshot's does. Raises ValueError."""
+        """Parse and check a text that may still lack files, as a snapshot's. Raises ValueError."""
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -130,8 +144,10 @@ class Manifest:
             raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
         try:
             framework = _typed(content, "framework", str) if "framework" in content else None
-            adopted = content.get("adopted")
-            is_plain = framework is None and adopted is None
+            adopted = None
+            if content.get("adopted") is not None:
+                adopted = Adopted.from_json(_typed(content, "adopted", dict))
+            of_session = framework is None and adopted is None
             return cls(
                 run_id=_typed(content, "run_id", str),
                 step=_count(content, "step"),
@@ -141,13 +157,13 @@ class Manifest:
                 healthy=_typed(content, "healthy", bool),
                 time=_typed(content, "time", str),
                 files=_file_records(
-                    _typed(content, "files", dict), PLAIN_NAME if is_plain else NAME_BELOW
+                    _typed(content, "files", dict), PLAIN_NAME if of_session else NAME_BELOW
                 ),
                 versions=_typed(content, "versions", dict),
                 digests=_typed(content, "digests", dict),
                 doubts=list(map(str, _typed(content, "doubts", list))),
                 framework=framework,
-                adopted=None if adopted is None else Adopted.from_json(adopted),
+                adopted=adopted,
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
@@ -156,31 +172,31 @@ class Manifest:
 
 
 def exactness_of(doubts: Iterable[str]) -> str:
-    """EXACT, or APPROXIMATE and each of the reasons once."""
+    """Return EXACT, or APPROXIMATE with each of the reasons once."""
     reasons = "; ".join(dict.fromkeys(doubts))
     return f"APPROXIMATE: {reasons}" if reasons else "EXACT"
 
 
 def json_metrics(metrics: dict[str, float]) -> dict[str, float | str]:
-    """Metrics as strict JSON can hold them: ``float()`` reads both forms back."""
+    """Return metrics as strict JSON can hold them; ``float()`` reads both forms back."""
     return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
 
 
-def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
+def _typed(content: JsonObject, key: str, kind: type[T]) -> T:
     value = content[key]
     if not isinstance(value, kind):
         raise ValueError(f"manifest.json has {key} = {value!r}, not a {kind.__name__}")
     return value
 
 
-def _count(content: dict[str, Any], key: str) -> int:
-    value: int = _typed(content, key, int)
+def _count(content: JsonObject, key: str) -> int:
+    value = _typed(content, key, int)
     if value < 0 or isinstance(value, bool):
         raise ValueError(f"manifest.json has {key} = {value!r}, not a count")
     return value
 
 
-def _file_records(files: dict[str, Any], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
+def _file_records(files: dict[str, JsonObject], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.

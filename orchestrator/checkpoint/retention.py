@@ -1,4 +1,4 @@
-"""Which checkpoints to keep: a pure function from facts to the set of names, without a disk."""
+"""Which checkpoints to keep: a pure function from facts to a set of names."""
 
 import math
 import re
@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from orchestrator.checkpoint.checkpoint import PublicationOrder
+
 MINIMUM_KEEP = 2
 DEFAULT_KEEP = 3
 KEEP_ALL = sys.maxsize
@@ -14,10 +16,10 @@ KEEP_ALL = sys.maxsize
 
 @dataclass(frozen=True)
 class Candidate:
-    """What retention knows of one verified checkpoint of this run."""
+    """The facts about one verified checkpoint of this run that retention depends on."""
 
     name: str
-    order: tuple[int, int]
+    order: PublicationOrder
     healthy: bool
     pinned: bool
     metrics: dict[str, float]
@@ -33,7 +35,7 @@ class BestPolicy:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``METRIC:min`` or ``METRIC:max:COUNT``. Raises ValueError."""
+        """Parse ``METRIC:min`` or ``METRIC:max:COUNT``. Raises ValueError."""
         match = re.fullmatch(r"(\w+):(min|max)(?::([1-9]\d*))?", text.strip())
         if match is None:
             raise ValueError("write METRIC:min or METRIC:max, with :COUNT for more than one")
@@ -42,7 +44,7 @@ class BestPolicy:
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Newest ``keep`` (at least 2), and the best by a metric where that was asked for."""
+    """Keep the newest ``keep`` (at least 2), and the best by a metric if ``best`` is given."""
 
     keep: int = DEFAULT_KEEP
     best: BestPolicy | None = None
@@ -51,19 +53,21 @@ class RetentionPolicy:
 def names_to_keep(
     candidates: Collection[Candidate], policy: RetentionPolicy, in_use: Collection[str] = ()
 ) -> set[str]:
-    """Names that must stay; the others may be deleted.
+    """Return the names that must stay; the others may be deleted.
 
-    ``candidates`` are valid checkpoints only, so that a damaged one never pushes a good one out;
-    a non-finite one does not count towards ``keep`` either, for the same reason. ``in_use`` are the
-    names that a process may be reading, such as the one resumed from.
+    ``candidates`` are valid checkpoints only, so that a damaged one never pushes a good one out.
+    A non-finite one does not count towards ``keep`` either, for the same reason. ``in_use`` are
+    names that a process may be reading, such as the checkpoint that was resumed from.
     """
     healthy = sorted((c for c in candidates if c.healthy), key=lambda c: c.order)
     keep = max(policy.keep, MINIMUM_KEEP)
     newest = {c.name for c in healthy[-keep:]}
-    oldest_counted = next((c.order for c in healthy if c.name in newest), (0, 0))
+    oldest_counted = next((c.order for c in healthy if c.name in newest), None)
     unhealthy = sorted((c for c in candidates if not c.healthy), key=lambda c: c.order)
-    # For a look at what went wrong; a diverged run that saves on must not fill the disk with them.
-    recent_unhealthy = {c.name for c in unhealthy[-keep:] if c.order > oldest_counted}
+    # They show what went wrong; but a diverged run that keeps saving must not fill the disk.
+    recent_unhealthy = {
+        c.name for c in unhealthy[-keep:] if oldest_counted is None or c.order > oldest_counted
+    }
     pinned = {c.name for c in candidates if c.pinned}
     return newest | recent_unhealthy | pinned | _best(healthy, policy.best) | set(in_use)
 
@@ -71,7 +75,7 @@ def names_to_keep(
 def _best(healthy: list[Candidate], best: BestPolicy | None) -> set[str]:
     if best is None:
         return set()
-    # NaN compares with nothing, so that one of them would leave the order to chance.
+    # NaN has no order: a single one would leave the result to chance.
     scored = [c for c in healthy if not math.isnan(c.metrics.get(best.metric, math.nan))]
     sign = 1 if best.mode == "min" else -1
     # On equal values the earlier one wins: a later tie is no improvement.

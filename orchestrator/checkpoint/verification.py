@@ -8,31 +8,31 @@ from pathlib import Path
 
 import xxhash
 
-from orchestrator.checkpoint.checkpoint import STATE_FILE, Checkpoint, reading_problem
+from orchestrator.checkpoint.checkpoint import Checkpoint, reading_problem
+from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
-from orchestrator.checkpoint.manifest import (
-    FileRecord,
-)
+from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, arriving
+from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, atomic_replacement
 
 READ_CHUNK_BYTES = 16 << 20
-# What is read into the page cache is copied from there: at best while the processor has it too.
+# Bytes in the page cache are copied from there, best while they are in the processor's cache too.
 CACHED_CHUNK_BYTES = 1 << 20
 
 
 def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
-    """Read every byte and compare with the manifest.
+    """Read every byte of a checkpoint's files and compare the digests with the manifest.
 
-    What counts is what the disk has, so that the bytes are read past the page cache, which training
-    needs itself; ``to_load`` reads them into it, since the very same are loaded next. Raises
-    CheckpointInvalidError when they differ, UnreadableError when it cannot be told.
+    What counts are the bytes on the disk, so they are read past the page cache, which training
+    needs itself. ``to_load`` reads them into the page cache, for files that are loaded next. Raises
+    CheckpointInvalidError when they differ, UnreadableError when the system does not allow to find
+    out.
     """
-    verify_files(checkpoint, checkpoint.content, to_load=to_load)
+    verify_files(checkpoint, checkpoint.contents.folder, to_load=to_load)
 
 
 def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None:
-    """The same for files of these names in another folder."""
+    """Verify the files of the checkpoint's names in ``folder``; raises as ``verify`` does."""
     for name, record in checkpoint.manifest.files.items():
         if any(above.is_symlink() for above in _folders_of(checkpoint, name)):
             reason = f"{name} lies behind a symbolic link"
@@ -49,20 +49,22 @@ def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None
 
 
 def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
-    """The folders between the checkpoint's directory and the file of this name."""
-    return [f for f in (checkpoint.content / name).parents if checkpoint.path in f.parents]
+    """Return the folders between the checkpoint's directory and the file of this name."""
+    file = checkpoint.contents.folder / name
+    return [folder for folder in file.parents if checkpoint.path in folder.parents]
 
 
 def export_state(
     checkpoint: Checkpoint, target: Path, disk: Disk | None = None, *, replace: bool = False
 ) -> None:
-    """Copy state.pt to ``target``, checking its digest on the way; only ``replace`` overwrites.
+    """Copy state.pt to ``target`` and check its digest on the way; only ``replace`` overwrites.
 
-    Raises CheckpointInvalidError when the bytes are not the ones that were saved, and OSError.
+    Raises ConfigError when the checkpoint has no state.pt, CheckpointInvalidError when the bytes
+    are not the ones that were saved, and OSError.
     """
     disk = disk or Disk()
     with (
-        arriving(target, disk, replace=replace) as temporary,
+        atomic_replacement(target, disk, replace=replace) as temporary,
         open(checkpoint.state_file, "rb") as source,
         disk.create(temporary) as file,
     ):
@@ -75,7 +77,7 @@ def export_state(
 
 
 def digest_of(path: Path, *, direct: bool) -> FileRecord:
-    """Size and digest of one file; ``direct`` reads past the page cache. Raises OSError."""
+    """Return size and digest of one file; ``direct`` reads past the page cache. Raises OSError."""
     # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     if direct:
@@ -94,7 +96,7 @@ def _digest_opened(descriptor: int, chunk_bytes: int) -> FileRecord:
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         digest, size = xxhash.xxh3_128(), 0
-        # No larger than the file: a direct read has the kernel fill in every page of its buffer.
+        # No larger than the file: for a direct read the kernel fills in every page of the buffer.
         blocks = facts.st_size // DIRECT_BLOCK_BYTES + 1
         buffer_bytes = min(chunk_bytes, blocks * DIRECT_BLOCK_BYTES)
         with mmap.mmap(-1, buffer_bytes) as aligned, memoryview(aligned) as buffer:

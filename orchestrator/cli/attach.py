@@ -148,7 +148,7 @@ class _Viewer:
     def say(self, text: str) -> None:
         """Words for a person."""
         if self._screen is not None:
-            self._screen.say(text)
+            self._screen.print_message(text)
         elif text:
             print(text, file=sys.stderr, flush=True)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
-from orchestrator.checkpoint.store import REASON_FILE, Store
+from orchestrator.checkpoint.quarantine import REASON_FILE
+from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 
@@ -48,7 +49,7 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
 def list_quarantined(store: Store) -> list[dict[str, str]]:
     """``path`` and ``reason`` of what was set aside."""
     rows = []
-    for path in store.quarantined():
+    for path in store.quarantine_folder.entries():
         try:
             reason = str(json.loads((path / REASON_FILE).read_bytes())["reason"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):

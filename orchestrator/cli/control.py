@@ -146,7 +146,7 @@ def verify(arguments: Namespace) -> ExitStatus:
     """Verify every checkpoint; ends with 65 if one is damaged or none is left to be valid."""
     store = open_store(arguments.run_dir)
     rows = _print_checkpoints(store, arguments.json)
-    if not rows and (aside := store.lost()):
+    if not rows and (aside := store.quarantine_folder.checkpoints()):
         raise NoValidCheckpointError(
             f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(aside)} are in "
             "quarantine; repair one and move it back, or start anew with another --run-dir"

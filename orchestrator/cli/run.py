@@ -10,7 +10,8 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.script_files import ScriptFiles
+from orchestrator.checkpoint.disposal import OwnFiles
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
 from orchestrator.config import Config, option_words
@@ -52,12 +53,13 @@ def run(arguments: Namespace) -> int:
 
 
 def _run(config: Config, command: list[str], place: RunDir, console: Console, log: Log) -> Ending:
-    notifier = Notifier.take(os.environ)
+    notifier = Notifier.from_environment(os.environ)
     place.create()
     lock = RunLock(place)
-    lock.sign()
+    lock.write_owner()
     log.record_in(place.log_file)
-    store = (AdoptedStore if config.adopt else Store).open(place, command, script_of(command))
+    disposal = ScriptFiles() if config.adopt else OwnFiles()
+    store = Store.open(place, command, script_of(command), disposal)
     _refuse_mixture(store, by_script=config.adopt is not None)
     if _already_complete(place, command):
         notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
@@ -77,7 +79,9 @@ def _check_adoption(config: Config, place: RunDir) -> None:
             f"cannot fill {{step}} of --resume-arg: the last name in --adopt {config.adopt.text} "
             "has no wildcard, and so tells no step; use {path}"
         )
-    if config.adopt and any(map(config.adopt.takes, RunDir(Path(os.path.abspath(place.root))).own)):
+    if config.adopt and any(
+        map(config.adopt.covers, RunDir(Path(os.path.abspath(place.root))).all_paths)
+    ):
         raise ConfigError(
             f"cannot adopt {config.adopt.text}: that takes in the run directory {place.root}, or "
             "what lies there; name what the script saves more closely, or take another --run-dir"
@@ -135,7 +139,7 @@ def script_of(command: list[str]) -> str | None:
 
 
 def _already_complete(place: RunDir, command: list[str]) -> bool:
-    if (done := place.done()) is None:
+    if (done := place.read_done()) is None:
         return False
     log = structlog.get_logger()
     if done.get("command") != command:

@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.cli.run import check_program, script_of
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
-from orchestrator.hosts.systemd.unit import Service, check_name, service_unit, slowest_save
+from orchestrator.hosts.systemd.unit import ServiceSpec, check_unit_name, service_unit, slowest_save
 from orchestrator.rundir.paths import RunDir, default_run_dir
 
 ROOT = "root"
@@ -29,12 +29,12 @@ def print_systemd_unit(arguments: Namespace) -> None:
     config = Config.resolve(given, {}, directory)
     command = [_absolute_program(arguments.command[0]), *arguments.command[1:]]
     usual_run_dir = default_run_dir(script_of(command) or command[0])
-    name = check_name(arguments.name or usual_run_dir.name)
+    name = check_unit_name(arguments.name or usual_run_dir.name)
     run_dir = directory / config.run_dir if config.run_dir else None
     # Where a user's manager keeps state depends on its version.
     measured = run_dir or (None if arguments.user else SYSTEM_STATE / name)
     account = None if arguments.user else _account(arguments.run_as)
-    service = Service(
+    service = ServiceSpec(
         name=name,
         program=[sys.executable, *MODULE_WORDS],
         options=option_words({key: text for key, text in given.items() if key != RUN_DIR}),

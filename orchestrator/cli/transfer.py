@@ -5,11 +5,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import export_state
 from orchestrator.client import chosen_checkpoint, file_errors, open_store
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 
@@ -135,14 +136,14 @@ def import_(arguments: Namespace) -> None:
     place.create()
     lock = RunLock(place)
     try:
-        lock.sign()
+        lock.write_owner()
         store = Store.open(place, command=[])
         _refuse_foreign_run(store, source)
         _refuse_going_back(store, state["step"], source)
         published = import_.publish(store, state, source)
         _note(place, published, source)
     finally:
-        lock.release()
+        lock.close()
     print(f"{source} is now {published.path}")
     if left_out := [str(key) for key in content if key not in state]:
         print(f"left out: {', '.join(left_out)}")
@@ -175,6 +176,4 @@ def _refuse_going_back(store: Store, step: int, source: Path) -> None:
 def _note(place: RunDir, published: Checkpoint, source: Path) -> None:
     # What was complete has more to do now.
     place.done_file.unlink(missing_ok=True)
-    Journal(place.journal_file).write(
-        JournalEvent.CHECKPOINT_PUBLISHED, **published.facts, source=str(source)
-    )
+    CheckpointJournal(Journal(place.journal_file)).record_publication(published, source=source)

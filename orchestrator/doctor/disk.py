@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.checkpoint.retention import DEFAULT_KEEP
 from orchestrator.doctor.findings import Finding, Level, Subject
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.durable import Disk
 from orchestrator.system.units import duration_text, size_text
 
@@ -89,7 +89,7 @@ def speed(subject: Subject) -> Iterator[Finding]:
             text = f"cannot write to {subject.directory}: {error.strerror}"
             yield Finding("disk speed", Level.FAIL, text, advice)
             return
-    if not has(Capability.DIRECT_IO):
+    if not is_available(Capability.DIRECT_IO):
         del rates["O_DIRECT"]
     text = ", ".join(f"{name} {size_text(int(rate))}/s" for name, rate in rates.items())
     yield _judge_speed(subject, text, max(rates.values()))

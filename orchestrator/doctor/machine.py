@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from orchestrator import __version__
 from orchestrator.doctor.findings import Finding, Level, Subject
-from orchestrator.system.capabilities import Capability, has, without
+from orchestrator.system.capabilities import Capability, describe_fallback, is_available
 from orchestrator.system.memory import available_bytes, limit_bytes
 from orchestrator.system.requirements import LEAST_VERSIONS, too_old
 from orchestrator.system.units import size_text
@@ -114,8 +114,8 @@ def gpus(subject: Subject) -> Finding:
 
 def capabilities(subject: Subject) -> Iterator[Finding]:
     """What this system does not offer, and what is different then."""
-    missing = [capability for capability in Capability if not has(capability)]
+    missing = [capability for capability in Capability if not is_available(capability)]
     for capability in missing:
-        yield Finding("system", Level.WARN, f"no {capability}: {without(capability)}")
+        yield Finding("system", Level.WARN, f"no {capability}: {describe_fallback(capability)}")
     if not missing:
         yield Finding("system", Level.OK, f"has {', '.join(Capability)}")

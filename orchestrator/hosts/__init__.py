@@ -1,1 +1,1 @@
-"""Where a run lives: SLURM, systemd, a laptop; preemption and other events of the host."""
+"""The environment of a run: SLURM, systemd, a laptop, preemption and other host events."""

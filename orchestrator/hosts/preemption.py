@@ -1,6 +1,6 @@
-"""Notices that this machine is about to be taken away: a file that appears, a command that agrees.
+"""Waits for a preemption notice: a file that appears, or a command that ends with status 0.
 
-Spot instances, Kubernetes volumes and agents of a cluster give them in one of these forms.
+Spot instances, Kubernetes volumes and cluster agents announce a preemption in one of these forms.
 """
 
 import asyncio
@@ -12,51 +12,53 @@ import structlog
 
 from orchestrator.system.subprocesses import SubprocessRunner
 
-# Network filesystems, and what another machine writes on them, tell watchers nothing.
-LOOK_SECONDS = 5.0
+# File watchers get no events for files that another machine writes on a network filesystem.
+POLL_SECONDS = 5.0
 COMMAND_SECONDS = 10.0
-# What a shell ends with when there is no such program, or it is none.
+# The status of a shell whose command does not exist or is not executable.
 NO_COMMAND = (126, 127)
 
 
-async def file_appears(path: Path) -> None:
-    """Return when there is such a file."""
-    # Only those who watch a file pay for it.
+async def wait_for_file(path: Path, poll_seconds: float = POLL_SECONDS) -> None:
+    """Return when the file exists."""
+    # Imported here, so that only runs with a notice file pay for the import.
     from watchdog.events import FileSystemEvent, FileSystemEventHandler
     from watchdog.observers import Observer
 
     loop, seen = asyncio.get_running_loop(), asyncio.Event()
 
-    class Look(FileSystemEventHandler):
+    class Handler(FileSystemEventHandler):
         def on_any_event(self, event: FileSystemEvent) -> None:
-            # Asked of the path, not the event: in Kubernetes a link above it is what changes.
+            # The path of the event is not checked: in Kubernetes a link above the file changes.
             if os.path.exists(path):
-                with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+                with contextlib.suppress(RuntimeError):  # the loop has been closed
                     loop.call_soon_threadsafe(seen.set)
 
     observer = Observer()
     try:
-        # No such directory yet, or no more watches to be had: looking now and then remains.
+        # The directory may not exist yet, or the system may be out of watches: then only poll.
         with contextlib.suppress(OSError):
-            observer.schedule(Look(), str(path.parent))
+            observer.schedule(Handler(), str(path.parent))
             observer.start()
         while not os.path.exists(path):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(seen.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(seen.wait(), poll_seconds)
     finally:
         observer.stop()
 
 
-async def command_agrees(command: str, tools: SubprocessRunner) -> None:
-    """Return when the shell command, run now and then, ends with 0."""
+async def wait_for_command(
+    command: str, subprocesses: SubprocessRunner, poll_seconds: float = POLL_SECONDS
+) -> None:
+    """Run the shell command repeatedly, and return when it ends with status 0."""
     warned = False
     while True:
-        answer = await tools.run(("sh", "-c", command), COMMAND_SECONDS, {})
-        if answer.status == 0:
+        result = await subprocesses.run(("sh", "-c", command), COMMAND_SECONDS, {})
+        if result.status == 0:
             return
-        if answer.status in NO_COMMAND and not warned:
+        if result.status in NO_COMMAND and not warned:
             warned = True
             structlog.get_logger().warning(
-                "the notice command cannot be run", command=command, problem=answer.problem
+                "the notice command cannot be run", command=command, problem=result.problem
             )
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(poll_seconds)

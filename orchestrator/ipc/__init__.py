@@ -1,1 +1,1 @@
-"""What the supervisor and the trainer share: a page of memory and a socket."""
+"""Communication between supervisor, trainer and command line: shared memory and a socket."""

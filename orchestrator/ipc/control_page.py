@@ -1,7 +1,7 @@
 """The control page: a small array of 64-bit integers shared by supervisor and trainer.
 
-The trainer's hot path reads and writes it without a system call, and the supervisor can read it
-when the trainer hangs or is gone. Each field has one writer (docs/reference/process-contract.md).
+The trainer reads and writes it at every step without a system call, and the supervisor can read it
+after the trainer hangs or has died. Each field has one writer (docs/reference/process-contract.md).
 """
 
 import mmap
@@ -10,14 +10,14 @@ import tempfile
 from enum import IntEnum
 from typing import Self
 
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 
 PAGE_BYTES = 4096
 PAGE_VERSION = 1
 
 
 class Field(IntEnum):
-    """Index of each value. Times are CLOCK_MONOTONIC in nanoseconds."""
+    """The index of each value. Times are CLOCK_MONOTONIC in nanoseconds."""
 
     VERSION = 0
     # Written by the trainer.
@@ -35,7 +35,7 @@ class Field(IntEnum):
 
 
 class SlotField(IntEnum):
-    """Index of each value within a slot's part of the table."""
+    """The index of each value within a slot's part of the table."""
 
     BEGUN = 0
     COMPLETE = 1
@@ -50,7 +50,7 @@ SLOT_VALUES = 8
 
 
 class Phase(IntEnum):
-    """What the trainer is doing."""
+    """The phase of a trainer."""
 
     START = 0
     RESTORE = 1
@@ -61,19 +61,20 @@ class Phase(IntEnum):
 
 
 class ControlPage:
-    """The mapped page; ``values[Field.STEP]`` reads, assignment writes, both atomic in practice.
+    """The mapped page; ``values[Field.STEP]`` reads a value, and an assignment writes it.
 
-    An aligned 64-bit store is one instruction on every platform that torch supports.
+    Both are atomic in practice: an aligned 64-bit access is one instruction on every platform that
+    torch supports.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Map the page behind a descriptor, which stays the caller's."""
+        """Map the page of a descriptor, which the caller must close."""
         self._map = mmap.mmap(descriptor, PAGE_BYTES)
         self.values: memoryview[int] = memoryview(self._map).cast("q")
 
     @classmethod
     def create(cls) -> tuple[Self, int]:
-        """A new zeroed page, and the descriptor to hand to the trainer."""
+        """Create a zeroed page, and return it with the descriptor to pass to the trainer."""
         descriptor = anonymous_file("orchestrator-page")
         os.ftruncate(descriptor, PAGE_BYTES)
         page = cls(descriptor)
@@ -82,17 +83,20 @@ class ControlPage:
 
     @property
     def phase(self) -> Phase:
-        """What the trainer says it is doing."""
+        """The trainer's current phase."""
         try:
             return Phase(self.values[Field.PHASE])
         except ValueError:
-            # Whatever a broken trainer scribbled there, it has to be described and killed.
+            # A broken trainer may write anything, and must still be described and killed.
             return Phase.TRAIN
 
 
 def anonymous_file(name: str) -> int:
-    """A descriptor of memory that is gone with its last holder; of a nameless file elsewhere."""
-    if has(Capability.MEMFD):
+    """Return a descriptor of memory that is freed when its last descriptor is closed.
+
+    On systems without memfd it is an unnamed temporary file.
+    """
+    if is_available(Capability.MEMFD):
         return os.memfd_create(name, os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

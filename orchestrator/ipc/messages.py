@@ -1,4 +1,4 @@
-"""Messages between supervisor, trainer and the command line: JSON lines over a Unix socket."""
+"""Messages between supervisor, trainer and command line: JSON lines over a Unix socket."""
 
 import contextlib
 import json
@@ -9,15 +9,15 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 
 SOCKET_VARIABLE = "ORCHESTRATOR_SOCKET"
 RUN_DIR_VARIABLE = "ORCHESTRATOR_RUN_DIR"
 ATTEMPT_VARIABLE = "ORCHESTRATOR_ATTEMPT"
 RESUME_VARIABLE = "ORCHESTRATOR_RESUME_FROM"
 
-# Has a trainer's interpreters write their stacks down. Ignored by whoever does not know it, and by
-# nobody else used but for urgent data on sockets that ask for it.
+# Makes a trainer's interpreters write their stacks. A process without a handler ignores SIGURG, and
+# the kernel sends it only for urgent data, to processes that ask for it.
 DUMP_SIGNAL = signal.SIGURG
 
 PROTOCOL_VERSION = 1
@@ -25,22 +25,26 @@ MAXIMUM_LINE_BYTES = 1 << 20
 MAXIMUM_DESCRIPTORS = 8
 RECEIVE_BYTES = 1 << 16
 
+# A JSON object whose "type" selects the other keys (docs/reference/process-contract.md).
 Message = dict[str, Any]
 
 
 def encode(message: Message) -> bytes:
-    """One line."""
+    """Return a message as one line of JSON."""
     return json.dumps(message, default=str).encode() + b"\n"
 
 
 class LineBuffer:
-    """Puts the pieces that a stream socket delivers back together into messages."""
+    """Joins the pieces that a stream socket delivers into messages."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages completed by ``data``. Raises ValueError on what is not the protocol."""
+        """Return the messages that ``data`` completes.
+
+        Raises ValueError when a line is not a JSON object, or is too long.
+        """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAXIMUM_LINE_BYTES:
             raise ValueError("a message is too long")
@@ -57,7 +61,7 @@ class Connection:
     """A blocking connection to the supervisor, for the trainer and the command line."""
 
     def __init__(self, path: str, timeout_seconds: float) -> None:
-        """Connect. Raises OSError when nobody listens there."""
+        """Connect. Raises OSError when no process listens on the socket."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_seconds)
         self._buffer = LineBuffer()
@@ -69,16 +73,22 @@ class Connection:
             raise
 
     def send(self, message: Message) -> None:
-        """Send one message. Raises OSError when the other side is gone."""
+        """Send one message. Raises OSError when the other end is closed."""
         self._socket.sendall(encode(message))
 
-    def offer(self, message: Message) -> None:
-        """Send one message if the other side has room for it. Raises OSError when it is gone."""
+    def send_or_drop(self, message: Message) -> None:
+        """Send one message, or drop it if the socket's buffer is full.
+
+        Raises OSError when the other end is closed.
+        """
         with contextlib.suppress(BlockingIOError):
             self._socket.send(encode(message), socket.MSG_DONTWAIT)
 
     def receive(self) -> Message | None:
-        """The next message, None at the end of file. Raises OSError, ValueError, TimeoutError."""
+        """Wait for the next message and return it; None at the end of the stream.
+
+        Raises OSError, TimeoutError, or ValueError for data that is not a message.
+        """
         while not self._waiting:
             data = self._socket.recv(RECEIVE_BYTES)
             if not data:
@@ -87,7 +97,7 @@ class Connection:
         return self._waiting.pop(0)
 
     def receive_with_descriptors(self) -> tuple[Message | None, list[int]]:
-        """The first message of a connection and the descriptors that travel with it."""
+        """Wait for the first message, and return it with the descriptors sent along."""
         data, descriptors, _, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, MAXIMUM_DESCRIPTORS)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
@@ -95,24 +105,24 @@ class Connection:
         return (self.receive() if data else None), descriptors
 
     def set_timeout(self, seconds: float | None) -> None:
-        """How long ``receive`` waits; None for as long as the other side lives."""
+        """Set how long ``receive`` waits; None: until the other end is closed."""
         self._socket.settimeout(seconds)
 
-    def end(self) -> None:
-        """End the connection for everyone; a thread that waits in ``receive`` wakes up."""
+    def shut_down(self) -> None:
+        """End the connection in all processes that share it, and wake a waiting ``receive``."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def close(self) -> None:
-        """Close our descriptor only: in a forked child the parent's connection lives on."""
+        """Close this process's descriptor; after a fork the parent's connection stays open."""
         self._socket.close()
 
 
-def peer_is_us(connection: socket.socket) -> bool:
-    """Whether the process at the other end runs as our user (root may always connect)."""
-    if not has(Capability.PEER_CREDENTIALS):
-        return True  # elsewhere the socket's directory, readable by us alone, is the protection
+def peer_is_same_user(connection: socket.socket) -> bool:
+    """Return whether the other end belongs to this process's user or to root."""
+    if not is_available(Capability.PEER_CREDENTIALS):
+        return True  # the permissions of the socket's directory are the only protection there
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     _, user, _ = struct.unpack("3i", credentials)
@@ -122,5 +132,5 @@ def peer_is_us(connection: socket.socket) -> bool:
 def send_with_descriptors(
     connection: socket.socket, message: Message, descriptors: Iterable[int]
 ) -> None:
-    """Send one message with descriptors (SCM_RIGHTS)."""
+    """Send one message together with descriptors (SCM_RIGHTS). Raises OSError."""
     socket.send_fds(connection, [encode(message)], list(descriptors))

@@ -1,4 +1,4 @@
-"""The Unix socket on which the trainer and the command line reach the supervisor."""
+"""The supervisor's Unix socket, to which the trainer and the command line connect."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from orchestrator.ipc.messages import (
     LineBuffer,
     Message,
     encode,
-    peer_is_us,
+    peer_is_same_user,
     send_with_descriptors,
 )
 
@@ -27,15 +27,15 @@ MAXIMUM_PATH_BYTES = 103
 
 
 class Peer:
-    """One connection; its end is the message ``lost`` from it."""
+    """One connected client. When it disconnects, the handler gets the message ``lost``."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
     def send(self, message: Message, descriptors: Iterable[int] = ()) -> None:
-        """Send without waiting; a peer that is gone or does not read misses it.
+        """Send without waiting; a client that is gone or does not read loses the message.
 
-        Everything that must arrive is on the control page too.
+        Every message that must arrive is on the control page too.
         """
         with contextlib.suppress(OSError):
             if descriptors:
@@ -47,13 +47,13 @@ class Peer:
 Handler = Callable[[Peer, Message], Awaitable[None]]
 
 
-class Channel:
-    """Listens, checks who connects, and hands each message to the supervisor."""
+class MessageServer:
+    """Accepts connections of the same user, and passes each message to a handler."""
 
     def __init__(self, handle: Handler) -> None:
-        """Listen. Raises ConfigError when no directory gives a short enough socket path."""
+        """Listen. Raises ConfigError when no directory has a short enough path for a socket."""
         self._handle = handle
-        self._directory = short_directory()
+        self._directory = make_socket_directory()
         self.path = str(self._directory / SOCKET_NAME)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -62,11 +62,11 @@ class Channel:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Begin to accept connections."""
+        """Start accepting connections."""
         self._add(self._accept())
 
     def close(self) -> None:
-        """Stop, and remove the socket from the filesystem."""
+        """Close all connections, and remove the socket from the filesystem."""
         for task in self._tasks:
             task.cancel()
         self._listener.close()
@@ -83,7 +83,7 @@ class Channel:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
             except OSError:
-                # Too many open files, say: who waits is served when some were closed.
+                # For example too many open files: clients wait until some have been closed.
                 await asyncio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
             connection.setblocking(False)
@@ -92,10 +92,10 @@ class Channel:
     async def _serve(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with connection:
-            if not peer_is_us(connection):
+            if not peer_is_same_user(connection):
                 return
             peer, buffer = Peer(connection), LineBuffer()
-            # A broken or foreign client must not disturb the run: drop it.
+            # A client that does not speak the protocol must not disturb the run: drop it.
             with contextlib.suppress(OSError, ValueError):
                 while data := await loop.sock_recv(connection, RECEIVE_BYTES):
                     for message in buffer.feed(data):
@@ -103,10 +103,11 @@ class Channel:
             await self._handle(peer, {"type": "lost"})
 
 
-def remove_abandoned(socket_path: object) -> None:
-    """Remove the socket of a supervisor that was killed, and its directory if it is then empty.
+def remove_stale_socket(socket_path: object) -> None:
+    """Remove the socket of a killed supervisor, and its directory if that is then empty.
 
-    The path comes from a file that anybody may have written: nothing is removed recursively.
+    The path comes from a file that another program may have written, so nothing is removed
+    recursively.
     """
     path = Path(str(socket_path))
     if path.name == SOCKET_NAME and path.parent.name.startswith(DIRECTORY_PREFIX):
@@ -115,8 +116,11 @@ def remove_abandoned(socket_path: object) -> None:
             path.parent.rmdir()
 
 
-def short_directory() -> Path:
-    """A private directory whose socket path fits: a run directory may lie arbitrarily deep."""
+def make_socket_directory() -> Path:
+    """Create a private directory with a path that is short enough for a socket.
+
+    A run directory may have a longer path. Raises ConfigError when no directory is suitable.
+    """
     candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
     for parent in filter(None, candidates):
         with contextlib.suppress(OSError):
@@ -125,6 +129,6 @@ def short_directory() -> Path:
                 return directory
             directory.rmdir()
     raise ConfigError(
-        "cannot make a socket: no temporary directory is writable and has a path of at most "
-        f"{MAXIMUM_PATH_BYTES - len(SOCKET_NAME) - 30} bytes; set TMPDIR to a short one"
+        "cannot create a socket: no temporary directory is writable and has a path of at most "
+        f"{MAXIMUM_PATH_BYTES - len(SOCKET_NAME) - 30} bytes; set TMPDIR to a short path"
     )

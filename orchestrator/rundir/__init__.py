@@ -1,1 +1,1 @@
-"""The run directory: its paths, its lock, its journal."""
+"""The run directory: its paths, its lock and its journal."""

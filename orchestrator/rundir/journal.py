@@ -1,4 +1,4 @@
-"""journal.jsonl: what happened in a run, one JSON object a line, append-only."""
+"""The journal of a run: journal.jsonl, append-only, with one event as JSON on each line."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from orchestrator.system.durable import append_lines
 
 
 class JournalEvent(StrEnum):
-    """The events of docs/reference/events.md."""
+    """The names of the events (docs/reference/events.md)."""
 
     RUN_STARTED = "run_started"
     ATTEMPT_STARTED = "attempt_started"
@@ -37,29 +37,29 @@ class JournalEvent(StrEnum):
 class Journal:
     """Appends events and reads them back.
 
-    Writing never fails the caller: a full disk must not stop training, and the store, not the
-    journal, is the truth about checkpoints. What could not be written is counted in ``lost``.
+    ``write`` never raises: a full disk must not stop the training, and checkpoints are found in the
+    store, not in the journal. ``lost`` counts the events that could not be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lost = 0
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
-        """Called with each event after it was written."""
+        """Functions that are called with each event after it has been written."""
 
     def write(self, event: JournalEvent, attempt: int | None = None, **facts: Any) -> None:
-        """Append one event with the time, UTC in ISO 8601."""
+        """Append one event with the current time in UTC, ISO 8601."""
         record = {"time": utc_now(), "event": event, "attempt": attempt, **facts}
         line = json.dumps(record, default=str).encode() + b"\n"
         try:
             self.lost += not append_lines(self.path, line)
         except OSError:
             self.lost += 1
-        for hear in self.listeners:
-            hear(record)
+        for listener in self.listeners:
+            listener(record)
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
-        """All readable events, oldest first, and the number of damaged lines that were skipped.
+        """Return all readable events, oldest first, and the number of damaged lines skipped.
 
         Raises ConfigError when the file cannot be read.
         """
@@ -69,8 +69,8 @@ class Journal:
             return [], 0
         except OSError as error:
             raise ConfigError(
-                f"cannot read {self.path}: {error.strerror}; mend that, or move it away: the run "
-                "then goes on without its history"
+                f"cannot read {self.path}: {error.strerror}; fix this, or move the file away: the "
+                "run then continues without its history"
             ) from None
         events, damaged = [], 0
         for line in filter(None, lines):
@@ -85,5 +85,5 @@ class Journal:
 
 
 def utc_now() -> str:
-    """The time as the journal and manifests write it."""
+    """Return the current time as the journal and the manifests write it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""The lock of a run directory: who works on the run."""
+"""The lock of a run directory, which allows one training at a time, and its owner."""
 
 import contextlib
 import fcntl
@@ -11,21 +11,23 @@ from typing import Any
 from orchestrator.errors import ConfigError, RunInUseError
 from orchestrator.rundir.paths import RunDir
 
-LOOK_SECONDS = 0.2
 OWNER_BYTES = 4096
-LOCK_RETRY_SECONDS = 0.05
-ORPHANS_SECONDS = 10.0
+RETRY_SECONDS = 0.05
+# `orchestrator status` tests the lock by taking it for an instant, so one failure proves nothing.
+BUSY_TIMEOUT_SECONDS = 0.2
+# Processes that a killed owner left behind, such as loader workers, take a few seconds to end.
+DEAD_OWNER_TIMEOUT_SECONDS = 10.0
 
 
 class RunLock:
-    """The exclusive lock on a run directory, held as long as any process has its descriptor.
+    """The exclusive lock on a run directory, held while any process has its descriptor open.
 
-    The trainer inherits the descriptor, so that the lock outlives a killed supervisor until the
-    trainer has ended too: two trainers never write one run.
+    The trainer inherits the descriptor. After a supervisor is killed, the lock is therefore held
+    until its trainer has ended too, and two trainers never write to one run.
     """
 
     def __init__(self, run: RunDir) -> None:
-        """Take the lock. Raises RunInUseError when it is held, ConfigError when it cannot be."""
+        """Take the lock. Raises RunInUseError when it is held, ConfigError when locking fails."""
         try:
             self.descriptor = os.open(run.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -37,25 +39,24 @@ class RunLock:
             os.close(self.descriptor)
             held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
             raise RunInUseError(
-                f"cannot use the run {run.root}: {held_by} works on it; "
-                f"see `orchestrator status {run.root}`, end it with `orchestrator stop {run.root}`"
+                f"cannot use the run {run.root}: {held_by} is training in it; "
+                f"see `orchestrator status {run.root}`, stop it with `orchestrator stop {run.root}`"
             ) from None
         except OSError as error:
             os.close(self.descriptor)
             raise ConfigError(
                 f"cannot lock {run.lock_file}: {error.strerror}; "
-                "put the run directory on a filesystem that has flock"
+                "put the run directory on a filesystem that supports flock"
             ) from None
-        self.former_owner = self._owner()
+        self.previous_owner = self._owner()
 
     def _owner(self) -> dict[str, Any]:
         return _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
 
     def _lock(self) -> None:
-        # `orchestrator status` looks at the lock by taking it for an instant: one try is not proof.
-        # What a killed owner left behind, loader workers say, takes a few seconds to end.
-        seconds = ORPHANS_SECONDS if _is_dead(self._owner()) else LOOK_SECONDS
-        deadline = time.monotonic() + seconds
+        is_dead = _is_dead(self._owner())
+        timeout_seconds = DEAD_OWNER_TIMEOUT_SECONDS if is_dead else BUSY_TIMEOUT_SECONDS
+        deadline = time.monotonic() + timeout_seconds
         while True:
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,27 +64,33 @@ class RunLock:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(LOCK_RETRY_SECONDS)
+            time.sleep(RETRY_SECONDS)
 
-    def sign(self, **facts: Any) -> None:
-        """Note in the lock file who holds it, for people and for `orchestrator stop`."""
+    def write_owner(self, **facts: Any) -> None:
+        """Write this process, its host and ``facts`` into the lock file.
+
+        The file is for users, and for commands such as `orchestrator stop`.
+        """
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **facts}).encode()
-        with contextlib.suppress(OSError):  # a full disk is no reason not to train
+        with contextlib.suppress(OSError):  # a full disk must not prevent the training
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, note, 0)
 
-    def release(self) -> None:
-        """Close our descriptor; the lock is free when the last holder has done so."""
+    def close(self) -> None:
+        """Close this process's descriptor; the last process to close its own frees the lock."""
         os.close(self.descriptor)
 
-    def free(self) -> None:
-        """Unlock for all holders, such as processes that were forked meanwhile, and close."""
+    def unlock_and_close(self) -> None:
+        """Free the lock for all processes that have inherited the descriptor, and close it."""
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         os.close(self.descriptor)
 
 
 def lock_owner(run: RunDir) -> dict[str, Any] | None:
-    """Who holds the lock: pid, host, socket. None where it is free; empty before it is signed."""
+    """Return the owner of the lock: pid, host, socket.
+
+    None means that the lock is free; an empty dict that its owner is not known yet.
+    """
     try:
         with open(run.lock_file, "rb") as file:
             try:
@@ -96,7 +103,7 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
-    """Whether the process that signed the lock ran here and has ended."""
+    """Return whether the owner was a process of this host and has ended."""
     pid = owner.get("pid")
     if not isinstance(pid, int) or pid <= 0 or owner.get("host") != socket.gethostname():
         return False

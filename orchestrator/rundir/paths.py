@@ -1,4 +1,4 @@
-"""The run directory: every path name in it, and its identity."""
+"""Every path in a run directory, and the identity of a run."""
 
 import json
 import os
@@ -17,43 +17,43 @@ DEFAULT_PARENT = Path("runs")
 
 @dataclass(frozen=True)
 class RunDir:
-    """Names of everything that a run keeps on disk (docs/reference/checkpoint-format.md)."""
+    """The paths in a run directory (docs/reference/checkpoint-format.md)."""
 
     root: Path
 
     @property
     def run_file(self) -> Path:
-        """Identity of the run."""
+        """The identity of the run."""
         return self.root / "run.json"
 
     @property
     def lock_file(self) -> Path:
-        """Held with flock by the supervisor and the trainer."""
+        """The file that the supervisor and the trainer hold with flock."""
         return self.root / "lock"
 
     @property
     def journal_file(self) -> Path:
-        """What happened, one JSON object a line."""
+        """The events of the run, one JSON object on each line."""
         return self.root / "journal.jsonl"
 
     @property
     def metrics_file(self) -> Path:
-        """The metrics of the run's steps, one JSON object a line."""
+        """The metrics of the run's steps, one JSON object on each line."""
         return self.root / "metrics.jsonl"
 
     @property
     def tracking_file(self) -> Path:
-        """The runs that belong to this one in trackers that choose their ids themselves."""
+        """The ids of this run in experiment trackers that choose ids themselves."""
         return self.root / "tracking.json"
 
     @property
     def log_file(self) -> Path:
-        """What supervisors have said, one JSON object a line."""
+        """The log of the run's supervisors, one JSON object on each line."""
         return self.root / "supervisor.log"
 
     @property
     def attempts(self) -> Path:
-        """The records of each life of the trainer, one directory each."""
+        """The records of the attempts, one directory each."""
         return self.root / "attempts"
 
     @property
@@ -63,76 +63,79 @@ class RunDir:
 
     @property
     def quarantine(self) -> Path:
-        """What failed verification."""
+        """Checkpoints that failed verification."""
         return self.checkpoints / "quarantine"
 
     @property
     def done_file(self) -> Path:
-        """Exists only when training is complete."""
+        """A file that exists only when the training is complete."""
         return self.root / "done.json"
 
     @property
     def requeue_file(self) -> Path:
-        """Exists when a SLURM job should be queued again and we could not see to that."""
+        """A file that exists when the requeue of a SLURM job was wanted and has failed."""
         return self.root / "requeue.json"
 
     @property
     def reserve_file(self) -> Path:
-        """Disk space that an emergency save may use up."""
+        """Disk space that is reserved for an emergency save."""
         return self.root / "reserve"
 
     @property
-    def written_file(self) -> Path:
-        """What an adopted script was seen writing and is no checkpoint yet."""
+    def write_ledger_file(self) -> Path:
+        """Paths that an adopted script has begun to write and that are not checkpoints yet."""
         return self.root / "written.json"
 
     @property
-    def own(self) -> list[Path]:
-        """The directory and all that we keep in it, with one checkpoint and one attempt."""
+    def all_paths(self) -> list[Path]:
+        """The directory and every path in it, with one checkpoint and one attempt as examples."""
         names = [name for name, kind in vars(RunDir).items() if isinstance(kind, property)]
-        files: list[Path] = [getattr(self, name) for name in names if name != "own"]
-        return [self.root, *files, self.checkpoints / "step-000000000000", self.attempt(1).root]
+        paths: list[Path] = [getattr(self, name) for name in names if name != "all_paths"]
+        return [self.root, *paths, self.checkpoints / "step-000000000000", self.attempt(1).root]
 
     def attempt(self, number: int) -> "AttemptDir":
-        """The records of one life of the trainer, counted from 1."""
+        """Return the directory of one attempt, counted from 1."""
         return AttemptDir(self.attempts / f"{number:04d}")
 
     def create(self) -> None:
-        """Make the directories. Raises ConfigError when the place cannot hold a run."""
+        """Create the directories. Raises ConfigError when that is not possible."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.attempts.mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
-                f"cannot use {self.root} as run directory: it is, or lies under, a file; "
+                f"cannot use {self.root} as the run directory: it is a file, or is below one; "
                 "name a directory with --run-dir"
             ) from None
         except OSError as error:
             raise ConfigError(
                 f"cannot create the run directory {self.root}: {error.strerror}; "
-                "name a writable place with --run-dir"
+                "name a writable directory with --run-dir"
             ) from None
         if not os.access(self.root, os.W_OK) or not os.access(self.checkpoints, os.W_OK):
             raise ConfigError(
                 f"cannot write to the run directory {self.root}; "
-                "mend its permissions or name another with --run-dir"
+                "fix its permissions or name another with --run-dir"
             )
 
-    def done(self) -> dict[str, Any] | None:
-        """The content of done.json, or None while training is not complete."""
+    def read_done(self) -> dict[str, Any] | None:
+        """Return the content of done.json; None while the training is not complete.
+
+        Raises ConfigError when the file is damaged or cannot be read.
+        """
         return _read_json(
             self.done_file,
-            "move it away: the run then goes on from its newest checkpoint, if there is more to do",
+            "move it away to continue the run from its newest checkpoint if there is more to train",
         )
 
 
 def default_run_dir(script: str) -> Path:
-    """``runs/<name>`` under the current directory, for the path of a script or of a program."""
+    """Return ``runs/<name>`` for the path of a script or a program."""
     return DEFAULT_PARENT / _name_of(script)
 
 
 def _name_of(script: str) -> str:
-    """The same whether the script is supervised or not, so that both continue the same run."""
+    """Return the name of a script, by which supervised and standalone sessions share one run."""
     path = Path(script)
     name = path.parent.name if path.stem == "__main__" else path.stem
     return name or "run"
@@ -140,37 +143,37 @@ def _name_of(script: str) -> str:
 
 @dataclass(frozen=True)
 class AttemptDir:
-    """Names of what is recorded about one attempt."""
+    """The paths of the records about one attempt."""
 
     root: Path
 
     @property
     def output_file(self) -> Path:
-        """Everything the trainer printed."""
+        """All output of the trainer."""
         return self.root / "output.log"
 
     @property
     def error_file(self) -> Path:
-        """The exception that ended the attempt, written by the session."""
+        """The exception that ended the attempt; the session writes it."""
         return self.root / "error.json"
 
     @property
     def modules_file(self) -> Path:
-        """The modules that the trainer has loaded, for the spare; written by the session."""
+        """The modules that the trainer has loaded; the session writes it, the spare reads it."""
         return self.root / "modules.json"
 
     @property
     def stacks_file(self) -> Path:
-        """What every thread did when the attempt was taken for hung, written by the supervisor."""
+        """The stacks of all threads when the supervisor considered the attempt hung."""
         return self.root / "stacks.txt"
 
     @property
     def exit_file(self) -> Path:
-        """How the attempt ended, written by the supervisor."""
+        """How the attempt ended; the supervisor writes it."""
         return self.root / "exit.json"
 
-    def error(self) -> dict[str, Any] | None:
-        """The content of error.json; None when there is none or it is damaged."""
+    def read_error(self) -> dict[str, Any] | None:
+        """Return the content of error.json; None when it is missing or damaged."""
         try:
             return _read_json(self.error_file, "move it away")
         except ConfigError:
@@ -191,20 +194,20 @@ class RunIdentity:
         cls,
         run: RunDir,
         command: list[str],
-        adopted_id: str | None = None,
+        checkpoint_run_id: str | None = None,
         script: str | None = None,
     ) -> Self:
         """Read run.json, or write it for a new run.
 
-        ``adopted_id`` is the id that existing checkpoints carry, for a run whose run.json was lost;
-        ``script`` the path of what is about to train in it. Raises ConfigError when run.json is
-        damaged, or when it is another script's: guessing would mix runs.
+        ``checkpoint_run_id`` is the id in the existing checkpoints, for a run whose run.json was
+        lost; ``script`` is the path of the script that is about to train. Raises ConfigError when
+        run.json is damaged or belongs to another script, since guessing would mix runs.
         """
-        advice = "restore it, or move it away: it is then made anew from what the checkpoints say"
+        advice = "restore it, or move it away: the next start then makes it from the checkpoints"
         name = None if script is None else _name_of(script)
         content = _read_json(run.run_file, advice)
         if content is None:
-            identity = cls(adopted_id or secrets.token_hex(8), command, utc_now(), name)
+            identity = cls(checkpoint_run_id or secrets.token_hex(8), command, utc_now(), name)
             try:
                 write_json(run.run_file, {"format_version": FORMAT_VERSION, **identity.__dict__})
             except OSError as error:
@@ -213,23 +216,23 @@ class RunIdentity:
         if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
             raise ConfigError(
                 f"cannot use {run.run_file}: its format version is "
-                f"{content['format_version']!r}, this program knows {FORMAT_VERSION}; "
-                "use the program that made it"
+                f"{content['format_version']!r}, and this program reads only {FORMAT_VERSION}; "
+                "use the program that wrote it"
             )
         version, run_id = content.get("format_version"), content.get("run_id")
         recorded = content.get("command")
         if version is None or not isinstance(run_id, str) or not isinstance(recorded, list):
             raise _damaged(
                 run.run_file,
-                "format_version, run_id or command is missing or of a wrong kind",
+                "format_version, run_id or command is missing or has the wrong type",
                 advice,
             )
         first = content.get("script")
         if None not in (name, first) and name != first:
             raise ConfigError(
-                f"cannot train {name} in {run.root}: that is the run of {first}, whose checkpoints "
-                "would be resumed from; name another with --run-dir, or, where the script was only "
-                f"renamed, move {run.run_file} away"
+                f"cannot train {name} in {run.root}: it contains the run of {first}, and {name} "
+                "would resume from its checkpoints; name another directory with --run-dir, or, if "
+                f"the script was only renamed, move {run.run_file} away"
             )
         return cls(run_id, recorded, str(content.get("created")), first)
 
@@ -244,7 +247,7 @@ def _read_json(path: Path, advice: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error), advice) from None
     if not isinstance(content, dict):
-        raise _damaged(path, "it is not an object", advice)
+        raise _damaged(path, "it is not a JSON object", advice)
     return content
 
 

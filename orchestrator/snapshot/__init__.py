@@ -1,1 +1,1 @@
-"""Snapshots: the shared memory that holds them, and the way from there to the disk."""
+"""Snapshots: the shared memory that holds them, and the writer that brings them to the disk."""

@@ -1,10 +1,10 @@
 """The snapshot memory: slots that each hold the image of one checkpoint file.
 
-A slot is anonymous shared memory with the image at its beginning; the manifests that the images
-would be published with lie in memory of their own. The trainer writes; the supervisor, which owns
-the memory, reads a slot only when the trainer asked for that or has ended. The table on the control
-page tells a complete image from a torn one: a writer sets BEGUN to a new generation, fills the
-slot, and sets COMPLETE to the same generation last.
+A slot is anonymous shared memory with the image at its beginning. The manifests of the images are
+in a memory of their own. The trainer writes; the supervisor, which owns the memory, reads a slot
+only when the trainer asks for that or has ended. The table on the control page tells a complete
+image from a torn one: the trainer sets BEGUN to a new generation, fills the slot, and last sets
+COMPLETE to the same generation.
 """
 
 import os
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
+from orchestrator.checkpoint.position import Position
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField, anonymous_file
 
 SLOT_COUNT = 2
@@ -20,45 +21,47 @@ SLOT_COUNT = 2
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A complete image: where it is, and what it holds. ``taken_ns`` is CLOCK_MONOTONIC."""
+    """A complete image: where it is, and what it holds."""
 
     slot: int
     generation: int
     descriptor: int
     image_bytes: int
     manifest: Manifest
+    """The manifest that the image would be published with, without files."""
     taken_ns: int
+    """When it was completed, by CLOCK_MONOTONIC."""
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Steps and epochs that are in it."""
-        return self.manifest.step, self.manifest.epoch
+    def position(self) -> Position:
+        """The steps and epochs that the image has completed."""
+        return self.manifest.position
 
 
 class Slots:
     """The slots of a run and their table, which moves from one attempt's control page to the next.
 
-    Generations count all snapshots of a supervisor's life, from 1.
+    Generations count the snapshots of all attempts under one supervisor, from 1.
     """
 
     def __init__(self, page: ControlPage, descriptors: list[int]) -> None:
-        """Take over the ``descriptors`` of the slots and, last, of the manifests."""
+        """Take ownership of the ``descriptors``: those of the slots and, last, of the manifests."""
         *self.images, self._manifests = descriptors
         self._table = page.values
 
     @classmethod
     def create(cls, page: ControlPage) -> Self:
-        """Empty slots; memory is taken when images are put there."""
+        """Create empty slots; they take memory only when images are written."""
         names = [f"orchestrator-slot-{index}" for index in range(SLOT_COUNT)]
         return cls(page, [anonymous_file(name) for name in (*names, "orchestrator-manifests")])
 
     @property
     def descriptors(self) -> list[int]:
-        """What the other side needs to take part."""
+        """The descriptors of the slots and of the manifests, as the other process needs them."""
         return [*self.images, self._manifests]
 
     def move_to(self, page: ControlPage) -> None:
-        """Go on with the same snapshots on the control page of the next attempt."""
+        """Copy the table to the control page of the next attempt and use it there."""
         begin, end = Field.SLOT_TABLE, Field.SLOT_TABLE + SLOT_VALUES * len(self.images)
         page.values[begin:end] = self._table[begin:end]
         self._table = page.values
@@ -66,14 +69,14 @@ class Slots:
     # --- the trainer's side ------------------------------------------------------------------
 
     def begin(self, slot: int) -> int:
-        """Declare the slot torn from now on; the generation of what will be put there."""
+        """Mark the slot as torn from now on, and return the generation of its next image."""
         indices = range(len(self.images))
         generation = 1 + max(self._get(index, SlotField.BEGUN) for index in indices)
         self._set(slot, SlotField.BEGUN, generation)
         return generation
 
     def commit(self, slot: int, image_bytes: int, manifest: Manifest) -> Snapshot:
-        """Declare the slot complete: ``image_bytes`` of image are there. Writes the manifest."""
+        """Write the manifest and mark the slot as complete, with an image of ``image_bytes``."""
         text = manifest.to_json()
         os.pwrite(self._manifests, text, slot * MAXIMUM_MANIFEST_BYTES)
         self._set(slot, SlotField.IMAGE_BYTES, image_bytes)
@@ -81,7 +84,7 @@ class Slots:
         self._set(slot, SlotField.STEP, manifest.step)
         self._set(slot, SlotField.EPOCH, manifest.epoch)
         self._set(slot, SlotField.TAKEN_NS, time.monotonic_ns())
-        # Last: from here on the image counts.
+        # Last: from here on the image is complete.
         self._set(slot, SlotField.COMPLETE, self._get(slot, SlotField.BEGUN))
         snapshot = self._read(slot)
         assert snapshot is not None
@@ -90,34 +93,34 @@ class Slots:
     # --- both sides --------------------------------------------------------------------------
 
     def is_complete(self, slot: int) -> bool:
-        """Whether a whole image is there."""
+        """Return whether the slot holds a complete image."""
         complete = self._get(slot, SlotField.COMPLETE)
         return complete > 0 and complete == self._get(slot, SlotField.BEGUN)
 
     def newest_slot(self) -> int | None:
-        """The slot of the newest complete image."""
+        """Return the slot of the newest complete image; None if there is none."""
         complete = [i for i in range(len(self.images)) if self.is_complete(i)]
         return max(complete, key=lambda i: self._get(i, SlotField.COMPLETE), default=None)
 
-    def newest_place(self) -> tuple[int, float] | None:
-        """Step and age in seconds of the newest complete image, without looking into it."""
+    def newest_step_and_age(self) -> tuple[int, float] | None:
+        """Return step and age in seconds of the newest complete image, from the table alone."""
         if (slot := self.newest_slot()) is None:
             return None
         age = (time.monotonic_ns() - self._get(slot, SlotField.TAKEN_NS)) / 1e9
         return self._get(slot, SlotField.STEP), max(0.0, age)
 
     def snapshots(self) -> list[Snapshot]:
-        """The complete images, newest first."""
+        """Return the complete images, newest first."""
         found = [self._read(slot) for slot in range(len(self.images))]
         return sorted(filter(None, found), key=lambda s: s.generation, reverse=True)
 
     def forget(self) -> None:
-        """Have nothing count as complete any more; only while no trainer runs."""
+        """Mark every slot as torn; call it only while no trainer runs."""
         for slot in range(len(self.images)):
             self._set(slot, SlotField.COMPLETE, 0)
 
     def close(self) -> None:
-        """Give the memory back, when the other side has done so too."""
+        """Close the descriptors; the memory is freed when the other process has done so too."""
         for descriptor in self.descriptors:
             os.close(descriptor)
 
@@ -129,7 +132,7 @@ class Slots:
             text = os.pread(self._manifests, length, slot * MAXIMUM_MANIFEST_BYTES)
             manifest = Manifest.draft_from_json(text)
         except (OSError, ValueError, OverflowError):
-            return None  # scribbled over by a trainer that was failing: not to be trusted
+            return None  # overwritten by a failing trainer: not to be trusted
         return Snapshot(
             slot=slot,
             generation=self._get(slot, SlotField.COMPLETE),

@@ -18,29 +18,29 @@ from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
 
 CHUNK_BYTES = 16 << 20
-# The manifest, directories, and a file that has grown since.
+# Room for the manifest, for directories, and for a file that has grown since.
 RESERVE_MARGIN_BYTES = 1 << 16
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-# What a stop allows for writes, in units of the last one: the write under way, the final one, and a
-# disk that is slower than before.
+# The time that a stop allows for writes, in units of the last write: one under way, the final one,
+# and a disk that is slower than before.
 WRITE_ALLOWANCE = 2.5
-# After these there may be no other chance to write.
+# After a write for one of these reasons there may be no other.
 LAST_CHANCES = frozenset({Reason.EMERGENCY, Reason.CRASH, Reason.FINAL})
 
 
 @dataclass
 class Writer:
-    """The only one who writes snapshots of a run; ``write`` blocks and belongs into a thread."""
+    """Writes the snapshots of a run, one at a time; ``write`` blocks, so call it in a thread."""
 
     store: Store
-    pulse: Heartbeat = field(default_factory=Heartbeat)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     _views: dict[int, mmap.mmap] = field(default_factory=dict)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
-        """Publish the snapshot, which must stay as it is meanwhile.
+        """Publish a snapshot, which must not change meanwhile, and return the checkpoint.
 
-        One that may be the last may use up the reserve. Raises CheckpointWriteError.
+        A write that may be the last may use the disk space in reserve. Raises CheckpointWriteError.
         """
         with self._one_at_a_time:
             if reason not in LAST_CHANCES:
@@ -59,7 +59,7 @@ class Writer:
         def copy(file: DigestingWriter) -> None:
             with memoryview(self._view(snapshot))[: snapshot.image_bytes] as image:
                 for offset in range(0, len(image), CHUNK_BYTES):
-                    self.pulse.beat()
+                    self.heartbeat.beat()
                     with image[offset : offset + CHUNK_BYTES] as chunk:
                         file.write(chunk)
 
@@ -67,12 +67,12 @@ class Writer:
         try:
             return self.store.publish(manifest, copy, direct=True)
         finally:
-            self.pulse.rest()
+            self.heartbeat.pause()
 
     def _view(self, snapshot: Snapshot) -> mmap.mmap:
-        """The slot's memory, mapped once: faulting it in takes more processor than writing it.
+        """Return the slot's memory, mapped once: mapping costs more processor time than writing.
 
-        Raises ValueError where the image is longer than the memory.
+        Raises ValueError when the image is longer than the memory.
         """
         view = self._views.get(snapshot.slot)
         size = os.fstat(snapshot.descriptor).st_size
@@ -82,14 +82,14 @@ class Writer:
         return view
 
     def release(self) -> None:
-        """Let go of the memory until the next write.
+        """Unmap the memory until the next write.
 
-        While none trains we must not look like the largest process to the OOM killer.
+        Between attempts the supervisor must not look like the largest process to the OOM killer.
         """
         self._views.clear()
 
     def _keep_reserve(self, size: int) -> None:
-        """Have so many bytes of disk set aside, where there is room for them and as much again."""
+        """Reserve ``size`` bytes of disk, if at least twice as much is free."""
         with contextlib.suppress(OSError, AttributeError):  # not every system can allocate
             path = self.store.run.reserve_file
             if path.exists() and path.stat().st_size >= size:

@@ -1,1 +1,1 @@
-"""The spare: a process with the imports done, from which the next trainer is forked."""
+"""The spare: a process that has imported the modules, from which the next trainer is forked."""

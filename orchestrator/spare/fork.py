@@ -1,7 +1,7 @@
-"""Forking a process that has imported much and computed nothing: whether that is safe, and how.
+"""Forks a process that has imported modules and computed nothing, if that is safe.
 
-A fork has one thread and the locks of all, and what a GPU's driver knows of a process is not true
-of its fork. So a process with a second thread, or one that has opened a device, is not forked.
+A forked child has one thread, but the locks of all threads of its parent, and a GPU driver's state
+is not valid in it. So a process with a second thread or an open device is not forked.
 """
 
 import contextlib
@@ -12,57 +12,58 @@ import sys
 from collections.abc import Callable
 
 _DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
-# Those of torch's modules that know whether a fork has broken them.
+# The torch modules that know whether a fork has made them unusable.
 _BACKENDS = ("cuda", "xpu", "mps", "mtia")
 
 
 def try_fork() -> bool:
-    """Fork once; whether what the fork finds is as it would be in a new process.
+    """Fork a child for a test, and return whether torch and its devices are usable in it.
 
-    BLAS libraries end before a fork the threads that they started when they were imported, and
-    start them anew when they have something to compute.
+    The fork also makes BLAS libraries end the threads that they started at import; they start new
+    ones when they compute.
     """
     pid = os.fork()
     if pid == 0:
-        is_sound = False
+        is_usable = False
         try:
-            is_sound = _is_sound()
+            is_usable = _is_usable()
         finally:
-            os._exit(0 if is_sound else 1)
+            os._exit(0 if is_usable else 1)
     return os.waitpid(pid, 0)[1] == 0
 
 
 def fork_to_parent(announce: Callable[[int], None]) -> bool:
-    """Fork a child that is our parent's, in a session of its own; True in the child.
+    """Fork a process that becomes a child of this process's parent; return True in it.
 
-    Our parent must be a subreaper: a child whose own parent has ended is handed to it. The child
-    begins after ``announce`` was given its process id here, and ends should that not come to be.
-    Raises OSError where there is no room for another process.
+    The new process has its own session. The parent must be a subreaper, which becomes the parent of
+    a process that has lost its own. The child starts after ``announce`` was called here with its
+    process id, and exits if that does not happen. Raises OSError when the system allows no further
+    process.
     """
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        between = os.fork()
-        if between == 0:
-            ours.close()
+    parent_end, child_end = socket.socketpair()
+    with parent_end, child_end:
+        intermediate = os.fork()
+        if intermediate == 0:
+            parent_end.close()
             _fork_again()
-            theirs.send(str(os.getpid()).encode())
-            if not theirs.recv(1):
+            child_end.send(str(os.getpid()).encode())
+            if not child_end.recv(1):
                 os._exit(0)
             os.setsid()
             return True
-        theirs.close()
-        os.waitpid(between, 0)
-        pid = ours.recv(32)
+        child_end.close()
+        os.waitpid(intermediate, 0)
+        pid = parent_end.recv(32)
         if not pid:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         announce(int(pid))
-        ours.send(b"1")
+        parent_end.send(b"1")
         return False
 
 
-def draw_anew() -> None:
-    """Seed what a new process seeds by itself, and all forks of this one would have in common."""
-    # Python's own generator does so after each fork.
+def reseed_generators() -> None:
+    """Seed the random generators that would be equal in all forks of this process."""
+    # Python's own generator is reseeded after each fork.
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
     if (torch := sys.modules.get("torch")) is not None:
@@ -70,7 +71,7 @@ def draw_anew() -> None:
 
 
 def _fork_again() -> None:
-    """Return in the child only."""
+    """Fork, end the parent, and return only in the child."""
     try:
         pid = os.fork()
     except OSError:
@@ -79,7 +80,7 @@ def _fork_again() -> None:
         os._exit(0)
 
 
-def _is_sound() -> bool:
+def _is_usable() -> bool:
     for backend in _BACKENDS:
         is_broken = getattr(sys.modules.get(f"torch.{backend}"), "_is_in_bad_fork", None)
         if is_broken is not None and is_broken():
@@ -90,6 +91,6 @@ def _is_sound() -> bool:
 def _open_files() -> list[str]:
     names = []
     for descriptor in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed
             names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
     return names

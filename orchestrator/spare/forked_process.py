@@ -1,4 +1,4 @@
-"""A child process that the spare has forked, as the supervisor handles it."""
+"""A trainer process that the spare has forked, as the supervisor handles it."""
 
 import os
 import signal
@@ -7,24 +7,24 @@ from typing import TypeAlias
 
 
 class ForkedProcess:
-    """A child of ours that the spare has forked; what of subprocess.Popen a trainer needs."""
+    """A child process forked by the spare, with the methods of subprocess.Popen that are needed."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
 
     def wait(self) -> int:
-        """What is left to say where somebody else has collected it: that it was killed."""
+        """Return the exit status; -SIGKILL if other code has reaped the process."""
         return -signal.SIGKILL if self.returncode is None else self.returncode
 
     def send_signal(self, sig: int) -> None:
-        """Nothing, once it has been collected."""
+        """Send a signal, unless the process has been reaped."""
         if self.returncode is None:
             os.kill(self.pid, sig)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
-TrainerProcess: TypeAlias = subprocess.Popen[bytes] | ForkedProcess
+ProcessHandle: TypeAlias = subprocess.Popen[bytes] | ForkedProcess

@@ -1,106 +1,121 @@
-"""The spare as the supervisor sees it: when there is one, and how it makes the next trainer."""
+"""The pool of spares of a supervisor: when there is a spare, and how it provides a trainer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from orchestrator.spare.forked_process import TrainerProcess
+from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.spare.process import Modules, SpareProcess
 from orchestrator.spare.python_command import python_command
 from orchestrator.system.memory import available_bytes, private_bytes
 
-MEMORY_CHECK_SECONDS = 5.0
-# With less than this left, the spare is the first to go.
+# With less available memory than this, the spare is ended.
 LEAST_MEMORY_BYTES = 256 << 20
-# What torch and its libraries take, and that again.
-ROOM_BYTES = 1 << 30
-# The imports of a cold start would take as long.
-READY_WAIT_SECONDS = 60.0
+# Available memory that is needed to start a spare: twice what importing torch takes.
+START_MEMORY_BYTES = 1 << 30
 
 OFF = "--no-spare"
 NOT_PYTHON = "the command is not PYTHON script.py or PYTHON -m module"
-OTHER_PROCESS = "the session is opened by another process than the command's own"
+OTHER_PROCESS = "the session is opened by a child of the command"
 TOO_EARLY = "the trainer has not trained for long enough"
 NO_MEMORY = "memory is short"
-NEVER_READY = "the imports of the one before did not end"
-OUTDATED = "the script imports or sets other things by now"
+NEVER_READY = "the imports of the previous spare did not end in time"
+OUTDATED = "the script has changed what it imports or which variables it sets"
+
+
+@dataclass(frozen=True)
+class SparePoolTimings:
+    """Intervals and timeouts of a pool, in seconds."""
+
+    memory_check_seconds: float = 5.0
+    ready_timeout_seconds: float = 60.0
+    """How long to wait for a spare's imports, which take as long in a cold start."""
+    take_over_timeout_seconds: float = 2.0
+    """How long a spare may take to announce the trainer."""
 
 
 class SparePool:
-    """Has at most one spare, from when a trainer is in its loop until the next one is needed."""
+    """Holds at most one spare, started once a trainer trains, for the next trainer."""
 
     def __init__(
         self,
         command: list[str],
-        wanted: bool,
+        is_enabled: bool,
         is_stopping: Callable[[], bool],
         available: Callable[[], int] = available_bytes,
+        timings: SparePoolTimings | None = None,
     ) -> None:
-        """Without ``wanted`` there is never one; ``available`` is how much memory is left."""
+        """Without ``is_enabled`` there is no spare; ``available`` returns the available bytes."""
         self._is_stopping = is_stopping
         self._available = available
+        self._timings = timings or SparePoolTimings()
         self._command = python_command(command)
-        self._never = OFF if not wanted else NOT_PYTHON if self._command is None else None
-        """Why there will be none as long as this supervisor lives."""
+        self._never = OFF if not is_enabled else NOT_PYTHON if self._command is None else None
+        """Why this supervisor starts no further spare."""
         self._reason = TOO_EARLY
         self._modules_file: Path | None = None
         self._spare: SpareProcess | None = None
-        self._former: SpareProcess | None = None
+        self._previous: SpareProcess | None = None
         self._environment: Mapping[str, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._log = structlog.get_logger()
 
     def open(self, environment: Mapping[str, str]) -> None:
-        """Begin; ``environment`` is what the trainers of all attempts have in common."""
+        """Start; ``environment`` contains the variables that all attempts have in common."""
         self._environment = environment
         if self._never is None:
-            self._run(self._watch_memory())
+            self._start_task(self._watch_memory())
 
     async def close(self) -> None:
-        """End the spare with the run."""
+        """End the spare."""
         for task in self._tasks:
             task.cancel()
         if (spare := self._spare) is not None:
             await spare.end()
             spare.close()
 
-    # --- what is known -----------------------------------------------------------------------
+    # --- state -------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int | None:
-        """The process that waits."""
+        """The process id of the spare; None without one."""
         return self._spare.process.pid if self._spare else None
 
     @property
-    def waiting(self) -> set[int]:
-        """The same as a set."""
+    def spare_pids(self) -> set[int]:
+        """``pid`` as a set, empty without a spare."""
         return set() if self.pid is None else {self.pid}
 
     @property
-    def awaited(self) -> set[int]:
-        """The processes that have somebody who reaps them: spares, and what they have forked."""
+    def pids_with_waiter(self) -> set[int]:
+        """The processes that other code reaps: spares, and the trainers that they forked."""
         return {
             pid
-            for spare in (self._spare, self._former)
+            for spare in (self._spare, self._previous)
             if spare is not None
             for pid in (spare.process.pid, spare.trainer_pid)
             if pid is not None
         }
 
-    def facts(self) -> dict[str, Any]:
-        """The ``spare`` object of the status."""
+    def status(self) -> dict[str, Any]:
+        """Return the ``spare`` object of the status."""
         if (spare := self._spare) is None:
             return {"state": "none", "reason": self._never or self._reason, "bytes": None}
         state = "ready" if spare.is_ready else "importing"
         return {"state": state, "reason": None, "bytes": private_bytes(spare.process.pid)}
 
-    # --- beside the trainer ------------------------------------------------------------------
+    # --- while a trainer runs ----------------------------------------------------------------
 
-    def trainer_has_loaded(self, modules_file: Path, by_command_itself: bool) -> None:
-        """A trainer is in its loop, and has left the names of its modules."""
+    def on_trainer_modules(self, modules_file: Path, by_command_itself: bool) -> None:
+        """Start or replace the spare after a trainer has written the names of its modules.
+
+        ``by_command_itself`` is false when a child of the command opened the session: a spare,
+        which runs the command, would not replace that child.
+        """
         if not by_command_itself:
             self._never = self._never or OTHER_PROCESS
         self._modules_file = modules_file
@@ -108,21 +123,21 @@ class SparePool:
         if (
             spare is not None
             and spare.is_ready
-            and not spare.modules.suit(Modules.read(modules_file))
+            and not spare.modules.cover(Modules.read(modules_file))
         ):
             spare.problem = OUTDATED
-            self._run(spare.end())
-        self._start()
+            self._start_task(spare.end())
+        self._start_spare()
 
-    def trainer_has_ended(self) -> None:
-        """From now on a spare that is missing would come too late."""
+    def on_trainer_exit(self) -> None:
+        """Start no spare until the next trainer trains: a new one would be ready too late."""
         self._modules_file = None
 
-    def _start(self) -> None:
+    def _start_spare(self) -> None:
         if self._never or self._spare is not None or self._modules_file is None:
             return
         assert self._command is not None
-        if self._available() < ROOM_BYTES:
+        if self._available() < START_MEMORY_BYTES:
             self._reason = NO_MEMORY
             return
         try:
@@ -130,66 +145,75 @@ class SparePool:
         except OSError as error:
             self._reason = f"it cannot be started: {error.strerror}"
             return
-        self._run(self._mind(self._spare))
+        self._start_task(self._serve(self._spare))
 
-    async def _mind(self, spare: SpareProcess) -> None:
-        await spare.converse()
+    async def _serve(self, spare: SpareProcess) -> None:
+        await spare.handle_messages()
         if spare.is_trainer:
-            # Not before: the loop goes on watching a descriptor that is closed under it, and would
-            # miss what comes on the connection that gets its number next.
+            # Closed only now: the event loop would keep watching a descriptor that is closed under
+            # it, and then miss the data of the next connection with the same number.
             spare.close()
             return
         status = await spare.end()
         if self._spare is spare:
             self._spare = None
-        self._reason = spare.why_it_ended(status)
-        if status is not None and status >= 0 and spare.problem_lasts:
-            # The next one would end in the same way.
+        self._reason = spare.exit_reason(status)
+        if status is not None and status >= 0 and spare.problem_is_permanent:
+            # The next spare would end in the same way.
             self._never = self._reason
         spare.close()
         if spare.problem == OUTDATED:
-            self._start()
-        elif not self._is_stopping():  # a scheduler's stop, sent to everybody, ends it too
+            self._start_spare()
+        elif not self._is_stopping():  # a scheduler's stop signal to all processes ends it too
             self._log.warning(
-                "there is no spare: the next trainer starts cold", reason=self._reason
+                "there is no spare, so the next trainer starts cold", reason=self._reason
             )
 
     async def _watch_memory(self) -> None:
         while True:
-            await asyncio.sleep(MEMORY_CHECK_SECONDS)
-            if self._spare is not None and self._available() < LEAST_MEMORY_BYTES:
+            await asyncio.sleep(self._timings.memory_check_seconds)
+            available = self._available()
+            if self._spare is None and self._reason == NO_MEMORY:
+                self._start_spare()
+            elif self._spare is not None and available < LEAST_MEMORY_BYTES:
                 self._spare.problem = NO_MEMORY
                 await self._spare.end()
-            elif self._reason == NO_MEMORY:
-                self._start()
 
-    def _run(self, work: Coroutine[Any, Any, object]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     # --- when a trainer is needed ------------------------------------------------------------
 
-    async def settle(self) -> None:
-        """Wait until the spare, if there is one, has imported everything."""
+    async def wait_until_ready(self) -> None:
+        """Wait until the spare, if there is one, has imported its modules; with a timeout."""
         if self._spare is not None:
-            await asyncio.wait({self._spare.ready}, timeout=READY_WAIT_SECONDS)
+            timeout_seconds = self._timings.ready_timeout_seconds
+            await asyncio.wait({self._spare.ready}, timeout=timeout_seconds)
 
     async def make_trainer(
         self, variables: Mapping[str, str], output: int, lock: int
-    ) -> TrainerProcess | None:
-        """What runs the command now: a fork of the spare, or the spare; None: start it cold."""
+    ) -> ProcessHandle | None:
+        """Return a process that runs the command: a fork of the spare, or the spare itself.
+
+        ``variables`` are the attempt's environment variables; ``output`` and ``lock`` are
+        descriptors of its output and of the run lock. None means that the attempt starts cold.
+        """
         spare, self._reason = self._spare, TOO_EARLY
         if spare is None:
             return None
-        # Until it has answered it is no spare, which would be ended when memory is short.
-        self._spare, self._former = None, spare
+        # Until it answers it does not count as a spare, so that short memory does not end it.
+        self._spare, self._previous = None, spare
         if not spare.ready.done():
-            # The next one would have every restart wait for as long.
+            # With another spare every restart would wait this long.
             self._never = NEVER_READY
-        process = await spare.make_trainer(variables, output, lock) if spare.is_ready else None
+        process = None
+        if spare.is_ready:
+            timeout_seconds = self._timings.take_over_timeout_seconds
+            process = await spare.make_trainer(variables, output, lock, timeout_seconds)
         if process is None:
             await spare.end()
-        elif not (spare.is_trainer or spare.is_over):
+        elif not (spare.is_trainer or spare.is_disconnected):
             self._spare = spare
         return process

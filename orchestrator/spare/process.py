@@ -1,4 +1,4 @@
-"""A spare as a process: what it was started for, the conversation with it, its end."""
+"""A spare as the supervisor handles it: its start, its messages and its end."""
 
 import asyncio
 import contextlib
@@ -15,20 +15,19 @@ from typing import Self
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
 from orchestrator.spare import worker
-from orchestrator.spare.forked_process import ForkedProcess, TrainerProcess
+from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
 from orchestrator.spare.python_command import PythonCommand
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.threads import in_thread
 
-TAKE_OVER_SECONDS = 2.0
 END_SECONDS = 5.0
-# So many modules that a spare has not imported are worth another one.
+# A spare that lacks this many of a trainer's modules is replaced.
 MANY_MODULES = 50
 
 
 @dataclass(frozen=True)
 class Modules:
-    """The content of a modules.json, or nothing where it cannot be read."""
+    """The content of a modules.json; empty if the file cannot be read."""
 
     third_party: frozenset[str] = frozenset()
     own: frozenset[str] = frozenset()
@@ -36,7 +35,7 @@ class Modules:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """What a trainer has written there."""
+        """Read the file that a trainer has written."""
         try:
             content = json.loads(file.read_bytes())
             return cls(
@@ -47,8 +46,8 @@ class Modules:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return cls()
 
-    def suit(self, later: Self) -> bool:
-        """Whether a spare for these is one for a later trainer's too, whose script may differ."""
+    def cover(self, later: Self) -> bool:
+        """Return whether a spare for these modules also suits a later version of the script."""
         return (
             self.environment == later.environment
             and not self.third_party & later.own
@@ -57,7 +56,7 @@ class Modules:
 
 
 class SpareProcess:
-    """One process and the conversation with it."""
+    """One spare process and the connection to it."""
 
     def __init__(
         self, command: PythonCommand, environment: Mapping[str, str], modules_file: Path
@@ -65,110 +64,116 @@ class SpareProcess:
         """Start it. Raises OSError."""
         loop = asyncio.get_running_loop()
         self.modules = Modules.read(modules_file)
-        """What it was started for."""
+        """The modules for which the spare was started."""
         self.ready: asyncio.Future[bool] = loop.create_future()
         self.problem: str | None = None
-        self.problem_lasts = True
-        self.is_over = False
-        """Whether nothing more will be heard of it."""
+        self.problem_is_permanent = True
+        self.is_disconnected = False
+        """Whether no more messages can arrive."""
         self._began: asyncio.Future[int | None] = loop.create_future()
-        # What modules print while they are imported is of interest only if that fails.
+        # The output of the imports is needed only if they fail.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        self._connection, theirs = socket.socketpair()
+        self._connection, spare_end = socket.socketpair()
         self._connection.setblocking(False)
-        with theirs:
+        with spare_end:
             self.process = subprocess.Popen(
-                worker.command_line(command.python, theirs.fileno(), modules_file, command.words),
+                worker.command_line(
+                    command.python, spare_end.fileno(), modules_file, command.words
+                ),
                 env=dict(environment),
                 stdout=self._output,
                 stderr=self._output,
                 start_new_session=True,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(spare_end.fileno(),),
             )
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has imported everything and lives."""
+        """Whether the spare has imported all modules and is alive."""
         return self.ready.done() and self.ready.result()
 
     @property
     def trainer_pid(self) -> int | None:
-        """The trainer that it has forked last, or has become itself."""
+        """The last trainer that the spare has forked, or itself if it has become the trainer."""
         return self._began.result() if self._began.done() else None
 
     @property
     def is_trainer(self) -> bool:
-        """Whether it is the trainer itself, and lets go of us."""
+        """Whether the spare has itself become the trainer."""
         return self.trainer_pid == self.process.pid
 
-    async def converse(self) -> None:
-        """Hear it until its end, or until it has become the trainer."""
+    async def handle_messages(self) -> None:
+        """Handle the messages of the spare until it ends or has become the trainer."""
         loop, buffer = asyncio.get_running_loop(), LineBuffer()
         with contextlib.suppress(OSError, ValueError):
             while data := await loop.sock_recv(self._connection, RECEIVE_BYTES):
                 for message in buffer.feed(data):
-                    self._hear(message)
-        self.is_over = True
+                    self._handle(message)
+        self.is_disconnected = True
         if not self.ready.done():
             self.ready.set_result(False)
         if not self._began.done():
             self._began.set_result(None)
 
-    def _hear(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         match message.get("type"):
             case "ready" if not self.ready.done():
                 self.ready.set_result(True)
             case "began" if not self._began.done():
                 self._began.set_result(int(message["pid"]))
-            case "began":  # too late: another one is the trainer
+            case "began":  # after the timeout: another process is the trainer
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(message["pid"]), signal.SIGKILL)
             case "refused":
                 self.problem = str(message.get("reason"))
-                self.problem_lasts = bool(message.get("lasts", True))
+                self.problem_is_permanent = bool(message.get("lasts", True))
 
     async def make_trainer(
-        self, variables: Mapping[str, str], output: int, lock: int
-    ) -> TrainerProcess | None:
-        """Hand it what differs from attempt to attempt; the process that begins with the script."""
+        self, variables: Mapping[str, str], output: int, lock: int, timeout_seconds: float
+    ) -> ProcessHandle | None:
+        """Return the process that runs the script; None if the spare does not start it in time.
+
+        ``variables``, ``output`` and ``lock`` are the attempt's environment variables and the
+        descriptors of its output and of the run lock.
+        """
         if self.trainer_pid is not None:
             self._began = asyncio.get_running_loop().create_future()
         message = {
             "type": "begin",
             "environment": variables,
-            # Else the fork would be handed to somebody else.
-            "may_fork": has(Capability.SUBREAPER),
+            # Without a subreaper the fork would become the child of another process.
+            "may_fork": is_available(Capability.SUBREAPER),
         }
         try:
             send_with_descriptors(self._connection, message, (output, lock))
         except OSError:
             return None
-        await asyncio.wait({self._began}, timeout=TAKE_OVER_SECONDS)
+        await asyncio.wait({self._began}, timeout=timeout_seconds)
         if not self._began.done():
-            self._began.set_result(None)  # it will be ended, even if it says it now
+            self._began.set_result(None)  # a later announcement gets the trainer killed
         if self.trainer_pid is None or self.is_trainer:
             return self.process if self.is_trainer else None
         return ForkedProcess(self.trainer_pid)
 
     async def end(self) -> int | None:
-        """Kill it if it lives, and reap it; its exit status, negative for a signal."""
+        """Kill and reap the spare, and return its exit status, negative for a signal."""
         self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             await in_thread(lambda: self.process.wait(END_SECONDS))
         return self.process.returncode
 
-    def why_it_ended(self, status: int | None) -> str:
-        """For people: its own words, or what it printed last."""
+    def exit_reason(self, status: int | None) -> str:
+        """Return why the spare ended, for users: its own message, or its last line of output."""
         if self.problem is not None:
             return self.problem
         if status is None or status < 0:
-            return f"it was ended by {signal.Signals(-(status or -signal.SIGKILL)).name}"
+            return f"it was killed by {signal.Signals(-(status or -signal.SIGKILL)).name}"
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing said")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
         return f"it ended with status {status}: {last}"
 
     def close(self) -> None:
-        """Let go of our ends."""
+        """Close this process's descriptors."""
         self._connection.close()
         self._output.close()

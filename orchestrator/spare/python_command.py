@@ -1,4 +1,4 @@
-"""Reads a command as the interpreter does: its options, and the script or module that it runs."""
+"""Splits a Python command line into the interpreter with its options and the script or module."""
 
 import re
 import zipfile
@@ -12,20 +12,26 @@ _WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 
 @dataclass(frozen=True)
 class PythonCommand:
-    """``python`` is the interpreter with its options, ``words`` what it runs and the arguments."""
+    """A command; ``python`` is the interpreter with its options, ``words`` the rest.
+
+    ``words`` begins with the script, with ``-m`` and the module, or with ``-mMODULE``.
+    """
 
     python: list[str]
     words: list[str]
 
     @property
     def module(self) -> str | None:
-        """What -m names; None for a script."""
+        """The module of -m; None for a script."""
         first = self.words[0]
         return (first[2:] or self.words[1]) if first.startswith("-m") else None
 
 
 def python_command(command: list[str]) -> PythonCommand | None:
-    """The parts of ``PYTHON [OPTIONS] SCRIPT ...`` or ``... -m MODULE ...``; None for any other."""
+    """Split ``PYTHON [OPTIONS] SCRIPT ...`` or ``PYTHON [OPTIONS] -m MODULE ...``.
+
+    Returns None for any other command.
+    """
     if not _INTERPRETER.fullmatch(Path(command[0]).name):
         return None
     index = 1
@@ -45,7 +51,7 @@ def python_command(command: list[str]) -> PythonCommand | None:
 
 
 def _is_source(word: str) -> bool:
-    """Whether a word names a file of source text: not a directory, an archive, a pipe, bytecode."""
+    """Return whether a word is the path of a source file: no directory, archive or bytecode."""
     path = Path(word)
     return (
         not word.startswith("-")

@@ -17,18 +17,19 @@ from orchestrator.adopt.scan_events import (
     SetAside,
     Withdrawn,
 )
-from orchestrator.adopt.scanner import SaveScanner, adopted_part
-from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.scanner import SaveScanner
+from orchestrator.adopt.seal_store import Seal, SealStore
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal
 from orchestrator.supervisor.attempt.attempt import AdoptedProgress, Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.termination.stop_ladder import Watch
 from orchestrator.system.priority import lower_priority
-from orchestrator.system.threads import in_thread, may_go_unheard
+from orchestrator.system.threads import ignore_outcome, in_thread
 
 # Network filesystems, and what another machine writes on them, give no events.
 LOOK_SECONDS = 10.0
@@ -58,7 +59,7 @@ class Adoption:
     def __init__(
         self,
         pattern: Pattern,
-        store: AdoptedStore,
+        store: SealStore,
         checkpoints: CheckpointCatalog,
         watch: Watch,
         journal: Journal,
@@ -71,11 +72,11 @@ class Adoption:
         self._store = store
         self._checkpoints = checkpoints
         self._watch = watch
-        self._journal = journal
+        self._journal = CheckpointJournal(journal)
         self._publish = publish
         self._alarm = alarm
         self._log = structlog.get_logger()
-        self._written = WriteLedger(store.run.written_file)
+        self._written = WriteLedger(store.store.run.write_ledger_file)
         self._sightings = SaveScanner(pattern, store, self._written)
         self._is_new_run = is_new_run
         self._looking: asyncio.Task[None] | None = None
@@ -86,7 +87,7 @@ class Adoption:
 
     async def take_stock(self) -> None:
         """Before the supervisor's first attempt: what is there already."""
-        await self._look(Moment.FIRST if self._is_new_run else Moment.BEFORE, None)
+        await self._look(Moment.FIRST_START if self._is_new_run else Moment.LATER_START, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
         """Have the script find, where it always saves, the version that was chosen.
@@ -97,33 +98,34 @@ class Adoption:
             await in_thread(lambda: self._put_back(chosen))
 
     def _put_back(self, chosen: Checkpoint) -> None:
-        path, adopted = chosen.resume_path, adopted_part(chosen)
-        if self._store.is_in_place(chosen):
+        assert chosen.manifest.adopted is not None
+        path, seal = chosen.resume_path, Seal(chosen, chosen.manifest.adopted)
+        if self._store.is_in_place(seal):
             return
         if path.exists():
-            if not (adopted.written_here or self._written.is_ours(path)):
+            if not (seal.adopted.written_here or self._written.was_written_here(path)):
                 raise ConfigError(
                     f"cannot resume: {path} is not whole, or not as it was, and no trainer of this "
                     "run wrote it; move it away, or put a good one there, and run again"
                 )
             self._store.set_aside(path, f"not the version of {chosen.name}, which is resumed from")
-        self._store.put_back(chosen)
+        self._store.put_back(seal)
 
     def begin(self, attempt: Attempt) -> None:
         """A trainer runs, and has been told what to resume from."""
-        self._sightings.forget_habits()
+        self._sightings.forget_write_habits()
         resumed = attempt.resume_from
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
         self._looking = asyncio.ensure_future(self._look_on(attempt))
-        may_go_unheard(self._looking)
+        ignore_outcome(self._looking)
 
     async def end(self, attempt: Attempt) -> None:
         """It has ended: nobody writes any more, so that what it saved last counts now or never."""
         ended_well = attempt.returncode == 0
         last = asyncio.ensure_future(
-            self._look_last(attempt, Moment.ENDED_WELL if ended_well else Moment.KILLED)
+            self._look_last(attempt, Moment.SUCCEEDED if ended_well else Moment.FAILED)
         )
-        may_go_unheard(last)
+        ignore_outcome(last)
         in_a_hurry = asyncio.ensure_future(self._watch.kill_wanted.wait())
         await asyncio.wait({last, in_a_hurry}, return_when=asyncio.FIRST_COMPLETED)
         in_a_hurry.cancel()
@@ -140,9 +142,9 @@ class Adoption:
         over = asyncio.ensure_future(attempt.over.wait())
         everywhere, looked, interval = True, 0.0, LOOK_SECONDS
         # Only adopt mode pays for watchdog.
-        from orchestrator.adopt.file_watcher import Changes
+        from orchestrator.adopt.file_watcher import DirectoryWatcher
 
-        with Changes(self._pattern.concerns) as changes:
+        with DirectoryWatcher(self._pattern.may_affect_match) as changes:
             while not over.done():
                 if everywhere:
                     changes.changed.clear()
@@ -171,7 +173,9 @@ class Adoption:
             lower_priority()
             began = time.thread_time() - self._sightings.sealing_cpu_seconds
             try:
-                return self._sightings.look(moment, reason, everywhere)
+                if everywhere:
+                    return self._sightings.scan(moment, reason)
+                return self._sightings.scan_pending(reason)
             finally:
                 ended = time.thread_time() - self._sightings.sealing_cpu_seconds
                 self._look_cpu_seconds = ended - began
@@ -206,13 +210,7 @@ class Adoption:
                     reason=reason,
                     kept_in=str(where),
                 )
-                self._journal.write(
-                    JournalEvent.CHECKPOINT_QUARANTINED,
-                    attempt.number if attempt else None,
-                    path=str(path),
-                    reason=reason,
-                    demoted=False,
-                )
+                self._journal.record_quarantine(path, reason, attempt.number if attempt else None)
             case LeftAlone(path, reason):
                 self._log.warning(
                     "not a checkpoint, and not seen being written by this run: left alone",
@@ -224,7 +222,7 @@ class Adoption:
                 self._alarm({"adopted": str(path), "problem": text})
 
     def _tell_of_unmatched(self) -> None:
-        if not self._sightings.any and not self._unmatched_told:
+        if not self._sightings.has_matched and not self._unmatched_told:
             self._unmatched_told = True
             self._log.warning(
                 f"nothing matches --adopt {self._pattern.text} so far: there is nothing that could "

@@ -57,7 +57,7 @@ class Judge:
         facts = self._facts(attempt, output)
         if attempt.left is not None and not facts.stop_requested:
             # In this order: what was saved before a failure must not make up for it.
-            self._budget.refill(*attempt.left.order)
+            self._budget.refill(attempt.left.position.step, attempt.left.position.epoch)
         diagnosis = diagnose(facts)
         end = AttemptEnd(
             kind=diagnosis.kind,

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
@@ -34,7 +35,6 @@ SECOND_SESSION = (
     "supervisor and with a run_dir for each Session or OrchestratorCallback"
 )
 ROTATION_WAIT_SECONDS = 60.0
-SNAPSHOT_SAMPLE_SECONDS = 60.0
 
 
 class Conversation:
@@ -58,12 +58,12 @@ class Conversation:
         self._command = command
         self._store = store
         self._journal = journal
+        self._checkpoint_journal = CheckpointJournal(journal)
         self._machine = machine
         self._watch = watch
         self._checkpoints = checkpoints
         self._snapshots = snapshots
         self._spares = spares
-        self._snapshot_journalled = float("-inf")
         self._snapshot_interval: float | None = None
         self._log = structlog.get_logger()
         self._rotations: set[asyncio.Task[None]] = set()
@@ -158,7 +158,7 @@ class Conversation:
                     problem = "there is no such snapshot"
                     self._tell_trainer(type="write_failed", generation=generation, problem=problem)
             case "modules" if not self._watch.stop_wanted.is_set():
-                self._spares.trainer_has_loaded(
+                self._spares.on_trainer_modules(
                     attempt.directory.modules_file, attempt.session_pid == attempt.child.pid
                 )
             case "rejected":
@@ -175,10 +175,7 @@ class Conversation:
     def _hear_snapshot(self, attempt: Attempt, facts: dict[str, Any]) -> None:
         attempt.snapshot_facts = facts
         self._snapshot_interval = facts.get("interval_seconds") or self._snapshot_interval
-        now = time.monotonic()
-        if now - self._snapshot_journalled >= SNAPSHOT_SAMPLE_SECONDS:
-            self._snapshot_journalled = now
-            self._journal.write(JournalEvent.SNAPSHOT_TAKEN, attempt.number, **facts)
+        self._checkpoint_journal.record_snapshot(facts, attempt.number)
 
     def written(self, snapshot: Snapshot, checkpoint: Checkpoint, seconds: float) -> None:
         """A snapshot has become a checkpoint."""
@@ -200,10 +197,13 @@ class Conversation:
     def alarm(self, facts: dict[str, Any]) -> None:
         """A save has failed: tell everybody."""
         attempt = self._watch.attempt
-        self._journal.write(
-            JournalEvent.CHECKPOINT_FAILED, attempt.number if attempt else None, **facts
-        )
         self._problem = str(facts.get("problem"))
+        self._checkpoint_journal.record_failure(
+            self._problem,
+            attempt.number if attempt else None,
+            step=facts.get("step"),
+            adopted=facts.get("adopted"),
+        )
         self._log.error(self._problem)
         self._answer_waiting({"type": "failed", **facts})
 
@@ -280,7 +280,7 @@ class Conversation:
         status.supervisor_pid = os.getpid()
         status.restarts = self.restarts
         status.problem = self._problem
-        status.spare_pid, status.spare = self._spares.pid, self._spares.facts()
+        status.spare_pid, status.spare = self._spares.pid, self._spares.status()
         status.newest_checkpoint = describe_checkpoint(newest) if newest else None
         if attempt is not None:
             status.attempt = attempt.number
@@ -288,8 +288,10 @@ class Conversation:
             if attempt.shows_saves:
                 status.step, status.epoch = attempt.step, attempt.epoch
             status.snapshots = self._snapshot_facts(attempt)
-            if self._snapshots.slots and (place := self._snapshots.slots.newest_place()):
-                step, age = place
+            if self._snapshots.slots and (
+                newest_snapshot := self._snapshots.slots.newest_step_and_age()
+            ):
+                step, age = newest_snapshot
                 status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
             if (silence := self._watch.silence) is not None:
                 status.phase = silence.activity

@@ -22,7 +22,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
-from orchestrator.ipc.server import Channel, remove_abandoned
+from orchestrator.ipc.server import MessageServer, remove_stale_socket
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.snapshot.slots import Snapshot
@@ -42,7 +42,7 @@ from orchestrator.supervisor.termination.stop_ladder import StopWantedError
 from orchestrator.supervisor.wiring import assemble
 from orchestrator.system import process_tree
 from orchestrator.system.heartbeat import Heartbeat
-from orchestrator.system.threads import may_go_unheard
+from orchestrator.system.threads import ignore_outcome
 from orchestrator.telemetry.event_hook import EventHook
 from orchestrator.terminal.console import Console
 
@@ -80,7 +80,7 @@ class Supervisor:
             self._log.warning(
                 "damaged lines in the journal were skipped", lines=damaged, path=run.journal_file
             )
-        parts = assemble(config, command, store, self._journal, events, console.show_below)
+        parts = assemble(config, command, store, self._journal, events, console.set_footer)
         self._budget, self._machine = parts.budget, parts.machine
         self._checkpoints, self._snapshots = parts.checkpoints, parts.snapshots
         self._watch, self._conversation = parts.watch, parts.conversation
@@ -118,8 +118,8 @@ class Supervisor:
             lambda: self._snapshots.write_allowance_seconds,
             self._watch.notice,
         )
-        self._hook = EventHook(config.on_event, run, self._surroundings.tools)
-        self._journal.listeners.append(self._hook.hear)
+        self._hook = EventHook(config.on_event, run, self._surroundings.subprocesses)
+        self._journal.listeners.append(self._hook.on_journal_event)
         self._verdict: Verdict | None = None
         self._gone: asyncio.Future[None] | None = None
 
@@ -139,12 +139,12 @@ class Supervisor:
             on_child=self._reap,
             on_resize=self._resize,
         )
-        remove_abandoned(self._lock.former_owner.get("socket"))
-        self._channel = Channel(self._conversation.receive)
-        telling = asyncio.ensure_future(self._service.tell())
+        remove_stale_socket(self._lock.previous_owner.get("socket"))
+        self._channel = MessageServer(self._conversation.receive)
+        telling = asyncio.ensure_future(self._service.run())
         try:
             self._channel.start()
-            self._lock.sign(socket=self._channel.path)
+            self._lock.write_owner(socket=self._channel.path)
             self._environment = common_environment(
                 self._run, self._store.run_id, self._channel.path
             )
@@ -152,10 +152,10 @@ class Supervisor:
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=self._command, version=__version__
             )
-            self._surroundings.begin(self._conversation.save_now)
+            self._surroundings.start(self._conversation.save_now)
             try:
                 await self._attempts()
-                self._service.ended()
+                self._service.notify_stopping()
             finally:
                 await self._settle_all()
                 await self._conversation.rotations_end()
@@ -165,7 +165,7 @@ class Supervisor:
             self._channel.close()
             telling.cancel()
         assert self._status is not None
-        await self._surroundings.end(self._status, self._watch.stop_source)
+        await self._surroundings.finish(self._status, self._watch.stop_source)
         is_interrupt = self._watch.stop_source == signal.SIGINT.name
         return Ending(self._status, self._console.is_interactive and is_interrupt)
 
@@ -190,13 +190,13 @@ class Supervisor:
         attempt = await self._begin()
         gathering = asyncio.ensure_future(attempt.evidence.gather())
         await self._watch.until_over(attempt)
-        self._spares.trainer_has_ended()
+        self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
         gathering.cancel()
         remains = await attempt.child.clean_up()
         users = remains.seen | {attempt.session_pid or attempt.child.pid}
         self._gone = asyncio.ensure_future(all_gone(remains, users))
-        may_go_unheard(self._gone)  # where no attempt follows
+        ignore_outcome(self._gone)  # where no attempt follows
         if self._adoption is not None:
             await self._adoption.end(attempt)
         self._checkpoints.notice_published()
@@ -218,7 +218,7 @@ class Supervisor:
             await self._watch.unless_stopped(self._choose(handed))
             if self._gone is not None:
                 await self._watch.unless_stopped(self._gone)
-            await self._watch.unless_stopped(self._spares.settle())
+            await self._watch.unless_stopped(self._spares.wait_until_ready())
             attempt = await self._starter.start(self._environment, handed)
         except OSError as error:
             problem = ConfigError(f"cannot start the trainer: {error}; mend that, run again")
@@ -231,7 +231,7 @@ class Supervisor:
         if self._adoption is not None:
             self._adoption.begin(attempt)
         self._machine.handle(Event.SPAWNED)
-        self._service.started()
+        self._service.notify_ready()
         return attempt
 
     async def _choose(self, handed: Snapshot | None) -> None:
@@ -283,12 +283,12 @@ class Supervisor:
 
     def _not_the_trainers(self) -> set[int]:
         """Processes below us that do not end with an attempt."""
-        return self._spares.waiting | self._others | self._surroundings.tools.running
+        return self._spares.spare_pids | self._others | self._surroundings.subprocesses.running
 
     def _reap(self) -> None:
         attempt = self._watch.attempt
-        awaited = self._spares.awaited | self._surroundings.tools.running
-        process_tree.reap(keep=awaited | ({attempt.child.pid} if attempt else set()))
+        awaited = self._spares.pids_with_waiter | self._surroundings.subprocesses.running
+        process_tree.reap_children(keep=awaited | ({attempt.child.pid} if attempt else set()))
         self._others.intersection_update(process_tree.children_of(os.getpid()))
 
     def _pulses(self) -> list[Heartbeat]:

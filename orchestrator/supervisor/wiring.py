@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.adopt.store import AdoptedStore
+from orchestrator.adopt.seal_store import SealStore
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal, JournalEvent
@@ -77,10 +77,10 @@ def assemble(
         restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
     )
     adoption = None
-    if config.adopt is not None and isinstance(store, AdoptedStore):
+    if config.adopt is not None:
         adoption = Adoption(
             config.adopt,
-            store,
+            SealStore(store),
             checkpoints,
             watch,
             journal,

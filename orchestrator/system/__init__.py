@@ -1,1 +1,1 @@
-"""What the operating system provides: files, memory, processes, threads, signals."""
+"""Services of the operating system: files, memory, processes, threads, signals."""

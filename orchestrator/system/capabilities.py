@@ -1,7 +1,7 @@
-"""What a system may offer beyond what all have, and what is done without it.
+"""Optional features of the operating system, and the fallback for each.
 
-One table, asked wherever such a thing is used. ``ORCHESTRATOR_WITHOUT=memfd,proc`` (or ``all``)
-does without what is there: the tests run like that, and so may who suspects one of them.
+``ORCHESTRATOR_WITHOUT=memfd,proc`` (or ``all``) disables the features that it names. The tests use
+it to run every fallback; a user can rule out a feature that seems broken.
 """
 
 import functools
@@ -17,7 +17,7 @@ ALL = "all"
 
 
 class Capability(StrEnum):
-    """Each has a fallback in the module that uses it."""
+    """An optional feature; the module that uses it contains the fallback."""
 
     MEMFD = "memfd"
     DIRECT_IO = "direct_io"
@@ -28,14 +28,14 @@ class Capability(StrEnum):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Feature:
     is_offered: Callable[[], bool]
-    without: str
-    """What is different without it, for people."""
+    fallback: str
+    """The effect of the fallback, for users."""
 
 
-def _proc_is_ours() -> bool:
-    """Whether /proc is that of our process namespace: its numbers would be others' otherwise."""
+def _proc_is_own() -> bool:
+    """Return whether /proc shows the PID namespace of this process."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
     except OSError:
@@ -46,49 +46,49 @@ def _is_linux() -> bool:
     return sys.platform == "linux"
 
 
-_TABLE = {
-    Capability.MEMFD: _Row(
+_FEATURES = {
+    Capability.MEMFD: _Feature(
         lambda: hasattr(os, "memfd_create"),
-        "snapshots lie in nameless files of the temporary folder",
+        "snapshots are kept in unnamed files of the temporary directory",
     ),
-    Capability.DIRECT_IO: _Row(
+    Capability.DIRECT_IO: _Feature(
         lambda: hasattr(os, "O_DIRECT"), "checkpoints are written through the page cache"
     ),
-    Capability.SUBREAPER: _Row(
-        _is_linux, "what leaves the trainer's process group is not ended with it"
+    Capability.SUBREAPER: _Feature(
+        _is_linux, "a process that leaves the trainer's process group is not ended with it"
     ),
-    Capability.PROC: _Row(
-        lambda: _proc_is_ours() and os.path.exists("/proc/thread-self/children"),
-        "processes are found by psutil, which is slower; control groups are not seen",
+    Capability.PROC: _Feature(
+        lambda: _proc_is_own() and os.path.exists("/proc/thread-self/children"),
+        "processes are found through psutil, which is slower, and control groups are not read",
     ),
-    Capability.PEER_CREDENTIALS: _Row(
+    Capability.PEER_CREDENTIALS: _Feature(
         lambda: hasattr(socket, "SO_PEERCRED"),
-        "the private folder of the socket alone keeps other users away",
+        "only the private directory of the socket keeps other users out",
     ),
-    Capability.THREAD_PRIORITY: _Row(
-        _is_linux, "background threads have the priority of the training"
+    Capability.THREAD_PRIORITY: _Feature(
+        _is_linux, "background threads have the same priority as the training"
     ),
 }
 
 
-def has(capability: Capability) -> bool:
-    """Whether the system offers it and nobody has switched it off."""
-    without = os.environ.get(WITHOUT_VARIABLE, "")
-    if without and (without == ALL or capability in without.split(",")):
+def is_available(capability: Capability) -> bool:
+    """Return whether the system offers a feature and ORCHESTRATOR_WITHOUT does not disable it."""
+    disabled = os.environ.get(WITHOUT_VARIABLE, "")
+    if disabled and (disabled == ALL or capability in disabled.split(",")):
         return False
     return _is_offered(capability)
 
 
-def without(capability: Capability) -> str:
-    """What is different where it is missing."""
-    return _TABLE[capability].without
+def describe_fallback(capability: Capability) -> str:
+    """Return what is different on a system that lacks the feature."""
+    return _FEATURES[capability].fallback
 
 
-def proc_misleads() -> bool:
-    """Whether there is a /proc and it shows other processes than ours: worse than none."""
-    return os.path.exists("/proc/self") and not _proc_is_ours()
+def proc_is_foreign() -> bool:
+    """Return whether /proc exists and shows another PID namespace, so its numbers mislead."""
+    return os.path.exists("/proc/self") and not _proc_is_own()
 
 
 @functools.cache
 def _is_offered(capability: Capability) -> bool:
-    return _TABLE[capability].is_offered()
+    return _FEATURES[capability].is_offered()

@@ -1,7 +1,7 @@
-"""The only module that calls fsync and rename.
+"""Durable file operations; the only module that calls fsync and rename.
 
 A file or directory is durable once its own bytes *and* the directory entry that names it have been
-synced; a rename is durable once the parent directory has been synced.
+synced. A rename is durable once the parent directory has been synced.
 """
 
 import contextlib
@@ -15,41 +15,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 
 WRITE_BUFFER_BYTES = 1 << 20
-# What O_DIRECT asks of addresses, lengths and offsets: a page satisfies every disk.
+# The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
 DIRECT_BLOCK_BYTES = 4096
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Disk:
-    """The operations that publishing and deleting are made of, so that a test can fail each one.
+    """The disk operations of publishing and deleting; tests replace it to make each one fail.
 
-    Every method raises OSError as the system gave it.
+    Every method raises the system's OSError unchanged.
     """
 
     def make_directory(self, path: Path) -> None:
-        """Create a directory that must not exist yet."""
+        """Create a directory. Raises FileExistsError when it exists."""
         path.mkdir()
 
     def create(self, path: Path) -> BinaryIO:
-        """Open a file for writing that must not exist yet."""
+        """Create a file and open it for writing. Raises FileExistsError when it exists."""
         return open(path, "xb", buffering=WRITE_BUFFER_BYTES)
 
     def create_direct(self, path: Path) -> BinaryIO:
-        """Like ``create``, for large pieces of page-aligned memory that go past the page cache."""
+        """Create a file for large, page-aligned writes that bypass the page cache."""
         return cast(BinaryIO, DirectFile(path))
 
     def sync(self, file: BinaryIO) -> None:
-        """Bring a written file's bytes to the disk."""
+        """Flush a file's bytes to the disk."""
         file.flush()
         os.fsync(file.fileno())
         if isinstance(file, DirectFile):
             file.drop_cache()
 
     def sync_directory(self, path: Path) -> None:
-        """Bring a directory's entries to the disk."""
+        """Flush a directory's entries to the disk."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -57,11 +57,11 @@ class Disk:
             os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file or directory its new name in one atomic step."""
+        """Rename a file or directory atomically."""
         os.rename(source, target)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give a file a second name."""
+        """Create a hard link ``target`` to the file ``source``."""
         os.link(source, target)
 
     def remove(self, path: Path) -> None:
@@ -73,39 +73,42 @@ class Disk:
 
 
 class DirectFile(io.FileIO):
-    """A new file whose writes go past the page cache, which then keeps what training reads.
+    """A new file whose writes bypass the page cache, so that the training's data stays cached.
 
-    Where the filesystem has no O_DIRECT, writes are buffered, and dropped from the cache once they
-    are synced. The end of a file, which is no whole block, is always written like that.
+    On a filesystem without O_DIRECT, writes are buffered, and their pages are dropped from the
+    cache after a sync. The end of a file that does not fill a block is always written this way.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "xb")
-        # Set afterwards: an open that is refused for it may leave the file behind.
-        if has(Capability.DIRECT_IO):
+        # Not passed to open(): an open() that refuses the flag may leave the file behind.
+        if is_available(Capability.DIRECT_IO):
             with contextlib.suppress(OSError):
                 self._set_flags(self._flags() | _O_DIRECT)
 
     def write(self, data: Any) -> int:
-        """Write all of ``data``, in bytes; only the last piece of a file may be no whole block."""
+        """Write all of ``data`` and return its length in bytes.
+
+        Only the last write of a file may have a length that is not a multiple of the block size.
+        """
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
-            left = len(view) - done
-            if self._is_direct and left < DIRECT_BLOCK_BYTES:
-                self._be_buffered()
-            whole = left - left % DIRECT_BLOCK_BYTES if self._is_direct else left
+            remaining = len(view) - done
+            if self._is_direct and remaining < DIRECT_BLOCK_BYTES:
+                self._switch_to_buffered()
+            length = remaining - remaining % DIRECT_BLOCK_BYTES if self._is_direct else remaining
             try:
-                done += os.write(self.fileno(), view[done : done + whole])
+                done += os.write(self.fileno(), view[done : done + length])
             except OSError as error:
-                # Some filesystems take the flag and refuse the write.
+                # Some filesystems accept the flag and refuse the write.
                 if not (self._is_direct and error.errno == errno.EINVAL):
                     raise
-                self._be_buffered()
+                self._switch_to_buffered()
         return done
 
     def drop_cache(self) -> None:
-        """Have the kernel forget the file's pages, once they are on the disk."""
+        """Drop the file's synced pages from the page cache."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -113,7 +116,7 @@ class DirectFile(io.FileIO):
     def _is_direct(self) -> bool:
         return bool(self._flags() & _O_DIRECT)
 
-    def _be_buffered(self) -> None:
+    def _switch_to_buffered(self) -> None:
         self._set_flags(self._flags() & ~_O_DIRECT)
 
     def _flags(self) -> int:
@@ -124,17 +127,18 @@ class DirectFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def arriving(target: Path, disk: Disk, *, replace: bool) -> Iterator[Path]:
-    """A path beside ``target`` for the block to write to and to sync; then it takes the name.
+def atomic_replacement(target: Path, disk: Disk, *, replace: bool) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``, and rename it to ``target`` after the block.
 
-    Readers see the old file or the whole new one. Raises OSError, FileExistsError where the name
-    is taken and ``replace`` is false; whatever ends the block, nothing else is left.
+    The block must write and sync the file. Readers see the old file or the complete new one. If
+    the block raises, the temporary file is removed. Raises FileExistsError when ``target`` exists
+    and ``replace`` is false, or when it is not a regular file; otherwise OSError.
     """
     _refuse_existing(target, replace)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
-        # Somebody may have made it meanwhile.
+        # Another process may have created it in the meantime.
         _refuse_existing(target, replace)
         disk.rename(temporary, target)
     except BaseException:
@@ -146,19 +150,22 @@ def arriving(target: Path, disk: Disk, *, replace: bool) -> Iterator[Path]:
 def _refuse_existing(target: Path, replace: bool) -> None:
     if not replace and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    # A device would be gone.
+    # The rename would delete a device.
     if target.exists() and not target.is_file():
-        raise FileExistsError(errno.EEXIST, "what has that name is no regular file", str(target))
+        raise FileExistsError(errno.EEXIST, "it exists and is not a regular file", str(target))
 
 
 def append_lines(path: Path, lines: bytes) -> bool:
-    """Append whole lines in one write; whether there was room for all. Raises OSError."""
-    # One write on O_APPEND: lines of two processes never mix.
+    """Append complete lines in one write, and return whether the disk had room for all of them.
+
+    Raises OSError.
+    """
+    # One write with O_APPEND, so that lines of two processes never mix.
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        # On a disk that is just filling up the beginning of a line may have had room.
+        # A write on a full disk may have stored only the beginning of a line.
         data = b"\n" + lines if torn else lines
         return os.write(descriptor, data) == len(data)
     finally:
@@ -166,16 +173,16 @@ def append_lines(path: Path, lines: bytes) -> bool:
 
 
 def write_json(path: Path, content: dict[str, Any], disk: Disk | None = None) -> None:
-    """Replace a small JSON file; as ``replace_file``."""
+    """Replace a small JSON file atomically. Raises OSError, as ``replace_file`` does."""
     replace_file(path, json.dumps(content, indent=2).encode() + b"\n", disk)
 
 
 def replace_file(path: Path, content: bytes, disk: Disk | None = None) -> None:
-    """Replace a file so that readers see the old or the new one, never a part.
+    """Replace a file atomically: readers see the old content or the new, never a part.
 
-    Raises OSError; the old file is then still there.
+    Raises OSError, which leaves the old file in place.
     """
     disk = disk or Disk()
-    with arriving(path, disk, replace=True) as temporary, disk.create(temporary) as file:
+    with atomic_replacement(path, disk, replace=True) as temporary, disk.create(temporary) as file:
         file.write(content)
         disk.sync(file)

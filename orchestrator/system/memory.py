@@ -1,6 +1,6 @@
-"""Memory: how much may still be taken, what processes hold, and whom the OOM killer has ended.
+"""Available memory, the memory of processes, and the kills of the OOM killer.
 
-The limits and counters of control groups are read in either version.
+The limits and counters of control groups are read in version 1 and in version 2.
 """
 
 import contextlib
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 
 _V1_UNLIMITED = 1 << 60
 _ROOT = Path("/")
-# A worker that was killed longer ago than so many looks is not why the trainer ends now.
-_LOOKS_KEPT = 12
+# A kill before the oldest kept sample does not explain why the trainer ends now.
+_SAMPLES_KEPT = 12
 
 
 @dataclass(frozen=True)
 class _Version:
-    """What the files of a memory control group are called."""
+    """The file names of a memory control group in one version of control groups."""
 
     mount: str
     limit: str
@@ -47,22 +47,25 @@ _V2 = _Version(
 
 
 def available_bytes(root: Path = _ROOT) -> int:
-    """Bytes that can be taken without swapping or being killed for it.
+    """Return the bytes that this process can allocate without swapping or being killed.
 
-    The least of what the system has left and of what each control group above us allows.
-    ``root`` is where /proc and /sys are.
+    The result is the minimum of the system's available memory and of what is left in each control
+    group of this process. ``root`` is the directory that contains /proc and /sys.
     """
-    rooms = [
-        room
+    available = [
+        available
         for version, groups in _memory_groups(root)
         for group in groups
-        if (room := _room(group, version)) is not None
+        if (available := _available_in_group(group, version)) is not None
     ]
-    return max(0, min([psutil.virtual_memory().available, *rooms]))
+    return max(0, min([psutil.virtual_memory().available, *available]))
 
 
 def limit_bytes(pid: int | str, root: Path = _ROOT) -> int | None:
-    """What the control groups of a process (or ``self``) allow; None where they set no limit."""
+    """Return the memory limit of a process (or ``self``) in bytes; None without a limit.
+
+    The tightest limit of its control groups counts.
+    """
     limits = [
         limit
         for version, groups in _memory_groups(root, str(pid))
@@ -72,69 +75,69 @@ def limit_bytes(pid: int | str, root: Path = _ROOT) -> int | None:
     return min(limits, default=None)
 
 
-def tree_bytes(pid: int) -> int:
-    """What a process and its descendants hold in memory; what they share counts once.
+def process_tree_bytes(pid: int) -> int:
+    """Return the resident bytes of a process and its descendants; shared memory counts once.
 
-    But pages that a fork left shared count for each: telling them apart would take the kernel
-    milliseconds for every GB.
+    Pages that stay shared after a fork count for each process: to tell them apart would cost the
+    kernel milliseconds for every GB.
     """
     private, shared = 0, 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                held = member.memory_info()
-                common = getattr(held, "shared", 0)
-                private += held.rss - common
-                shared = max(shared, common)
+                info = member.memory_info()
+                shared_bytes = getattr(info, "shared", 0)
+                private += info.rss - shared_bytes
+                shared = max(shared, shared_bytes)
     return private + shared
 
 
 def private_bytes(pid: int) -> int | None:
-    """The memory of a process that nobody shares with it, which its end would free."""
+    """Return the bytes that the end of a process would free; None if they cannot be read."""
     try:
         return int(psutil.Process(pid).memory_full_info().uss)
     except psutil.Error:
         return None
 
 
-class OomKills:
-    """Counts how often the kernel's OOM killer struck in the control groups of a process.
+class OomKillCounter:
+    """Counts the kernel's OOM kills in the control groups of a process.
 
-    Where it is in none, the count is the whole system's.
+    For a process without a control group it counts the kills of the whole system.
     """
 
     def __init__(self, pid: int, root: Path = _ROOT) -> None:
         self._pid = str(pid)
         self._root = root
         self._files: set[Path] = set()
-        self._looks: deque[dict[Path, int]] = deque(maxlen=_LOOKS_KEPT)
+        self._samples: deque[dict[Path, int]] = deque(maxlen=_SAMPLES_KEPT)
 
-    def look(self) -> None:
-        """Note the counters as they are now; a process may have moved to another group."""
+    def sample(self) -> None:
+        """Record the current counters, including those of a group the process has moved to."""
         groups = _memory_groups(self._root, self._pid)
-        own = (above[0] / version.events for version, above in groups)
+        own = (chain[0] / version.events for version, chain in groups)
         self._files |= {file for file in own if file.exists()}
         files = self._files or {self._root / "proc/vmstat"}
-        self._looks.append({file: _oom_kills(file) for file in files})
+        self._samples.append({file: _oom_kills(file) for file in files})
 
-    def recent(self) -> int:
-        """How many it has ended since the first of the looks that are kept."""
-        self.look()
+    def recent_kills(self) -> int:
+        """Take a sample, and return the number of kills since the oldest sample kept."""
+        self.sample()
         first: dict[Path, int] = {}
-        for look in reversed(list(self._looks)):  # a thread may be appending
-            first |= look
-        return sum(count - first[file] for file, count in self._looks[-1].items())
+        for sample in reversed(list(self._samples)):  # copied: another thread may append
+            first |= sample
+        return sum(count - first[file] for file, count in self._samples[-1].items())
 
 
 def _memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[_Version, list[Path]]]:
-    """The control groups of a process that may limit its memory, its own first."""
-    if root == _ROOT and not has(Capability.PROC):
+    """Yield the memory control groups of a process: its own first, then every group above it."""
+    if root == _ROOT and not is_available(Capability.PROC):
         return
     try:
         lines = (root / "proc" / pid / "cgroup").read_text().splitlines()
     except OSError:
-        return  # not Linux, /proc is hidden, or the process is gone
+        return  # not Linux, a hidden /proc, or the process has ended
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -144,27 +147,27 @@ def _memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[_Version, li
         else:
             continue
         top = root / "sys/fs/cgroup" / version.mount
-        # In a container the path is the host's, and our group is the top of what we see.
-        below = top / path.lstrip("/")
-        yield version, [below, *below.parents] if below.is_dir() else [top]
+        # In a container the path is the host's, and the container's group is mounted at the top.
+        own = top / path.lstrip("/")
+        yield version, [own, *own.parents] if own.is_dir() else [top]
 
 
 def _limit(group: Path, version: _Version) -> int | None:
     try:
-        allowed = (group / version.limit).read_text().strip()
-        return None if allowed == "max" or int(allowed) >= _V1_UNLIMITED else int(allowed)
+        limit = (group / version.limit).read_text().strip()
+        return None if limit == "max" or int(limit) >= _V1_UNLIMITED else int(limit)
     except (OSError, ValueError):
         return None
 
 
-def _room(group: Path, version: _Version) -> int | None:
-    allowed = _limit(group, version)
-    if allowed is None:
+def _available_in_group(group: Path, version: _Version) -> int | None:
+    limit = _limit(group, version)
+    if limit is None:
         return None
     try:
-        # Cached file pages count as used, but the kernel drops them when memory is needed.
+        # Cached file pages count as used, but the kernel drops them when it needs memory.
         cache = _counters(group / "memory.stat").get(version.cache, 0)
-        return allowed - int((group / version.usage).read_text()) + cache
+        return limit - int((group / version.usage).read_text()) + cache
     except (OSError, ValueError):
         return None
 

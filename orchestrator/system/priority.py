@@ -1,17 +1,18 @@
-"""Leaving the processor to the training."""
+"""Low priority for background threads, so that they do not slow the training down."""
 
 import contextlib
 import os
 import threading
 
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 
-# Of the two that Linux knows, this one lowers the disk's priority too (ioprio_get(2)).
+# Linux derives the I/O priority from this value too (ioprio_get(2)).
 BACKGROUND_NICE = 10
 
 
 def lower_priority() -> None:
-    """Have this thread, which must do nothing else, leave processor and disk to the training."""
-    if has(Capability.THREAD_PRIORITY):  # elsewhere this would be the priority of the whole process
+    """Lower the CPU and disk priority of the calling thread, which cannot be raised again."""
+    # Without per-thread priorities the call would lower the whole process.
+    if is_available(Capability.THREAD_PRIORITY):
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)

@@ -1,7 +1,7 @@
-"""The processes below us: finds them, says what they do, ends them all, collects the dead.
+"""Descendants of this process: finds, describes, kills and reaps them.
 
-On Linux from /proc, where a look at the tree costs as much as the tree is large; psutil reads every
-process of the machine for that, and does it elsewhere.
+On Linux it reads /proc, where the cost grows with the tree. Elsewhere it uses psutil, which reads
+every process of the machine.
 """
 
 import contextlib
@@ -15,15 +15,14 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.system.capabilities import Capability, has, proc_misleads
+from orchestrator.system.capabilities import Capability, is_available, proc_is_foreign
 
 PR_SET_CHILD_SUBREAPER = 36
 FIRST_POLL_SECONDS = 0.001
 LONGEST_POLL_SECONDS = 0.005
 PATIENT_POLL_SECONDS = 0.2
-# A look at children while one of them ends may miss another: one look that finds none is no proof.
-LOOKS = 2
-
+# A scan can miss a child while another one ends, so one empty scan proves nothing.
+EMPTY_SCANS = 2
 
 _STATES = {
     "R": "running",
@@ -36,17 +35,17 @@ _STATES = {
 
 
 def become_subreaper() -> None:
-    """Have orphaned descendants handed to us, so that none escapes the end of its attempt.
+    """Make the kernel reparent orphaned descendants to this process, so that none escapes.
 
-    Linux only; elsewhere a daemonised grandchild is not found (docs/reference/process-contract.md).
+    Linux only. Elsewhere a daemonised grandchild is not found (docs/reference/process-contract.md).
     """
-    if has(Capability.SUBREAPER):
+    if is_available(Capability.SUBREAPER):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Process:
-    """What the kernel says of one process; ``state`` is its letter in /proc."""
+    """The kernel's facts about one process; ``state`` is its letter in /proc."""
 
     pid: int
     name: str
@@ -54,21 +53,25 @@ class Process:
     threads: int
 
     @classmethod
-    def look(cls, pid: int) -> "Process | None":
-        """None where it has ended. Nothing is read that waits for a lock of the process."""
-        if not has(Capability.PROC):
-            return cls._look_with_psutil(pid)
+    def read(cls, pid: int) -> "Process | None":
+        """Read the facts; None if the process has ended.
+
+        It reads no file for which the kernel takes a lock of the process, since a stuck process
+        may hold that lock.
+        """
+        if not is_available(Capability.PROC):
+            return cls._read_with_psutil(pid)
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         except OSError:
             return None
-        # The name stands in brackets, and may hold brackets and spaces itself.
+        # The name is in parentheses, and may itself contain parentheses and spaces.
         name, _, rest = stat.partition("(")[2].rpartition(")")
         fields = rest.split()
         return cls(pid, name, state=fields[0], threads=int(fields[17]))
 
     @classmethod
-    def _look_with_psutil(cls, pid: int) -> "Process | None":
+    def _read_with_psutil(cls, pid: int) -> "Process | None":
         try:
             process = psutil.Process(pid)
             state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "S"
@@ -78,54 +81,58 @@ class Process:
 
     @property
     def is_dead(self) -> bool:
-        """Whether only its exit status is left; the first thread may end before the others."""
+        """Whether only the exit status is left: the first thread may end before the others."""
         return self.state in "ZX" and self.threads <= 1
 
-    def words(self) -> str:
-        """Its state for people, and where in the kernel it waits, as far as we may know."""
+    def describe_state(self) -> str:
+        """Return its state for users, and the kernel function in which it waits if readable."""
         text = _STATES.get(self.state, self.state)
-        place = waits_in(Path(f"/proc/{self.pid}"))
-        return f"{text} in {place}" if place and self.state in "SD" else text
+        function = kernel_wait_function(Path(f"/proc/{self.pid}"))
+        return f"{text} in {function}" if function and self.state in "SD" else text
 
 
-def describe(pid: int, tree: Iterable[int]) -> str:
-    """What a process seems to do, and those of its tree that can do nothing."""
-    looks = [look for look in map(Process.look, [pid, *tree]) if look is not None]
-    found = [f"process {look.pid} ({look.name}) is {look.words()}" for look in looks[:1]]
-    found += [
-        f"its descendant {look.pid} ({look.name}) is {look.words()}"
-        for look in looks[1:]
-        if look.pid != pid and look.state in "DTt"
+def describe_processes(pid: int, tree: Iterable[int]) -> str:
+    """Return the state of a process, and of the processes in its tree that cannot run."""
+    processes = [process for process in map(Process.read, [pid, *tree]) if process is not None]
+    parts = [f"process {p.pid} ({p.name}) is {p.describe_state()}" for p in processes[:1]]
+    parts += [
+        f"its descendant {p.pid} ({p.name}) is {p.describe_state()}"
+        for p in processes[1:]
+        if p.pid != pid and p.state in "DTt"
     ]
-    return "; ".join(found)
+    return "; ".join(parts)
 
 
-def waits_in(directory: Path) -> str:
-    """The kernel function in which the process or thread of this directory waits; may be ''."""
+def kernel_wait_function(directory: Path) -> str:
+    """Return the kernel function in which a process or thread waits; '' if it is unknown.
+
+    ``directory`` is its directory in /proc.
+    """
     with contextlib.suppress(OSError):
         return (directory / "wchan").read_text().strip("0")
     return ""
 
 
 def children_of(pid: int) -> list[int]:
-    """Its children, dead ones that nobody has collected included."""
-    if not has(Capability.PROC):
+    """Return the process ids of its children, including zombies."""
+    if not is_available(Capability.PROC):
         with contextlib.suppress(psutil.Error):
-            if not proc_misleads():
+            if not proc_is_foreign():
                 return [child.pid for child in psutil.Process(pid).children()]
         return []
     found: list[int] = []
-    with contextlib.suppress(OSError):  # it has ended
+    with contextlib.suppress(OSError):  # the process has ended
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):  # that thread has ended
+            with contextlib.suppress(OSError):  # the thread has ended
                 found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
     return found
 
 
 def descendants(exclude: Collection[int] = ()) -> list[int]:
-    """All processes below us, parents first, without ``exclude`` and what is below those.
+    """Return all descendants of this process, parents first.
 
-    With the subreaper that includes processes that lost their parent.
+    ``exclude`` and their descendants are left out. For a subreaper the result includes processes
+    that have lost their parent.
     """
     found: list[int] = []
     parents = [os.getpid()]
@@ -137,46 +144,46 @@ def descendants(exclude: Collection[int] = ()) -> list[int]:
 
 
 @dataclass
-class Remains:
-    """What was found when a tree was ended."""
+class KillResult:
+    """The processes that were found when a tree was killed."""
 
     seen: set[int] = field(default_factory=set)
-    """All that were in it."""
+    """Every process of the tree."""
     stuck: list[int] = field(default_factory=list)
-    """Those that SIGKILL did not end in time: uninterruptible sleep."""
+    """Processes that did not end in time after SIGKILL: they are in uninterruptible sleep."""
     foreign: set[int] = field(default_factory=set)
-    """Those that we may not end: another user's."""
+    """Processes of another user, which may not be killed."""
 
 
-def kill(exclude: Collection[int] = (), groups: set[int] | None = None) -> Remains:
-    """SIGKILL to all descendants, without waiting for their end.
+def kill_descendants(exclude: Collection[int] = (), groups: set[int] | None = None) -> KillResult:
+    """Send SIGKILL to all descendants, and return without waiting for their end.
 
-    And to the process groups in ``groups``, to which theirs are added: no fork escapes that, as it
-    does from a list.
+    With ``groups``, also add the descendants' process groups to it and kill every group in it: a
+    new fork escapes a list of processes, but not the kill of its group.
     """
-    remains = Remains()
+    result = KillResult()
     tree = descendants(exclude)
     if groups is not None:
         groups |= _groups_of(tree, exclude)
         for group in groups:
-            with contextlib.suppress(OSError):  # they have ended, or are another user's
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 os.killpg(group, signal.SIGKILL)
     for pid in tree:
-        remains.seen.add(pid)
+        result.seen.add(pid)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
         except PermissionError:
-            remains.foreign.add(pid)
+            result.foreign.add(pid)
             continue
-        if (process := Process.look(pid)) is not None and not process.is_dead:
-            remains.stuck.append(pid)
-    return remains
+        if (process := Process.read(pid)) is not None and not process.is_dead:
+            result.stuck.append(pid)
+    return result
 
 
 def _groups_of(tree: Iterable[int], exclude: Collection[int]) -> set[int]:
-    """The process groups of a tree, without our own and those of ``exclude``."""
+    """Return the process groups of a tree, except this process's own and those of ``exclude``."""
     return _groups(tree) - _groups([os.getpid(), *exclude])
 
 
@@ -188,55 +195,57 @@ def _groups(pids: Iterable[int]) -> set[int]:
     return groups
 
 
-def end_all(timeout_seconds: float, exclude: Collection[int] = ()) -> Remains:
-    """SIGKILL to all descendants until there are none any more, at most so long.
+def kill_all_descendants(timeout_seconds: float, exclude: Collection[int] = ()) -> KillResult:
+    """Send SIGKILL to all descendants until none is left or the timeout has passed.
 
-    Again and again, since a process may have forked an instant before it was killed; from then on
-    with their groups.
+    The kill is repeated because a process may have forked an instant before its end; from then on
+    it includes their process groups.
     """
     deadline = time.monotonic() + timeout_seconds
-    # Of all that were ever found: a look may come between two processes of a chain and find none.
+    # The groups of all processes ever found: a scan between two processes of a chain finds none.
     groups = _groups_of(descendants(exclude), exclude)
-    remains = kill(exclude)
-    poll, quiet, some_escaped = FIRST_POLL_SECONDS, 0, False
-    while quiet < LOOKS and time.monotonic() < deadline:
-        if remains.stuck:
+    result = kill_descendants(exclude)
+    poll, empty_scans, some_escaped = FIRST_POLL_SECONDS, 0, False
+    while empty_scans < EMPTY_SCANS and time.monotonic() < deadline:
+        if result.stuck:
             time.sleep(poll)
             poll = min(2 * poll, LONGEST_POLL_SECONDS)
-        # Not while somebody is stuck: in that time the number of a group may become another's.
-        found = kill(exclude, groups if some_escaped or not remains.stuck else None)
-        if is_new := not found.seen <= remains.seen:
-            # One that is dead by now may have left a child that this look has missed.
+        # No group is killed while a process is stuck: in that time its number may be reused.
+        found = kill_descendants(exclude, groups if some_escaped or not result.stuck else None)
+        if is_new := not found.seen <= result.seen:
+            # A process that has ended by now may have left a child that this scan missed.
             some_escaped, poll = True, FIRST_POLL_SECONDS
-        quiet = 0 if found.stuck or is_new else quiet + 1
-        remains = Remains(remains.seen | found.seen, found.stuck, found.foreign)
-    return remains
+        empty_scans = 0 if found.stuck or is_new else empty_scans + 1
+        result = KillResult(result.seen | found.seen, found.stuck, found.foreign)
+    return result
 
 
-def end_group(leader: int, timeout_seconds: float) -> None:
-    """SIGKILL to a process group until nobody is in it, at most so long.
+def kill_process_group(leader: int, timeout_seconds: float) -> None:
+    """Send SIGKILL to a process group until it is empty or the timeout has passed.
 
-    What is left of a tree where orphans are not handed to us; its leader may have ended.
+    It replaces ``kill_all_descendants`` on systems without a subreaper. The leader may have ended.
     """
     deadline = time.monotonic() + timeout_seconds
-    with contextlib.suppress(OSError):  # all have ended, or are another user's
+    with contextlib.suppress(OSError):  # it is empty, or belongs to another user
         while time.monotonic() < deadline:
             os.killpg(leader, signal.SIGKILL)
             time.sleep(LONGEST_POLL_SECONDS)
 
 
-def wait(pids: Collection[int], timeout_seconds: float) -> list[int]:
-    """Wait for the end of these processes, at most so long; those that live on."""
+def wait_for_exit(pids: Collection[int], timeout_seconds: float) -> list[int]:
+    """Wait for these processes to end, and return those that are alive after the timeout."""
     deadline = time.monotonic() + timeout_seconds
     while True:
-        left = [p for p in pids if (look := Process.look(p)) is not None and not look.is_dead]
-        if not left or time.monotonic() >= deadline:
-            return left
+        alive = [
+            p for p in pids if (process := Process.read(p)) is not None and not process.is_dead
+        ]
+        if not alive or time.monotonic() >= deadline:
+            return alive
         time.sleep(PATIENT_POLL_SECONDS)
 
 
-def reap(keep: Collection[int]) -> None:
-    """Collect children that have ended; leaves ``keep`` to those who wait for them."""
+def reap_children(keep: Collection[int]) -> None:
+    """Reap children that have ended, except ``keep``, for which other code waits."""
     for pid in children_of(os.getpid()):
         if pid not in keep:
             with contextlib.suppress(ChildProcessError):

@@ -1,4 +1,4 @@
-"""Which signals ask for a stop, which of them belong to one request, and how to die of one."""
+"""The signals that request a stop, their grouping into requests, and an exit by SIGINT."""
 
 import os
 import signal
@@ -9,31 +9,31 @@ from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
-# One cause often sends twice: a closing terminal hangs up through the kernel and through the
-# shell, systemd adds SIGHUP to SIGTERM. Only a later signal is a person who insists.
+# One cause often sends two signals: for a closed terminal both the kernel and the shell send
+# SIGHUP, and systemd adds SIGHUP to SIGTERM. Only a later signal is a second request.
 MERGE_SECONDS = 0.3
 
 
 def end_by_interrupt() -> NoReturn:
-    """End the process by SIGINT: a shell loop around it ends too only then."""
+    """End this process by SIGINT, so that a shell loop around it ends too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)
-    # The first process of a container cannot die of it; this is how shells put it in a status.
+    # SIGINT does not end the first process of a container. Shells use this status for it.
     sys.exit(128 + signal.SIGINT)
 
 
 class EchoFilter:
-    """Tells a request from the echoes of the one before."""
+    """Tells a new stop request from further signals of the last one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last_request = float("-inf")
 
     def is_echo(self) -> bool:
-        """Whether a signal that comes now belongs to the last request.
+        """Return whether a signal that arrives now belongs to the last request.
 
-        An echo does not prolong the time in which others count as such: who sends every quarter
-        of a second insists too.
+        An echo does not extend the time in which signals count as echoes, so that signals sent
+        four times a second still count as repeated requests.
         """
         now = self._clock()
         if now - self._last_request < MERGE_SECONDS:

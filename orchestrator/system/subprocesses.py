@@ -1,4 +1,4 @@
-"""Other programs that are asked something while the run goes on: scontrol, a user's command."""
+"""Runs short external commands (scontrol, user hooks) without blocking the event loop."""
 
 import contextlib
 import os
@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from orchestrator.errors import NoThreadError
 from orchestrator.system.threads import in_thread
 
+# How long to read what a killed command has left in its pipes.
 PIPES_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a program has said; ``status`` is None where it could not be run or took too long."""
+class CommandResult:
+    """The result of a command; ``status`` is None if it did not start or took too long.
+
+    ``output`` is its standard output, ``problem`` its standard error or why it has no status.
+    """
 
     status: int | None
     output: str = ""
@@ -23,10 +27,10 @@ class Answer:
 
 
 class SubprocessRunner:
-    """Runs programs beside the event loop.
+    """Runs commands in threads.
 
-    ``running`` are their processes: children of ours, but no part of the training, and not to be
-    collected by anybody else.
+    ``running`` contains the ids of their processes. They are children of this process but not part
+    of the training, and no other code may reap them.
     """
 
     def __init__(self) -> None:
@@ -34,10 +38,10 @@ class SubprocessRunner:
 
     async def run(
         self, words: Sequence[str], timeout_seconds: float, variables: Mapping[str, str]
-    ) -> Answer:
-        """Run a program, at most so long, with ``variables`` added to the environment."""
+    ) -> CommandResult:
+        """Run a command with ``variables`` added to the environment; kill it after the timeout."""
         try:
-            # On the loop's thread: nobody collects it before it is known to be running.
+            # Started on the event loop's thread, so that it is in ``running`` before any reaping.
             process = subprocess.Popen(
                 words,
                 env={**os.environ, **variables},
@@ -49,30 +53,30 @@ class SubprocessRunner:
                 start_new_session=True,
             )
         except OSError as error:
-            return Answer(None, problem=f"cannot run {words[0]}: {error.strerror}")
+            return CommandResult(None, problem=f"cannot run {words[0]}: {error.strerror}")
         self.running.add(process.pid)
         try:
-            return await in_thread(lambda: _listen(process, timeout_seconds))
+            return await in_thread(lambda: _communicate(process, timeout_seconds))
         except NoThreadError as error:
-            return Answer(None, problem=str(error))
+            return CommandResult(None, problem=str(error))
         finally:
             _kill(process)
             self.running.discard(process.pid)
 
 
-def _listen(process: subprocess.Popen[str], timeout_seconds: float) -> Answer:
+def _communicate(process: subprocess.Popen[str], timeout_seconds: float) -> CommandResult:
     try:
         output, problem = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         _kill(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=PIPES_SECONDS)
-        return Answer(None, problem=f"no answer within {timeout_seconds:g} s")
-    return Answer(process.returncode, output, problem.strip())
+        return CommandResult(None, problem=f"no answer within {timeout_seconds:g} s")
+    return CommandResult(process.returncode, output, problem.strip())
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """End it, and what it has started, unless it has ended by itself."""
+    """Kill the command's process group, unless the command has ended by itself."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Work beside the course of the run: blocking work in threads, outcomes that may not matter."""
+"""Runs blocking calls in daemon threads, off the event loop."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from orchestrator.errors import NoThreadError
 
 T = TypeVar("T")
 
-# At its limit of processes a machine has often room again a moment later.
+# A machine at its process limit often has room again a moment later.
 THREAD_WAIT_SECONDS = 60.0
 THREAD_POLL_SECONDS = 0.2
 
@@ -19,9 +19,9 @@ THREAD_POLL_SECONDS = 0.2
 async def in_thread(work: Callable[[], T]) -> T:
     """Run ``work`` in a daemon thread and await its result.
 
-    asyncio.to_thread's executor is joined when the program ends, and would hold it for as long as
-    one thread is stuck on a dead disk or on a process in uninterruptible sleep.
-    Raises NoThreadError when the system grants none for a minute.
+    It does not use asyncio.to_thread, because the program would not exit while one thread of that
+    executor is stuck on a dead disk or on a process in uninterruptible sleep.
+    Raises NoThreadError when the system refuses to start a thread for a minute.
     """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
@@ -35,7 +35,7 @@ async def in_thread(work: Callable[[], T]) -> T:
             outcome: tuple[Callable[[Any], None], Any] = (result.set_result, work())
         except BaseException as error:
             outcome = (result.set_exception, error)
-        # The loop may have closed meanwhile: then nobody waits any more.
+        # If the loop has closed in the meantime, no code waits for the result.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(deliver, *outcome)
 
@@ -55,6 +55,6 @@ async def _start(thread: threading.Thread) -> None:
         await asyncio.sleep(THREAD_POLL_SECONDS)
 
 
-def may_go_unheard(future: "asyncio.Future[Any]") -> None:
-    """Have asyncio not complain where nobody asks for the outcome."""
+def ignore_outcome(future: "asyncio.Future[Any]") -> None:
+    """Silence asyncio's warning about an exception that was never retrieved."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())

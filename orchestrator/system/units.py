@@ -1,8 +1,8 @@
-"""Sizes and durations as people read and write them."""
+"""Formats sizes and durations for users, and parses the durations that they write."""
 
 import re
 
-# Far beyond any run, and within what clocks and timers can hold.
+# Longer than any run, and within the range of clocks and timers.
 LONGEST_SECONDS = 3650 * 86400.0
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -10,7 +10,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def size_text(count: int) -> str:
-    """Bytes in the unit that gives one to four digits."""
+    """Return a size in the unit that gives one to four digits: 12 B, 3.4 MiB."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -20,7 +20,7 @@ def size_text(count: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds for people: 12 s, 3 min 5 s, 2 h 7 min."""
+    """Return a duration for users: 12 s, 3 min 5 s, 2 h 7 min."""
     whole = int(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -30,7 +30,7 @@ def duration_text(seconds: float) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from ``90s``, ``10m``, ``1.5h``, ``200ms``. Raises ValueError."""
+    """Return the seconds in ``90s``, ``10m``, ``1.5h`` or ``200ms``. Raises ValueError."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("write a duration such as 90s, 10m or 2h")

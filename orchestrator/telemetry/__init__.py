@@ -1,1 +1,1 @@
-"""What a run tells the outside: its status, its events, its experiment trackers."""
+"""Information that a run gives to others: its status, its events, its experiment trackers."""

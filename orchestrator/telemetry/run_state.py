@@ -1,10 +1,10 @@
-"""The states of a run, as people and programs see them."""
+"""The states of a run that `orchestrator status` shows."""
 
 from enum import StrEnum
 
 
 class State(StrEnum):
-    """What the supervisor is doing about the run."""
+    """The current activity of the supervisor."""
 
     PREPARING = "preparing"
     STARTING = "starting"

@@ -1,4 +1,4 @@
-"""What `orchestrator status` shows, from the live supervisor or from the disk alone."""
+"""The content of `orchestrator status`, from the live supervisor or from the disk."""
 
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ _BEGINNINGS = (JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 
 @dataclass
 class Status:
-    """The keys of `status --json`; what is absent is None. Ages are in seconds."""
+    """The keys of `status --json`. None means unknown; ages and durations are in seconds."""
 
     run_id: str
     state: str
@@ -45,12 +45,15 @@ class Status:
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold."""
+        """Return the status as a dict that can be written as JSON."""
         return asdict(self)
 
 
 def exit_status_after(events: list[dict[str, Any]]) -> ExitStatus:
-    """What the last supervisor of a run ended with, by the journal; 74 if it was killed."""
+    """Return the exit status of a run's last supervisor; 74 if it was killed.
+
+    ``events`` is the content of the journal.
+    """
     marks = (*_STATE_AFTER, *_BEGINNINGS)
     last: dict[str, Any] = next((e for e in reversed(events) if e["event"] in marks), {})
     match last.get("event"):
@@ -62,11 +65,11 @@ def exit_status_after(events: list[dict[str, Any]]) -> ExitStatus:
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The ``newest_checkpoint`` object."""
+    """Return the ``newest_checkpoint`` object of the status."""
     try:
-        made = datetime.fromisoformat(checkpoint.manifest.time)
-        age = (datetime.now(UTC) - made).total_seconds()
-    except (ValueError, TypeError):  # the time is for people; another program may write its own
+        created = datetime.fromisoformat(checkpoint.manifest.time)
+        age = (datetime.now(UTC) - created).total_seconds()
+    except (ValueError, TypeError):  # another program may have written a time in another form
         age = 0.0
     return {
         "path": str(checkpoint.shown_path),
@@ -76,10 +79,10 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def status_from_disk(store: Store) -> Status:
-    """The status of a run that no supervisor works on."""
+    """Return the status of a run that no process is training in."""
     run = store.run
     events, _ = Journal(run.journal_file).read()
-    # Records may still come after the one of the end: a second Ctrl-C, a late deletion.
+    # Other events may follow the one of the end: a second Ctrl-C, a late deletion.
     marks = (*_STATE_AFTER, *_BEGINNINGS)
     last: str = next((e["event"] for e in reversed(events) if e["event"] in marks), "")
     state: str = _STATE_AFTER.get(last, "interrupted")

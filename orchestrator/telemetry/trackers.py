@@ -1,4 +1,4 @@
-"""Makes experiment trackers continue the run that they began (docs/how-to/trackers.md)."""
+"""Makes experiment trackers continue a run after a restart (docs/how-to/trackers.md)."""
 
 import contextlib
 import json
@@ -15,24 +15,27 @@ _MLFLOW_PARENT_TAG = "mlflow.parentRunId"
 
 
 class MlflowWatch:
-    """Records the first run that the script has active in MLflow, for the attempts to come."""
+    """Records the first active MLflow run of the script, so that later attempts resume it."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._is_known = run.tracking_file.exists()
 
-    def consider(self) -> None:
-        """Look for it; for the thread that trains, since MLflow's active run is a thread's own."""
+    def poll(self) -> None:
+        """Record the active run if there is one.
+
+        Call it in the thread that trains, since MLflow keeps an active run for each thread.
+        """
         if self._is_known or (run_id := active_mlflow_run()) is None:
             return
-        with contextlib.suppress(OSError):  # a full disk; the next look tries it again
+        with contextlib.suppress(OSError):  # a full disk; the next poll tries again
             record_mlflow_run(self._run, run_id)
             self._is_known = True
 
 
 def active_mlflow_run() -> str | None:
-    """The id of MLflow's active run, or of the one that it is nested in."""
-    # Nobody who has not imported it has a run.
+    """Return the id of MLflow's active run, or of the run in which it is nested; None without."""
+    # A script that has not imported MLflow has no run.
     active_run = getattr(sys.modules.get("mlflow"), "active_run", None)
     active = active_run() if active_run is not None else None
     if active is None:
@@ -41,24 +44,27 @@ def active_mlflow_run() -> str | None:
 
 
 class TrackerVariables:
-    """What a supervisor would have put into the environment, while a session is without one."""
+    """Sets the environment variables for trackers in a session without a supervisor."""
 
     def __init__(self, run: RunDir, run_id: str) -> None:
-        self._set = wandb_variables(run_id, os.environ)
-        # MLflow takes the variable for whichever run is started next.
+        self._variables = wandb_variables(run_id, os.environ)
+        # MLflow applies the variable to the next run that the script starts, whichever it is.
         if active_mlflow_run() is None:
-            self._set |= mlflow_variables(run, os.environ)
-        os.environ.update(self._set)
+            self._variables |= mlflow_variables(run, os.environ)
+        os.environ.update(self._variables)
 
     def restore(self) -> None:
-        """Remove what is still there: the next session of this process is another run."""
-        for name, value in self._set.items():
+        """Remove the variables, since the next session of this process is another run."""
+        for name, value in self._variables.items():
             if os.environ.get(name) == value:
                 del os.environ[name]
 
 
 def wandb_variables(run_id: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """What has W&B resume the run of our id, less what ``environment`` says already."""
+    """Return the variables that make W&B resume the run of this id.
+
+    A variable that ``environment`` already contains is left out.
+    """
     # W&B refuses these together with WANDB_RESUME.
     if environment.keys() & {"WANDB_RESUME_FROM", "WANDB_FORK_FROM"}:
         return {}
@@ -67,9 +73,10 @@ def wandb_variables(run_id: str, environment: Mapping[str, str]) -> dict[str, st
 
 
 def mlflow_variables(run: RunDir, environment: Mapping[str, str]) -> dict[str, str]:
-    """What has MLflow resume the run that was recorded, unless ``environment`` names one.
+    """Return the variable that makes MLflow resume the recorded run.
 
-    MLflow resumes only what its server has made, so that there is none in a run's first attempt.
+    The result is empty if ``environment`` names a run, and in a run's first attempt, since MLflow
+    resumes only runs that its server has created.
     """
     try:
         run_id = json.loads(run.tracking_file.read_bytes())[_MLFLOW_KEY]
@@ -79,5 +86,5 @@ def mlflow_variables(run: RunDir, environment: Mapping[str, str]) -> dict[str, s
 
 
 def record_mlflow_run(run: RunDir, run_id: str) -> None:
-    """Keep the id for the attempts to come. Raises OSError."""
+    """Write the id to disk for later attempts. Raises OSError."""
     write_json(run.tracking_file, {_MLFLOW_KEY: run_id})

@@ -1,1 +1,1 @@
-"""What people see: the terminal, the log lines."""
+"""Output for users: the terminal and the log lines."""

@@ -1,4 +1,4 @@
-"""Where the supervisor prints: the trainer's output on standard output, its own words on error."""
+"""The supervisor's output: the trainer's output on stdout, its own messages on stderr."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from orchestrator.terminal.screen import READER_PATIENCE_SECONDS, Screen
 
 
 class Sink(Protocol):
-    """What takes the trainer's output, and does not wait for whoever reads it."""
+    """A destination for the trainer's output that never waits for its reader."""
 
     def write(self, data: bytes) -> None:
-        """Have it written, or dropped."""
+        """Queue ``data`` for writing, or drop it."""
 
     def drain(self, timeout_seconds: float) -> None:
-        """Wait at most so long until what was written before has gone out."""
+        """Wait until all queued data has been written or the timeout has passed."""
 
 
 class Console:
-    """The two streams; where both are one terminal they share a screen."""
+    """Standard output and standard error; if both are one terminal, they share a screen."""
 
     def __init__(self) -> None:
         error, output = sys.stderr.fileno(), sys.stdout.fileno()
         self.is_interactive = sys.stdin.isatty() or sys.stderr.isatty()
         self.screen = Screen(error) if sys.stderr.isatty() else None
-        """Standard error, where that is a terminal."""
+        """Standard error, if it is a terminal."""
         self.output: Sink
         """Standard output."""
         if self.screen is not None and _is_same_terminal(output, error):
@@ -34,13 +34,13 @@ class Console:
         else:
             self.output = LossyWriter(output, READER_PATIENCE_SECONDS)
 
-    def show_below(self, text: str) -> None:
-        """Keep a line below everything on the terminal, if there is one; none for an empty text."""
+    def set_footer(self, text: str) -> None:
+        """Show ``text`` below all output of the terminal, if there is one; '' removes it."""
         if self.screen is not None:
-            self.screen.show_below(text)
+            self.screen.set_footer(text)
 
 
-def _is_same_terminal(one: int, other: int) -> bool:
+def _is_same_terminal(first: int, second: int) -> bool:
     with contextlib.suppress(OSError):
-        return os.isatty(one) and os.fstat(one).st_rdev == os.fstat(other).st_rdev
+        return os.isatty(first) and os.fstat(first).st_rdev == os.fstat(second).st_rdev
     return False

@@ -37,24 +37,24 @@ class Log:
         )
 
     def record_in(self, path: Path) -> None:
-        """From now on write it to a file too, for `orchestrator attach` and for later."""
+        """Also write the log to a file from now on; `orchestrator attach` reads it."""
         self._record.path = path
         if self._outlet is not None and _is_standard_error(path):
             self._outlet.close(LAST_LINES_SECONDS)
             self._outlet = None
 
     def write(self, text: str) -> None:
-        """Called by structlog with each line."""
+        """Print one line; structlog calls this."""
         if self._screen is not None:
-            self._screen.say(text)
+            self._screen.print_message(text)
         elif self._outlet is not None:
             self._outlet.write(text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
-        """Called by structlog after each line."""
+        """Do nothing; structlog calls this after each line."""
 
     def close(self) -> None:
-        """Wait a moment for the last lines to go out."""
+        """Print the last lines, for at most a second, and stop."""
         sink = self._screen or self._outlet
         if sink is not None:
             sink.close(LAST_LINES_SECONDS)
@@ -69,7 +69,7 @@ class _Record:
     def __call__(
         self, logger: Any, method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
-        # A full disk costs these lines and nothing else.
+        # A full disk loses these lines and must not end the run.
         with contextlib.suppress(OSError):
             if self.path is not None:
                 line = json.dumps(event, default=str)

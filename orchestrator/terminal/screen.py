@@ -1,9 +1,9 @@
-"""A terminal that the trainer's output, our messages and a countdown share.
+"""A terminal that the trainer's output, the supervisor's messages and a countdown share.
 
-A progress bar leaves the cursor in the middle of what it has drawn, and draws on from there; one of
-several lines goes up first. Whatever we print between must leave these lines, and the cursor in
-them, as they were. So a message is inserted above them, and the countdown stands below them and is
-taken away before the trainer prints on. Only the writing thread knows where the cursor is.
+A progress bar leaves the cursor inside its own lines and continues to draw from there; a bar of
+several lines moves the cursor up first. Other output must leave these lines and the cursor
+unchanged. So a message is inserted above the bar, and the countdown, called the footer, is drawn
+below it and removed before the trainer's next output. Only the writing thread tracks the cursor.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from collections import deque
 
 from orchestrator.terminal.lossy_writer import LossyWriter
 
-# A reader that is slow for a moment loses nothing; one that has stopped does not stop the trainer.
+# A reader that is slow for a moment loses nothing; one that has stopped cannot block the trainer.
 READER_PATIENCE_SECONDS = 1.0
-# What nobody has read by then is in the run's supervisor.log.
-WAITING_MESSAGES = 256
+# The run's supervisor.log contains the messages that are dropped here.
+QUEUED_MESSAGES = 256
 
 _MOVE = re.compile(rb"\n|\x1b\[(\d*)([AB])")
 _STYLE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# The beginning of an escape sequence or of a character: nothing may come between it and its rest.
+# The beginning of an escape sequence or of a character, which no other output may interrupt.
 _INCOMPLETE = re.compile(
     rb"(?:\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]{0,200})?"
     rb"|[\xc0-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf7][\x80-\xbf]{0,2})\Z"
@@ -31,62 +31,62 @@ _PLAIN = b"\x1b[0m"
 
 
 class Screen:
-    """One terminal, on which nothing that is said waits for a reader."""
+    """One terminal, written to by a thread so that no message waits for the reader."""
 
     def __init__(
         self, descriptor: int, patience_seconds: float | None = READER_PATIENCE_SECONDS
     ) -> None:
-        """``patience_seconds`` is how long a slow reader may hold up ``write``; None for ever."""
+        """``patience_seconds`` is how long a slow reader may block ``write``; None: for ever."""
         self._descriptor = descriptor
-        self._can_move = os.environ.get("TERM", "dumb") != "dumb"
-        self._said: deque[bytes] = deque(maxlen=WAITING_MESSAGES)
+        self._can_move_cursor = os.environ.get("TERM", "dumb") != "dumb"
+        self._messages: deque[bytes] = deque(maxlen=QUEUED_MESSAGES)
         self._footer = self._shown = ""
         self._ends = False
         self._held = b""
         self._at_line_start = True
         self._above = self._below = 0
-        """Lines of the bar that the cursor is in, above and below it."""
+        """The number of lines of the progress bar above and below the cursor."""
         self._footer_offset: int | None = None
-        """How many lines below the cursor the footer stands, while it is shown."""
-        self._outlet = LossyWriter(descriptor, patience_seconds, self._compose)
+        """The distance of the footer below the cursor in lines; None while it is not shown."""
+        self._writer = LossyWriter(descriptor, patience_seconds, self._compose)
 
     def write(self, data: bytes) -> None:
-        """Pass on what the trainer has printed."""
-        self._outlet.write(data)
+        """Print output of the trainer."""
+        self._writer.write(data)
 
-    def say(self, text: str) -> None:
-        """Print lines of ours where they do not harm those of the trainer."""
-        self._said.append(text.rstrip("\n").encode(errors="backslashreplace"))
-        self._outlet.wake()
+    def print_message(self, text: str) -> None:
+        """Print a message above the trainer's progress bar."""
+        self._messages.append(text.rstrip("\n").encode(errors="backslashreplace"))
+        self._writer.wake()
 
-    def show_below(self, text: str) -> None:
-        """Keep a line below everything, in place of the last; none when ``text`` is empty."""
+    def set_footer(self, text: str) -> None:
+        """Show ``text`` below all other output, in place of the last footer; '' removes it."""
         self._footer = text
-        self._outlet.wake()
+        self._writer.wake()
 
     def drain(self, timeout_seconds: float) -> None:
-        """Wait at most so long until what was handed over has been written."""
-        self._outlet.drain(timeout_seconds)
+        """Wait until all queued output has been written or the timeout has passed."""
+        self._writer.drain(timeout_seconds)
 
     def close(self, timeout_seconds: float) -> None:
-        """The same, at the end; what comes then begins on a line of its own."""
+        """Write the queued output until the timeout, and leave the cursor on a fresh line."""
         self._footer, self._ends = "", True
-        self._outlet.wake()
-        self._outlet.close(timeout_seconds)
+        self._writer.wake()
+        self._writer.close(timeout_seconds)
 
-    # --- in the writing thread ---------------------------------------------------------------
+    # --- called in the writing thread --------------------------------------------------------
 
     def _compose(self, piece: bytes) -> bytes:
-        if not piece and not self._said and self._footer == self._shown and not self._ends:
+        if not piece and not self._messages and self._footer == self._shown and not self._ends:
             return b""
         self._shown = self._footer
-        parts = [self._without_footer(), self._pass_on(piece)]
-        while self._said:
-            parts.append(self._message(self._said.popleft()))
-        if self._footer and self._may_move():
-            parts.append(self._with_footer(self._footer))
+        parts = [self._erase_footer(), self._pass_on(piece)]
+        while self._messages:
+            parts.append(self._message(self._messages.popleft()))
+        if self._footer and self._may_move_cursor():
+            parts.append(self._draw_footer(self._footer))
         if self._ends:
-            parts.append(self._leave())
+            parts.append(self._move_below_bar())
         return b"".join(parts)
 
     def _pass_on(self, piece: bytes) -> bytes:
@@ -95,11 +95,11 @@ class Screen:
         end = incomplete.start() if incomplete else len(data)
         data, self._held = data[:end], data[end:]
         if data:
-            self._follow(data)
+            self._track_cursor(data)
         return data
 
-    def _follow(self, data: bytes) -> None:
-        """Learn from what is printed where the cursor is in the bar."""
+    def _track_cursor(self, data: bytes) -> None:
+        """Update the position of the cursor within the bar from the output."""
         went_up = False
         for move in _MOVE.finditer(data):
             count = int(move[1] or 1) if move[2] else 1
@@ -108,10 +108,10 @@ class Screen:
                 self._above = max(0, self._above - count)
                 self._below += count
             else:
-                # Beyond the lowest line everything moves up, and the bar with it.
-                inside = min(count, self._below)
-                self._above += inside
-                self._below -= inside
+                # Below the bar's last line the terminal scrolls, and the bar moves up.
+                lines = min(count, self._below)
+                self._above += lines
+                self._below -= lines
         self._at_line_start = data.endswith(b"\n")
         if self._at_line_start and not self._below and not went_up:
             self._above = 0
@@ -119,12 +119,12 @@ class Screen:
     def _message(self, text: bytes) -> bytes:
         rows = self._rows(text)
         if self._at_line_start and not self._below:
-            # Over the ^C that the terminal has echoed.
-            return (b"\r" if self._may_move() else b"") + text + b"\n"
+            # The carriage return makes the message overwrite the terminal's echo of ^C.
+            return (b"\r" if self._may_move_cursor() else b"") + text + b"\n"
         room = rows + self._below
-        if not self._may_move() or room + self._above >= self._size().lines:
-            # A bar is then drawn anew below it.
-            return self._leave() + text + b"\n"
+        if not self._may_move_cursor() or room + self._above >= self._size().lines:
+            # The message goes below the bar, and the trainer redraws the bar below the message.
+            return self._move_below_bar() + text + b"\n"
         return b"".join(
             (
                 self._make_room(room),
@@ -133,27 +133,30 @@ class Screen:
             )
         )
 
-    def _leave(self) -> bytes:
-        """Go to a new line below the bar."""
+    def _move_below_bar(self) -> bytes:
+        """Return the output that moves the cursor to a fresh line below the bar."""
         lines = 0 if self._at_line_start and not self._below else self._below + 1
         self._at_line_start, self._above, self._below = True, 0, 0
         return b"\n" * lines
 
-    def _with_footer(self, text: str) -> bytes:
+    def _draw_footer(self, text: str) -> bytes:
         offset = 0 if self._at_line_start and not self._below else self._below + 1
         self._footer_offset = offset
         shown = text[: self._size().columns - 1].encode(errors="backslashreplace")
         line = b"\r" + _PLAIN + shown + _CLEAR_TO_END
         return self._make_room(offset) + _SAVE + _down(offset) + line + _RESTORE
 
-    def _without_footer(self) -> bytes:
+    def _erase_footer(self) -> bytes:
         if self._footer_offset is None:
             return b""
         offset, self._footer_offset = self._footer_offset, None
         return _SAVE + _down(offset) + b"\r" + _CLEAR_TO_END + _RESTORE
 
     def _make_room(self, rows: int) -> bytes:
-        """Have so many lines below the cursor; it stays with the line and column where it is."""
+        """Return the output that scrolls until ``rows`` lines are below the cursor.
+
+        The cursor stays in its line of text and in its column.
+        """
         return _DOWN_SCROLLING * rows + _up(rows)
 
     def _rows(self, text: bytes) -> int:
@@ -168,10 +171,13 @@ class Screen:
                 return size
         return os.terminal_size((80, 24))
 
-    def _may_move(self) -> bool:
-        """Whether the cursor is ours: the shell has it while we are in the background."""
+    def _may_move_cursor(self) -> bool:
+        """Return whether this process may move the cursor.
+
+        While the process is in the background, the cursor belongs to the shell.
+        """
         with contextlib.suppress(OSError):
-            return self._can_move and os.tcgetpgrp(self._descriptor) == os.getpgrp()
+            return self._can_move_cursor and os.tcgetpgrp(self._descriptor) == os.getpgrp()
         return False
 
 

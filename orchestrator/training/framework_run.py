@@ -65,7 +65,7 @@ class FrameworkRun:
             except BaseException as error:
                 self._leave(error)
                 raise
-            self.resume_from = self._resumed.content if self._resumed else None
+            self.resume_from = self._resumed.resume_path if self._resumed else None
         return self
 
     def __exit__(

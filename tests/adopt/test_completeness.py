@@ -9,16 +9,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from orchestrator.adopt.completeness import Completeness, examine
-from orchestrator.adopt.files import Contents
+from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.formats import IncompleteError
 
 STATE = {"a": torch.zeros(100)}
 
 
 def found(path: Path, usual: dict[str, int] | None = None) -> Completeness:
-    contents = Contents.of(path)
-    assert contents is not None
-    return examine(contents, usual)
+    saved = SavedFiles.at(path)
+    assert saved is not None
+    return examine(saved, usual)
 
 
 def trainer(path: Path) -> None:
@@ -52,10 +52,10 @@ def distributed(path: Path) -> None:
         (distributed, "__0_0.distcp", None),
     ],
 )
-def test_what_is_missing_is_named(
+def test_missing_file_is_named(
     tmp_path: Path, make: Callable[[Path], None], missing: str, problem: str | None
 ) -> None:
-    """A directory whose last or named files are not there is no checkpoint."""
+    """A directory that lacks its last file, or one that it names, is no checkpoint."""
     make(tmp_path / "c")
     (tmp_path / "c" / missing).unlink()
     if problem is None:
@@ -66,8 +66,8 @@ def test_what_is_missing_is_named(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_proves_a_directory(tmp_path: Path) -> None:
-    """What is written last proves it, or having all that an earlier one has."""
+def test_directory_is_proven_whole(tmp_path: Path) -> None:
+    """The file that is written last proves it, or having all that an earlier one has."""
     for make in (trainer, accelerate, distributed):
         make(tmp_path / make.__name__)
     assert found(tmp_path / "trainer").proven
@@ -82,8 +82,8 @@ def test_what_proves_a_directory(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_of_which_the_format_tells_nothing(tmp_path: Path) -> None:
-    """It has to be as long as in an earlier checkpoint: its name is there from the start."""
+def test_file_of_an_unknown_format_must_have_its_usual_size(tmp_path: Path) -> None:
+    """Its name is there from the start, so it must be as long as in an earlier checkpoint."""
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "weights-2.npy").write_bytes(b"x" * 50)
     assert found(tmp_path / "c", {"weights-1.npy": 50}).proven
@@ -100,7 +100,7 @@ def test_a_file_of_which_the_format_tells_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_pieces_that_are_too_short(tmp_path: Path) -> None:
+def test_short_piece_of_a_distributed_checkpoint_is_refused(tmp_path: Path) -> None:
     """A distributed checkpoint's file must be as long as .metadata says."""
     distributed(tmp_path / "c")
     with open(tmp_path / "c" / "__0_0.distcp", "r+b") as file:
@@ -109,10 +109,10 @@ def test_pieces_that_are_too_short(tmp_path: Path) -> None:
         found(tmp_path / "c")
 
 
-def test_links_inside_do_not_belong_to_it(tmp_path: Path) -> None:
+def test_links_inside_a_directory_do_not_count(tmp_path: Path) -> None:
     """A link to a file elsewhere is neither sealed nor moved."""
     accelerate(tmp_path / "c")
     (tmp_path / "c" / "latest").symlink_to("model.bin")
-    contents = Contents.of(tmp_path / "c")
-    assert contents is not None
-    assert "latest" not in contents.files
+    saved = SavedFiles.at(tmp_path / "c")
+    assert saved is not None
+    assert "latest" not in saved.states

@@ -23,8 +23,8 @@ def is_whole(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_only_the_whole_file_counts(tmp_path: Path, suffix: str) -> None:
-    """A file that was cut anywhere is incomplete, an empty one too."""
+def test_file_that_was_cut_is_incomplete(tmp_path: Path, suffix: str) -> None:
+    """A file that was cut anywhere is incomplete, and so is an empty one."""
     file, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
     if suffix == ".pt":
         torch.save(STATE, file)
@@ -40,7 +40,7 @@ def test_only_the_whole_file_counts(tmp_path: Path, suffix: str) -> None:
             assert "cut" in str(error)
 
 
-def test_an_archive_that_torch_closed_early(tmp_path: Path) -> None:
+def test_archive_that_torch_closed_early_is_incomplete(tmp_path: Path) -> None:
     """A save that failed on a full disk may leave a zip with an end, but not all storages."""
     whole, early = tmp_path / "whole.pt", tmp_path / "early.pt"
     torch.save(STATE, whole)
@@ -52,8 +52,8 @@ def test_an_archive_that_torch_closed_early(tmp_path: Path) -> None:
         is_whole(early)
 
 
-def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
-    """A file that would run a command when it is loaded runs none when it is looked at."""
+def test_pickle_is_not_run(tmp_path: Path) -> None:
+    """A file that would run a command when it is loaded runs none when it is examined."""
 
     class Evil:
         def __reduce__(self) -> object:
@@ -68,7 +68,7 @@ def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_what_pickle_and_json_tell(tmp_path: Path) -> None:
+def test_pickle_is_proven_by_its_end_and_json_by_parsing(tmp_path: Path) -> None:
     """Half a JSON file is incomplete; a pickle is proven by its end, unless more comes after it."""
     (tmp_path / "a.json").write_text(json.dumps({"a": 1}))
     assert is_whole(tmp_path / "a.json")
@@ -86,8 +86,8 @@ def test_what_pickle_and_json_tell(tmp_path: Path) -> None:
     assert not is_whole(tmp_path / "old.pth")
 
 
-def test_what_a_pickle_holds_is_not_read_into_memory(tmp_path: Path) -> None:
-    """The supervisor stays small beside arrays of any size, whole ones and half ones."""
+def test_arrays_of_a_pickle_are_not_read_into_memory(tmp_path: Path) -> None:
+    """The supervisor stays small beside arrays of any size, whole and cut ones."""
     size = 1 << 40
     with (tmp_path / "a.pkl").open("wb") as file:
         file.write(b"\x80\x04\x8e" + struct.pack("<Q", size))  # BINBYTES8
@@ -102,7 +102,7 @@ def test_what_a_pickle_holds_is_not_read_into_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_dcp_metadata_tells_sizes(tmp_path: Path) -> None:
+def test_dcp_metadata_has_the_least_sizes(tmp_path: Path) -> None:
     """.metadata names each file of a distributed checkpoint, and its least size."""
     dcp.save({"model": STATE["model"]}, checkpoint_id=tmp_path)
     (data,) = tmp_path.glob("*.distcp")

@@ -30,7 +30,7 @@ from orchestrator.adopt.pattern import Pattern
         ("model2.pt", "model2.pt", None),
     ],
 )
-def test_step(pattern: str, name: str, step: int | None) -> None:
+def test_step_of_a_name(pattern: str, name: str, step: int | None) -> None:
     """The step is the number after that word, else the last where a wildcard is.
 
     No decimals and no dates: the seconds of a time would make an older one the newest.
@@ -38,8 +38,10 @@ def test_step(pattern: str, name: str, step: int | None) -> None:
     assert Pattern.parse(pattern).step_of(Path.cwd() / name) == step
 
 
-def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wildcards in several components; links and hidden names are passed over."""
+def test_find_matches_wildcards_in_several_components(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links and hidden names are passed over."""
     monkeypatch.chdir(tmp_path)
     for name in (
         "logs/v_0/ck/a-1.pt",
@@ -57,18 +59,18 @@ def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == {"logs", "logs/v_0", "logs/v_1", "logs/v_0/ck", "logs/v_1/ck"}
 
 
-def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
-    """The nearest directory that there is is watched, and what appears below it concerns us."""
+def test_missing_directory_is_watched_from_its_nearest_parent(tmp_path: Path) -> None:
+    """The nearest directory that exists is watched; what appears below it may be a match."""
     pattern = Pattern.parse(str(tmp_path / "out" / "deep" / "c-*"))
     assert pattern.find() == ([tmp_path], [])
-    assert pattern.concerns(str(tmp_path / "out"))
-    assert pattern.concerns(str(tmp_path / "out/deep/c-1/model.pt"))
-    assert not pattern.concerns(str(tmp_path / "out/deep/events.log"))
-    assert not pattern.concerns(str(tmp_path / "other"))
+    assert pattern.may_affect_match(str(tmp_path / "out"))
+    assert pattern.may_affect_match(str(tmp_path / "out/deep/c-1/model.pt"))
+    assert not pattern.may_affect_match(str(tmp_path / "out/deep/events.log"))
+    assert not pattern.may_affect_match(str(tmp_path / "other"))
 
 
-def test_one_path(tmp_path: Path) -> None:
-    """Without wildcards it is one path; a link there is no checkpoint."""
+def test_pattern_without_wildcards_is_one_path(tmp_path: Path) -> None:
+    """A link at that path is no checkpoint."""
     pattern = Pattern.parse(str(tmp_path / "last.pt"))
     assert pattern.is_one_path
     assert pattern.find() == ([tmp_path], [])
@@ -79,10 +81,8 @@ def test_one_path(tmp_path: Path) -> None:
     assert pattern.find() == ([tmp_path], [])
 
 
-def test_the_current_directory_is_no_pattern(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wildcards in its name mean themselves, and so do those that are written in brackets."""
+def test_current_directory_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wildcards in its name are plain characters, and so are quoted ones in the pattern."""
     here = tmp_path / "lr[0.1] *?"
     (here / "out [a]").mkdir(parents=True)
     monkeypatch.chdir(here)
@@ -95,8 +95,8 @@ def test_the_current_directory_is_no_pattern(
     assert one.find()[1] == [here / "out [a]" / "last.pt"]
 
 
-def test_brackets_mean_what_they_mean_to_a_shell(tmp_path: Path) -> None:
-    """A backslash, a ^ or a second [ is a character among others."""
+def test_brackets_match_as_in_a_shell(tmp_path: Path) -> None:
+    """A backslash, a ^ or a second [ is an ordinary character."""
     for name in ("d", "5", "\\", "^", "[", "b"):
         (tmp_path / name).touch()
     names = {
@@ -111,18 +111,18 @@ def test_brackets_mean_what_they_mean_to_a_shell(tmp_path: Path) -> None:
     }
 
 
-def test_what_lies_in_what_it_matches(tmp_path: Path) -> None:
+def test_paths_inside_a_match_are_covered(tmp_path: Path) -> None:
     """A run directory there would be taken for a checkpoint, or a part of one."""
     pattern = Pattern.parse(f"{tmp_path}/*")
-    assert pattern.takes(tmp_path / "runs" / "train")
-    assert not pattern.takes(tmp_path)
-    assert not pattern.takes(tmp_path.parent / "runs" / "train")
-    assert Pattern.parse(str(tmp_path)).takes(tmp_path / "runs")
-    assert not Pattern.parse(f"{tmp_path}/runs/*/c-*").takes(tmp_path / "runs" / "train")
+    assert pattern.covers(tmp_path / "runs" / "train")
+    assert not pattern.covers(tmp_path)
+    assert not pattern.covers(tmp_path.parent / "runs" / "train")
+    assert Pattern.parse(str(tmp_path)).covers(tmp_path / "runs")
+    assert not Pattern.parse(f"{tmp_path}/runs/*/c-*").covers(tmp_path / "runs" / "train")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "out/**/a.pt", "/", "out/step-[z-a].pt"])
-def test_refused(text: str) -> None:
-    """What cannot be meant is refused."""
+def test_pattern_that_cannot_be_meant_is_refused(text: str) -> None:
+    """An empty pattern, ** or the root directory is refused."""
     with pytest.raises(ValueError, match="name"):
         Pattern.parse(text)

@@ -139,7 +139,7 @@ class LazyFilesystem:
         try:
             node = self._find(parent)
         except KeyError:
-            # Made without the disk's knowledge, so that nobody can have synced it.
+            # Made without the disk's knowledge, so that it cannot have been synced.
             node = Directory()
             self._change(parent, node)
         assert isinstance(node, Directory)
@@ -197,13 +197,13 @@ def _subsets(
 
 def _collect(
     directory: Directory,
-    place: PurePath,
+    parent: PurePath,
     entries: dict[int, dict[str, File | Directory]],
     share: float,
     tree: Tree,
 ) -> None:
     for name, node in entries[id(directory)].items():
-        path = place / name
+        path = parent / name
         if isinstance(node, Directory):
             tree[str(path)] = None
             _collect(node, path, entries, share, tree)

@@ -34,9 +34,9 @@ def run_with_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return new_store(tmp_path_factory.mktemp("runs") / "run", OLD_STEPS).run.root
 
 
-def copy_of(original: Path, place: Path) -> Path:
-    shutil.rmtree(place, ignore_errors=True)
-    return Path(shutil.copytree(original, place, symlinks=True))
+def copy_of(original: Path, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(original, target, symlinks=True))
 
 
 def open_store(root: Path, disk: Disk | None = None) -> Store:
@@ -47,7 +47,7 @@ def save(store: Store) -> None:
     """The save under test; notes in the log when the new checkpoint was promised to be durable."""
     publish(store, NEW_STEP)
     assert isinstance(store.disk, FailingDisk)
-    store.disk.note("published")
+    store.disk.record("published")
     store.apply_retention(KEEP_TWO)
 
 
@@ -76,7 +76,7 @@ def assert_run_goes_on(root: Path, *, promised: bool, where: str) -> None:
 @pytest.mark.parametrize("forever", [False, True], ids=["once", "from-then-on"])
 @pytest.mark.parametrize("after_effect", [False, True], ids=["instead", "after-its-effect"])
 @pytest.mark.parametrize("fault", [full_disk, input_output_error])
-def test_an_operation_that_raises(
+def test_operation_that_raises_costs_the_new_checkpoint_at_most(
     run_with_three: Path,
     tmp_path: Path,
     fault: Callable[[], NoReturn],
@@ -102,10 +102,8 @@ def test_an_operation_that_raises(
     assert number > FEWEST_OPERATIONS
 
 
-def test_a_save_goes_on_with_the_same_store_after_an_error(
-    run_with_three: Path, tmp_path: Path
-) -> None:
-    """The process that met the error saves and rotates again once the disk is well."""
+def test_store_saves_again_after_an_error(run_with_three: Path, tmp_path: Path) -> None:
+    """The process that met the error saves and rotates again once the disk works."""
     for number in itertools.count(1):
         root = copy_of(run_with_three, tmp_path / "run")
         disk = FailingDisk(number, forever=True)
@@ -125,8 +123,8 @@ def test_a_save_goes_on_with_the_same_store_after_an_error(
 
 
 @pytest.mark.processes
-def test_a_process_that_dies(run_with_three: Path, tmp_path: Path) -> None:
-    """A process killed at any operation leaves a run that goes on where it was."""
+def test_process_that_dies_leaves_a_run_that_resumes(run_with_three: Path, tmp_path: Path) -> None:
+    """A process killed at any operation leaves a run that resumes from its newest checkpoint."""
     for number in itertools.count(1):
         root = copy_of(run_with_three, tmp_path / "run")
         log = tmp_path / f"log-{number}"
@@ -141,8 +139,8 @@ def test_a_process_that_dies(run_with_three: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_power_loss(run_with_three: Path, tmp_path: Path) -> None:
-    """A power loss at any operation takes nothing that was promised, on the laziest filesystem."""
+def test_power_loss_takes_nothing_that_was_promised(run_with_three: Path, tmp_path: Path) -> None:
+    """A power loss at any operation keeps what was promised, on the laziest filesystem."""
     trees = 0
     for number in itertools.count(1):
         root = copy_of(run_with_three, tmp_path / "run")
@@ -161,8 +159,8 @@ def test_a_power_loss(run_with_three: Path, tmp_path: Path) -> None:
     assert trees > 2 * number, "hardly anything was ever lost: the model of the loss is broken"
 
 
-def test_the_log_tells_what_is_on_the_disk(run_with_three: Path, tmp_path: Path) -> None:
-    """A log in which everything was synced rebuilds the run as it lies there, byte for byte."""
+def test_operation_log_rebuilds_the_disk(run_with_three: Path, tmp_path: Path) -> None:
+    """A log in which everything was synced rebuilds the run byte for byte."""
     root = copy_of(run_with_three, tmp_path / "run")
     filesystem = LazyFilesystem(root)
     store = open_store(root, FailingDisk(log=tmp_path / "log"))
@@ -182,8 +180,10 @@ def test_the_log_tells_what_is_on_the_disk(run_with_three: Path, tmp_path: Path)
 
 
 @pytest.mark.processes
-def test_a_power_loss_during_quarantine(run_with_three: Path, tmp_path: Path) -> None:
-    """A checkpoint that is being set aside is in its old place or in quarantine, never gone."""
+def test_power_loss_during_quarantine_loses_no_checkpoint(
+    run_with_three: Path, tmp_path: Path
+) -> None:
+    """A checkpoint on its way to quarantine is at its old path or in quarantine, never gone."""
     name = f"step-{OLD_STEPS[-1]:012d}"
     for number in itertools.count(1):
         root = copy_of(run_with_three, tmp_path / "run")
@@ -194,21 +194,23 @@ def test_a_power_loss_during_quarantine(run_with_three: Path, tmp_path: Path) ->
         filesystem.replay(log)
         for tree in filesystem.after_loss():
             write_tree(tree, root)
-            places = [p / name for p in (store.run.quarantine, store.run.checkpoints)]
-            left = [place for place in places if place.exists()]
+            paths = [p / name for p in (store.run.quarantine, store.run.checkpoints)]
+            there = [path for path in paths if path.exists()]
             where = f"power loss at operation {number}, {sorted(tree)}"
-            assert left, f"{where}: it is gone"
-            kept = (left[0] / "state.pt").read_bytes()
+            assert there, f"{where}: it is gone"
+            kept = (there[0] / "state.pt").read_bytes()
             assert kept == state_of(OLD_STEPS[-1]), f"{where}: its bytes are gone"
         if status == 0:
             break
         assert status == DIED
-    assert left == places[:1], "what was set aside came back"
+    assert there == paths[:1], "the quarantined checkpoint came back"
     assert number > 4
 
 
-def test_a_disk_that_fails_during_quarantine(run_with_three: Path, tmp_path: Path) -> None:
-    """A damaged checkpoint that cannot be set aside does not keep an older one from being used."""
+def test_disk_that_fails_during_quarantine_does_not_hide_an_older_checkpoint(
+    run_with_three: Path, tmp_path: Path
+) -> None:
+    """The older checkpoint is used although the damaged one cannot be moved."""
     for number in itertools.count(1):
         root = copy_of(run_with_three, tmp_path / "run")
         disk = FailingDisk(number, forever=True)

@@ -38,8 +38,10 @@ def publish_files(store: Store, source: Path, step: int = 7, *, link: bool = Tru
 
 
 @pytest.mark.parametrize("link", [True, False])
-def test_a_directory_is_published_as_it_is(store: Store, saved: Path, link: bool) -> None:
-    """Every file keeps its name and bytes, as a hard link only where that was allowed."""
+def test_directory_is_published_with_its_names_and_bytes(
+    store: Store, saved: Path, link: bool
+) -> None:
+    """Every file keeps its name and bytes; it is a hard link only where that is allowed."""
     publish_files(store, saved, link=link)
     found = reopened(store).newest_valid()
     assert found is not None
@@ -50,8 +52,8 @@ def test_a_directory_is_published_as_it_is(store: Store, saved: Path, link: bool
         assert file.samefile(saved / name) is link
 
 
-def test_a_file_is_published_alone(store: Store, saved: Path) -> None:
-    """One file becomes a checkpoint of one file, and a link is published as what it names."""
+def test_single_file_is_published(store: Store, saved: Path) -> None:
+    """One file becomes a checkpoint of one file, and a link is published as the file it names."""
     (saved / "last.ckpt").symlink_to("model.bin")
     checkpoint = publish_files(store, saved / "last.ckpt")
     verify(checkpoint)
@@ -59,7 +61,7 @@ def test_a_file_is_published_alone(store: Store, saved: Path) -> None:
     assert not (checkpoint.resume_path / "last.ckpt").is_symlink()
 
 
-def test_another_filesystem_gets_copies(
+def test_filesystem_without_links_gets_copies(
     store: Store, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there are no hard links the files are copied."""
@@ -69,16 +71,18 @@ def test_another_filesystem_gets_copies(
     assert not (checkpoint.resume_path / "model.bin").samefile(saved / "model.bin")
 
 
-def test_an_export_says_where_the_files_are(store: Store, saved: Path, tmp_path: Path) -> None:
-    """There is no state.pt in it to export: the files themselves are what other programs read."""
+def test_export_says_where_the_framework_files_are(
+    store: Store, saved: Path, tmp_path: Path
+) -> None:
+    """A framework's checkpoint has no state.pt: the error names the files to copy."""
     checkpoint = publish_files(store, saved)
     with pytest.raises(ConfigError, match="from .*step-000000000007/content"):
         export_state(checkpoint, tmp_path / "state.pt")
     assert not (tmp_path / "state.pt").exists()
 
 
-def test_nothing_is_no_checkpoint(store: Store, tmp_path: Path) -> None:
-    """A framework that has written nothing has saved nothing."""
+def test_source_without_files_is_refused(store: Store, tmp_path: Path) -> None:
+    """A framework that has written no file has saved no checkpoint."""
     (tmp_path / "empty" / "folder").mkdir(parents=True)
     for source in ("empty", "absent"):
         with pytest.raises(CheckpointWriteError):
@@ -86,30 +90,30 @@ def test_nothing_is_no_checkpoint(store: Store, tmp_path: Path) -> None:
     assert names(store) == []
 
 
-def test_a_framework_that_writes_into_a_linked_file_is_found_out(store: Store, saved: Path) -> None:
+def test_write_into_a_linked_file_is_detected(store: Store, saved: Path) -> None:
     """Bytes that change behind a link are no longer trusted, and an older checkpoint is used."""
     older = publish_files(store, saved, link=False)
     publish_files(store, saved, step=8)
-    (saved / "model.bin").write_bytes(b"anew")
+    (saved / "model.bin").write_bytes(b"rewritten")
     found = reopened(store).newest_valid()
     assert found is not None
     assert found.name == older.name
-    assert [path.name for path in store.quarantined()] == ["step-000000000008"]
+    assert [path.name for path in store.quarantine_folder.entries()] == ["step-000000000008"]
 
 
-@pytest.mark.parametrize("place", ["content", "content/shards", "content/shards/epoch=1 a/0.pt"])
-def test_a_link_on_the_way_is_not_trusted(store: Store, saved: Path, place: str) -> None:
-    """A manifest does not vouch for bytes that lie elsewhere, be they the right ones."""
+@pytest.mark.parametrize("linked", ["content", "content/shards", "content/shards/epoch=1 a/0.pt"])
+def test_folder_that_is_a_link_is_not_trusted(store: Store, saved: Path, linked: str) -> None:
+    """A manifest does not vouch for bytes elsewhere, even if they are the right ones."""
     checkpoint = publish_files(store, saved)
     moved = store.run.root / "elsewhere"
-    (checkpoint.path / place).rename(moved)
-    (checkpoint.path / place).symlink_to(moved)
+    (checkpoint.path / linked).rename(moved)
+    (checkpoint.path / linked).symlink_to(moved)
     with pytest.raises(CheckpointInvalidError, match="symbolic link"):
         verify(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a//x", "a/", ".", "", "a/.", "x\0"])
-def test_a_name_that_leads_elsewhere_is_refused(store: Store, saved: Path, name: str) -> None:
+def test_file_name_outside_the_directory_is_refused(store: Store, saved: Path, name: str) -> None:
     """A manifest names files below its own directory only."""
     checkpoint = publish_files(store, saved)
     content = json.loads((checkpoint.path / "manifest.json").read_bytes())
@@ -118,8 +122,8 @@ def test_a_name_that_leads_elsewhere_is_refused(store: Store, saved: Path, name:
         Manifest.from_json(json.dumps(content).encode())
 
 
-def test_retention_deletes_folders_too(store: Store, saved: Path) -> None:
-    """What is not kept goes with all its folders, and the framework's own files stay."""
+def test_retention_deletes_folders_of_a_framework(store: Store, saved: Path) -> None:
+    """A checkpoint that is not kept goes with all its folders; the framework's own files stay."""
     for step in (7, 8, 9):
         publish_files(store, saved, step)
     (store.run.checkpoints / "step-000000000007" / "content" / "shards" / "note").write_text("mine")
@@ -131,8 +135,10 @@ def test_retention_deletes_folders_too(store: Store, saved: Path) -> None:
 
 
 @pytest.mark.parametrize("link", [True, False])
-def test_a_disk_that_fails_costs_only_the_new_one(saved: Path, tmp_path: Path, link: bool) -> None:
-    """At whichever operation the disk is full, the older checkpoint stays and nothing half-made."""
+def test_full_disk_costs_only_the_new_framework_checkpoint(
+    saved: Path, tmp_path: Path, link: bool
+) -> None:
+    """At whichever operation the disk is full, the older checkpoint stays and no half-made one."""
     for number in itertools.count(1):
         disk = FailingDisk(number, full_disk)
         store = new_store(tmp_path / f"run-{number}")

@@ -36,16 +36,16 @@ def encoded(**changes: Any) -> bytes:
         min_size=1,
     ),
 )
-def test_round_trip(**facts: Any) -> None:
-    """Whatever a session saves comes back equal, non-finite metrics included."""
+def test_manifest_survives_a_round_trip(**facts: Any) -> None:
+    """Every manifest that a session saves is read back equal, non-finite metrics included."""
     manifest = manifest_of(facts.pop("step"), **facts)
     read = Manifest.from_json(manifest.to_json())
     # A NaN is equal to nothing, not even to itself.
     assert repr(read) == repr(manifest)
 
 
-def test_the_file_is_strict_json() -> None:
-    """Other programs can read it: no NaN and no Infinity, which JSON does not have."""
+def test_manifest_is_strict_json() -> None:
+    """Other programs can read it: it has no NaN and no Infinity, which JSON does not know."""
     metrics = {"loss": math.nan, "best": -math.inf, "accuracy": 0.5}
 
     def refuse(constant: str) -> None:
@@ -59,13 +59,13 @@ def test_the_file_is_strict_json() -> None:
     }
 
 
-def test_metrics_as_json_holds_them() -> None:
+def test_non_finite_metrics_become_text() -> None:
     """Finite metrics stay numbers, the others become text that float() reads."""
     assert json_metrics({"a": 1.5, "b": math.inf}) == {"a": 1.5, "b": "inf"}
 
 
-def test_the_file_holds_what_the_format_promises() -> None:
-    """The keys are those of docs/reference/checkpoint-format.md, in the form it gives."""
+def test_manifest_has_the_keys_of_the_format() -> None:
+    """manifest.json has the keys and values of docs/reference/checkpoint-format.md."""
     assert content(time="2026-01-01T00:00:00+00:00") == {
         "format_version": 1,
         "run_id": RUN_ID,
@@ -83,7 +83,7 @@ def test_the_file_holds_what_the_format_promises() -> None:
     assert Manifest.from_json(encoded()).files == {"state.pt": FileRecord(**RECORD)}
 
 
-def test_unknown_keys_are_ignored() -> None:
+def test_unknown_manifest_keys_are_ignored() -> None:
     """A later version may add keys without a new format version."""
     assert Manifest.from_json(encoded(colour="green")).step == 7
 
@@ -96,8 +96,8 @@ def test_exactness_gives_each_reason_once() -> None:
     assert manifest_of(1, doubts=doubts).exactness == expected
 
 
-def test_total_bytes() -> None:
-    """The size of a checkpoint is that of all its files."""
+def test_total_bytes_is_the_size_of_all_files() -> None:
+    """The size of a checkpoint is the sum of its files."""
     records = {"a": FileRecord(3, "x"), "b": FileRecord(4, "y")}
     assert manifest_of(1, files=records).total_bytes == 7
 
@@ -152,15 +152,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_manifest_is_refused(text: bytes) -> None:
-    """What cannot be used raises ValueError that names the file, whatever it is."""
+def test_hostile_manifest_is_refused(text: bytes) -> None:
+    """A manifest that cannot be used raises ValueError that names the file."""
     with pytest.raises(ValueError, match=r".+") as caught:
         Manifest.from_json(text)
     assert type(caught.value) is ValueError
 
 
 @pytest.mark.parametrize("key", [key for key in content() if key != "format_version"])
-def test_a_missing_key_is_named(key: str) -> None:
+def test_missing_manifest_key_is_named(key: str) -> None:
     """A manifest without one of its keys is refused with the key."""
     with pytest.raises(ValueError, match=f"manifest.json lacks '{key}'"):
         Manifest.from_json(encoded(**{key: ...}))
@@ -185,13 +185,13 @@ def test_a_missing_key_is_named(key: str) -> None:
         "zustand\u202etp.pt",
     ],
 )
-def test_a_file_outside_the_directory_is_refused(name: str) -> None:
+def test_manifest_with_a_file_outside_the_directory_is_refused(name: str) -> None:
     """A name that could lead elsewhere is never read, verified or deleted."""
     with pytest.raises(ValueError, match=r"manifest.json names a file outside its directory"):
         Manifest.from_json(encoded(files={"state.pt": RECORD, name: RECORD}))
 
 
-def test_non_finite_metrics_are_read() -> None:
-    """NaN as text, as we write it, and as a bare word, as Python's json writes it."""
+def test_non_finite_metrics_are_read_in_both_forms() -> None:
+    """NaN is read as text, as manifests have it, and as a bare word, as Python's json writes it."""
     for written in ("nan", math.nan):
         assert math.isnan(Manifest.from_json(encoded(metrics={"loss": written})).metrics["loss"])

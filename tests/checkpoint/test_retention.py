@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.checkpoint.checkpoint import PublicationOrder
 from orchestrator.checkpoint.retention import (
     BestPolicy,
     Candidate,
@@ -17,7 +18,7 @@ from orchestrator.checkpoint.retention import (
 
 def candidate(step: int, **facts: Any) -> Candidate:
     usual: dict[str, Any] = {"healthy": True, "pinned": False, "metrics": {}}
-    return Candidate(name=f"s{step}", order=(step, 1), **(usual | facts))
+    return Candidate(name=f"s{step}", order=PublicationOrder(step, 1), **(usual | facts))
 
 
 def sick(step: int) -> Candidate:
@@ -107,17 +108,21 @@ LOWEST = BestPolicy("loss", "min")
         ),
     ],
 )
-def test_what_stays(
+def test_names_to_keep(
     candidates: list[Candidate], policy: dict[str, Any], in_use: set[str], kept: str
 ) -> None:
-    """One row of the table: these candidates, this policy, these names stay."""
+    """One row of the table: of these candidates, this policy keeps these names."""
     assert names_to_keep(candidates, RetentionPolicy(**policy), in_use) == set(kept.split())
 
 
 RUNS = st.lists(
     st.builds(
         lambda step, healthy, is_pinned, loss: Candidate(
-            f"s{step}", (step, 1), healthy, is_pinned, {} if loss is None else {"loss": loss}
+            f"s{step}",
+            PublicationOrder(step, 1),
+            healthy,
+            is_pinned,
+            {} if loss is None else {"loss": loss},
         ),
         st.integers(0, 50),
         st.booleans(),
@@ -143,24 +148,28 @@ def healthy_of(candidates: list[Candidate]) -> list[Candidate]:
 
 
 @given(RUNS, POLICIES)
-def test_two_healthy_ones_always_stay(candidates: list[Candidate], policy: RetentionPolicy) -> None:
+def test_two_newest_healthy_checkpoints_always_stay(
+    candidates: list[Candidate], policy: RetentionPolicy
+) -> None:
     """The newest two that a run can resume from stay, whatever the policy says."""
     kept = names_to_keep(candidates, policy)
     assert {c.name for c in healthy_of(candidates)[-2:]} <= kept
 
 
 @given(RUNS, POLICIES, st.sets(st.sampled_from([f"s{step}" for step in range(50)])))
-def test_pinned_and_used_ones_always_stay(
+def test_pinned_and_used_checkpoints_always_stay(
     candidates: list[Candidate], policy: RetentionPolicy, in_use: set[str]
 ) -> None:
-    """What a person pinned and what a process reads is never deleted."""
+    """What a person has pinned and what a process reads is never deleted."""
     kept = names_to_keep(candidates, policy, in_use)
     assert in_use <= kept
     assert {c.name for c in candidates if c.pinned} <= kept
 
 
 @given(RUNS, POLICIES)
-def test_sick_ones_push_nothing_out(candidates: list[Candidate], policy: RetentionPolicy) -> None:
+def test_unhealthy_checkpoints_push_out_no_healthy_one(
+    candidates: list[Candidate], policy: RetentionPolicy
+) -> None:
     """Non-finite checkpoints do not change which of the healthy ones stay."""
     healthy = healthy_of(candidates)
     alone = names_to_keep(healthy, policy)
@@ -168,8 +177,8 @@ def test_sick_ones_push_nothing_out(candidates: list[Candidate], policy: Retenti
 
 
 @given(RUNS, POLICIES)
-def test_the_best_always_stay(candidates: list[Candidate], policy: RetentionPolicy) -> None:
-    """No healthy checkpoint that goes has a better value than all that stay for their value."""
+def test_best_checkpoints_always_stay(candidates: list[Candidate], policy: RetentionPolicy) -> None:
+    """No healthy checkpoint that is deleted has a better value than those kept for their value."""
     best = policy.best
     if best is None:
         return
@@ -187,15 +196,19 @@ def loss_of(made: Candidate) -> float:
 
 
 @given(RUNS, POLICIES)
-def test_retention_is_bounded(candidates: list[Candidate], policy: RetentionPolicy) -> None:
-    """Of the healthy ones no more stay than were asked for."""
+def test_retention_keeps_no_more_healthy_checkpoints_than_asked(
+    candidates: list[Candidate], policy: RetentionPolicy
+) -> None:
+    """The number of healthy checkpoints that stay is bounded by the policy."""
     kept = names_to_keep(candidates, policy)
     asked_for = max(policy.keep, 2) + (policy.best.count if policy.best else 0)
     assert sum(c.name in kept for c in candidates if c.healthy and not c.pinned) <= asked_for
 
 
 @given(RUNS, POLICIES)
-def test_retention_is_settled_at_once(candidates: list[Candidate], policy: RetentionPolicy) -> None:
-    """Asked again after the deletion, it deletes nothing more."""
+def test_second_retention_deletes_nothing(
+    candidates: list[Candidate], policy: RetentionPolicy
+) -> None:
+    """After a deletion the same policy deletes nothing more."""
     kept = names_to_keep(candidates, policy)
     assert names_to_keep([c for c in candidates if c.name in kept], policy) == kept

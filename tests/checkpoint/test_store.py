@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.checkpoint import Checkpoint, order_of, read_checkpoint
+from orchestrator.checkpoint.checkpoint import Checkpoint, PublicationOrder, read_checkpoint
 from orchestrator.checkpoint.digesting_writer import BESIDE_BYTES, DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
@@ -55,9 +55,9 @@ def path_of(store: Store, step: int) -> Path:
     return store.run.checkpoints / f"step-{step:012d}"
 
 
-def flip_bit(file: Path, place: int = 12_345) -> None:
+def flip_bit(file: Path, offset: int = 12_345) -> None:
     data = bytearray(file.read_bytes())
-    data[place] ^= 1
+    data[offset] ^= 1
     file.write_bytes(data)
 
 
@@ -69,8 +69,8 @@ def edit_manifest(path: Path, **changes: object) -> None:
 # --- publishing ----------------------------------------------------------------------------------
 
 
-def test_what_was_published_is_found(empty: Store) -> None:
-    """The newest checkpoint has the bytes, the facts and the name that it was given."""
+def test_published_checkpoint_is_found(empty: Store) -> None:
+    """The newest checkpoint has the bytes, the facts and the name that it was published with."""
     made = publish(empty, 1200, epoch=3, reason=Reason.REQUESTED, metrics={"loss": 0.5})
     found = reopened(empty).newest_valid()
     assert found == made
@@ -83,7 +83,7 @@ def test_what_was_published_is_found(empty: Store) -> None:
     assert names(empty) == ["step-000000001200"]
 
 
-def test_the_write_order_of_the_format(tmp_path: Path) -> None:
+def test_publish_writes_in_the_order_of_the_format(tmp_path: Path) -> None:
     """State, its sync, manifest, its sync, directory, rename, parent: in this order."""
     store = new_store(tmp_path / "run", disk=FailingDisk(log=tmp_path / "log"))
     publish(store, 7)
@@ -103,8 +103,8 @@ def test_the_write_order_of_the_format(tmp_path: Path) -> None:
     ]
 
 
-def test_a_step_that_was_saved_already_gets_a_suffix(empty: Store) -> None:
-    """A directory is never reused; of several of one step the last is the newest."""
+def test_second_checkpoint_of_a_step_gets_a_suffix(empty: Store) -> None:
+    """A directory is never reused; of several checkpoints of one step the last is the newest."""
     made = [publish(empty, 7, epoch=number) for number in range(11)]
     assert [checkpoint.name for checkpoint in made[:3]] == [
         "step-000000000007",
@@ -117,13 +117,13 @@ def test_a_step_that_was_saved_already_gets_a_suffix(empty: Store) -> None:
     assert newest.name == "step-000000000007-11"
 
 
-def test_the_name_of_a_quarantined_checkpoint_is_not_used_again(store: Store) -> None:
+def test_name_of_a_quarantined_checkpoint_is_not_reused(store: Store) -> None:
     """The journal and people know a checkpoint by its name: one name is one checkpoint."""
     store.quarantine(path_of(store, 300), "it is suspect")
     assert publish(store, 300).name != "step-000000000300"
 
 
-def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_publish_leaves_nothing(tmp_path: Path) -> None:
     """A write that fails names the step and the system's reason, and cleans up."""
     store = new_store(tmp_path / "run", (100,), FailingDisk())
     store.disk = FailingDisk(4)
@@ -132,8 +132,8 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
     assert names(store) == ["step-000000000100"]
 
 
-def test_a_state_that_cannot_be_written_leaves_nothing(store: Store) -> None:
-    """What the writing of the state raises comes through, and nothing of it stays."""
+def test_state_that_cannot_be_serialized_leaves_nothing(store: Store) -> None:
+    """The serializer's exception passes through, and no file of the checkpoint stays."""
 
     def fail(file: DigestingWriter) -> None:
         file.write(b"half")
@@ -144,8 +144,8 @@ def test_a_state_that_cannot_be_written_leaves_nothing(store: Store) -> None:
     assert len(names(store)) == 3
 
 
-def test_an_error_of_the_disk_is_known_also_when_the_serializer_hides_it(tmp_path: Path) -> None:
-    """torch.save turns a full disk into a RuntimeError: the cause is still told as such."""
+def test_disk_error_is_reported_although_the_serializer_hides_it(tmp_path: Path) -> None:
+    """torch.save turns a full disk into a RuntimeError: the error still names the full disk."""
     store = new_store(tmp_path / "run", disk=FailingDisk(3))
 
     def hide(file: DigestingWriter) -> None:
@@ -159,10 +159,10 @@ def test_an_error_of_the_disk_is_known_also_when_the_serializer_hides_it(tmp_pat
     assert names(store) == []
 
 
-def test_a_large_piece_is_digested_without_a_thread_too(
+def test_large_piece_is_digested_without_a_thread(
     empty: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system gives no more threads a checkpoint is slower and no worse."""
+    """Where the system allows no more threads, a checkpoint takes longer and is as good."""
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -175,7 +175,7 @@ def test_a_large_piece_is_digested_without_a_thread_too(
 
 @pytest.mark.parametrize("kind", ["B", "d"])
 def test_memory_of_any_item_size_is_counted_in_bytes(empty: Store, kind: str) -> None:
-    """A view of floats is as long as its bytes, so that what was written verifies."""
+    """A view of floats counts with the length of its bytes, so that the file verifies."""
     view = memoryview(state_of(1)).cast(kind)
     made = empty.publish(manifest_of(1), lambda file: file.write(view))
     assert made.manifest.files["state.pt"].bytes == view.nbytes
@@ -185,14 +185,14 @@ def test_memory_of_any_item_size_is_counted_in_bytes(empty: Store, kind: str) ->
 # --- finding the newest valid one ----------------------------------------------------------------
 
 
-def test_a_run_that_never_saved_starts_from_zero(empty: Store) -> None:
-    """No candidates and nothing in quarantine: the one case of None."""
+def test_run_without_checkpoints_starts_from_zero(empty: Store) -> None:
+    """Without candidates and with an empty quarantine there is no checkpoint to resume from."""
     assert empty.newest_valid() is None
     shutil.rmtree(empty.run.checkpoints)
     assert empty.newest_valid() is None
 
 
-def test_other_things_are_no_checkpoints(empty: Store) -> None:
+def test_other_files_are_no_checkpoints(empty: Store) -> None:
     """What is not named like a checkpoint is neither used nor touched."""
     others = ["notes.txt", "step-7", "step-000000000007.bak", ".writing-abc", "xstep-000000000007"]
     for name in others:
@@ -267,10 +267,8 @@ damaged = pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 
 
 @damaged
-def test_a_damaged_checkpoint_is_passed_over(
-    store: Store, damage: Callable[[Path], object]
-) -> None:
-    """The next older valid one is used; the damaged one is set aside, reported, not deleted."""
+def test_damaged_checkpoint_is_passed_over(store: Store, damage: Callable[[Path], object]) -> None:
+    """The next older valid one is used; the damaged one is quarantined, reported, not deleted."""
     damage(path_of(store, 300))
     reported: list[CheckpointInvalidError] = []
     newest = reopened(store).newest_valid(reported.append)
@@ -278,36 +276,34 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert newest.manifest.step == 200
     assert newest.state_file.read_bytes() == state_of(200)
     assert [error.path.name for error in reported] == ["step-000000000300"]
-    (aside,) = store.quarantined()
+    (aside,) = store.quarantine_folder.entries()
     assert aside.name == "step-000000000300"
     assert names(store) == ["quarantine", "step-000000000100", "step-000000000200"]
 
 
 @damaged
-def test_a_damaged_checkpoint_is_never_verified(
-    store: Store, damage: Callable[[Path], object]
-) -> None:
+def test_damaged_checkpoint_never_verifies(store: Store, damage: Callable[[Path], object]) -> None:
     """Reading or verifying the directory by itself raises too, with a reason for people."""
     damage(path_of(store, 300))
     with pytest.raises(CheckpointInvalidError, match=r"^cannot trust .*step-000000000300: ."):
         verify(read_checkpoint(path_of(store, 300)))
 
 
-def test_damage_keeps_its_bytes_and_its_reason(store: Store) -> None:
-    """In quarantine a person finds what is left of the checkpoint, and why it was set aside."""
+def test_quarantine_keeps_bytes_and_reason(store: Store) -> None:
+    """In quarantine a person finds the rest of the checkpoint, and why it was moved."""
     flip_bit(path_of(store, 300) / "state.pt")
-    left = (path_of(store, 300) / "state.pt").read_bytes()
+    rest = (path_of(store, 300) / "state.pt").read_bytes()
     reopened(store).newest_valid()
-    (aside,) = store.quarantined()
-    assert (aside / "state.pt").read_bytes() == left
+    (aside,) = store.quarantine_folder.entries()
+    assert (aside / "state.pt").read_bytes() == rest
     assert sorted(os.listdir(aside)) == ["manifest.json", "quarantine.json", "state.pt"]
     note = json.loads((aside / "quarantine.json").read_bytes())
     assert note["name"] == "step-000000000300"
     assert note["reason"] == "state.pt has changed: wrong digest"
 
 
-def test_a_link_to_a_checkpoint_is_set_aside_without_what_it_points_to(store: Store) -> None:
-    """Outside the run nothing is moved, written or deleted."""
+def test_link_is_quarantined_without_its_target(store: Store) -> None:
+    """Nothing outside the run is moved, written or deleted."""
     target = move_elsewhere(path_of(store, 300))
     path_of(store, 300).symlink_to(target)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
@@ -315,7 +311,7 @@ def test_a_link_to_a_checkpoint_is_set_aside_without_what_it_points_to(store: St
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_a_link_in_a_files_place_is_called_one(store: Store) -> None:
+def test_link_in_the_place_of_a_file_is_named(store: Store) -> None:
     """A person reads that the state is a link, not how many levels of them there are."""
     state = path_of(store, 300) / "state.pt"
     state.symlink_to(move_elsewhere(state))
@@ -324,17 +320,17 @@ def test_a_link_in_a_files_place_is_called_one(store: Store) -> None:
     assert [error.reason for error in reported] == ["state.pt is a symbolic link"]
 
 
-def test_the_same_name_twice_in_quarantine(store: Store) -> None:
-    """What is there already is not replaced."""
+def test_quarantine_replaces_no_entry_of_the_same_name(store: Store) -> None:
+    """What is in quarantine already stays as it is."""
     for _ in range(3):
         (path_of(store, 300) / "state.pt").write_bytes(b"")
         reopened(store).newest_valid()
         publish(reopened(store), 300).path.rename(path_of(store, 300))
-    assert len(store.quarantined()) == 3
+    assert len(store.quarantine_folder.entries()) == 3
 
 
-def test_several_damaged_ones_are_passed_over(store: Store) -> None:
-    """The search goes on to the oldest."""
+def test_several_damaged_checkpoints_are_passed_over(store: Store) -> None:
+    """The search goes on to the oldest checkpoint."""
     for step in (200, 300):
         flip_bit(path_of(store, step) / "state.pt")
     newest = reopened(store).newest_valid()
@@ -342,8 +338,8 @@ def test_several_damaged_ones_are_passed_over(store: Store) -> None:
     assert newest.manifest.step == 100
 
 
-def test_when_all_are_damaged_the_run_does_not_start_from_zero(store: Store) -> None:
-    """Also the next start, which finds them all in quarantine, refuses and names them."""
+def test_run_with_damaged_checkpoints_alone_does_not_start_from_zero(store: Store) -> None:
+    """The next start, which finds them all in quarantine, refuses too and names them."""
     for step in (100, 200, 300):
         flip_bit(path_of(store, step) / "state.pt")
     for _ in range(2):
@@ -351,11 +347,11 @@ def test_when_all_are_damaged_the_run_does_not_start_from_zero(store: Store) -> 
             reopened(store).newest_valid()
         for step in (100, 200, 300):
             assert f"{step:012d} is in quarantine" in str(caught.value)
-    assert len(store.quarantined()) == 3
+    assert len(store.quarantine_folder.entries()) == 3
 
 
-def test_a_checkpoint_of_another_run_is_not_used(store: Store) -> None:
-    """It stays where it is, since it is no damage; alone, it keeps the run from starting."""
+def test_checkpoint_of_another_run_is_not_used(store: Store) -> None:
+    """It stays, since it is not damaged; alone, it keeps the run from starting."""
     publish(store, 400, run_id="another")
     newest = reopened(store).newest_valid()
     assert newest is not None
@@ -368,8 +364,8 @@ def test_a_checkpoint_of_another_run_is_not_used(store: Store) -> None:
     assert names(store) == ["step-000000000400"]
 
 
-def test_a_non_finite_checkpoint_is_not_used(store: Store) -> None:
-    """It stays where it is, for people to look at; alone, it keeps the run from starting."""
+def test_non_finite_checkpoint_is_not_used(store: Store) -> None:
+    """It stays for people to look at; alone, it keeps the run from starting."""
     publish(store, 400, healthy=False)
     newest = reopened(store).newest_valid()
     assert newest is not None
@@ -381,8 +377,8 @@ def test_a_non_finite_checkpoint_is_not_used(store: Store) -> None:
         reopened(store).newest_valid()
 
 
-def test_a_verified_checkpoint_that_changes_is_verified_again(store: Store) -> None:
-    """Nothing is resumed from on the strength of an earlier look, although no time has changed."""
+def test_verified_checkpoint_is_verified_again_before_resuming(store: Store) -> None:
+    """An earlier verification is not enough to resume from, although no file time has changed."""
     assert store.newest_valid() is not None
     state = path_of(store, 300) / "state.pt"
     times = state.stat()
@@ -394,8 +390,8 @@ def test_a_verified_checkpoint_that_changes_is_verified_again(store: Store) -> N
 
 
 @pytest.mark.parametrize("name", ["state.pt", "manifest.json"])
-def test_a_pipe_in_the_place_of_a_file_does_not_hold_us(store: Store, name: str) -> None:
-    """Nobody ever writes into it: verification says so instead of waiting."""
+def test_pipe_in_the_place_of_a_file_does_not_block_verification(store: Store, name: str) -> None:
+    """No process ever writes to it: verification reports it instead of waiting."""
     pipe = path_of(store, 300) / name
     pipe.unlink()
     os.mkfifo(pipe)
@@ -408,9 +404,9 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hold_us(store: Store, name: str)
     hangs = thread.is_alive()
     while thread.is_alive():
         # A writer that goes at once lets the reader go on to its end.
-        for place in (pipe, *store.run.quarantine.glob(f"*/{name}")):
-            if place.exists():
-                os.close(os.open(place, os.O_RDWR | os.O_NONBLOCK))
+        for fifo in (pipe, *store.run.quarantine.glob(f"*/{name}")):
+            if fifo.exists():
+                os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))
         thread.join(0.05)
     assert not hangs
     assert found[0] is not None
@@ -420,8 +416,8 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hold_us(store: Store, name: str)
 # --- the identity of the run ---------------------------------------------------------------------
 
 
-def test_a_lost_run_file_is_made_anew(store: Store) -> None:
-    """Without run.json, the checkpoints say which run they are: they are still used."""
+def test_lost_run_file_is_written_again(store: Store) -> None:
+    """Without run.json the checkpoints tell the run's id, so they are still used."""
     (path_of(store, 300) / "manifest.json").unlink()
     again = Store.open(store.run, ["python", "train.py"])
     assert again.run_id == RUN_ID
@@ -431,8 +427,8 @@ def test_a_lost_run_file_is_made_anew(store: Store) -> None:
     assert Store.open(store.run, []).run_id == RUN_ID
 
 
-def test_a_run_file_counts_more_than_checkpoints(store: Store) -> None:
-    """Checkpoints that were copied in from another run do not rename this one."""
+def test_run_file_outweighs_the_checkpoints(store: Store) -> None:
+    """Checkpoints that were copied from another run do not rename this one."""
     own = Store.open(store.run, []).run_id
     publish(store, 400, run_id="another")
     assert Store.open(store.run, []).run_id == own == RUN_ID
@@ -441,8 +437,8 @@ def test_a_run_file_counts_more_than_checkpoints(store: Store) -> None:
 # --- retention -----------------------------------------------------------------------------------
 
 
-def test_retention_deletes_the_oldest(store: Store) -> None:
-    """The newest two stay, whole; what went is returned, and nothing of it is left."""
+def test_retention_deletes_the_oldest_checkpoint(store: Store) -> None:
+    """The newest two stay whole; the deleted one is returned, and no file of it is left."""
     deleted = store.apply_retention(KEEP_TWO)
     assert [checkpoint.manifest.step for checkpoint in deleted] == [100]
     assert valid_steps(store) == [200, 300]
@@ -451,17 +447,17 @@ def test_retention_deletes_the_oldest(store: Store) -> None:
 
 
 @damaged
-def test_nothing_is_deleted_on_the_strength_of_a_damaged_one(
+def test_damaged_checkpoint_does_not_count_for_retention(
     store: Store, damage: Callable[[Path], object]
 ) -> None:
-    """A damaged newest does not count: the two older ones stay."""
+    """When the newest is damaged, the two older ones stay."""
     damage(path_of(store, 300))
     store = reopened(store)
     assert store.apply_retention(KEEP_TWO) == []
     assert valid_steps(store) == [100, 200]
 
 
-def test_what_is_damaged_since_it_was_verified_does_not_count(store: Store) -> None:
+def test_checkpoint_damaged_after_verification_does_not_count(store: Store) -> None:
     """Retention notices damage to a file that this process has verified before."""
     store.newest_valid()
     os.truncate(path_of(store, 300) / "state.pt", 100)
@@ -471,23 +467,23 @@ def test_what_is_damaged_since_it_was_verified_does_not_count(store: Store) -> N
     assert [error.path.name for error in reported] == ["step-000000000300"]
 
 
-def test_what_is_in_use_stays(store: Store) -> None:
-    """The checkpoint that a trainer resumes from is not deleted under it."""
+def test_checkpoint_in_use_stays(store: Store) -> None:
+    """The checkpoint that a trainer resumes from is not deleted meanwhile."""
     publish(store, 400)
     store.apply_retention(KEEP_TWO, in_use=["step-000000000100"])
     assert valid_steps(store) == [100, 300, 400]
 
 
-def test_the_best_stays(empty: Store) -> None:
-    """The policy sees the metrics as they were saved."""
+def test_best_checkpoint_stays(empty: Store) -> None:
+    """The policy uses the metrics as they were saved."""
     for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, 0.6)):
         publish(empty, step, metrics={"loss": loss})
     empty.apply_retention(RetentionPolicy(keep=2, best=BestPolicy("loss", "min")))
     assert valid_steps(empty) == [2, 3, 4]
 
 
-def test_checkpoints_of_others_stay(store: Store) -> None:
-    """Those of another run and those that cannot be read are not ours to delete."""
+def test_foreign_and_unreadable_checkpoints_stay(store: Store) -> None:
+    """Checkpoints of another run and unreadable ones are not deleted."""
     publish(store, 50, run_id="another")
     (path_of(store, 100) / "manifest.json").write_text("torn")
     store.apply_retention(KEEP_TWO)
@@ -495,15 +491,15 @@ def test_checkpoints_of_others_stay(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "state.pt.bak"])
-def test_a_file_of_others_protects_the_checkpoint(store: Store, name: str) -> None:
-    """A checkpoint into which somebody put something is not deleted, in whole or in part."""
+def test_foreign_file_protects_a_checkpoint(store: Store, name: str) -> None:
+    """A checkpoint with a file of another program is not deleted, in whole or in part."""
     (path_of(store, 100) / name).write_text("mine")
     assert store.apply_retention(KEEP_TWO) == []
     assert valid_steps(store) == [100, 200, 300]
     assert (path_of(store, 100) / name).read_text() == "mine"
 
 
-def test_pinned_ones_stay_until_they_are_unpinned(store: Store) -> None:
+def test_pinned_checkpoint_stays_until_it_is_unpinned(store: Store) -> None:
     """A pin holds across processes, is seen by readers, and can be taken back."""
     oldest = store.all()[0]
     assert not oldest.pinned
@@ -518,8 +514,8 @@ def test_pinned_ones_stay_until_they_are_unpinned(store: Store) -> None:
     assert valid_steps(store) == [200, 300]
 
 
-def test_a_deletion_that_fails_is_no_deletion(tmp_path: Path) -> None:
-    """What could not be renamed is still a checkpoint, and is not said to be gone."""
+def test_failed_deletion_is_not_reported(tmp_path: Path) -> None:
+    """A checkpoint that could not be renamed stays one, and is not reported as deleted."""
     store = new_store(tmp_path / "run", (100, 200, 300), FailingDisk())
     store.disk = FailingDisk(1)
     assert store.apply_retention(KEEP_TWO) == []
@@ -531,10 +527,12 @@ def test_a_deletion_that_fails_is_no_deletion(tmp_path: Path) -> None:
 # --- sweeping ------------------------------------------------------------------------------------
 
 
-def test_a_sweep_removes_only_what_died_half_way(store: Store, tmp_path: Path) -> None:
-    """Half-written and half-deleted directories go; everything else stays as it is."""
-    ours = [".writing-0123456789abcdef", ".trash-step-000000000050-01234567"]
-    for name in ours:
+def test_sweep_removes_only_half_written_and_half_deleted_directories(
+    store: Store, tmp_path: Path
+) -> None:
+    """Temporary directories are removed; everything else stays as it is."""
+    temporary = [".writing-0123456789abcdef", ".trash-step-000000000050-01234567"]
+    for name in temporary:
         (store.run.checkpoints / name).mkdir()
         (store.run.checkpoints / name / "state.pt").write_bytes(b"half")
     others = ["notes", ".hidden", "quarantine", "step-7", "writing-abc"]
@@ -547,8 +545,8 @@ def test_a_sweep_removes_only_what_died_half_way(store: Store, tmp_path: Path) -
     assert all((store.run.checkpoints / name / "file").exists() for name in others)
 
 
-def test_a_sweep_follows_no_link(store: Store, tmp_path: Path) -> None:
-    """What a link with the name of a temporary points to stays whole."""
+def test_sweep_follows_no_link(store: Store, tmp_path: Path) -> None:
+    """The target of a link with a temporary name stays whole."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").touch()
@@ -557,7 +555,7 @@ def test_a_sweep_follows_no_link(store: Store, tmp_path: Path) -> None:
     assert (outside / "file").exists()
 
 
-def test_a_sweep_of_nothing(tmp_path: Path) -> None:
+def test_sweep_of_a_missing_directory_is_silent(tmp_path: Path) -> None:
     """A run directory without checkpoints is swept without an error."""
     Store(RunDir(tmp_path / "missing"), RUN_ID).sweep()
 
@@ -565,15 +563,15 @@ def test_a_sweep_of_nothing(tmp_path: Path) -> None:
 # --- exporting -----------------------------------------------------------------------------------
 
 
-def test_an_export_has_the_bytes_that_were_saved(store: Store, tmp_path: Path) -> None:
+def test_export_has_the_saved_bytes(store: Store, tmp_path: Path) -> None:
     """The copy is the state, byte for byte, and the checkpoint is untouched."""
     export_state(store.all()[-1], tmp_path / "model.pt")
     assert (tmp_path / "model.pt").read_bytes() == state_of(300)
     assert valid_steps(store) == [100, 200, 300]
 
 
-def test_a_damaged_state_is_not_exported(store: Store, tmp_path: Path) -> None:
-    """A copy that would not be what was saved is refused and removed."""
+def test_damaged_state_is_not_exported(store: Store, tmp_path: Path) -> None:
+    """A copy that differs from the saved state is refused and removed."""
     newest = store.all()[-1]
     flip_bit(newest.state_file)
     with pytest.raises(CheckpointInvalidError, match=r"state\.pt has changed"):
@@ -581,7 +579,7 @@ def test_a_damaged_state_is_not_exported(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "model.pt").exists()
 
 
-def test_an_export_replaces_nothing(store: Store, tmp_path: Path) -> None:
+def test_export_replaces_no_file(store: Store, tmp_path: Path) -> None:
     """A file that exists is refused and stays as it is."""
     (tmp_path / "model.pt").write_text("precious")
     with pytest.raises(FileExistsError):
@@ -590,10 +588,8 @@ def test_an_export_replaces_nothing(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(2, 8))
-def test_an_export_onto_a_full_disk_leaves_nothing(
-    store: Store, tmp_path: Path, number: int
-) -> None:
-    """A copy that could not be finished is removed, so that nobody takes it for one."""
+def test_export_to_a_full_disk_leaves_nothing(store: Store, tmp_path: Path, number: int) -> None:
+    """An unfinished copy is removed, so that it cannot be taken for the state."""
     with pytest.raises(OSError, match="No space left"):
         export_state(store.all()[-1], tmp_path / "model.pt", FailingDisk(number))
     assert not (tmp_path / "model.pt").exists()
@@ -611,20 +607,20 @@ def test_an_export_onto_a_full_disk_leaves_nothing(
         ("step-999999999999-10", (999_999_999_999, 10)),
     ],
 )
-def test_order_in_names(name: str, order: tuple[int, int]) -> None:
-    """The name alone says in which order checkpoints were made."""
-    assert order_of(name) == order
+def test_publication_order_is_in_the_name(name: str, order: tuple[int, int]) -> None:
+    """The name alone tells in which order checkpoints were published."""
+    assert PublicationOrder.of_name(name) == PublicationOrder(*order)
 
 
 @pytest.mark.parametrize("name", ["", "step-1", "step-000000001200-", "quarantine", ".writing-a"])
-def test_names_of_other_things_have_no_order(name: str) -> None:
+def test_other_names_have_no_publication_order(name: str) -> None:
     """What is not named like a checkpoint is refused."""
     with pytest.raises(ValueError, match="not the name of a checkpoint"):
-        order_of(name)
+        PublicationOrder.of_name(name)
 
 
-def test_a_checkpoint_that_cannot_be_judged_is_left_alone(tmp_path: Path) -> None:
-    """Too many open files say nothing about a checkpoint: it is neither set aside nor passed by."""
+def test_checkpoint_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    """Too many open files say nothing about a checkpoint: it is not moved and not passed over."""
     store = new_store(tmp_path / "run", (100, 200))
     newest = store.all()[-1]
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -637,13 +633,13 @@ def test_a_checkpoint_that_cannot_be_judged_is_left_alone(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert valid_steps(store) == [100, 200]
-    assert store.quarantined() == []
+    assert store.quarantine_folder.entries() == []
 
 
-def test_a_run_with_a_checkpoint_that_cannot_be_judged_does_not_resume(
+def test_run_with_an_unreadable_checkpoint_does_not_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An older checkpoint is not taken instead: that would lose steps to a passing fault."""
+    """An older checkpoint is not used instead: that would lose steps to a passing fault."""
     store = new_store(tmp_path / "run", (100, 200))
     stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     real_open = os.open

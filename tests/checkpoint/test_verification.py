@@ -11,10 +11,10 @@ from orchestrator.checkpoint.verification import digest_of
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "cached"])
 @pytest.mark.parametrize("chunk_bytes", [4096, 8192, 16 << 20])
-def test_digest_is_that_of_all_bytes(
+def test_digest_covers_all_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, direct: bool
 ) -> None:
-    """Sizes of no, some and whole blocks, in one piece and in several."""
+    """Files of no, some and whole blocks are digested completely, in one piece or several."""
     monkeypatch.setattr(verification, "READ_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(verification, "CACHED_CHUNK_BYTES", chunk_bytes)
     file = tmp_path / "file"

@@ -1,8 +1,8 @@
-"""Writes everything that a script can see of its surroundings, as JSON, to the file named first.
+"""Writes everything that a script can see of its environment, as JSON, to the file named first.
 
-The tests compare what it sees under `python`, under a cold start and in a spare. With --torch it
-looks at torch and at workers too, with --spawn at spawned loader workers as well, and it trains as
-long as there is a file `train`.
+Tests compare the results under `python`, in a cold start and in a spare. With --torch the script
+includes torch and its workers, with --spawn also spawned loader workers. It trains while there is a
+file `train`.
 """
 
 import decimal
@@ -26,7 +26,7 @@ from typing import Any
 
 
 class Thing:
-    """An instance is pickled by the name of this module."""
+    """A class whose instances are pickled by the name of this module."""
 
 
 class Squares:
@@ -38,7 +38,7 @@ class Squares:
 
 
 def in_worker() -> dict[str, Any]:
-    """What a child of multiprocessing sees."""
+    """Return what a child process of multiprocessing sees."""
     return {
         "argv": sys.argv,
         "path": sys.path,

@@ -1,4 +1,4 @@
-"""Every test here starts real processes, and none may leave one behind."""
+"""Fixtures that start real processes, and leave none behind."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ from tests.e2e.support import (
     Supervised,
     WarmTrainers,
     clean_environment,
-    end_all,
     forked_by,
     forking_server,
+    kill_all_runs,
 )
 
 
@@ -30,8 +30,8 @@ def supervise(
 ) -> Iterator[Callable[..., Supervised]]:
     """Start `orchestrator run` in the test's directory.
 
-    The trainers of our script are forked from a server, since imports of torch would be most of
-    the suite's time; ``cold`` ones are started as a user does it.
+    Trainers of the test script are forked from a server, since imports of torch would take most of
+    the suite's time. With ``cold`` the interpreter starts them, as it does for a user.
     """
     started: list[Supervised] = []
 
@@ -43,14 +43,14 @@ def supervise(
         return started[-1]
 
     yield start
-    end_all(started)
+    kill_all_runs(started)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, warm_server: Path
 ) -> Callable[..., Path]:
-    """The result file of a run that nothing disturbed, once for each set of arguments."""
+    """Return a function that makes the result file of an undisturbed run, once per arguments."""
     made: dict[tuple[str, ...], Path] = {}
 
     def get(*arguments: str) -> Path:
@@ -67,13 +67,13 @@ def uninterrupted(
 
 @pytest.fixture
 def warm_trainers(warm_server: Path) -> WarmTrainers:
-    """Trainers forked from one server."""
+    """Return trainers that are forked from the warm server."""
     return WarmTrainers(warm_server)
 
 
 @pytest.fixture(scope="session")
 def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The address of a process that has imported torch and forks trainers."""
+    """Yield the address of a process that has imported torch and forks trainers."""
     address = tmp_path_factory.mktemp("warm") / "server"
     with forking_server(address):
         yield address

@@ -1,4 +1,4 @@
-"""Runs the orchestrator as users do, and looks at what it left."""
+"""Runs the orchestrator as users do, and inspects what it leaves."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE_SE
     """Return the first true value of ``condition``, or fail after the deadline."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        assert time.monotonic() < deadline, f"after {seconds} s still waiting for {what}"
         time.sleep(0.02)
     return value
 
@@ -50,16 +50,16 @@ def orchestrator(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without settings of ours that the caller's shell may have.
+    """Return the environment without settings of the orchestrator, and with the spare off.
 
-    Spares are for the tests that ask for them: what they import takes seconds of both cores.
+    The imports of a spare take seconds of both cores, so only tests of spares turn it on.
     """
     cleaned = {k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")}
     return cleaned | {"ORCHESTRATOR_SPARE": "off"}
 
 
 class Supervised:
-    """`orchestrator run` in a process of its own; options of Popen have it started cold."""
+    """`orchestrator run` as a process: a warm one, or a cold one if options of Popen are given."""
 
     def __init__(
         self,
@@ -74,38 +74,38 @@ class Supervised:
         command = command or [sys.executable, str(TRAIN), *script_arguments]
         run = ["run", "--run-dir", str(self.run.root), *options, "--", *command]
         words = ["-m", "orchestrator", *run]
-        place: dict[str, Any] = {"cwd": root, "env": clean_environment() | (environment or {})}
+        where: dict[str, Any] = {"cwd": root, "env": clean_environment() | (environment or {})}
         self.process: WarmPython | subprocess.Popen[str]
         if popen.keys() <= {"stdout", "stderr"}:
-            self.process = WarmPython(words, ORCHESTRATOR, **place, **popen)
+            self.process = WarmPython(words, ORCHESTRATOR, **where, **popen)
         else:
             output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             words = [sys.executable, *words]
-            self.process = subprocess.Popen(words, text=True, **place, **(output | popen))
+            self.process = subprocess.Popen(words, text=True, **where, **(output | popen))
 
     def signal(self, number: int) -> None:
         """Send a signal to the supervisor alone."""
         os.kill(self.process.pid, number)
 
-    def signal_everyone(self, number: int) -> None:
-        """Signal all processes of the job, as schedulers and service managers do."""
+    def signal_all(self, number: int) -> None:
+        """Signal all processes of the run, as schedulers and service managers do."""
         for process in [*psutil.Process(self.process.pid).children(recursive=True)][::-1]:
             os.kill(process.pid, number)
         self.signal(number)
 
     def end(self) -> tuple[int, str, str]:
-        """Exit status, standard output and standard error once it has ended."""
+        """Wait for the end, and return the exit status, standard output and standard error."""
         stdout, stderr = self.process.communicate(timeout=DEADLINE_SECONDS)
         return self.process.returncode, stdout, stderr
 
     def status(self) -> dict[str, Any]:
-        """`status --json`."""
+        """Return the content of `status --json`."""
         result = orchestrator("status", str(self.run.root), "--json", cwd=self.run.root.parent)
         content: dict[str, Any] = json.loads(result.stdout)
         return content
 
     def wait_for_event(self, event: str, count: int = 1) -> dict[str, Any]:
-        """Wait until the journal holds an event so often, and return the last of them."""
+        """Wait until the journal has ``count`` events of a kind, and return the last one."""
 
         def found() -> dict[str, Any] | None:
             assert self.process.poll() is None or events(self.run, event), self.end()
@@ -120,7 +120,7 @@ class Supervised:
         wait_for(lambda: file.exists() and text in file.read_text(), f"{text!r} in {file}")
 
     def trainer_pid(self) -> int:
-        """Process id of the trainer of the newest attempt."""
+        """Return the process id of the newest attempt's trainer."""
         return int(self.wait_for_event("attempt_started")["pid"])
 
 
@@ -135,7 +135,7 @@ class Terminal:
         through: tuple[str, ...] = (),
         arguments: list[str] | None = None,
     ) -> None:
-        """``arguments`` are those of another command than ``run``."""
+        """Run ``arguments`` instead of the command ``run`` if they are given."""
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             termios.tcsetwinsize(1, (LINES, COLUMNS))
@@ -146,13 +146,13 @@ class Terminal:
         self.text = ""
 
     def read_until(self, text: str, times: int = 1) -> None:
-        """Read what the terminal shows until it holds ``text`` so often."""
+        """Read the terminal's output until it contains ``text`` as many times as asked."""
         while self.text.count(text) < times:
             self.read_more()
 
     def read_more(self) -> None:
-        """Read what it shows next, for which it has to show something before the deadline."""
-        # Not select(), which refuses a descriptor beyond 1023, and a suite has many open.
+        """Read the next output of the terminal, which must come before the deadline."""
+        # select() refuses descriptors above 1023, and the suite may have as many open.
         poll = select.poll()
         poll.register(self.terminal, select.POLLIN)
         ready = poll.poll(DEADLINE_SECONDS * 1000)
@@ -164,7 +164,7 @@ class Terminal:
         os.write(self.terminal, b"\x03")
 
     def end(self) -> int:
-        """Read the rest; the exit status, negative for a signal."""
+        """Read the remaining output, and return the exit status, negative for a signal."""
         while True:
             try:
                 data = os.read(self.terminal, 65536)
@@ -177,7 +177,7 @@ class Terminal:
 
 
 def live_status(run: Supervised) -> dict[str, Any]:
-    """What the supervisor says of itself, without starting a process to ask; empty at first."""
+    """Return the status from the supervisor's socket; empty if it has no socket yet."""
     owner = wait_for(lambda: lock_owner(run.run) or {}, "a supervisor")
     if "socket" not in owner:
         return {}
@@ -190,37 +190,37 @@ def live_status(run: Supervised) -> dict[str, Any]:
 
 
 def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
-    """The journal's events of one kind."""
+    """Return the journal's events of one kind."""
     if not run.journal_file.exists():
         return []
     lines = run.journal_file.read_text().splitlines(keepends=True)
-    # Asked fifty times a second of journals with thousands of lines: most need no parsing.
+    # Called fifty times a second on thousands of lines: most of them are skipped unparsed.
     records = [json.loads(line) for line in lines if f'"{kind}"' in line and line.endswith("\n")]
     return [record for record in records if record["event"] == kind]
 
 
 def open_store(run: RunDir) -> Store:
-    """The store of an existing run."""
+    """Open the store of an existing run."""
     return Store.open(run, command=[])
 
 
 def assert_all_valid(run: RunDir, at_least: int = 1) -> None:
-    """Every checkpoint verifies, nothing was set aside, and there are enough."""
+    """Check that every checkpoint is valid, none is in quarantine, and there are enough."""
     store = open_store(run)
     for checkpoint in store.all():
         verify(checkpoint)
     assert len(store.all()) == len(store.directories()) >= at_least
-    assert store.quarantined() == []
+    assert store.quarantine_folder.entries() == []
 
 
 def processes_of(run: RunDir) -> list[psutil.Process]:
-    """Every living process that was started for this run."""
+    """Return every living process that was started for this run."""
     found = []
     for process in psutil.process_iter():
         try:
-            ours = process.environ().get("ORCHESTRATOR_RUN_DIR") == str(run.root.absolute())
+            belongs = process.environ().get("ORCHESTRATOR_RUN_DIR") == str(run.root.absolute())
             supervises = str(run.root) in process.cmdline() and "orchestrator" in process.cmdline()
-            if (ours or supervises) and process.status() != psutil.STATUS_ZOMBIE:
+            if (belongs or supervises) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
             continue
@@ -228,20 +228,20 @@ def processes_of(run: RunDir) -> list[psutil.Process]:
 
 
 def assert_nothing_left(run: RunDir) -> None:
-    """No process of the run lives, and its lock is free."""
+    """Check that no process of the run is alive, and that its lock is free."""
     wait_for(lambda: not processes_of(run), "the end of every process of the run", 15)
-    # A dying process loses its environment, by which it is found, before its descriptors.
+    # A dying process loses its environment, by which it is found, before it closes the lock.
     wait_for(lambda: lock_owner(run) is None, "a free lock", 15)
 
 
 def kill_leftovers(run: RunDir) -> None:
-    """For the end of a test that may have failed half-way."""
+    """Kill the processes of a run, at the end of a test that may have failed."""
     for process in processes_of(run):
         process.send_signal(signal.SIGKILL)
 
 
-def end_all(started: list[Supervised]) -> None:
-    """The same for all runs of a test and their supervisors."""
+def kill_all_runs(started: list[Supervised]) -> None:
+    """Kill the supervisors and the processes of all runs of a test."""
     for run in started:
         if run.process.poll() is None:
             run.process.kill()
@@ -255,14 +255,14 @@ def result_of(file: Path) -> dict[str, dict[str, object]]:
 
 
 def assert_same_result(file: Path, expected: Path) -> None:
-    """Weights and optimizer state are equal bit for bit."""
-    mine, other = result_of(file), result_of(expected)
-    for key, value in mine["model"].items():
-        assert torch.equal(value, other["model"][key])  # type: ignore[arg-type]
-    assert str(mine["optimizer"]) == str(other["optimizer"])
+    """Check that weights and optimizer state are equal bit for bit."""
+    actual, wanted = result_of(file), result_of(expected)
+    for key, value in actual["model"].items():
+        assert torch.equal(value, wanted["model"][key])  # type: ignore[arg-type]
+    assert str(actual["optimizer"]) == str(wanted["optimizer"])
 
 
-# A session that needs long to save; "armed" is printed when it is in place.
+# Makes the session's saves take long, and prints "armed".
 SLOW_SAVE = """
 class SlowToSave:
     def state_dict(self):
@@ -278,7 +278,7 @@ print('armed', flush=True)
 
 @contextlib.contextmanager
 def forking_server(address: Path, *modules: str, **variables: str) -> Iterator[None]:
-    """A process that has imported torch and more ``modules``, and forks trainers."""
+    """Start a process that has imported torch and ``modules``, and forks trainers."""
     server = subprocess.Popen(
         [sys.executable, str(WARM_TRAINER), "serve", str(address), *modules],
         stdout=subprocess.PIPE,
@@ -292,17 +292,17 @@ def forking_server(address: Path, *modules: str, **variables: str) -> Iterator[N
     finally:
         server.kill()
         server.wait()
-        # Its end may not come: a trainer that a failed test has left has it too.
+        # Closed and not read to its end: a trainer of a failed test may hold the other end.
         server.stdout.close()
 
 
 def forked_by(address: Path) -> list[str]:
-    """The beginning of a command, in place of ``python``, whose trainer that server forks."""
+    """Return the beginning of a command, in place of ``python``, whose trainer the server forks."""
     return [sys.executable, "-S", "-E", str(WARM_TRAINER), str(address)]
 
 
 class WarmTrainers:
-    """Starts trainers without importing torch each time, and knows the newest one's process."""
+    """Starts trainers without importing torch each time, and finds the newest one's process."""
 
     def __init__(self, address: Path) -> None:
         self.command = [*forked_by(address), str(TRAIN)]
@@ -313,7 +313,7 @@ class WarmTrainers:
         return self._pid_file.read_text() if self._pid_file.exists() else None
 
     def newest(self) -> psutil.Process | None:
-        """Wait for a trainer that was not returned before; None if it has ended already."""
+        """Wait for a new trainer, and return its process; None if it has ended already."""
 
         def fresh() -> str | None:
             content = self._content()

@@ -1,4 +1,4 @@
-"""Unmodified scripts under `orchestrator run --adopt`, killed and stopped, in their saves too."""
+"""Unmodified scripts under `orchestrator run --adopt`, killed and stopped, also during saves."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ Start = Callable[..., Supervised]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A process that has imported the frameworks and forks trainers."""
+    """Yield the address of a process that has imported the frameworks and forks trainers."""
     address = tmp_path_factory.mktemp("frameworks") / "server"
     modules = ("transformers.trainer", "accelerate", "lightning.pytorch")
     modules += ("torch.distributed.checkpoint",)
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def adopt(supervise: Start, server: Path) -> Start:
-    """Start a script under adopt mode, its trainers forked from the server."""
+    """Return a function that starts a script in adopt mode, with trainers forked by the server."""
 
     def start(script: Path, *arguments: str, options: tuple[str, ...]) -> Supervised:
         command = [*forked_by(server), str(script), *arguments]
@@ -53,14 +53,14 @@ def adopt(supervise: Start, server: Path) -> Start:
     return start
 
 
-def began(run: Supervised, attempt: int) -> str:
-    """What an attempt said that it begins with."""
+def first_line_of(run: Supervised, attempt: int) -> str:
+    """Return the line in which an attempt prints where it begins."""
     output = run.run.attempt(attempt).output_file.read_text()
     return next(line for line in output.splitlines() if line.startswith("begins"))
 
 
-def aside(run: Supervised) -> set[str]:
-    """What was set aside, and why."""
+def quarantined(run: Supervised) -> set[str]:
+    """Return the names in quarantine, each with its reason."""
     notes = run.run.quarantine.glob("*/quarantine.json")
     return {f"{note.parent.name}: {json.loads(note.read_text())['reason']}" for note in notes}
 
@@ -166,7 +166,7 @@ def test_kills_and_stops_do_not_change_the_result(
         ),
     ],
 )
-def test_a_save_that_was_killed_is_never_resumed_from(
+def test_killed_save_is_never_resumed_from(
     adopt: Start,
     tmp_path: Path,
     script: Path,
@@ -175,12 +175,12 @@ def test_a_save_that_was_killed_is_never_resumed_from(
     resume: str,
     left: str,
 ) -> None:
-    """What a framework's own save has left is set aside with the reason; the older one is used."""
+    """An incomplete save is quarantined with the reason, and an older one is used."""
     run = adopt(script, *arguments, options=("--adopt", pattern, "--resume-arg", resume))
     assert run.end()[0] == 0
     assert [e["resume_step"] for e in events(run.run, "attempt_started")] == [None, 5]
-    assert "5" in began(run, 2)
-    assert aside(run) == {left}
+    assert "5" in first_line_of(run, 2)
+    assert quarantined(run) == {left}
     assert events(run.run, "checkpoint_quarantined")[0]["path"].startswith(str(tmp_path / "out"))
     # Done again, it is a checkpoint like any other.
     steps = [checkpoint.manifest.step for checkpoint in open_store(run.run).all()]
@@ -188,17 +188,17 @@ def test_a_save_that_was_killed_is_never_resumed_from(
     assert orchestrator("checkpoints", "verify", "run", cwd=tmp_path).returncode == 0
 
 
-def test_a_file_torn_by_a_kill_is_back_for_a_script_that_looks_for_itself(adopt: Start) -> None:
-    """The one file that a script overwrites and finds by itself is the last whole version again."""
+def test_torn_file_is_restored_for_a_script_that_finds_it_itself(adopt: Start) -> None:
+    """A file that the script overwrites and loads by itself is restored from its last version."""
     arguments = ("--by-itself", "--pause", "0.3", "--steps", "15", "--kill-save-at", "10")
     run = adopt(PLAIN, *arguments, options=("--adopt", "out/last.pt"))
     assert run.end()[0] == 0
-    assert began(run, 2) == "begins at 5"
-    assert aside(run) == {"partial-last.pt: last.pt has no end"}
+    assert first_line_of(run, 2) == "begins at 5"
+    assert quarantined(run) == {"partial-last.pt: last.pt has no end"}
 
 
-def test_damage_to_the_newest_costs_only_that_one(adopt: Start, tmp_path: Path) -> None:
-    """Digests are verified before each start; what has changed goes out of the script's sight."""
+def test_damaged_newest_checkpoint_is_moved_out_of_sight(adopt: Start, tmp_path: Path) -> None:
+    """Digests are verified before each start; a damaged file is moved out of the script's sight."""
     run = adopt(PLAIN, "--numbered", "--steps", "10", options=NUMBERED)
     assert run.end()[0] == 0
     with open(tmp_path / "out" / "model_0010.pt", "r+b") as file:
@@ -208,21 +208,21 @@ def test_damage_to_the_newest_costs_only_that_one(adopt: Start, tmp_path: Path) 
         file.write(bytes([byte ^ 1]))
     times = open_store(run.run).all()[-1].manifest.adopted
     assert times is not None
-    # A disk that decays does not tell.
+    # Damage on a disk does not change the modification time.
     modified = times.modified_ns["model_0010.pt"]
     shutil.os.utime(tmp_path / "out" / "model_0010.pt", ns=(modified, modified))  # type: ignore[attr-defined]
     run = adopt(PLAIN, "--numbered", "--steps", "12", options=NUMBERED)
     assert run.end()[0] == 0
-    assert began(run, 2) == "begins at 5"
-    assert aside(run) == {"step-000000000010: model_0010.pt has changed: wrong digest"}
+    assert first_line_of(run, 2) == "begins at 5"
+    assert quarantined(run) == {"step-000000000010: model_0010.pt has changed: wrong digest"}
     kept = run.run.quarantine / "step-000000000010" / "content" / "model_0010.pt"
     assert kept.exists()
 
 
-def test_a_stop_is_saved_where_the_script_saves_on_its_signal(
+def test_stop_is_saved_by_a_script_that_saves_on_its_signal(
     supervise: Start, tmp_path: Path
 ) -> None:
-    """75 where a checkpoint was written after the request; saving on demand is refused in words."""
+    """The status is 75 if a checkpoint follows the request; a save on demand is refused."""
     script = [sys.executable, str(PLAIN), "--on-sigterm", "save"]
     run = supervise(command=[*script, "--pause", "0.05", "--steps", "1000000"], options=ONE_FILE)
     run.wait_for_event("checkpoint_published")
@@ -238,8 +238,8 @@ def test_a_stop_is_saved_where_the_script_saves_on_its_signal(
     assert all(row["valid"] for row in json.loads(listed.stdout))
 
 
-def test_a_stop_that_the_script_does_not_save_for_says_so(adopt: Start) -> None:
-    """74 where nothing was written after the request, whatever stands from before."""
+def test_stop_without_a_save_says_so(adopt: Start) -> None:
+    """The status is 74 if no checkpoint follows the request."""
     run = adopt(PLAIN, "--pause", "0.6", options=ONE_FILE)
     run.wait_for_event("checkpoint_published")
     run.signal(signal.SIGTERM)
@@ -248,24 +248,24 @@ def test_a_stop_that_the_script_does_not_save_for_says_so(adopt: Start) -> None:
     assert "the last steps are not saved" in stderr
 
 
-def test_a_failure_that_comes_again_tries_an_older_checkpoint_once(adopt: Start) -> None:
-    """A checkpoint may be to blame; when the failure comes all the same, the run is given up."""
+def test_repeated_failure_tries_an_older_checkpoint_once(adopt: Start) -> None:
+    """After a repeated failure one older checkpoint is tried, then the run gives up."""
     run = adopt(PLAIN, "--numbered", "--fail-at", "12", options=NUMBERED)
     assert run.end()[0] == 70
     assert [e["resume_step"] for e in events(run.run, "attempt_started")] == [None, 10, 5]
     assert [e["demoted"] for e in events(run.run, "checkpoint_quarantined")] == [True]
 
 
-def test_a_session_under_adopt_is_refused(supervise: Start, tmp_path: Path) -> None:
-    """Two that save are one too many, and the message says what to do."""
+def test_session_in_adopt_mode_is_refused(supervise: Start, tmp_path: Path) -> None:
+    """A script with a session cannot run with --adopt, and the message says what to do."""
     run = supervise("--epochs", "1", options=("--adopt", "out/*.pt"))
     status, _, stderr = run.end()
     assert status == 78
     assert "leave one of the two out" in stderr + run.run.attempt(1).output_file.read_text()
 
 
-def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
-    """A run that could not be resumed says so."""
+def test_pattern_without_a_match_is_reported_once(adopt: Start) -> None:
+    """A run whose pattern matches no file warns once."""
     run = adopt(PLAIN, "--numbered", "--steps", "5", options=("--adopt", "elsewhere/*.pt"))
     status, _, stderr = run.end()
     assert status == 0
@@ -286,18 +286,18 @@ def test_a_pattern_that_nothing_matches_is_told_once(adopt: Start) -> None:
         (("--stop-signal", "KILL"), "no program can act on that one"),
     ],
 )
-def test_options_that_cannot_work_are_refused_at_the_start(
+def test_invalid_adopt_options_are_refused_at_the_start(
     tmp_path: Path, options: tuple[str, ...], problem: str
 ) -> None:
-    """A mistake comes up before the training, and not at its first failure."""
+    """Options that cannot work are refused before the training starts."""
     result = orchestrator("run", *options, "--", "true", cwd=tmp_path)
     assert result.returncode == 78
     assert problem in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_is_a_session_s_or_the_script_s_own(tmp_path: Path) -> None:
-    """Neither goes on from what the other has saved, nor does an import get between."""
+def test_run_of_a_session_and_run_of_a_script_do_not_mix(tmp_path: Path) -> None:
+    """Neither kind of run continues the other kind, nor does an import mix them."""
     (tmp_path / "out").mkdir()
     torch.save({}, tmp_path / "out" / "last.pt")
     adopted = ("--adopt", "out/last.pt", "--", "true")
@@ -316,8 +316,8 @@ def test_a_run_is_a_session_s_or_the_script_s_own(tmp_path: Path) -> None:
     assert "leave --adopt out" in refused.stderr
 
 
-def test_rotation_deletes_only_what_it_saw_being_written(adopt: Start, tmp_path: Path) -> None:
-    """With --keep the oldest that we saw being written are deleted, those from before are not."""
+def test_rotation_deletes_only_files_that_the_run_wrote(adopt: Start, tmp_path: Path) -> None:
+    """With --keep only files that this run was seen writing are deleted."""
     (tmp_path / "out").mkdir()
     torch.save({}, tmp_path / "out" / "model_0001.pt")
     run = adopt(

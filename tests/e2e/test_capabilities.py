@@ -1,4 +1,4 @@
-"""Systems that lack what Linux has: each thing switched off, and all of them."""
+"""Systems without features of Linux: each one disabled, and all of them."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.ipc.control_page import anonymous_file
 from orchestrator.system import process_tree
-from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE, Capability, has
+from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE, Capability, is_available
 from orchestrator.system.durable import DirectFile
 from tests.e2e.support import (
     Supervised,
@@ -29,14 +29,14 @@ OPTIONS = ("--snapshot-budget", "50%")
 
 
 @pytest.mark.parametrize("without", list(Capability))
-def test_killed_trainer_goes_on_without(
+def test_killed_trainer_resumes_without_the_capability(
     supervise: Start,
     warm_trainers: WarmTrainers,
     uninterrupted: Callable[..., Path],
     tmp_path: Path,
     without: str,
 ) -> None:
-    """The result is that of a run that nothing disturbed."""
+    """Without the feature a killed trainer is restarted, and the result is the undisturbed one."""
     result = tmp_path / "result.pt"
     run = supervise(
         command=[*warm_trainers.command, *ARGUMENTS, "--result", str(result)],
@@ -53,8 +53,8 @@ def test_killed_trainer_goes_on_without(
     assert_all_valid(run.run)
 
 
-def test_without_all_of_it_workers_end_and_a_stop_saves(supervise: Start) -> None:
-    """Loader workers do not outlive a killed trainer, and a stop saves the next one's state."""
+def test_workers_end_and_a_stop_saves_without_any_capability(supervise: Start) -> None:
+    """Loader workers do not outlive a killed trainer, and a stop of the next one saves."""
     run = supervise(
         *("--epochs", "500", "--step-seconds", "0.05", "--workers", "2", "--persistent"),
         options=OPTIONS,
@@ -74,10 +74,10 @@ def test_without_all_of_it_workers_end_and_a_stop_saves(supervise: Start) -> Non
 
 
 @pytest.mark.parametrize("value", ["memfd,direct_io", ALL])
-def test_what_is_switched_off_is_not_used(
+def test_disabled_capability_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
 ) -> None:
-    """Memory is a nameless file then, and a file for large pieces an ordinary one."""
+    """Snapshot memory is an unnamed file then, and large writes are buffered."""
     monkeypatch.setenv(WITHOUT_VARIABLE, value)
     descriptor = anonymous_file("page")
     target = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -86,24 +86,24 @@ def test_what_is_switched_off_is_not_used(
     with DirectFile(tmp_path / "file") as file:
         assert not file._is_direct
         assert file.write(bytes(5000)) == 5000
-    assert has(Capability.SUBREAPER) is (value != ALL)
+    assert is_available(Capability.SUBREAPER) is (value != ALL)
 
 
 def test_processes_are_found_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Psutil finds children and tells whether they are dead."""
+    """Psutil finds children, and tells whether they are dead."""
     monkeypatch.setenv(WITHOUT_VARIABLE, Capability.PROC)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert child.pid in process_tree.children_of(os.getpid())
-    look = process_tree.Process.look(child.pid)
+    look = process_tree.Process.read(child.pid)
     assert look is not None
     assert not look.is_dead
     child.kill()
-    assert process_tree.wait([child.pid], 20.0) == []
+    assert process_tree.wait_for_exit([child.pid], 20.0) == []
     child.communicate()
 
 
-def test_a_group_is_ended_after_its_leader() -> None:
-    """Where orphans are not handed to us, the group still has them."""
+def test_process_group_is_killed_after_its_leader_has_ended() -> None:
+    """On a system without a subreaper the process group still contains the orphans."""
     shell = subprocess.Popen(
         ["sh", "-c", "sleep 1000 & sleep 1000 & echo"],
         stdout=subprocess.PIPE,
@@ -113,7 +113,7 @@ def test_a_group_is_ended_after_its_leader() -> None:
     shell.stdout.readline()
     shell.wait()
     began = time.monotonic()
-    process_tree.end_group(shell.pid, 60.0)
+    process_tree.kill_process_group(shell.pid, 60.0)
     assert time.monotonic() - began < 60.0
     with pytest.raises(ProcessLookupError):
         os.killpg(shell.pid, 0)

@@ -1,4 +1,4 @@
-"""`orchestrator chaos` on real scripts: it finds what is lost, and nothing else."""
+"""`orchestrator chaos` on real scripts: it finds real defects and no others."""
 
 import json
 import os
@@ -36,7 +36,7 @@ Chaos = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A process that has imported torch, forks trainers, and knows the breakpoints."""
+    """Yield the address of a process with torch and the breakpoints that forks trainers."""
     address = tmp_path_factory.mktemp("warm") / "server"
     with forking_server(address, **{VARIABLE: ""}):
         yield address
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def start(server: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts chaos on a script; its temporary directories are below ``tmp``."""
+    """Return a function that starts chaos on a script, with temporary directories below ``tmp``."""
     (tmp_path / "tmp").mkdir()
 
     def popen(script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Any:
@@ -65,7 +65,7 @@ def start(server: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture
 def chaos(start: Callable[..., subprocess.Popen[str]]) -> Chaos:
-    """Runs chaos on a script to its end."""
+    """Return a function that runs chaos on a script to its end."""
 
     def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         with start(*arguments, **options) as process:
@@ -82,8 +82,8 @@ def script(directory: Path, after_resuming: str = "pass", noise: str = "0.0") ->
 
 
 @pytest.mark.long
-def test_survival_matrix_in_short(chaos: Chaos, tmp_path: Path) -> None:
-    """Faults of every kind, at every moment, change no bit; the same seed injects the same."""
+def test_faults_of_every_kind_do_not_change_the_result(chaos: Chaos, tmp_path: Path) -> None:
+    """Faults of every kind at every moment change no bit; a seed injects the same faults again."""
     faults = (
         "sigkill,sigterm@any,sigterm@edge,sigterm-all@step,kill-supervisor@save,kill-both@rotation,"
         "bit-flip,torn-page,truncation,missing-file,disk-full,io-error"
@@ -101,8 +101,8 @@ def test_survival_matrix_in_short(chaos: Chaos, tmp_path: Path) -> None:
     assert [*(tmp_path / "tmp").iterdir()] == []
 
 
-def test_unsaved_state_is_found(chaos: Chaos, tmp_path: Path) -> None:
-    """A script whose result depends on what it does not save is told so, and the runs are kept."""
+def test_script_with_unsaved_state_is_reported(chaos: Chaos, tmp_path: Path) -> None:
+    """A script whose result depends on unsaved state is reported, and the runs are kept."""
     file = script(tmp_path, noise="(momentum := momentum * 0.9 + 0.1)")
     done = chaos(file, "--faults", "sigkill@step:2", "--seed", "3")
     assert done.returncode == 1
@@ -112,8 +112,8 @@ def test_unsaved_state_is_found(chaos: Chaos, tmp_path: Path) -> None:
     assert [*(tmp_path / "tmp").glob("*/*/run/journal.jsonl")]
 
 
-def test_lost_run_is_found(chaos: Chaos, tmp_path: Path) -> None:
-    """A script that cannot resume is told so, with how `orchestrator run` ended."""
+def test_script_that_cannot_resume_is_reported(chaos: Chaos, tmp_path: Path) -> None:
+    """A script that cannot resume is reported with the end of `orchestrator run`."""
     # It has saved before the kill, however early that comes.
     code = "assert session.resumed_from is None, 'cannot'; session.checkpoint()"
     done = chaos(script(tmp_path, code), "--faults", "sigkill@step", "--json")
@@ -123,8 +123,8 @@ def test_lost_run_is_found(chaos: Chaos, tmp_path: Path) -> None:
     assert "`orchestrator run` ended with 70" in report["problems"][0]["problem"]
 
 
-def test_script_that_differs_by_itself_is_not_judged(chaos: Chaos, tmp_path: Path) -> None:
-    """Two undisturbed runs that differ are told as what they are, and nothing is injected."""
+def test_nondeterministic_script_is_not_judged(chaos: Chaos, tmp_path: Path) -> None:
+    """If two undisturbed runs differ, chaos says so and injects nothing."""
     done = chaos(script(tmp_path, noise="random.SystemRandom().random()"))
     assert done.returncode == 78
     assert "cannot judge this script: two runs of it that nobody disturbed" in done.stderr
@@ -133,7 +133,7 @@ def test_script_that_differs_by_itself_is_not_judged(chaos: Chaos, tmp_path: Pat
 
 
 def test_command_without_a_session_is_not_judged(chaos: Chaos, tmp_path: Path) -> None:
-    """A command that never makes a step of a session cannot be compared."""
+    """A command that makes no step of a session cannot be compared."""
     file = tmp_path / "script.py"
     file.write_text("print('hello')")
     done = chaos(file)
@@ -142,7 +142,7 @@ def test_command_without_a_session_is_not_judged(chaos: Chaos, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_leaves_nothing(
+def test_interrupted_chaos_leaves_nothing(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: int
 ) -> None:
     """After a Ctrl-C no process and no file of chaos is left."""

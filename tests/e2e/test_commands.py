@@ -1,4 +1,4 @@
-"""The commands that look at a run and talk to it."""
+"""The commands that inspect and control a run."""
 
 import json
 import os
@@ -32,11 +32,11 @@ SLOW = ("--epochs", "50", "--step-seconds", "0.05")
 
 
 def standalone(cwd: Path, *arguments: str) -> WarmPython:
-    """Our training script without a supervisor."""
+    """Start the training script without a supervisor."""
     return WarmPython([str(TRAIN), *arguments], TRAINING, cwd=cwd, env=clean_environment())
 
 
-def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
+def test_status_has_all_keys_during_and_after_a_run(supervise: Start) -> None:
     """`status --json` has every key of the contract, live and after the end."""
     run = supervise(*SLOW, "--samples", "800")
     run.wait_for_event("checkpoint_published")
@@ -59,7 +59,7 @@ def test_status_of_a_running_and_of_an_ended_run(supervise: Start) -> None:
 
 
 def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_path: Path) -> None:
-    """`checkpoint` prints the new checkpoint's path, `stop` waits until all is saved and ended."""
+    """`checkpoint` prints the new checkpoint's path; `stop` waits until the run is saved."""
     run = supervise(*SLOW)
     run.wait_for_event("checkpoint_published")
     made = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
@@ -75,10 +75,8 @@ def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_pa
     assert "nothing works on" in refused.stderr
 
 
-def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
-    supervise: Start, tmp_path: Path
-) -> None:
-    """A run without a checkpoint is not called saved, neither by `stop` nor by its supervisor."""
+def test_stop_before_the_first_step_has_nothing_to_save(supervise: Start, tmp_path: Path) -> None:
+    """Neither `stop` nor the supervisor claims that a run without a checkpoint is saved."""
     run = supervise(*SLOW, cold=True)
     run.trainer_pid()
     stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
@@ -89,7 +87,7 @@ def test_stop_before_the_first_step_says_that_there_was_nothing_to_save(
     assert nothing in stderr
 
 
-def test_checkpoint_during_a_stop_is_answered_at_once(supervise: Start, tmp_path: Path) -> None:
+def test_checkpoint_during_a_stop_is_refused_at_once(supervise: Start, tmp_path: Path) -> None:
     """While a stop waits for its safe point, `checkpoint` says so and ends with 74."""
     stuck = "print('stuck', flush=True); time.sleep(300)"
     run = supervise(*SLOW, "--run-at", "3", "--code", stuck)
@@ -102,8 +100,8 @@ def test_checkpoint_during_a_stop_is_answered_at_once(supervise: Start, tmp_path
     assert "cannot save: the run is stopping" in refused.stderr
 
 
-def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
-    """`stop` ends a script that runs on its own, which saves first."""
+def test_stop_saves_a_script_without_supervisor(tmp_path: Path) -> None:
+    """`stop` makes a standalone script save and end."""
     script = standalone(tmp_path, *SLOW)
     checkpoints = tmp_path / "runs" / "train" / "checkpoints"
     wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
@@ -128,8 +126,8 @@ def test_stop_reaches_a_script_without_supervisor(tmp_path: Path) -> None:
     assert json.loads(rest.splitlines()[-1])["state"] == "stopped"
 
 
-def test_session_says_that_training_is_complete_already(tmp_path: Path) -> None:
-    """A script that is run again after its end does not just print nothing."""
+def test_session_reports_that_the_training_is_complete(tmp_path: Path) -> None:
+    """A script that is run again after its end says that the training is complete."""
     said = ""
     for _ in range(2):
         script = standalone(tmp_path, "--epochs", "1")
@@ -140,8 +138,8 @@ def test_session_says_that_training_is_complete_already(tmp_path: Path) -> None:
     assert "training is complete already (step 16); to train further, raise" in said
 
 
-def test_interrupt_while_the_program_is_loading_ends_by_sigint(tmp_path: Path) -> None:
-    """A Ctrl-C that comes before anything has begun ends the command without a traceback."""
+def test_interrupt_during_the_imports_ends_by_sigint(tmp_path: Path) -> None:
+    """A Ctrl-C during the program's imports ends it by SIGINT without a traceback."""
     (tmp_path / "xxhash.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
     loading = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", "run", "--", "true"],
@@ -162,7 +160,7 @@ STUCK = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(5)")
 
 
 def stop_twice(run: Path, cwd: Path) -> None:
-    """Two `stop` at once, both of which wait for the end."""
+    """Run two `stop` commands at once, which both wait for the end."""
     command = [sys.executable, "-m", "orchestrator", "stop", str(run)]
     first, second = (
         subprocess.Popen(
@@ -174,8 +172,8 @@ def stop_twice(run: Path, cwd: Path) -> None:
         assert stopper.communicate(timeout=30)[0].startswith("stopped at step")
 
 
-def test_stop_twice_is_stop_once(supervise: Start, tmp_path: Path) -> None:
-    """A second `stop` waits with the first; only signals stop the waiting for the safe point."""
+def test_second_stop_command_waits_with_the_first(supervise: Start, tmp_path: Path) -> None:
+    """A second `stop` does not end the wait for the safe point; only signals do."""
     run = supervise(*SLOW, *STUCK)
     run.wait_for_output("stuck")
     stop_twice(run.run.root, tmp_path)
@@ -183,8 +181,8 @@ def test_stop_twice_is_stop_once(supervise: Start, tmp_path: Path) -> None:
     assert open_store(run.run).all()[-1].manifest.reason == "emergency"
 
 
-def test_stop_twice_is_stop_once_without_supervisor(tmp_path: Path) -> None:
-    """A script on its own is not ended unsaved by a second `stop` either."""
+def test_second_stop_command_waits_without_a_supervisor(tmp_path: Path) -> None:
+    """A second `stop` does not end a standalone script before it has saved."""
     script = standalone(tmp_path, *SLOW, *STUCK)
     assert script.stdout is not None
     while "stuck" not in script.stdout.readline():
@@ -194,8 +192,8 @@ def test_stop_twice_is_stop_once_without_supervisor(tmp_path: Path) -> None:
     assert script.returncode == 75
 
 
-def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
-    """list, verify, pin, unpin and export do what they say, and damage shows in each."""
+def test_checkpoints_commands_work_and_show_damage(supervise: Start, tmp_path: Path) -> None:
+    """list, verify, pin, unpin and export work, and each shows damage."""
     run = supervise("--epochs", "1", options=("--every", "5steps"))
     assert run.end()[0] == 0
     place = str(run.run.root)
@@ -233,8 +231,8 @@ def test_checkpoints_commands(supervise: Start, tmp_path: Path) -> None:
     assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
 
 
-def test_export_and_pin_take_what_a_run_would_resume_from(tmp_path: Path) -> None:
-    """Without --step, damaged and non-finite checkpoints are passed over."""
+def test_export_and_pin_use_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    """Without --step, damaged and non-finite checkpoints are skipped."""
     store = new_store(tmp_path / "run", [10, 20])
     publish(store, 30, healthy=False)
     assert Store.open(store.run, []).run_id == store.run_id
@@ -248,8 +246,8 @@ def test_export_and_pin_take_what_a_run_would_resume_from(tmp_path: Path) -> Non
     assert damaged.returncode == 65
 
 
-def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
-    """Everything the script prints is in output.log and on the supervisor's standard output."""
+def test_output_is_logged_and_passed_on(supervise: Start) -> None:
+    """All output of the script is in output.log and on the supervisor's standard output."""
     code = (
         "import sys; print('e', file=sys.stderr)\nfor n in range(5000): print('line', n, 'x' * 100)"
     )
@@ -265,7 +263,7 @@ def test_output_is_kept_in_full_and_passed_on(supervise: Start) -> None:
 
 
 def test_closed_output_does_not_end_training(supervise: Start) -> None:
-    """When nobody reads the supervisor's output any more, training goes on and completes."""
+    """When the supervisor's output is closed, the training completes."""
     reader, writer = os.pipe()
     run = supervise("--epochs", "2", stdout=writer, stderr=writer)
     os.close(writer)
@@ -275,7 +273,7 @@ def test_closed_output_does_not_end_training(supervise: Start) -> None:
 
 
 def unread_pipe() -> tuple[int, int]:
-    """A pipe that is full to the last byte, as when its reader has stopped."""
+    """Return the ends of a pipe that is full to the last byte."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:
@@ -286,8 +284,8 @@ def unread_pipe() -> tuple[int, int]:
     return reader, writer
 
 
-def test_unread_output_stops_neither_training_nor_a_stop(supervise: Start) -> None:
-    """A reader that has stopped reading holds up nothing, and the log has all the output."""
+def test_unread_output_blocks_neither_training_nor_a_stop(supervise: Start) -> None:
+    """A reader that has stopped reading blocks nothing, and the log has all the output."""
     reader, writer = unread_pipe()
     code = "for n in range(5000): print('line', n, 'x' * 100)"
     run = supervise(*SLOW, "--run-at", "2", "--code", code, stdout=writer, stderr=writer)
@@ -306,8 +304,8 @@ def newest_reason(run: RunDir) -> str | None:
     return checkpoints[-1].manifest.reason if checkpoints else None
 
 
-def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: Start) -> None:
-    """When the supervisor dies, what the script and its children go on to print is in the log."""
+def test_trainer_prints_after_its_supervisor_is_killed(supervise: Start) -> None:
+    """After the supervisor's death the further output of the script and its children is logged."""
     noisy = (
         "import subprocess\n"
         "model.register_forward_hook(lambda *_: print('tick', flush=True))\n"
@@ -327,7 +325,7 @@ def test_supervisor_killed_with_its_output_in_a_pipe_breaks_no_print(supervise: 
 def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
     tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """On a terminal the script sees a terminal, Ctrl-C saves, and the end is by SIGINT."""
+    """On a terminal the script sees a terminal, Ctrl-C saves, and the run ends by SIGINT."""
     code = "import sys; print('a terminal:', sys.stdout.isatty()); print('bar 1', end='\\r')"
     command = [*warm_trainers.command, *SLOW, "--run-at", "2", "--code", code]
     terminal = Terminal(tmp_path, command)
@@ -341,7 +339,7 @@ def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
 
 
 def test_closed_terminal_saves_and_stops(tmp_path: Path, warm_trainers: WarmTrainers) -> None:
-    """Closing the terminal is a SIGHUP: the state is saved although nobody reads the output."""
+    """The SIGHUP of a closed terminal saves the state and stops the run."""
     terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW])
     terminal.read_until("begins at step 0")
     run = RunDir(tmp_path / "run")
@@ -352,10 +350,10 @@ def test_closed_terminal_saves_and_stops(tmp_path: Path, warm_trainers: WarmTrai
     assert_nothing_left(run)
 
 
-def test_supervisor_killed_on_a_terminal_does_not_break_the_script_output(
+def test_trainer_on_a_terminal_prints_after_its_supervisor_is_killed(
     tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """When the supervisor dies, what the script goes on to print is in output.log."""
+    """After the supervisor's death on a terminal the script's output is in output.log."""
     noisy = "model.register_forward_hook(lambda *_: print('tick', flush=True))"
     command = [*warm_trainers.command, *SLOW, "--run-at", "1", "--code", noisy]
     terminal = Terminal(tmp_path, command)

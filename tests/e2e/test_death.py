@@ -1,4 +1,4 @@
-"""Each way to die has its diagnosis, its record, and the right thing done about it."""
+"""Each kind of death of a trainer: its diagnosis, its record, and the action that follows."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from tests.e2e.support import (
 
 Start = Callable[..., Supervised]
 
-# Steps here are faster than the disk: a death must not come before the checkpoint it is about.
+# Steps are faster than the disk here, and a death must not come before its checkpoint.
 SAVED = """
 import glob, time
 while not glob.glob('run/checkpoints/step-%012d'):
@@ -78,10 +78,8 @@ def exit_record(run: RunDir, attempt: int = 1) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_each_death_has_its_diagnosis(
-    supervise: Start, warm_trainers: WarmTrainers, death: str
-) -> None:
-    """What ended the trainer stands in exit.json, in the journal and in what people read."""
+def test_each_death_is_diagnosed(supervise: Start, warm_trainers: WarmTrainers, death: str) -> None:
+    """The cause of the end is in exit.json, in the journal and in the message to users."""
     code, kind, words = DEATHS[death]
     command = [*warm_trainers.command, "--run-at", "3", "--code", SAVED % 1 + code]
     run = supervise(command=command, options=ONE_LIFE)
@@ -105,8 +103,8 @@ def test_each_death_has_its_diagnosis(
     assert str(run.run.attempt(1).output_file) in details
 
 
-def test_segfault_leaves_its_stack_and_the_last_lines(supervise: Start) -> None:
-    """The stack of faulthandler is in the output, and where it was in the record and the cause."""
+def test_segfault_is_recorded_with_its_stack_and_last_lines(supervise: Start) -> None:
+    """Faulthandler's stack is in the output, and its top frame in the record and the cause."""
     code = "print('\\x1b[31mone\\x1b[0m\\n 1%\\r 99%\\r'); import ctypes; ctypes.string_at(0)"
     run = supervise("--run-at", "3", "--code", code, options=ONE_LIFE, cold=True)
     assert run.end()[0] == 70
@@ -143,10 +141,10 @@ if __name__ == "__main__":
     ("name", "kind"),
     [("SIGBUS", "shared_memory_full"), ("SIGKILL", "worker_killed"), ("SIGSEGV", "crashed")],
 )
-def test_death_of_a_loader_worker_is_told_by_its_signal(
+def test_death_of_a_loader_worker_is_diagnosed_by_its_signal(
     supervise: Start, tmp_path: Path, warm_trainers: WarmTrainers, name: str, kind: str
 ) -> None:
-    """A bus error in a worker means too little shared memory, other signals what they mean."""
+    """A bus error in a worker means too little shared memory; other signals mean other causes."""
     (tmp_path / "script.py").write_text(WORKER)
     command = [*warm_trainers.command[:-1], "script.py", name]
     run = supervise(command=command, options=ONE_LIFE)
@@ -188,7 +186,7 @@ ELSEWHERE = {
 def test_exception_outside_the_session_is_recorded(
     supervise: Start, tmp_path: Path, where: str
 ) -> None:
-    """Before and after the block, in a thread, and whatever hooks the script has of its own."""
+    """Exceptions before, after and beside the session are recorded, whatever hooks are set."""
     code, kind = ELSEWHERE[where]
     (tmp_path / "script.py").write_text(code)
     run = supervise(command=[sys.executable, "script.py"], options=ONE_LIFE)
@@ -204,8 +202,10 @@ def test_exception_outside_the_session_is_recorded(
     assert ("in the thread prefetch" in record["cause"]) == (where == "thread")
 
 
-def test_thread_that_fails_alone_is_not_blamed(supervise: Start, tmp_path: Path) -> None:
-    """An exception in a thread that the process survives says nothing of a later death."""
+def test_exception_in_a_thread_is_not_the_cause_of_a_later_death(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """An exception in a thread that the process survives does not explain a later death."""
     code = f"{IN_THREAD.split(';')[0]}\nthreading.enumerate()[-1].join()\nimport os; os.abort()"
     (tmp_path / "script.py").write_text(SESSION + code)
     run = supervise(command=[sys.executable, "script.py"], options=ONE_LIFE)
@@ -216,7 +216,7 @@ def test_thread_that_fails_alone_is_not_blamed(supervise: Start, tmp_path: Path)
 
 
 def test_import_error_without_a_session_is_read_from_the_output(supervise: Start) -> None:
-    """What fails before it knows us is diagnosed by the traceback that it printed."""
+    """A failure before the session is diagnosed from the traceback in the output."""
     run = supervise(command=[sys.executable, "-c", "import no_such_module"])
     assert run.end()[0] == 70
     record = exit_record(run.run)
@@ -224,8 +224,8 @@ def test_import_error_without_a_session_is_read_from_the_output(supervise: Start
     assert "ModuleNotFoundError: No module named 'no_such_module'" in record["cause"]
 
 
-def test_paragraph_on_a_terminal(tmp_path: Path) -> None:
-    """A person reads the cause and, below it, plain lines instead of an object."""
+def test_failure_on_a_terminal_is_a_paragraph(tmp_path: Path) -> None:
+    """On a terminal the cause is followed by plain lines."""
     terminal = Terminal(tmp_path, [sys.executable, "-c", "import no_such_module"])
     assert terminal.end() == 70
     cause, _, below = terminal.text.partition("the trainer failed with ModuleNotFoundError: ")
@@ -242,7 +242,7 @@ def test_paragraph_on_a_terminal(tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory_group() -> Iterator[Callable[[int], Path]]:
-    """Make a memory control group with a limit below our own, in whichever version there is."""
+    """Yield a function that makes a memory control group with a limit, in either version."""
     made: list[Path] = []
 
     def make(limit_bytes: int) -> Path:
@@ -274,14 +274,14 @@ OOM_IN_WORKER = WORKER.replace("os.kill(os.getpid(), signal.Signals[sys.argv[1]]
 @pytest.mark.parametrize(
     ("script", "limit_mib"), [(OOM_IN_TRAINER, 200), (OOM_IN_WORKER, 900)], ids=["itself", "worker"]
 )
-def test_oom_kill_is_told_from_other_kills(
+def test_oom_kill_is_distinguished_from_other_kills(
     supervise: Start,
     tmp_path: Path,
     memory_group: Callable[[int], Path],
     script: str,
     limit_mib: int,
 ) -> None:
-    """The counters of the trainer's control group show that the OOM killer has struck."""
+    """The counters of the trainer's control group show the OOM kill."""
     members = memory_group(limit_mib << 20) / "cgroup.procs"
     (tmp_path / "script.py").write_text(script)
     run = supervise(
@@ -331,10 +331,10 @@ with Session(model=torch.nn.Linear(1, 1), poison=poison) as session:
     [("ctypes.string_at(0)", True), ("os.kill(os.getpid(), 9)", False)],
     ids=["segfault, from memory", "SIGKILL, from the disk"],
 )
-def test_checkpoint_that_kills_its_loader_gives_way_to_an_older_one(
+def test_checkpoint_that_kills_its_loader_is_demoted(
     supervise: Start, tmp_path: Path, warm_trainers: WarmTrainers, death: str, from_memory: bool
 ) -> None:
-    """The second death while loading the same state demotes it; training goes on from an older."""
+    """A second death while loading the same state demotes it, and an older one is used."""
     (tmp_path / "script.py").write_text(POISON)
     command = [*warm_trainers.command[:-1], "script.py", death, SAVED % 6]
     options = ("--every", "3steps", "--snapshot-budget", "off")
@@ -355,10 +355,10 @@ def test_checkpoint_that_kills_its_loader_gives_way_to_an_older_one(
     assert "while loading the state of step 6" in stderr
 
 
-def test_lack_of_memory_right_after_resuming_costs_no_checkpoint(
+def test_memory_error_after_resuming_demotes_no_checkpoint(
     supervise: Start, warm_trainers: WarmTrainers
 ) -> None:
-    """The same MemoryError twice at the same step ends the run, and its checkpoint stays."""
+    """Two MemoryErrors at the same step end the run, and its checkpoint stays."""
     code = f"if session.resumed_from: raise MemoryError\n{SAVED % 6}raise ValueError"
     arguments = ("--run-at", "6", "--code", code)
     options = ("--every", "3steps", "--snapshot-budget", "off")
@@ -381,10 +381,8 @@ if count:
 """
 
 
-def test_disk_that_fails_for_a_while_is_survived(
-    supervise: Start, warm_trainers: WarmTrainers
-) -> None:
-    """The same I/O error at the same step is no proof that it stays."""
+def test_temporary_disk_failure_is_survived(supervise: Start, warm_trainers: WarmTrainers) -> None:
+    """Repeated I/O errors at the same step are retried, since the disk may recover."""
     command = [*warm_trainers.command, "--epochs", "1", "--run-at", "5", "--code", FLAKY]
     run = supervise(command=command, options=("--every", "2steps"))
     assert run.end()[0] == 0
@@ -396,10 +394,10 @@ ECC = f"raise {ACCELERATOR_ERROR}('CUDA error: uncorrectable ECC error encounter
 
 
 @pytest.mark.parametrize(("every", "saved", "expected"), [("1steps", 3, 75), ("1h", 1, 74)])
-def test_broken_hardware_ends_the_run_so_that_it_is_run_elsewhere(
+def test_broken_hardware_ends_the_run_to_be_run_elsewhere(
     supervise: Start, warm_trainers: WarmTrainers, every: str, saved: int, expected: int
 ) -> None:
-    """After one try in vain the status says: run it again, and whether all is saved."""
+    """After one retry the exit status says to run it again, and whether it is saved."""
     command = [*warm_trainers.command, "--run-at", "3", "--code", SAVED % saved + ECC]
     run = supervise(command=command, options=("--every", every, "--snapshot-budget", "off"))
     status, _, stderr = run.end()
@@ -413,7 +411,7 @@ def test_broken_hardware_ends_the_run_so_that_it_is_run_elsewhere(
 def test_slices_that_are_too_short_end_the_run(
     supervise: Start, warm_trainers: WarmTrainers
 ) -> None:
-    """Machines that vanish and stops before a checkpoint add up over supervisors, to 70."""
+    """Deaths and stops before a checkpoint add up over supervisors until the run gives up."""
     code = f"{SAVED % 1}print('slow', flush=True); time.sleep(300)"
     command = [*warm_trainers.command, "--run-at", "1", "--code", code]
     options = ("--grace", "1s", "--max-restarts", "3", "--snapshot-budget", "off")

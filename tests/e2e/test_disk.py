@@ -1,4 +1,4 @@
-"""A disk that is full while training goes on."""
+"""A disk that fills up during the training."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ NOISY = "model.register_forward_hook(lambda *_: print('noise ' * 100, flush=True
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of one MiB and few files where the run will be."""
+    """Mount a disk of one MiB with few files for the run."""
     place = tmp_path / "run"
     place.mkdir()
     made = subprocess.run(
@@ -44,7 +44,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(file: Path) -> None:
-    """Write until nothing fits any more."""
+    """Write until the disk is full."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
     try:
         while os.write(descriptor, bytes(1024)):
@@ -53,10 +53,8 @@ def fill(file: Path) -> None:
         os.close(descriptor)
 
 
-def test_full_disk_stops_the_saving_and_not_the_training(
-    small_disk: Path, supervise: Start
-) -> None:
-    """Training goes on with an alarm, older checkpoints stay, and saving goes on with new room."""
+def test_full_disk_stops_saves_and_not_the_training(small_disk: Path, supervise: Start) -> None:
+    """The training continues with an alarm, older checkpoints stay, and saves resume with space."""
     run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
     run.wait_for_event("checkpoint_published", count=3)
     fill(small_disk / "ballast")
@@ -75,10 +73,8 @@ def test_full_disk_stops_the_saving_and_not_the_training(
     assert_all_valid(run.run, at_least=2)
 
 
-def test_last_save_on_a_full_disk_says_that_it_is_tried_again(
-    small_disk: Path, supervise: Start
-) -> None:
-    """The end of training waits for room, says so, and does not claim that training goes on."""
+def test_last_save_on_a_full_disk_is_retried(small_disk: Path, supervise: Start) -> None:
+    """The end of the training waits for space, and says that it does."""
     run = supervise("--epochs", "3", "--step-seconds", "0.05", options=("--every", "1000steps"))
     wait_for(lambda: run.run.journal_file.exists() and run.run.reserve_file.exists(), "a reserve")
     run.run.reserve_file.unlink()
@@ -96,7 +92,7 @@ def test_last_save_on_a_full_disk_says_that_it_is_tried_again(
 def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     small_disk: Path, supervise: Start
 ) -> None:
-    """A stop that cannot save ends with 74, and the older checkpoints stand."""
+    """A stop that cannot save ends with 74, and the older checkpoints stay."""
     run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
     run.wait_for_event("checkpoint_published", count=3)
     run.run.reserve_file.unlink()
@@ -112,7 +108,7 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
 
 
 def test_stop_on_a_full_disk_uses_the_reserve(small_disk: Path, supervise: Start) -> None:
-    """The space that was set aside is enough to save what a stop asks for."""
+    """The reserved space is enough for the save of a stop."""
     run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
     run.wait_for_event("checkpoint_published", count=3)
     fill(small_disk / "ballast")
@@ -126,10 +122,10 @@ def test_stop_on_a_full_disk_uses_the_reserve(small_disk: Path, supervise: Start
 
 
 @pytest.mark.parametrize("on_terminal", [False, True])
-def test_full_disk_costs_output_and_not_the_training(
+def test_full_disk_loses_output_and_not_the_training(
     small_disk: Path, supervise: Start, tmp_path: Path, on_terminal: bool
 ) -> None:
-    """What the log cannot take is counted; print() neither raises nor blocks."""
+    """Output that the log cannot store is counted; print() neither raises nor blocks."""
     arguments = ("--epochs", "900", "--step-seconds", "0.02", "--run-at", "1", "--code", NOISY)
     options = ("--every", "10steps")
     if on_terminal:
@@ -158,7 +154,7 @@ def test_full_disk_costs_output_and_not_the_training(
 
 
 def test_full_disk_does_not_prevent_a_restart(small_disk: Path, supervise: Start) -> None:
-    """Where not even an attempt's directory can be made, a killed trainer is started again."""
+    """A killed trainer is restarted even if the attempt's directory cannot be created."""
     run = supervise("--epochs", "900", "--step-seconds", "0.02", options=("--every", "10steps"))
     run.wait_for_event("checkpoint_published", count=2)
     ballast: list[Path] = []

@@ -1,4 +1,4 @@
-"""The examples run as their pages say."""
+"""The examples do what their pages say."""
 
 import re
 import subprocess
@@ -38,14 +38,14 @@ def newest_state(cwd: Path) -> Path:
     return open_store(RunDir(cwd / "runs" / "linear")).all()[-1].state_file
 
 
-def test_linear_is_the_classic_program(tmp_path: Path) -> None:
-    """Interrupted after three epochs, the classic program does the last two and keeps its keys."""
+def test_linear_resumes_like_the_classic_program(tmp_path: Path) -> None:
+    """Interrupted after three epochs, the program trains the last two and keeps its keys."""
     first = run_example(tmp_path, "linear.py", "--interrupt-after", "3")
     assert first.returncode == 75, first.stdout + first.stderr
     keys = {"epoch", "model_state_dict", "optimizer_state_dict", "loss"}
     interrupted = torch.load(newest_state(tmp_path))
     assert keys <= interrupted.keys()
-    # Classic code goes on with range(checkpoint["epoch"], 5): two more.
+    # Classic code continues with range(checkpoint["epoch"], 5): two more.
     assert interrupted["epoch"] == 3
     second = run_example(tmp_path, "linear.py")
     assert second.returncode == 0, second.stdout + second.stderr
@@ -56,7 +56,7 @@ def test_linear_is_the_classic_program(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(HANG_SECONDS + 60)
 def test_digits_reach_their_accuracy(tmp_path: Path) -> None:
-    """The digits example reaches 98% on the test set, in fewer epochs than it has."""
+    """The digits example reaches 98% on the test set before its last epoch."""
     result = run_example(tmp_path, "digits.py", "--epochs", "6")
     assert result.returncode == 0, result.stdout + result.stderr
     accuracy = re.search(r"final test accuracy (\d\.\d+)", result.stdout)
@@ -65,7 +65,7 @@ def test_digits_reach_their_accuracy(tmp_path: Path) -> None:
 
 
 def test_char_gpt_without_steps_writes_a_sample(tmp_path: Path) -> None:
-    """No steps are as many as any other number: the untrained model writes its sample."""
+    """With 0 steps the untrained model writes its sample."""
     result = run_example(tmp_path, "char_gpt.py", "--steps", "0", "--megabytes", "0.2")
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -1,4 +1,4 @@
-"""Trainers that hang in every way there is: noticed, looked at, ended, restarted."""
+"""Hung trainers: detected, described, killed and restarted."""
 
 import json
 import os
@@ -23,10 +23,10 @@ Start = Callable[..., Supervised]
 SHORT = ("--epochs", "2", "--samples", "32")
 AT_STEP_5 = (*SHORT, "--run-at", "5", "--code")
 OPTIONS = ("--hang-timeout", "2s", "--snapshot-budget", "50%", "--every", "1h")
-# Neither is much time given to a hung trainer that might come back.
+# A short grace period for a hung trainer.
 QUICK = (*OPTIONS, "--grace", "1s")
 
-# The second attempt finds the file and trains on.
+# The second attempt finds the file and trains normally.
 ONCE = """
 import collections, itertools, os, pathlib, signal
 def hangs_here():
@@ -43,7 +43,7 @@ UNINTERRUPTIBLE = (
     "os.mkfifo('fifo'); action = (os.POSIX_SPAWN_OPEN, 0, 'fifo', os.O_RDONLY, 0); "
     "os.posix_spawn('/bin/true', ['true'], os.environ, file_actions=[action])"
 )
-# In C too, and it keeps the interpreter's lock; but a processor is free for the other tests.
+# A call in C that keeps the interpreter's lock, and leaves the CPU to other tests.
 NEVER_RETURNS = "import ctypes; ctypes.PyDLL(None).sleep(300)"
 SLOW = "time.sleep(4)"
 STUCK_WORKER = """
@@ -56,7 +56,7 @@ if not Path('met').exists():
     Path('met').touch()
     hangs_here()
 """
-# It outlives the hung trainer's processes.
+# This hook runs longer than the hung trainer's processes.
 NOTE = """
 [ "$ORCHESTRATOR_EVENT" = done ] || sleep 3
 echo "$ORCHESTRATOR_EVENT at $ORCHESTRATOR_EVENT_STEP" >> events
@@ -72,9 +72,9 @@ for _ in range(7):
     ("hang", "seems", "stack"),
     [
         pytest.param(IN_C, "is running", "in hangs_here", id="loops in C"),
-        # It is woken up to answer, and may have gone on an instant before it does.
+        # It is woken up to write its stack, and may continue for an instant before that.
         pytest.param(STOPPED, "is stopped", "train.py", id="stopped"),
-        # Every signal is blocked there, so that only the kernel can be asked.
+        # Every signal is blocked there, so that only the kernel can tell where it is.
         pytest.param(UNINTERRUPTIBLE, "in uninterruptible sleep", "), D", id="uninterruptible"),
     ],
 )
@@ -86,9 +86,9 @@ def test_hung_trainer_is_restarted(
     seems: str,
     stack: str,
 ) -> None:
-    """Each kind of hang is noticed and described, and training ends with the same bits."""
+    """Each kind of hang is detected and described, and training ends with the same bits."""
     result = ("--result", str(tmp_path / "result.pt"))
-    pace = ("--step-seconds", "0.1")  # it is not to be done before it is asked to stop
+    pace = ("--step-seconds", "0.1")  # it must not complete before the stop
     run = supervise(*AT_STEP_5, ONCE.format(hang), *pace, *result, options=QUICK, cold=True)
     status, _, stderr = run.end()
     assert status == 0, stderr
@@ -113,7 +113,7 @@ def test_stuck_worker_is_a_hang_and_seen_in_its_own_process(supervise: Start) ->
     run = supervise(*AT_STEP_5, STUCK_WORKER, options=(*QUICK, "--on-event", NOTE), cold=True)
     assert run.end()[0] == 0
     told = (run.run.root.parent / "events").read_text().splitlines()
-    # In the order in which the two commands end, not in which they were begun.
+    # The order is that in which the two commands end, not that in which they start.
     assert sorted(told)[1] == "hang at 5"
     assert [line.split()[0] for line in sorted(told)] == ["done", "hang"]
     assert len(events(run.run, "hang_detected")) == 1
@@ -123,10 +123,10 @@ def test_stuck_worker_is_a_hang_and_seen_in_its_own_process(supervise: Start) ->
     assert_nothing_left(run.run)
 
 
-def test_same_hang_at_the_same_step_again_stops_the_run(supervise: Start) -> None:
-    """A first hang is retried, a second at the same step ends the run with 70 and the reason."""
-    # The next attempt resumes at 4 and takes a step before it hangs. One that hangs before it has
-    # taken any is given ten times the longest start, which may be long on a busy machine.
+def test_repeated_hang_at_the_same_step_stops_the_run(supervise: Start) -> None:
+    """A first hang is retried; a second at the same step ends the run with 70 and the reason."""
+    # The next attempt resumes at 4 and takes a step before it hangs. An attempt that hangs before
+    # its first step gets ten times the longest start, which may be long on a busy machine.
     at_4 = (
         "--hang-timeout",
         "2s",
@@ -147,8 +147,8 @@ def test_same_hang_at_the_same_step_again_stops_the_run(supervise: Start) -> Non
     assert_nothing_left(run.run)
 
 
-def test_trainer_that_was_only_slow_loses_nothing(supervise: Start) -> None:
-    """One that comes back when it was taken for hung saves before it is restarted."""
+def test_slow_trainer_saves_before_it_is_restarted(supervise: Start) -> None:
+    """A trainer that continues after it was considered hung saves before its restart."""
     run = supervise(*AT_STEP_5, SLOW, options=OPTIONS)
     assert run.end()[0] == 0
     hung, complete = events(run.run, "attempt_exited")
@@ -157,8 +157,10 @@ def test_trainer_that_was_only_slow_loses_nothing(supervise: Start) -> None:
     assert events(run.run, "stop_requested") == []
 
 
-def test_trainer_that_comes_back_and_completes_may_go_on(supervise: Start, tmp_path: Path) -> None:
-    """One that was only stopped, and is done when it is continued, is not killed after that."""
+def test_trainer_that_completes_after_a_hang_is_not_killed(
+    supervise: Start, tmp_path: Path
+) -> None:
+    """A trainer that continues and completes may finish its work."""
     upload = "import atexit; atexit.register(lambda: (time.sleep(3), open('uploaded', 'w')))"
     code = f"{upload}\n{ONCE.format(STOPPED)}"
     run = supervise("--epochs", "1", "--run-at", "15", "--code", code, options=QUICK, cold=True)
@@ -166,29 +168,29 @@ def test_trainer_that_comes_back_and_completes_may_go_on(supervise: Start, tmp_p
     assert (tmp_path / "uploaded").exists()
 
 
-def test_polls_are_signs_of_life(supervise: Start) -> None:
+def test_polls_count_as_progress(supervise: Start) -> None:
     """An evaluation that polls may take longer than the timeout."""
     run = supervise(*AT_STEP_5, POLLS, options=OPTIONS)
     assert run.end()[0] == 0
     assert len(events(run.run, "attempt_started")) == 1
 
 
-def test_command_without_session_is_never_taken_for_hung(supervise: Start) -> None:
-    """Nothing is known of the pace of a command that opens no session."""
+def test_command_without_session_never_counts_as_hung(supervise: Start) -> None:
+    """A command without a session has no pace, and so no hang timeout."""
     run = supervise(command=["sleep", "3.5"], options=OPTIONS)
     assert run.end()[0] == 0
     assert events(run.run, "hang_detected") == []
 
 
-def test_time_in_which_the_supervisor_was_stopped_does_not_count(supervise: Start) -> None:
-    """A job that is stopped as a whole for longer than the timeout goes on where it was."""
+def test_time_while_the_supervisor_was_stopped_does_not_count(supervise: Start) -> None:
+    """A run that is stopped as a whole for longer than the timeout continues."""
     run = supervise(
         "--epochs", "1000", "--step-seconds", "0.05", options=("--hang-timeout", "5s"), cold=True
     )
     run.wait_for_event("checkpoint_published")
-    run.signal_everyone(signal.SIGSTOP)
+    run.signal_all(signal.SIGSTOP)
     time.sleep(7)
-    run.signal(signal.SIGCONT)  # it looks again before the trainer moves
+    run.signal(signal.SIGCONT)  # the supervisor checks again before the trainer continues
     wait_for(lambda: live_status(run)["silent_seconds"], "a look at the trainer")
     os.kill(run.trainer_pid(), signal.SIGCONT)
     wait_for(lambda: live_status(run)["silent_seconds"] == 0, "a sign of life")
@@ -197,8 +199,8 @@ def test_time_in_which_the_supervisor_was_stopped_does_not_count(supervise: Star
     assert run.end()[0] == 75
 
 
-def test_stop_of_a_run_that_is_being_found_hung(supervise: Start) -> None:
-    """A stop meanwhile ends the run instead of restarting it, and saves what is in memory."""
+def test_stop_during_a_hang_ends_the_run(supervise: Start) -> None:
+    """A stop during a hang ends the run instead of restarting it, and saves the snapshot."""
     run = supervise(*AT_STEP_5, NEVER_RETURNS, options=OPTIONS)
     run.wait_for_event("hang_detected")
     run.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Killing a run in every way that leaves it no time to react."""
+"""Kills that leave a run no time to react."""
 
 import os
 import random
@@ -31,7 +31,7 @@ SLOW = ("--epochs", "6", "--step-seconds", "0.02")
 Start = Callable[..., Supervised]
 
 
-def test_killed_trainer_is_restarted_and_ends_exactly(
+def test_killed_trainer_is_restarted_and_ends_with_the_same_bits(
     supervise: Start, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
     """After a SIGKILL of the trainer, training resumes and ends with the same bits."""
@@ -64,7 +64,7 @@ def test_trainer_saves_by_itself_when_the_supervisor_is_killed(
 
 
 def test_orphan_without_safe_point_ends_after_the_grace_period(supervise: Start) -> None:
-    """A trainer that loses its supervisor and reaches no safe point does not live on."""
+    """A trainer that loses its supervisor and reaches no safe point is ended."""
     stuck = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
     run = supervise(*SLOW, *stuck, options=("--grace", "2s"))
     run.wait_for_output("stuck")
@@ -75,10 +75,10 @@ def test_orphan_without_safe_point_ends_after_the_grace_period(supervise: Start)
 
 
 def test_both_killed_leaves_a_free_lock_and_a_valid_checkpoint(supervise: Start) -> None:
-    """After a SIGKILL of supervisor and trainer, the next start resumes from what is on disk."""
+    """After a SIGKILL of supervisor and trainer, the next start resumes from the disk."""
     run = supervise(*SLOW, options=("--every", "5steps"))
     run.wait_for_event("checkpoint_published", count=3)
-    run.signal_everyone(signal.SIGKILL)
+    run.signal_all(signal.SIGKILL)
     run.end()
     assert_nothing_left(run.run)
     newest = open_store(run.run).newest_valid()
@@ -89,7 +89,7 @@ def test_both_killed_leaves_a_free_lock_and_a_valid_checkpoint(supervise: Start)
 
 
 def test_second_supervisor_is_refused(supervise: Start) -> None:
-    """A second supervisor on the same run ends with 69, even while only an orphan holds it."""
+    """A second supervisor ends with 69, also while only an orphan holds the run."""
     run = supervise(*SLOW, "--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
     run.wait_for_output("stuck")
     second = supervise(*SLOW)
@@ -115,7 +115,12 @@ def test_two_hundred_kills_at_random_moments(
     tmp_path: Path,
 ) -> None:
     """200 SIGKILLs of trainer, supervisor or both lose no checkpoint and change no bit."""
-    arguments = ("--epochs", "90", "--samples", "64")  # some four steps a life, and to spare
+    arguments = (
+        "--epochs",
+        "90",
+        "--samples",
+        "64",
+    )  # about four steps an attempt, and more
     result = tmp_path / "result.pt"
     command = [*warm_trainers.command, *arguments, "--result", str(result)]
     options = ("--every", "1steps", "--keep", "2", "--max-restarts", "1000", "--grace", "5s")
@@ -125,7 +130,7 @@ def test_two_hundred_kills_at_random_moments(
     for kill in range(KILLS):
         trainer = warm_trainers.newest()
         if moment.random() < 0.75:
-            # Most lives make progress; else the growing delay between restarts fills the test.
+            # Most attempts make progress. Otherwise the growing restart delay fills the test.
             newer = {*open_store(run.run).directories()}
             wait_for(lambda run=run, n=newer: {*open_store(run.run).directories()} - n, "a save")
             time.sleep(moment.uniform(0.0, 0.05))
@@ -149,27 +154,27 @@ def test_two_hundred_kills_at_random_moments(
 
 
 def assert_sound(run: RunDir, had_two: bool) -> bool:
-    """Two valid checkpoints, once there were two; looked at while a process may be publishing."""
+    """Check for two valid checkpoints once there were two, while a process may publish another."""
     if not run.run_file.exists():
         return had_two
     store, valid = open_store(run), 0
 
-    def nothing_vanishes() -> bool:
-        """Count the valid ones; what rotation deletes meanwhile has a successor not counted yet."""
+    def all_are_counted() -> bool:
+        """Count the valid ones; start again if rotation deleted one during the count."""
         nonlocal valid
         valid, vanished = 0, False
         for path in store.directories():
             try:
                 verify(read_checkpoint(path))
             except CheckpointInvalidError:
-                # Deleted under our eyes, or really damaged: then it is still there.
+                # Deleted during the check. A damaged checkpoint would still exist.
                 assert not path.exists(), path
                 vanished = True
             else:
                 valid += 1
         return not vanished
 
-    wait_for(nothing_vanishes, "a look without a deletion")
+    wait_for(all_are_counted, "a look without a deletion")
     assert valid >= 2 or not had_two
-    assert store.quarantined() == []
+    assert store.quarantine_folder.entries() == []
     return had_two or valid >= 2

@@ -1,4 +1,4 @@
-"""What a trainer leaves behind is gone before the next one starts."""
+"""Processes and GPU memory of an attempt are gone before the next one starts."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ from tests.e2e.support import (
 
 Start = Callable[..., Supervised]
 
-# The first attempt leaves a daemon that hears no signal, and its child, and dies; the second says
-# what it still finds of them.
+# The first attempt leaves a daemon that ignores signals, and its child, and dies. The second prints
+# which of them are still alive.
 LEAVES_A_DAEMON = """
 if [ -e daemon ]; then
     kill -0 $(cat daemon) 2>/dev/null && echo it lives
@@ -45,7 +45,7 @@ FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
 def test_daemon_ends_with_its_attempt(supervise: Start, tmp_path: Path) -> None:
-    """A descendant in a session of its own, its parents gone, is ended before the next attempt."""
+    """A daemonised descendant is killed before the next attempt."""
     run = supervise(command=["bash", "-c", LEAVES_A_DAEMON])
     assert run.end()[0] == 0
     assert len(events(run.run, "attempt_started")) == 2
@@ -54,8 +54,8 @@ def test_daemon_ends_with_its_attempt(supervise: Start, tmp_path: Path) -> None:
     assert_nothing_left(run.run)
 
 
-def test_what_the_shell_had_in_the_background_lives_on(tmp_path: Path) -> None:
-    """A server that a script starts before it becomes the supervisor by exec is none of ours."""
+def test_earlier_background_process_of_the_shell_is_not_killed(tmp_path: Path) -> None:
+    """A process that the shell started before its exec of the supervisor is not touched."""
     script = (
         "sleep 1000 & echo $! > server; "
         f"exec {sys.executable} -m orchestrator run --run-dir run -- "
@@ -71,7 +71,7 @@ def test_what_the_shell_had_in_the_background_lives_on(tmp_path: Path) -> None:
 
 @pytest.fixture
 def frozen() -> Iterator[Callable[[int, bool], None]]:
-    """Freezes a process so that SIGKILL does not end it before it is thawed."""
+    """Yield a function that freezes a process, so that SIGKILL does not end it before the thaw."""
     group = FREEZER / f"orchestrator-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -88,10 +88,10 @@ def frozen() -> Iterator[Callable[[int, bool], None]]:
     group.rmdir()
 
 
-def test_what_cannot_be_ended_holds_up_the_next_attempt(
+def test_process_that_survives_sigkill_delays_the_next_attempt(
     supervise: Start, frozen: Callable[[int, bool], None], tmp_path: Path
 ) -> None:
-    """No attempt starts beside a process of the last one that even SIGKILL does not end."""
+    """No attempt starts while a process of the last one survives SIGKILL."""
     run = supervise(command=["bash", "-c", LEAVES_A_SLEEPER], stderr=(tmp_path / "log").open("w"))
     wait_for(lambda: (tmp_path / "sleeper").exists(), "the sleeper")
     sleeper = int(wait_for(lambda: (tmp_path / "sleeper").read_text(), "its number"))
@@ -107,10 +107,10 @@ def test_what_cannot_be_ended_holds_up_the_next_attempt(
     assert len(events(run.run, "attempt_started")) == 2
 
 
-def test_gpu_memory_of_the_dead_is_waited_for(
+def test_next_attempt_waits_for_the_gpu_memory_of_the_last(
     supervise: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next attempt starts when the driver has forgotten the last trainer."""
+    """The next attempt starts when the driver no longer lists the last trainer."""
     program = tmp_path / "nvidia-smi"
     program.write_text(
         f"#!/bin/bash\necho >> {tmp_path}/asked\n[ -e {tmp_path}/released ] || cat {tmp_path}/pid\n"
@@ -148,8 +148,8 @@ def container() -> None:
 
 
 @pytest.mark.usefixtures("container")
-def test_first_process_of_a_container_collects_the_dead(tmp_path: Path) -> None:
-    """As process 1 the supervisor collects every orphan and leaves when the command has ended."""
+def test_first_process_of_a_container_reaps_orphans(tmp_path: Path) -> None:
+    """As process 1 the supervisor reaps every orphan, and exits when the command has ended."""
     result = subprocess.run(
         [*RUN, "--", "bash", "-c", LEAVES_ORPHANS],
         cwd=tmp_path,
@@ -166,7 +166,7 @@ def test_first_process_of_a_container_collects_the_dead(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("container")
 def test_first_process_of_a_container_saves_on_signals(tmp_path: Path) -> None:
-    """A SIGTERM, which does nothing to a process 1 without handlers, saves and stops."""
+    """SIGTERM, which process 1 ignores without a handler, saves and stops the run."""
     train = [sys.executable, str(TRAIN), "--epochs", "50", "--step-seconds", "0.05"]
     process = subprocess.Popen(
         [*RUN, "--", *train], cwd=tmp_path, env=clean_environment(), stderr=subprocess.PIPE
@@ -185,7 +185,7 @@ def test_first_process_of_a_container_saves_on_signals(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("container")
 def test_interrupted_first_process_of_a_container_ends_with_130(tmp_path: Path) -> None:
-    """It cannot end itself by SIGINT, as it does elsewhere after a Ctrl-C on a terminal."""
+    """Process 1 cannot end by SIGINT after a Ctrl-C, so it exits with 130."""
     terminal = Terminal(tmp_path, ["sleep", "1000"], through=CONTAINER)
     terminal.read_until("training started")
     terminal.press_ctrl_c()

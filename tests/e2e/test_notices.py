@@ -1,4 +1,4 @@
-"""Notices that the machine is about to be taken away stop a run as a signal does."""
+"""Preemption notices stop a run as a signal does."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ Start = Callable[..., Supervised]
 SLEEPER = ["bash", "-c", "sleep 1000 & wait"]
 
 
-def test_notice_file(supervise: Start, tmp_path: Path) -> None:
-    """The run saves and stops when the file appears, and the log names it."""
+def test_notice_file_stops_the_run(supervise: Start, tmp_path: Path) -> None:
+    """The run saves and stops when the file appears, and the log names the file."""
     file = tmp_path / "notice"
     run = supervise(command=SLEEPER, options=("--notice-file", str(file)))
     run.trainer_pid()
@@ -21,8 +21,8 @@ def test_notice_file(supervise: Start, tmp_path: Path) -> None:
     assert_nothing_left(run.run)
 
 
-def test_notice_command(supervise: Start, tmp_path: Path) -> None:
-    """The run saves and stops when the command ends with 0, which it does not do at first."""
+def test_notice_command_stops_the_run(supervise: Start, tmp_path: Path) -> None:
+    """The run saves and stops when the command ends with status 0."""
     command = "echo >> asked; [ -e notice ]"
     run = supervise(command=SLEEPER, options=("--notice-command", command))
     run.trainer_pid()
@@ -33,8 +33,8 @@ def test_notice_command(supervise: Start, tmp_path: Path) -> None:
     assert events(run.run, "stop_requested")[0]["source"] == "the notice command"
 
 
-def test_notice_command_that_cannot_be_run(supervise: Start) -> None:
-    """It is told once, and the run goes on without it."""
+def test_notice_command_that_cannot_be_run_is_reported_once(supervise: Start) -> None:
+    """The problem is logged once, and the run continues."""
     run = supervise(
         command=["bash", "-c", "sleep 7"], options=("--notice-command", "no-such-program")
     )

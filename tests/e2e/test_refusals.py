@@ -1,4 +1,4 @@
-"""Bad input and damage: a clear sentence, the right status, nothing lost, never a traceback."""
+"""Bad input and damage: a clear message, the right status, nothing lost, no traceback."""
 
 import json
 import os
@@ -47,8 +47,10 @@ TRUE = ("--", "true")
         (("no-such-command",), 2, "no-such-command"),
     ],
 )
-def test_refusal(tmp_path: Path, arguments: tuple[str, ...], status: int, words: str) -> None:
-    """What cannot be done is refused with the reason and the status of the contract."""
+def test_invalid_command_is_refused_with_its_status(
+    tmp_path: Path, arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    """An invalid command is refused with the reason and the documented exit status."""
     (tmp_path / "file").touch()
     result = orchestrator(*arguments, cwd=tmp_path)
     assert result.returncode == status, result.stderr
@@ -58,7 +60,7 @@ def test_refusal(tmp_path: Path, arguments: tuple[str, ...], status: int, words:
 
 
 def test_damaged_run_file_is_refused_and_can_be_moved_away(supervise: Start) -> None:
-    """A damaged run.json ends with 78; without it, the run goes on under its old id."""
+    """A damaged run.json ends with 78; without the file the run continues under its old id."""
     run = supervise("--epochs", "1")
     assert run.end()[0] == 0
     run_id = open_store(run.run).run_id
@@ -75,7 +77,7 @@ def test_damaged_run_file_is_refused_and_can_be_moved_away(supervise: Start) -> 
 
 
 def test_damaged_journal_line_is_skipped(supervise: Start) -> None:
-    """A torn journal line is skipped with a warning and the run goes on."""
+    """A torn journal line is skipped with a warning, and the run continues."""
     run = supervise("--epochs", "1")
     assert run.end()[0] == 0
     with open(run.run.journal_file, "a") as journal:
@@ -92,8 +94,8 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_damaged_newest_checkpoint_is_set_aside_and_an_older_one_used(supervise: Start) -> None:
-    """A flipped bit in the newest checkpoint costs only the steps since the one before."""
+def test_damaged_newest_checkpoint_is_quarantined_and_an_older_one_used(supervise: Start) -> None:
+    """A flipped bit in the newest checkpoint loses only the steps since the one before."""
     options = ("--every", "5steps", "--snapshot-budget", "off")
     run = supervise("--epochs", "1", "--fail-at", "13", options=options)
     run.end()
@@ -108,7 +110,7 @@ def test_damaged_newest_checkpoint_is_set_aside_and_an_older_one_used(supervise:
 
 
 def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start) -> None:
-    """When every checkpoint is damaged the run ends with 65, now and at every later start."""
+    """If every checkpoint is damaged, the run ends with 65, now and at every later start."""
     run = supervise("--epochs", "1")
     run.end()
     run.run.done_file.unlink()
@@ -134,8 +136,10 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
     ("name", "as_file"),
     [("journal.jsonl", False), ("lock", False), ("checkpoints", True), ("attempts", True)],
 )
-def test_something_else_in_the_place_of_ours(tmp_path: Path, name: str, as_file: bool) -> None:
-    """A file for a directory, or a directory for a file, is refused with its name."""
+def test_file_of_the_wrong_kind_in_the_run_directory_is_refused(
+    tmp_path: Path, name: str, as_file: bool
+) -> None:
+    """A file in place of a directory, or the reverse, is refused by name."""
     assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 0
     place = tmp_path / "run" / name
     shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -149,7 +153,7 @@ def test_something_else_in_the_place_of_ours(tmp_path: Path, name: str, as_file:
 
 
 def test_value_that_cannot_be_stored_is_named_at_the_first_save(supervise: Start) -> None:
-    """A function in session.state ends the run with 78 at the first save, and names it."""
+    """A function in session.state ends the run with 78 at the first save, and is named."""
     code = "session.state['callback'] = print"
     run = supervise("--run-at", "0", "--code", code)
     status, stdout, _ = run.end()
@@ -162,7 +166,7 @@ def test_value_that_cannot_be_stored_is_named_at_the_first_save(supervise: Start
 def test_deep_directories_do_not_lengthen_the_socket_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run directory and a TMPDIR longer than a socket path may be are no obstacle."""
+    """A run directory and a TMPDIR that are too long for a socket's path do not prevent a run."""
     deep = tmp_path / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(deep))
@@ -173,9 +177,7 @@ def test_deep_directories_do_not_lengthen_the_socket_path(
     assert json.loads(status.stdout)["state"] == "completed"
 
 
-def test_several_processes_are_refused_for_now(
-    supervise: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_are_refused(supervise: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A world size above 1 ends with 78 and says so."""
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     status, stdout, _ = supervise("--epochs", "1").end()
@@ -183,8 +185,8 @@ def test_several_processes_are_refused_for_now(
     assert "WORLD_SIZE is 2" in stdout
 
 
-def test_checkpoint_that_cannot_be_loaded_gives_way_to_an_older_one(supervise: Start) -> None:
-    """A file whose digest is right and which torch refuses twice does not strand the run."""
+def test_unloadable_checkpoint_is_replaced_by_an_older_one(supervise: Start) -> None:
+    """After torch has refused a file with a valid digest twice, an older one is used."""
     options = ("--every", "5steps", "--snapshot-budget", "off")
     run = supervise("--epochs", "1", "--fail-at", "13", options=options)
     run.end()

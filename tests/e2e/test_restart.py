@@ -1,4 +1,4 @@
-"""When a run is tried again, and when it is not."""
+"""When a run is restarted, and when it is not."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ if not Path('met').exists():
 
 
 def test_transient_fault_is_survived(supervise: Start) -> None:
-    """A failure that does not come again is retried and training completes."""
+    """A failure that does not repeat is retried, and the training completes."""
     run = supervise("--epochs", "1", "--run-at", "5", "--code", ONCE, options=("--every", "2steps"))
     assert run.end()[0] == 0
     first, second = events(run.run, "attempt_exited")
@@ -39,7 +39,7 @@ def test_import_error_is_not_retried(supervise: Start) -> None:
 
 
 def test_same_failure_at_same_step_stops_the_run(supervise: Start) -> None:
-    """A bug that fails the same way at the same step again ends the run with 70 and the reason."""
+    """The same failure at the same step ends the run with 70 and the reason."""
     run = supervise("--fail-at", "8", options=("--every", "5steps"))
     status, _, stderr = run.end()
     assert status == 70
@@ -49,8 +49,8 @@ def test_same_failure_at_same_step_stops_the_run(supervise: Start) -> None:
     assert events(run.run, "gave_up")[0]["cause"].startswith("the trainer failed with ValueError")
 
 
-def test_checkpoint_that_fails_right_after_resuming_is_set_aside_once(supervise: Start) -> None:
-    """A failure that comes twice right after resuming demotes the checkpoint, then gives up."""
+def test_checkpoint_that_fails_after_resuming_is_demoted_once(supervise: Start) -> None:
+    """Two failures right after resuming demote the checkpoint; a third ends the run."""
     code = "if session.resumed_from: raise RuntimeError('poisoned')"
     run = supervise(
         "--run-at", "6", "--code", code, "--fail-at", "7", options=("--every", "3steps")
@@ -62,10 +62,10 @@ def test_checkpoint_that_fails_right_after_resuming_is_set_aside_once(supervise:
     assert_nothing_left(run.run)
 
 
-def test_failures_before_the_session_cost_no_checkpoint(
+def test_failures_before_the_session_demote_no_checkpoint(
     supervise: Start, warm_trainers: WarmTrainers
 ) -> None:
-    """A script that fails before it has resumed says nothing about its checkpoint."""
+    """A failure before the session has resumed says nothing about the checkpoint."""
     code = "open('gone', 'w'); raise OSError('the data is gone')"
     train = f'{" ".join(warm_trainers.command)} --epochs 1 --run-at 8 --code "{code}"'
     command = ["bash", "-c", f"test ! -e gone && exec {train}"]
@@ -79,7 +79,7 @@ def test_failures_before_the_session_cost_no_checkpoint(
 KILL_SELF = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
 
-def test_budget_without_progress_is_spent_and_survives_the_supervisor(supervise: Start) -> None:
+def test_failures_without_progress_are_counted_over_supervisors(supervise: Start) -> None:
     """Deaths without a new checkpoint between them end the run, counted over supervisors."""
     off = ("--snapshot-budget", "off")  # a snapshot would be progress
     arguments = ("--run-at", "3", "--code", KILL_SELF)
@@ -101,8 +101,8 @@ def test_budget_without_progress_is_spent_and_survives_the_supervisor(supervise:
     third.end()
 
 
-def test_leaving_in_the_middle_is_not_completion(supervise: Start) -> None:
-    """sys.exit(0) and os._exit(0) in the loop neither complete the run nor lose its checkpoints."""
+def test_exit_in_the_loop_is_not_completion(supervise: Start) -> None:
+    """sys.exit(0) and os._exit(0) in the loop neither complete the run nor lose checkpoints."""
     for code in ("import sys; sys.exit(0)", "import os; os._exit(0)"):
         run = supervise("--run-at", "5", "--code", code, options=("--every", "2steps"))
         status, _, stderr = run.end()
@@ -115,7 +115,7 @@ def test_leaving_in_the_middle_is_not_completion(supervise: Start) -> None:
 def test_changed_architecture_is_refused_and_not_retried(
     supervise: Start, tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """A model that does not fit the checkpoint ends with 78 and the layers that differ."""
+    """A model that does not fit the checkpoint ends with 78, and the layers are named."""
     script = (
         "import sys, torch\nfrom orchestrator.training import Session\n"
         "model = torch.nn.Linear(4, int(sys.argv[1]))\n"
@@ -136,7 +136,7 @@ def test_changed_architecture_is_refused_and_not_retried(
 
 
 def test_completed_run_is_not_trained_again(supervise: Start) -> None:
-    """The same command on a complete run ends with 0 at once; changed arguments continue it."""
+    """The command of a completed run ends with 0 at once; other arguments continue the run."""
     assert supervise("--epochs", "1").end()[0] == 0
     again = supervise("--epochs", "1")
     status, _, stderr = again.end()
@@ -148,8 +148,8 @@ def test_completed_run_is_not_trained_again(supervise: Start) -> None:
     assert events(longer.run, "run_completed")[-1]["step"] == 32
 
 
-def test_a_start_that_was_cut_short_does_not_pass_for_complete(supervise: Start) -> None:
-    """Only the command that completed is complete, not the one that came after it."""
+def test_interrupted_start_is_not_complete(supervise: Start) -> None:
+    """Only the command that completed counts as complete, not a later one."""
     assert supervise("--epochs", "1").end()[0] == 0
     cut = supervise("--epochs", "2")
     cut.wait_for_event("attempt_started", count=2)

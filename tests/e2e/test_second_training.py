@@ -1,4 +1,4 @@
-"""A script that trains more than once: each training has a run of its own, or is refused."""
+"""A script that trains more than once: each training has its own run, or is refused."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ for fold in range(2):
     print("trained", fold, flush=True)
 """
 
-# Its second phase goes on with the model of the first, and another optimizer. It ends by SIGKILL
-# in the phase and at the step that it is told.
+# The second phase continues with the model of the first and another optimizer. The script kills
+# itself in the phase and at the step of its arguments.
 PHASES = """
 import os, signal, sys, torch
 from orchestrator.training import Session
@@ -50,7 +50,7 @@ torch.save(model.state_dict(), "result.pt")
 
 @pytest.fixture
 def run_alone(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script without a supervisor, in a directory of the test's own."""
+    """Return a function that runs a script without a supervisor in a directory of the test."""
 
     def run(script: str, *words: str, below: str = ".") -> subprocess.CompletedProcess[str]:
         (tmp_path / below).mkdir(exist_ok=True)
@@ -67,10 +67,10 @@ def run_alone(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     return run
 
 
-def test_a_second_training_in_the_same_run_is_refused(
+def test_second_training_in_the_same_run_is_refused(
     run_alone: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """It never passes for complete with what the first has left, however often it is tried."""
+    """It never counts as complete because of the first one's result."""
     for _ in range(2):
         result = run_alone(FOLDS)
         assert result.returncode == 78
@@ -83,10 +83,10 @@ def test_a_second_training_in_the_same_run_is_refused(
     assert run.done_file.exists()
 
 
-def test_a_second_training_inside_the_first_is_refused_in_the_same_words(
+def test_second_training_inside_the_first_is_refused_with_the_same_message(
     run_alone: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """The process that works on the run is this one: `orchestrator stop` would not help."""
+    """The run is in use by the same process, so the message does not suggest a stop."""
     result = run_alone(
         "import torch\nfrom orchestrator.training import Session\n"
         "with Session(model=torch.nn.Linear(1, 1)), Session(model=torch.nn.Linear(1, 1)):\n"
@@ -97,10 +97,10 @@ def test_a_second_training_inside_the_first_is_refused_in_the_same_words(
 
 
 @pytest.mark.parametrize("swallow", [False, True], ids=["", "swallowed"])
-def test_a_second_training_under_a_supervisor_is_refused_each_time(
+def test_second_training_under_a_supervisor_is_refused(
     supervise: Start, tmp_path: Path, swallow: bool
 ) -> None:
-    """With 78, though the first is complete, and also where the script takes no notice of it."""
+    """The status is 78 although the first is complete, and even if the script ignores the error."""
     indented = FOLDS.replace("\n", "\n    ")
     script = f"try:{indented}\nexcept SystemExit: pass\n" if swallow else FOLDS
     (tmp_path / "script.py").write_text(script)
@@ -117,10 +117,8 @@ def test_a_second_training_under_a_supervisor_is_refused_each_time(
     assert open_store(run.run).all()[-1].manifest.step == 4
 
 
-def test_a_second_training_beside_the_first_is_refused_each_time(
-    supervise: Start, tmp_path: Path
-) -> None:
-    """With 78 also where the first completes only afterwards, and nobody looks at the other's."""
+def test_second_training_beside_the_first_is_refused(supervise: Start, tmp_path: Path) -> None:
+    """The status is 78 also if the first training completes after the second was refused."""
     (tmp_path / "script.py").write_text(
         "import subprocess, sys, torch\nfrom orchestrator.training import Session\n"
         "with Session(model=torch.nn.Linear(1, 1)) as session:\n"
@@ -138,10 +136,10 @@ def test_a_second_training_beside_the_first_is_refused_each_time(
         assert not run.run.done_file.exists()
 
 
-def test_a_run_that_the_script_deletes_is_another_afterwards(
+def test_deleted_run_can_be_followed_by_another(
     run_alone: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """Trial after trial in one process may have the same place, if each leaves nothing there."""
+    """Several trainings in one process may use one directory if each is deleted."""
     result = run_alone(
         FOLDS.replace("    print(", "    shutil.rmtree('runs')\n    print(", 1).replace(
             "import torch", "import shutil, torch", 1
@@ -151,10 +149,10 @@ def test_a_run_that_the_script_deletes_is_another_afterwards(
     assert result.stdout == "trained 0\ntrained 1\n"
 
 
-def test_two_phases_with_a_run_each_are_killed_in_either_and_end_the_same(
+def test_two_phases_with_a_run_each_resume_after_kills(
     run_alone: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """The script starts from its top: what is complete is passed, with the model as it was."""
+    """A complete phase is skipped with its trained model, and the result is the undisturbed one."""
     assert run_alone(PHASES, below="whole").returncode == 0
     for phase, step in ((0, 3), (1, 3)):
         assert run_alone(PHASES, str(phase), str(step)).returncode == -9

@@ -1,4 +1,4 @@
-"""What is in memory outlives the trainer: killed, hung, or failing."""
+"""Snapshots in memory survive a trainer that is killed, hangs or fails."""
 
 import os
 import random
@@ -26,7 +26,7 @@ from tests.e2e.support import (
 
 Start = Callable[..., Supervised]
 
-# As often as possible, and never on a disk but for the first step.
+# Snapshots as often as possible, and no checkpoint on disk after the first step.
 MEMORY_ONLY = ("--every", "1h", "--snapshot-budget", "50%", "--max-restarts", "1000")
 BALLAST = ("--ballast", str(8 << 20))
 KILLS = 100
@@ -34,19 +34,19 @@ STEP_SECONDS = 0.005
 
 
 def snapshot_step(run: Supervised) -> int:
-    """The step of the newest snapshot, 0 where there is none yet."""
+    """Return the step of the newest snapshot; 0 without one."""
     return int((live_status(run).get("newest_snapshot") or {"step": 0})["step"])
 
 
 @pytest.mark.long
-def test_a_hundred_kills_cost_one_snapshot_interval_each(
+def test_each_kill_loses_about_one_snapshot_interval(
     supervise: Start,
     uninterrupted: Callable[..., Path],
     warm_trainers: WarmTrainers,
     tmp_path: Path,
 ) -> None:
-    """100 SIGKILLs, many inside a copy: each next attempt goes on from a whole, recent snapshot."""
-    arguments = ("--epochs", "60", *BALLAST)  # some three steps a life, and much to spare
+    """After each of 100 SIGKILLs the next attempt resumes from a complete, recent snapshot."""
+    arguments = ("--epochs", "60", *BALLAST)  # about three steps an attempt, and more
     pace = ("--step-seconds", str(STEP_SECONDS), "--result", str(tmp_path / "result.pt"))
     command = [*warm_trainers.command, *arguments, *pace]
     moment = random.Random(20261124)
@@ -56,7 +56,7 @@ def test_a_hundred_kills_cost_one_snapshot_interval_each(
         trainer = warm_trainers.newest()
         assert trainer is not None, (kill, run.end())
         if kill == 0 or moment.random() < 0.75:
-            # Most lives make progress; else the growing delay between restarts fills the test.
+            # Most attempts make progress. Otherwise the growing restart delay fills the test.
             begun = run.wait_for_event("resumed", count=kill)["step"] if kill else 0
             wait_for(lambda n=begun: snapshot_step(run) > n, "a new snapshot")
         else:
@@ -75,8 +75,8 @@ def test_a_hundred_kills_cost_one_snapshot_interval_each(
     assert all(resumed["from_memory"] for resumed in resumes)
     assert [e["step"] for e in resumes] == [e["left_step"] for e in exits]
     assert all(e["step"] >= e["left_step"] for e in exits)
-    # One interval, a step, and the time in which the thread completes the snapshot; the interval
-    # is the trainer's own word. Single lives are left out: others use the machine too.
+    # One interval, as the trainer reports it, a step, and the time to complete the snapshot. The
+    # median leaves out single attempts that a busy machine delayed.
     lost = statistics.median(e["lost_seconds"] for e in exits)
     assert lost <= 3 * max(statistics.median(intervals or [0]), STEP_SECONDS)
     assert_all_valid(run.run, at_least=2)
@@ -88,7 +88,7 @@ IN_C = "import ctypes; ctypes.PyDLL(None).sleep(300)"
 
 @pytest.mark.parametrize("hang", [STOPPED, IN_C], ids=["SIGSTOP", "a call in C"])
 def test_stop_of_a_hung_trainer_saves_its_newest_snapshot(supervise: Start, hang: str) -> None:
-    """A trainer that reaches no safe point any more has its newest snapshot saved in time."""
+    """A trainer that reaches no safe point gets its newest snapshot saved in time."""
     code = f"import os, signal, time; time.sleep(1); print('hangs', flush=True); {hang}"
     options = (*MEMORY_ONLY, "--grace", "5s")
     run = supervise("--run-at", "40", "--code", code, options=options)
@@ -107,7 +107,7 @@ def test_stop_of_a_hung_trainer_saves_its_newest_snapshot(supervise: Start, hang
 
 
 def test_second_signal_saves_the_newest_snapshot_at_once(supervise: Start) -> None:
-    """A second Ctrl-C does not wait for the safe point, and what is in memory is kept."""
+    """A second Ctrl-C does not wait for the safe point, and saves the snapshot."""
     code = "print('slow', flush=True); time.sleep(300)"
     run = supervise("--run-at", "30", "--code", code, options=(*MEMORY_ONLY, "--grace", "10m"))
     run.wait_for_output("slow")
@@ -123,7 +123,7 @@ def test_second_signal_saves_the_newest_snapshot_at_once(supervise: Start) -> No
 
 
 def test_exception_leaves_a_crash_checkpoint(supervise: Start) -> None:
-    """What was in memory when the script failed for good is on the disk."""
+    """The newest snapshot is written to disk when the script fails for good."""
     options = ("--every", "1h", "--snapshot-budget", "50%", "--max-restarts", "0")
     code = "time.sleep(0.5); raise OSError('flaky')"
     run = supervise("--run-at", "30", "--code", code, options=options)
@@ -147,8 +147,8 @@ if not os.path.exists('scribbled'):
 """
 
 
-def test_snapshot_that_cannot_be_loaded_is_not_insisted_on(supervise: Start) -> None:
-    """A dying trainer that scribbled over its snapshots costs them, and not the run."""
+def test_unloadable_snapshot_does_not_end_the_run(supervise: Start) -> None:
+    """A dying trainer that overwrites its snapshots loses them, and not the run."""
     options = ("--every", "10steps", "--snapshot-budget", "50%")
     run = supervise("--epochs", "2", "--run-at", "25", "--code", SCRIBBLE, options=options)
     status, stdout, stderr = run.end()
@@ -159,7 +159,7 @@ def test_snapshot_that_cannot_be_loaded_is_not_insisted_on(supervise: Start) -> 
     assert resumed[-1]["step"] <= 25
 
 
-def test_small_shared_memory_changes_nothing(supervise: Start) -> None:
+def test_small_shared_memory_does_not_limit_snapshots(supervise: Start) -> None:
     """A container's /dev/shm of 64 MB does not limit snapshots."""
     script = 'mount -t tmpfs -o size=64m tmpfs /dev/shm || exit 7; exec "$@"'
     trainer = [sys.executable, str(TRAIN), "--epochs", "2", "--ballast", str(100 << 20)]

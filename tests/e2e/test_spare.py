@@ -1,4 +1,4 @@
-"""Training goes on in the spare after the trainer's death, as in any other process."""
+"""Training continues in the spare after the trainer's death, as in any other process."""
 
 import json
 import os
@@ -26,8 +26,8 @@ from tests.e2e.support import (
     wait_for,
 )
 
-# What a run adds to the environment.
-OF_A_RUN = ("ORCHESTRATOR_", "WANDB_RUN_ID", "WANDB_RESUME")
+# The variables that a run adds to the environment.
+RUN_VARIABLES = ("ORCHESTRATOR_", "WANDB_RUN_ID", "WANDB_RESUME")
 
 Start = Callable[..., Supervised]
 
@@ -36,8 +36,8 @@ SLOW = ("--epochs", "3000", "--step-seconds", "0.02")
 WAIT = ("--run-at", "70", "--code", "while Path('wait').exists(): time.sleep(0.02)")
 
 
-def ready_spare(run: Supervised) -> int:
-    """Wait for a spare that has imported everything; its process id."""
+def wait_for_spare(run: Supervised) -> int:
+    """Wait for a spare that is ready, and return its process id."""
 
     def pid() -> int | None:
         status = live_status(run)
@@ -50,7 +50,7 @@ def ready_spare(run: Supervised) -> int:
     return found
 
 
-# How it is run, and what else it looks at; a spawned loader imports torch anew, at two seconds.
+# How the script is run, and its options. A spawned loader imports torch again, for two seconds.
 FORMS = {
     "script": (["folder/script.py"], ["--torch", "--spawn"]),
     "module": (
@@ -62,17 +62,17 @@ FORMS = {
 
 @pytest.mark.long
 @pytest.mark.parametrize(("words", "looks"), FORMS.values(), ids=FORMS)
-def test_a_script_sees_the_same_three_times(
+def test_script_sees_the_same_under_python_cold_and_in_a_spare(
     supervise: Start, tmp_path: Path, words: list[str], looks: list[str]
 ) -> None:
-    """Under python, in a cold start and in a spare, all that a script prints is equal."""
+    """A script sees the same environment under python, in a cold start and in a spare."""
     for folder in ("folder", "package"):
         (tmp_path / folder).mkdir()
         shutil.copy(CONFORMANCE, tmp_path / folder / "script.py")
     (tmp_path / "train").touch()
     command = [sys.executable, *words, str(tmp_path / "facts"), *looks]
     run = supervise(command=command, options=("--spare",), stdin=subprocess.DEVNULL)
-    ready_spare(run)
+    wait_for_spare(run)
     (tmp_path / "train").unlink()
     status, _, stderr = run.end()
     assert status == 0, stderr
@@ -90,7 +90,7 @@ def test_a_script_sees_the_same_three_times(
     assert bare.returncode == 0
     names = ("facts", "facts1", "facts2")
     alone, cold, warm = (comparable(tmp_path / name, tmp_path) for name in names)
-    # torch seeds itself anew in each process, and so it does in a spare.
+    # torch has another seed in each process, and so it has in a spare.
     assert len({facts["torch"].pop("seed") for facts in (alone, cold, warm)}) == 3
     assert alone == cold
     assert cold == warm
@@ -98,7 +98,7 @@ def test_a_script_sees_the_same_three_times(
 
 
 def comparable(facts: Path, root: Path) -> dict[str, Any]:
-    """What a script saw, less what differs from process to process and from attempt to attempt."""
+    """Return what a script saw, without what differs between processes and attempts."""
     # torch 2.7 to 2.9 put a folder with a random name on sys.path.
     text = re.sub(
         rf'"{tempfile.gettempdir()}/tmp\w{{8}}"', '"a temporary folder"', facts.read_text()
@@ -111,60 +111,60 @@ def comparable(facts: Path, root: Path) -> dict[str, Any]:
         c for c in content["callers"] if not c.endswith(("worker.py", "<string>"))
     ]
     for key in ("environ", "environb"):
-        content[key] = {k: v for k, v in content[key].items() if not k.startswith(OF_A_RUN)}
+        content[key] = {k: v for k, v in content[key].items() if not k.startswith(RUN_VARIABLES)}
     content["child's environment"] = [
-        line for line in content["child's environment"] if not line.startswith(OF_A_RUN)
+        line for line in content["child's environment"] if not line.startswith(RUN_VARIABLES)
     ]
     lock = f"{root / 'run' / 'lock'} True"
     content["descriptors"] = [d for d in content["descriptors"] if d != lock]
     return content
 
 
-def test_training_goes_on_in_the_spare_with_the_same_bits(
+def test_training_in_a_spare_ends_with_the_same_bits(
     supervise: Start, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Killed twice with one spare, training ends with the bits of the undisturbed run."""
     arguments = ("--epochs", "6", "--step-seconds", "0.02", "--workers", "2", *WAIT)
     (tmp_path / "wait").touch()
     run = supervise(*arguments, "--result", str(tmp_path / "r.pt"), options=("--spare",), cold=True)
-    spare = ready_spare(run)
+    spare = wait_for_spare(run)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     (tmp_path / "wait").unlink()
     run.wait_for_event("resumed")
     os.kill(run.trainer_pid(), signal.SIGKILL)
     run.wait_for_event("resumed", count=2)
-    assert ready_spare(run) == spare
+    assert wait_for_spare(run) == spare
     assert run.end()[0] == 0
     assert [e["from_spare"] for e in events(run.run, "attempt_started")] == [False, True, True]
     assert_same_result(tmp_path / "r.pt", uninterrupted(*arguments))
     assert_nothing_left(run.run)
 
 
-def test_a_stop_that_signals_everybody_is_still_a_stop(supervise: Start) -> None:
-    """A SIGTERM to the spare and to the trainer that it has forked saves and ends everything."""
+def test_stop_signal_to_all_processes_saves_with_a_spare(supervise: Start) -> None:
+    """A SIGTERM to the spare and to the trainer that it forked saves and ends the run."""
     run = supervise(*SLOW, options=("--spare",), cold=True)
-    spare = ready_spare(run)
+    spare = wait_for_spare(run)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     run.wait_for_event("resumed")
-    assert run.trainer_pid() != spare == ready_spare(run)
-    run.signal_everyone(signal.SIGTERM)
+    assert run.trainer_pid() != spare == wait_for_spare(run)
+    run.signal_all(signal.SIGTERM)
     assert run.end()[0] == 75
     assert_nothing_left(run.run)
 
 
-def test_the_spare_ends_with_a_killed_supervisor(supervise: Start) -> None:
-    """After a SIGKILL of the supervisor neither the spare nor the lock stay."""
+def test_spare_ends_with_a_killed_supervisor(supervise: Start) -> None:
+    """After a SIGKILL of the supervisor neither the spare nor the lock remains."""
     run = supervise(*SLOW, options=("--spare",), cold=True)
-    assert ready_spare(run) in {process.pid for process in processes_of(run.run)}
+    assert wait_for_spare(run) in {process.pid for process in processes_of(run.run)}
     run.signal(signal.SIGKILL)
     run.end()
     assert_nothing_left(run.run)
 
 
-def test_a_spare_that_fails_costs_no_attempt(supervise: Start) -> None:
-    """Where the spare does not take over, the same attempt starts cold."""
+def test_attempt_starts_cold_if_the_spare_fails(supervise: Start) -> None:
+    """If the spare does not take over, the same attempt starts cold."""
     run = supervise(*SLOW, options=("--spare", "--max-restarts", "1"), cold=True)
-    os.kill(ready_spare(run), signal.SIGSTOP)
+    os.kill(wait_for_spare(run), signal.SIGSTOP)
     os.kill(run.trainer_pid(), signal.SIGKILL)
     run.wait_for_event("resumed")
     assert [e["from_spare"] for e in events(run.run, "attempt_started")] == [False, False]
@@ -174,8 +174,8 @@ def test_a_spare_that_fails_costs_no_attempt(supervise: Start) -> None:
     assert_nothing_left(run.run)
 
 
-def test_a_shell_around_the_trainer_is_started_cold(supervise: Start) -> None:
-    """A command that is not Python's gets no spare, and the status says why."""
+def test_shell_command_gets_no_spare(supervise: Start) -> None:
+    """A command that is not Python gets no spare, and the status says why."""
     command = ["bash", "-c", f"{sys.executable} {TRAIN} {' '.join(SLOW)}; true"]
     run = supervise(command=command, options=("--spare",), cold=True)
     run.wait_for_event("checkpoint_published")

@@ -1,4 +1,4 @@
-"""Stopping a run in every ordinary way."""
+"""Ordinary stops of a run."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ WORKERS = [
     pytest.param(("--workers", "2", "--persistent"), id="persistent"),
 ]
 SLOW = ("--epochs", "50", "--step-seconds", "0.05")
-# One step that takes longer than any test waits, in which no safe point comes.
+# One step that takes longer than any test waits, without a safe point.
 STUCK = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
 
 Start = Callable[..., Supervised]
@@ -57,19 +57,19 @@ def test_signal_to_supervisor_saves(
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_to_everyone_saves(
+def test_signal_to_all_processes_saves(
     supervise: Start, workers: tuple[str, ...], number: signal.Signals
 ) -> None:
     """A stop signal to every process of the job, loader workers included, saves the state."""
     run = supervise(*SLOW, *workers, cold=True)
     run.wait_for_event("checkpoint_published")
-    run.signal_everyone(number)
+    run.signal_all(number)
     status, _, _ = run.end()
     assert_saved_and_resumable(run, status)
 
 
-def test_stopped_run_continues_where_it_was(supervise: Start) -> None:
-    """The same command again continues at the step that the stop saved."""
+def test_stopped_run_continues_at_its_step(supervise: Start) -> None:
+    """The same command continues at the step that the stop saved."""
     run = supervise(*SLOW)
     run.wait_for_event("checkpoint_published")
     run.signal(signal.SIGTERM)
@@ -90,8 +90,8 @@ def test_preemption_notice_saves_and_stops(supervise: Start) -> None:
     assert_saved_and_resumable(run, run.end()[0])
 
 
-def test_save_request_keeps_training(supervise: Start) -> None:
-    """SIGUSR2 makes a checkpoint and training goes on."""
+def test_save_request_does_not_stop_the_training(supervise: Start) -> None:
+    """SIGUSR2 makes a checkpoint, and the training continues."""
     run = supervise(*SLOW)
     run.wait_for_event("checkpoint_published")
     run.signal(signal.SIGUSR2)
@@ -102,8 +102,8 @@ def test_save_request_keeps_training(supervise: Start) -> None:
     assert run.end()[0] == 75
 
 
-def test_signal_to_trainer_alone_is_a_stop(supervise: Start) -> None:
-    """A scheduler's SIGTERM to the trainer alone saves and stops the run instead of a restart."""
+def test_signal_to_the_trainer_alone_is_a_stop(supervise: Start) -> None:
+    """A scheduler's SIGTERM to the trainer saves and stops the run instead of a restart."""
     run = supervise(*SLOW, cold=True)
     run.wait_for_event("checkpoint_published")
     os.kill(run.trainer_pid(), signal.SIGTERM)
@@ -112,12 +112,12 @@ def test_signal_to_trainer_alone_is_a_stop(supervise: Start) -> None:
 
 
 def test_second_interrupt_does_not_wait_for_the_safe_point(supervise: Start) -> None:
-    """A second Ctrl-C ends a trainer that reaches no safe point; the older checkpoint stands."""
+    """A second Ctrl-C ends a trainer that reaches no safe point; the checkpoint stays."""
     run = supervise(*SLOW, *STUCK, options=("--snapshot-budget", "off"))
     run.wait_for_output("stuck")
     run.signal(signal.SIGINT)
     run.wait_for_event("stop_requested")
-    wait_for_echo_to_pass()
+    wait_out_the_echo_time()
     run.signal(signal.SIGINT)
     status, _, stderr = run.end()
     assert status == 74
@@ -127,27 +127,27 @@ def test_second_interrupt_does_not_wait_for_the_safe_point(supervise: Start) -> 
 
 
 def test_third_interrupt_kills_at_once(supervise: Start) -> None:
-    """A second Ctrl-C lets a save that has begun go on, a third kills; what is on disk is valid."""
+    """After a second Ctrl-C a save that has begun continues; a third one kills the trainer."""
     arguments = ("--samples", "8000", "--run-at", "3", "--code", SLOW_SAVE)
-    # A snapshot that has begun would be no save.
+    # Without snapshots, since a snapshot that has begun is no save.
     run = supervise(*SLOW, *arguments, options=("--snapshot-budget", "off"))
     run.wait_for_event("checkpoint_published")
     run.wait_for_output("armed")
     run.signal(signal.SIGINT)
     run.wait_for_output("saving")
-    wait_for_echo_to_pass()
+    wait_out_the_echo_time()
     run.signal(signal.SIGINT)
     run.wait_for_event("stop_requested", count=2)
     assert run.process.poll() is None
-    wait_for_echo_to_pass()
+    wait_out_the_echo_time()
     run.signal(signal.SIGINT)
     assert run.end()[0] == 74
     assert_nothing_left(run.run)
     assert_all_valid(run.run)
 
 
-def test_deadline_ends_a_trainer_without_safe_point(supervise: Start) -> None:
-    """When no safe point comes within the grace period, the trainer is killed and 74 says so."""
+def test_trainer_without_a_safe_point_is_killed_at_the_deadline(supervise: Start) -> None:
+    """Without a safe point in the grace period the trainer is killed, and the status is 74."""
     run = supervise(*SLOW, *STUCK, options=("--grace", "2s", "--snapshot-budget", "off"))
     run.wait_for_output("stuck")
     run.signal(signal.SIGTERM)
@@ -159,19 +159,19 @@ def test_deadline_ends_a_trainer_without_safe_point(supervise: Start) -> None:
 
 
 def test_ignored_hangup_stays_ignored(supervise: Start) -> None:
-    """Under nohup, a hang-up changes nothing and training completes."""
+    """Under nohup a hang-up changes nothing, and the training completes."""
     run = supervise(
         *("--epochs", "2", "--step-seconds", "0.02"),
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     run.wait_for_event("checkpoint_published")
-    run.signal_everyone(signal.SIGHUP)
+    run.signal_all(signal.SIGHUP)
     assert run.end()[0] == 0
     assert events(run.run, "stop_requested") == []
 
 
 def test_stop_during_import_loses_nothing(supervise: Start) -> None:
-    """A stop before the script has opened its session ends with 75: there is nothing to save."""
+    """A stop before the session is open ends with 75, since there is nothing to save."""
     run = supervise(*SLOW)
     run.trainer_pid()
     run.signal(signal.SIGTERM)
@@ -180,8 +180,8 @@ def test_stop_during_import_loses_nothing(supervise: Start) -> None:
 
 
 @pytest.mark.parametrize("to_shell", [False, True])
-def test_shell_between_supervisor_and_trainer(supervise: Start, to_shell: bool) -> None:
-    """Behind a shell without exec a stop saves too, even one that hits only the shell."""
+def test_stop_with_a_shell_around_the_trainer_saves(supervise: Start, to_shell: bool) -> None:
+    """Behind a shell without exec a stop saves, even if it reaches only the shell."""
     script = f"{sys.executable} {TRAIN} {' '.join(SLOW)}; echo the shell goes on"
     run = supervise(command=["bash", "-c", script])
     run.wait_for_event("checkpoint_published")
@@ -195,8 +195,8 @@ def test_shell_between_supervisor_and_trainer(supervise: Start, to_shell: bool) 
     assert f"stopping on {source}" in stderr
 
 
-def test_command_without_session_is_asked_to_end(supervise: Start) -> None:
-    """A command that never opens a session gets SIGTERM and is not left behind."""
+def test_command_without_a_session_gets_sigterm(supervise: Start) -> None:
+    """A command that opens no session gets SIGTERM, and no process is left."""
     run = supervise(command=["bash", "-c", "sleep 300 & wait"])
     run.trainer_pid()
     run.signal(signal.SIGTERM)
@@ -204,6 +204,6 @@ def test_command_without_session_is_asked_to_end(supervise: Start) -> None:
     assert_nothing_left(run.run)
 
 
-def wait_for_echo_to_pass() -> None:
-    """Signals so close together that one cause may have sent both count once."""
+def wait_out_the_echo_time() -> None:
+    """Wait until the next signal counts as another request."""
     time.sleep(2 * MERGE_SECONDS)

@@ -1,4 +1,4 @@
-"""A person at a real terminal: Ctrl-C, hang-ups, and runs in the background to come back to."""
+"""A run at a real terminal: Ctrl-C, hang-ups, and detached runs."""
 
 import os
 import re
@@ -34,7 +34,7 @@ from tests.e2e.support import (
 Start = Callable[..., Supervised]
 
 SLOW = ("--epochs", "500", "--step-seconds", "0.05")
-# A bar that goes on with every step, and one step that waits for the test.
+# A progress bar that is redrawn at every step, and one step that waits for the test.
 BAR = """
 import os
 from tqdm import tqdm
@@ -48,14 +48,14 @@ while not os.path.exists('go'):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDir]:
-    """The run that a test starts, ended with it."""
-    place = RunDir(tmp_path / "run")
-    yield place
-    kill_leftovers(place)
+    """Yield the run that a test starts, and end it with the test."""
+    run = RunDir(tmp_path / "run")
+    yield run
+    kill_leftovers(run)
 
 
-def seen(text: str) -> list[str]:
-    """What a person sees of it in the end."""
+def displayed(text: str) -> list[str]:
+    """Return the lines that a terminal shows in the end."""
     screen = pyte.Screen(COLUMNS, LINES)
     pyte.Stream(screen).feed(text)
     return [line.rstrip() for line in screen.display if line.strip()]
@@ -64,7 +64,7 @@ def seen(text: str) -> list[str]:
 def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
     tmp_path: Path, warm_trainers: WarmTrainers
 ) -> None:
-    """The script's progress bar goes on below the message, and the end is by SIGINT."""
+    """The script's progress bar continues below the message, and the run ends by SIGINT."""
     terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW, "--run-at", "3", "--code", BAR])
     terminal.read_until("waiting")
     terminal.press_ctrl_c()
@@ -74,7 +74,7 @@ def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
         counted = set(re.findall(r"waiting for the safe point: (\d+) s left", terminal.text))
     (tmp_path / "go").touch()
     assert terminal.end() == -signal.SIGINT
-    lines = seen(terminal.text)
+    lines = displayed(terminal.text)
     at = next(number for number, line in enumerate(lines) if "stopping on Ctrl-C" in line)
     assert "saving at the next safe point" in lines[at]
     assert re.search(r"up to \d+ s", lines[at + 1])
@@ -92,18 +92,18 @@ def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
 def test_second_ctrl_c_does_not_wait_and_third_kills(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
-    """Each says on the terminal what it does."""
+    """Each Ctrl-C says on the terminal what it does."""
     options = ("--snapshot-budget", "off")
     arguments = ("--samples", "8000", "--run-at", "3", "--code", SLOW_SAVE)
     terminal = Terminal(tmp_path, [*warm_trainers.command, *SLOW, *arguments], options)
     terminal.read_until("armed\r\n")
     terminal.press_ctrl_c()
-    # On the screen the countdown may come between the word and the end of its line.
+    # In the terminal's output the countdown may follow the word immediately.
     log = run.attempt(1).output_file
     wait_for(lambda: "saving" in log.read_text(), "the save")
     terminal.read_until("saving: ")
     for expected in ("may finish", "killing everything now"):
-        wait_for_echo_to_pass()
+        wait_out_the_echo_time()
         terminal.press_ctrl_c()
         terminal.read_until(expected)
     assert terminal.end() == -signal.SIGINT
@@ -112,14 +112,14 @@ def test_second_ctrl_c_does_not_wait_and_third_kills(
     assert_nothing_left(run)
 
 
-def wait_for_echo_to_pass() -> None:
+def wait_out_the_echo_time() -> None:
     time.sleep(2 * MERGE_SECONDS)
 
 
 def test_closed_terminal_under_nohup_changes_nothing(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
-    """Training goes on without a terminal, and can be stopped as always."""
+    """The training continues without a terminal, and can be stopped as usual."""
     command = [*warm_trainers.command, *SLOW]
     terminal = Terminal(tmp_path, command, through=("nohup",))
     wait_for(lambda: events(run, "checkpoint_published"), "a checkpoint")
@@ -140,17 +140,14 @@ def attach_to(root: Path) -> Terminal:
     return Terminal(root, [], arguments=["attach", "run"])
 
 
-def test_detached_run_is_followed_and_left_and_ended(
+def test_detached_run_can_be_attached_left_and_stopped(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
-    """It says how to come back; attach shows its output, leaves it alone at Ctrl-C, tells its end.
-
-    What kills the trainer is told too, and the next one's output follows.
-    """
-    begun = detach(tmp_path, *warm_trainers.command, *SLOW)
-    assert begun.returncode == 0, begun.stderr
-    assert "training runs in the background" in begun.stdout
-    assert "orchestrator attach run" in begun.stdout
+    """Attach shows the output over restarts, leaves the run at Ctrl-C, and reports its end."""
+    started = detach(tmp_path, *warm_trainers.command, *SLOW)
+    assert started.returncode == 0, started.stderr
+    assert "training runs in the background" in started.stdout
+    assert "orchestrator attach run" in started.stdout
     owner = lock_owner(run)
     assert owner is not None
     assert os.getsid(owner["pid"]) == owner["pid"]
@@ -186,7 +183,7 @@ def test_detached_run_is_followed_and_left_and_ended(
 
 
 def test_detach_says_why_training_could_not_start(tmp_path: Path, run: RunDir) -> None:
-    """The reason and the exit status are those that the run would have had in the foreground."""
+    """The reason and the exit status are those of a run in the foreground."""
     ended = detach(tmp_path, sys.executable, "-c", "import no_such_module")
     assert ended.returncode == 70
     assert "No module named 'no_such_module'" in ended.stderr
@@ -196,8 +193,8 @@ def test_detach_says_why_training_could_not_start(tmp_path: Path, run: RunDir) -
     assert "failed" in after.stderr
 
 
-def test_event_hook_hears_of_the_end(tmp_path: Path, run: RunDir) -> None:
-    """It is told what happened and where, and a failing one is told of and harms nothing."""
+def test_event_hook_runs_at_the_end(tmp_path: Path, run: RunDir) -> None:
+    """The hook gets the event and the run; a hook that fails is logged and changes nothing."""
     record = 'echo "$ORCHESTRATOR_EVENT $ORCHESTRATOR_RUN_DIR" >> events; sleep 0.2; exit 3'
     for command, status in (("true", 0), ("false", 70)):
         options = ("--run-dir", "run", "--on-event", record, "--", command)

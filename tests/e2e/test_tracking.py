@@ -1,4 +1,4 @@
-"""Tracking over restarts, by real kills: one run in every tracker, one line for each step."""
+"""Experiment trackers over restarts: one run in each tracker, one metrics line for each step."""
 
 import json
 import signal
@@ -27,10 +27,10 @@ with Session(model=torch.nn.Linear(1, 1)) as session:
 """
 
 
-def test_a_killed_trainer_goes_on_in_the_same_trackers_and_lines(
+def test_killed_trainer_continues_its_tracker_runs_and_metrics(
     supervise: Callable[..., Supervised], warm_trainers: WarmTrainers, tmp_path: Path
 ) -> None:
-    """After SIGKILLs each step has one line, of the attempt that counts, and trackers one run."""
+    """After SIGKILLs each step has one line, and each tracker one run."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     run = supervise(

@@ -1,4 +1,4 @@
-"""Into a run and out of it by the real command line."""
+"""Import into a run and export from it on the command line."""
 
 import json
 from collections.abc import Callable
@@ -14,12 +14,12 @@ Start = Callable[..., Supervised]
 
 
 def model() -> nn.Module:
-    """The one of the script that trains here."""
+    """Return a model like that of the training script."""
     return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 1))
 
 
-def test_from_a_classic_file_to_safetensors(supervise: Start, tmp_path: Path) -> None:
-    """An old script's file becomes a run, `run` goes on from it, and its weights come out again."""
+def test_classic_file_is_imported_trained_and_exported(supervise: Start, tmp_path: Path) -> None:
+    """An old script's file becomes a run, training continues, and its weights are exported."""
     old = model()
     content = {"epoch": 1, "step": 4, "model_state_dict": old.state_dict(), "loss": 2.5}
     torch.save(content, tmp_path / "old.pth")
@@ -53,8 +53,8 @@ def test_from_a_classic_file_to_safetensors(supervise: Start, tmp_path: Path) ->
     )
 
 
-def test_a_file_of_another_kind_is_one_line(tmp_path: Path) -> None:
-    """What is no checkpoint is told without a traceback, and the directory stays as it was."""
+def test_import_of_another_kind_of_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    """A file that is no checkpoint is refused without a traceback, and changes nothing."""
     (tmp_path / "notes.txt").write_text("nothing to see here")
     refused = orchestrator("checkpoints", "import", "notes.txt", "run", cwd=tmp_path)
     assert refused.returncode == 78

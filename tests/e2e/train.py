@@ -25,8 +25,8 @@ parser.add_argument("--code", default="pass")
 parser.add_argument("--result", type=Path, help="write the final weights here")
 args = parser.parse_args()
 
-# The first optimizer imports torch._dynamo, which takes longer than torch itself; nothing here is
-# compiled, and a hundred tests start this script.
+# The first optimizer would import torch._dynamo, which takes longer than torch itself. This script
+# compiles nothing, and a hundred tests start it.
 if "torch._dynamo" not in sys.modules:
     stand_in = types.ModuleType("torch._dynamo")
     stand_in.graph_break = lambda: None  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ torch.set_num_threads(1)
 
 
 class Noisy(Dataset[torch.Tensor]):
-    """Points with noise that is drawn anew each time, as augmentation is."""
+    """Points with new random noise at each access, as with data augmentation."""
 
     def __len__(self) -> int:
         return args.samples

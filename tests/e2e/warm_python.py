@@ -1,11 +1,10 @@
-"""`python WORDS` in a process forked from one that has done the imports.
+"""`python WORDS` in a process that is forked from one that has done the imports.
 
-Those of our commands take a quarter of a second of a processor, those of torch one and a half, and
-the tests start hundreds of each. What is forked is a real process, which runs and ends as the
-interpreter has it; only its parent is another, and what /proc shows of its command line and of its
-environment is the server's.
+The imports of a command take a quarter of a second of CPU time, those of torch one and a half, and
+the tests start hundreds of each. The fork is a real process, which runs and ends as with the
+interpreter. Only its parent differs, and /proc shows the server's command line and environment.
 
-    python warm_python.py DESCRIPTOR MODULES...   (the server, on a socket of whoever starts it)
+    python warm_python.py DESCRIPTOR MODULES...   (the server; DESCRIPTOR is its socket)
 """
 
 import contextlib
@@ -31,7 +30,7 @@ TRAINING = ("torch._dynamo", "orchestrator.training")
 
 
 class WarmPython:
-    """One of them, with as much of the interface of subprocess.Popen as the tests use."""
+    """A warm process, with the part of subprocess.Popen's interface that the tests use."""
 
     def __init__(
         self,
@@ -44,22 +43,22 @@ class WarmPython:
         stderr: Any = subprocess.PIPE,
         new_session: bool = False,
     ) -> None:
-        """``words`` are ``-m MODULE`` or a script, and arguments."""
+        """Run ``words``: ``-m MODULE`` or a script, with arguments."""
         self.args = list(words)
         self.returncode: int | None = None
-        ours, theirs = socket.socketpair()
-        self._answers = ours.makefile("rb")
-        ours.close()
+        own_end, server_end = socket.socketpair()
+        self._answers = own_end.makefile("rb")
+        own_end.close()
         request = {
             "words": self.args,
             "directory": str(cwd),
             "environment": env,
             "new_session": new_session,
         }
-        with open(os.devnull, "r+") as null, theirs:
+        with open(os.devnull, "r+") as null, server_end:
             self.stdout, out = _output(stdout, 1, null)
             self.stderr, err = _output(stderr, 2, null)
-            descriptors = [theirs.fileno(), null.fileno(), out, err]
+            descriptors = [server_end.fileno(), null.fileno(), out, err]
             socket.send_fds(_server(modules), [json.dumps(request).encode()], descriptors)
         for stream, end in ((self.stdout, out), (self.stderr, err)):
             if stream is not None:
@@ -67,14 +66,14 @@ class WarmPython:
         self.pid = int(self._answers.readline())
 
     def poll(self) -> int | None:
-        """Its exit status, or None as long as it runs."""
+        """Return the exit status; None while the process runs."""
         if self.returncode is None and _readable([self._answers], 0):
             self.returncode = os.waitstatus_to_exitcode(int(self._answers.readline()))
             self._answers.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit status once it has ended."""
+        """Wait for the end of the process, and return its exit status."""
         if self.returncode is None and not _readable([self._answers], timeout):
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         status = self.poll()
@@ -82,24 +81,24 @@ class WarmPython:
         return status
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Its output until nobody has it open any more; it has ended then."""
+        """Read the output until every writer has closed it, and wait for the end of the process."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        said = {stream: b"" for stream in (self.stdout, self.stderr) if stream is not None}
-        while left := [stream for stream in said if not stream.closed]:
+        output = {stream: b"" for stream in (self.stdout, self.stderr) if stream is not None}
+        while left := [stream for stream in output if not stream.closed]:
             ready = _readable(left, _left(deadline))
             if not ready:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             for stream in ready:
                 data = os.read(stream.fileno(), 1 << 16)
-                said[stream] += data
+                output[stream] += data
                 if not data:
                     stream.close()
         self.wait(_left(deadline))
-        out, err = (said[s].decode() if s is not None else "" for s in (self.stdout, self.stderr))
+        out, err = (output[s].decode() if s is not None else "" for s in (self.stdout, self.stderr))
         return out, err
 
     def kill(self) -> None:
-        """End it by SIGKILL, if it has not ended."""
+        """Send SIGKILL unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
 
@@ -109,7 +108,7 @@ def _left(deadline: float | None) -> float | None:
 
 
 def _output(wanted: Any, inherited: int, null: IO[str]) -> tuple[IO[str] | None, int]:
-    """What its output can be read from, if that is a pipe, and the descriptor it writes to."""
+    """Return the stream from which to read, if it is a pipe, and the descriptor to write to."""
     if wanted == subprocess.DEVNULL:
         return None, null.fileno()
     if wanted == subprocess.PIPE:
@@ -121,8 +120,8 @@ def _output(wanted: Any, inherited: int, null: IO[str]) -> tuple[IO[str] | None,
 
 
 def _readable(streams: Sequence[IO[Any]], timeout: float | None) -> list[IO[Any]]:
-    """Which of them have something, or their end, before the time is over."""
-    # Not select(), which refuses a descriptor beyond 1023, and a suite has many open.
+    """Return the streams that have data or have ended before the timeout."""
+    # select() refuses descriptors above 1023, and the suite may have as many open.
     poll = select.poll()
     for stream in streams:
         poll.register(stream, select.POLLIN)
@@ -132,30 +131,30 @@ def _readable(streams: Sequence[IO[Any]], timeout: float | None) -> list[IO[Any]
 
 @functools.cache
 def _server(modules: tuple[str, ...]) -> socket.socket:
-    """A server of this test process; it ends with the socket, which is to say with us."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
+    """Start a server for this test process; it ends when the socket is closed."""
+    own_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with server_end:
         subprocess.run(
-            [sys.executable, __file__, str(theirs.fileno()), *modules],
-            pass_fds=(theirs.fileno(),),
+            [sys.executable, __file__, str(server_end.fileno()), *modules],
+            pass_fds=(server_end.fileno(),),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # as little of a terminal as the pipes are
+            stdout=subprocess.DEVNULL,  # no terminal, as with the pipes
             env={k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")},
             check=True,
         )
-    return ours
+    return own_end
 
 
 def serve(requests: socket.socket, modules: Sequence[str]) -> list[str]:
-    """Fork at each request; in the process that is to be it, return the words."""
+    """Fork at each request, and return the words in the process that must run them."""
     if os.fork():
-        os._exit(0)  # tests look at the children of their process: it is none of them
+        os._exit(0)  # the server must not be a child of the test, which looks at its children
     for module in modules:
         importlib.import_module(module)
-    # The first full collection of each process would copy every page of what was imported.
+    # Without this, the first full collection of each fork would copy the pages of all modules.
     gc.collect()
     gc.freeze()
-    # Ctrl-C on the tests' terminal comes here too; and nobody waits for the processes between.
+    # A Ctrl-C on the tests' terminal reaches the server too. The kernel reaps its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -179,7 +178,7 @@ def serve(requests: socket.socket, modules: Sequence[str]) -> list[str]:
 
 
 def answer(descriptor: int, pid: int) -> None:
-    """Tell the process, and how it has ended: this one keeps that until somebody asks."""
+    """Send the process id, and later the wait status, to the test."""
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(BrokenPipeError):
         connection.sendall(f"{pid}\n".encode())
         _, status = os.waitpid(pid, 0)
@@ -188,7 +187,7 @@ def answer(descriptor: int, pid: int) -> None:
 
 
 def become(request: dict[str, Any], standard: Sequence[int]) -> list[str]:
-    """Take its place, environment and output; return the words."""
+    """Take over the request's directory, environment and output, and return the words."""
     if request["new_session"]:
         os.setsid()
     for number, descriptor in enumerate(standard):

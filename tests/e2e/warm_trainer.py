@@ -1,10 +1,10 @@
-"""Runs a training script like `python script.py`, in a process forked from one that knows torch.
+"""Runs a training script like `python script.py`, forked from a process that has imported torch.
 
-Importing torch takes seconds, which a test with hundreds of trainers does not have. The server
-imports it and starts nothing (forking is safe as long as torch has not computed). Each client is
-the command that a supervisor runs: it hands its environment, directory and output to the server,
-which forks the trainer, and ends as the trainer ends. The trainer is a real process, and its
-SIGKILL is real; only its parent differs.
+The import of torch takes seconds, too long for a test with hundreds of trainers. The server imports
+torch and computes nothing, so that a fork is safe. The client is the command that a supervisor
+runs: it passes its environment, directory and output to the server, which forks the trainer, and it
+ends as the trainer ends. The trainer is a real process, and a SIGKILL of it is real. Only its
+parent differs.
 
     python warm_trainer.py serve SOCKET MODULES...   (prints "ready")
     python warm_trainer.py SOCKET SCRIPT ARGS... (the client; the trainer's id is in SOCKET.pid)
@@ -24,14 +24,14 @@ import sys
 
 
 def serve(path: str, *modules: str) -> None:
-    import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes a second
+    import torch._dynamo  # noqa: F401 - the first optimizer would import it, for a second
 
     import orchestrator.training  # noqa: F401
 
     for module in modules:
         importlib.import_module(module)
 
-    # The first full collection of each trainer would copy every page of what was imported.
+    # Without this, the first full collection of each trainer would copy the pages of all modules.
     gc.collect()
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -41,7 +41,7 @@ def serve(path: str, *modules: str) -> None:
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
-            # The middle process waits for the trainer, so that the server can go on.
+            # A process between waits for the trainer, so that the server can continue.
             listener.close()
             watch(connection)
 
@@ -53,17 +53,17 @@ def watch(connection: socket.socket) -> None:
     if trainer == 0:
         connection.close()
         become_trainer(request, descriptors)
-    with contextlib.suppress(BrokenPipeError):  # the command was killed at once
+    with contextlib.suppress(BrokenPipeError):  # the client was killed at once
         connection.sendall(f"{trainer}\n".encode())
     ended = os.pidfd_open(trainer)
     if ended not in select.select([ended, connection], [], [])[0]:
-        # The command was killed, which is what the trainer is to everybody else.
+        # The client was killed, and for the supervisor the client is the trainer.
         os.kill(trainer, signal.SIGKILL)
     _, status = os.waitpid(trainer, 0)
-    # Its loader workers, which the supervisor would end if it were above them.
+    # Kill its loader workers: for the supervisor they are no descendants of the client.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(trainer, signal.SIGKILL)
-    with contextlib.suppress(BrokenPipeError):  # the command was killed meanwhile
+    with contextlib.suppress(BrokenPipeError):  # the client has been killed
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 

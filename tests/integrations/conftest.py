@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.support import Supervised, end_all
+from tests.e2e.support import Supervised, kill_all_runs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,4 +25,4 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
         return started[-1]
 
     yield start
-    end_all(started)
+    kill_all_runs(started)

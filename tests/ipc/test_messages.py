@@ -1,4 +1,4 @@
-"""Messages over a Unix socket, and the descriptors that travel with them."""
+"""Messages over a Unix socket, and descriptors that are sent with them."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ from orchestrator.ipc.messages import (
     LineBuffer,
     Message,
     encode,
-    peer_is_us,
+    peer_is_same_user,
     send_with_descriptors,
 )
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
@@ -34,24 +34,24 @@ MESSAGES: list[Message] = [
 
 
 @given(st.lists(st.integers(0, 400), max_size=8))
-def test_messages_come_out_as_they_went_in_however_they_are_cut(cuts: list[int]) -> None:
-    """The stream may split a message anywhere and merge any two."""
+def test_messages_survive_any_split_of_the_stream(cuts: list[int]) -> None:
+    """The stream may split a message at any byte, and join any two messages."""
     stream = b"".join(map(encode, MESSAGES))
-    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    offsets = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     buffer, received = LineBuffer(), []
-    for start, end in itertools.pairwise(places):
+    for start, end in itertools.pairwise(offsets):
         received += buffer.feed(stream[start:end])
     assert received == MESSAGES
 
 
-def test_a_message_is_one_line() -> None:
-    """A line break inside a message never ends it."""
+def test_message_is_one_line() -> None:
+    """A line break in a message does not end its line."""
     for message in MESSAGES:
         assert encode(message).count(b"\n") == 1
 
 
-def test_values_that_json_does_not_know_travel_as_text() -> None:
-    """A path in a message does not make sending it fail."""
+def test_other_values_are_sent_as_text() -> None:
+    """A value that JSON does not support, such as a path, is sent as text."""
     assert json.loads(encode({"path": Path("runs/a")})) == {"path": "runs/a"}
 
 
@@ -60,14 +60,14 @@ def test_values_that_json_does_not_know_travel_as_text() -> None:
     [b"hello", b"[1, 2]", b"7", b"null", b'"text"', b"\xff\xfe", b"{'a': 1}", b"", b"[" * 100_000],
     ids=lambda line: repr(line[:12]),
 )
-def test_what_is_no_message_is_refused(line: bytes) -> None:
-    """Anything but a line with a JSON object raises ValueError, nothing else."""
+def test_invalid_message_is_refused(line: bytes) -> None:
+    """A line that is not a JSON object raises ValueError."""
     with pytest.raises(ValueError, match=r".*"):
         LineBuffer().feed(line + b"\n")
 
 
-def test_a_message_without_end_is_refused() -> None:
-    """A sender that never ends its line cannot fill our memory."""
+def test_endless_message_is_refused() -> None:
+    """A sender that never ends its line cannot fill the memory."""
     buffer, sent = LineBuffer(), 0
 
     def flood() -> None:
@@ -83,51 +83,51 @@ def test_a_message_without_end_is_refused() -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Connection, socket.socket]]:
-    """A connection of the trainer, and the supervisor's end of it."""
+    """Yield a trainer's connection and the supervisor's end of it."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
         connection = Connection(path, DEADLINE_SECONDS)
-        ours, _ = listener.accept()
-        with ours:
-            yield connection, ours
+        supervisor_end, _ = listener.accept()
+        with supervisor_end:
+            yield connection, supervisor_end
         connection.close()
 
 
-def test_both_directions(pair: tuple[Connection, socket.socket]) -> None:
-    """What either side sends arrives at the other."""
-    connection, ours = pair
+def test_messages_travel_in_both_directions(pair: tuple[Connection, socket.socket]) -> None:
+    """Each end receives what the other one sends."""
+    connection, supervisor_end = pair
     connection.send({"type": "hello"})
-    assert json.loads(ours.recv(4096)) == {"type": "hello"}
-    ours.sendall(encode({"a": 1}) + encode({"b": 2}) + b'{"c"')
+    assert json.loads(supervisor_end.recv(4096)) == {"type": "hello"}
+    supervisor_end.sendall(encode({"a": 1}) + encode({"b": 2}) + b'{"c"')
     assert [connection.receive(), connection.receive()] == [{"a": 1}, {"b": 2}]
-    ours.sendall(b": 3}\n")
+    supervisor_end.sendall(b": 3}\n")
     assert connection.receive() == {"c": 3}
 
 
-def test_the_end_of_the_other_side_is_seen(pair: tuple[Connection, socket.socket]) -> None:
-    """After the last message the end of file is told as None."""
-    connection, ours = pair
-    ours.sendall(encode({"last": True}))
-    ours.close()
+def test_closed_peer_ends_the_stream(pair: tuple[Connection, socket.socket]) -> None:
+    """After the last message receive() returns None, and send() raises OSError."""
+    connection, supervisor_end = pair
+    supervisor_end.sendall(encode({"last": True}))
+    supervisor_end.close()
     assert connection.receive() == {"last": True}
     assert connection.receive() is None
     with pytest.raises(OSError, match=r".*"):
         connection.send({"type": "hello"})
 
 
-def test_waiting_is_bounded(pair: tuple[Connection, socket.socket]) -> None:
-    """A supervisor that does not answer is given up after the timeout."""
+def test_receive_times_out(pair: tuple[Connection, socket.socket]) -> None:
+    """receive() raises TimeoutError when no message arrives in time."""
     connection, _ = pair
     connection.set_timeout(0.01)
     with pytest.raises(TimeoutError):
         connection.receive()
 
 
-def test_end_wakes_a_thread_that_waits(pair: tuple[Connection, socket.socket]) -> None:
-    """A session that leaves is not held by its listening thread."""
-    connection, ours = pair
+def test_shut_down_wakes_a_waiting_thread(pair: tuple[Connection, socket.socket]) -> None:
+    """A thread that waits in receive() returns when the connection is shut down."""
+    connection, supervisor_end = pair
     connection.set_timeout(None)
     answers: list[Any] = []
     begun = threading.Event()
@@ -135,40 +135,40 @@ def test_end_wakes_a_thread_that_waits(pair: tuple[Connection, socket.socket]) -
     def listen() -> None:
         answers.append(connection.receive())
         begun.set()
-        # It may be just about to wait instead of waiting: then it is told by an error.
+        # If the thread does not wait yet, receive() raises instead.
         with contextlib.suppress(OSError):
             answers.append(connection.receive())
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    ours.sendall(encode({}))
+    supervisor_end.sendall(encode({}))
     assert begun.wait(DEADLINE_SECONDS)
-    # Linux tells in which function of the kernel a thread sleeps.
-    place = Path(f"/proc/self/task/{thread.native_id}/wchan")
-    if place.exists():
-        wait_until(lambda: "stream" in place.read_text(), "the thread to wait")
-    connection.end()
+    # On Linux this file names the kernel function in which a thread sleeps.
+    wait_file = Path(f"/proc/self/task/{thread.native_id}/wchan")
+    if wait_file.exists():
+        wait_until(lambda: "stream" in wait_file.read_text(), "the thread to wait")
+    connection.shut_down()
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
     assert answers in ([{}, None], [{}])
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
-    """Connecting to a supervisor that is gone raises OSError."""
+def test_connecting_to_a_missing_server_raises(tmp_path: Path) -> None:
+    """Connecting to a path on which no process listens raises OSError."""
     for name in ("missing", "not-a-socket"):
         (tmp_path / "not-a-socket").touch()
         with pytest.raises(OSError, match=r".*"):
             Connection(str(tmp_path / name), DEADLINE_SECONDS)
 
 
-def test_descriptors_travel_with_the_first_message(
+def test_descriptors_arrive_with_the_first_message(
     pair: tuple[Connection, socket.socket], tmp_path: Path
 ) -> None:
-    """The receiver gets the same open files, in order, and does not hand them on to children."""
-    connection, ours = pair
+    """The receiver gets the open files in order, and its children do not inherit them."""
+    connection, supervisor_end = pair
     files = [open(tmp_path / name, "w+b", buffering=0) for name in "ab"]  # noqa: SIM115
-    send_with_descriptors(ours, {"type": "welcome"}, [file.fileno() for file in files])
-    ours.sendall(encode({"type": "stop"}))
+    send_with_descriptors(supervisor_end, {"type": "welcome"}, [file.fileno() for file in files])
+    supervisor_end.sendall(encode({"type": "stop"}))
     message, descriptors = connection.receive_with_descriptors()
     assert message == {"type": "welcome"}
     assert connection.receive() == {"type": "stop"}
@@ -182,14 +182,14 @@ def test_descriptors_travel_with_the_first_message(
         file.close()
 
 
-def test_a_first_message_in_pieces_keeps_its_descriptors(
+def test_split_first_message_keeps_its_descriptors(
     pair: tuple[Connection, socket.socket], tmp_path: Path
 ) -> None:
-    """The descriptors come with the first piece, and the message when it is whole."""
-    connection, ours = pair
+    """Descriptors that arrive with the first piece of a message are returned with the message."""
+    connection, supervisor_end = pair
     with open(tmp_path / "page", "wb") as page:
-        socket.send_fds(ours, [b'{"type": '], [page.fileno()])
-    timer = threading.Timer(0.02, ours.sendall, [b'"welcome"}\n'])
+        socket.send_fds(supervisor_end, [b'{"type": '], [page.fileno()])
+    timer = threading.Timer(0.02, supervisor_end.sendall, [b'"welcome"}\n'])
     timer.start()
     message, descriptors = connection.receive_with_descriptors()
     timer.join()
@@ -198,33 +198,33 @@ def test_a_first_message_in_pieces_keeps_its_descriptors(
     os.close(descriptors[0])
 
 
-def test_a_supervisor_that_ends_before_its_welcome(
+def test_supervisor_that_ends_before_its_welcome_sends_no_message(
     pair: tuple[Connection, socket.socket],
 ) -> None:
-    """No message and no descriptors are told apart from an error."""
-    connection, ours = pair
-    ours.close()
+    """A connection that ends before the first message gives no message and no descriptors."""
+    connection, supervisor_end = pair
+    supervisor_end.close()
     assert connection.receive_with_descriptors() == (None, [])
 
 
-def test_closing_leaves_the_connection_of_other_processes(
+def test_close_keeps_the_connection_of_other_processes(
     pair: tuple[Connection, socket.socket],
 ) -> None:
-    """A forked child that closes its descriptor does not end its parent's connection."""
-    connection, ours = pair
+    """A forked child that closes its descriptor does not end the parent's connection."""
+    connection, supervisor_end = pair
     in_child(connection.close)
-    ours.sendall(encode({"still": "here"}))
+    supervisor_end.sendall(encode({"still": "here"}))
     assert connection.receive() == {"still": "here"}
 
 
-def test_our_own_processes_are_recognised(pair: tuple[Connection, socket.socket]) -> None:
+def test_process_of_the_same_user_is_accepted(pair: tuple[Connection, socket.socket]) -> None:
     """A process of the same user may connect."""
-    _, ours = pair
-    assert peer_is_us(ours)
+    _, supervisor_end = pair
+    assert peer_is_same_user(supervisor_end)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_processes_of_others_are_recognised(tmp_path: Path) -> None:
+def test_process_of_another_user_is_rejected(tmp_path: Path) -> None:
     """A process of another user may not connect."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # An abstract name, which no permission of a directory protects.
@@ -237,6 +237,6 @@ def test_processes_of_others_are_recognised(tmp_path: Path) -> None:
         client.connect(listener.getsockname())
 
     in_child(connect)
-    theirs, _ = listener.accept()
-    with listener, theirs:
-        assert not peer_is_us(theirs)
+    client_end, _ = listener.accept()
+    with listener, client_end:
+        assert not peer_is_same_user(client_end)

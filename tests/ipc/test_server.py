@@ -1,4 +1,4 @@
-"""The supervisor's socket: who may talk on it, and that nobody can disturb it."""
+"""The supervisor's socket: who may connect, and that no client can disturb the others."""
 
 import asyncio
 import contextlib
@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 
 from orchestrator.ipc.messages import MAXIMUM_LINE_BYTES, Message
-from orchestrator.ipc.server import MAXIMUM_PATH_BYTES, Channel, Peer, remove_abandoned
+from orchestrator.ipc.server import MAXIMUM_PATH_BYTES, MessageServer, Peer, remove_stale_socket
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child
 
 
 class Supervisor:
-    """Answers "ping", and remembers what it heard."""
+    """A server that answers "ping" and records the messages that it receives."""
 
     def __init__(self) -> None:
-        self.heard: list[Message] = []
-        self.channel = Channel(self._handle)
+        self.received: list[Message] = []
+        self.server = MessageServer(self._handle)
         self._news = asyncio.Event()
 
     async def _handle(self, peer: Peer, message: Message) -> None:
-        self.heard.append(message)
+        self.received.append(message)
         self._news.set()
         match message.get("type"):
             case "ping":
@@ -42,13 +42,13 @@ class Supervisor:
                 for _ in range(1000):
                     peer.send({"type": "much", "text": "x" * 5000})
 
-    async def has_heard(self, message: Message) -> None:
-        while message not in self.heard:
+    async def wait_for(self, message: Message) -> None:
+        while message not in self.received:
             self._news.clear()
             await self._news.wait()
 
     async def connect(self) -> "Client":
-        reader, writer = await asyncio.open_unix_connection(self.channel.path)
+        reader, writer = await asyncio.open_unix_connection(self.server.path)
         return Client(reader, writer)
 
 
@@ -62,8 +62,8 @@ class Client:
             self.writer.write(data)
             await self.writer.drain()
 
-    async def ask(self, number: int) -> None:
-        """Fails unless the supervisor answers."""
+    async def ping(self, number: int) -> None:
+        """Send a ping, and fail unless the supervisor answers it."""
         await self.send(json.dumps({"type": "ping", "number": number}).encode() + b"\n")
         assert json.loads(await self._reader.readline()) == {"type": "pong", "number": number}
 
@@ -75,41 +75,41 @@ class Client:
 
 
 def talk(scenario: Callable[[Supervisor], Awaitable[Any]]) -> Any:
-    """Run a scenario against a channel, within the deadline."""
+    """Run a scenario with a server, within the deadline."""
 
     async def run() -> Any:
         supervisor = Supervisor()
-        supervisor.channel.start()
+        supervisor.server.start()
         try:
             return await asyncio.wait_for(scenario(supervisor), DEADLINE_SECONDS / 4)
         finally:
-            supervisor.channel.close()
+            supervisor.server.close()
 
     return asyncio.run(run())
 
 
 def test_each_client_gets_its_own_answers() -> None:
-    """Two clients that talk in turn are not confused."""
+    """Two clients that send in turn each get the answers to their own messages."""
 
     async def scenario(supervisor: Supervisor) -> None:
         clients = [await supervisor.connect() for _ in range(2)]
         for number in range(3):
             for client in clients:
-                await client.ask(number)
+                await client.ping(number)
 
     talk(scenario)
 
 
-def test_messages_may_arrive_in_any_pieces() -> None:
-    """A message in two pieces and two messages in one are each heard once, in order."""
+def test_messages_in_pieces_are_received_in_order() -> None:
+    """A message in two pieces and two messages in one piece are each received once, in order."""
 
     async def scenario(supervisor: Supervisor) -> None:
         client = await supervisor.connect()
         await client.send(b'{"a": 1}\n{"b"')
-        await supervisor.has_heard({"a": 1})
+        await supervisor.wait_for({"a": 1})
         await client.send(b': 2}\n{"c": 3}\n')
-        await supervisor.has_heard({"c": 3})
-        assert supervisor.heard == [{"a": 1}, {"b": 2}, {"c": 3}]
+        await supervisor.wait_for({"c": 3})
+        assert supervisor.received == [{"a": 1}, {"b": 2}, {"c": 3}]
 
     talk(scenario)
 
@@ -125,70 +125,70 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_client_is_dropped_and_disturbs_nobody(
+def test_client_that_breaks_the_protocol_is_dropped(
     data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who does not speak the protocol is cut off and counts as lost; the others talk on."""
+    """A client that breaks the protocol is disconnected and reported lost; others are served."""
 
     async def scenario(supervisor: Supervisor) -> None:
         good, broken = await supervisor.connect(), await supervisor.connect()
-        await good.ask(1)
+        await good.ping(1)
         await broken.send(data)
         assert await broken.is_dropped()
-        await supervisor.has_heard({"type": "lost"})
-        await good.ask(2)
-        await (await supervisor.connect()).ask(3)
+        await supervisor.wait_for({"type": "lost"})
+        await good.ping(2)
+        await (await supervisor.connect()).ping(3)
 
     talk(scenario)
-    assert not caplog.records, "the loop complains of an error that nobody handled"
+    assert not caplog.records, "an error was not handled"
 
 
-def test_the_end_of_a_client_is_told_once() -> None:
-    """A trainer that died is told from one that is silent."""
+def test_disconnected_client_is_reported_lost_once() -> None:
+    """The handler gets one ``lost`` message for a client that disconnects."""
 
     async def scenario(supervisor: Supervisor) -> None:
         client, other = await supervisor.connect(), await supervisor.connect()
-        await client.ask(1)
-        assert {"type": "lost"} not in supervisor.heard
+        await client.ping(1)
+        assert {"type": "lost"} not in supervisor.received
         client.writer.close()
-        await supervisor.has_heard({"type": "lost"})
-        await other.ask(2)
-        assert supervisor.heard.count({"type": "lost"}) == 1
+        await supervisor.wait_for({"type": "lost"})
+        await other.ping(2)
+        assert supervisor.received.count({"type": "lost"}) == 1
 
     talk(scenario)
 
 
-def test_a_client_that_does_not_read_holds_nobody() -> None:
-    """What it does not take is not waited for."""
+def test_client_that_does_not_read_does_not_block_others() -> None:
+    """The server does not wait for a client that stops reading."""
 
     async def scenario(supervisor: Supervisor) -> None:
         deaf, other = await supervisor.connect(), await supervisor.connect()
         deaf.writer.transport.pause_reading()
         await deaf.send(b'{"type": "flood"}\n')
-        await supervisor.has_heard({"type": "flood"})
-        await other.ask(1)
+        await supervisor.wait_for({"type": "flood"})
+        await other.ping(1)
 
     talk(scenario)
 
 
-def test_a_client_that_leaves_at_once_is_no_error() -> None:
-    """A port scanner, or a status that was interrupted, leaves no trace."""
+def test_client_that_disconnects_at_once_is_no_error() -> None:
+    """Clients that disconnect without a message leave the server working."""
 
     async def scenario(supervisor: Supervisor) -> None:
         for _ in range(20):
             (await supervisor.connect()).writer.transport.abort()
-        await (await supervisor.connect()).ask(1)
+        await (await supervisor.connect()).ping(1)
 
     talk(scenario)
 
 
-def test_descriptors_are_handed_over() -> None:
-    """The page comes with the first message."""
+def test_descriptors_are_sent_with_a_message() -> None:
+    """A client receives a descriptor with the first message."""
 
     async def scenario(supervisor: Supervisor) -> None:
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.connect(supervisor.channel.path)
+            client.connect(supervisor.server.path)
             client.sendall(b'{"type": "page"}\n')
             answer = await loop.run_in_executor(None, socket.recv_fds, client, 4096, 4)
         data, (descriptor,), _, _ = answer
@@ -199,32 +199,32 @@ def test_descriptors_are_handed_over() -> None:
     talk(scenario)
 
 
-def test_connections_are_accepted_again_after_descriptors_ran_out() -> None:
-    """Too many open files refuse a client for a while, not every client from then on."""
+def test_connections_are_accepted_again_after_descriptors_run_out() -> None:
+    """The server accepts clients again after it had too many open files."""
 
     async def scenario(supervisor: Supervisor) -> None:
-        await (await supervisor.connect()).ask(1)
+        await (await supervisor.connect()).ping(1)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             free = os.dup(client.fileno())
             os.close(free)
-            client.connect(supervisor.channel.path)
+            client.connect(supervisor.server.path)
             resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
             try:
-                # The loop notices the client and cannot accept it.
+                # The loop sees the client and cannot accept it.
                 for _ in range(3):
                     await asyncio.sleep(0)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        await (await supervisor.connect()).ask(2)
+        await (await supervisor.connect()).ping(2)
 
     talk(scenario)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.processes
-def test_other_users_are_not_heard() -> None:
-    """The directory keeps them out, and so do their credentials where it would not."""
+def test_other_users_cannot_send_messages() -> None:
+    """The directory's permissions keep other users out, and so does the credentials check."""
     reader, writer = os.pipe()
 
     def connect_as_nobody(path: str) -> None:
@@ -234,21 +234,21 @@ def test_other_users_are_not_heard() -> None:
                 client.connect(path)
                 client.sendall(b'{"type": "stop"}\n')
                 client.settimeout(DEADLINE_SECONDS)
-                os.write(writer, b"dropped" if client.recv(100) == b"" else b"heard")
+                os.write(writer, b"dropped" if client.recv(100) == b"" else b"accepted")
             except PermissionError:
                 os.write(writer, b"kept out")
             except ConnectionError:
                 os.write(writer, b"dropped")
 
     async def scenario(supervisor: Supervisor) -> list[bytes]:
-        answers, path = [], Path(supervisor.channel.path)
+        answers, path = [], Path(supervisor.server.path)
         for _ in range(2):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, in_child, lambda: connect_as_nobody(str(path)))
             answers.append(os.read(reader, 100))
             path.parent.chmod(0o777)
             path.chmod(0o777)
-        assert supervisor.heard == []
+        assert supervisor.received == []
         return answers
 
     assert talk(scenario) == [b"kept out", b"dropped"]
@@ -256,70 +256,70 @@ def test_other_users_are_not_heard() -> None:
 
 @pytest.fixture
 def _fresh_temporary_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes tempfile look at TMPDIR again."""
+    """Make tempfile read TMPDIR again."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
-def place_of_a_channel() -> Path:
-    async def look(supervisor: Supervisor) -> Path:
-        path = Path(supervisor.channel.path)
-        await (await supervisor.connect()).ask(1)
+def parent_of_socket_directory() -> Path:
+    async def scenario(supervisor: Supervisor) -> Path:
+        path = Path(supervisor.server.path)
+        await (await supervisor.connect()).ping(1)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert len(os.fsencode(path)) <= MAXIMUM_PATH_BYTES
         return path
 
-    path: Path = talk(look)
-    assert not path.parent.exists(), "the directory of the socket is left behind"
+    path: Path = talk(scenario)
+    assert not path.parent.exists(), "the directory of the socket still exists"
     return path.parent.parent
 
 
 @pytest.mark.usefixtures("_fresh_temporary_directory")
 @pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR"])
-def test_the_socket_lies_where_the_environment_says(
+def test_socket_is_created_where_the_environment_says(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """The runtime directory of the user is taken first, else the temporary directory."""
+    """The socket is in XDG_RUNTIME_DIR, or else in the temporary directory."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         monkeypatch.setenv(variable, directory)
         tempfile.tempdir = None
-        assert place_of_a_channel() == Path(directory)
+        assert parent_of_socket_directory() == Path(directory)
 
 
 @pytest.mark.usefixtures("_fresh_temporary_directory")
 @pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR"])
-def test_a_place_with_a_long_path_is_passed_over(
+def test_directory_with_a_long_path_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """A socket's path is short by nature: another directory is taken, and nothing left in it."""
+    """A directory whose path is too long for a socket is skipped and left empty."""
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setenv(variable, str(long))
     tempfile.tempdir = None
-    assert place_of_a_channel() not in (long, tmp_path)
+    assert parent_of_socket_directory() not in (long, tmp_path)
     assert os.listdir(long) == []
 
 
 @pytest.mark.usefixtures("_fresh_temporary_directory")
-def test_a_place_that_is_not_there_is_passed_over(
+def test_missing_runtime_directory_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """XDG_RUNTIME_DIR of a session that is gone does not keep a run from starting."""
+    """An XDG_RUNTIME_DIR that no longer exists does not prevent a run."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
-    assert place_of_a_channel() != tmp_path / "missing"
+    assert parent_of_socket_directory() != tmp_path / "missing"
 
 
-def test_only_an_abandoned_directory_of_ours_is_removed(
+def test_only_a_stale_socket_directory_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The note of a killed supervisor names a directory: it goes only if the name is ours."""
-    # A note without a socket, taken for a path, would name the current directory.
+    """Only a directory with this program's prefix and socket name is removed."""
+    # An empty path would name the current directory.
     monkeypatch.chdir(tmp_path)
-    ours, other = tmp_path / "orchestrator-abc", tmp_path / "precious"
-    for directory in (ours, other):
+    own, other = tmp_path / "orchestrator-abc", tmp_path / "precious"
+    for directory in (own, other):
         directory.mkdir()
         (directory / "socket").touch()
-        remove_abandoned(str(directory / "socket"))
-    remove_abandoned(None)
-    assert not ours.exists()
+        remove_stale_socket(str(directory / "socket"))
+    remove_stale_socket(None)
+    assert not own.exists()
     assert (other / "socket").exists()

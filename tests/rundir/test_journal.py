@@ -1,4 +1,4 @@
-"""The journal: appended to by several processes, readable whatever happened to it."""
+"""The journal: appended to by several processes, readable after any damage."""
 
 import json
 import os
@@ -31,8 +31,8 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal.jsonl")
 
 
-def test_events_are_read_in_the_order_in_which_they_were_written(journal: Journal) -> None:
-    """Each event comes back with its attempt, its facts and the time, UTC in ISO 8601."""
+def test_events_are_read_in_the_order_they_were_written(journal: Journal) -> None:
+    """Each event is read with its attempt, its facts and its time in UTC, ISO 8601."""
     journal.write(JournalEvent.RUN_STARTED, command=["python", "train.py"])
     journal.write(JournalEvent.ATTEMPT_STARTED, 1, pid=7, place=Path("runs/a"))
     events, damaged = journal.read()
@@ -46,21 +46,21 @@ def test_events_are_read_in_the_order_in_which_they_were_written(journal: Journa
     assert all(time.utcoffset() == timedelta(0) for time in times)
 
 
-def test_times_are_those_of_the_clock() -> None:
-    """The time of an event is now, in UTC."""
+def test_event_time_is_the_current_time() -> None:
+    """The time of an event is the current time in UTC."""
     before = datetime.now(UTC)
     assert before - timedelta(seconds=1) < datetime.fromisoformat(utc_now()) <= datetime.now(UTC)
 
 
-def test_an_event_is_one_line(journal: Journal) -> None:
-    """A line break in a message does not break the line."""
+def test_event_is_one_line(journal: Journal) -> None:
+    """A line break in a value does not break the line of the event."""
     journal.write(JournalEvent.GAVE_UP, cause="one\ntwo\r\n\u2028three")
     assert journal.path.read_bytes().count(b"\n") == 1
     assert journal.read()[0][0]["cause"] == "one\ntwo\r\n\u2028three"
 
 
-def test_no_journal_yet(journal: Journal) -> None:
-    """A new run has no events."""
+def test_missing_journal_has_no_events(journal: Journal) -> None:
+    """A journal that does not exist yet has no events."""
     assert journal.read() == ([], 0)
 
 
@@ -80,7 +80,7 @@ def test_no_journal_yet(journal: Journal) -> None:
     ],
 )
 def test_damaged_lines_are_skipped_and_counted(journal: Journal, line: bytes) -> None:
-    """What stands before and after a damaged line is still read."""
+    """The lines before and after a damaged line are read."""
     journal.write(JournalEvent.RUN_STARTED)
     with journal.path.open("ab") as file:
         file.write(line + b"\n")
@@ -90,8 +90,8 @@ def test_damaged_lines_are_skipped_and_counted(journal: Journal, line: bytes) ->
     assert damaged == 1
 
 
-def test_empty_lines_are_no_damage(journal: Journal) -> None:
-    """A blank line loses nothing."""
+def test_empty_lines_do_not_count_as_damage(journal: Journal) -> None:
+    """A blank line is skipped and does not count as damaged."""
     journal.write(JournalEvent.RUN_STARTED)
     with journal.path.open("ab") as file:
         file.write(b"\n\n")
@@ -100,8 +100,8 @@ def test_empty_lines_are_no_damage(journal: Journal) -> None:
     assert journal.read()[1] == 0
 
 
-def test_a_torn_last_line_costs_only_itself(journal: Journal) -> None:
-    """The next event after a line without its end begins a line of its own."""
+def test_torn_last_line_loses_only_itself(journal: Journal) -> None:
+    """The event that follows an incomplete line begins on a line of its own."""
     for event in (JournalEvent.RUN_STARTED, JournalEvent.RESUMED):
         journal.write(event)
     whole = journal.path.read_bytes()
@@ -114,8 +114,8 @@ def test_a_torn_last_line_costs_only_itself(journal: Journal) -> None:
         assert damaged == 1
 
 
-def test_a_last_line_that_lacks_only_its_end_is_read(journal: Journal) -> None:
-    """An event that is whole but for the line break counts."""
+def test_last_line_without_its_line_break_is_read(journal: Journal) -> None:
+    """A complete event without its line break is read."""
     journal.write(JournalEvent.RUN_STARTED)
     journal.path.write_bytes(journal.path.read_bytes()[:-1])
     journal.write(JournalEvent.RUN_STOPPED)
@@ -124,8 +124,8 @@ def test_a_last_line_that_lacks_only_its_end_is_read(journal: Journal) -> None:
 
 
 @pytest.mark.processes
-def test_two_processes_write_at_once(journal: Journal) -> None:
-    """No event of a supervisor and a trainer that write at the same time is lost or mixed."""
+def test_two_processes_write_at_the_same_time(journal: Journal) -> None:
+    """No event of two processes that write at the same time is lost or mixed."""
     count = 300
     writers = [
         subprocess.Popen(
@@ -153,8 +153,8 @@ def test_two_processes_write_at_once(journal: Journal) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a disk always full")
-def test_a_full_disk_loses_events_and_says_how_many(tmp_path: Path) -> None:
-    """Writing does not raise; what could not be written is counted."""
+def test_full_disk_loses_events_and_counts_them(tmp_path: Path) -> None:
+    """Writing to a full disk does not raise, and counts the lost events."""
     (tmp_path / "journal.jsonl").symlink_to("/dev/full")
     journal = Journal(tmp_path / "journal.jsonl")
     journal.write(JournalEvent.RUN_STARTED)
@@ -162,8 +162,8 @@ def test_a_full_disk_loses_events_and_says_how_many(tmp_path: Path) -> None:
     assert journal.lost == 2
 
 
-def test_a_journal_that_cannot_be_opened_loses_events(tmp_path: Path) -> None:
-    """A directory in the place of the journal, or no directory around it, does not raise."""
+def test_journal_that_cannot_be_opened_loses_events(tmp_path: Path) -> None:
+    """A directory in place of the journal, or a missing parent directory, does not raise."""
     for path in (tmp_path, tmp_path / "missing" / "journal.jsonl"):
         journal = Journal(path)
         journal.write(JournalEvent.RUN_STARTED)
@@ -171,8 +171,8 @@ def test_a_journal_that_cannot_be_opened_loses_events(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_an_event_for_which_only_a_part_had_room_is_lost(journal: Journal) -> None:
-    """The last bytes of a disk take the beginning of a line: the event counts as lost."""
+def test_partly_written_event_is_lost(journal: Journal) -> None:
+    """An event of which only the beginning fits on the disk counts as lost."""
     journal.write(JournalEvent.RUN_STARTED)
     room = len(journal.path.read_bytes()) + 20
 
@@ -189,8 +189,8 @@ def test_an_event_for_which_only_a_part_had_room_is_lost(journal: Journal) -> No
     assert damaged == 1
 
 
-def test_events_of_the_contract() -> None:
-    """Other programs read these names; they never change."""
+def test_event_names_are_those_of_the_contract() -> None:
+    """The event names that other programs read do not change."""
     assert {event.value for event in JournalEvent} >= {
         "run_started",
         "attempt_started",
@@ -209,8 +209,8 @@ def test_events_of_the_contract() -> None:
     }
 
 
-def test_a_line_is_plain_json(journal: Journal) -> None:
-    """A program without our code reads the journal."""
+def test_journal_line_is_plain_json(journal: Journal) -> None:
+    """A program without this package can read the journal."""
     journal.write(JournalEvent.RUN_STARTED, 3)
     (line,) = journal.path.read_text().splitlines()
     assert json.loads(line)["event"] == "run_started"

@@ -1,4 +1,4 @@
-"""The run directory: whether it can be used, whose it is, and who works on it."""
+"""The run directory: its creation, its identity and its lock."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError, RunInUseError
-from orchestrator.rundir.lock import LOOK_SECONDS, RunLock, lock_owner
+from orchestrator.rundir.lock import BUSY_TIMEOUT_SECONDS, RunLock, lock_owner
 from orchestrator.rundir.paths import FORMAT_VERSION, RunDir, RunIdentity, default_run_dir
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
 
@@ -27,13 +27,13 @@ from pathlib import Path
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.lock import RunLock
 lock = RunLock(RunDir(Path(sys.argv[1])))
-lock.sign(socket="/tmp/socket")
+lock.write_owner(socket="/tmp/socket")
 trainer = subprocess.Popen(["sleep", "1000"], pass_fds=(lock.descriptor,))
 print(trainer.pid, flush=True)
 time.sleep(1000)
 """
 
-# Says that it is about to take the lock, and takes it.
+# Prints a line, and takes the lock.
 TAKER = """
 import sys
 from pathlib import Path
@@ -54,8 +54,8 @@ def run(tmp_path: Path) -> RunDir:
 # --- the directory -------------------------------------------------------------------------------
 
 
-def test_creating_makes_all_directories_and_keeps_what_is_there(tmp_path: Path) -> None:
-    """A new run directory may lie in directories that do not exist yet; an old one is kept."""
+def test_create_makes_all_directories_and_keeps_existing_files(tmp_path: Path) -> None:
+    """Missing parent directories are created, and an existing run directory is kept."""
     run = RunDir(tmp_path / "deep" / "er")
     run.create()
     (run.checkpoints / "step-000000000001").mkdir()
@@ -65,16 +65,16 @@ def test_creating_makes_all_directories_and_keeps_what_is_there(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "place",
+    "path",
     ["a_file", "a_file/below", "a_file/far/below", "checkpoints_is_a_file", "x" * 300, "/proc/run"],
-    ids=lambda place: place[:30],
+    ids=lambda path: path[:30],
 )
-def test_a_place_that_cannot_hold_a_run_is_refused(tmp_path: Path, place: str) -> None:
-    """The refusal names the directory and the option, whoever the user is."""
+def test_unusable_run_directory_is_refused(tmp_path: Path, path: str) -> None:
+    """The refusal names the directory and the option --run-dir."""
     (tmp_path / "a_file").write_text("precious")
     (tmp_path / "checkpoints_is_a_file").mkdir()
     (tmp_path / "checkpoints_is_a_file" / "checkpoints").touch()
-    root = tmp_path / place
+    root = tmp_path / path
     with pytest.raises(ConfigError, match=r"^cannot .*--run-dir") as caught:
         RunDir(root).create()
     assert str(root) in str(caught.value)
@@ -83,7 +83,7 @@ def test_a_place_that_cannot_hold_a_run_is_refused(tmp_path: Path, place: str) -
 
 @pytest.fixture
 def public_directory() -> Iterator[Path]:
-    """A directory that other users can reach, unlike pytest's own."""
+    """Yield a directory that other users can reach, unlike pytest's own."""
     directory = Path(tempfile.mkdtemp())
     directory.chmod(0o755)
     yield directory
@@ -92,8 +92,8 @@ def public_directory() -> Iterator[Path]:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["", "new", "old"], ids=["itself", "below", "existing-run"])
-def test_a_directory_of_others_is_refused(public_directory: Path, name: str) -> None:
-    """A user who may not write there is told so before anything is started."""
+def test_directory_without_write_permission_is_refused(public_directory: Path, name: str) -> None:
+    """A user who may not write to the directory gets an error before anything starts."""
     if name == "old":
         RunDir(public_directory / name).create()
     if os.getuid() != 0:
@@ -119,43 +119,43 @@ def test_a_directory_of_others_is_refused(public_directory: Path, name: str) -> 
         ("__main__.py", "runs/run"),
     ],
 )
-def test_a_run_is_named_after_its_script(script: str, expected: str) -> None:
-    """The default run directory depends on the script alone."""
+def test_run_is_named_after_its_script(script: str, expected: str) -> None:
+    """The default run directory depends only on the script."""
     assert default_run_dir(script) == Path(expected)
 
 
-def test_attempts_have_directories_of_their_own(run: RunDir) -> None:
-    """Attempts are numbered from 1, in four digits, so that they list in order."""
+def test_each_attempt_has_its_own_directory(run: RunDir) -> None:
+    """Attempts are numbered from 1 in four digits, so that they sort in order."""
     assert run.attempt(7).root == run.root / "attempts" / "0007"
     assert run.attempt(7).error_file.parent == run.attempt(7).root
 
 
-def test_records_of_an_attempt_may_be_damaged(run: RunDir) -> None:
-    """An error.json that is torn or missing says nothing, and is no error."""
+def test_damaged_error_file_is_ignored(run: RunDir) -> None:
+    """A damaged or missing error.json gives None and raises nothing."""
     attempt = run.attempt(1)
-    assert attempt.error() is None
+    assert attempt.read_error() is None
     attempt.root.mkdir()
     attempt.error_file.write_text('{"type": "Val')
-    assert attempt.error() is None
+    assert attempt.read_error() is None
     attempt.error_file.write_text('{"type": "ValueError"}')
-    assert attempt.error() == {"type": "ValueError"}
+    assert attempt.read_error() == {"type": "ValueError"}
 
 
-def test_done_is_told_only_by_a_whole_file(run: RunDir) -> None:
-    """No done.json means not done; a damaged one is refused, never taken for either."""
-    assert run.done() is None
+def test_run_is_done_only_with_a_valid_done_file(run: RunDir) -> None:
+    """A missing done.json means not complete; a damaged one is refused."""
+    assert run.read_done() is None
     run.done_file.write_text('{"step": 5}')
-    assert run.done() == {"step": 5}
+    assert run.read_done() == {"step": 5}
     run.done_file.write_text("")
-    with pytest.raises(ConfigError, match=r"done\.json.*damaged.*the run then goes on from"):
-        run.done()
+    with pytest.raises(ConfigError, match=r"done\.json.*damaged.*to continue the run from"):
+        run.read_done()
 
 
 # --- the identity --------------------------------------------------------------------------------
 
 
-def test_a_run_keeps_its_identity(run: RunDir) -> None:
-    """The id, the first command and the time of creation are those of the first start."""
+def test_run_keeps_its_identity(run: RunDir) -> None:
+    """The id, the first command and the creation time stay those of the first start."""
     first = RunIdentity.open(run, ["python", "train.py"])
     assert RunIdentity.open(run, ["python", "train.py", "--epochs", "20"]) == first
     assert json.loads(run.run_file.read_bytes()) == {
@@ -167,8 +167,8 @@ def test_a_run_keeps_its_identity(run: RunDir) -> None:
     }
 
 
-def test_another_script_is_refused(run: RunDir) -> None:
-    """It would resume from checkpoints that are not its own; the same script may have moved."""
+def test_run_of_another_script_is_refused(run: RunDir) -> None:
+    """Another script is refused; the same script in another directory is accepted."""
     first = RunIdentity.open(run, ["bash", "exp1.sh"], script="exp1.sh")
     assert RunIdentity.open(run, ["bash", "new/exp1.sh"], script="new/exp1.sh") == first
     assert RunIdentity.open(run, []) == first
@@ -177,7 +177,7 @@ def test_another_script_is_refused(run: RunDir) -> None:
 
 
 def test_runs_have_different_ids(tmp_path: Path) -> None:
-    """Two new runs of one command are not taken for each other."""
+    """Two new runs of one command get different ids."""
     ids = set()
     for name in "ab":
         run = RunDir(tmp_path / name)
@@ -186,10 +186,13 @@ def test_runs_have_different_ids(tmp_path: Path) -> None:
     assert len(ids) == 2
 
 
-def test_an_id_is_adopted_only_for_a_lost_run_file(run: RunDir) -> None:
-    """The id that checkpoints carry names the run when run.json is gone, and never replaces it."""
-    assert RunIdentity.open(run, [], adopted_id="of-the-checkpoints").run_id == "of-the-checkpoints"
-    assert RunIdentity.open(run, [], adopted_id="another").run_id == "of-the-checkpoints"
+def test_checkpoint_run_id_is_used_only_without_a_run_file(run: RunDir) -> None:
+    """The id in the checkpoints names a run whose run.json is lost, and never replaces one."""
+    assert (
+        RunIdentity.open(run, [], checkpoint_run_id="of-the-checkpoints").run_id
+        == "of-the-checkpoints"
+    )
+    assert RunIdentity.open(run, [], checkpoint_run_id="another").run_id == "of-the-checkpoints"
 
 
 @pytest.mark.parametrize(
@@ -208,23 +211,23 @@ def test_an_id_is_adopted_only_for_a_lost_run_file(run: RunDir) -> None:
         pytest.param(b"[" * 100_000, id="nested"),
     ],
 )
-def test_a_damaged_run_file_is_refused(run: RunDir, content: bytes) -> None:
-    """Guessing an identity would mix runs: a damaged run.json is named, refused and kept."""
+def test_damaged_run_file_is_refused(run: RunDir, content: bytes) -> None:
+    """A damaged run.json is named, refused and kept."""
     run.run_file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"^cannot use .*run\.json"):
         RunIdentity.open(run, [])
     assert run.run_file.read_bytes() == content
 
 
-def test_an_empty_run_file_is_damage_and_no_other_version(run: RunDir) -> None:
-    """Where the version is missing, the advice is how to get a whole file again."""
+def test_run_file_without_a_version_is_damaged(run: RunDir) -> None:
+    """A run.json without a version is reported as damaged, not as another version."""
     run.run_file.write_text("{}")
     with pytest.raises(ConfigError, match=r"run\.json: it is damaged .*move it away"):
         RunIdentity.open(run, [])
 
 
-def test_a_run_file_that_cannot_be_read_is_refused(run: RunDir) -> None:
-    """A directory in the place of run.json is an error with the system's reason."""
+def test_unreadable_run_file_is_refused(run: RunDir) -> None:
+    """A directory in place of run.json gives an error with the system's reason."""
     run.run_file.mkdir()
     with pytest.raises(ConfigError, match=r"^cannot read .*run\.json: Is a directory"):
         RunIdentity.open(run, [])
@@ -233,75 +236,75 @@ def test_a_run_file_that_cannot_be_read_is_refused(run: RunDir) -> None:
 # --- the lock ------------------------------------------------------------------------------------
 
 
-def test_a_free_run_has_no_owner(run: RunDir) -> None:
-    """No owner before the first start, nor after the end, though the note is still there."""
+def test_free_lock_has_no_owner(run: RunDir) -> None:
+    """The lock has no owner before the first start and after the end, although the file remains."""
     assert lock_owner(run) is None
     lock = RunLock(run)
-    lock.sign(socket="/tmp/socket")
-    lock.release()
+    lock.write_owner(socket="/tmp/socket")
+    lock.close()
     assert lock_owner(run) is None
     assert b"/tmp/socket" in run.lock_file.read_bytes()
 
 
-def test_the_owner_is_told(run: RunDir) -> None:
-    """While the run is held, others read who holds it; a shorter note replaces a longer one."""
+def test_owner_of_a_held_lock_is_read(run: RunDir) -> None:
+    """Other processes read the owner of a held lock; a shorter record replaces a longer one."""
     lock = RunLock(run)
     assert lock_owner(run) == {}
-    lock.sign(socket="/tmp/" + "x" * 80)
-    lock.sign(socket="/tmp/socket")
+    lock.write_owner(socket="/tmp/" + "x" * 80)
+    lock.write_owner(socket="/tmp/socket")
     host = os.uname().nodename
     assert lock_owner(run) == {"pid": os.getpid(), "host": host, "socket": "/tmp/socket"}
-    lock.release()
+    lock.close()
 
 
-def test_the_note_of_the_former_owner_is_read(run: RunDir) -> None:
-    """Who takes the lock learns what the one before left, however damaged the note is."""
+def test_previous_owner_is_read(run: RunDir) -> None:
+    """The next owner reads what the previous one wrote, even if it is damaged."""
     first = RunLock(run)
-    assert first.former_owner == {}
-    first.sign(socket="/tmp/socket")
-    first.release()
+    assert first.previous_owner == {}
+    first.write_owner(socket="/tmp/socket")
+    first.close()
     second = RunLock(run)
-    assert second.former_owner["socket"] == "/tmp/socket"
-    second.release()
+    assert second.previous_owner["socket"] == "/tmp/socket"
+    second.close()
     run.lock_file.write_bytes(b'{"pid": 12')
     third = RunLock(run)
-    assert third.former_owner == {}
-    third.release()
+    assert third.previous_owner == {}
+    third.close()
 
 
 @pytest.mark.parametrize("note", [b'{"pid": 12', b"[]", b"\xff", b""])
-def test_a_damaged_note_does_not_free_the_lock(run: RunDir, note: bytes) -> None:
-    """A held run has an owner also when the note about it cannot be read."""
+def test_damaged_owner_does_not_free_the_lock(run: RunDir, note: bytes) -> None:
+    """A held lock has an owner even if its file cannot be parsed."""
     lock = RunLock(run)
     run.lock_file.write_bytes(note)
     assert lock_owner(run) == {}
     with pytest.raises(RunInUseError):
         RunLock(run)
-    lock.release()
+    lock.close()
 
 
-def test_a_second_holder_is_refused(run: RunDir) -> None:
-    """The refusal says who works on the run and how to end that; it does not touch the note."""
+def test_second_holder_is_refused(run: RunDir) -> None:
+    """The refusal names the holder and how to stop it, and leaves the lock file unchanged."""
     lock = RunLock(run)
-    lock.sign()
+    lock.write_owner()
     with pytest.raises(RunInUseError, match=f"^cannot use .*process {os.getpid()} on"):
         RunLock(run)
     assert lock_owner(run) is not None
-    lock.release()
-    RunLock(run).release()
+    lock.close()
+    RunLock(run).close()
 
 
-def test_looking_at_the_lock_does_not_refuse_a_start(run: RunDir) -> None:
-    """`orchestrator status` holds the lock for an instant: a start waits that long."""
+def test_start_waits_while_the_lock_is_tested(run: RunDir) -> None:
+    """A start waits while `orchestrator status` holds the lock for an instant."""
     with open(run.lock_file, "w") as looker:
         fcntl.flock(looker, fcntl.LOCK_SH)
         threading.Timer(0.01, fcntl.flock, (looker, fcntl.LOCK_UN)).start()
-        RunLock(run).release()
+        RunLock(run).close()
 
 
 @pytest.mark.processes
-def test_the_lock_is_free_when_its_last_inheritor_has_ended(run: RunDir) -> None:
-    """A killed supervisor's trainer still holds the run; who comes then waits for its end."""
+def test_lock_is_held_until_its_last_inheritor_ends(run: RunDir) -> None:
+    """The trainer of a killed supervisor holds the lock, and the next start waits for its end."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run.root)], stdout=subprocess.PIPE
     ) as supervisor:
@@ -319,7 +322,7 @@ def test_the_lock_is_free_when_its_last_inheritor_has_ended(run: RunDir) -> None
             assert waiting.stdout is not None
             waiting.stdout.readline()
             with pytest.raises(subprocess.TimeoutExpired):
-                waiting.wait(5 * LOOK_SECONDS)
+                waiting.wait(5 * BUSY_TIMEOUT_SECONDS)
         finally:
             supervisor.kill()
             os.kill(trainer, signal.SIGKILL)
@@ -328,30 +331,30 @@ def test_the_lock_is_free_when_its_last_inheritor_has_ended(run: RunDir) -> None
 
 
 @pytest.mark.processes
-def test_the_lock_is_not_inherited_by_chance(run: RunDir) -> None:
-    """A process that the holder starts for something else does not keep the run locked."""
+def test_lock_is_not_inherited_by_other_children(run: RunDir) -> None:
+    """A process that the holder starts for another purpose does not hold the lock."""
     lock = RunLock(run)
     with subprocess.Popen(["sleep", "1000"], close_fds=False) as other:
-        lock.release()
+        lock.close()
         try:
             wait_until(lambda: lock_owner(run) is None, "the lock to be free")
         finally:
             other.kill()
 
 
-def test_a_lock_that_cannot_be_opened_is_refused(run: RunDir) -> None:
-    """A directory in the place of the lock file is an error with the system's reason."""
+def test_lock_file_that_cannot_be_opened_is_refused(run: RunDir) -> None:
+    """A directory in place of the lock file gives an error with the system's reason."""
     run.lock_file.mkdir()
     with pytest.raises(ConfigError, match=r"^cannot open .*lock: Is a directory"):
         RunLock(run)
 
 
 @pytest.mark.processes
-def test_a_full_disk_does_not_keep_a_run_from_being_locked(run: RunDir) -> None:
-    """The note in the lock file helps people; that it cannot be written is no reason to end."""
+def test_full_disk_does_not_prevent_locking(run: RunDir) -> None:
+    """A lock whose owner cannot be written is held all the same."""
 
     def lock_without_space() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        RunLock(run).sign()
+        RunLock(run).write_owner()
 
     assert in_child(lock_without_space) == 0

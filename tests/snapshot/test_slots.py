@@ -39,15 +39,15 @@ def steps(slots: Slots) -> list[int]:
     return [snapshot.manifest.step for snapshot in slots.snapshots()]
 
 
-def test_nothing_counts_at_first(slots: Slots) -> None:
-    """Empty slots hold no snapshot."""
+def test_empty_slots_hold_no_snapshot(slots: Slots) -> None:
+    """New slots have no complete image."""
     assert slots.snapshots() == []
     assert slots.newest_slot() is None
-    assert slots.newest_place() is None
+    assert slots.newest_step_and_age() is None
 
 
-def test_newest_comes_first(slots: Slots) -> None:
-    """Snapshots are in the order in which they were begun, wherever they lie."""
+def test_newest_snapshot_comes_first(slots: Slots) -> None:
+    """Snapshots are in the order in which they were begun, whatever their slots."""
     fill(slots, 0, 5)
     fill(slots, 1, 6)
     assert steps(slots) == [6, 5]
@@ -60,8 +60,8 @@ def test_newest_comes_first(slots: Slots) -> None:
     assert newest.manifest == draft(7)
 
 
-def test_death_at_any_instruction_leaves_the_newest_complete_one(page: ControlPage) -> None:
-    """Whichever of the writer's stores is its last, a torn slot does not count, the other does."""
+def test_death_at_any_instruction_leaves_the_newest_complete_snapshot(page: ControlPage) -> None:
+    """Whichever store is the trainer's last, a torn slot does not count and the other does."""
     slots = Slots.create(page)
     fill(slots, 0, 5)
     fill(slots, 1, 6)
@@ -83,7 +83,7 @@ def test_death_at_any_instruction_leaves_the_newest_complete_one(page: ControlPa
     slots.close()
 
 
-def test_stores_are_made_in_the_order_of_the_protocol() -> None:
+def test_slot_fields_are_stored_in_the_order_of_the_protocol() -> None:
     """BEGUN is stored before anything else, and COMPLETE after everything."""
     page, descriptor = ControlPage.create()
     os.close(descriptor)
@@ -107,7 +107,7 @@ def test_stores_are_made_in_the_order_of_the_protocol() -> None:
 
 
 def test_snapshots_move_to_the_next_attempt(slots: Slots) -> None:
-    """A new control page goes on with the same snapshots, and with the count of generations."""
+    """A new control page has the same snapshots, and generations go on counting."""
     fill(slots, 0, 5)
     slots.begin(1)
     page, descriptor = ControlPage.create()
@@ -127,14 +127,14 @@ def test_forgotten_snapshots_do_not_count(slots: Slots) -> None:
     assert slots.snapshots()[0].generation == 2
 
 
-def test_scribbled_manifest_is_not_trusted(slots: Slots) -> None:
-    """A snapshot whose manifest cannot be read is none."""
+def test_unreadable_manifest_is_not_trusted(slots: Slots) -> None:
+    """A snapshot whose manifest cannot be read does not count."""
     fill(slots, 0, 5)
     os.pwrite(slots.descriptors[-1], b"\xff" * 20, 0)
     assert slots.snapshots() == []
 
 
-def test_long_manifest_fits(slots: Slots) -> None:
+def test_long_manifest_does_not_overlap_the_next(slots: Slots) -> None:
     """Thousands of metrics in one snapshot do not run into the other's."""
     many = {f"metric {number}": float(number) for number in range(20_000)}
     slots.begin(0)

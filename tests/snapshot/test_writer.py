@@ -49,8 +49,8 @@ def write(writer: Writer, snapshot: Snapshot, reason: Reason) -> Checkpoint:
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, CHUNK_BYTES, CHUNK_BYTES + 5000])
-def test_image_becomes_the_file(tmp_path: Path, slots: Slots, size: int) -> None:
-    """The file has exactly the bytes of the image, whatever its length is."""
+def test_image_becomes_the_state_file(tmp_path: Path, slots: Slots, size: int) -> None:
+    """The file has exactly the bytes of the image, whatever its length."""
     store = new_store(tmp_path)
     snapshot = snapshot_of(slots, 7, size)
     checkpoint = write(Writer(store), snapshot, Reason.CRASH)
@@ -60,8 +60,8 @@ def test_image_becomes_the_file(tmp_path: Path, slots: Slots, size: int) -> None
     assert checkpoint.manifest.step == 7
 
 
-def test_each_write_has_the_bytes_of_that_moment(tmp_path: Path, slots: Slots) -> None:
-    """A slot whose image grows, shrinks and changes is written as it is, time after time."""
+def test_write_has_the_image_of_that_moment(tmp_path: Path, slots: Slots) -> None:
+    """A slot whose image grows, shrinks and changes is written as it is each time."""
     writer = Writer(new_store(tmp_path))
     for step, size in ((1, 5000), (3, 4 * CHUNK_BYTES), (5, 100), (7, 4 * CHUNK_BYTES)):
         checkpoint = write(writer, snapshot_of(slots, step, size), Reason.PERIODIC)
@@ -69,8 +69,8 @@ def test_each_write_has_the_bytes_of_that_moment(tmp_path: Path, slots: Slots) -
         assert checkpoint.state_file.read_bytes() == random.Random(step).randbytes(size)
 
 
-def test_memory_that_is_shorter_than_its_image_is_refused(tmp_path: Path, slots: Slots) -> None:
-    """A failing trainer that cut its slot off ends the write, and not the process that writes."""
+def test_slot_that_is_shorter_than_its_image_is_refused(tmp_path: Path, slots: Slots) -> None:
+    """A failing trainer that truncated its slot ends the write, not the writing process."""
     writer = Writer(new_store(tmp_path))
     snapshot = snapshot_of(slots, 1, 3 * CHUNK_BYTES)
     write(writer, snapshot, Reason.PERIODIC)
@@ -79,7 +79,7 @@ def test_memory_that_is_shorter_than_its_image_is_refused(tmp_path: Path, slots:
         write(writer, snapshot, Reason.CRASH)
 
 
-def test_file_is_written_past_the_cache(tmp_path: Path) -> None:
+def test_state_file_is_written_past_the_page_cache(tmp_path: Path) -> None:
     """On a filesystem that has O_DIRECT the flag is set until the last piece."""
     file = DirectFile(tmp_path / "file")
 
@@ -103,8 +103,8 @@ def aligned_address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
-def test_unaligned_memory_is_written_all_the_same(tmp_path: Path) -> None:
-    """What O_DIRECT refuses is buffered instead, and not a byte is missing."""
+def test_unaligned_memory_is_written_completely(tmp_path: Path) -> None:
+    """A write that O_DIRECT refuses is buffered instead, and no byte is missing."""
     data = random.Random(1).randbytes(3 * 4096 + 1)
     with DirectFile(tmp_path / "file") as file:
         # Begins in the middle of a block of memory, which the kernel answers with EINVAL.
@@ -116,18 +116,18 @@ def test_unaligned_memory_is_written_all_the_same(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 4 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]
+    mount_point = tmp_path / "small"
+    mount_point.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", mount_point]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    yield mount_point
+    subprocess.run(["umount", "--lazy", mount_point], check=True)
 
 
-def fill(place: Path) -> None:
-    with open(place / "ballast", "wb", buffering=0) as file:
+def fill(mount_point: Path) -> None:
+    with open(mount_point / "ballast", "wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(4096))
@@ -153,16 +153,18 @@ def test_emergency_uses_the_reserve_and_a_periodic_write_does_not(
     assert names(store) == ["step-000000000001", "step-000000000003"]
 
 
-def test_no_reserve_where_there_is_hardly_room(small_disk: Path, slots: Slots) -> None:
-    """Space is set aside only where as much again is left."""
+def test_reserve_is_not_taken_from_a_nearly_full_disk(small_disk: Path, slots: Slots) -> None:
+    """Space is reserved only where as much again is left."""
     store = new_store(small_disk / "run")
     write(Writer(store), snapshot_of(slots, 1, 2_000_000), Reason.PERIODIC)
     assert not store.run.reserve_file.exists()
 
 
 @pytest.mark.parametrize("fault", [full_disk, input_output_error])
-def test_every_operation_of_a_write_may_fail(tmp_path: Path, slots: Slots, fault: object) -> None:
-    """Whichever operation fails, nothing half-written stays and the next write works."""
+def test_write_that_fails_at_any_operation_leaves_nothing(
+    tmp_path: Path, slots: Slots, fault: object
+) -> None:
+    """Whichever operation fails, no half-written file stays and the next write works."""
     snapshot = snapshot_of(slots, 400, 3 * 4096 + 5)
     for number in range(1, 40):
         disk = FailingDisk(number, fault)  # type: ignore[arg-type]
@@ -172,8 +174,8 @@ def test_every_operation_of_a_write_may_fail(tmp_path: Path, slots: Slots, fault
         try:
             write(Writer(failing), snapshot, Reason.PERIODIC)
         except CheckpointWriteError:
-            left = [name for name in names(store) if name != "step-000000000400"]
-            assert left == ["step-000000000100", "step-000000000200"]
+            remaining = [name for name in names(store) if name != "step-000000000400"]
+            assert remaining == ["step-000000000100", "step-000000000200"]
             for checkpoint in store.all():
                 verify(checkpoint)
             verify(write(Writer(store), snapshot, Reason.PERIODIC))
@@ -183,7 +185,7 @@ def test_every_operation_of_a_write_may_fail(tmp_path: Path, slots: Slots, fault
     pytest.fail("the write never passed without a fault")
 
 
-def test_errors_name_their_cause(tmp_path: Path, slots: Slots) -> None:
+def test_write_error_names_its_cause(tmp_path: Path, slots: Slots) -> None:
     """The error of a failed write carries the system's reason."""
     store = new_store(tmp_path)
     failing = Store(store.run, store.run_id, FailingDisk(3, input_output_error))

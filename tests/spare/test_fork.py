@@ -1,4 +1,4 @@
-"""Which processes may be forked."""
+"""The test whether a process may be forked."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ FORK = "from orchestrator.spare.fork import try_fork\nprint(try_fork())"
     ],
     ids=["nothing", "torch", "torch has used a GPU", "a question that fails"],
 )
-def test_a_process_knows_whether_a_fork_would_do(before: str, sound: bool) -> None:
-    """A fork in which torch could not use its devices is none to train in."""
+def test_try_fork_tells_whether_a_fork_is_usable(before: str, sound: bool) -> None:
+    """A process whose fork cannot use torch's devices is not forked."""
     script = f"{before}\n{FORK}"
     result = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60)
     assert result.stdout.decode().split() == [str(sound)]

@@ -1,4 +1,4 @@
-"""Which of the loaded modules a spare may import."""
+"""The modules that a trainer reports for the spare."""
 
 import json
 import subprocess
@@ -15,10 +15,8 @@ PRINT = (
 
 
 @pytest.mark.parametrize("words", [["script.py"], ["-m", "package.script"]])
-def test_the_script_s_own_modules_are_told_from_installed_ones(
-    tmp_path: Path, words: list[str]
-) -> None:
-    """Modules of the interpreter's library count as installed, the script's directory does not."""
+def test_own_modules_are_separated_from_installed_ones(tmp_path: Path, words: list[str]) -> None:
+    """Modules of the library count as third-party, those in the script's directory as own."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -31,10 +29,10 @@ def test_the_script_s_own_modules_are_told_from_installed_ones(
     names = json.loads(output)
     third_party, own = {*names["third_party"]}, {*names["own"]}
     assert {"logging", "structlog", "structlog.stdlib", "torch.nn"} <= third_party
-    # Editable or not, ours are needed.
+    # This package counts as third-party even if it is an editable installation.
     assert "orchestrator.spare.loaded_modules" in third_party
     assert own == {"colorsys"} | ({"package"} if "-m" in words else set())
-    # What runs is not imported, and some modules of torch have no file.
+    # The main module is left out, and so are modules of torch that have no file.
     assert not {"__main__", "package.script", "torch.ops"} & (third_party | own)
 
 

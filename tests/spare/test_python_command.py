@@ -1,4 +1,4 @@
-"""Commands as the interpreter reads them."""
+"""Splitting of Python commands."""
 
 import zipfile
 from pathlib import Path
@@ -30,8 +30,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("python -u", "-mpackage"),
     ],
 )
-def test_scripts_and_modules(python: str, words: str) -> None:
-    """The interpreter and its options are told from what it runs."""
+def test_script_or_module_is_separated_from_the_interpreter(python: str, words: str) -> None:
+    """The interpreter and its options are separated from the script or module."""
     expected = PythonCommand(python.split(), words.split())
     assert python_command([*python.split(), *words.split()]) == expected
 
@@ -58,6 +58,6 @@ def test_scripts_and_modules(python: str, words: str) -> None:
         "env python train.py",
     ],
 )
-def test_any_other_command_is_none_of_ours(command: str) -> None:
-    """What a spare would not do exactly as the interpreter does is left to the interpreter."""
+def test_other_command_is_not_split(command: str) -> None:
+    """A command that a spare cannot run exactly as the interpreter would gives None."""
     assert python_command(command.split()) is None

@@ -1,4 +1,4 @@
-"""A spare runs a script as the interpreter itself would."""
+"""A spare runs a script as the interpreter itself does."""
 
 import ast
 import contextlib
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.processes
 
 CONFORMANCE = Path(__file__).parents[1] / "e2e" / "conformance.py"
 DEADLINE_SECONDS = 60.0
-OF_THE_ATTEMPT = {"ORCHESTRATOR_ATTEMPT": "7"}
+ATTEMPT_VARIABLES = {"ORCHESTRATOR_ATTEMPT": "7"}
 
 
-class Setting:
+class SpareSetup:
     """A directory with scripts, an environment, and the kind of output that processes get."""
 
     def __init__(self, root: Path) -> None:
@@ -35,12 +35,12 @@ class Setting:
         self.terminal = False
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
 
-    def cold(self, *command: str) -> tuple[int, bytes]:
-        """Run a command as the supervisor does without a spare: its status and its output."""
+    def run_cold(self, *command: str) -> tuple[int, bytes]:
+        """Run a command without a spare, and return its status and its output."""
         with self._output_and_lock() as (reading, writing, lock):
             process = subprocess.Popen(
                 command,
-                env=self.environment | OF_THE_ATTEMPT,
+                env=self.environment | ATTEMPT_VARIABLES,
                 cwd=self.root,
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
@@ -51,14 +51,14 @@ class Setting:
             os.close(writing)
             return _end(process, reading)
 
-    def warm(self, *command: str, **modules: list[str]) -> tuple[int, bytes]:
-        """The same in a spare, which has imported these modules."""
+    def run_in_spare(self, *command: str, **modules: list[str]) -> tuple[int, bytes]:
+        """Run a command in a spare with these modules, and return its status and its output."""
         with (
             self._output_and_lock() as (reading, writing, lock),
             self.spare(*command, **modules) as (process, connection),
         ):
             assert receive(connection) == {"type": "ready"}
-            begin = {"type": "begin", "environment": OF_THE_ATTEMPT, "may_fork": False}
+            begin = {"type": "begin", "environment": ATTEMPT_VARIABLES, "may_fork": False}
             send_with_descriptors(connection, begin, (writing, lock))
             os.close(writing)
             assert receive(connection) == {"type": "began", "pid": process.pid}
@@ -73,7 +73,7 @@ class Setting:
         own: list[str] | None = None,
         environment: dict[str, str | None] | None = None,
     ) -> Iterator[tuple["subprocess.Popen[bytes]", socket.socket]]:
-        """A waiting spare, and the supervisor's end of its socket."""
+        """Yield a waiting spare and the supervisor's end of its socket."""
         modules_file = self.root / "modules.json"
         modules = {
             "third_party": third_party or [],
@@ -84,22 +84,22 @@ class Setting:
         with contextlib.chdir(self.root):
             parts = python_command(list(command))
         assert parts is not None
-        ours, theirs = socket.socketpair()
-        ours.settimeout(DEADLINE_SECONDS)
-        with theirs, open(self.root / "waiting.log", "wb") as log:
+        supervisor_end, spare_end = socket.socketpair()
+        supervisor_end.settimeout(DEADLINE_SECONDS)
+        with spare_end, open(self.root / "waiting.log", "wb") as log:
             process = subprocess.Popen(
-                command_line(parts.python, theirs.fileno(), modules_file, parts.words),
+                command_line(parts.python, spare_end.fileno(), modules_file, parts.words),
                 env=self.environment,
                 cwd=self.root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(spare_end.fileno(),),
             )
         try:
-            with ours:
-                yield process, ours
+            with supervisor_end:
+                yield process, supervisor_end
         finally:
             process.kill()
             process.wait(DEADLINE_SECONDS)
@@ -115,14 +115,14 @@ class Setting:
 
 def _end(process: "subprocess.Popen[bytes]", reading: int) -> tuple[int, bytes]:
     output = b""
-    with contextlib.suppress(OSError):  # how a terminal says that nobody writes any more
+    with contextlib.suppress(OSError):  # a terminal without a writer raises
         while data := os.read(reading, 65536):
             output += data
     return process.wait(DEADLINE_SECONDS), output
 
 
 def receive(connection: socket.socket) -> dict[str, Any] | None:
-    """The next message; None at the end."""
+    """Return the next message; None at the end of the stream."""
     data = b""
     while not data.endswith(b"\n"):
         piece = connection.recv(1)
@@ -134,11 +134,11 @@ def receive(connection: socket.socket) -> dict[str, Any] | None:
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    return Setting(tmp_path)
+def setup(tmp_path: Path) -> SpareSetup:
+    return SpareSetup(tmp_path)
 
 
-# --- what a script sees --------------------------------------------------------------------------
+# --- the script's environment --------------------------------------------------------------------
 
 FORMS = {
     "script": ["script.py"],
@@ -156,12 +156,14 @@ FORMS = {
 
 
 @pytest.mark.parametrize("words", FORMS.values(), ids=FORMS)
-def test_a_script_sees_the_same(setting: Setting, words: list[str]) -> None:
-    """Whatever the options and the form, a spare shows a script what the interpreter shows it."""
-    cold, warm = see(setting, words)
+def test_script_in_a_spare_sees_what_the_interpreter_shows(
+    setup: SpareSetup, words: list[str]
+) -> None:
+    """With any options and form of command, a script sees the same in a spare and without one."""
+    cold, warm = run_both_ways(setup, words)
     above, below = cold.pop("callers"), warm.pop("callers")
     assert cold == warm
-    # What is known to differ: we are under the script on the stack.
+    # The known difference: the frames of the worker are below the script on the stack.
     assert below[: len(above)] == above
     assert [Path(name).name for name in below[len(above) :]] == [
         "worker.py",
@@ -174,19 +176,19 @@ def test_a_script_sees_the_same(setting: Setting, words: list[str]) -> None:
     ("terminal", "unbuffered", "by_lines"),
     [(True, "", True), (False, "", False), (True, "1", False)],
 )
-def test_the_standard_streams_are_the_same(
-    setting: Setting, terminal: bool, unbuffered: str, by_lines: bool
+def test_standard_streams_are_those_of_the_interpreter(
+    setup: SpareSetup, terminal: bool, unbuffered: str, by_lines: bool
 ) -> None:
-    """Buffering follows from the output that the attempt gets, and from the environment."""
-    setting.terminal = terminal
-    setting.environment["PYTHONUNBUFFERED"] = unbuffered
-    cold, warm = see(setting, ["script.py"])
+    """The buffering follows from the attempt's output and environment."""
+    setup.terminal = terminal
+    setup.environment["PYTHONUNBUFFERED"] = unbuffered
+    cold, warm = run_both_ways(setup, ["script.py"])
     assert cold["streams"] == warm["streams"]
     assert warm["streams"][1]["line_buffering"] is by_lines
 
 
-def see(setting: Setting, words: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    root = setting.root
+def run_both_ways(setup: SpareSetup, words: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    root = setup.root
     (root / "package").mkdir()
     (root / "sub").mkdir()
     for name in ("script.py", "sub/script.py", "package/script.py", "package/__main__.py"):
@@ -194,16 +196,16 @@ def see(setting: Setting, words: list[str]) -> tuple[dict[str, Any], dict[str, A
     (root / "package" / "__init__.py").touch()
     (root / "link.py").symlink_to("sub/script.py")
     command, facts = [sys.executable, *words, "facts"], root / "facts7"
-    cold = setting.cold(*command)
+    cold = setup.run_cold(*command)
     assert cold[0] == 0, cold
-    seen_cold = json.loads(facts.read_text())
+    cold_facts = json.loads(facts.read_text())
     facts.unlink()
     some = ["asyncio", "xml.dom.minidom", "no_such_module"]
-    assert setting.warm(*command, third_party=some) == cold
-    return seen_cold, json.loads(facts.read_text())
+    assert setup.run_in_spare(*command, third_party=some) == cold
+    return cold_facts, json.loads(facts.read_text())
 
 
-# --- how it ends ---------------------------------------------------------------------------------
+# --- the script's end ----------------------------------------------------------------------------
 
 ENDINGS = {
     "normally": "",
@@ -226,105 +228,122 @@ ENDINGS = {
 
 @pytest.mark.parametrize("words", [["end.py"], ["-m", "end"]], ids=["script", "module"])
 @pytest.mark.parametrize("code", ENDINGS.values(), ids=ENDINGS)
-def test_it_ends_in_the_same_way(setting: Setting, words: list[str], code: str) -> None:
-    """Status, signal, output and traceback are those of the interpreter, without our frames."""
-    (setting.root / "end.py").write_bytes(code.encode("latin-1"))
-    cold = setting.cold(sys.executable, *words)
-    assert setting.warm(sys.executable, *words) == cold
+def test_script_in_a_spare_ends_as_without_one(
+    setup: SpareSetup, words: list[str], code: str
+) -> None:
+    """Status, signal, output and traceback are the interpreter's, without frames of the worker."""
+    (setup.root / "end.py").write_bytes(code.encode("latin-1"))
+    cold = setup.run_cold(sys.executable, *words)
+    assert setup.run_in_spare(sys.executable, *words) == cold
 
 
-def test_what_is_imported_beforehand_is_not_run_again(setting: Setting) -> None:
-    """The modules that were asked for are there when the script begins, its own are not."""
-    (setting.root / "helper.py").write_text("print('helper')")
+def test_only_third_party_modules_are_imported_beforehand(setup: SpareSetup) -> None:
+    """Third-party modules are loaded when the script begins; its own modules are not."""
+    (setup.root / "helper.py").write_text("print('helper')")
     code = "import sys; print('colorsys' in sys.modules, 'helper' in sys.modules); import helper"
-    (setting.root / "script.py").write_text(code)
-    output = setting.warm(sys.executable, "script.py", third_party=["colorsys", "helper"])[1]
+    (setup.root / "script.py").write_text(code)
+    output = setup.run_in_spare(sys.executable, "script.py", third_party=["colorsys", "helper"])[1]
     assert output == b"True False\nhelper\n"
 
 
-# --- when it does not become the trainer ---------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
-def test_a_module_that_the_script_has_itself_makes_it_refuse(setting: Setting) -> None:
-    """A script's module that hides an installed one would be the other one in a spare."""
-    (setting.root / "script.py").touch()
+def test_spare_refuses_a_module_that_the_script_hides(setup: SpareSetup) -> None:
+    """A spare refuses to run if the script has its own module of an imported name."""
+    (setup.root / "script.py").touch()
     command = (sys.executable, "script.py")
-    with setting.spare(*command, third_party=["colorsys"], own=["colorsys"]) as (process, ours):
-        message = receive(ours)
+    with setup.spare(*command, third_party=["colorsys"], own=["colorsys"]) as (
+        process,
+        supervisor_end,
+    ):
+        message = receive(supervisor_end)
         assert message is not None
         assert message["type"] == "refused"
         assert "colorsys" in message["reason"]
         assert process.wait(DEADLINE_SECONDS) == 0
 
 
-def test_a_variable_that_only_the_script_sets_makes_it_refuse(setting: Setting) -> None:
-    """Modules that read the environment on import would be others in a spare than after a start."""
-    (setting.root / "library").mkdir()
-    (setting.root / "library" / "sets.py").write_text("import os; os.environ['BY_MODULE'] = '1'")
-    (setting.root / "script.py").write_text(
+def test_spare_refuses_a_variable_that_the_script_sets(setup: SpareSetup) -> None:
+    """A spare refuses to run if the script sets a variable that no imported module sets."""
+    (setup.root / "library").mkdir()
+    (setup.root / "library" / "sets.py").write_text("import os; os.environ['BY_MODULE'] = '1'")
+    (setup.root / "script.py").write_text(
         "import os, sys, sets; os.environ['BY_SCRIPT'] = '1'\n"
         "from orchestrator.spare.loaded_modules import changed_environment as c; print(c())"
     )
-    setting.environment["PYTHONPATH"] = str(setting.root / "library")
+    setup.environment["PYTHONPATH"] = str(setup.root / "library")
     command = (sys.executable, "script.py")
-    changed = ast.literal_eval(setting.cold(*command)[1].decode())
-    with setting.spare(*command, third_party=["sets"], environment=changed) as (process, ours):
-        message = receive(ours)
+    changed = ast.literal_eval(setup.run_cold(*command)[1].decode())
+    with setup.spare(*command, third_party=["sets"], environment=changed) as (
+        process,
+        supervisor_end,
+    ):
+        message = receive(supervisor_end)
         assert message is not None
         assert message["type"] == "refused"
         assert "BY_SCRIPT" in message["reason"]
         assert process.wait(DEADLINE_SECONDS) == 0
     del changed["BY_SCRIPT"]
     assert "BY_MODULE" in changed
-    with setting.spare(*command, third_party=["sets"], environment=changed) as (process, ours):
-        assert receive(ours) == {"type": "ready"}
+    with setup.spare(*command, third_party=["sets"], environment=changed) as (
+        process,
+        supervisor_end,
+    ):
+        assert receive(supervisor_end) == {"type": "ready"}
 
 
-def test_a_script_that_is_gone_is_left_to_a_cold_start(setting: Setting) -> None:
-    """What keeps the interpreter from beginning is for the interpreter to say."""
-    (setting.root / "script.py").touch()
-    with setting.spare(sys.executable, "script.py") as (process, ours):
-        assert receive(ours) == {"type": "ready"}
-        (setting.root / "script.py").unlink()
+def test_missing_script_is_left_to_a_cold_start(setup: SpareSetup) -> None:
+    """A spare refuses a script that does not exist, so that the interpreter reports it."""
+    (setup.root / "script.py").touch()
+    with setup.spare(sys.executable, "script.py") as (process, supervisor_end):
+        assert receive(supervisor_end) == {"type": "ready"}
+        (setup.root / "script.py").unlink()
         null = os.open(os.devnull, os.O_RDWR)
         send_with_descriptors(
-            ours, {"type": "begin", "environment": {}, "may_fork": True}, (null, null)
+            supervisor_end, {"type": "begin", "environment": {}, "may_fork": True}, (null, null)
         )
         os.close(null)
-        assert (receive(ours) or {})["type"] == "refused"
+        assert (receive(supervisor_end) or {})["type"] == "refused"
         assert process.wait(DEADLINE_SECONDS) == 0
 
 
 @pytest.mark.parametrize(
     "imports", ["", "import time; time.sleep(600)"], ids=["ready", "importing"]
 )
-def test_it_does_not_outlive_the_supervisor(setting: Setting, imports: str) -> None:
-    """The end of the socket ends it, also in the middle of an import."""
-    (setting.root / "library").mkdir()
-    (setting.root / "library" / "slow.py").write_text(f"open('begun', 'w')\n{imports}")
-    (setting.root / "script.py").touch()
-    setting.environment["PYTHONPATH"] = str(setting.root / "library")
-    with setting.spare(sys.executable, "script.py", third_party=["slow"]) as (process, ours):
-        while not (setting.root / "begun").exists():
+def test_spare_ends_with_the_supervisor(setup: SpareSetup, imports: str) -> None:
+    """The end of the connection ends the spare, also in the middle of an import."""
+    (setup.root / "library").mkdir()
+    (setup.root / "library" / "slow.py").write_text(f"open('begun', 'w')\n{imports}")
+    (setup.root / "script.py").touch()
+    setup.environment["PYTHONPATH"] = str(setup.root / "library")
+    with setup.spare(sys.executable, "script.py", third_party=["slow"]) as (
+        process,
+        supervisor_end,
+    ):
+        while not (setup.root / "begun").exists():
             assert process.poll() is None
         if not imports:
-            receive(ours)
-        ours.shutdown(socket.SHUT_RDWR)
+            receive(supervisor_end)
+        supervisor_end.shutdown(socket.SHUT_RDWR)
         assert process.wait(DEADLINE_SECONDS) == 0
 
 
-def test_imports_have_low_priority_and_leave_no_thread_with_it(setting: Setting) -> None:
-    """While it imports one thread works, at low priority; afterwards none has it."""
-    (setting.root / "library").mkdir()
-    (setting.root / "library" / "look.py").write_text(
+def test_imports_have_low_priority_and_the_trainer_does_not(setup: SpareSetup) -> None:
+    """Imports run in one thread with low priority, and no thread keeps it afterwards."""
+    (setup.root / "library").mkdir()
+    (setup.root / "library" / "look.py").write_text(
         "import os, threading\n"
         "me = threading.get_native_id()\n"
         "print(os.getpriority(0, me), os.getpriority(0, os.getpid()), flush=True)\n"
         "import numpy"
     )
     code = "import os\nprint([os.getpriority(0, int(t)) for t in os.listdir('/proc/self/task')])"
-    (setting.root / "script.py").write_text(code)
-    setting.environment["PYTHONPATH"] = str(setting.root / "library")
+    (setup.root / "script.py").write_text(code)
+    setup.environment["PYTHONPATH"] = str(setup.root / "library")
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    assert setting.warm(sys.executable, "script.py", third_party=["look"]) == (0, b"[%d]\n" % nice)
-    assert (setting.root / "waiting.log").read_text().split() == [str(BACKGROUND_NICE), str(nice)]
+    assert setup.run_in_spare(sys.executable, "script.py", third_party=["look"]) == (
+        0,
+        b"[%d]\n" % nice,
+    )
+    assert (setup.root / "waiting.log").read_text().split() == [str(BACKGROUND_NICE), str(nice)]

@@ -1,4 +1,4 @@
-"""Durable writes of small files, and the operations that a Disk consists of."""
+"""Durable replacement of small files, and each operation of Disk."""
 
 import errno
 import itertools
@@ -18,7 +18,7 @@ OPERATIONS = 5
 
 
 def test_written_json_is_read_back(tmp_path: Path) -> None:
-    """What was written is there, and nothing else is."""
+    """A written file contains what was written last, and no other file is left."""
     write_json(tmp_path / "run.json", OLD)
     write_json(tmp_path / "run.json", NEW)
     assert json.loads((tmp_path / "run.json").read_bytes()) == NEW
@@ -26,8 +26,8 @@ def test_written_json_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(1, OPERATIONS + 1))
-def test_a_failed_replacement_leaves_the_old_or_the_new_file(tmp_path: Path, number: int) -> None:
-    """Whichever operation fails, the error is raised, the file is whole, and nothing else is."""
+def test_failed_replacement_leaves_the_old_or_the_new_file(tmp_path: Path, number: int) -> None:
+    """When any operation fails, the error is raised and the old or the new file is complete."""
     file = tmp_path / "run.json"
     write_json(file, OLD)
     with pytest.raises(OSError, match="No space left"):
@@ -37,8 +37,8 @@ def test_a_failed_replacement_leaves_the_old_or_the_new_file(tmp_path: Path, num
 
 
 @pytest.mark.processes
-def test_a_death_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
-    """A process that dies at any operation leaves a file that is whole."""
+def test_killed_replacement_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+    """A process that dies at any operation leaves the old or the new file complete."""
     file = tmp_path / "run.json"
     for number in itertools.count(1):
         write_json(file, OLD)
@@ -51,8 +51,8 @@ def test_a_death_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
     assert json.loads(file.read_bytes()) == NEW
 
 
-def test_json_is_synced_before_it_gets_its_name(tmp_path: Path) -> None:
-    """The bytes are on the disk before the name is, and the name before the call returns."""
+def test_replacement_is_synced_before_it_is_renamed(tmp_path: Path) -> None:
+    """The bytes are synced before the rename, and the directory before the call returns."""
     log = tmp_path / "log"
     write_json(tmp_path / "run.json", OLD, FailingDisk(log=log))
     operations = [json.loads(line) for line in log.read_bytes().splitlines()]
@@ -66,8 +66,8 @@ def test_json_is_synced_before_it_gets_its_name(tmp_path: Path) -> None:
     assert operations[-1] == ["sync_directory", str(tmp_path)]
 
 
-def test_nothing_is_made_over_what_exists(tmp_path: Path) -> None:
-    """A file or directory that exists is never opened for writing or taken for a new one."""
+def test_creation_never_replaces_an_existing_file_or_directory(tmp_path: Path) -> None:
+    """Creating a file or a directory that exists is refused, and its content stays."""
     (tmp_path / "file").write_bytes(b"precious")
     with pytest.raises(FileExistsError):
         Disk().create(tmp_path / "file")
@@ -77,18 +77,18 @@ def test_nothing_is_made_over_what_exists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_only_files_are_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    """A directory, a pipe or a device that has the name stays what it is."""
+def test_only_regular_files_are_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A directory or a pipe with the file's name stays as it is."""
     make(tmp_path / "there")
     before = os.lstat(tmp_path / "there")
-    with pytest.raises(FileExistsError, match="no regular file"):
+    with pytest.raises(FileExistsError, match="not a regular file"):
         replace_file(tmp_path / "there", b"content")
     assert os.lstat(tmp_path / "there") == before
     assert os.listdir(tmp_path) == ["there"]
 
 
-def test_sync_brings_buffered_bytes_into_the_file(tmp_path: Path) -> None:
-    """After a sync another reader sees all that was written, though the file is still open."""
+def test_sync_writes_buffered_bytes(tmp_path: Path) -> None:
+    """After a sync another reader sees all bytes, although the file is still open."""
     disk = Disk()
     with disk.create(tmp_path / "file") as file:
         file.write(b"bytes")
@@ -96,8 +96,8 @@ def test_sync_brings_buffered_bytes_into_the_file(tmp_path: Path) -> None:
         assert (tmp_path / "file").read_bytes() == b"bytes"
 
 
-def test_remove_takes_files_links_and_empty_directories(tmp_path: Path) -> None:
-    """A link is removed, not what it points to; a directory with something in it stays."""
+def test_remove_deletes_files_links_and_empty_directories(tmp_path: Path) -> None:
+    """A link is removed and not its target; a directory that is not empty stays."""
     directory, file, link = tmp_path / "directory", tmp_path / "file", tmp_path / "link"
     directory.mkdir()
     file.touch()
@@ -113,8 +113,8 @@ def test_remove_takes_files_links_and_empty_directories(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-def test_syncing_what_is_no_directory_is_refused(tmp_path: Path) -> None:
-    """A missing directory or a file in its place raises: its entries cannot be durable."""
+def test_sync_of_a_missing_directory_or_a_file_is_refused(tmp_path: Path) -> None:
+    """A sync of a missing directory, or of a file in its place, raises OSError."""
     (tmp_path / "file").touch()
     for name in ("file", "missing"):
         with pytest.raises(OSError, match=r"[Nn]o"):

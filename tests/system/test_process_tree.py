@@ -1,4 +1,4 @@
-"""The tree of processes below one: found, ended, collected."""
+"""Descendants of a process: found, described, killed, reaped."""
 
 import contextlib
 import os
@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 from orchestrator.system import process_tree
-from orchestrator.system.capabilities import Capability, has
+from orchestrator.system.capabilities import Capability, is_available
 from tests.support import NOBODY, in_child, wait_until
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.skipif(not has(Capability.PROC), reason="needs /proc with lists of children"),
+    pytest.mark.skipif(
+        not is_available(Capability.PROC), reason="needs /proc with lists of children"
+    ),
 ]
 
 TIMEOUT_SECONDS = 10.0
 
 
-def as_subreaper(work: Callable[[], None]) -> None:
-    """Run ``work`` in a process of its own that owns all its descendants."""
+def run_as_subreaper(work: Callable[[], None]) -> None:
+    """Run ``work`` in a child process that is a subreaper."""
 
     def run() -> None:
         process_tree.become_subreaper()
@@ -47,8 +49,8 @@ if os.fork(): os._exit(0)
 open('daemon', 'w').write(str(os.getpid()))
 time.sleep(1000)
 """
-# Each process lives only until its successor does, which is hard to catch.
-RUNS_AWAY = """
+# Each process ends as soon as it has forked its successor, so that a scan can miss it.
+FORK_CHAIN = """
 import os
 open('runs', 'w').close()
 while True:
@@ -56,8 +58,8 @@ while True:
 """
 
 
-def test_daemon_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A grandchild that left its session and its parents and ignores signals is found and ended."""
+def test_daemon_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grandchild that left its session and parents and ignores signals is found and killed."""
     monkeypatch.chdir(tmp_path)
 
     def work() -> None:
@@ -65,53 +67,55 @@ def test_daemon_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         wait_until(lambda: Path("daemon").exists() and Path("daemon").read_text(), "the daemon")
         daemon = int(Path("daemon").read_text())
         assert daemon in process_tree.descendants()
-        remains = process_tree.end_all(TIMEOUT_SECONDS)
+        remains = process_tree.kill_all_descendants(TIMEOUT_SECONDS)
         assert daemon in remains.seen
         assert remains.stuck == []
-        process_tree.reap(keep=[])
-        assert process_tree.Process.look(daemon) is None
+        process_tree.reap_children(keep=[])
+        assert process_tree.Process.read(daemon) is None
 
-    as_subreaper(work)
+    run_as_subreaper(work)
 
 
-def test_chain_of_forks_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that fork while they are being ended do not escape."""
+def test_chain_of_forks_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that fork while they are being killed do not escape."""
     monkeypatch.chdir(tmp_path)
 
     def work() -> None:
-        chain = python(RUNS_AWAY)
+        chain = python(FORK_CHAIN)
         try:
             wait_until(lambda: Path("runs").exists(), "the chain")
-            assert process_tree.end_all(TIMEOUT_SECONDS).stuck == []
-            process_tree.reap(keep=[])
+            assert process_tree.kill_all_descendants(TIMEOUT_SECONDS).stuck == []
+            process_tree.reap_children(keep=[])
             with pytest.raises(ChildProcessError):
                 os.waitpid(-1, os.WNOHANG)
         finally:
-            # It would run on after a failed test, for ever.
+            # After a failed test the chain would run for ever.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(chain.pid, signal.SIGKILL)
 
-    as_subreaper(work)
+    run_as_subreaper(work)
 
 
-def test_excluded_processes_are_left_alone() -> None:
-    """Neither an excluded process nor what it started is found or ended."""
+def test_excluded_processes_are_not_killed() -> None:
+    """Neither an excluded process nor its children are found or killed."""
 
     def work() -> None:
         kept = subprocess.Popen(["bash", "-c", "sleep 1000 & wait"], start_new_session=True)
         wait_until(lambda: process_tree.children_of(kept.pid), "its child")
         ended = subprocess.Popen(["sleep", "1000"])
         assert process_tree.descendants(exclude=[kept.pid]) == [ended.pid]
-        assert process_tree.end_all(TIMEOUT_SECONDS, exclude=[kept.pid]).seen == {ended.pid}
+        assert process_tree.kill_all_descendants(TIMEOUT_SECONDS, exclude=[kept.pid]).seen == {
+            ended.pid
+        }
         assert ended.wait() == -signal.SIGKILL
         assert kept.poll() is None
-        process_tree.end_all(TIMEOUT_SECONDS)
+        process_tree.kill_all_descendants(TIMEOUT_SECONDS)
 
-    as_subreaper(work)
+    run_as_subreaper(work)
 
 
-def test_children_of_other_threads_are_found() -> None:
-    """A process counts whichever thread started it."""
+def test_children_started_by_other_threads_are_found() -> None:
+    """A child is found whichever thread of its parent started it."""
 
     def work() -> None:
         code = (
@@ -122,13 +126,13 @@ def test_children_of_other_threads_are_found() -> None:
         parent = python(code)
         wait_until(lambda: process_tree.children_of(parent.pid), "the thread's child")
         assert len(process_tree.descendants()) == 2
-        process_tree.end_all(TIMEOUT_SECONDS)
+        process_tree.kill_all_descendants(TIMEOUT_SECONDS)
 
-    as_subreaper(work)
+    run_as_subreaper(work)
 
 
-def test_process_without_first_thread_is_alive() -> None:
-    """One whose first thread has ended looks like a zombie, but runs on in its others."""
+def test_process_without_its_first_thread_is_alive() -> None:
+    """A process whose first thread has ended looks like a zombie but is alive."""
 
     def work() -> None:
         code = (
@@ -138,51 +142,51 @@ def test_process_without_first_thread_is_alive() -> None:
         )
         pid = python(code).pid
 
-        def look() -> process_tree.Process:
-            found = process_tree.Process.look(pid)
+        def read() -> process_tree.Process:
+            found = process_tree.Process.read(pid)
             assert found is not None
             return found
 
-        wait_until(lambda: look().state == "Z", "the end of its first thread")
-        assert not look().is_dead
-        assert process_tree.end_all(TIMEOUT_SECONDS).stuck == []
-        assert look().is_dead
+        wait_until(lambda: read().state == "Z", "the end of its first thread")
+        assert not read().is_dead
+        assert process_tree.kill_all_descendants(TIMEOUT_SECONDS).stuck == []
+        assert read().is_dead
 
-    as_subreaper(work)
+    run_as_subreaper(work)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start another user's process")
 def test_process_of_another_user_is_not_waited_for() -> None:
-    """What we may not end is reported and costs no time."""
+    """A process that may not be killed is reported, and the call does not wait for it."""
 
     def work() -> None:
         other = subprocess.Popen(["sleep", "20"], user=NOBODY)
         os.setresuid(NOBODY - 1, NOBODY - 1, NOBODY - 1)
         began = time.monotonic()
-        remains = process_tree.end_all(TIMEOUT_SECONDS)
+        remains = process_tree.kill_all_descendants(TIMEOUT_SECONDS)
         assert (remains.foreign, remains.stuck) == ({other.pid}, [])
         assert time.monotonic() - began < TIMEOUT_SECONDS
 
-    as_subreaper(work)
+    run_as_subreaper(work)
 
 
-def test_what_others_wait_for_is_not_collected() -> None:
-    """The exit status of a kept process stays for its waiter."""
+def test_kept_children_are_not_reaped() -> None:
+    """The exit status of a kept process stays available to its waiter."""
 
     def work() -> None:
         kept = subprocess.Popen(["true"])
         adopted = subprocess.Popen(["true"])
         for process in (kept, adopted):
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        process_tree.reap(keep=[kept.pid])
-        assert process_tree.Process.look(adopted.pid) is None
+        process_tree.reap_children(keep=[kept.pid])
+        assert process_tree.Process.read(adopted.pid) is None
         assert os.waitpid(kept.pid, os.WNOHANG)[0] == kept.pid
 
-    as_subreaper(work)
+    run_as_subreaper(work)
 
 
-def test_description_names_what_can_do_nothing() -> None:
-    """The state of the process in question, and of a descendant that is stopped."""
+def test_description_names_processes_that_cannot_run() -> None:
+    """The description gives the state of the process, and of a stopped descendant."""
 
     def work() -> None:
         first, stopped = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
@@ -190,12 +194,12 @@ def test_description_names_what_can_do_nothing() -> None:
         tree = process_tree.descendants()
 
         def description() -> str:
-            return process_tree.describe(first.pid, tree)
+            return process_tree.describe_processes(first.pid, tree)
 
         wait_until(lambda: "is stopped" in description(), "the stop")
         begins = f"process {first.pid} (sleep) is waiting"
         wait_until(lambda: description().startswith(begins), "its sleep")
         assert f"its descendant {stopped.pid} (sleep) is stopped" in description()
-        process_tree.end_all(TIMEOUT_SECONDS)
+        process_tree.kill_all_descendants(TIMEOUT_SECONDS)
 
-    as_subreaper(work)
+    run_as_subreaper(work)

@@ -4,7 +4,7 @@ from orchestrator.system.stop_signals import EchoFilter
 
 
 def requests(times: list[float]) -> list[float]:
-    """Which of the signals at these times, in seconds, count as requests."""
+    """Return those of the signals at ``times``, in seconds, that count as requests."""
     now = [0.0]
     echoes, counted = EchoFilter(clock=lambda: now[0]), []
     for time in times:
@@ -14,11 +14,11 @@ def requests(times: list[float]) -> list[float]:
     return counted
 
 
-def test_an_echo_is_not_a_second_request() -> None:
-    """Signals that come together are one request; a later one is another."""
+def test_echo_is_not_a_second_request() -> None:
+    """Signals that arrive together are one request; a later one is another."""
     assert requests([0.0, 0.1, 0.9, 5.0]) == [0.0, 0.9, 5.0]
 
 
-def test_echoes_do_not_make_each_other() -> None:
-    """Who sends signals without a pause is heard again after the time of an echo."""
+def test_echoes_do_not_extend_the_echo_time() -> None:
+    """Signals without a pause count as requests again after the echo time."""
     assert len(requests([number * 0.25 for number in range(50)])) == 25

@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop, where the system grants no thread."""
+"""Blocking calls in threads on a system that refuses to start threads."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from orchestrator.system.threads import in_thread
 
 
 def refuse(times: float) -> Callable[[threading.Thread], None]:
-    """``Thread.start`` on a system that is at its limit of processes for so many attempts."""
+    """Return a ``Thread.start`` that fails the first ``times`` calls, as at a process limit."""
     start, refused = threading.Thread.start, []
 
     def start_or_not(thread: threading.Thread) -> None:
@@ -24,14 +24,14 @@ def refuse(times: float) -> Callable[[threading.Thread], None]:
     return start_or_not
 
 
-def test_work_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system refuses for a moment only comes later."""
+def test_work_waits_until_a_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work runs late when the system refuses threads for a moment."""
     monkeypatch.setattr(threading.Thread, "start", refuse(times=2))
     assert asyncio.run(in_thread(lambda: "done")) == "done"
 
 
-def test_work_without_a_thread_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system refuses for long is an error that says what to raise."""
+def test_work_without_a_thread_fails_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lasting refusal raises an error that names the limit to raise."""
     monkeypatch.setattr(threads, "THREAD_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(threading.Thread, "start", refuse(times=float("inf")))
     with pytest.raises(NoThreadError, match="ulimit -u"):

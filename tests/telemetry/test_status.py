@@ -1,4 +1,4 @@
-"""What `orchestrator status` shows of a run that nobody works on."""
+"""The status of a run that no process is training in."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> Store:
     return new_store(tmp_path / "run")
 
 
-def journal(store: Store, *events: JournalEvent) -> None:
+def write_events(store: Store, *events: JournalEvent) -> None:
     for event in events:
         Journal(store.run.journal_file).write(event, 1)
 
@@ -41,29 +41,29 @@ def journal(store: Store, *events: JournalEvent) -> None:
         ((*TRAINED, JournalEvent.RUN_COMPLETED, *STARTED), "interrupted"),
         ((*TRAINED, JournalEvent.GAVE_UP), "failed"),
         ((*TRAINED, JournalEvent.GAVE_UP, *TRAINED, JournalEvent.RUN_COMPLETED), "completed"),
-        # What still came while the run was ending does not change how it ended.
+        # Events that follow the end of the run do not change its state.
         ((*TRAINED, JournalEvent.RUN_STOPPED, JournalEvent.STOP_REQUESTED), "stopped"),
         ((*TRAINED, JournalEvent.RUN_STOPPED, JournalEvent.CHECKPOINT_DELETED), "stopped"),
         ((*TRAINED, JournalEvent.GAVE_UP, JournalEvent.STOP_REQUESTED), "failed"),
     ],
 )
-def test_the_state_follows_from_the_journal(
+def test_state_follows_from_the_journal(
     store: Store, events: tuple[JournalEvent, ...], state: str
 ) -> None:
-    """A run that ended says how; one whose last start has no end was interrupted."""
-    journal(store, *events)
+    """A run that ended has the state of its end; one whose last start has no end is interrupted."""
+    write_events(store, *events)
     assert status_from_disk(store).state == state
 
 
-def test_a_run_that_is_done_is_complete(store: Store) -> None:
-    """done.json counts more than a journal that was cut off."""
-    journal(store, *TRAINED)
+def test_run_with_a_done_file_is_completed(store: Store) -> None:
+    """done.json decides, even if the journal is incomplete."""
+    write_events(store, *TRAINED)
     store.run.done_file.write_text("{}")
     assert status_from_disk(store).state == "completed"
 
 
-def test_the_progress_is_that_of_the_newest_checkpoint(store: Store) -> None:
-    """Step, epoch, metrics and age are those of the state that a resumed run would have."""
+def test_progress_is_that_of_the_newest_checkpoint(store: Store) -> None:
+    """Step, epoch, metrics and age are those of the checkpoint that a resumed run would load."""
     made = datetime.now(UTC) - timedelta(minutes=10)
     publish(store, 100)
     publish(store, 250, epoch=2, metrics={"loss": 0.25}, time=made.isoformat())
@@ -75,20 +75,20 @@ def test_the_progress_is_that_of_the_newest_checkpoint(store: Store) -> None:
     assert 600 <= status.newest_checkpoint["age_seconds"] < 660
 
 
-def test_a_failed_save_is_shown_until_the_next_one_succeeds(store: Store) -> None:
-    """The reason stands in `problem` until a checkpoint has been published after it."""
+def test_failed_save_is_shown_until_the_next_one_succeeds(store: Store) -> None:
+    """``problem`` has the reason until a later checkpoint has been published."""
     log = Journal(store.run.journal_file)
-    journal(store, *TRAINED)
+    write_events(store, *TRAINED)
     assert status_from_disk(store).problem is None
     log.write(JournalEvent.CHECKPOINT_FAILED, 1, step=7, problem="cannot save: the disk is full")
-    journal(store, JournalEvent.RUN_STOPPED)
+    write_events(store, JournalEvent.RUN_STOPPED)
     assert status_from_disk(store).problem == "cannot save: the disk is full"
-    journal(store, *TRAINED)
+    write_events(store, *TRAINED)
     assert status_from_disk(store).problem is None
 
 
-def test_the_newest_checkpoint_is_one_that_can_be_resumed_from(store: Store) -> None:
-    """A non-finite checkpoint is not shown as the state that a resumed run would have."""
+def test_newest_checkpoint_is_a_healthy_one(store: Store) -> None:
+    """A checkpoint with non-finite values is not shown as the newest checkpoint."""
     publish(store, 100)
     publish(store, 200, healthy=False, metrics={"loss": math.nan})
     status = status_from_disk(store)
@@ -97,7 +97,7 @@ def test_the_newest_checkpoint_is_one_that_can_be_resumed_from(store: Store) -> 
 
 
 def test_attempts_and_restarts_are_counted(store: Store) -> None:
-    """The attempt is the last one's number, the restarts are those of the whole run."""
+    """The attempt is the last one's number; the restarts are those of the whole run."""
     log = Journal(store.run.journal_file)
     for attempt in (1, 2, 3):
         log.write(JournalEvent.ATTEMPT_STARTED, attempt)
@@ -107,8 +107,8 @@ def test_attempts_and_restarts_are_counted(store: Store) -> None:
     assert (status.attempt, status.restarts) == (3, 3)
 
 
-def test_attempts_that_are_no_numbers_are_passed_over(store: Store) -> None:
-    """A journal line that somebody has edited does not hide the run."""
+def test_attempts_that_are_not_numbers_are_ignored(store: Store) -> None:
+    """A journal line with an invalid attempt does not make the status fail."""
     with store.run.journal_file.open("a") as file:
         for attempt in ('"two"', "1", "null", "[3]"):
             file.write('{"event": "attempt_started", "attempt": ' + attempt + "}\n")
@@ -133,16 +133,16 @@ KEYS = {
 }
 
 
-def test_absent_things_are_null(store: Store) -> None:
-    """Every key of the contract is there from the beginning, with null for what is not."""
+def test_unknown_values_are_null(store: Store) -> None:
+    """Every key is present from the start, with null for an unknown value."""
     content = status_from_disk(store).to_json()
     assert content.keys() >= KEYS
     known = {"run_id": RUN_ID, "state": "new", "run_dir": str(store.run.root), "restarts": 0}
     assert {key: value for key, value in content.items() if value not in (None, {})} == known
 
 
-def test_the_status_is_strict_json(store: Store) -> None:
-    """A program that reads it meets no NaN, which JSON does not have."""
+def test_status_is_strict_json(store: Store) -> None:
+    """The status contains no NaN, which JSON does not support."""
     publish(store, 100, metrics={"loss": 0.5, "accuracy": math.nan})
     text = json.dumps(status_from_disk(store).to_json(), allow_nan=False)
     assert json.loads(text)["metrics"] == {"loss": 0.5, "accuracy": "nan"}
@@ -150,23 +150,23 @@ def test_the_status_is_strict_json(store: Store) -> None:
 
 
 @pytest.mark.parametrize("time", ["", "yesterday", "2026-01-01T00:00:00", "0001-01-01T00:00:00Z"])
-def test_a_checkpoint_with_a_strange_time_is_no_error(store: Store, time: str) -> None:
-    """The status of a run is shown whatever one of its manifests says about the time."""
+def test_checkpoint_with_an_invalid_time_is_shown(store: Store, time: str) -> None:
+    """The status is shown whatever time a manifest contains."""
     publish(store, 100, time=time)
     content: dict[str, Any] = status_from_disk(store).to_json()
     json.dumps(content)
 
 
-def test_an_age_is_never_negative(store: Store) -> None:
-    """A clock that was set back does not make a checkpoint come from the future."""
+def test_age_is_never_negative(store: Store) -> None:
+    """A checkpoint from the future, after the clock was set back, has the age 0."""
     later = datetime.now(UTC) + timedelta(hours=1)
     made = publish(store, 100, time=later.isoformat())
     assert describe_checkpoint(made)["age_seconds"] == 0.0
 
 
-def test_a_damaged_journal_is_no_error(store: Store) -> None:
-    """What can still be read counts."""
-    journal(store, *TRAINED, JournalEvent.RUN_STOPPED)
+def test_damaged_journal_is_read_as_far_as_possible(store: Store) -> None:
+    """The state follows from the lines that can be read."""
+    write_events(store, *TRAINED, JournalEvent.RUN_STOPPED)
     with store.run.journal_file.open("ab") as file:
         file.write(b'{"event": "run_sta\n\xff\xff\n')
     assert status_from_disk(store).state == "stopped"

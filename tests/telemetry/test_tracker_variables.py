@@ -1,4 +1,4 @@
-"""What trackers find in the environment of a restarted trainer."""
+"""The environment variables that make trackers resume their runs."""
 
 from pathlib import Path
 
@@ -19,15 +19,15 @@ from orchestrator.telemetry.trackers import mlflow_variables, record_mlflow_run,
         ({"WANDB_FORK_FROM": "other?_step=5"}, {}),
     ],
 )
-def test_wandb_resumes_the_run_of_our_id(
+def test_wandb_resumes_the_run_of_the_id(
     environment: dict[str, str], expected: dict[str, str]
 ) -> None:
-    """W&B is told the run's id and to resume, but for what the user has said."""
+    """W&B gets the run id and the wish to resume, except for what the user has set."""
     assert wandb_variables("abc", environment) == expected
 
 
-def test_mlflow_resumes_only_a_run_that_it_has_made(tmp_path: Path) -> None:
-    """Nothing is said before a run was recorded, nor against the user."""
+def test_mlflow_resumes_only_a_recorded_run(tmp_path: Path) -> None:
+    """The variable is set only for a recorded run, and never replaces the user's."""
     run = RunDir(tmp_path)
     assert mlflow_variables(run, {}) == {}
     record_mlflow_run(run, "f00")
@@ -36,8 +36,8 @@ def test_mlflow_resumes_only_a_run_that_it_has_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
-def test_a_damaged_record_is_none(tmp_path: Path, content: bytes) -> None:
-    """Then MLflow begins a new run, which training goes on with."""
+def test_damaged_record_is_ignored(tmp_path: Path, content: bytes) -> None:
+    """A damaged record sets no variable, so that MLflow starts a new run."""
     run = RunDir(tmp_path)
     run.tracking_file.write_bytes(content)
     assert mlflow_variables(run, {}) == {}

@@ -1,4 +1,4 @@
-"""The trackers in a session's process."""
+"""Experiment trackers in a session's process."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ NAMES = ("WANDB_RUN_ID", "WANDB_RESUME", "MLFLOW_RUN_ID")
 
 
 class Mlflow(SimpleNamespace):
-    """As much of MLflow as a session looks at: a stack of active runs."""
+    """A replacement for MLflow's stack of active runs."""
 
     def __init__(self) -> None:
         super().__init__(stack=[], active_run=lambda: self.stack[-1] if self.stack else None)
@@ -42,8 +42,8 @@ def session_in(root: Path) -> Session:
     return Session(run_dir=root, model=torch.nn.Linear(1, 1))
 
 
-def test_without_a_supervisor_the_session_sets_the_variables(tmp_path: Path) -> None:
-    """They name the run inside the `with` block, and are gone after it."""
+def test_standalone_session_sets_and_removes_the_variables(tmp_path: Path) -> None:
+    """The variables name the run inside the `with` block, and are removed after it."""
     with session_in(tmp_path / "a") as session:
         assert os.environ["WANDB_RUN_ID"] == session.run_id
         assert os.environ["WANDB_RESUME"] == "allow"
@@ -52,8 +52,8 @@ def test_without_a_supervisor_the_session_sets_the_variables(tmp_path: Path) -> 
     assert not os.environ.keys() & set(NAMES)
 
 
-def test_the_first_mlflow_run_is_recorded_and_resumed(tmp_path: Path, mlflow: Mlflow) -> None:
-    """The next life finds its id, also where a nested run is active when the session looks."""
+def test_first_mlflow_run_is_recorded_and_resumed(tmp_path: Path, mlflow: Mlflow) -> None:
+    """The next attempt gets the first run's id, even if a nested run was active."""
     with session_in(tmp_path) as session:
         assert "MLFLOW_RUN_ID" not in os.environ
         mlflow.start("child", mlflow_parentRunId="parent")
@@ -67,10 +67,8 @@ def test_the_first_mlflow_run_is_recorded_and_resumed(tmp_path: Path, mlflow: Ml
         assert os.environ["MLFLOW_RUN_ID"] == "parent"
 
 
-def test_a_run_that_is_active_already_is_not_resumed_by_the_next_one(
-    tmp_path: Path, mlflow: Mlflow
-) -> None:
-    """MLflow would take the variable for whichever run the script starts next."""
+def test_variable_is_not_set_while_an_mlflow_run_is_active(tmp_path: Path, mlflow: Mlflow) -> None:
+    """The variable is not set during an active run, since it would apply to the next one."""
     mlflow.start("first")
     with session_in(tmp_path) as session:
         session.step()

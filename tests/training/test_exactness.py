@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoint.checkpoint import STATE_FILE, read_checkpoint
+from orchestrator.checkpoint.checkpoint import read_checkpoint
+from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir

@@ -227,7 +227,7 @@ def test_run_in_use_is_refused(tmp_path: Path) -> None:
     lock = RunLock(run)
     with pytest.raises(TrainingRefused) as refused:
         train(tmp_path, 1)
-    lock.release()
+    lock.close()
     assert refused.value.status == 69
 
 

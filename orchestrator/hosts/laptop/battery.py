@@ -1,4 +1,4 @@
-"""A battery that runs low: save before the machine goes out."""
+"""Saves when the battery is low, before the machine switches off."""
 
 import asyncio
 import contextlib
@@ -12,19 +12,19 @@ from orchestrator.errors import NoThreadError
 from orchestrator.system.threads import in_thread
 
 LOW_PERCENTS = (15.0, 5.0)
-LOOK_SECONDS = 60.0
+POLL_SECONDS = 60.0
 
 
 class Charge(Protocol):
-    """What psutil says; ``power_plugged`` may be unknown."""
+    """The state of a battery as psutil reports it; ``power_plugged`` None means unknown."""
 
     percent: float
     power_plugged: bool | None
 
 
-def read_charge() -> Charge | None:
-    """None where there is no battery, or no way to ask."""
-    # psutil has it only on some systems, and reads what drivers there make of it.
+def read_battery() -> Charge | None:
+    """Return the state of the battery; None if there is none or it cannot be read."""
+    # psutil has the function only on some systems, and drivers may give values it cannot read.
     read = getattr(psutil, "sensors_battery", None)
     with contextlib.suppress(OSError, ValueError, psutil.Error):
         charge: Charge | None = read() if read else None
@@ -33,34 +33,34 @@ def read_charge() -> Charge | None:
 
 
 class LowBattery:
-    """Tells when to save: once at each threshold of a discharge."""
+    """Decides when to save: once at each threshold of a discharge."""
 
     def __init__(self) -> None:
-        self._left: tuple[float, ...] = LOW_PERCENTS
+        self._remaining: tuple[float, ...] = LOW_PERCENTS
 
-    def is_reached(self, charge: Charge) -> bool:
-        """Whether the charge has fallen to the next threshold since the last look."""
+    def crosses_threshold(self, charge: Charge) -> bool:
+        """Return whether the charge has fallen to a threshold since the last call."""
         if charge.power_plugged is not False:
-            self._left = LOW_PERCENTS
+            self._remaining = LOW_PERCENTS
             return False
-        passed = [percent for percent in self._left if charge.percent <= percent]
-        self._left = self._left[len(passed) :]
+        passed = [percent for percent in self._remaining if charge.percent <= percent]
+        self._remaining = self._remaining[len(passed) :]
         return bool(passed)
 
 
-async def save_before_it_is_empty(
+async def save_on_low_battery(
     save: Callable[[], Awaitable[object]],
-    read: Callable[[], Charge | None] = read_charge,
-    look_seconds: float = LOOK_SECONDS,
+    read: Callable[[], Charge | None] = read_battery,
+    poll_seconds: float = POLL_SECONDS,
 ) -> None:
-    """Look now and then, and save when it runs low; returns at once where there is no battery."""
+    """Poll the battery, and save when it is low; return if there is no battery."""
     low = LowBattery()
     with contextlib.suppress(NoThreadError):
         while (charge := await in_thread(read)) is not None:
-            if low.is_reached(charge):
+            if low.crosses_threshold(charge):
                 structlog.get_logger().warning(
                     f"the battery is at {charge.percent:.0f} % and discharging: saving now; "
-                    "training goes on: plug in, or stop it with Ctrl-C or `orchestrator stop`"
+                    "training continues: plug in, or stop it with Ctrl-C or `orchestrator stop`"
                 )
                 await save()
-            await asyncio.sleep(look_seconds)
+            await asyncio.sleep(poll_seconds)

@@ -1,8 +1,8 @@
-"""Before the machine sleeps: logind waits for us a moment while the state goes to the disk.
+"""Saves before the machine sleeps: logind delays the sleep while the state is written to disk.
 
-A snapshot in memory survives suspend, but not a battery that runs out meanwhile, nor a resume that
-fails. The D-Bus library is optional (the extra `laptop`); without it, without a
-system bus or without logind nothing is done.
+A snapshot in memory survives suspend, but not a battery that runs out in the meantime, nor a resume
+that fails. The D-Bus library is optional (the extra `laptop`). Without it, without a system bus or
+without logind this module does nothing.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ MANAGER = (
 MATCH = f"type='signal',sender='{MANAGER[0]}',interface='{MANAGER[-1]}'"
 REPLY_SECONDS = 10.0
 RECONNECT_SECONDS = 60.0
-# logind waits for InhibitDelayMaxSec, 5 s unless somebody has changed it, and sleeps then.
+# logind itself waits no longer than InhibitDelayMaxSec, by default 5 s.
 SAVE_SECONDS = 60.0
 
 Save = Callable[[], Awaitable[object]]
 
 
 async def save_before_sleep(save: Save) -> None:
-    """Have the state saved each time the machine is about to sleep; returns where nobody tells."""
+    """Call ``save`` each time the machine is about to sleep; return if logind is not available."""
     try:
         await in_thread(lambda: importlib.import_module("dbus_fast.aio"))
     except (ImportError, NoThreadError):
@@ -51,7 +51,7 @@ async def save_before_sleep(save: Save) -> None:
 
 
 class _Inhibitor:
-    """One connection to the system bus, and the descriptor whose closing lets the machine sleep."""
+    """A connection to the system bus, and the descriptor that delays the sleep while it is open."""
 
     def __init__(self, save: Save) -> None:
         self._bus: Any = None
@@ -61,7 +61,7 @@ class _Inhibitor:
         self._log = structlog.get_logger()
 
     async def hold(self) -> bool:
-        """Do so until the connection ends; False where there is none to begin with."""
+        """Save before each sleep until the connection ends; return False without a connection."""
         from dbus_fast import BusType
         from dbus_fast.aio import MessageBus
 
@@ -69,13 +69,13 @@ class _Inhibitor:
             async with asyncio.timeout(REPLY_SECONDS):
                 bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
                 self._bus = await bus.connect()
-                self._bus.add_message_handler(self._hear)
+                self._bus.add_message_handler(self._handle)
                 await self._call(*BUS, "AddMatch", [MATCH])
-                await self._take()
-        except Exception:  # no bus, no logind, no right: each library call has its own
+                await self._inhibit()
+        except Exception:  # no bus, no logind, no permission: each call raises its own
             return False
         lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
-        sleeping = asyncio.ensure_future(self._follow())
+        sleeping = asyncio.ensure_future(self._save_before_each_sleep())
         try:
             await asyncio.wait({lost, sleeping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -85,16 +85,16 @@ class _Inhibitor:
         return True
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release the descriptor, and close the connection."""
         self._release()
         if self._bus is not None:
             self._bus.disconnect()
 
-    def _hear(self, message: Any) -> None:
+    def _handle(self, message: Any) -> None:
         if message.member == "PrepareForSleep" and message.interface == MANAGER[-1]:
             self._sleeps.put_nowait(bool(message.body[0]))
 
-    async def _follow(self) -> None:
+    async def _save_before_each_sleep(self) -> None:
         while True:
             if await self._sleeps.get():
                 self._log.info("the machine is about to sleep: saving first")
@@ -103,9 +103,9 @@ class _Inhibitor:
                 self._release()
             else:
                 self._log.info("the machine is awake again")
-                await self._take()
+                await self._inhibit()
 
-    async def _take(self) -> None:
+    async def _inhibit(self) -> None:
         arguments = ["sleep", "orchestrator", "saving the state of the training", "delay"]
         reply = await self._call(*MANAGER, "Inhibit", arguments)
         self._release()
@@ -119,7 +119,7 @@ class _Inhibitor:
     async def _call(
         self, destination: str, path: str, interface: str, member: str, body: list[str]
     ) -> Any:
-        """Call a method that takes strings. Raises OSError with what it refuses."""
+        """Call a D-Bus method with string arguments. Raises OSError when the call is refused."""
         from dbus_fast import Message, MessageType
 
         signature = "s" * len(body)

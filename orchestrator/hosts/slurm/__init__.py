@@ -1,1 +1,1 @@
-"""What SLURM says of our job, and the batch scripts that suit it; no torch."""
+"""SLURM: the current job, its time limit and its requeue, and batch scripts; no torch."""

@@ -1,4 +1,4 @@
-"""The batch script for a training command."""
+"""Makes the batch script for a training command."""
 
 import math
 import re
@@ -21,30 +21,30 @@ def batch_script(
     sbatch: Sequence[str],
     grace_seconds: float,
 ) -> str:
-    """A script for sbatch that runs ``orchestrator run`` with these options and this command.
+    """Return a script for sbatch that runs ``orchestrator run`` with the options and the command.
 
-    ``sbatch`` are further options of sbatch, with or without their dashes. The tasks of an array
-    get a run directory each. Raises ConfigError for an option that cannot be one.
+    ``sbatch`` contains further options of sbatch, with or without their dashes. Each task of an
+    array gets its own run directory. Raises ConfigError for an invalid option.
     """
     name = re.sub(r"[^\w.-]+", "-", run_dir.name)
     notice_seconds = math.ceil(grace_seconds + CONTROLLER_SECONDS)
     head = [
         f"--job-name={name}",
-        # Of a job that was queued again, sbatch would empty the file.
+        # Without this, a requeued job would empty its output file.
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{notice_seconds}",
         *map(_sbatch_option, sbatch),
     ]
     is_array = any(re.match(r"--array\b|-a", option) for option in head)
-    place = shlex.quote(str(run_dir)) + (f"-{_TASK}" if is_array else "")
+    quoted_run_dir = shlex.quote(str(run_dir)) + (f"-{_TASK}" if is_array else "")
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in head),
         "",
-        "# In the place of this shell the supervisor gets every signal that SLURM sends.",
+        "# exec replaces this shell, so that the supervisor gets every signal that SLURM sends.",
         f"exec {shlex.join(orchestrator)} run \\",
-        f"    {' '.join(['--run-dir', place, *map(shlex.quote, options)])} \\",
+        f"    {' '.join(['--run-dir', quoted_run_dir, *map(shlex.quote, options)])} \\",
         f"    -- {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
@@ -54,6 +54,6 @@ def _sbatch_option(text: str) -> str:
     option = text if text.startswith("-") else f"--{text}"
     if not _OPTION.fullmatch(option):
         raise ConfigError(
-            f"cannot use --sbatch {text!r}: write an option of sbatch, such as time=4:00:00"
+            f"cannot use --sbatch {text!r}: give an option of sbatch, such as time=4:00:00"
         )
     return option

@@ -1,7 +1,7 @@
-"""The job that this process belongs to, and the answers of scontrol about it, parsed.
+"""The SLURM job of this process, and a parser of scontrol's output.
 
-``scontrol`` alone knows when a job ends: the environment says so only in newer versions, and a
-limit may be changed while the job runs.
+Only ``scontrol`` reliably knows when a job ends: the environment contains the end only in newer
+versions of SLURM, and a limit may change while the job runs.
 """
 
 import re
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Self
 
 SCONTROL = "scontrol"
-# Points in time as seconds since 1970: without it they are local times, ambiguous once a year.
+# Makes scontrol print seconds since 1970 instead of local times, which are ambiguous once a year.
 TIME_FORMAT = {"SLURM_TIME_FORMAT": "%s"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """Which job this is; ``known_end`` is what the environment says of its end, if anything."""
+    """A job; ``known_end`` is its end in the environment, in seconds since 1970, or None."""
 
     name: str
     restarts: int
@@ -24,7 +24,7 @@ class Job:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self | None:
-        """None outside a job."""
+        """Return the job of this process; None outside a job."""
         job_id = environment.get("SLURM_JOB_ID")
         if not job_id:
             return None
@@ -32,27 +32,30 @@ class Job:
         end = environment.get("SLURM_JOB_END_TIME", "")
         restarts = environment.get("SLURM_RESTART_COUNT", "")
         return cls(
-            # The job id of one task of an array is the array's own: requeueing that would bring
-            # every task back.
+            # One task of an array has the job id of the whole array, and a requeue by that id
+            # would restart every task.
             name=f"{array}_{task}" if array and task else job_id,
             restarts=int(restarts) if restarts.isdecimal() else 0,
             known_end=int(end) if end.isdecimal() else None,
         )
 
     @property
-    def question(self) -> tuple[str, ...]:
-        """The command whose answer JobFacts reads."""
+    def show_command(self) -> tuple[str, ...]:
+        """The command whose output ``JobFacts.parse`` reads."""
         return (SCONTROL, "--oneliner", "show", "job", self.name)
 
     @property
-    def requeue(self) -> tuple[str, ...]:
-        """The command that has SLURM end the job and queue it again."""
+    def requeue_command(self) -> tuple[str, ...]:
+        """The command that makes SLURM end the job and queue it again."""
         return (SCONTROL, "requeue", self.name)
 
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What ``scontrol show job`` says; ``end`` is None for a job without limit."""
+    """The output of ``scontrol show job``; times are in seconds since 1970.
+
+    ``end`` is None for a job without a time limit.
+    """
 
     state: str
     reason: str
@@ -63,43 +66,44 @@ class JobFacts:
     is_preempted: bool
 
     @classmethod
-    def parse(cls, answer: str) -> Self | None:
-        """None where this is no such answer."""
-        state = _word(answer, "JobState")
+    def parse(cls, output: str) -> Self | None:
+        """Parse the output; None if it does not describe a job."""
+        state = _value(output, "JobState")
         if state is None:
             return None
         return cls(
             state,
-            reason=_word(answer, "Reason") or "",
-            restarts=_number(answer, "Restarts") or 0,
-            start=_number(answer, "StartTime"),
-            end=_number(answer, "EndTime"),
-            partition=_word(answer, "Partition") or "",
-            is_preempted=_number(answer, "PreemptTime") is not None,
+            reason=_value(output, "Reason") or "",
+            restarts=_number(output, "Restarts") or 0,
+            start=_number(output, "StartTime"),
+            end=_number(output, "EndTime"),
+            partition=_value(output, "Partition") or "",
+            is_preempted=_number(output, "PreemptTime") is not None,
         )
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody has ended the job with scancel, which requeueing it would undo.
+        """Whether the job was ended with scancel, so that a requeue would undo a user's decision.
 
-        While its processes end that shows only in this: it runs no more, and not for its limit.
+        While the job's processes end, the only sign of scancel is that the job is not running and
+        that the time limit is not the reason.
         """
         return self.state != "RUNNING" and self.reason != "TimeLimit"
 
 
-CONFIGURATION = (SCONTROL, "show", "config")
+SHOW_CONFIG_COMMAND = (SCONTROL, "show", "config")
 
 
-def partition_question(name: str) -> tuple[str, ...]:
-    """The command whose answer StopTimes reads."""
+def show_partition_command(name: str) -> tuple[str, ...]:
+    """Return the command whose output ``StopTimes.parse`` reads."""
     return (SCONTROL, "--oneliner", "show", "partition", name)
 
 
 @dataclass(frozen=True)
 class StopTimes:
-    """How long the cluster waits after SIGTERM before SIGKILL, None where it does not say.
+    """The time that the cluster gives a job between SIGTERM and SIGKILL; None if unknown.
 
-    A preempted job is told ``preemption_grace_seconds`` before that.
+    A preempted job gets a notice ``preemption_grace_seconds`` earlier.
     """
 
     kill_wait_seconds: float | None
@@ -107,10 +111,10 @@ class StopTimes:
 
     @classmethod
     def parse(cls, configuration: str, partition: str) -> Self:
-        """From the answers about the cluster's configuration and the job's partition."""
+        """Parse the cluster's configuration and the job's partition."""
         wait = re.search(r"^KillWait\s*=\s*(\d+)", configuration, re.MULTILINE)
-        grace = _word(partition, "GraceTime")
-        mode = _word(partition, "PreemptMode")
+        grace = _value(partition, "GraceTime")
+        mode = _value(partition, "PreemptMode")
         preempts = mode is not None and mode != "OFF"
         return cls(
             kill_wait_seconds=float(wait[1]) if wait else None,
@@ -120,12 +124,12 @@ class StopTimes:
         )
 
 
-def _word(answer: str, key: str) -> str | None:
-    found = re.search(rf"(?:^|\s){key}=(\S+)", answer)
+def _value(output: str, key: str) -> str | None:
+    found = re.search(rf"(?:^|\s){key}=(\S+)", output)
     return found[1] if found else None
 
 
-def _number(answer: str, key: str) -> int | None:
-    """A count or a point in time; None for Unknown, None and the like."""
-    word = _word(answer, key)
-    return int(word) if word and word.isdecimal() else None
+def _number(output: str, key: str) -> int | None:
+    """Return a count or a time; None for a value such as Unknown."""
+    value = _value(output, key)
+    return int(value) if value and value.isdecimal() else None

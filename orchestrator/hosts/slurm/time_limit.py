@@ -1,4 +1,4 @@
-"""The SLURM job that a run is in: stopped ahead of its end, queued again after the stop."""
+"""Stops a run before the time limit of its SLURM job, and requeues the job after the stop."""
 
 import asyncio
 import math
@@ -8,37 +8,42 @@ from collections.abc import Callable
 import structlog
 
 from orchestrator.hosts.slurm.job import (
-    CONFIGURATION,
+    SHOW_CONFIG_COMMAND,
     TIME_FORMAT,
     Job,
     JobFacts,
     StopTimes,
-    partition_question,
+    show_partition_command,
 )
-from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, misfits, seconds_ahead
+from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, stop_lead_seconds, timing_warnings
 from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import write_json
-from orchestrator.system.subprocesses import Answer, SubprocessRunner
+from orchestrator.system.subprocesses import CommandResult, SubprocessRunner
 
-# SLURM itself looks at limits twice a minute.
-ASK_SECONDS = 30.0
+# SLURM itself checks limits twice a minute.
+POLL_SECONDS = 30.0
 
 
-class SlurmJob:
-    """One job, as scontrol shows it; where it does not, only signals tell of the end."""
+class SlurmJobMonitor:
+    """Watches one job through scontrol; without scontrol only signals announce the job's end."""
 
     def __init__(
         self,
         job: Job,
-        tools: SubprocessRunner,
+        subprocesses: SubprocessRunner,
         grace_seconds: float,
         save_seconds: Callable[[], float],
         request_stop: Callable[[str], None],
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        """``save_seconds``: how long a save should be expected to take."""
+        """``save_seconds`` returns how long a save may take.
+
+        ``request_stop`` is called with the reason. Query scontrol every ``poll_seconds``.
+        """
         self._job = job
-        self._tools = tools
+        self._subprocesses = subprocesses
+        self._poll_seconds = poll_seconds
         self._grace_seconds = grace_seconds
         self._save_seconds = save_seconds
         self._request_stop = request_stop
@@ -50,18 +55,18 @@ class SlurmJob:
         )
 
     async def watch(self) -> None:
-        """Ask for a stop ahead of the job's end, which may be moved meanwhile."""
-        await self._look()
-        await self._tell_misfits()
-        while (left := self._seconds_left()) > 0:
-            await asyncio.sleep(min(left, ASK_SECONDS))
-            await self._look()
+        """Request a stop before the job's end, which may change while the job runs."""
+        await self._update_facts()
+        await self._log_timing_warnings()
+        while (seconds_left := self._seconds_until_stop()) > 0:
+            await asyncio.sleep(min(seconds_left, self._poll_seconds))
+            await self._update_facts()
         is_preempted = self._facts is not None and self._facts.is_preempted
         event = "preemption" if is_preempted else "end"
         self._request_stop(f"the {event} of SLURM job {self._job.name}")
 
-    def _seconds_left(self) -> float:
-        """Until the stop has to begin."""
+    def _seconds_until_stop(self) -> float:
+        """Return the seconds until the stop must begin."""
         job = self._facts
         if job is None:
             return math.inf
@@ -69,39 +74,39 @@ class SlurmJob:
             return 0.0
         if job.end is None:
             return math.inf
-        ahead = seconds_ahead(job, self._grace_seconds, self._save_seconds())
-        return job.end - ahead - time.time()
+        lead_seconds = stop_lead_seconds(job, self._grace_seconds, self._save_seconds())
+        return job.end - lead_seconds - time.time()
 
-    async def _tell_misfits(self) -> None:
+    async def _log_timing_warnings(self) -> None:
         if self._facts is None:
             return
-        configuration = await self._ask(CONFIGURATION)
-        partition = await self._ask(partition_question(self._facts.partition))
+        configuration = await self._ask(SHOW_CONFIG_COMMAND)
+        partition = await self._ask(show_partition_command(self._facts.partition))
         times = StopTimes.parse(configuration.output, partition.output)
-        for text in misfits(self._facts, times, self._grace_seconds, self._save_seconds()):
+        for text in timing_warnings(self._facts, times, self._grace_seconds, self._save_seconds()):
             self._log.warning(text)
 
     async def requeue(self, run: RunDir, journal: Journal) -> None:
-        """Have SLURM queue the job again, unless it has done so or somebody has ended the job.
+        """Requeue the job, unless SLURM has requeued it already or a user has cancelled it.
 
-        Where that cannot be, a file in the run directory says so to the batch script.
+        If the requeue fails, write a file in the run directory for the batch script.
         """
-        await self._look()
+        await self._update_facts()
         if self._facts is not None and self._facts.restarts > self._job.restarts:
-            self._log.info("SLURM has queued the job again by itself")
+            self._log.info("SLURM has requeued the job itself")
             return
         if self._facts is not None and self._facts.is_cancelled:
-            self._log.info("the job was cancelled: it is not queued again")
+            self._log.info("the job was cancelled: it is not requeued")
             return
-        answer = await self._ask(self._job.requeue)
-        if answer.status == 0:
+        result = await self._ask(self._job.requeue_command)
+        if result.status == 0:
             journal.write(JournalEvent.REQUEUED, job=self._job.name)
-            self._log.info("the job is queued again", job=self._job.name)
+            self._log.info("the job is requeued", job=self._job.name)
             return
-        problem = answer.problem or f"scontrol ended with {answer.status}"
+        problem = result.problem or f"scontrol ended with {result.status}"
         journal.write(JournalEvent.REQUEUED, job=self._job.name, problem=problem)
         self._log.warning(
-            "cannot queue the job again; the batch script may do so, or RequeueExit",
+            "cannot requeue the job; the batch script can do so, or RequeueExit",
             problem=problem,
             marker=str(run.requeue_file),
         )
@@ -109,12 +114,12 @@ class SlurmJob:
         try:
             write_json(run.requeue_file, marker)
         except OSError as error:
-            self._log.warning("cannot write the marker", problem=error.strerror)
+            self._log.warning("cannot write the marker for a requeue", problem=error.strerror)
 
-    async def _look(self) -> None:
-        """Take over what SLURM says now; without an answer the last one stands."""
-        answer = await self._ask(self._job.question)
-        self._facts = JobFacts.parse(answer.output) or self._facts
+    async def _update_facts(self) -> None:
+        """Query scontrol; without a result the last facts stay valid."""
+        result = await self._ask(self._job.show_command)
+        self._facts = JobFacts.parse(result.output) or self._facts
 
-    async def _ask(self, words: tuple[str, ...]) -> Answer:
-        return await self._tools.run(words, CONTROLLER_SECONDS, TIME_FORMAT)
+    async def _ask(self, words: tuple[str, ...]) -> CommandResult:
+        return await self._subprocesses.run(words, CONTROLLER_SECONDS, TIME_FORMAT)

@@ -1,1 +1,1 @@
-"""What systemd is told of a run, and the units that start one."""
+"""systemd: notifications to the service manager, and unit files."""

@@ -1,4 +1,4 @@
-"""Words to the service manager: datagrams to the socket that it names, as in sd_notify(3)."""
+"""Messages to the service manager: datagrams to its socket, as in sd_notify(3)."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ FIRST_DESCRIPTOR = 3
 
 
 class Notifier:
-    """Speaks to the service manager, and to nobody where there is none."""
+    """A connection to the service manager; does nothing if there is none."""
 
     def __init__(
         self,
@@ -22,26 +22,26 @@ class Notifier:
         watchdog_seconds: float | None = None,
         stored: Mapping[str, int] | None = None,
     ) -> None:
-        """``watchdog_seconds``: how long the manager waits for a sign of health, if it does.
+        """``watchdog_seconds`` is the manager's watchdog timeout; None without a watchdog.
 
-        ``stored`` are the descriptors, by name, that it has kept since our last life.
+        ``stored`` contains, by name, the descriptors that the manager has kept for this service.
         """
         self.watchdog_seconds = watchdog_seconds
         self.stored = stored or {}
         self._socket: socket.socket | None = None
         if address is not None and address[:1] in ("/", "@"):
-            # What begins with @ is a name in the abstract namespace, which the kernel marks by a 0.
+            # A leading @ means the abstract namespace, which the kernel marks with a zero byte.
             self._address = "\0" + address[1:] if address.startswith("@") else address
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            # A manager that does not read, PID 1 in trouble, must not hold up a supervisor.
+            # A manager that does not read its socket must not block the supervisor.
             self._socket.setblocking(False)
 
     @classmethod
-    def take(cls, environment: MutableMapping[str, str]) -> Self:
-        """Take the manager's variables out of the environment.
+    def from_environment(cls, environment: MutableMapping[str, str]) -> Self:
+        """Remove the manager's variables from the environment, and create a notifier from them.
 
-        A service has one voice: a trainer that inherited them could say that the service is
-        stopping, or is well while we are not.
+        A trainer that inherited the variables could report that the service is stopping, or is
+        healthy while the supervisor is not.
         """
         address = environment.pop(SOCKET_VARIABLE, None)
         microseconds = environment.pop(WATCHDOG_VARIABLE, "")
@@ -51,12 +51,12 @@ class Notifier:
         return cls(address, seconds, _take_descriptors(environment))
 
     @property
-    def is_heard(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether there is a service manager."""
         return self._socket is not None
 
     def send(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
-        """Say ``READY=1`` and the like; False where it has to be said again, or to nobody."""
+        """Send assignments such as ``READY=1``; return whether the manager's socket took them."""
         if self._socket is None:
             return False
         message = "\n".join(assignments).encode()
@@ -68,11 +68,11 @@ class Notifier:
         return True
 
     def store(self, name: str, descriptor: int) -> None:
-        """Have a descriptor kept, and given back should we be started again."""
+        """Store a descriptor with the manager, which returns it after a restart of the service."""
         self.send("FDSTORE=1", f"FDNAME={name}", descriptors=[descriptor])
 
     def forget(self, name: str) -> None:
-        """Have a descriptor kept no longer."""
+        """Remove a descriptor from the manager's store."""
         self.send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 

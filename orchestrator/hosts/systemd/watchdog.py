@@ -1,7 +1,4 @@
-"""The supervisor as a service: what it tells its manager, and how long it calls itself well.
-
-What it says, and when, is in docs/how-to/systemd.md.
-"""
+"""Reports readiness, status and watchdog pings to systemd (docs/how-to/systemd.md)."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -14,17 +11,18 @@ from orchestrator.system.units import duration_text
 from orchestrator.telemetry.status import Status
 
 STATUS_SECONDS = 2.0
-# Several signs of health fit into the time that the manager waits for one.
+# The interval of the pings as a share of the manager's watchdog timeout.
 WATCHDOG_SHARE = 0.25
-# A thread that has not got on with its work for so long never will: the disk is dead, or we err.
+# A thread without progress for this long is considered stuck, and the watchdog pings stop.
 STUCK_SECONDS = 1800.0
-# A write that got on so recently makes progress; its end, a sync, may then take so long.
+# A write whose last progress was this recent is alive. Its last operation, a sync, may then take
+# as long as the extension.
 PROGRESS_SECONDS = 10.0
 EXTENSION_SECONDS = 60
 
 
 class ServiceWatchdog:
-    """Tells the service manager how the run is."""
+    """Reports the state of the run to the service manager."""
 
     def __init__(
         self,
@@ -32,86 +30,89 @@ class ServiceWatchdog:
         status: Callable[[], Status],
         is_stopping: Callable[[], bool],
         writing: Heartbeat,
-        pulses: Callable[[], Iterable[Heartbeat]],
+        heartbeats: Callable[[], Iterable[Heartbeat]],
     ) -> None:
-        """``writing`` beats while a snapshot is written to disk; ``pulses`` are all that there are.
+        """Use the arguments only if there is a service manager.
 
-        Without a manager nothing is asked of any of them.
+        ``writing`` beats while a snapshot is written to disk; ``heartbeats`` returns those of all
+        threads.
         """
         self._notifier = notifier
         self._status = status
         self._is_stopping = is_stopping
         self._writing = writing
-        self._pulses = pulses
-        self._said: set[str] = set()
-        self._unheard: list[str] = []
-        self._was_well = True
+        self._heartbeats = heartbeats
+        self._sent: set[str] = set()
+        self._unsent: list[str] = []
+        self._was_healthy = True
         self._log = structlog.get_logger()
 
-    async def tell(self) -> None:
-        """Tell it again and again, until this is cancelled.
+    async def run(self) -> None:
+        """Report repeatedly until cancelled.
 
-        It is the event loop that gets here: no sign of health goes out while something holds it.
+        It runs on the event loop, so that a blocked event loop sends no watchdog pings.
         """
         watchdog = self._notifier.watchdog_seconds
         seconds = STATUS_SECONDS if watchdog is None else WATCHDOG_SHARE * watchdog
-        while self._notifier.is_heard:
-            self._tell_once()
+        while self._notifier.is_connected:
+            self._send_status()
             await asyncio.sleep(min(STATUS_SECONDS, seconds))
 
-    def started(self) -> None:
-        """Training is under way."""
-        self._say_once("READY=1")
+    def notify_ready(self) -> None:
+        """Report that the training is under way."""
+        self._send_once("READY=1")
 
-    def ended(self) -> None:
-        """The run has ended as it should.
+    def notify_stopping(self) -> None:
+        """Report the regular end of the run.
 
-        One that a stop met before its first attempt has been ready all the same: systemd calls it
-        a failure when a service ends before it was.
+        READY is sent even if a stop came before the first attempt: for systemd a service that ends
+        before it is ready has failed.
         """
-        self._say_once("READY=1")
-        self._say_once("STOPPING=1")
+        self._send_once("READY=1")
+        self._send_once("STOPPING=1")
 
-    def _tell_once(self) -> None:
-        words = [f"STATUS={status_text(self._status())}"]
+    def _send_status(self) -> None:
+        assignments = [f"STATUS={status_text(self._status())}"]
         if self._is_stopping():
-            self._say_once("STOPPING=1")
-        if "STOPPING=1" in self._said and _gets_on(self._writing):
-            words.append(f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}")
-        if self._is_well():
-            words.append("WATCHDOG=1")
-        self._repeat_unheard()
-        self._notifier.send(*words)
+            self._send_once("STOPPING=1")
+        if "STOPPING=1" in self._sent and _makes_progress(self._writing):
+            assignments.append(f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}")
+        if self._is_healthy():
+            assignments.append("WATCHDOG=1")
+        self._send_unsent()
+        self._notifier.send(*assignments)
 
-    def _say_once(self, word: str) -> None:
-        if word not in self._said:
-            self._said.add(word)
-            self._unheard.append(word)
-            self._repeat_unheard()
+    def _send_once(self, assignment: str) -> None:
+        if assignment not in self._sent:
+            self._sent.add(assignment)
+            self._unsent.append(assignment)
+            self._send_unsent()
 
-    def _repeat_unheard(self) -> None:
-        # Each in a message of its own: of several in one, systemd takes the last.
-        while self._unheard and self._notifier.send(self._unheard[0]):
-            del self._unheard[0]
+    def _send_unsent(self) -> None:
+        # Each in its own message: systemd uses only the last of several in one message.
+        while self._unsent and self._notifier.send(self._unsent[0]):
+            del self._unsent[0]
 
-    def _is_well(self) -> bool:
-        well = all((pulse.silent_seconds or 0.0) < STUCK_SECONDS for pulse in self._pulses())
-        if self._was_well and not well:
+    def _is_healthy(self) -> bool:
+        healthy = all(
+            (heartbeat.silent_seconds or 0.0) < STUCK_SECONDS for heartbeat in self._heartbeats()
+        )
+        if self._was_healthy and not healthy:
             self._log.error(
-                f"a thread has been stuck for {duration_text(STUCK_SECONDS)}: no more signs of "
-                "health to the service manager"
+                f"a thread has been stuck for {duration_text(STUCK_SECONDS)}: no more "
+                "watchdog pings to the service manager"
             )
-        self._was_well = well
-        return well
+        self._was_healthy = healthy
+        return healthy
 
 
-def _gets_on(pulse: Heartbeat) -> bool:
-    silent = pulse.silent_seconds
+def _makes_progress(heartbeat: Heartbeat) -> bool:
+    silent = heartbeat.silent_seconds
     return silent is not None and silent < PROGRESS_SECONDS
 
 
 def status_text(status: Status) -> str:
-    """One line for `systemctl status`."""
+    """Return one line about the run for `systemctl status`."""
     parts = [
         status.state if status.attempt is None else f"{status.state}, attempt {status.attempt}"
     ]

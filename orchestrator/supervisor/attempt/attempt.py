@@ -172,7 +172,7 @@ class Attempt:
 
     def error(self) -> dict[str, Any] | None:
         """What the session's process left in error.json; another process's says nothing of it."""
-        error = self.directory.error()
+        error = self.directory.read_error()
         if error and self.session_pid and error.get("pid", self.session_pid) != self.session_pid:
             return None
         return error

@@ -15,7 +15,7 @@ import structlog
 
 from orchestrator.errors import LeftoverError
 from orchestrator.system import process_tree
-from orchestrator.system.process_tree import Remains
+from orchestrator.system.process_tree import KillResult
 from orchestrator.system.threads import in_thread
 
 # As for a disk: a process that cannot be ended waits for one, or for a device.
@@ -26,7 +26,7 @@ GPU_QUERY_SECONDS = 10.0
 GPU_POLL_SECONDS = 0.2
 
 
-async def all_gone(remains: Remains, pids: Collection[int]) -> None:
+async def all_gone(remains: KillResult, pids: Collection[int]) -> None:
     """Return when the processes that remained have ended and ``pids`` hold no GPU memory.
 
     Raises LeftoverError when that does not come.
@@ -38,11 +38,13 @@ async def all_gone(remains: Remains, pids: Collection[int]) -> None:
         log.error(
             "processes that SIGKILL does not end, in uninterruptible sleep: the next attempt "
             "waits for their end",
-            processes=process_tree.describe(remains.stuck[0], remains.stuck),
+            processes=process_tree.describe_processes(remains.stuck[0], remains.stuck),
         )
-        left = await in_thread(lambda: process_tree.wait(remains.stuck, STUCK_WAIT_SECONDS))
+        left = await in_thread(
+            lambda: process_tree.wait_for_exit(remains.stuck, STUCK_WAIT_SECONDS)
+        )
         if left:
-            raise LeftoverError(process_tree.describe(left[0], left))
+            raise LeftoverError(process_tree.describe_processes(left[0], left))
     with contextlib.suppress(TimeoutError):
         taken = await asyncio.wait_for(
             in_thread(lambda: wait_until_gpus_released(pids, GPU_WAIT_SECONDS)),

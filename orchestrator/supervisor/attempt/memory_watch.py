@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 from orchestrator.errors import NoThreadError
-from orchestrator.system.memory import OomKills, limit_bytes, tree_bytes
+from orchestrator.system.memory import OomKillCounter, limit_bytes, process_tree_bytes
 from orchestrator.system.threads import in_thread
 
 # A look at a tree takes milliseconds: far under a percent of one core.
@@ -16,8 +16,8 @@ class MemoryWatch:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._oom_kills = OomKills(pid)
-        self._oom_kills.look()
+        self._oom_kills = OomKillCounter(pid)
+        self._oom_kills.sample()
         self.peak_bytes = 0
         self.memory_limit_bytes = limit_bytes(pid)
 
@@ -30,8 +30,8 @@ class MemoryWatch:
 
     def oom_kills(self) -> int:
         """How often the OOM killer has struck there lately; also after the trainer's end."""
-        return self._oom_kills.recent()
+        return self._oom_kills.recent_kills()
 
     def _look(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
-        self._oom_kills.look()
+        self.peak_bytes = max(self.peak_bytes, process_tree_bytes(self._pid))
+        self._oom_kills.sample()

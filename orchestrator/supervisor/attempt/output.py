@@ -68,7 +68,7 @@ class Output:
                 self.pulse.beat()
                 self._log.write(data)
                 self._target.write(data)
-                self.pulse.rest()
+                self.pulse.pause()
 
 
 class TerminalOutput(Output):

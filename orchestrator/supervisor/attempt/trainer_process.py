@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from orchestrator.errors import ConfigError
-from orchestrator.spare.forked_process import TrainerProcess
+from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.supervisor.attempt.output import Output
 from orchestrator.system import process_tree
-from orchestrator.system.capabilities import Capability, has
-from orchestrator.system.process_tree import Remains
+from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.process_tree import KillResult
 from orchestrator.system.threads import in_thread
 
 KILL_WAIT_SECONDS = 10.0
@@ -49,7 +49,7 @@ class Child:
 
     def __init__(
         self,
-        process: TrainerProcess,
+        process: ProcessHandle,
         output: Output,
         exclude: Callable[[], Collection[int]],
     ) -> None:
@@ -96,14 +96,16 @@ class Child:
         """SIGKILL to the command and all our descendants, without waiting for their end."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        process_tree.kill(self._exclude())
+        process_tree.kill_descendants(self._exclude())
 
-    async def clean_up(self) -> Remains:
+    async def clean_up(self) -> KillResult:
         """After the command's own end: end what it left behind, collect the last output."""
         exclude = self._exclude()
-        if not has(Capability.SUBREAPER):
-            await in_thread(lambda: process_tree.end_group(self.pid, KILL_WAIT_SECONDS))
-        remains = await in_thread(lambda: process_tree.end_all(KILL_WAIT_SECONDS, exclude))
+        if not is_available(Capability.SUBREAPER):
+            await in_thread(lambda: process_tree.kill_process_group(self.pid, KILL_WAIT_SECONDS))
+        remains = await in_thread(
+            lambda: process_tree.kill_all_descendants(KILL_WAIT_SECONDS, exclude)
+        )
         remains.seen.add(self.pid)
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))
         return remains

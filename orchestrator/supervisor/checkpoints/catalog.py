@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
@@ -37,7 +38,7 @@ class CheckpointCatalog:
         """
         self._store = store
         self._policy = policy
-        self._journal = journal
+        self._journal = CheckpointJournal(journal)
         self._budget = budget
         self._log = structlog.get_logger()
         self._rotating = asyncio.Lock()
@@ -73,7 +74,7 @@ class CheckpointCatalog:
         self.newest = self.resumed_from
         return self.resumed_from
 
-    def published(self, name: str, **facts: Any) -> Checkpoint | None:
+    def published(self, name: str, seconds: float | None = None) -> Checkpoint | None:
         """Take note of a checkpoint that the trainer announces; None if it is not there."""
         try:
             checkpoint = read_checkpoint(self._store.run.checkpoints / name)
@@ -82,12 +83,7 @@ class CheckpointCatalog:
         if name not in self._announced:
             self._announced.add(name)
             manifest = checkpoint.manifest
-            self._journal.write(
-                JournalEvent.CHECKPOINT_PUBLISHED,
-                self.attempt,
-                **checkpoint.facts,
-                **facts,
-            )
+            self._journal.record_publication(checkpoint, self.attempt, seconds=seconds)
             # A checkpoint that nobody would resume from is no progress.
             if manifest.healthy:
                 self._budget.refill(manifest.step, manifest.epoch)
@@ -96,7 +92,7 @@ class CheckpointCatalog:
 
     def withdrawn(self, checkpoint: Checkpoint, reason: str) -> None:
         """Take note that a script has taken back what it had saved."""
-        self._tell_of_deletion(checkpoint, reason=reason)
+        self._record_deletion(checkpoint, reason)
         if self.newest is not None and self.newest.name == checkpoint.name:
             self.newest = max(self._store.all(), key=lambda c: c.order, default=None)
 
@@ -127,17 +123,11 @@ class CheckpointCatalog:
                 self._log.warning("cannot rotate checkpoints", problem=str(error))
                 return
         for checkpoint in deleted:
-            self._tell_of_deletion(checkpoint)
+            self._record_deletion(checkpoint)
 
-    def _tell_of_deletion(self, checkpoint: Checkpoint, **facts: Any) -> None:
+    def _record_deletion(self, checkpoint: Checkpoint, reason: str | None = None) -> None:
         self._announced.discard(checkpoint.name)
-        self._journal.write(
-            JournalEvent.CHECKPOINT_DELETED,
-            self.attempt,
-            path=str(checkpoint.path),
-            step=checkpoint.manifest.step,
-            **facts,
-        )
+        self._journal.record_deletion(checkpoint, self.attempt, reason=reason)
 
     async def demote(self, handed: Snapshot | None, reason: str) -> bool:
         """Set aside the checkpoint resumed from, if a valid older one can take its place.
@@ -163,7 +153,9 @@ class CheckpointCatalog:
         return True
 
     def _become(self, snapshot: Snapshot) -> Checkpoint | None:
-        return next((c for c in self._store.all() if _place(c) == snapshot.order), None)
+        return next(
+            (c for c in self._store.all() if c.manifest.position == snapshot.position), None
+        )
 
     def _can_be_replaced(self, suspect: Checkpoint) -> bool:
         """Whether nobody has pinned it and an older one is valid, every byte of it."""
@@ -191,14 +183,4 @@ class CheckpointCatalog:
         self._log.warning(
             "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"
         )
-        self._journal.write(
-            JournalEvent.CHECKPOINT_QUARANTINED,
-            self.attempt,
-            path=str(error.path),
-            reason=error.reason,
-            demoted=demoted,
-        )
-
-
-def _place(checkpoint: Checkpoint) -> tuple[int, int]:
-    return checkpoint.manifest.step, checkpoint.manifest.epoch
+        self._journal.record_quarantine(error.path, error.reason, self.attempt, demoted=demoted)

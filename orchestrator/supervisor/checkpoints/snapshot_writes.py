@@ -63,7 +63,7 @@ class SnapshotWriteQueue:
     @property
     def writing(self) -> Heartbeat:
         """Beats while a snapshot is being written."""
-        return self._writer.pulse
+        return self._writer.heartbeat
 
     @property
     def write_allowance_seconds(self) -> float:
@@ -131,8 +131,10 @@ class SnapshotWriteQueue:
                 continue
             if beyond is None:
                 return snapshot
-            there = (beyond.manifest.step, beyond.manifest.epoch)
-            if snapshot.order > there or (snapshot.order == there and self.is_durable(snapshot)):
+            reached = beyond.manifest.position
+            if snapshot.position > reached or (
+                snapshot.position == reached and self.is_durable(snapshot)
+            ):
                 return snapshot
         return None
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.ipc.messages import DUMP_SIGNAL
-from orchestrator.system.capabilities import Capability, has
-from orchestrator.system.process_tree import Process, waits_in
+from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.process_tree import Process, kernel_wait_function
 
 ANSWER_SECONDS = 1.0
 # An answer that has not grown for so long is complete.
@@ -41,19 +41,19 @@ def _collect(pids: Iterable[int], dump: int) -> str:
     deadline = time.monotonic() + ALL_ANSWERS_SECONDS
     sections = []
     for pid in pids:
-        if (process := Process.look(pid)) is None or process.is_dead:
+        if (process := Process.read(pid)) is None or process.is_dead:
             continue
         answer = ""
         if _listens(pid) and process.state not in "Dt" and time.monotonic() < deadline:
             answer = _ask(process, dump)
-        heading = f"=== process {pid} ({process.name}), {process.words()}"
+        heading = f"=== process {pid} ({process.name}), {process.describe_state()}"
         sections.append(f"{heading}\n\n{answer or _seen_from_outside(pid)}\n")
     return "\n".join(sections)
 
 
 def _listens(pid: int) -> bool:
     """Whether the process catches DUMP_SIGNAL and does not block it."""
-    if not has(Capability.PROC):
+    if not is_available(Capability.PROC):
         return False
     bit = 1 << (DUMP_SIGNAL - 1)
     masks = {}
@@ -86,10 +86,10 @@ def _seen_from_outside(pid: int) -> str:
     lines = ["(no Python stacks: it cannot answer, or has no session above it)"]
     with contextlib.suppress(OSError):
         for thread in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
-            if (facts := Process.look(int(thread))) is None:
+            if (facts := Process.read(int(thread))) is None:
                 continue
             directory = Path(f"/proc/{pid}/task/{thread}")
-            place = waits_in(directory)
+            place = kernel_wait_function(directory)
             lines.append(f"thread {thread} ({facts.name}), {facts.state} {place}".rstrip())
             with contextlib.suppress(OSError):  # only root may read it
                 kernel = (directory / "stack").read_text().splitlines()

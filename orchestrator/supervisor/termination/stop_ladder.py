@@ -29,7 +29,7 @@ from orchestrator.supervisor.termination.hang_budgets import (
 )
 from orchestrator.system import process_tree
 from orchestrator.system.stop_signals import EchoFilter
-from orchestrator.system.threads import in_thread, may_go_unheard
+from orchestrator.system.threads import ignore_outcome, in_thread
 from orchestrator.telemetry.run_state import State
 
 # Of the grace period, what ending the processes and writing the last records may take.
@@ -108,7 +108,7 @@ class Watch:
             self._kill(attempt, "killing everything now")
         over = asyncio.ensure_future(attempt.over.wait())
         watching = asyncio.gather(self._wait_for_command(attempt), self._wait_for_hang(attempt))
-        may_go_unheard(watching)
+        ignore_outcome(watching)
         try:
             either: set[asyncio.Future[Any]] = {over, watching}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -243,7 +243,7 @@ class Watch:
         self._budgets.ended_as_hung(silence.activity, silence.step)
         tree = attempt.child.tree()
         first = attempt.session_pid if attempt.session_pid in tree else attempt.child.pid
-        seems = process_tree.describe(first, tree)
+        seems = process_tree.describe_processes(first, tree)
         attempt.hang = f"no sign of life for {silence.seconds:.0f} s in {silence.activity}; {seems}"
         facts = {
             "phase": silence.activity,

@@ -8,7 +8,7 @@ import torch
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.errors import ConfigError
-from orchestrator.system.durable import Disk, arriving
+from orchestrator.system.durable import Disk, atomic_replacement
 from orchestrator.training.formats.safetensors import write_safetensors
 from orchestrator.training.state.registry import RESERVED, SUFFIX
 from orchestrator.training.state.restore import first_line, load
@@ -27,7 +27,7 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
     """The same, where it is tensors by name, in that format. Raises ConfigError, OSError."""
     state, manifest, disk = _state_of(checkpoint, name), checkpoint.manifest, Disk()
     text = {"run_id": manifest.run_id, "step": str(manifest.step), "epoch": str(manifest.epoch)}
-    with arriving(target, disk, replace=replace) as temporary:
+    with atomic_replacement(target, disk, replace=replace) as temporary:
         # The package makes a file that only its owner may read, and hides why it cannot make one.
         disk.create(temporary).close()
         mode = temporary.stat().st_mode
@@ -68,7 +68,10 @@ def _state_of(checkpoint: Checkpoint, name: str) -> Any:
 def save_durably(content: Any, target: Path, *, replace: bool) -> None:
     """``torch.save`` into a file that appears whole or not at all. Raises OSError."""
     disk = Disk()
-    with arriving(target, disk, replace=replace) as temporary, disk.create(temporary) as file:
+    with (
+        atomic_replacement(target, disk, replace=replace) as temporary,
+        disk.create(temporary) as file,
+    ):
         writer = DigestingWriter(file)
         try:
             torch.save(content, cast(IO[bytes], writer))

@@ -64,7 +64,7 @@ class RunMembership:
                 "the script's number of epochs or steps; another training, such as the next fold, "
                 "needs a run directory of its own"
             )
-            if (self.home.run.done() or {}).get("command") == self.home.command:
+            if (self.home.run.read_done() or {}).get("command") == self.home.command:
                 return
         else:
             for attempt in patient_retrying(lambda: self.stop_wanted):

@@ -2,12 +2,13 @@
 
 import os
 import sys
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
@@ -26,8 +27,6 @@ from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import say
 from orchestrator.training.runtime.local_writer import OwnWriter
-
-SNAPSHOT_SAMPLE_SECONDS = 60.0
 
 _trained: set[Path] = set()
 """The runs that this process trains, or has trained to their end."""
@@ -55,16 +54,17 @@ class Standalone:
         self._lock = RunLock(self.run)
         self._left = False
         try:
-            self._lock.sign()
+            self._lock.write_owner()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
             self.store = Store.open(self.run, sys.argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
         self._journal = Journal(self.run.journal_file)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv)
+        self._checkpoint_journal = CheckpointJournal(self._journal)
+        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
         self.page, descriptor = ControlPage.create()
         os.close(descriptor)
         self.slots = Slots.create(self.page)
@@ -72,7 +72,6 @@ class Standalone:
         self._tracker_variables = TrackerVariables(self.run, self.store.run_id)
         self._mlflow = MlflowWatch(self.run)
         self._resumed_from: Checkpoint | None = None
-        self._snapshot_journalled = float("-inf")
         _trained.add(self._path)
 
     def _refuse_second_training(self) -> None:
@@ -110,11 +109,8 @@ class Standalone:
 
     def took(self, snapshot: Snapshot, **facts: Any) -> None:
         """Journal one in a while."""
-        now = time.monotonic()
-        if now - self._snapshot_journalled >= SNAPSHOT_SAMPLE_SECONDS:
-            self._snapshot_journalled = now
-            step, image_bytes = snapshot.manifest.step, snapshot.image_bytes
-            self.tell(JournalEvent.SNAPSHOT_TAKEN, step=step, bytes=image_bytes, **facts)
+        sizes = {"step": snapshot.manifest.step, "bytes": snapshot.image_bytes}
+        self._checkpoint_journal.record_snapshot({**sizes, **facts})
 
     def tell(self, event: JournalEvent, **facts: Any) -> None:
         """Write it into the journal."""
@@ -122,11 +118,11 @@ class Standalone:
 
     def show(self, metrics: dict[str, float]) -> None:
         """Nobody watches; it is the time to look at what the script tracks its run with."""
-        self._mlflow.consider()
+        self._mlflow.poll()
 
     def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
         """Journal it, then delete what the policy does not keep."""
-        self.tell(JournalEvent.CHECKPOINT_PUBLISHED, **checkpoint.facts, seconds=seconds)
+        self._checkpoint_journal.record_publication(checkpoint, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
             deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
@@ -134,18 +130,18 @@ class Standalone:
             say(f"cannot tidy up {self.run.checkpoints}: {error}")
             return
         for old in deleted:
-            self.tell(JournalEvent.CHECKPOINT_DELETED, path=str(old.path))
+            self._checkpoint_journal.record_deletion(old)
 
     def failed(self, error: CheckpointWriteError) -> None:
         """Journal it, and say so."""
-        self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
+        self._checkpoint_journal.record_failure(str(error), step=error.step)
         say(str(error))
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how it ended and free the run."""
         self._own_writer.finish()
         if status is ExitStatus.COMPLETE:
-            self.tell(JournalEvent.RUN_COMPLETED)
+            self.tell(JournalEvent.RUN_COMPLETED, step=self.page.values[Field.STEP])
         elif status is not None:
             step = self.page.values[Field.STEP]
             self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
@@ -154,12 +150,12 @@ class Standalone:
         self._left = True
         self._tracker_variables.restore()
         self.slots.close()
-        self._lock.free()
+        self._lock.unlock_and_close()
 
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.
         if not self._left:
-            self._lock.release()
+            self._lock.close()
             _trained.discard(self._path)
             self._left = True
 
@@ -168,4 +164,4 @@ class Standalone:
             say(f"{error}; it cannot be moved to quarantine and is passed over")
             return
         say(f"{error}; it was moved to quarantine")
-        self.tell(JournalEvent.CHECKPOINT_QUARANTINED, path=str(error.path), reason=error.reason)
+        self._checkpoint_journal.record_quarantine(error.path, error.reason)

@@ -117,8 +117,8 @@ class Supervised:
     def show(self, metrics: dict[str, float]) -> None:
         """Report the latest metrics, and what else a supervisor hears about once a second."""
         self._lifeline.offer("metrics", metrics=json_metrics(metrics))
-        self._module_report.consider()
-        self._mlflow.consider()
+        self._module_report.write_if_due()
+        self._mlflow.poll()
 
     def took(self, snapshot: Snapshot, **facts: Any) -> None:
         """Report a snapshot."""

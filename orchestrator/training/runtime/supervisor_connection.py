@@ -92,12 +92,12 @@ class Lifeline:
     def offer(self, kind: str, **facts: Any) -> None:
         """Tell the supervisor, unless it has left too much unread: it may be stopped."""
         with contextlib.suppress(OSError):
-            self._connection.offer({"type": kind, **facts})
+            self._connection.send_or_drop({"type": kind, **facts})
 
     def close(self) -> None:
         """The session is over: from now on the end of the connection means nothing."""
         self._closed.set()
-        self._connection.end()
+        self._connection.shut_down()
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError):

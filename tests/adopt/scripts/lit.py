@@ -1,9 +1,9 @@
-"""A LightningModule with ModelCheckpoint, and an epoch of one batch: Lightning begins epochs anew.
+"""A LightningModule with ModelCheckpoint, and an epoch of one batch: Lightning starts epochs again.
 
 python lit.py [CKPT_PATH]
 
 With --kill-save it dies in the second save of the first attempt. Lightning writes a temporary file
-and moves it to its place, which is a copy where that is on another disk.
+and renames it, which is a copy where that is on another disk.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a newcomer's machine may lack, and CI must not."""
+"""Programs and rights that a developer's machine may lack, and that CI must have."""
 
 import os
 from typing import NoReturn
@@ -9,8 +9,8 @@ import pytest
 REQUIRED = "REQUIRE_HOSTS"
 
 
-def lacking(reason: str) -> NoReturn:
-    """Skip the test, or fail it where everything was to be there."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test, or fail it if REQUIRE_HOSTS says that nothing may be missing."""
     if os.environ.get(REQUIRED):
         pytest.fail(f"{REQUIRED} is set, but {reason}")
     pytest.skip(reason)

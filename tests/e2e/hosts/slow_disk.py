@@ -1,4 +1,4 @@
-"""The orchestrator on a disk that takes two seconds for 16 MiB."""
+"""The orchestrator on a disk that needs two seconds for 16 MiB."""
 
 import os
 import time

@@ -22,7 +22,7 @@ from orchestrator.hosts.slurm.job import TIME_FORMAT
 from tests.e2e.support import wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "shellcheck")
-# Daemons are in sbin, which is not on everybody's path.
+# Daemons are in sbin, which may be missing in the PATH.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROCESSORS = 256
 START_SECONDS = 30.0
@@ -37,8 +37,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# How long a credential lasts is also how long a job that was queued again has to wait; under 5 is
-# not taken.
+# A requeued job waits until its credential has expired; SLURM refuses a value below 5.
 AuthInfo=socket={root}/munge.socket,cred_expire=5
 StateSaveLocation={root}/controller
 SlurmdSpoolDir={root}/node
@@ -61,7 +60,7 @@ SelectTypeParameters=CR_CPU
 ReturnToService=2
 KillWait={kill_wait}
 MinJobAge=3600
-# As a cluster's operator may set it for the statuses that ask to be run again.
+# The exit statuses that ask for another run, as an operator may set it.
 RequeueExit=74,75
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -76,8 +75,8 @@ KILL_WAIT_SECONDS = 20
 GRACE_TIME_SECONDS = 20
 
 
-def why_not() -> str | None:
-    """What keeps a cluster from being brought up here."""
+def why_unavailable() -> str | None:
+    """Return why no cluster can be started on this machine; None if one can."""
     missing = [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
     if missing:
         return f"needs SLURM: {', '.join(missing)} not found (apt-get: slurm-wlm munge shellcheck)"
@@ -92,10 +91,10 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Its daemons, and the commands of a user.
+    """The daemons of a cluster, and the commands of a user.
 
-    All test processes of a machine share one. Who comes first starts it, and ``prepare`` says what
-    is then to be known to all; who leaves last ends it.
+    All test processes of a machine share one cluster. The first process starts it and calls
+    ``prepare``, whose result all processes get. The last process stops it.
     """
 
     def __init__(self, root: Path, prepare: Callable[["Cluster"], dict[str, Any]]) -> None:
@@ -106,7 +105,7 @@ class Cluster:
         self.prepared: dict[str, Any] = {}
 
     def join(self) -> None:
-        """Use it, until ``leave``."""
+        """Use the cluster until ``leave``; the first process starts it."""
         with self._shared() as shared:
             if shared["users"] == 0:
                 try:
@@ -119,7 +118,7 @@ class Cluster:
             self._daemons, self.prepared = shared["daemons"], shared["prepared"]
 
     def leave(self) -> None:
-        """Use it no more."""
+        """Stop using the cluster; the last process stops it."""
         with self._shared() as shared:
             shared["users"] -= 1
             if shared["users"] == 0:
@@ -140,7 +139,7 @@ class Cluster:
                 file.flush()
 
     def _start(self) -> None:
-        """Bring it up, until the node is idle."""
+        """Start the daemons, and wait until the node is idle."""
         root = self.root
         for name in ("controller", "node"):
             (root / name).mkdir()
@@ -193,7 +192,7 @@ class Cluster:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def logs(self) -> str:
-        """The ends of the daemons' logs."""
+        """Return the ends of the daemons' logs."""
         files = sorted(self.root.glob("*.log"))
         return "\n".join(f"{file.name}: {file.read_text()[-2000:]}" for file in files)
 
@@ -213,7 +212,7 @@ class Cluster:
                 daemon.kill()
 
     def ask(self, *words: str) -> str:
-        """What a command of SLURM prints; nothing where it fails."""
+        """Return the output of a SLURM command; empty if it fails."""
         result = subprocess.run(
             words,
             env=os.environ | self.environment | TIME_FORMAT,
@@ -225,7 +224,7 @@ class Cluster:
         return result.stdout.strip()
 
     def submit(self, directory: Path, environment: dict[str, str], *arguments: str) -> str:
-        """Submit a batch script from a directory; the job's number."""
+        """Submit a batch script from a directory, and return the number of the job."""
         result = subprocess.run(
             [shutil.which("sbatch", path=PATH) or "sbatch", "--parsable", *arguments],
             cwd=directory,
@@ -239,6 +238,6 @@ class Cluster:
         return result.stdout.strip()
 
     def job(self, name: str) -> dict[str, str]:
-        """What `scontrol show job` says of a job, by key."""
+        """Return the output of `scontrol show job` as a dict."""
         words = self.ask("scontrol", "--oneliner", "show", "job", name).split()
         return dict(word.split("=", 1) for word in words if "=" in word)

@@ -1,4 +1,4 @@
-"""A real systemd of the tests' own, and services in it."""
+"""A real systemd in its own namespaces, and training services in it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.rundir.paths import RunDir
-from tests.e2e.hosts.need import lacking
+from tests.e2e.hosts.need import skip_or_fail
 from tests.e2e.support import TRAIN, wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -22,12 +22,12 @@ MODULE = "-P -m orchestrator"
 
 
 class Manager:
-    """systemd in namespaces of its own; ``share`` is the one place that it may change."""
+    """A systemd in its own namespaces, which can change files only in ``share``."""
 
-    def __init__(self, mode: str, place: Path) -> None:
+    def __init__(self, mode: str, directory: Path) -> None:
         self.mode = mode
-        self.share = place / "share"
-        self._words = [str(SCRIPT), mode, str(place)]
+        self.share = directory / "share"
+        self._words = [str(SCRIPT), mode, str(directory)]
         self.units = "/run/systemd/system" if mode == "system" else "/run/user/0/systemd/user"
 
     def start(self) -> None:
@@ -37,14 +37,14 @@ class Manager:
         self._call("stop")
 
     def run(self, *command: str) -> str:
-        """The output of a command beside systemd."""
+        """Return the output of a command in systemd's namespaces."""
         return self._call("exec", *command)
 
     def systemctl(self, *words: str) -> str:
         return self.run("systemctl", f"--{self.mode}", "--no-pager", *words)
 
     def show(self, unit: str, name: str) -> str:
-        """One property of a unit."""
+        """Return one property of a unit."""
         return self.systemctl("show", "--value", "-p", name, unit).strip()
 
     def wait_for(self, unit: str, name: str, value: str) -> None:
@@ -52,19 +52,19 @@ class Manager:
         wait_for(lambda: self.show(unit, name) == value, f"{name} of {unit} to be {value}")
 
     def journal(self, unit: str) -> str:
-        """What a unit of the system has written."""
+        """Return the journal of a system unit."""
         self.run("journalctl", "--sync")
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", unit)
 
     def install(self, name: str, text: str, **overrides: object) -> None:
-        """Put a unit in place, with a drop-in of further lines of its [Service]."""
+        """Install a unit with a drop-in that contains further lines of its [Service] section."""
         folder = self.share / "units"
         for one in (f"{name}.d", f"{KEEPER}.d"):
             (folder / one).mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
         lines = [f"{key}={value}" for key, value in overrides.items()]
         (folder / f"{name}.d" / "test.conf").write_text("\n".join(["[Service]", *lines, ""]))
-        # systemd forgets how a service ended that nothing refers to.
+        # systemd forgets how a service ended unless another unit refers to it.
         (folder / KEEPER).write_text("[Unit]\nDefaultDependencies=no\n")
         (folder / f"{KEEPER}.d" / f"{name}.conf").write_text(f"[Unit]\nAfter={name}\n")
         self.run("mkdir", "-p", self.units)
@@ -86,12 +86,12 @@ class Manager:
 
 
 @contextmanager
-def managed(mode: str, place: Path) -> Iterator[Manager]:
-    """A running systemd, or the reason why there is none."""
+def managed(mode: str, directory: Path) -> Iterator[Manager]:
+    """Yield a running systemd; skip or fail without one."""
     if not SYSTEMD.exists() or shutil.which("systemctl") is None:
-        lacking("systemd is not installed")
+        skip_or_fail("systemd is not installed")
     if os.geteuid() != 0:
-        lacking("a systemd of one's own needs root")
+        skip_or_fail("a private systemd needs root")
     probe = [
         "unshare",
         "--mount",
@@ -105,8 +105,8 @@ def managed(mode: str, place: Path) -> Iterator[Manager]:
         "/mnt",
     ]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        lacking("a systemd of one's own needs the right to make namespaces and to mount")
-    manager = Manager(mode, place)
+        skip_or_fail("a private systemd needs the right to create namespaces and to mount")
+    manager = Manager(mode, directory)
     manager.share.mkdir(parents=True)
     manager.start()
     try:
@@ -116,7 +116,7 @@ def managed(mode: str, place: Path) -> Iterator[Manager]:
 
 
 class Job:
-    """A training command as a service, its unit made by `orchestrator systemd-unit`."""
+    """A training command as a service, with the unit of `orchestrator systemd-unit`."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Job:
         program: str = MODULE,
         **overrides: object,
     ) -> None:
-        """``program`` takes the place of `-m orchestrator` in ExecStart."""
+        """Replace `-m orchestrator` in ExecStart with ``program``."""
         self.manager = manager
         self.unit = f"{name}.service"
         self.directory = manager.share / name
@@ -149,7 +149,7 @@ class Job:
         self.manager.wait_for(self.unit, name, value)
 
     def snapshot_beyond(self, checkpoints: list[int]) -> int | None:
-        """The step of the newest snapshot in memory, if the disk has nothing as new."""
+        """Return the step of the newest snapshot if it is newer than the checkpoints."""
         words = [sys.executable, "-m", "orchestrator", "status", str(self.run.root), "--json"]
         snapshot = json.loads(self.manager.run(*words))["newest_snapshot"]
         if not snapshot or not checkpoints or snapshot["step"] <= max(checkpoints):
@@ -157,17 +157,17 @@ class Job:
         return int(snapshot["step"])
 
     def kill(self, signal: str, pid: str) -> None:
-        """Signal one process, by its number inside: `kill("-STOP", "17")`."""
+        """Send a signal to a process, by its id inside the namespace: `kill("-STOP", "17")`."""
         self.manager.run("kill", signal, pid)
 
 
 def training(*arguments: str) -> list[str]:
-    """The command of a training that goes on for as long as a test may take."""
+    """Return the command of a training that runs longer than any test."""
     return [sys.executable, str(TRAIN), "--epochs", "1000", "--step-seconds", "0.02", *arguments]
 
 
 def print_unit(*words: str, directory: Path) -> str:
-    """What `orchestrator systemd-unit` prints in a directory."""
+    """Return what `orchestrator systemd-unit` prints in a directory."""
     result = subprocess.run(
         [sys.executable, "-m", "orchestrator", "systemd-unit", *words],
         cwd=directory,

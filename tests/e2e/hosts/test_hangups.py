@@ -1,4 +1,4 @@
-"""Terminals that go away: a real tmux session that is killed, a real ssh connection that drops."""
+"""Terminals that disappear: a tmux session that is killed, an ssh connection that drops."""
 
 import getpass
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
-from tests.e2e.hosts.need import lacking
+from tests.e2e.hosts.need import skip_or_fail
 from tests.e2e.hosts.slurm_cluster import free_port
 from tests.e2e.support import (
     TRAIN,
@@ -35,9 +35,9 @@ Terminal = Callable[[Path, str], AbstractContextManager[HangUp]]
 
 @contextmanager
 def in_tmux(root: Path, command: str) -> Iterator[HangUp]:
-    """Run it in a session of a tmux server of its own; what kills the session is returned."""
+    """Run a command in its own tmux server, and return a function that kills the session."""
     if not (tmux := shutil.which("tmux")):
-        lacking("tmux is not installed")
+        skip_or_fail("tmux is not installed")
     ours = (tmux, "-f", os.devnull, "-S", str(root / "tmux.sock"))
     new = [*ours, "new-session", "-d", "-s", "training", command]
     subprocess.run(new, env=clean_environment(), check=True, timeout=30)
@@ -47,10 +47,10 @@ def in_tmux(root: Path, command: str) -> Iterator[HangUp]:
 
 @contextmanager
 def over_ssh(root: Path, command: str) -> Iterator[HangUp]:
-    """Run it in a terminal over ssh; what cuts the connection without a farewell is returned."""
+    """Run a command in a terminal over ssh; return a function that cuts the connection."""
     sshd, keygen = shutil.which("sshd", path="/usr/sbin:/usr/bin"), shutil.which("ssh-keygen")
     if not (sshd and keygen):
-        lacking("no ssh server is installed")
+        skip_or_fail("no ssh server is installed")
     key, known, config, log = (root / name for name in ("key", "known", "sshd_config", "sshd.log"))
     port = free_port()
     subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, timeout=30)
@@ -82,8 +82,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize("terminal", [in_tmux, over_ssh])
-def test_terminal_that_goes_away_is_a_stop_that_saves(tmp_path: Path, terminal: Terminal) -> None:
-    """The state is saved, nobody is left behind, and what was saved can be gone on with."""
+def test_run_is_saved_when_its_terminal_disappears(tmp_path: Path, terminal: Terminal) -> None:
+    """The state is saved, no process is left, and the run can be resumed."""
     run = RunDir(tmp_path / "run")
     training = (
         *("env", "-C", str(tmp_path), "ORCHESTRATOR_SPARE=off"),

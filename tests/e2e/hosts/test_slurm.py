@@ -1,6 +1,6 @@
-"""In a real SLURM: limits, preemption, signals, cancelling, arrays, queueing again.
+"""Runs in a real SLURM: time limits, preemption, signals, cancelling, arrays, requeueing.
 
-Jobs whose limit has to be waited for are submitted first, and run while the others are tested.
+Jobs that must reach their time limit are submitted first, and run beside the other tests.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.rundir.paths import RunDir
-from tests.e2e.hosts.slurm_cluster import KILL_WAIT_SECONDS, PROCESSORS, Cluster, why_not
+from tests.e2e.hosts.slurm_cluster import KILL_WAIT_SECONDS, PROCESSORS, Cluster, why_unavailable
 from tests.e2e.support import (
     TRAIN,
     assert_all_valid,
@@ -29,9 +29,9 @@ GRACE = "15s"
 SHORT = ("--epochs", "2")
 ENDLESS = ("--epochs", "10000", "--step-seconds", "0.1")
 WORKERS = ("--workers", "2")
-# Steps of jobs that only wait for their limit.
+# The pace of jobs that only wait for their limit.
 RARELY = ("--step-seconds", "0.5")
-# A limit is looked at twice a minute, and the machine does other things too.
+# SLURM checks limits twice a minute, and the machine may be busy.
 JOB_SECONDS = 150.0
 
 pytestmark = [pytest.mark.processes, pytest.mark.long, pytest.mark.timeout(600)]
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.long, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if (reason := why_not()) is not None:
+    if (reason := why_unavailable()) is not None:
         if os.environ.get("REQUIRE_HOSTS"):
             pytest.fail(reason)
         pytest.skip(reason)
@@ -53,7 +53,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 class Job:
-    """A job that trains, in a directory of its own."""
+    """A SLURM job that trains in its own directory."""
 
     def __init__(self, cluster: Cluster, directory: Path, number: str, run: str = "train") -> None:
         self._cluster = cluster
@@ -75,7 +75,7 @@ class Job:
         return self.events(kind)[-1]
 
     def wait_for_state(self, *states: str) -> dict[str, str]:
-        """What SLURM says of the job once it is in one of these states."""
+        """Wait until the job is in one of the states, and return what SLURM says of it."""
 
         def found() -> dict[str, str] | None:
             job = self._cluster.job(self.number)
@@ -93,8 +93,8 @@ class Job:
     def signal(self, *words: str) -> None:
         self._cluster.ask("scancel", *words, self.number)
 
-    def wait_until_it_trains(self, attempt: int = 1) -> None:
-        """In this attempt, so far that a stop has something to save."""
+    def wait_until_training(self, attempt: int = 1) -> None:
+        """Wait until the attempt has something to save."""
         self.wait_for_event("attempt_started", attempt)
         self.wait_for_event(
             "checkpoint_published" if attempt == 1 else "resumed", max(1, attempt - 1)
@@ -102,7 +102,7 @@ class Job:
 
 
 def environment() -> dict[str, str]:
-    """What somebody has who has activated the virtual environment."""
+    """Return the environment of a user who has activated the virtual environment."""
     cleaned = clean_environment()
     scripts = Path(sys.executable).parent
     return cleaned | {"PATH": f"{scripts}:{cleaned['PATH']}"}
@@ -131,14 +131,14 @@ def submit(cluster: Cluster, directory: Path, script: Path, *sbatch: str) -> str
 
 
 def write_script(directory: Path, *lines: str) -> Path:
-    """A batch script of the user's own."""
+    """Write a user's own batch script."""
     script = directory / "job.sh"
     script.write_text("\n".join(["#!/bin/bash", *lines, ""]))
     return script
 
 
 def generate_script(directory: Path, *arguments: str) -> Path:
-    """What `orchestrator slurm-script` prints."""
+    """Write the batch script that `orchestrator slurm-script` prints."""
     result = orchestrator(
         "slurm-script", *arguments, "--", sys.executable, "train.py", cwd=directory
     )
@@ -158,7 +158,7 @@ if os.environ["ORCHESTRATOR_ATTEMPT"] == "2":
 
 
 def submit_limited(cluster: Cluster) -> dict[str, Any]:
-    """The jobs that run into a limit, in directories beside the cluster's own."""
+    """Submit the jobs that reach a time limit, in directories beside the cluster's own."""
     root = cluster.root.parent
     directories = {n: root / f"slurm-{n}" for n in ("silent", "noticed", "inside", "late")}
     for directory in directories.values():
@@ -203,7 +203,7 @@ def limited(cluster: Cluster, name: str) -> Job:
 
 
 def uninterrupted(directory: Path, *arguments: str) -> Path:
-    """The result of a run that nothing disturbed."""
+    """Return the result of an undisturbed run."""
     result = directory / "expected.pt"
     command = [sys.executable, str(TRAIN), *arguments, "--result", str(result)]
     subprocess.run(
@@ -217,15 +217,15 @@ def uninterrupted(directory: Path, *arguments: str) -> Path:
     return result
 
 
-def test_job_goes_on_over_slices_until_it_is_complete(cluster: Cluster, tmp_path: Path) -> None:
-    """Signalled in two ways, a job is queued again each time, and ends as if nothing had been."""
+def test_job_is_requeued_until_it_is_complete(cluster: Cluster, tmp_path: Path) -> None:
+    """A job that gets stop signals is requeued each time, and ends with the undisturbed result."""
     arguments = (*SHORT, *WORKERS)
     result = ("--result", str(tmp_path / "result.pt"))
     write_train(tmp_path, *arguments, *result, slow_attempts=2)
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "single.sh"))
     ends = (("--batch", "--signal=USR1"), ("--full", "--signal=TERM"))
     for slice_, end in enumerate(ends, start=1):
-        job.wait_until_it_trains(slice_)
+        job.wait_until_training(slice_)
         job.signal(*end)
         job.wait_for_event("requeued", slice_)
     ended = job.wait_for_state("COMPLETED")
@@ -239,13 +239,13 @@ def test_job_goes_on_over_slices_until_it_is_complete(cluster: Cluster, tmp_path
     assert_same_result(tmp_path / "result.pt", uninterrupted(tmp_path, *arguments))
 
 
-def test_one_task_of_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
-    """A task of an array that is preempted goes on by itself; the other is left alone."""
+def test_preempted_array_task_is_requeued_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """A preempted task of an array is requeued and continues; the other task is not touched."""
     write_train(tmp_path, *SHORT, slow_attempts=1)
     number = submit(cluster, tmp_path, EXAMPLES / "array.sh", "--array=0-1")
     first, second = (Job(cluster, tmp_path, f"{number}_{n}", f"train-{n}") for n in range(2))
-    first.wait_until_it_trains()
-    second.wait_until_it_trains()
+    first.wait_until_training()
+    second.wait_until_training()
     first.signal("--batch", "--signal=USR1")
     assert first.wait_for_event("requeued")["job"] == f"{number}_0"
     assert first.wait_for_state("COMPLETED")["Restarts"] == "1"
@@ -255,12 +255,12 @@ def test_one_task_of_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) 
     second.signal()
 
 
-def test_preempted_job_gives_way_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
-    """A job of a higher partition gets the place; the preempted one has saved, and completes."""
+def test_preempted_job_saves_and_completes_later(cluster: Cluster, tmp_path: Path) -> None:
+    """A job of a higher partition preempts the job, which saves, is requeued and completes."""
     write_train(tmp_path, *SHORT, slow_attempts=1)
     most = f"--cpus-per-task={PROCESSORS * 3 // 4}"
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "preemptible.sh", most))
-    job.wait_until_it_trains()
+    job.wait_until_training()
     other = write_script(tmp_path, "exec sleep 1")
     urgent = Job(cluster, tmp_path, submit(cluster, tmp_path, other, most, "--partition=urgent"))
     job.wait_for_event("requeued")
@@ -271,13 +271,13 @@ def test_preempted_job_gives_way_and_comes_back(cluster: Cluster, tmp_path: Path
     assert len(job.events("requeued")) == 1
 
 
-def test_cancelled_job_has_saved_and_stays_ended(cluster: Cluster, tmp_path: Path) -> None:
-    """SIGUSR2 to everybody saves and training goes on; scancel saves, and nothing is requeued."""
+def test_cancelled_job_saves_and_is_not_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    """SIGUSR2 to all processes saves and training continues; scancel saves without a requeue."""
     write_train(tmp_path, *ENDLESS, *WORKERS)
     too_long = f"{KILL_WAIT_SECONDS + 5}s"
     script = generate_script(tmp_path, "--sbatch", "time=60", "--grace", too_long)
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, script))
-    job.wait_until_it_trains()
+    job.wait_until_training()
     job.signal("--full", "--signal=USR2")
     assert job.wait_for_event("checkpoint_published", 2)["reason"] == "requested"
     assert job.events("stop_requested") == []
@@ -289,8 +289,10 @@ def test_cancelled_job_has_saved_and_stays_ended(cluster: Cluster, tmp_path: Pat
     assert_all_valid(job.run)
 
 
-def test_signal_to_the_steps_and_requeue_by_status(cluster: Cluster, tmp_path: Path) -> None:
-    """SIGTERM to steps alone saves; status 75 has the cluster queue the job again (RequeueExit)."""
+def test_signal_to_the_steps_saves_and_the_exit_status_requeues(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """SIGTERM to the job steps saves, and RequeueExit requeues the job for status 75."""
     write_train(tmp_path, *SHORT, slow_attempts=1)
     script = write_script(
         tmp_path,
@@ -298,7 +300,7 @@ def test_signal_to_the_steps_and_requeue_by_status(cluster: Cluster, tmp_path: P
         "exec srun --ntasks=1 orchestrator run --run-dir runs/train -- python train.py",
     )
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, script))
-    job.wait_until_it_trains()
+    job.wait_until_training()
     job.signal("--signal=TERM")
     assert job.wait_for_event("run_stopped")["status"] == 75
     assert job.wait_for_state("COMPLETED")["Restarts"] == "1"
@@ -312,10 +314,10 @@ time.sleep(300)
 """
 
 
-def test_history_survives_and_what_was_given_up_is_not_queued_again(
+def test_failure_before_a_requeue_counts_and_a_failed_job_is_not_requeued(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """A failure from before the requeue counts after it: the second one like it is the last."""
+    """A failure from before the requeue counts after it, so the second one like it is the last."""
     write_train(tmp_path, *SHORT, "--run-at", "2", "--code", FAILS_BUT_ONCE, grace="3s")
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "single.sh"))
     job.wait_for_event("resumed")
@@ -329,8 +331,8 @@ def test_history_survives_and_what_was_given_up_is_not_queued_again(
     assert len(job.events("requeued")) == 1
 
 
-def test_stop_ahead_of_a_limit_without_a_signal(cluster: Cluster) -> None:
-    """Without --signal the run stops ahead of the limit, and is queued again."""
+def test_run_stops_before_the_time_limit_without_a_signal(cluster: Cluster) -> None:
+    """Without --signal the run stops before the time limit, and is requeued."""
     job = limited(cluster, "silent")
     job.wait_for_event("requeued")
     assert job.events("stop_requested")[0]["source"] == f"the end of SLURM job {job.number}"
@@ -338,8 +340,8 @@ def test_stop_ahead_of_a_limit_without_a_signal(cluster: Cluster) -> None:
     assert job.wait_for_state("COMPLETED")["Restarts"] == "1"
 
 
-def test_limit_with_a_signal(cluster: Cluster) -> None:
-    """With --signal the notice saves and stops; the job is queued again for its status alone."""
+def test_run_stops_on_the_signal_before_the_time_limit(cluster: Cluster) -> None:
+    """With --signal the run saves on the signal, and is requeued for its exit status."""
     job = limited(cluster, "noticed")
     assert job.wait_for_state("COMPLETED")["Restarts"] == "1"
     assert job.events("stop_requested")[0]["source"] == "SIGUSR1"
@@ -347,8 +349,8 @@ def test_limit_with_a_signal(cluster: Cluster) -> None:
     assert job.events("requeued") == []
 
 
-def test_limit_where_slurm_cannot_be_asked(cluster: Cluster) -> None:
-    """Without scontrol, a signal to the steps saves, and a marker has the batch script requeue."""
+def test_batch_script_requeues_without_scontrol(cluster: Cluster) -> None:
+    """Without scontrol a signal saves, and the marker makes the batch script requeue the job."""
     job = limited(cluster, "inside")
     failed = job.wait_for_event("requeued")
     assert failed["job"] == job.number
@@ -359,8 +361,8 @@ def test_limit_where_slurm_cannot_be_asked(cluster: Cluster) -> None:
     assert not job.run.requeue_file.exists()
 
 
-def test_limit_without_any_notice(cluster: Cluster) -> None:
-    """SIGTERM to everybody at the limit still saves, loader workers or not, and 75 requeues."""
+def test_run_saves_on_sigterm_at_the_time_limit(cluster: Cluster) -> None:
+    """SIGTERM to all processes at the limit saves, with loader workers too, and 75 requeues."""
     job = limited(cluster, "late")
     assert job.wait_for_state("COMPLETED")["Restarts"] == "1"
     assert job.events("stop_requested")[0]["source"].startswith("SIGTERM")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.systemd.unit import template
+from orchestrator.hosts.systemd.unit import template_unit
 from tests.e2e.hosts.systemd import Job, Manager, managed, print_unit, training
 from tests.e2e.support import assert_all_valid, events, wait_for
 
@@ -25,7 +25,7 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
 
 
 def checkpoints(job: Job, reason: str) -> list[int]:
-    """The steps of the checkpoints that were saved for a reason."""
+    """Return the steps of the checkpoints that were saved for a reason."""
     published = events(job.run, "checkpoint_published")
     return [event["step"] for event in published if event["reason"] == reason]
 
@@ -34,8 +34,8 @@ def attempts(job: Job) -> list[dict[str, Any]]:
     return events(job.run, "attempt_started")
 
 
-def test_start_status_reload_stop(systemd: Manager) -> None:
-    """It is up when training is; its status line tells how it is; reload saves; stop saves."""
+def test_service_starts_reports_its_status_saves_and_stops(systemd: Manager) -> None:
+    """The service is active when it trains; its status line is current; reload and stop save."""
     job = Job(systemd, "life", training())
     job.systemctl("start")
     assert (job.show("ActiveState"), len(attempts(job))) == ("active", 1)
@@ -58,8 +58,8 @@ def test_start_status_reload_stop(systemd: Manager) -> None:
     assert_all_valid(job.run)
 
 
-def test_stop_that_still_saves_gets_more_time(systemd: Manager) -> None:
-    """A save that gets on is not cut off at TimeoutStopSec."""
+def test_stop_gets_more_time_while_it_saves(systemd: Manager) -> None:
+    """A save that makes progress is not cut off at TimeoutStopSec."""
     job = Job(
         systemd,
         "slow",
@@ -79,21 +79,21 @@ def test_stop_that_still_saves_gets_more_time(systemd: Manager) -> None:
     assert_all_valid(job.run)
 
 
-def test_stop_that_gets_nowhere_ends_at_its_time(systemd: Manager) -> None:
-    """What neither saves nor ends is killed by systemd, all of it, and is not started again."""
-    deaf = ["/bin/sh", "-c", 'trap "" TERM; echo deaf; while true; do sleep 1; done']
-    job = Job(systemd, "deaf", deaf, ("--grace", "10m"), TimeoutStopSec=2)
+def test_stop_without_progress_is_killed_at_its_timeout(systemd: Manager) -> None:
+    """A command that neither saves nor ends is killed with its processes, and not restarted."""
+    stubborn = ["/bin/sh", "-c", 'trap "" TERM; echo ready; while true; do sleep 1; done']
+    job = Job(systemd, "stubborn", stubborn, ("--grace", "10m"), TimeoutStopSec=2)
     job.systemctl("start")
     output = job.run.attempt(1).output_file
-    wait_for(lambda: "deaf" in output.read_text(), "the trap")
+    wait_for(lambda: "ready" in output.read_text(), "the trap")
     job.systemctl("stop")
     assert (job.show("Result"), job.show("NRestarts")) == ("timeout", "0")
-    # Its control group is gone, and so is whatever was in it.
+    # The control group is gone, and so is every process in it.
     assert job.show("ControlGroup") == ""
 
 
-def test_crash_of_the_trainer_is_none_of_systemds_affairs(systemd: Manager) -> None:
-    """The supervisor restarts its trainer, and the service never stops being active."""
+def test_crash_of_the_trainer_does_not_restart_the_service(systemd: Manager) -> None:
+    """The supervisor restarts its trainer, and the service stays active."""
     job = Job(systemd, "crash", training())
     job.systemctl("start")
     wait_for(lambda: events(job.run, "snapshot_taken"), "a snapshot")
@@ -105,23 +105,23 @@ def test_crash_of_the_trainer_is_none_of_systemds_affairs(systemd: Manager) -> N
     job.systemctl("stop")
 
 
-def end_all(job: Job) -> None:
+def kill_all(job: Job) -> None:
     job.manager.systemctl("kill", "--signal=KILL", job.unit)
 
 
-def end_supervisor(job: Job) -> None:
+def kill_supervisor(job: Job) -> None:
     job.kill("-KILL", job.show("MainPID"))
 
 
-def hold_supervisor(job: Job) -> None:
+def stop_supervisor(job: Job) -> None:
     job.kill("-STOP", job.show("MainPID"))
 
 
-@pytest.mark.parametrize("harm", [end_all, end_supervisor, hold_supervisor])
-def test_newest_snapshot_outlives_the_supervisor(
+@pytest.mark.parametrize("harm", [kill_all, kill_supervisor, stop_supervisor])
+def test_newest_snapshot_survives_the_supervisor(
     systemd: Manager, harm: Callable[[Job], None]
 ) -> None:
-    """Killed or stuck, alone or with all: the next start goes on from what was in memory."""
+    """After the supervisor is killed or stuck, the next start resumes from the snapshot."""
     job = Job(systemd, harm.__name__, training(), WatchdogSec=2)
     job.systemctl("start")
     seen = wait_for(lambda: job.snapshot_beyond(checkpoints(job, "periodic")), "a newer snapshot")
@@ -132,7 +132,7 @@ def test_newest_snapshot_outlives_the_supervisor(
     assert second["resume_step"] >= seen
     assert second["resume_step"] in checkpoints(job, "crash")
     stuck = "Fatal Python error: Aborted" in systemd.journal(job.unit)
-    assert stuck == (harm is hold_supervisor)
+    assert stuck == (harm is stop_supervisor)
     job.systemctl("stop")
     assert_all_valid(job.run)
 
@@ -149,8 +149,8 @@ ENDS = {
 }
 
 
-def test_restart_rules(systemd: Manager) -> None:
-    """No exit status of ours is restarted, any other end is, five times; stops are no failures."""
+def test_restarts_follow_the_exit_status(systemd: Manager) -> None:
+    """A documented exit status is never restarted, any other end is, up to five times."""
     assert ENDS.keys() == set(ExitStatus)
     text = print_unit("--name", "ends", "--", "true", directory=systemd.share)
     others = {"exit 1": "exit-code", "kill -9 $$$$": "signal"}
@@ -174,8 +174,8 @@ def test_restart_rules(systemd: Manager) -> None:
         assert found == [expected, str(restarts)], end
 
 
-def test_own_statuses_reach_systemd(systemd: Manager) -> None:
-    """The supervisor's own ends: complete, complete since before, given up."""
+def test_exit_statuses_of_the_supervisor_reach_systemd(systemd: Manager) -> None:
+    """Systemd sees the status of a completed, an already completed and a failed run."""
     done = Job(systemd, "done", ["/bin/true"])
     before = Job(systemd, "before", ["/bin/true"])
     before.run.create()
@@ -188,8 +188,8 @@ def test_own_statuses_reach_systemd(systemd: Manager) -> None:
     assert attempts(before) == []
 
 
-def test_words_reach_the_command_as_they_are(systemd: Manager) -> None:
-    """Whatever a shell, systemd or a format would take for its own stays what it is."""
+def test_words_reach_the_command_unchanged(systemd: Manager) -> None:
+    """Words with characters that a shell or systemd would expand arrive unchanged."""
     odd = [
         "a b",
         'a"b',
@@ -212,8 +212,8 @@ def test_words_reach_the_command_as_they_are(systemd: Manager) -> None:
     assert job.run.attempt(1).output_file.read_text() == f"{odd}\n"
 
 
-def test_user_manager(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The unit for a user's own manager starts and stops there."""
+def test_unit_for_a_user_manager_starts_and_stops(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The unit with --user starts and stops in a user's service manager."""
     with managed("user", tmp_path_factory.mktemp("user")) as manager:
         job = Job(manager, "mine", training())
         job.systemctl("start")
@@ -223,9 +223,9 @@ def test_user_manager(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert_all_valid(job.run)
 
 
-def test_template_runs_the_command_of_its_file(systemd: Manager) -> None:
-    """An instance finds its directory and command, which a shell reads, in the file of its name."""
-    systemd.install("orchestrator@.service", template(for_user=False))
+def test_template_unit_runs_the_command_of_its_file(systemd: Manager) -> None:
+    """An instance reads its directory and its command, which a shell parses, from its file."""
+    systemd.install("orchestrator@.service", template_unit(for_user=False))
     (systemd.share / "shown.env").write_text(
         f"DIRECTORY={systemd.share}\nPATH={Path(sys.executable).parent}:/usr/bin:/bin\n"
         """COMMAND=sh -c 'echo "$0 in $PWD"' "a b"\n"""

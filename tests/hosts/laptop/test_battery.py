@@ -1,4 +1,4 @@
-"""Saving before a battery is empty."""
+"""Saving when the battery is low."""
 
 import asyncio
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator.hosts.laptop.battery import read_charge, save_before_it_is_empty
+from orchestrator.hosts.laptop.battery import read_battery, save_on_low_battery
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Charge:
 
 
 @pytest.mark.parametrize(
-    ("course", "saves"),
+    ("discharge", "saves"),
     [
         ([(80, False), (16, False)], 0),
         ([(16, False), (15, False), (14, False)], 1),
@@ -28,29 +28,29 @@ class Charge:
         ([(10, True), (10, None)], 0),
     ],
 )
-def test_saves_once_at_each_threshold_of_a_discharge(
-    course: list[tuple[float, bool | None]], saves: int
+def test_low_battery_saves_once_at_each_threshold(
+    discharge: list[tuple[float, bool | None]], saves: int
 ) -> None:
-    """And again after it was plugged in; where nothing is said of the plug, never."""
-    left = [Charge(*point) for point in course]
+    """Each discharge saves once per threshold; without information about the plug, never."""
+    charges = [Charge(*point) for point in discharge]
     made = []
 
     async def save() -> None:
         made.append(True)
 
     with capture_logs() as logs:
-        look = lambda: left.pop(0) if left else None  # noqa: E731
-        asyncio.run(save_before_it_is_empty(save, look, look_seconds=0.0))
+        read = lambda: charges.pop(0) if charges else None  # noqa: E731
+        asyncio.run(save_on_low_battery(save, read, poll_seconds=0.0))
     assert len(made) == len(logs) == saves
     assert all("discharging: saving now" in log["event"] for log in logs)
 
 
 @pytest.mark.skipif(not psutil.LINUX, reason="reads what Linux has in /sys")
 @pytest.mark.parametrize(("plugged", "status"), [(False, "Discharging"), (True, "Charging")])
-def test_psutil_reads_what_the_kernel_says(
+def test_battery_is_read_from_the_files_of_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugged: bool, status: str
 ) -> None:
-    """The files that Linux has for a battery and a mains adapter are understood."""
+    """The kernel's files for a battery and a mains adapter are understood."""
     files = {
         "BAT0/energy_now": "7000000",
         "BAT0/energy_full": "50000000",
@@ -62,19 +62,19 @@ def test_psutil_reads_what_the_kernel_says(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
     monkeypatch.setattr("psutil._pslinux.POWER_SUPPLY_PATH", str(tmp_path))
-    charge = read_charge()
+    charge = read_battery()
     assert charge is not None
     assert (round(charge.percent), charge.power_plugged) == (14, plugged)
 
 
 @pytest.mark.skipif(not psutil.LINUX, reason="reads what Linux has in /sys")
-def test_a_machine_without_battery_is_not_looked_at_again(
+def test_machine_without_a_battery_is_not_polled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watch ends by itself."""
+    """The watch returns on a machine without a battery."""
     monkeypatch.setattr("psutil._pslinux.POWER_SUPPLY_PATH", str(tmp_path))
 
     async def save() -> None:
         raise AssertionError
 
-    asyncio.run(asyncio.wait_for(save_before_it_is_empty(save), 20.0))
+    asyncio.run(asyncio.wait_for(save_on_low_battery(save), 20.0))

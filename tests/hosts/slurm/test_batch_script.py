@@ -1,4 +1,4 @@
-"""Batch scripts: what they hold, and that shellcheck finds nothing."""
+"""Batch scripts: their content, checked with shellcheck."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def generate(directory: Path, *arguments: str) -> str:
 
 
 def check(script: str) -> None:
-    """Fail on anything that shellcheck says."""
+    """Fail on any finding of shellcheck."""
     if shutil.which("shellcheck") is None:
         if os.environ.get("REQUIRE_HOSTS"):
             pytest.fail("shellcheck is not installed")
@@ -31,8 +31,8 @@ def check(script: str) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_script(tmp_path: Path) -> None:
-    """Output is appended, the job may be requeued, the supervisor takes the shell's place."""
+def test_script_replaces_its_shell_and_allows_a_requeue(tmp_path: Path) -> None:
+    """Output is appended, the job may be requeued, and the supervisor replaces the shell."""
     script = generate(tmp_path, "--", "python", "-m", "my.train", "--lr", "0.1")
     assert script == (
         "#!/bin/bash\n"
@@ -41,7 +41,7 @@ def test_script(tmp_path: Path) -> None:
         "#SBATCH --requeue\n"
         "#SBATCH --signal=B:USR1@40\n"
         "\n"
-        "# In the place of this shell the supervisor gets every signal that SLURM sends.\n"
+        "# exec replaces this shell, so that the supervisor gets every signal that SLURM sends.\n"
         f"exec {sys.executable} -m orchestrator run \\\n"
         "    --run-dir runs/train --slurm-requeue \\\n"
         "    -- python -m my.train --lr 0.1\n"
@@ -49,8 +49,8 @@ def test_script(tmp_path: Path) -> None:
     check(script)
 
 
-def test_options_of_run_and_of_sbatch(tmp_path: Path) -> None:
-    """Options of run stand in the script, those of sbatch at its top after ours."""
+def test_script_has_the_options_of_run_and_of_sbatch(tmp_path: Path) -> None:
+    """Options of run are in the command, and those of sbatch at the top of the script."""
     script = generate(
         tmp_path,
         *("--grace", "2m", "--every", "500steps", "--no-spare", "--run-dir", "/data/my run"),
@@ -69,15 +69,15 @@ def test_options_of_run_and_of_sbatch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["array=0-3", "-a 0-3"])
-def test_tasks_of_an_array_have_their_own_runs(tmp_path: Path, option: str) -> None:
-    """The run directory ends with the task's number."""
+def test_each_task_of_an_array_has_its_own_run(tmp_path: Path, option: str) -> None:
+    """The run directory ends with the number of the task."""
     script = generate(tmp_path, f"--sbatch={option}", "--", "python", "-m", "train")
     assert '--run-dir runs/train-"$SLURM_ARRAY_TASK_ID" ' in script
     check(script)
 
 
-def test_requeueing_can_be_left_out(tmp_path: Path) -> None:
-    """--no-slurm-requeue stands in the script instead of its opposite."""
+def test_requeue_can_be_turned_off(tmp_path: Path) -> None:
+    """--no-slurm-requeue replaces --slurm-requeue in the script."""
     script = generate(tmp_path, "--no-slurm-requeue", "--", "python", "-m", "train")
     assert " --no-slurm-requeue " in script
     assert " --slurm-requeue " not in script
@@ -92,8 +92,10 @@ def test_requeueing_can_be_left_out(tmp_path: Path) -> None:
         ((), 2, "name the COMMAND to run"),
     ],
 )
-def test_refusals(tmp_path: Path, arguments: tuple[str, ...], status: int, text: str) -> None:
-    """What no script could be made of is refused with the reason."""
+def test_invalid_arguments_are_refused(
+    tmp_path: Path, arguments: tuple[str, ...], status: int, text: str
+) -> None:
+    """Arguments that make no valid script are refused with the reason."""
     result = orchestrator("slurm-script", *arguments, cwd=tmp_path)
     assert result.returncode == status
     assert text in result.stderr
@@ -101,6 +103,6 @@ def test_refusals(tmp_path: Path, arguments: tuple[str, ...], status: int, text:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_examples_are_clean(example: Path) -> None:
-    """Shellcheck finds nothing in the examples. tests/e2e/hosts runs them."""
+def test_shellcheck_accepts_the_examples(example: Path) -> None:
+    """Shellcheck has no finding in the examples; tests/e2e/hosts runs them."""
     check(example.read_text())

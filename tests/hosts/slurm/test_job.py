@@ -1,4 +1,4 @@
-"""What the environment and scontrol say, as SLURM 22.05 words it."""
+"""The job in the environment and the output of scontrol, as in SLURM 22.05."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.hosts.slurm.job import Job, JobFacts, StopTimes
 
-# Without what comes between and after.
+# The beginning of the output, which is longer.
 ANSWER = (
     "JobId={job} JobName=train UserId=root(0) GroupId=root(0) Priority=4294901759 Account=(null) "
     "JobState={state} Reason={reason} Dependency=(null) Requeue=1 Restarts={restarts} BatchFlag=1 "
@@ -46,13 +46,13 @@ def parse(**changes: str) -> JobFacts:
         ({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "soon"}, Job("7", 0, None)),
     ],
 )
-def test_job_of_the_environment(environment: dict[str, str], job: Job | None) -> None:
-    """A task of an array is named A_T, since its job id may be the whole array's."""
+def test_job_is_read_from_the_environment(environment: dict[str, str], job: Job | None) -> None:
+    """A task of an array is named A_T, since its job id may be that of the whole array."""
     assert Job.from_environment(environment) == job
 
 
-def test_facts_of_a_running_job() -> None:
-    """State, times, restarts and partition are found among everything else."""
+def test_facts_of_a_running_job_are_parsed() -> None:
+    """State, times, restarts and partition are found in the output."""
     assert parse() == JobFacts(
         "RUNNING", "None", 0, start=1795532605, end=1795532665, partition="low", is_preempted=False
     )
@@ -62,8 +62,8 @@ def test_facts_of_a_running_job() -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "slurm_load_jobs error: Invalid job id specified"])
-def test_no_facts(answer: str) -> None:
-    """An error of scontrol says nothing of the job."""
+def test_error_of_scontrol_gives_no_facts(answer: str) -> None:
+    """An error message of scontrol gives None."""
     assert JobFacts.parse(answer) is None
 
 
@@ -73,13 +73,15 @@ def test_no_facts(answer: str) -> None:
         ("RUNNING", "None", False),
         ("COMPLETING", "None", True),
         ("CANCELLED", "None", True),
-        # The limit ends a job in the same way, and that is what requeueing is for.
+        # A job that its time limit ends is requeued.
         ("COMPLETING", "TimeLimit", False),
         ("TIMEOUT", "TimeLimit", False),
     ],
 )
-def test_cancelled(state: str, reason: str, cancelled: bool) -> None:
-    """A job that ends, and not for its limit, was cancelled."""
+def test_job_that_ends_without_reaching_its_limit_is_cancelled(
+    state: str, reason: str, cancelled: bool
+) -> None:
+    """A job that ends, but not for its time limit, counts as cancelled."""
     assert parse(state=state, reason=reason).is_cancelled is cancelled
 
 
@@ -95,7 +97,9 @@ PARTITION = "PartitionName=low GraceTime={grace} Hidden=NO OverTimeLimit=NONE Pr
         (CONFIGURATION, PARTITION.format(grace="8", mode="REQUEUE"), (30.0, 8.0)),
     ],
 )
-def test_stop_times(configuration: str, partition: str, expected: tuple[Any, Any]) -> None:
-    """KillWait is the cluster's, GraceTime the partition's where it is preempted at all."""
+def test_stop_times_are_parsed(
+    configuration: str, partition: str, expected: tuple[Any, Any]
+) -> None:
+    """KillWait is the cluster's; GraceTime is the partition's, if it can be preempted."""
     times = StopTimes.parse(configuration, partition)
     assert (times.kill_wait_seconds, times.preemption_grace_seconds) == expected

@@ -1,35 +1,37 @@
-"""How far ahead of a job's end it stops, and what is said where that cannot fit."""
+"""How long before a job's end a run stops, and warnings about short times."""
 
 import pytest
 
 from orchestrator.hosts.slurm.job import JobFacts, StopTimes
-from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, misfits, seconds_ahead
+from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, stop_lead_seconds, timing_warnings
 
 HOUR = 3600
 
 
 def job(seconds: int | None) -> JobFacts:
-    """One that may run for so long."""
+    """Return a job with a time limit of ``seconds``."""
     end = None if seconds is None else 1000 + seconds
     return JobFacts("RUNNING", "None", 0, 1000, end, "main", is_preempted=False)
 
 
 @pytest.mark.parametrize(
-    ("limit", "grace", "save", "ahead"),
+    ("limit", "grace", "save", "lead"),
     [
         (HOUR, 30, 0, 30 + CONTROLLER_SECONDS),
-        # A save that takes longer than the grace period needs its time all the same.
+        # A save may take longer than the grace period.
         (HOUR, 30, 50, 50 + CONTROLLER_SECONDS),
         (HOUR, 30, 5, 30 + CONTROLLER_SECONDS),
         (None, 30, 5, 30 + CONTROLLER_SECONDS),
-        # Of a short job half is for training.
+        # Half of a short job is for training.
         (60, 30, 5, 30),
         (60, 600, 5, 30),
     ],
 )
-def test_seconds_ahead(limit: int | None, grace: float, save: float, ahead: float) -> None:
-    """The longer of grace period and save, and the time that the controller takes to answer."""
-    assert seconds_ahead(job(limit), grace, save) == ahead
+def test_stop_lead_is_the_grace_period_or_the_save_plus_a_margin(
+    limit: int | None, grace: float, save: float, lead: float
+) -> None:
+    """The longer of grace period and save counts, plus the time for the controller."""
+    assert stop_lead_seconds(job(limit), grace, save) == lead
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_seconds_ahead(limit: int | None, grace: float, save: float, ahead: floa
         (60, 5, None, 30, 45, ["may run for", "set --grace 5s", "saving may take 45 s"]),
     ],
 )
-def test_misfits(
+def test_times_that_are_too_short_are_reported(
     limit: int | None,
     kill_wait: float | None,
     preemption: float | None,
@@ -53,8 +55,8 @@ def test_misfits(
     save: float,
     expected: list[str],
 ) -> None:
-    """Each pair of times that cannot fit is told once, with both figures."""
-    found = misfits(job(limit), StopTimes(kill_wait, preemption), grace, save)
-    assert len(found) == len(expected)
-    for text, part in zip(found, expected, strict=True):
+    """Each time that is too short gives one warning with both figures."""
+    warnings = timing_warnings(job(limit), StopTimes(kill_wait, preemption), grace, save)
+    assert len(warnings) == len(expected)
+    for text, part in zip(warnings, expected, strict=True):
         assert part in text

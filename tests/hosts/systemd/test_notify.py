@@ -1,4 +1,4 @@
-"""What is said to a service manager, heard on a real socket."""
+"""Messages to a service manager, received on a real socket."""
 
 import array
 import os
@@ -13,7 +13,7 @@ from orchestrator.hosts.systemd.notify import Notifier
 
 @pytest.fixture(params=["file", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
-    """A manager's address, as it stands in the environment, and its socket."""
+    """Yield a manager's address, as in the environment, and its socket."""
     name = f"{tmp_path}/notify" if request.param == "file" else f"@orchestrator-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(name.replace("@", "\0", 1))
@@ -21,15 +21,17 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
         yield name, listening
 
 
-def test_words_arrive(manager: tuple[str, socket.socket]) -> None:
-    """A message is one datagram of lines, to a path as to an abstract name."""
+def test_assignments_arrive_in_one_datagram(manager: tuple[str, socket.socket]) -> None:
+    """A message arrives as one datagram, at a path and at an abstract name."""
     address, listening = manager
     assert Notifier(address).send("READY=1", "STATUS=well")
     assert listening.recv(4096) == b"READY=1\nSTATUS=well"
 
 
-def test_descriptors_arrive(manager: tuple[str, socket.socket], tmp_path: Path) -> None:
-    """What is to be kept comes with its name, as the same file."""
+def test_stored_descriptor_arrives_with_its_name(
+    manager: tuple[str, socket.socket], tmp_path: Path
+) -> None:
+    """The manager receives the open file and its name."""
     address, listening = manager
     with (tmp_path / "kept").open("w") as file:
         Notifier(address).store("memory", file.fileno())
@@ -41,19 +43,19 @@ def test_descriptors_arrive(manager: tuple[str, socket.socket], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "relative"])
-def test_nobody_is_told_where_there_is_no_manager(address: str | None) -> None:
-    """Without an address that we know there is nothing to say, and no error."""
+def test_notifier_without_a_manager_sends_nothing(address: str | None) -> None:
+    """Without a valid address nothing is sent, and no error is raised."""
     notifier = Notifier(address)
-    assert not notifier.is_heard
+    assert not notifier.is_connected
     assert not notifier.send("READY=1")
 
 
-def test_a_manager_that_is_away_holds_up_nobody(tmp_path: Path) -> None:
-    """A socket that is gone, or whose queue is full, costs the message."""
+def test_unreachable_manager_loses_the_message(tmp_path: Path) -> None:
+    """A missing socket or a full queue loses the message and does not block."""
     assert not Notifier(f"{tmp_path}/none").send("READY=1")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
-        deaf.bind(f"{tmp_path}/deaf")
-        notifier = Notifier(f"{tmp_path}/deaf")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as busy:
+        busy.bind(f"{tmp_path}/busy")
+        notifier = Notifier(f"{tmp_path}/busy")
         sent = [notifier.send("STATUS=" + "x" * 1000) for _ in range(5000)]
     assert sent[0]
     assert not sent[-1]
@@ -63,22 +65,24 @@ def test_a_manager_that_is_away_holds_up_nobody(tmp_path: Path) -> None:
     ("usec", "pid", "seconds"),
     [
         ("30000000", None, 30.0),
-        ("30000000", "ours", 30.0),
+        ("30000000", "own", 30.0),
         ("30000000", "1", None),
         ("0", None, None),
         ("soon", None, None),
         (None, None, None),
     ],
 )
-def test_watchdog(usec: str | None, pid: str | None, seconds: float | None) -> None:
-    """Signs of health are wanted where the variables say so, and of this process."""
-    pairs = {"WATCHDOG_USEC": usec, "WATCHDOG_PID": str(os.getpid()) if pid == "ours" else pid}
+def test_watchdog_timeout_is_read_from_the_environment(
+    usec: str | None, pid: str | None, seconds: float | None
+) -> None:
+    """The timeout is used if the variables name this process."""
+    pairs = {"WATCHDOG_USEC": usec, "WATCHDOG_PID": str(os.getpid()) if pid == "own" else pid}
     environment = {name: text for name, text in pairs.items() if text is not None}
-    assert Notifier.take(environment).watchdog_seconds == seconds
+    assert Notifier.from_environment(environment).watchdog_seconds == seconds
 
 
-def test_a_trainer_finds_nothing_of_the_manager() -> None:
-    """Everything that would let it speak for the service is taken out of the environment."""
+def test_manager_variables_are_removed_from_the_environment() -> None:
+    """A trainer inherits no variable that lets it speak for the service."""
     environment = {
         "NOTIFY_SOCKET": "/run/notify",
         "WATCHDOG_USEC": "1",
@@ -88,6 +92,6 @@ def test_a_trainer_finds_nothing_of_the_manager() -> None:
         "LISTEN_FDNAMES": "x",
         "HOME": "/root",
     }
-    notifier = Notifier.take(environment)
+    notifier = Notifier.from_environment(environment)
     assert environment == {"HOME": "/root"}
-    assert notifier.stored == {}  # they are for process 1
+    assert notifier.stored == {}  # the descriptors are for process 1

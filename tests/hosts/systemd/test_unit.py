@@ -1,4 +1,4 @@
-"""Units as text: what systemd's own tools say of them, and what they are made from."""
+"""Unit files: systemd's verdict on them, and the content that they are made from."""
 
 import json
 import os
@@ -10,21 +10,21 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.systemd.quoting import command, literal
+from orchestrator.hosts.systemd.quoting import escape_value, quote_command
 from orchestrator.hosts.systemd.unit import (
-    Service,
-    check_name,
+    ServiceSpec,
+    check_unit_name,
     service_unit,
     slowest_save,
     stop_seconds,
-    template,
+    template_unit,
 )
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from tests.e2e.hosts.need import lacking
+from tests.e2e.hosts.need import skip_or_fail
 from tests.e2e.hosts.systemd import ROOT, print_unit
-from tests.test_docs import STATUSES
 
+STATUSES = (ROOT / "docs" / "reference" / "exit-statuses.md").read_text()
 TEMPLATES = {
     False: ROOT / "systemd" / "orchestrator@.service",
     True: ROOT / "systemd" / "user" / "orchestrator@.service",
@@ -33,7 +33,7 @@ ODD_WORDS = ("/usr/bin/env", "a b", 'q"', "$HOME", "100%", "%n", "\\x41", "", ";
 OK_EXPOSURE = 49
 
 
-def service(**changes: object) -> Service:
+def service_spec(**changes: object) -> ServiceSpec:
     facts: dict[str, object] = {
         "name": "train",
         "program": ("/usr/bin/env", "orchestrator"),
@@ -46,25 +46,27 @@ def service(**changes: object) -> Service:
         "grace_seconds": 30.0,
         "save_seconds": None,
     }
-    return Service(**(facts | changes))  # type: ignore[arg-type]
+    return ServiceSpec(**(facts | changes))  # type: ignore[arg-type]
 
 
 UNITS = {
-    "plain": service_unit(service()),
-    "words": service_unit(service(command=ODD_WORDS, options=("--every=500steps",))),
+    "plain": service_unit(service_spec()),
+    "words": service_unit(service_spec(command=ODD_WORDS, options=("--every=500steps",))),
     "paths": service_unit(
-        service(directory=Path("/srv/a 100% b"), run_dir=Path('/srv/r "1" %n'), save_seconds=20.0)
+        service_spec(
+            directory=Path("/srv/a 100% b"), run_dir=Path('/srv/r "1" %n'), save_seconds=20.0
+        )
     ),
-    "user": service_unit(service(for_user=True, account=None)),
-    "template@": template(for_user=False),
-    "template-user@": template(for_user=True),
+    "user": service_unit(service_spec(for_user=True, account=None)),
+    "template@": template_unit(for_user=False),
+    "template-user@": template_unit(for_user=True),
 }
 
 
 def analyze(*words: str, runtime: Path) -> str:
-    """Both outputs of systemd-analyze, which must succeed."""
+    """Run systemd-analyze, which must succeed, and return its error output."""
     if shutil.which("systemd-analyze") is None:
-        lacking("systemd is not installed")
+        skip_or_fail("systemd is not installed")
     result = subprocess.run(
         ["systemd-analyze", "--no-pager", *words],
         capture_output=True,
@@ -79,7 +81,7 @@ def analyze(*words: str, runtime: Path) -> str:
 
 @pytest.mark.parametrize("name", UNITS)
 def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
-    """`systemd-analyze verify` has nothing to say of it."""
+    """`systemd-analyze verify` has no complaint about the unit."""
     file = tmp_path / f"{name}.service"
     file.write_text(UNITS[name])
     manager = "--user" if "user" in name else "--system"
@@ -87,8 +89,8 @@ def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in UNITS if "user" not in name])
-def test_exposure_is_ok(name: str, tmp_path: Path) -> None:
-    """`systemd-analyze security` calls it OK or better. A user's manager may not do as much."""
+def test_exposure_of_the_unit_is_ok(name: str, tmp_path: Path) -> None:
+    """`systemd-analyze security` rates a system unit as OK or better."""
     file = tmp_path / f"{name}.service"
     file.write_text(UNITS[name])
     threshold = f"--threshold={OK_EXPOSURE}"
@@ -96,13 +98,13 @@ def test_exposure_is_ok(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("for_user", TEMPLATES)
-def test_templates_are_what_the_generator_makes(for_user: bool) -> None:
-    """The files in systemd/ are written by `make units`."""
-    assert TEMPLATES[for_user].read_text() == template(for_user)
+def test_templates_match_their_generator(for_user: bool) -> None:
+    """The files in systemd/ are those that `make units` writes."""
+    assert TEMPLATES[for_user].read_text() == template_unit(for_user)
 
 
-def test_statuses_are_those_of_the_contract() -> None:
-    """What the contract says not to run again is not, and what to run again is a success."""
+def test_exit_statuses_match_the_contract() -> None:
+    """The statuses that the contract says to run again are successes; others are not restarted."""
     rows = {
         status: next(
             line for line in STATUSES.splitlines() if line.startswith(f"| {status.value} |")
@@ -117,8 +119,8 @@ def test_statuses_are_those_of_the_contract() -> None:
     assert f"RestartPreventExitStatus={' '.join(not_again)}" in lines
 
 
-def test_time_to_stop_follows_the_slowest_of_the_last_saves(tmp_path: Path) -> None:
-    """TimeoutStopSec is the grace period, and three such saves where that is more than 15 s."""
+def test_stop_timeout_follows_the_slowest_recent_save(tmp_path: Path) -> None:
+    """TimeoutStopSec is the grace period plus 15 s, or plus three times the slowest save."""
     run = RunDir(tmp_path)
     assert slowest_save(run) is None
     journal = Journal(run.journal_file)
@@ -128,8 +130,8 @@ def test_time_to_stop_follows_the_slowest_of_the_last_saves(tmp_path: Path) -> N
     assert [stop_seconds(30.0, save) for save in (None, 1.0, 7.5)] == [45, 45, 53]
 
 
-def test_time_to_stop_is_measured_where_the_run_is(tmp_path: Path) -> None:
-    """The unit for a run that was here before allows for what its saves took."""
+def test_stop_timeout_uses_the_saves_of_an_existing_run(tmp_path: Path) -> None:
+    """The unit of an existing run allows for the duration of its saves."""
     run = RunDir(tmp_path / "run")
     run.create()
     Journal(run.journal_file).write(JournalEvent.CHECKPOINT_PUBLISHED, 1, seconds=20.0)
@@ -139,7 +141,7 @@ def test_time_to_stop_is_measured_where_the_run_is(tmp_path: Path) -> None:
 
 
 def test_unit_of_a_command_is_complete(tmp_path: Path) -> None:
-    """Absolute program, directory, run directory and options; a note on what is here already."""
+    """The unit has absolute paths, the run directory and the options."""
     (tmp_path / "train.py").touch()
     lines = print_unit("--every", "1epoch", "--", "python3", "train.py", directory=tmp_path)
     assert f"WorkingDirectory={tmp_path}\n" in lines
@@ -155,20 +157,20 @@ def test_unit_of_a_command_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", ".hidden", "a:b", "ä"])
-def test_names_that_cannot_be_are_refused(name: str) -> None:
-    """A unit's name is one of a file, and of a directory in systemd's place for state."""
+def test_invalid_unit_names_are_refused(name: str) -> None:
+    """A name that is invalid for a unit or a state directory is refused."""
     with pytest.raises(ConfigError, match="cannot name a unit"):
-        check_name(name)
+        check_unit_name(name)
 
 
 @pytest.mark.parametrize("value", [" /a", "/a\n", "/a\\", "/a\x01b"])
-def test_values_that_cannot_be_written_are_refused(value: str) -> None:
-    """A directory that a unit's line cannot hold is refused, not changed."""
+def test_values_that_a_unit_cannot_contain_are_refused(value: str) -> None:
+    """A directory that cannot be written into a unit is refused and not changed."""
     with pytest.raises(ConfigError, match="cannot write"):
-        literal(value)
+        escape_value(value)
 
 
-def test_words_that_are_no_text_are_refused() -> None:
-    """An argument that is not UTF-8 has no form in a unit."""
+def test_words_that_are_not_utf_8_are_refused() -> None:
+    """An argument that is not UTF-8 cannot be written into a unit."""
     with pytest.raises(ConfigError, match="not UTF-8"):
-        command([json.loads('"\\udcff"')])
+        quote_command([json.loads('"\\udcff"')])

@@ -1,4 +1,4 @@
-"""What the supervisor says of itself as a service."""
+"""The reports of the supervisor to the service manager."""
 
 import asyncio
 import socket
@@ -22,107 +22,107 @@ from orchestrator.telemetry.status import Status
 EXTENSION = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"
 
 
-class Bench:
-    """A service with a manager that listens, and a clock that the test moves."""
+class WatchdogSetup:
+    """A watchdog with a manager that receives, and a clock that the test moves."""
 
-    def __init__(self, listening: socket.socket, watchdog_seconds: float | None = 0.01) -> None:
-        self.listening = listening
+    def __init__(self, manager: socket.socket, watchdog_seconds: float | None = 0.01) -> None:
+        self.manager = manager
         self.now = 0.0
         self.stopping = False
         self.writing, self.copying = Heartbeat(lambda: self.now), Heartbeat(lambda: self.now)
-        self.service = ServiceWatchdog(
-            Notifier(listening.getsockname(), watchdog_seconds),
+        self.watchdog = ServiceWatchdog(
+            Notifier(manager.getsockname(), watchdog_seconds),
             lambda: Status(run_id="", state="training", run_dir=""),
             lambda: self.stopping,
             self.writing,
             lambda: [self.writing, self.copying],
         )
 
-    def told(self) -> list[str]:
-        """Everything that is said in one round, and was before."""
+    def report(self) -> list[str]:
+        """Return everything that the watchdog sends in one round, and has sent before."""
 
         async def one_round() -> None:
-            telling = asyncio.ensure_future(self.service.tell())
+            reporting = asyncio.ensure_future(self.watchdog.run())
             await asyncio.sleep(0)
-            telling.cancel()
+            reporting.cancel()
 
         asyncio.run(one_round())
-        return self.heard()
+        return self.received()
 
-    def heard(self) -> list[str]:
+    def received(self) -> list[str]:
         words: list[str] = []
         while True:
             try:
-                words += self.listening.recv(4096).decode().splitlines()
+                words += self.manager.recv(4096).decode().splitlines()
             except BlockingIOError:
                 return [word for word in words if not word.startswith("STATUS=")]
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def setup(tmp_path: Path) -> Iterator[WatchdogSetup]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.setblocking(False)
-        yield Bench(listening)
+        yield WatchdogSetup(listening)
 
 
-def test_ready_and_stopping_are_said_once(bench: Bench) -> None:
-    """READY when training is under way, STOPPING when a stop is wanted, each in its own message."""
-    assert bench.told() == ["WATCHDOG=1"]
-    bench.service.started()
-    bench.service.started()
-    assert bench.heard() == ["READY=1"]
-    bench.stopping = True
-    assert bench.told() == ["STOPPING=1", "WATCHDOG=1"]
-    assert bench.told() == ["WATCHDOG=1"]
-    bench.service.ended()
-    assert bench.heard() == []
+def test_ready_and_stopping_are_sent_once(setup: WatchdogSetup) -> None:
+    """READY and STOPPING are each sent once, in their own messages."""
+    assert setup.report() == ["WATCHDOG=1"]
+    setup.watchdog.notify_ready()
+    setup.watchdog.notify_ready()
+    assert setup.received() == ["READY=1"]
+    setup.stopping = True
+    assert setup.report() == ["STOPPING=1", "WATCHDOG=1"]
+    assert setup.report() == ["WATCHDOG=1"]
+    setup.watchdog.notify_stopping()
+    assert setup.received() == []
 
 
-def test_a_run_that_ends_before_its_first_attempt_was_ready(bench: Bench) -> None:
-    """To systemd a service that ends without having been ready has failed."""
-    bench.service.ended()
-    assert bench.heard() == ["READY=1", "STOPPING=1"]
+def test_run_that_ends_before_its_first_attempt_reports_ready(setup: WatchdogSetup) -> None:
+    """READY is sent before STOPPING even without an attempt."""
+    setup.watchdog.notify_stopping()
+    assert setup.received() == ["READY=1", "STOPPING=1"]
 
 
-def test_what_was_not_heard_is_repeated(tmp_path: Path, bench: Bench) -> None:
-    """A manager whose queue was full hears of READY a moment later."""
-    filler = Notifier(bench.listening.getsockname())
+def test_assignment_that_was_not_received_is_repeated(tmp_path: Path, setup: WatchdogSetup) -> None:
+    """READY is sent again if the manager's queue was full."""
+    filler = Notifier(setup.manager.getsockname())
     while filler.send("x"):
         pass
-    bench.service.started()
-    bench.heard()
-    assert "READY=1" in bench.told()
+    setup.watchdog.notify_ready()
+    setup.received()
+    assert "READY=1" in setup.report()
 
 
-def test_time_is_asked_for_only_while_a_save_gets_on(bench: Bench) -> None:
-    """Not in training, not without a write, and not for one that stands still."""
-    bench.writing.beat()
-    assert EXTENSION not in bench.told()
-    bench.stopping = True
-    assert EXTENSION in bench.told()
-    bench.now += PROGRESS_SECONDS
-    assert EXTENSION not in bench.told()
-    bench.writing.beat()
-    assert EXTENSION in bench.told()
-    bench.writing.rest()
-    assert EXTENSION not in bench.told()
+def test_stop_timeout_is_extended_only_while_a_save_makes_progress(setup: WatchdogSetup) -> None:
+    """The extension is requested only during a stop, while a write makes progress."""
+    setup.writing.beat()
+    assert EXTENSION not in setup.report()
+    setup.stopping = True
+    assert EXTENSION in setup.report()
+    setup.now += PROGRESS_SECONDS
+    assert EXTENSION not in setup.report()
+    setup.writing.beat()
+    assert EXTENSION in setup.report()
+    setup.writing.pause()
+    assert EXTENSION not in setup.report()
 
 
-@pytest.mark.parametrize("thread", [lambda bench: bench.writing, lambda bench: bench.copying])
-def test_no_sign_of_health_with_a_stuck_thread(
-    bench: Bench, thread: Callable[[Bench], Heartbeat]
+@pytest.mark.parametrize("thread", [lambda setup: setup.writing, lambda setup: setup.copying])
+def test_stuck_thread_stops_the_pings(
+    setup: WatchdogSetup, thread: Callable[[WatchdogSetup], Heartbeat]
 ) -> None:
-    """A thread that has work and has not got on with it for long; one that rests is well."""
-    thread(bench).beat()
-    bench.now += STUCK_SECONDS
-    assert "WATCHDOG=1" not in bench.told()
-    thread(bench).rest()
-    assert "WATCHDOG=1" in bench.told()
+    """A thread with work but without progress stops the pings; an idle one does not."""
+    thread(setup).beat()
+    setup.now += STUCK_SECONDS
+    assert "WATCHDOG=1" not in setup.report()
+    thread(setup).pause()
+    assert "WATCHDOG=1" in setup.report()
 
 
-def test_status_text() -> None:
-    """One line with the state, the place, the loss and the age of the newest checkpoint."""
+def test_status_text_is_one_line() -> None:
+    """The line has the state, the step, the loss and the age of the newest checkpoint."""
     status = Status(run_id="", state="training", run_dir="", attempt=2, step=1200, epoch=3)
     assert status_text(status) == "training, attempt 2; step 1200, epoch 3; no checkpoint yet"
     checkpoint: dict[str, Any] = {"path": "/x", "step": 1000, "age_seconds": 75.2}

@@ -204,8 +204,8 @@ def test_a_file_is_replaced_only_with_force(trained: dict[str, Any]) -> None:
         (("--name", "model"), "cannot export model alone as whole"),
         (("--as", "classic", "-o", "missing/file.pt"), "No such file or directory"),
         (("--as", "safetensors", "-o", "missing/file"), "cannot write missing/file: No such file"),
-        (("--force", "-o", "."), "no regular file"),
-        (("--force", "-o", "run"), "no regular file"),
+        (("--force", "-o", "."), "not a regular file"),
+        (("--force", "-o", "run"), "not a regular file"),
     ],
 )
 def test_an_export_that_cannot_be_says_why(
@@ -345,10 +345,10 @@ def test_a_run_in_use_takes_no_import(tmp_path: Path) -> None:
     place.create()
     lock = RunLock(place)
     try:
-        with pytest.raises(OrchestratorError, match="works on it"):
+        with pytest.raises(OrchestratorError, match="is training in it"):
             command("import", "weights.pt", "run")
     finally:
-        lock.release()
+        lock.close()
 
 
 def damaged_safetensors(path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Moves and removes what a script has saved, with the seal that stands for it in the store.
+
+Only what was seen being written by a trainer of the run is ever touched.
+"""
+
+import contextlib
+import errno
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from orchestrator.adopt.files import SavedFiles
+from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.contents import CONTENT_FOLDER, AdoptedFiles
+from orchestrator.checkpoint.manifest import Adopted
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.system.durable import Disk
+
+
+class ScriptFiles:
+    """The ``Disposal`` of a run whose script saves for itself.
+
+    Its checkpoints may be large and many, so nothing is read while retention keeps all of them.
+    """
+
+    verifies_all = False
+
+    def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
+        """Move what the seal in ``path`` stands for into that directory, if the run wrote it.
+
+        Return where the files are now, if they had to stay on another disk. Raises OSError.
+        """
+        try:
+            adopted = read_checkpoint(path).manifest.adopted
+        except (CheckpointInvalidError, UnreadableError):
+            return None
+        if adopted is None or adopted.kept or not adopted.written_here:
+            return None
+        if not _is_newest_seal(path, adopted, checkpoints):
+            return None
+        # Before the seal moves: without a seal the files would be taken for a new checkpoint.
+        with contextlib.suppress(FileNotFoundError):
+            moved_to = move_out_of_sight(Path(adopted.path), path, disk)
+            return None if moved_to.is_relative_to(path) else moved_to
+        return None
+
+    def may_delete(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the store holds a copy, or the run wrote the files as they are now."""
+        contents = checkpoint.contents
+        if not isinstance(contents, AdoptedFiles):
+            return False
+        return contents.adopted.kept or _is_unchanged_work(contents.adopted)
+
+    def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:
+        """Remove the seal in ``trash``, and the script's files unless it holds a copy of them.
+
+        Raises OSError; the scanner finds the files that are left, as any that the script has saved.
+        """
+        contents = checkpoint.contents
+        try:
+            if isinstance(contents, AdoptedFiles) and not contents.adopted.kept:
+                _remove(move_out_of_sight(contents.script_path, trash, disk))
+        finally:
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def move_out_of_sight(path: Path, directory: Path, disk: Disk) -> Path:
+    """Move a file or directory of a script below ``directory`` and return its new path.
+
+    On another disk it gets a hidden name beside its old one instead. Raises OSError.
+    """
+    target = directory / CONTENT_FOLDER
+    try:
+        target.mkdir(exist_ok=True)
+        disk.rename(path, target / path.name)
+        disk.sync_directory(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A copy to another disk would take long, and its room.
+        target.rmdir()
+        target = path.parent
+        hidden = f".set-aside-{secrets.token_hex(4)}-{path.name}"
+        disk.rename(path, target / hidden)
+        disk.sync_directory(target)
+        return target / hidden
+    disk.sync_directory(path.parent)
+    return target / path.name
+
+
+def _is_newest_seal(path: Path, adopted: Adopted, checkpoints: Iterable[Checkpoint]) -> bool:
+    """Return whether the directory ``path`` is the seal of what the script's path holds now."""
+    seals = [
+        checkpoint
+        for checkpoint in checkpoints
+        if checkpoint.manifest.adopted and checkpoint.manifest.adopted.path == adopted.path
+    ]
+    return bool(seals) and seals[-1].path == path
+
+
+def _is_unchanged_work(adopted: Adopted) -> bool:
+    """Return whether the run wrote the files, and nothing has changed them since the seal."""
+    files = SavedFiles.at(Path(adopted.path))
+    return adopted.written_here and files is not None and files.modified_ns == adopted.modified_ns
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

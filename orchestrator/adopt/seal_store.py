@@ -1,0 +1,194 @@
+"""The seals of a run whose script saves for itself: what makes its saves checkpoints.
+
+A seal is a checkpoint's directory like any other, with a manifest that says where the files are.
+Of a path that the script overwrites with each save the seal holds a copy.
+"""
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import __version__
+from orchestrator.adopt.files import SavedFiles
+from orchestrator.adopt.script_files import move_out_of_sight
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import CONTENT_FOLDER
+from orchestrator.checkpoint.external_files import link_or_copy, sync_and_digest
+from orchestrator.checkpoint.manifest import Adopted, FileRecord, Manifest, Reason
+from orchestrator.checkpoint.store import Store, publish_directory
+from orchestrator.checkpoint.verification import verify_files
+from orchestrator.errors import CheckpointInvalidError
+from orchestrator.rundir.journal import utc_now
+
+DOUBT = "saved by the script itself, which alone knows what it restores"
+RESTORING_SUFFIX = ".orchestrator-restoring"
+
+
+@dataclass(frozen=True)
+class Seal:
+    """A checkpoint that stands for what the script has saved."""
+
+    checkpoint: Checkpoint
+    adopted: Adopted
+
+    @property
+    def path(self) -> Path:
+        """The file or directory that the script wrote."""
+        return Path(self.adopted.path)
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """How files become a checkpoint.
+
+    ``step`` is None where the name has no number. ``keep`` asks for a copy in the store. ``link``
+    says that the script replaces its files and never writes into them, so that a hard link is a
+    copy.
+    """
+
+    files: SavedFiles
+    step: int | None
+    reason: Reason
+    written_here: bool
+    keep: bool
+    link: bool = False
+
+
+class _ChangedError(Exception):
+    """The script has written to the files while they were sealed."""
+
+
+@dataclass(frozen=True)
+class SealStore:
+    """Seals what the script has saved, sets it aside, and puts a kept copy back."""
+
+    store: Store
+
+    def seal(self, sealing: Sealing) -> Checkpoint | None:
+        """Make a checkpoint of the files; None if they changed meanwhile. Raises OSError."""
+        files, disk = sealing.files, self.store.disk
+
+        def fill(directory: Path) -> dict[str, FileRecord]:
+            root = files.root
+            if sealing.keep:
+                root = directory / CONTENT_FOLDER
+                self._copy(files.root, files.modified_ns, root, link=sealing.link)
+            records = {name: sync_and_digest(root / name, disk) for name in files.states}
+            for folder in {root, root.parent, *((root / name).parent for name in records)}:
+                disk.sync_directory(folder)
+            read = {name: record.bytes for name, record in records.items()}
+            # Two saves within one tick of the clock have the same time.
+            if SavedFiles.at(files.path) != files or read != files.sizes:
+                raise _ChangedError
+            return records
+
+        try:
+            checkpoint = publish_directory(self.store.run, disk, self._manifest(sealing), fill)
+        except Exception as error:
+            if isinstance(error, _ChangedError) or SavedFiles.at(files.path) != files:
+                return None
+            raise
+        self.store.verified.record(checkpoint)
+        return checkpoint
+
+    def _manifest(self, sealing: Sealing) -> Manifest:
+        files, step = sealing.files, sealing.step
+        if step is None:
+            step = 1 + max((c.manifest.step for c in self.store.all()), default=0)
+        return Manifest(
+            run_id=self.store.run_id,
+            step=step,
+            epoch=0,
+            reason=sealing.reason,
+            metrics={},
+            healthy=True,
+            time=utc_now(),
+            files={},
+            versions={"orchestrator": __version__},
+            doubts=[DOUBT],
+            adopted=Adopted(
+                path=str(files.path),
+                is_directory=files.is_directory,
+                numbered=sealing.step is not None,
+                written_here=sealing.written_here,
+                kept=sealing.keep,
+                modified_ns=files.modified_ns,
+            ),
+        )
+
+    def _copy(self, source: Path, modified_ns: dict[str, int], target: Path, *, link: bool) -> None:
+        """Copy files of these names, with these times, to a new directory."""
+        target.mkdir()
+        for name, modified in modified_ns.items():
+            link_or_copy(source / name, target / name, self.store.disk, link=link)
+            if (target / name).stat().st_nlink == 1:
+                os.utime(target / name, ns=(modified, modified))
+
+    def seals(self) -> dict[Path, Seal]:
+        """Return the newest seal of each path of the script."""
+        seals = (_seal_of(checkpoint) for checkpoint in self.store.all())
+        return {seal.path: seal for seal in seals if seal is not None}
+
+    def withdraw(self, seal: Seal) -> None:
+        """Remove a seal whose files are deleted or written anew. Raises OSError."""
+        self.store.withdraw(seal.checkpoint)
+
+    def withdraw_older(self, checkpoint: Checkpoint) -> None:
+        """Remove all earlier seals of a path that was sealed again: their files are gone."""
+        newest = _seal_of(checkpoint)
+        for older in map(_seal_of, self.store.all()):
+            same = newest and older and not older.adopted.kept and older.path == newest.path
+            if older and same and older.checkpoint.name != checkpoint.name:
+                with contextlib.suppress(OSError):  # perhaps it is being deleted
+                    self.withdraw(older)
+
+    def put_back(self, seal: Seal) -> None:
+        """Copy the kept version to the script's own path, where nothing is. Raises OSError."""
+        target, disk = seal.path, self.store.disk
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}{RESTORING_SUFFIX}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        source = seal.checkpoint.contents.folder
+        self._copy(source, seal.adopted.modified_ns, temporary, link=False)
+        if seal.adopted.is_directory:
+            disk.rename(temporary, target)
+        else:
+            disk.rename(temporary / target.name, target)
+            disk.remove(temporary)
+        disk.sync_directory(target.parent)
+
+    def is_in_place(self, seal: Seal) -> bool:
+        """Return whether the script's own path holds this very version, every byte of it."""
+        files, checkpoint = SavedFiles.at(seal.path), seal.checkpoint
+        if files is None or files.states.keys() != checkpoint.manifest.files.keys():
+            return False
+        try:
+            verify_files(checkpoint, files.root, to_load=True)
+        except CheckpointInvalidError:
+            return False
+        return True
+
+    def set_aside(self, path: Path, reason: str) -> Path:
+        """Move to quarantine what never was a checkpoint, and return its new path. Raises OSError.
+
+        The reason is written down beside it.
+        """
+        quarantine = self.store.quarantine_folder
+        directory = quarantine.free_path(f"partial-{path.name}")
+        self.store.disk.make_directory(directory)
+        try:
+            moved_to = move_out_of_sight(path, directory, self.store.disk)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        if not moved_to.is_relative_to(directory):
+            reason = f"{reason}; its files are {moved_to}"
+        quarantine.write_note(directory, path.name, reason)
+        return moved_to
+
+
+def _seal_of(checkpoint: Checkpoint) -> Seal | None:
+    adopted = checkpoint.manifest.adopted
+    return None if adopted is None else Seal(checkpoint, adopted)

@@ -1,0 +1,123 @@
+"""The saves of a script that are no checkpoints yet, and since when each of them is unchanged."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.adopt.completeness import Completeness
+from orchestrator.adopt.files import SavedFiles, kind_of
+from orchestrator.adopt.scan_events import STARTS, Moment
+from orchestrator.adopt.seal_policy import Proof
+from orchestrator.adopt.seal_store import Seal
+from orchestrator.adopt.write_ledger import WriteLedger
+
+
+@dataclass
+class TrackedSave:
+    """Files that are no checkpoint, or not yet, and what is known about them."""
+
+    files: SavedFiles
+    unchanged_since: float
+    """By the scanner's clock, in seconds."""
+    times_before_run: dict[str, int]
+    """The modification times of its files before a trainer ran; empty for a save of the run."""
+    completeness: Completeness | None = None
+    problem: str | None = None
+    """Why it is incomplete."""
+    reported: bool = False
+    """Whether it was reported, or need not be, that this is no checkpoint."""
+
+    @property
+    def path(self) -> Path:
+        """The file or directory that the script writes."""
+        return self.files.path
+
+    @property
+    def proof(self) -> Proof:
+        """What is known about whether it is whole."""
+        if self.problem is not None:
+            return Proof.INCOMPLETE
+        if self.completeness is None:
+            return Proof.NOT_EXAMINED
+        return Proof.PROVEN if self.completeness.proven else Proof.UNPROVEN
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it stays no checkpoint unless it changes."""
+        return self.reported and self.problem is not None
+
+
+class SaveTracker:
+    """Tracks every save that matches the pattern and is not sealed as it is now."""
+
+    def __init__(self, ledger: WriteLedger, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._saves: dict[Path, TrackedSave] = {}
+
+    @property
+    def has_undecided(self) -> bool:
+        """Whether any save may still turn out to be whole."""
+        return any(save.problem is None for save in self._saves.values())
+
+    def unsettled(self) -> list[TrackedSave]:
+        """Return the saves on which a decision may be due."""
+        return [save for save in self._saves.values() if not save.is_settled]
+
+    def observe(self, paths: Collection[Path], seals: Mapping[Path, Seal], moment: Moment) -> None:
+        """Look at all paths that exist; saves at other paths are gone."""
+        self._saves = self._look_at(paths, seals, moment)
+
+    def observe_unsettled(self, seals: Mapping[Path, Seal]) -> None:
+        """Look again only at the unsettled saves, while a trainer runs."""
+        settled = {path: save for path, save in self._saves.items() if save.is_settled}
+        paths = self._saves.keys() - settled.keys()
+        self._saves = self._look_at(paths, seals, Moment.RUNNING) | settled
+
+    def drop(self, path: Path) -> None:
+        """Stop tracking a save that is sealed or out of the way."""
+        self._saves.pop(path, None)
+
+    def previous_times(self, path: Path, seal: Seal | None) -> dict[str, int]:
+        """Return the modification times of the version that was sealed last; empty without one."""
+        return seal.adopted.modified_ns if seal else self._ledger.times_before_rewrite(path)
+
+    def last_begun(self, seals: Mapping[Path, Seal]) -> Mapping[str, int]:
+        """Return when the last save of each kind of name was begun, in nanoseconds."""
+        begun: dict[str, int] = defaultdict(int)
+        found = {path: min(s.adopted.modified_ns.values(), default=0) for path, s in seals.items()}
+        found |= {path: save.files.first_change_ns for path, save in self._saves.items()}
+        for path, time_ns in found.items():
+            kind = kind_of(path.name)
+            begun[kind] = max(begun[kind], time_ns)
+        return begun
+
+    def _look_at(
+        self, paths: Collection[Path], seals: Mapping[Path, Seal], moment: Moment
+    ) -> dict[Path, TrackedSave]:
+        found = {}
+        for path in paths:
+            files, seal = SavedFiles.at(path), seals.get(path)
+            if files is None or (seal and seal.adopted.modified_ns == files.modified_ns):
+                continue
+            save = self._saves.get(path)
+            if save is None or save.files != files:
+                times_before_run = save.times_before_run if save is not None else {}
+                if moment in STARTS:
+                    times_before_run = files.modified_ns
+                elif self._is_work_of_run(files, seal, times_before_run):
+                    self._ledger.record_write(path)
+                save = TrackedSave(files, self._clock(), times_before_run)
+            found[path] = save
+        return found
+
+    def _is_work_of_run(
+        self, files: SavedFiles, seal: Seal | None, times_before_run: dict[str, int]
+    ) -> bool:
+        """Return whether the run wrote all files; not where it added some to others' files."""
+        if seal is not None and seal.adopted.written_here:
+            return True
+        now = files.modified_ns
+        before = self.previous_times(files.path, seal) or times_before_run
+        return all(now[name] != before[name] for name in now.keys() & before.keys())

@@ -1,0 +1,126 @@
+"""What a checkpoint consists of: a session's state file, a framework's files or a script's own.
+
+Each kind knows where its files are and what a trainer resumes from.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.checkpoint.manifest import Adopted, Manifest
+from orchestrator.errors import ConfigError
+
+STATE_FILE = "state.pt"
+
+CONTENT_FOLDER = "content"
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The state of a session: one ``torch.save`` file beside the manifest in ``directory``."""
+
+    directory: Path
+
+    @property
+    def folder(self) -> Path:
+        """The directory that the file names of the manifest are relative to."""
+        return self.directory
+
+    @property
+    def state_file(self) -> Path:
+        """The ``torch.save`` file."""
+        return self.directory / STATE_FILE
+
+    @property
+    def resume_path(self) -> Path:
+        """The path that a trainer is given to resume from."""
+        return self.state_file
+
+    @property
+    def shown_path(self) -> Path:
+        """The path that people are shown."""
+        return self.directory
+
+
+@dataclass(frozen=True)
+class FrameworkFiles:
+    """What a framework's trainer has written, below ``content/`` in ``directory``."""
+
+    directory: Path
+    framework: str
+
+    @property
+    def folder(self) -> Path:
+        """The directory that the file names of the manifest are relative to."""
+        return self.directory / CONTENT_FOLDER
+
+    @property
+    def state_file(self) -> Path:
+        """Always raises ConfigError: there is no ``torch.save`` file of a session."""
+        raise _without_state_file(self.directory, self.framework, self.folder)
+
+    @property
+    def resume_path(self) -> Path:
+        """The path that a trainer is given to resume from."""
+        return self.folder
+
+    @property
+    def shown_path(self) -> Path:
+        """The path that people are shown."""
+        return self.directory
+
+
+@dataclass(frozen=True)
+class AdoptedFiles:
+    """What a script has saved for itself (``--adopt``); ``directory`` holds a copy, or only a seal.
+
+    The script's own path is what it resumes from, so a kept copy must be put back there first.
+    """
+
+    directory: Path
+    adopted: Adopted
+
+    @property
+    def script_path(self) -> Path:
+        """The file or directory that the script wrote."""
+        return Path(self.adopted.path)
+
+    @property
+    def folder(self) -> Path:
+        """The directory that the file names of the manifest are relative to."""
+        if self.adopted.kept:
+            return self.directory / CONTENT_FOLDER
+        return self.script_path if self.adopted.is_directory else self.script_path.parent
+
+    @property
+    def state_file(self) -> Path:
+        """Always raises ConfigError: there is no ``torch.save`` file of a session."""
+        raise _without_state_file(self.directory, "the script itself", self.shown_path)
+
+    @property
+    def resume_path(self) -> Path:
+        """The path that a trainer is given to resume from."""
+        return self.script_path
+
+    @property
+    def shown_path(self) -> Path:
+        """The path that people are shown."""
+        return self.directory if self.adopted.kept else self.script_path
+
+
+Contents = StateFile | FrameworkFiles | AdoptedFiles
+
+
+def contents_of(directory: Path, manifest: Manifest) -> Contents:
+    """Return what the manifest in a checkpoint's directory says that the checkpoint consists of."""
+    if manifest.adopted is not None:
+        return AdoptedFiles(directory, manifest.adopted)
+    if manifest.framework is not None:
+        return FrameworkFiles(directory, manifest.framework)
+    return StateFile(directory)
+
+
+def _without_state_file(directory: Path, writer: str, files: Path) -> ConfigError:
+    return ConfigError(
+        f"cannot take a {STATE_FILE} from {directory}: {writer} has saved it in its own form; "
+        f"copy its files from {files}, or load them from there"
+    )

@@ -1,0 +1,56 @@
+"""How the files of a checkpoint are moved and removed, which depends on who owns them."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.checkpoint.checkpoint import MANIFEST_FILE, Checkpoint
+from orchestrator.checkpoint.external_files import files_below
+from orchestrator.system.durable import Disk
+
+
+class Disposal(Protocol):
+    """What a store asks before it quarantines or deletes a checkpoint."""
+
+    verifies_all: bool
+    """Whether retention verifies every checkpoint, even while the policy keeps all of them."""
+
+    def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
+        """Bring files from elsewhere into the directory ``path``, which goes to quarantine.
+
+        ``checkpoints`` are those of the run. Return where the files are now, if they could not be
+        moved into the directory. Raises OSError.
+        """
+
+    def may_delete(self, checkpoint: Checkpoint) -> bool:
+        """Return whether all files of the checkpoint may be deleted. Raises OSError."""
+
+    def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:
+        """Remove ``trash``, to which the checkpoint's directory was renamed. Raises OSError."""
+
+
+class OwnFiles:
+    """Disposes of checkpoints that consist of the files in their own directory."""
+
+    verifies_all = True
+
+    def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
+        """Return None: every file is in the directory."""
+        return None
+
+    def may_delete(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the directory holds the checkpoint's files and no others."""
+        return files_below(checkpoint.path) == _own_names(checkpoint)
+
+    def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:
+        """Remove the checkpoint's files and folders one by one. Raises OSError."""
+        for name in _own_names(checkpoint):
+            disk.remove(trash / name)
+        for folder, _, _ in os.walk(trash, topdown=False):
+            disk.remove(Path(folder))
+
+
+def _own_names(checkpoint: Checkpoint) -> set[str]:
+    folder = checkpoint.contents.folder.relative_to(checkpoint.path)
+    return {MANIFEST_FILE, *(str(folder / name) for name in checkpoint.manifest.files)}
