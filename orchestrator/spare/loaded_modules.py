@@ -18,8 +18,8 @@ from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
 GROWTH = 50
 # This package counts as third-party even if it is an editable installation.
 _THIS_PACKAGE = __name__.partition(".")[0]
-# torch writes modules into a temporary folder of each process and imports them from there: on
-# torch 2.7 to 2.9 at the first step of an optimizer. They do not belong to the script.
+# torch generates modules in a temporary folder of each process and imports them from there.
+# torch 2.7 to 2.9 do so at the first step of an optimizer.
 _GENERATOR = "torch.distributed.nn.jit.instantiator"
 _GENERATED_FOLDER = "INSTANTIATED_TEMPLATE_DIR_PATH"
 _FIRST_ENVIRONMENT = Path("/proc/self/environ")
@@ -63,10 +63,10 @@ class ModuleReport:
 def loaded_modules() -> dict[str, list[str]]:
     """Return the names of ``third_party`` modules and of the script's ``own`` modules.
 
-    Third-party modules are in the interpreter's library or in site-packages; all others are own,
-    except for the modules that torch generates, which are left out. The names are in the order in
-    which their imports ended: if one module changes another, an import in this order has the same
-    effects.
+    Third-party modules are in the interpreter's library or in site-packages; all others are own.
+    Modules that torch generates at run time are left out.
+    The names are in the order in which their imports ended: if one module changes another, an
+    import in this order has the same effects.
     """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
