@@ -106,7 +106,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise IncompleteError(f"{path.name} is no whole JSON") from None
+        raise IncompleteError(f"{path.name} is not complete JSON") from None
 
 
 def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
@@ -118,7 +118,7 @@ def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
         ends = [t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"]
         needed = 8 + header_bytes + max(ends, default=0)
     except (ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError):
-        raise IncompleteError(f"{name} has no whole header") from None
+        raise IncompleteError(f"{name} has an incomplete header") from None
     if size != needed:
         raise IncompleteError(f"{name} has {size} bytes, not {needed}")
 
@@ -164,11 +164,11 @@ def _zip_shows_whole(name: str, file: BinaryIO) -> bool:
     except (_TooLargeError, PickleTooLargeError):
         return False
     except zipfile.BadZipFile:
-        raise IncompleteError(f"{name} has no end") from None
+        raise IncompleteError(f"{name} is cut off") from None
     except NotImplementedError:  # it asks for a later version of the format, say
         raise IncompleteError(f"{name} has a damaged directory") from None
     except (DamagedPickleError, EOFError):
-        raise IncompleteError(f"{name} has no whole data.pkl") from None
+        raise IncompleteError(f"{name} has an incomplete data.pkl") from None
     return True
 
 
@@ -201,9 +201,9 @@ def dcp_sizes(metadata: Path) -> dict[str, int] | None:
     except PickleTooLargeError:
         return None
     except DamagedPickleError:
-        raise IncompleteError(f"{metadata.name} is not whole") from None
+        raise IncompleteError(f"{metadata.name} is incomplete") from None
     if not isinstance(content.root, PickledObject) or "storage_data" not in _state(content.root):
-        raise IncompleteError(f"{metadata.name} is not whole")
+        raise IncompleteError(f"{metadata.name} is incomplete")
     sizes: dict[str, int] = {}
     for piece in content.objects:
         state = _state(piece)

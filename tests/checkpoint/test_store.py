@@ -650,7 +650,7 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
         return real_open(path, *arguments)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(UnreadableError, match="mend that and run again"):
+    with pytest.raises(UnreadableError, match="fix this and run again"):
         store.newest_valid()
     with pytest.raises(UnreadableError):
         store.apply_retention(KEEP_TWO)

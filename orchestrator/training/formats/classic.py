@@ -1,7 +1,7 @@
-"""Files that other programs have made, as the classic form that a run can begin with.
+"""Reading of checkpoint files that other programs have written, in the classic form.
 
-That is a dict with ``epoch`` and ``<name>_state_dict`` for each object, perhaps ``step`` and
-``loss``: what scripts write that save for themselves.
+The classic form is what scripts commonly pass to ``torch.save``: a dict with ``epoch``, with
+``<name>_state_dict`` for each object, and optionally with ``step`` and ``loss``.
 """
 
 import operator
@@ -13,26 +13,26 @@ import torch
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.formats.safetensors import is_safetensors, read_safetensors
-from orchestrator.training.state.registry import SUFFIX
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.restore import first_line, load
 
-# The control page has 64 bits for each.
-_MOST = 2**63 - 1
+# The control page stores each counter in 64 bits.
+_LARGEST_COUNT = 2**63 - 1
 
 
 def read_classic(source: Path) -> dict[str, Any]:
-    """Read a file in the classic form; ``epoch`` and ``step`` count completed ones.
+    """Read a file in the classic form; ``epoch`` and ``step`` are numbers of completed ones.
 
-    Raises ConfigError when it is missing, cannot be loaded or has another form.
+    Raises ConfigError if the file is missing, cannot be loaded or has another form.
     """
     return _checked(_loaded(source), source)
 
 
 def read_foreign(source: Path, name: str, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Read a file in the classic form, or one of weights alone, a torch.save file or safetensors.
+    """Read a file in the classic form, or one of weights alone (torch.save or safetensors).
 
-    Weights are those of the object with this ``name``, of a run that has done nothing yet;
-    ``counts`` are what the caller knows better of ``epoch`` and ``step``. Raises ConfigError.
+    Weights alone become the state of the object ``name`` at epoch 0. ``counts`` replaces the
+    file's ``epoch`` and ``step``. Raises ConfigError.
     """
     if is_safetensors(source):
         content: Mapping[str, Any] = read_safetensors(source)
@@ -44,7 +44,7 @@ def read_foreign(source: Path, name: str, counts: Mapping[str, int]) -> dict[str
 
 
 def is_state_dict(value: Any) -> bool:
-    """Whether it is the state of a module: tensors by name."""
+    """Return whether this is the state of a module: tensors by name."""
     return (
         isinstance(value, Mapping)
         and bool(value)
@@ -61,7 +61,7 @@ def _loaded(source: Path) -> dict[str, Any]:
     try:
         return load(source)
     except Exception as error:
-        # torch goes on with how to load it unsafely.
+        # The rest of torch's message says how to load the file unsafely.
         problem = first_line(error).partition(". ")[0]
         raise ConfigError(
             f"cannot start from {source}: {problem}; give a file that torch.load reads with its "
@@ -72,17 +72,17 @@ def _loaded(source: Path) -> dict[str, Any]:
 def _checked(content: dict[str, Any], source: Path) -> dict[str, Any]:
     if "epoch" not in content or not any(str(key).endswith(SUFFIX) for key in content):
         raise ConfigError(
-            f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
+            f"cannot start from {source}: it must have an 'epoch' and a '<name>_state_dict', and "
             f"its keys are {', '.join(map(str, content))}"
         )
     for key in ("epoch", "step"):
         try:
             content[key] = operator.index(content.get(key, 0))
-            if not 0 <= content[key] <= _MOST:
+            if not 0 <= content[key] <= _LARGEST_COUNT:
                 raise TypeError
         except TypeError:
             raise ConfigError(
                 f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole number "
-                "from 0 on"
+                "of at least 0"
             ) from None
     return content
