@@ -75,6 +75,16 @@ class ScriptFiles:
             return False
         return contents.adopted.kept or _is_unchanged_work(contents.adopted)
 
+    def _takes_files_along(self, adopted: Adopted) -> bool:
+        """Return whether the script's own files go with the seal.
+
+        Beside a copy they do so only where there are other paths: otherwise the files would be
+        taken for a new checkpoint.
+        """
+        if not adopted.kept:
+            return True
+        return not self.pattern.is_one_path and _is_unchanged_work(adopted)
+
     def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:
         """Remove the seal in ``trash``, and the script's files unless it holds a copy of them.
 
@@ -83,7 +93,7 @@ class ScriptFiles:
         located = self.locate(checkpoint)
         contents = None if located is None else located.contents
         try:
-            if isinstance(contents, AdoptedFiles) and not contents.adopted.kept:
+            if isinstance(contents, AdoptedFiles) and self._takes_files_along(contents.adopted):
                 _remove(move_out_of_sight(contents.script_path, trash, disk))
         finally:
             shutil.rmtree(trash, ignore_errors=True)

@@ -60,6 +60,8 @@ class Adopted:
     """Whether the files are copies beside the manifest, since the script overwrites its own."""
     modified_ns: dict[str, int]
     """The modification time of each file."""
+    number: int | None = None
+    """The number in the name, if there is one."""
     path_from_run: str | None = None
     """The path relative to the run directory, for a project that is moved as a whole."""
 
@@ -67,7 +69,9 @@ class Adopted:
     def from_json(cls, content: JsonObject) -> Self:
         """Parse and check the object. Raises ValueError, KeyError and TypeError."""
         relative = content.get("path_from_run")
+        has_number = content.get("number") is not None
         return cls(
+            number=_count(content, "number") if has_number else None,
             path=_path_of_files(_typed(content, "path", str), absolute=True),
             is_directory=_typed(content, "is_directory", bool),
             numbered=_typed(content, "numbered", bool),
@@ -134,7 +138,7 @@ class Manifest:
         for key in ("framework", "adopted"):
             if content[key] is None:
                 del content[key]
-        if self.adopted is not None and self.adopted.path_from_run is None:
+        if self.adopted is not None:
             content["adopted"] = {k: v for k, v in asdict(self.adopted).items() if v is not None}
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 

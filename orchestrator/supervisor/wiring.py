@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from orchestrator.adopt.ongoing_saves import OngoingSaves
 from orchestrator.adopt.seal_store import SealStore
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
@@ -95,7 +96,8 @@ def wire(
     save_requests = SaveRequests(facts, is_possible=config.adopt is None)
     publisher = Publisher(facts, catalog, save_requests, checkpoint_journal)
     snapshots = SnapshotWriteQueue(store, catalog, stop, publisher)
-    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer))
+    script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
+    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
     status = LiveStatus(facts, store, catalog, snapshots, spares)
     message_handlers = MessageHandlers(

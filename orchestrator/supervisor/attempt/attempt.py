@@ -28,14 +28,17 @@ from orchestrator.terminal.console import Sink
 class AdoptedProgress:
     """The progress of a script that saves for itself: the step of what it has saved or resumed.
 
-    ``saved_after_stop``: all of a checkpoint was written after a stop was requested.
+    ``saves`` counts its own checkpoints. ``saved_after_stop``: all of a checkpoint was written
+    after a stop was requested.
     """
 
     step: int
     saved_after_stop: bool = False
+    saves: int = 0
 
     def record_save(self, step: int, after_stop: bool) -> None:
         """Record a checkpoint; an earlier one may settle after a later one."""
+        self.saves += 1
         self.step = max(self.step, step)
         self.saved_after_stop = self.saved_after_stop or after_stop
 
