@@ -31,7 +31,10 @@ def find_beside(pattern: Pattern, since_ns: int) -> SaveBeside | None:
     """
     parts = [*pattern.base.parts[1:], *(level.text for level in pattern.levels)]
     escaped = [*map(glob.escape, pattern.base.parts[1:]), *parts[len(pattern.base.parts) - 1 :]]
-    first = max(0, len(parts) - 1 - MOST_CHANGING_LEVELS)
+    # Other projects lie beside the current directory.
+    here = Path.cwd().parts
+    project = len(here) - 1 if pattern.base.parts[: len(here)] == here else 0
+    first = max(project, len(parts) - 1 - MOST_CHANGING_LEVELS)
     spans = [(i, i + 1) for i in reversed(range(first, len(parts)))]
     spans += [(i, i + 2) for i in range(first, len(parts) - 2)]
     for start, end in spans:

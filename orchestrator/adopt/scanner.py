@@ -60,6 +60,8 @@ class SaveScanner:
         """Where saves may appear, as of the last full scan."""
         self.has_matched = False
         """Whether anything has ever matched the pattern."""
+        self.stop_ns: int | None = None
+        """When a stop was requested, in nanoseconds of the clock; None before that."""
         self._pattern = pattern
         self._store = store
         self._ledger = ledger
@@ -209,6 +211,10 @@ class SaveScanner:
             case _:
                 assert_never(decision)
 
+    def _is_after_stop(self, files: SavedFiles) -> bool:
+        """Return whether all of a save was written after the request to stop."""
+        return self.stop_ns is not None and files.first_change_ns >= self.stop_ns - FILE_CLOCK_NS
+
     def _note_renumbering(self, save: TrackedSave) -> list[ScanEvent]:
         number, descent = self._pattern.step_of(save.path), self._descent
         if descent.numbers_anew or not descent.is_renumbered(number, save.files.last_change_ns):
@@ -227,7 +233,7 @@ class SaveScanner:
                 save.files,
                 step,
                 number,
-                reason,
+                Reason.EMERGENCY if self._is_after_stop(save.files) else reason,
                 written_here=self._ledger.was_written_here(save.path),
                 keep=self._may_be_rewritten(save.path, number),
                 keeps_all_versions=self._pattern.is_one_path,

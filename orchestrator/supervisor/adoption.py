@@ -90,6 +90,11 @@ class Adoption:
 
     async def take_stock(self) -> None:
         """Scan what is there before the first attempt of this supervisor."""
+        if self._facts.was_complete:
+            self._log.info(
+                "the run was complete: the script is started again, since it alone knows whether "
+                "there is more to do"
+            )
         await self._scan(Moment.FIRST_START if self._facts.is_new else Moment.LATER_START, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
@@ -176,7 +181,7 @@ class Adoption:
                 everywhere = changes.changed.is_set() or time.monotonic() - last_scan >= interval
 
     async def _scan(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
-        reason = Reason.EMERGENCY if self._stop.wanted.is_set() else Reason.PERIODIC
+        self._scanner.stop_ns = self._stop.wanted_ns
         self._scanner.record_reading(self._is_unread)
 
         def scan() -> list[ScanEvent]:
@@ -184,8 +189,8 @@ class Adoption:
             began = time.thread_time() - self._scanner.sealing_cpu_seconds
             try:
                 if everywhere:
-                    return self._scanner.scan(moment, reason)
-                return self._scanner.scan_pending(reason)
+                    return self._scanner.scan(moment, Reason.PERIODIC)
+                return self._scanner.scan_pending(Reason.PERIODIC)
             finally:
                 ended = time.thread_time() - self._scanner.sealing_cpu_seconds
                 self._scan_cpu_seconds = ended - began
@@ -248,7 +253,10 @@ class Adoption:
         return self._reading is not None and self._sees_events and self._reading.is_unread
 
     def _warn_of_unread(self, attempt: Attempt) -> None:
-        if not self._is_unread or self._has_told_of_reading or attempt.resume_checkpoint is None:
+        if not self._is_unread or attempt.resume_checkpoint is None or attempt.adopted is None:
+            return
+        attempt.adopted.is_unread = True
+        if self._has_told_of_reading:
             return
         self._has_told_of_reading = True
         path = attempt.resume_checkpoint.resume_path

@@ -22,6 +22,8 @@ class RunFacts:
     stop: StopRequest
     is_new: bool = True
     """Whether no supervisor of this run had started an attempt before this one."""
+    was_complete: bool = False
+    """Whether the last supervisor of this run ended it as complete."""
     restarts: int = 0
     problem: str | None = None
     attempt: Attempt | None = None
@@ -31,8 +33,11 @@ class RunFacts:
     def from_journal(cls, stop: StopRequest, events: Iterable[dict[str, Any]]) -> Self:
         """Return the facts at the start of a supervisor, from the journal's events so far."""
         names = [event["event"] for event in events]
+        ends = (JournalEvent.RUN_COMPLETED, JournalEvent.RUN_STARTED)
         return cls(
             stop,
+            was_complete=next((name for name in reversed(names) if name in ends), "")
+            == JournalEvent.RUN_COMPLETED,
             is_new=JournalEvent.ATTEMPT_STARTED not in names,
             restarts=names.count(JournalEvent.RESTART_SCHEDULED),
         )

@@ -90,7 +90,8 @@ def wire(
     stop = StopRequest(config.grace)
     facts = RunFacts.from_journal(stop, events)
     budget = FailureBudget.from_journal(config.max_restarts, events)
-    spares = SparePool(command, config.spare, stop.wanted.is_set)
+    # A spare is for sessions: it takes over what one has imported.
+    spares = SparePool(command, config.spare and config.adopt is None, stop.wanted.is_set)
     checkpoint_journal = CheckpointJournal(journal)
     catalog = CheckpointCatalog(store, config.retention, checkpoint_journal, budget, events)
     save_requests = SaveRequests(facts, is_possible=config.adopt is None)

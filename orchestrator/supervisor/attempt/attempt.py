@@ -29,12 +29,13 @@ class AdoptedProgress:
     """The progress of a script that saves for itself: the step of what it has saved or resumed.
 
     ``saves`` counts its own checkpoints. ``saved_after_stop``: all of a checkpoint was written
-    after a stop was requested.
+    after a stop was requested. ``is_unread``: it saves, and has not opened what it was offered.
     """
 
     step: int
     saved_after_stop: bool = False
     saves: int = 0
+    is_unread: bool = False
 
     def record_save(self, step: int, after_stop: bool) -> None:
         """Record a checkpoint; an earlier one may settle after a later one."""
