@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -110,6 +110,7 @@ class Session:
             self._registry.add(objects)
         self._loop_state = LoopState(self._registry, self.state, torch.initial_seed())
         self._run: _OpenRun | None = None
+        self._run_id: str | None = None
 
     # --- entering and leaving ----------------------------------------------------------------
 
@@ -132,6 +133,7 @@ class Session:
     def _begin(self, membership: RunMembership) -> _OpenRun:
         backend, page = membership.backend, membership.page
         settings = backend.facts.settings
+        self._run_id = backend.facts.store.run_id
         saver = Saver(backend, self._registry)
         self._registry.add_scalers()
         self._loop_state = LoopState(
@@ -186,11 +188,7 @@ class Session:
     @property
     def _open_run(self) -> _OpenRun:
         if self._run is None:
-            with refusing():
-                raise ConfigError(
-                    "cannot use a session outside of its `with` block: enter it with "
-                    "`with Session(...) as session:` and train inside"
-                )
+            _refuse_outside()
         return self._run
 
     # --- what scripts read and register ------------------------------------------------------
@@ -215,8 +213,10 @@ class Session:
 
     @property
     def run_id(self) -> str:
-        """The id of the run, the same in each of its attempts; only inside the ``with`` block."""
-        return self._open_run.membership.backend.facts.store.run_id
+        """The id of the run, the same in each of its attempts; known from the ``with`` line on."""
+        if self._run_id is None:
+            _refuse_outside()
+        return self._run_id
 
     def register(self, **objects: Any) -> None:
         """Register more objects, before the ``with`` block, in which they are restored.
@@ -435,3 +435,11 @@ class Session:
                 return saves.save_now(Reason.REQUESTED).path
             except CheckpointWriteError:
                 return None
+
+
+def _refuse_outside() -> NoReturn:
+    with refusing():
+        raise ConfigError(
+            "cannot use a session outside of its `with` block: enter it with "
+            "`with Session(...) as session:` and train inside"
+        )

@@ -243,7 +243,7 @@ class LoopState:
         live = digest_parts({**self._registry.capture(), "rng": known})
         live["next_batch"] = digest_of_next(restored.position)
         return [
-            f"{name.removesuffix(SUFFIX)} has not taken over what was saved"
+            f"{name.removesuffix(SUFFIX)} has not loaded what was saved"
             for name, saved in restored.digests.items()
             if name in live and live[name] != saved
         ]

@@ -171,10 +171,10 @@ class Saver:
             cause = OSError(errno.EIO, str(error))
             written.set_exception(CheckpointWriteError(int(saved.state["step"]), cause))
             return
-        written.add_done_callback(partial(self._note_write_seconds, began=time.monotonic()))
+        written.add_done_callback(partial(self._record_write_seconds, began=time.monotonic()))
         self._backend.write(done.result(), reason, written)
 
-    def _note_write_seconds(self, written: Future[Checkpoint], *, began: float) -> None:
+    def _record_write_seconds(self, written: Future[Checkpoint], *, began: float) -> None:
         self._write_seconds = time.monotonic() - began
 
     # --- without one -------------------------------------------------------------------------

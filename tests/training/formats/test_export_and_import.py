@@ -400,7 +400,7 @@ def test_unusable_file_is_not_imported(
 
 def test_import_with_an_invalid_name_is_refused(tmp_path: Path) -> None:
     """A name that cannot be a keyword argument is refused at once."""
-    with pytest.raises(OrchestratorError, match="no name of a keyword"):
+    with pytest.raises(OrchestratorError, match="not a name that a keyword"):
         command("import", "file", "new", "--name", "my model")
 
 

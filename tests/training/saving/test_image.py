@@ -186,7 +186,7 @@ def test_state_that_an_image_cannot_express_is_saved_plainly(
 ) -> None:
     """Sparse tensors and the like take torch.save's own way into memory, with one warning."""
     state = {"odd": tensor, "even": torch.ones(2)}
-    with pytest.warns(UserWarning, match="slower way of torch.save"):
+    with pytest.warns(UserWarning, match="slower torch.save"):
         image_of(snapshotter, state)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
