@@ -20,7 +20,7 @@ NOW = 1000
         # Nothing was resumed from: the number in the name, or a count.
         (Descent(NOW), 3, NOW, 3),
         (Descent(NOW), None, NOW, 8),
-        # The script goes on with its numbers, also after a life that numbered anew.
+        # The script goes on with its numbers, also after an attempt that numbered anew.
         (Descent(NOW, step=5, number=5), 6, NOW, 6),
         (Descent(NOW, step=9, number=2), 3, NOW, 10),
         # It saves once more what it has resumed from.
@@ -31,7 +31,7 @@ NOW = 1000
         (Descent(NOW, step=5, number=5, numbers_anew=True), 9, NOW, 15),
         # What was written before the attempt keeps its number.
         (Descent(NOW, step=5, number=5), 1, NOW - 1, 1),
-        # A life that has not read what it was offered begins from zero.
+        # An attempt that has not read what it was offered begins from zero.
         (Descent(NOW, step=5, number=5, is_unread=True), 1, NOW, 1),
         (Descent(NOW, step=5, is_unread=True, unread_saves=2), None, NOW, 3),
     ],
@@ -43,15 +43,15 @@ def test_step_of_a_save(descent: Descent, number: int | None, written: int, step
 
 @pytest.mark.parametrize("pattern", ["c-*", "c-*.pt", "run-*/last.pt"])
 def test_renumbered_saves_come_after_what_they_descend_from(tmp_path: Path, pattern: str) -> None:
-    """Three lives save two numbers each from zero on; the newest is always the last one saved."""
+    """Three attempts count from zero; the newest checkpoint is always the one saved last."""
     script = Script(tmp_path, pattern)
     script.scan(Moment.FIRST_START)
     told = 0
-    for life in range(3):
+    for attempt in range(3):
         script.scanner.begin_attempt(script.store.newest_valid())
-        for number in range(3 - (life > 0)):
+        for number in range(3 - (attempt > 0)):
             name = pattern.replace("*", str(number))
-            script.save(name, 10.0 * life + number)
+            script.save(name, 10.0 * attempt + number)
             events = script.scan(after=20)
             told += kinds(events).count(Renumbered)
             assert Sealed in kinds(events)
@@ -75,8 +75,8 @@ def test_rewritten_path_under_a_wildcard_is_versioned(
     """A kill in the middle of the second save costs that save only, and then of any save."""
     script = Script(tmp_path, pattern)
     script.scan(Moment.FIRST_START)
-    for life in range(4):
-        script.save(name, float(life))
+    for attempt in range(4):
+        script.save(name, float(attempt))
         assert kinds(script.scan(after=20)) == [Sealed]
         script.save(name, -1.0)
         script.tear(name)
@@ -85,7 +85,7 @@ def test_rewritten_path_under_a_wildcard_is_versioned(
         newest = script.store.newest_valid()
         assert newest is not None
         script.seals.put_back(script.seals.seals()[script.out / name])
-        assert torch.load(script.out / name)["a"][0] == life
+        assert torch.load(script.out / name)["a"][0] == attempt
         script.scanner.begin_attempt(newest)
     # Only so many copies stay.
     assert len(script.store.all()) <= 2
@@ -102,15 +102,15 @@ def test_numbered_saves_are_not_copied(tmp_path: Path) -> None:
     assert [adopted.kept for adopted in manifests if adopted] == [True, False, False, False]
 
 
-def test_unread_life_is_no_progress_and_is_not_sealed_again_and_again(tmp_path: Path) -> None:
+def test_unread_attempt_is_no_progress_and_is_not_sealed_again_and_again(tmp_path: Path) -> None:
     """Its saves have the steps of its own count, and a seal that was deleted stays deleted."""
     script = Script(tmp_path, "last.pt")
     script.scan(Moment.FIRST_START)
-    for life in range(2):
+    for attempt in range(2):
         script.scanner.begin_attempt(script.store.newest_valid())
-        script.scanner.record_reading(is_unread=life > 0)
-        for count in range(3 - life):
-            script.save("last.pt", 10.0 * life + count)
+        script.scanner.record_reading(is_unread=attempt > 0)
+        for count in range(3 - attempt):
+            script.save("last.pt", 10.0 * attempt + count)
             script.scan(after=20)
     assert script.steps() == [1, 1, 2, 2, 3]
     lowest = [c for c in script.store.all() if c.name.endswith("2-2")]
