@@ -75,7 +75,10 @@ def parse(words: Sequence[str]) -> Namespace:
     arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
     if unknown:
-        arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
+        advice = "" if "--" in words else "; put -- before the command"
+        arguments.parser.error(
+            f"unknown arguments: {' '.join(unknown)}{advice if arguments.takes_command else ''}"
+        )
     if arguments.takes_command:
         arguments.command += tail
         if not arguments.command:
