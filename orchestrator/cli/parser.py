@@ -106,7 +106,8 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Stop or kill a PyTorch training run in any way and lose (almost) nothing.",
+        description="Stop or kill a PyTorch training run in any way, and lose nothing, or a few "
+        "seconds of work.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
