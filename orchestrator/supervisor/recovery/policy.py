@@ -135,7 +135,7 @@ POISON = SCRIPT - {Kind.IMPORT_ERROR, Kind.USAGE}
 LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
 
 _SHORT_SLICES_REASON = (
-    "each attempt is shorter than the checkpoint interval: {slices} times in a row the run was "
+    "each attempt is shorter than the checkpoint interval: {slices} times the run was "
     "ended from outside before a new checkpoint was published; save more often (--every), or let "
     "it run longer at a time"
 )

@@ -59,7 +59,7 @@ class InStep(LoopPosition):
         return step > self.number
 
     def caveats(self, step: int, *, in_evaluation: bool) -> list[str]:
-        """Return the doubts; every evaluation here lies between two steps."""
+        """Return the doubts; every evaluation here is between two steps."""
         if self.was_changed:
             return [_CHANGED]
         return [_EVALUATION] if in_evaluation else []

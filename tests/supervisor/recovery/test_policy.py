@@ -46,7 +46,7 @@ GIVE_UP, RETRY, DEMOTE = Action.GIVE_UP, Action.RETRY, Action.DEMOTE
 CASES = {
     "complete": case(Action.FINISH, "complete", end(Kind.COMPLETE)),
     "stopped": case(Action.STOP, "was requested", end(Kind.STOPPED), slices=3),
-    "stopped too early too often": case(GIVE_UP, "slice is", end(Kind.STOPPED), slices=4),
+    "stopped too early too often": case(GIVE_UP, "attempt is", end(Kind.STOPPED), slices=4),
     "the same, more restarts allowed": case(
         Action.STOP, "", end(Kind.STOPPED), slices=4, allowed=4
     ),
