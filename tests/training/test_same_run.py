@@ -476,7 +476,7 @@ def test_epoch_that_leaves_out_its_batches_is_noticed(tmp_path: Path) -> None:
     with resumed.session as session:
         for _ in session.epochs(1):
             pass
-    assert str(session.exactness).startswith("APPROXIMATE: an epoch ended before the script reached")
+    assert str(session.exactness).startswith("APPROXIMATE: an epoch ended before the script")
 
 
 def test_neighbouring_seeds_order_the_data_differently(tmp_path: Path) -> None:
