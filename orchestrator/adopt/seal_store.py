@@ -143,7 +143,7 @@ class SealStore:
         return max((checkpoint.manifest.step for checkpoint in self.store.all()), default=0)
 
     def withdraw(self, seal: Seal) -> None:
-        """Remove a seal whose files are deleted or written anew. Raises OSError."""
+        """Remove a seal whose files are deleted or written again. Raises OSError."""
         self.store.withdraw(seal.checkpoint)
 
     def withdraw_older(self, checkpoint: Checkpoint, kept_versions: int | None = None) -> None:
