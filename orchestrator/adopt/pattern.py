@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
@@ -131,14 +132,13 @@ class Pattern:
         What a manifest says is not to be trusted: only a path that the person who gave the pattern
         has named may be moved, deleted or written to.
         """
-        below = path.parts[len(self.base.parts) :]
-        if not path.is_relative_to(self.base) or len(below) != len(self.levels):
+        base = os.path.join(self.base, "")
+        if not str(path).startswith(base):
             return False
-        if not all(level.fits(part) for level, part in zip(self.levels, below, strict=True)):
+        below = str(path)[len(base) :].split("/")
+        if len(below) != len(self.levels) or not all(map(PatternLevel.fits, self.levels, below)):
             return False
-        return not any(
-            self.base.joinpath(*below[: count + 1]).is_symlink() for count in range(len(below))
-        )
+        return not any(map(os.path.islink, accumulate(below, os.path.join, initial=base)))
 
     def covers(self, path: Path) -> bool:
         """Return whether this absolute path is, or would be, a match or inside of one."""

@@ -69,6 +69,7 @@ class SaveScanner:
         self._tracker = SaveTracker(ledger, clock)
         self._sealer = Sealer(store, clock)
         self._descent = ledger.descent
+        self._has_seals = False
 
     @property
     def pending(self) -> bool:
@@ -121,6 +122,7 @@ class SaveScanner:
         for save in self._tracker.unsettled():
             if self._sealer.has_sealed(save.files):
                 self._tracker.drop(save.path)
+        self._has_seals = self._has_seals or bool(seals)
         saves = sorted(self._tracker.unsettled(), key=self._order)
         if moment in STARTS:
             self._pass_over_older(saves, seals, moment)
@@ -227,7 +229,8 @@ class SaveScanner:
 
     def _seal(self, save: TrackedSave, reason: Reason) -> ScanEvent | None:
         number, written_ns = self._pattern.step_of(save.path), save.files.last_change_ns
-        step = self._descent.step_of(number, written_ns, self._store.highest_step)
+        highest = self._store.highest_step if number is None else 0
+        step = self._descent.step_of(number, written_ns, highest)
         checkpoint = self._sealer.seal(
             Sealing(
                 save.files,
@@ -244,6 +247,7 @@ class SaveScanner:
         if self._descent.is_unread and number is None:
             self._descent.unread_saves += 1
             self._ledger.record_descent(self._descent)
+        self._has_seals = True
         self._ledger.forget(save.path)
         self._tracker.drop(save.path)
         return Sealed(checkpoint, save.files.first_change_ns)
@@ -255,7 +259,7 @@ class SaveScanner:
         if number is None and not any(map(str.isdigit, path.name)):
             return True  # last.ckpt, say; a name with a date or a hash comes once
         # Nothing is known yet of how the script names its saves.
-        return not self._store.seals() and self._ledger.was_written_here(path)
+        return not self._has_seals and self._ledger.was_written_here(path)
 
     def _reject(self, save: TrackedSave) -> ScanEvent | None:
         """Set a save of the run aside; report another one, once. Raises OSError."""

@@ -40,11 +40,13 @@ class ScriptFiles:
         contents = checkpoint.contents
         if not isinstance(contents, AdoptedFiles):
             return checkpoint
-        paths = [contents.path_from_run, Path(contents.adopted.path)]
+        paths = dict.fromkeys((contents.path_from_run, Path(contents.adopted.path)))
         named = [path for path in paths if path is not None and self.pattern.names(path)]
-        named.sort(key=lambda path: not path.exists())
         if not named:
             return None
+        if len(paths) == 1:
+            return checkpoint  # nothing has moved
+        named.sort(key=lambda path: not path.exists())
         adopted = replace(contents.adopted, path=str(named[0]), path_from_run=None)
         return replace(checkpoint, manifest=replace(checkpoint.manifest, adopted=adopted))
 

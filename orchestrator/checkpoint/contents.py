@@ -94,8 +94,8 @@ class AdoptedFiles:
         """The script's path as seen from the run directory as it is now; None if not recorded."""
         if self.adopted.path_from_run is None:
             return None
-        run = self.directory.parent.parent
-        return Path(os.path.abspath(run / self.adopted.path_from_run))
+        run = os.path.join(os.path.abspath(self.directory), "..", "..")
+        return Path(os.path.normpath(os.path.join(run, self.adopted.path_from_run)))
 
     @property
     def folder(self) -> Path:
