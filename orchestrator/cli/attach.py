@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from orchestrator.client import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.history import read_history
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.stop_signals import end_by_interrupt
@@ -32,8 +32,7 @@ def attach(arguments: Namespace) -> ExitStatus:
     except KeyboardInterrupt:
         _detach(run, viewer)
     viewer.close()
-    events, _ = Journal(run.journal_file).read()
-    return exit_status_after(events)
+    return exit_status_after(read_history(run))
 
 
 def _detach(run: RunDir, viewer: "_Viewer") -> NoReturn:

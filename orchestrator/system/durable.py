@@ -186,3 +186,18 @@ def replace_file(path: Path, content: bytes, disk: Disk | None = None) -> None:
     with atomic_replacement(path, disk, replace=True) as temporary, disk.create(temporary) as file:
         file.write(content)
         disk.sync(file)
+
+
+def replace_disposable_file(path: Path, content: bytes) -> None:
+    """Replace a file whose loss costs nothing: nothing is synced. Raises OSError.
+
+    Another process sees the old content or the new. After a power cut it may be damaged, which the
+    reader must notice.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.rundir.history import history_of
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.run_facts import RunFacts
@@ -27,7 +28,7 @@ def test_history_of_a_run_is_read_from_the_journal(
     events: list[dict[str, Any]], is_new: bool, restarts: int
 ) -> None:
     """A later supervisor counts the restarts of the earlier ones, and knows of their attempts."""
-    facts = RunFacts.from_journal(StopRequest(GRACE_SECONDS), events)
+    facts = RunFacts.from_history(StopRequest(GRACE_SECONDS), history_of(events))
     assert (facts.is_new, facts.restarts) == (is_new, restarts)
     assert facts.attempt_number is None
 

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 import structlog
 
@@ -14,7 +13,6 @@ from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
-from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 from orchestrator.system.priority import lower_priority
@@ -36,9 +34,9 @@ class CheckpointCatalog:
         policy: RetentionPolicy,
         journal: CheckpointJournal,
         budget: FailureBudget,
-        events: list[dict[str, Any]],
+        published: Iterable[str],
     ) -> None:
-        """Begin with the checkpoints in ``events``, which are the journal's so far.
+        """Begin with the names of the checkpoints that the journal calls ``published``.
 
         A checkpoint that a person has deleted is not known: the run may make one of the same name.
         """
@@ -49,11 +47,7 @@ class CheckpointCatalog:
         self._log = structlog.get_logger()
         self._one_rotation = asyncio.Lock()
         self._rotations: set[asyncio.Task[None]] = set()
-        self._known = {
-            Path(str(event.get("path"))).name
-            for event in events
-            if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED
-        } & {path.name for path in store.directories()}
+        self._known = set(published) & {path.name for path in store.directories()}
         self.attempt_number: int | None = None
         self.chosen: Checkpoint | None = None
         self.newest: Checkpoint | None = None
