@@ -123,7 +123,8 @@ class History:
             return False
         self.furthest = position
         step, _ = position
-        running, kept = self._running_attempt(), []
+        running = self._running_attempt()
+        kept: list[dict[str, Any]] = []
         for earlier in self.since_progress:
             if earlier["event"] == JournalEvent.GAVE_UP:
                 kept = [start for start in kept if start is running]
