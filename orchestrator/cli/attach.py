@@ -1,5 +1,7 @@
 """`orchestrator attach`: shows the live output of a run on any terminal."""
 
+import contextlib
+import os
 import sys
 import time
 from argparse import Namespace
@@ -21,6 +23,7 @@ FIRST_LINES = 20
 FIRST_BYTES = 1 << 14
 READ_BYTES = 1 << 20
 LAST_LINES_SECONDS = 5.0
+SETTLED_NS = 2_000_000_000
 
 
 def attach(arguments: Namespace) -> ExitStatus:
@@ -47,7 +50,8 @@ def _detach(run: RunDir, viewer: "_Viewer") -> NoReturn:
 
 
 def _follow(run: RunDir, viewer: "_Viewer") -> None:
-    number = _newest_attempt(run)
+    attempts = NewestAttempt(run)
+    number = attempts.number()
     output = Tail(run.attempt(number).output_file)
     log = Tail(run.log_file)
     viewer.print_output(output.last_lines(FIRST_LINES))
@@ -59,7 +63,7 @@ def _follow(run: RunDir, viewer: "_Viewer") -> None:
         # This comes first, so that what the run wrote before its end is read below.
         is_over = lock_owner(run) is None
         _print_all(output, viewer)
-        if (newest := _newest_attempt(run)) > number:
+        if (newest := attempts.number()) > number:
             _print_all(output, viewer)
             number = newest
             output = Tail(run.attempt(number).output_file)
@@ -85,9 +89,24 @@ def _headline(run: RunDir) -> str:
     return f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}"
 
 
-def _newest_attempt(run: RunDir) -> int:
-    names = (path.name for path in run.attempts.glob("*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+class NewestAttempt:
+    """Finds the newest attempt on disk, and lists the directory only when it has changed."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._listed_at: int | None = None
+        self._number = 0
+
+    def number(self) -> int:
+        """Return the number of the newest attempt; 0 before the first."""
+        with contextlib.suppress(OSError):
+            changed_at = os.stat(self._run.attempts).st_mtime_ns
+            if changed_at != self._listed_at:
+                self._number = self._run.last_attempt()
+                # A directory that has just changed may change again within one tick of its clock.
+                settled = time.time_ns() - changed_at > SETTLED_NS
+                self._listed_at = changed_at if settled else None
+        return self._number
 
 
 class Tail:

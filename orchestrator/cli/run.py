@@ -100,7 +100,8 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
 
 def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
     """Check that a run holds a script's own checkpoints only, or none. Raises ConfigError."""
-    for checkpoint in store.all():
+    # Each start checks the newest, so all others are like it.
+    if (checkpoint := next(store.newest_first(), None)) is not None:
         is_adopted = checkpoint.manifest.adopted is not None
         if is_adopted and not adopting:
             raise ConfigError(

@@ -169,7 +169,7 @@ class Supervisor:
             await or_stop(self._former_processes)
         await or_stop(self._spares.wait_until_ready())
         # On a full disk the last attempt has left no directory.
-        number = 1 + max(self._run.last_attempt(), self._facts.attempt_number or 0)
+        number = 1 + (self._facts.attempt_number or self._run.last_attempt())
         attempt = Attempt(
             self._run, number, checkpoint, snapshot, self._snapshots, parts.console.output
         )

@@ -93,8 +93,7 @@ def status_from_disk(store: Store) -> Status:
     status.attempt, status.restarts = history.attempt, history.restarts
     if history.last_save.get("event") == JournalEvent.CHECKPOINT_FAILED:
         status.problem = str(history.last_save.get("problem"))
-    if checkpoints := [c for c in store.all() if c.manifest.healthy]:
-        newest = checkpoints[-1]
+    if (newest := store.newest_healthy()) is not None:
         status.newest_checkpoint = describe_checkpoint(newest)
         status.step, status.epoch = newest.manifest.step, newest.manifest.epoch
         status.metrics = json_metrics(newest.manifest.metrics)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import structlog
 
@@ -97,15 +98,20 @@ class CheckpointCatalog:
         """Record that a script has deleted a checkpoint that it had saved."""
         self._record_deletion(checkpoint, reason)
         if self.newest is not None and self.newest.name == checkpoint.name:
-            self.newest = max(self._store.all(), key=lambda c: c.order, default=None)
+            self.newest = next(self._store.newest_first(), None)
 
     def record_unknown(self) -> None:
         """Record what a trainer published but could not announce before it died."""
         # If the directory cannot be read now, the next choose() reports it.
         with contextlib.suppress(UnreadableError):
-            for checkpoint in self._store.all():
-                if checkpoint.name not in self._known:
-                    self.record_published(checkpoint.name)
+            for path in self._store.directories():
+                if path.name not in self._known:
+                    self._record_if_own(path)
+
+    def _record_if_own(self, path: Path) -> None:
+        with contextlib.suppress(CheckpointInvalidError, UnreadableError):
+            if read_checkpoint(path).manifest.run_id == self._store.run_id:
+                self.record_published(path.name)
 
     def begin_rotation(self) -> None:
         """Begin to apply retention, in the background."""
@@ -178,7 +184,7 @@ class CheckpointCatalog:
                 return False
         except (CheckpointInvalidError, UnreadableError):
             return False
-        for older in reversed(self._store.all()):
+        for older in self._store.newest_first():
             if older.order < suspect.order and older.manifest.healthy:
                 with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                     verify(older)
