@@ -91,7 +91,11 @@ class DirectFile(io.FileIO):
 
         Only the last write of a file may have a length that is not a multiple of the block size.
         """
-        view = memoryview(data).cast("B")
+        # Released on an error too, whose traceback would otherwise keep shared memory mapped.
+        with memoryview(data) as given, given.cast("B") as view:
+            return self._write_all(view)
+
+    def _write_all(self, view: memoryview) -> int:
         done = 0
         while done < len(view):
             remaining = len(view) - done
@@ -99,7 +103,8 @@ class DirectFile(io.FileIO):
                 self._switch_to_buffered()
             length = remaining - remaining % DIRECT_BLOCK_BYTES if self._is_direct else remaining
             try:
-                done += os.write(self.fileno(), view[done : done + length])
+                with view[done : done + length] as part:
+                    done += os.write(self.fileno(), part)
             except OSError as error:
                 # Some filesystems accept the flag and refuse the write.
                 if not (self._is_direct and error.errno == errno.EINVAL):
