@@ -26,6 +26,8 @@ INDEX_EVERY_EVENTS = 300
 EDGE_BYTES = 4096
 RECENT_SAVES = 20
 RECENT_ENDS = 200
+# A budget that allows more failures without progress than this counts too few of them.
+MOST_FAILURES = 1000
 ENDS = (JournalEvent.RUN_COMPLETED, JournalEvent.RUN_STOPPED, JournalEvent.GAVE_UP)
 _MARKS = (*ENDS, JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 _SAVES = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
@@ -61,7 +63,7 @@ class History:
     furthest: list[int] = field(default_factory=lambda: [-1, 0])
     """The furthest step and epoch of a healthy checkpoint."""
     since_progress: list[dict[str, Any]] = field(default_factory=list)
-    """The events that the failure budget depends on; it grows with failures, not with saves."""
+    """The events that the failure budget depends on, of about MOST_FAILURES attempts at most."""
     ends: dict[str, int] = field(default_factory=dict)
     """How often attempts ended in each way, for the ways that were seen last."""
 
@@ -93,7 +95,13 @@ class History:
                 self.last_stop = event
             case JournalEvent.GAVE_UP:
                 self.last_give_up = event
-                self._forget_failures(event)
+                self._forget_failures()
+                self.since_progress.append(_slim(event))
+        if len(self.since_progress) > 4 * MOST_FAILURES:
+            newest = self.since_progress[-2 * MOST_FAILURES :]
+            del self.since_progress[-2 * MOST_FAILURES :]
+            self._forget_failures()
+            self.since_progress += newest
 
     def times_ended_like(self, event: dict[str, Any]) -> int:
         """Return how many attempts ended with the same defect at the same step as this one."""
@@ -137,8 +145,8 @@ class History:
         self.since_progress.append(_slim(event))
         return True
 
-    def _forget_failures(self, gave_up: dict[str, Any]) -> None:
-        """Keep only what still counts after the run has given up."""
+    def _forget_failures(self) -> None:
+        """Keep only what still counts when the failures so far do not."""
         events = self.since_progress
         exits = [e for e in events if e["event"] == JournalEvent.ATTEMPT_EXITED]
         # The newest of each: whether an attempt runs, and what was demoted.
@@ -150,7 +158,6 @@ class History:
             *[e for e in events if self.furthest in (_left(e), _published(e))][:1],
         ]
         self.since_progress = [e for e in events if any(e is other for other in kept)]
-        self.since_progress.append(_slim(gave_up))
 
     def _running_attempt(self) -> dict[str, Any] | None:
         """Return the start of the attempt that has not ended."""

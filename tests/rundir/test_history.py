@@ -168,6 +168,18 @@ def test_size_of_the_history_does_not_grow_with_the_journal(run: RunDir) -> None
     assert size_after(5000) < 1.1 * size_after(500)
 
 
+def test_history_of_endless_failures_is_bounded() -> None:
+    """A run that failed a hundred thousand times at one step has a history of limited size."""
+    failure = {"event": "attempt_exited", "kind": "exception", "step": 9, "fingerprint": "f"}
+    published = {"event": "checkpoint_published", "path": "step-000000000007", "step": 7}
+    history = history_of([published, *[{"event": "attempt_started"}, failure] * 100_000])
+    assert len(history.since_progress) <= 4100
+    budget = FailureBudget.from_journal(5, history.since_progress)
+    assert budget.spent > 5
+    assert budget.furthest.step == 7
+    assert history.times_ended_like(failure) == 100_000
+
+
 def test_read_only_directory_costs_only_time(run: RunDir) -> None:
     """A history is read also where no index can be written."""
     journal = Journal(run.journal_file)
