@@ -16,6 +16,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.status import exit_status_after
 from orchestrator.terminal.logs import text_of
+from orchestrator.terminal.rotating_file import older_path
 from orchestrator.terminal.screen import Screen
 
 POLL_SECONDS = 0.2
@@ -110,31 +111,51 @@ class NewestAttempt:
 
 
 class Tail:
-    """Reads what is appended to a file, which need not exist yet."""
+    """Reads what is appended to a log, which need not exist yet, and which may be rotated."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
+        self._inode: int | None = None
         self._rest = b""
 
     def last_lines(self, count: int) -> bytes:
         """Return the last lines of the file; ``read`` and ``lines`` continue after them."""
-        if not self._path.exists():
+        try:
+            with open(self._path, "rb") as file:
+                self._inode = os.fstat(file.fileno()).st_ino
+                self._offset = file.seek(0, 2)
+                file.seek(max(0, self._offset - FIRST_BYTES))
+                data = file.read(FIRST_BYTES)
+        except FileNotFoundError:
             return b""
-        with open(self._path, "rb") as file:
-            self._offset = file.seek(0, 2)
-            file.seek(max(0, self._offset - FIRST_BYTES))
-            data = file.read(FIRST_BYTES)
         return b"".join(data.splitlines(keepends=True)[-count:])
 
     def read(self) -> bytes:
         """Return up to 1 MiB of new data; empty when there is none."""
+        data = self._read_from(self._path)
+        if data is None:
+            # Rotated: what is left of the file that was followed comes first.
+            data = self._read_from(older_path(self._path))
+            if not data:
+                self._inode, self._offset = None, 0
+                data = self._read_from(self._path)
+        return data or b""
+
+    def _read_from(self, path: Path) -> bytes | None:
+        """Return new data from the file that is followed; None if ``path`` is another file."""
         try:
-            with open(self._path, "rb") as file:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                inode = status.st_ino
+                # A number may be given again after a deletion.
+                if self._inode not in (None, inode) or status.st_size < self._offset:
+                    return None
                 file.seek(self._offset)
                 data = file.read(READ_BYTES)
         except FileNotFoundError:
             return b""
+        self._inode = inode
         self._offset += len(data)
         return data
 

@@ -66,7 +66,7 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     run_dir.create()
     lock = RunLock(run_dir)
     lock.write_owner()
-    log.record_in(run_dir.log_file)
+    log.record_in(run_dir.log_file, config.log_size)
     disposal = ScriptFiles() if config.adopt else OwnFiles()
     store = Store.open(run_dir, command, script_of(command), disposal)
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)

@@ -206,3 +206,12 @@ def replace_disposable_file(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def rotate(path: Path, older: Path) -> None:
+    """Give a log the name of the older one, which is replaced; nothing is synced. Raises OSError.
+
+    A name that leads elsewhere, such as a device's, is left alone.
+    """
+    if path.is_file() and not path.is_symlink():
+        os.replace(path, older)
