@@ -14,7 +14,7 @@ class Disposal(Protocol):
     """What a store asks before it quarantines or deletes a checkpoint."""
 
     verifies_all: bool
-    """Whether retention verifies every checkpoint, even while the policy keeps all of them."""
+    """Whether retention verifies checkpoints even while the policy keeps all of them."""
 
     def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
         """Bring files from elsewhere into the directory ``path``, which goes to quarantine.

@@ -1,11 +1,10 @@
 """What is known of the run at this moment."""
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
-from orchestrator.rundir.journal import JournalEvent
+from orchestrator.rundir.history import History
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.state_machine import Event, StateMachine
 from orchestrator.supervisor.stop_request import StopRequest
@@ -31,14 +30,9 @@ class RunFacts:
     """Cleared during a launch: the session may say hello before ``attempt`` is its attempt."""
 
     @classmethod
-    def from_journal(cls, stop: StopRequest, events: Iterable[dict[str, Any]]) -> Self:
-        """Return the facts at the start of a supervisor, from the journal's events so far."""
-        names = [event["event"] for event in events]
-        return cls(
-            stop,
-            is_new=JournalEvent.ATTEMPT_STARTED not in names,
-            restarts=names.count(JournalEvent.RESTART_SCHEDULED),
-        )
+    def from_history(cls, stop: StopRequest, history: History) -> Self:
+        """Return the facts at the start of a supervisor."""
+        return cls(stop, is_new=not history.has_attempts, restarts=history.restarts)
 
     @property
     def running_attempt(self) -> Attempt | None:
