@@ -154,7 +154,7 @@ def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) 
             )
         verify(made_at_step[-1], to_load=to_load)
         return made_at_step[-1]
-    for candidate in reversed(store.all()):
+    for candidate in store.newest_first():
         if candidate.manifest.healthy:
             with contextlib.suppress(CheckpointInvalidError):
                 verify(candidate, to_load=to_load)

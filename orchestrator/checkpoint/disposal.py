@@ -14,7 +14,7 @@ class Disposal(Protocol):
     """What a store asks before it uses, quarantines or deletes a checkpoint."""
 
     verifies_all: bool
-    """Whether retention verifies every checkpoint, even while the policy keeps all of them."""
+    """Whether retention verifies checkpoints even while the policy keeps all of them."""
 
     def locate(self, checkpoint: Checkpoint) -> Checkpoint | None:
         """Return the checkpoint with the path at which its files are now.

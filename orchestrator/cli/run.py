@@ -68,7 +68,7 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     run_dir.create()
     lock = RunLock(run_dir)
     lock.write_owner()
-    log.record_in(run_dir.log_file)
+    log.record_in(run_dir.log_file, config.log_size)
     disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
     store = Store.open(run_dir, command, script_of(command), disposal)
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)
@@ -102,7 +102,8 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
 
 def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
     """Check that a run holds a script's own checkpoints only, or none. Raises ConfigError."""
-    for checkpoint in store.all():
+    # Each start checks the newest, so all others are like it.
+    if (checkpoint := next(store.newest_first(), None)) is not None:
         is_adopted = checkpoint.manifest.adopted is not None
         if is_adopted and not adopting:
             raise ConfigError(

@@ -17,11 +17,10 @@ from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.activity import Silence
 from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
-from orchestrator.supervisor.attempt.output import open_output
+from orchestrator.supervisor.attempt.output import OutputTarget, open_output
 from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.telemetry.trackers import mlflow_variables
-from orchestrator.terminal.console import Sink
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Attempt:
         resume_checkpoint: Checkpoint | None,
         resume_snapshot: Snapshot | None,
         snapshots: SnapshotWriteQueue,
-        printed_to: Sink,
+        printed_to: OutputTarget,
     ) -> None:
         """Prepare what a trainer needs; ``begin`` follows when it has started. Raises OSError.
 

@@ -19,6 +19,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.rundir.history import HistoryIndexer
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir, default_run_dir
@@ -66,6 +67,7 @@ class Standalone:
             self._lock.close()
             raise
         self._journal = Journal(self._run_dir.journal_file)
+        self._journal.listeners.append(HistoryIndexer(self._run_dir).on_event)
         self._checkpoint_journal = CheckpointJournal(self._journal)
         self._journal.write(JournalEvent.RUN_STARTED, command=sys.orig_argv, version=__version__)
         page, descriptor = ControlPage.create()
