@@ -30,7 +30,7 @@ from torch.utils.data import (
 )
 
 from orchestrator.training import Session
-from orchestrator.training.data.position import DataPosition
+from orchestrator.training.data.data_position import DataPosition
 from tests.support import wait_until
 
 SIZE = 22
