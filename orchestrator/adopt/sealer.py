@@ -69,7 +69,7 @@ class Sealer:
 
 
 def _has_replaced(previous: SavedFiles | None, files: SavedFiles) -> bool:
-    """Return whether the script put new files in the place of the old ones."""
+    """Return whether the script replaced the old files by new ones."""
     if previous is None:
         return False
     both = previous.states.keys() & files.states.keys()

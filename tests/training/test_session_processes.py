@@ -216,7 +216,7 @@ def test_second_signal_ends_the_process_at_once(scripts: Any, tmp_path: Path) ->
 def test_killed_run_is_free_while_its_children_run(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a killed script has forked, a loader worker say, does not hold the run."""
+    """A process that a killed script has forked, such as a loader worker, does not hold the run."""
     script = scripts(
         """
         import multiprocessing

@@ -176,7 +176,7 @@ class Attempt:
 
     @property
     def shows_saves(self) -> bool:
-        """Whether its saves are seen, so that an end without a save has been in vain."""
+        """Whether its saves are seen, so that an end without one counts as no progress."""
         return self.connected or self.adopted is not None
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from orchestrator.checkpoint.manifest import Reason, exactness_of
-from orchestrator.training.data.position import DataPosition, digest_of_next
+from orchestrator.training.data.data_position import DataPosition, digest_of_next
 from orchestrator.training.loop.loop_phase import (
     TRANSITIONS,
     LoopEvent,

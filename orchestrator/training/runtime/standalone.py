@@ -26,7 +26,7 @@ from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
-from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
 from orchestrator.training.runtime.local_writer import LocalWriter
 
 _JOURNAL_EVENTS = {
@@ -72,7 +72,7 @@ class Standalone:
         self._journal.write(JournalEvent.RUN_STARTED, command=sys.orig_argv, version=__version__)
         page, descriptor = ControlPage.create()
         os.close(descriptor)
-        self._facts = RunFacts(
+        self._facts = TrainerFacts(
             self._run_dir,
             self._store,
             SharedMemory(page, Slots.create(page)),
@@ -101,7 +101,7 @@ class Standalone:
             )
 
     @property
-    def facts(self) -> RunFacts:
+    def facts(self) -> TrainerFacts:
         """What is known of the run."""
         return self._facts
 

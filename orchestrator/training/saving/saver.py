@@ -16,7 +16,7 @@ from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.training.data.position import digest_of_next
+from orchestrator.training.data.data_position import digest_of_next
 from orchestrator.training.exits import print_message
 from orchestrator.training.loop.loop_state import StateToSave
 from orchestrator.training.loop.snapshot_pace import SnapshotPace
