@@ -45,7 +45,7 @@ class FrameworkRun:
         self._page = membership.page
         self._framework = framework
         self._resumed = resumed
-        self._progress = Progress(refuses_bad_metrics=False)
+        self._progress = Progress(refuses_bad_values=False)
         self._due = DueSaves(self._page, membership.backend.facts.settings.every)
         self._saves = FrameworkSaves(membership, self._due, self._progress, framework)
         self._safe_points = SafePoints(membership, self._due, self._saves)

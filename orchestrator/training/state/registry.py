@@ -3,17 +3,20 @@
 import abc
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.errors import ConfigError, MismatchError, UnstorableError
 from orchestrator.training.state.accelerate import is_optimizer
 from orchestrator.training.state.compatibility import compare
 from orchestrator.training.state.generators import is_generator
-from orchestrator.training.state.plain_values import from_plain, to_plain
+from orchestrator.training.state.plain_capture import PlainCapture
+from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
+from orchestrator.training.state.tensor_kinds import all_finite, is_plain, is_uninitialized
 from orchestrator.training.state.wrappers import unwrapped, with_names_of, with_plain_names
 
 SHOWN_DIFFERENCES = 12
@@ -49,6 +52,8 @@ class Registry:
     def __init__(self) -> None:
         self.generators: dict[str, Any] = {}
         """The script's random generators, whose states are stored with the other streams."""
+        self.plain = PlainCapture()
+        """How states become plain values."""
         self._objects: dict[str, Stateful] = {}
         self._prepared: list[Any] = []
 
@@ -88,9 +93,12 @@ class Registry:
         return any(not optimizer.gradient_state.sync_gradients for optimizer in self._prepared)
 
     def capture(self) -> dict[str, Any]:
-        """Return each object's state under ``<name>_state_dict``. Raises UnstorableError."""
+        """Return each object's state under ``<name>_state_dict``.
+
+        Raises UnstorableError, and until the first save what a ``state_dict()`` raises.
+        """
         return {
-            name + SUFFIX: to_plain(_state_of(value), name + SUFFIX)
+            name + SUFFIX: self.plain.convert(name + SUFFIX, partial(_state_of, value, name))
             for name, value in self._objects.items()
         }
 
@@ -115,7 +123,7 @@ class Registry:
                 tensors += [p for group in value.param_groups for p in group["params"]]
                 for state in value.state.values():
                     tensors += [entry for entry in state.values() if torch.is_tensor(entry)]
-        return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
+        return frozenset(t.untyped_storage()._cdata for t in tensors if is_plain(t))
 
     def _parts(self) -> Iterator[Any]:
         """Yield the registered objects, and the parts of each Composite."""
@@ -181,9 +189,15 @@ class Registry:
                 raise _mismatch(source, [f"{name}: {error}"]) from error
 
 
-def _state_of(value: Stateful) -> Any:
+def _state_of(value: Stateful, name: str) -> Any:
     state = value.state_dict()
-    return with_plain_names(state) if isinstance(value, torch.nn.Module) else state
+    if not isinstance(value, torch.nn.Module):
+        return state
+    for key, entry in state.items():
+        if isinstance(entry, torch.Tensor) and entry.is_nested:
+            where = f"{name}{SUFFIX}[{key!r}]"
+            raise UnstorableError(where, "torch's load_state_dict() refuses nested tensors")
+    return with_plain_names(state)
 
 
 def _with_live_names(value: Stateful, state: Any) -> Any:
@@ -204,14 +218,12 @@ def _copies_what_it_loads(value: Stateful) -> bool:
 
 def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
     """Return a module's floating point and complex parameters, detached."""
-    return [p.detach() for p in module.parameters() if p.is_floating_point() or p.is_complex()]
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether every element is finite."""
-    # A sum takes no memory of the tensor's size, and is finite only if every element is. An
-    # infinite sum may also be an overflow, so the elements are checked then.
-    return bool(torch.isfinite(torch.sum(tensor))) or bool(torch.isfinite(tensor).all())
+    return [
+        parameter.detach()
+        for parameter in module.parameters()
+        if not is_uninitialized(parameter)
+        and (parameter.is_floating_point() or parameter.is_complex())
+    ]
 
 
 def _mismatch(source: Path, differences: list[str]) -> MismatchError:

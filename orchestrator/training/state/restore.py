@@ -70,7 +70,7 @@ def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:
                 content["epoch"],
                 content["step"],
                 {k: v for k, v in content.items() if k not in RESERVED and not k.endswith(SUFFIX)},
-                refuses_bad_metrics=False,
+                refuses_bad_values=False,
                 measured_at=dict.fromkeys(manifest.metrics, content["step"]),
             ),
             position=position,

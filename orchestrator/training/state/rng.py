@@ -20,6 +20,7 @@ from orchestrator.training.state.generators import (
     state_of,
     state_of_python,
 )
+from orchestrator.training.state.plain_values import from_plain, to_plain
 
 
 def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -29,14 +30,7 @@ def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """
     streams: dict[str, Any] = {"python": state_of_python(random), "torch": torch.get_rng_state()}
     if numpy := sys.modules.get("numpy"):
-        name, keys, position, has_gauss, gauss = numpy.random.get_state()
-        streams["numpy"] = {
-            "name": str(name),
-            "keys": torch.from_numpy(keys.astype("int64")),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "gauss": float(gauss),
-        }
+        streams["numpy"] = _state_of_numpy(numpy)
     if cuda_in_use():
         streams["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
@@ -146,7 +140,7 @@ def seed_all(seed: int) -> None:
     # Not torch.manual_seed(), which would seed every device too.
     torch.default_generator.manual_seed(seed)
     if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(seed % 2**32)
+        _seed_numpy(numpy, seed % 2**32)
 
 
 def cuda_in_use() -> bool:
@@ -155,9 +149,37 @@ def cuda_in_use() -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
+def _state_of_numpy(numpy: Any) -> dict[str, Any]:
+    state = numpy.random.get_state(legacy=False)
+    if state["bit_generator"] != "MT19937":  # since set_bit_generator()
+        return {"name": str(state["bit_generator"]), "state": to_plain(state, "NumPy's stream")}
+    return {
+        "name": "MT19937",
+        "keys": torch.from_numpy(state["state"]["key"].astype("int64")),
+        "position": int(state["state"]["pos"]),
+        "has_gauss": int(state["has_gauss"]),
+        "gauss": float(state["gauss"]),
+    }
+
+
+def _seed_numpy(numpy: Any, seed: int) -> None:
+    state = numpy.random.get_state(legacy=False)
+    if state["bit_generator"] == "MT19937":
+        numpy.random.seed(seed)
+    else:
+        kind = type(numpy.random.get_bit_generator())
+        numpy.random.set_state({**kind(seed).state, "has_gauss": 0, "gauss": 0.0})
+
+
 def _restore_numpy(state: dict[str, Any]) -> None:
     import numpy
 
+    here = numpy.random.get_state(legacy=False)["bit_generator"]
+    if here != state["name"]:
+        raise ValueError(f"its bit generator was {state['name']}, and is {here} now")
+    if "state" in state:
+        numpy.random.set_state(from_plain(state["state"]))
+        return
     keys = state["keys"].numpy().astype("uint32")
     numpy.random.set_state(
         (state["name"], keys, state["position"], state["has_gauss"], state["gauss"])
