@@ -34,7 +34,7 @@ def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState
         loop_state.mark_resumed(list(newest.manifest.doubts))
     else:
         restored = _read(newest, backend)
-        registry.restore(restored.content, source, borrowed=True)
+        registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
         loop_state.resume(restored)
     report_resumed(backend, newest, source, loop_state.exactness)
     return source

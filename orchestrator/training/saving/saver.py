@@ -239,6 +239,7 @@ class Saver:
             files={},
             versions=VERSIONS,
             digests={"next_batch": digest_of_next(saved.state["data"])},
+            classes=self._registry.classes(),
             doubts=saved.doubts,
         )
 

@@ -5,13 +5,22 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
 from orchestrator.training.state.accelerate import is_optimizer
-from orchestrator.training.state.compatibility import compare
+from orchestrator.training.state.compatibility import (
+    class_name,
+    compare,
+    expectation_of,
+    loads_in_its_own_way,
+    lost,
+    may_load_anyway,
+    rehearse,
+)
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.plain_capture import PlainCapture
 from orchestrator.training.state.plain_values import from_plain
@@ -102,6 +111,10 @@ class Registry:
             for name, value in self._objects.items()
         }
 
+    def classes(self) -> dict[str, str]:
+        """Return the full name of each object's class, by the name of the object."""
+        return {name: class_name(value) for name, value in self._objects.items()}
+
     def load(self, key: str, state: Any) -> None:
         """Load into one object the state that ``capture`` returned under ``key``."""
         value = self._objects[key.removesuffix(SUFFIX)]
@@ -152,13 +165,15 @@ class Registry:
         optional: Iterable[str] = (),
         *,
         borrowed: bool = False,
+        classes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Compare every state in ``content`` with its live object, then load all of them.
 
         Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors belong to
-        a slot or a mapped file, so objects that would keep them get copies. Raises MismatchError
-        with all differences, before any object has changed, or for the first object that refuses
-        its state.
+        a slot or a mapped file, so objects that would keep them get copies. ``classes`` are those
+        of the saved objects, as far as they are known. Raises MismatchError with all
+        differences, before any object has changed, or for the first object that refuses its state
+        or drops part of it.
         """
         present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
         missing = [n for n in self._objects if n not in present and n not in set(optional)]
@@ -170,8 +185,12 @@ class Registry:
             for name, value in self._objects.items()
             if name in present
         }
+        undecided = set()
         for name, state in states.items():
-            differences += [f"{name}: {line}" for line in compare(self._objects[name], state)]
+            lines = _compare_or_rehearse(self._objects[name], state, classes.get(name))
+            if lines is None:
+                undecided.add(name)
+            differences += [f"{name}: {line}" for line in lines or ()]
         if differences:
             raise _mismatch(source, differences)
         for name, state in states.items():
@@ -187,6 +206,11 @@ class Registry:
                 if "an exception occurred" in str(error):
                     raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
+            if name in undecided:
+                value = self._objects[name]
+                dropped = lost(state, value, value)
+                if dropped:
+                    raise _mismatch(source, [f"{name}: {line}" for line in dropped])
 
 
 def _state_of(value: Stateful, name: str) -> Any:
@@ -207,13 +231,27 @@ def _with_live_names(value: Stateful, state: Any) -> Any:
 def _copies_what_it_loads(value: Stateful) -> bool:
     """Return whether this is a module whose ``load_state_dict`` copies every tensor.
 
-    That holds for every module that overrides neither it nor ``set_extra_state``.
+    That holds for every module that overrides neither it nor ``set_extra_state``, and has no way of
+    its own to load.
     """
     base = torch.nn.Module
-    return type(value).load_state_dict is base.load_state_dict and all(
-        type(part).set_extra_state is base.set_extra_state
-        for part in (value.modules() if isinstance(value, base) else ())
+    return isinstance(value, base) and not (
+        loads_in_its_own_way(value)
+        or any(type(part).set_extra_state is not base.set_extra_state for part in value.modules())
     )
+
+
+def _compare_or_rehearse(value: Stateful, state: Any, saved_class: str | None) -> list[str] | None:
+    """Return the differences; None where only loading can show whether the state fits."""
+    expected = expectation_of(value)
+    differences = compare(expected, state, saved_class)
+    if not differences or not may_load_anyway(expected, saved_class):
+        return differences
+    try:
+        dropped = rehearse(value, state)
+    except Exception:  # it refuses the state
+        return differences
+    return None if dropped is None else dropped and differences + dropped
 
 
 def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:

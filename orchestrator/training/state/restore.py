@@ -31,6 +31,7 @@ class LoadedState:
     streams: dict[str, Any]
     problems: list[str]
     digests: dict[str, str]
+    classes: dict[str, str]
 
 
 def read_state(checkpoint: Checkpoint) -> LoadedState:
@@ -77,6 +78,7 @@ def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:
             streams=content["rng"],
             problems=_doubts(manifest),
             digests=manifest.digests,
+            classes=manifest.classes,
         )
     except Exception as error:  # torch raises many classes, some with an empty message
         raise RuntimeError(f"cannot load {source}: {first_line(error)}; {advice}") from error
