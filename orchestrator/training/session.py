@@ -1,6 +1,6 @@
 """The session: what a training script uses to be stopped, saved and resumed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,7 @@ class Session:
         *,
         run_dir: str | Path | None = None,
         start_from: str | Path | None = None,
+        before_restore: Callable[[dict[str, Any]], object] | None = None,
         **objects: Any,
     ) -> None:
         """Register the objects whose states are saved and restored.
@@ -94,6 +95,9 @@ class Session:
             start_from: A file in the classic form {'epoch', 'model_state_dict',
                 'optimizer_state_dict', 'loss'} with which a run begins that has no checkpoints of
                 its own.
+            before_restore: Called in a run that is resumed, before the objects are restored, with
+                ``session.state`` as it was saved. It repeats what the script has done to its
+                objects in mid-training: adds a group to an optimizer, prunes a layer.
             **objects: Models, optimizers, schedulers, scalers: whatever has ``state_dict()`` and
                 ``load_state_dict()``; and random generators of Python, NumPy or torch. The name of
                 each is its key in the checkpoint, followed by ``_state_dict``.
@@ -105,6 +109,7 @@ class Session:
         self.resumed_from: Path | None = None
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._start_from = Path(start_from) if start_from is not None else None
+        self._before_restore = before_restore
         self._registry = Registry()
         with refusing():
             self._registry.add(objects)
@@ -134,8 +139,10 @@ class Session:
         backend, page = membership.backend, membership.page
         settings = backend.facts.settings
         self._run_id = backend.facts.store.run_id
-        saver = Saver(backend, self._registry)
         self._registry.add_scalers()
+        # With the hook, only the script knows what it can load.
+        watch = self._registry.layout_watch() if self._before_restore is None else None
+        saver = Saver(backend, self._registry, watch)
         self._loop_state = LoopState(
             self._registry,
             self.state,
@@ -144,7 +151,11 @@ class Session:
         )
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
-        self.resumed_from = resume_newest(backend, self._registry, self._loop_state)
+        self.resumed_from = resume_newest(
+            backend, self._registry, self._loop_state, self._before_restore
+        )
+        if watch is not None:
+            watch.begin(self.global_step)
         if self.resumed_from is not None:
             due.schedule.begin(self.global_step, self.epoch)
         elif self._start_from is not None:

@@ -1,6 +1,8 @@
 """Restores what a run continues from: a snapshot, a checkpoint, or a file in the classic form."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
@@ -15,8 +17,15 @@ from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
-def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState) -> Path | None:
+def resume_newest(
+    backend: RunBackend,
+    registry: Registry,
+    loop_state: LoopState,
+    before_restore: Callable[[dict[str, Any]], object] | None,
+) -> Path | None:
     """Restore the newest state of a session's run; return its checkpoint, None in a new run.
+
+    ``before_restore`` is the script's function of that name.
 
     Raises:
         ConfigError: A framework has saved it.
@@ -34,6 +43,8 @@ def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState
         loop_state.mark_resumed(list(newest.manifest.doubts))
     else:
         restored = _read(newest, backend)
+        if before_restore is not None:
+            before_restore(restored.state)
         registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
         loop_state.resume(restored)
     report_resumed(backend, newest, source, loop_state.exactness)

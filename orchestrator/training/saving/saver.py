@@ -27,6 +27,7 @@ from orchestrator.training.saving.image import InexpressibleError, freeze, lay_o
 from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent, Snapshotter
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
+from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.versions import VERSIONS
 
@@ -44,7 +45,10 @@ class Saver:
         has_proved_loadable: Whether a state of this process has been found loadable.
     """
 
-    def __init__(self, backend: RunBackend, registry: Registry) -> None:
+    def __init__(
+        self, backend: RunBackend, registry: Registry, layout_watch: LayoutWatch | None
+    ) -> None:
+        """Tell ``layout_watch``, if there is one, of each state whose layout may have changed."""
         facts = backend.facts
         self._budget = facts.settings.snapshot_budget
         self.pace = SnapshotPace(self._budget, facts.settings.snapshot_interval_seconds)
@@ -52,6 +56,8 @@ class Saver:
         self._thread_seconds = 0.0
         self._backend = backend
         self._registry = registry
+        self._layout_watch = layout_watch
+        self._watched_sizes: list[int] = []
         self._snapshotter = Snapshotter(facts.memory.slots)
         self._writes: list[Future[Checkpoint]] = []
         self.has_proved_loadable = False
@@ -95,6 +101,13 @@ class Saver:
         """
         self.prove_loadable(saved.state)
         self._take(saved, Reason.PERIODIC, None)
+        if self._snapshotter.sizes != self._watched_sizes:
+            self._watch_layout(saved)
+
+    def _watch_layout(self, saved: StateToSave) -> None:
+        self._watched_sizes = self._snapshotter.sizes
+        if self._layout_watch is not None:
+            self._layout_watch.check(saved.state, int(saved.state["step"]))
 
     def save(
         self, saved: StateToSave, reason: Reason, deadline: float | None = None
@@ -108,6 +121,7 @@ class Saver:
             UnstorableError: At the first save, a value has no form that can be loaded safely.
         """
         self.prove_loadable(saved.state)
+        self._watch_layout(saved)
         written: Future[Checkpoint] = Future()
         if self._snapshotter.has_room:
             pending = self._take(saved, reason, deadline)

@@ -100,6 +100,11 @@ class Snapshotter:
         slots = self._memories[: self._usable]
         return self._can_begin and all(slot.is_ready for slot in slots)
 
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of the storages in the last layout, in bytes; empty before the first."""
+        return [] if self._layout is None else self._layout.sizes
+
     def hold(self, slot: int, until: Future[Any]) -> None:
         """Leave a slot alone while its image is being written to disk, until ``until`` is done."""
         self._held[slot] = until

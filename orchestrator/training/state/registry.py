@@ -22,6 +22,7 @@ from orchestrator.training.state.compatibility import (
     rehearse,
 )
 from orchestrator.training.state.generators import is_generator
+from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.plain_capture import PlainCapture
 from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
@@ -110,6 +111,10 @@ class Registry:
             name + SUFFIX: self.plain.convert(name + SUFFIX, partial(_state_of, value, name))
             for name, value in self._objects.items()
         }
+
+    def layout_watch(self) -> LayoutWatch:
+        """Return a watch that knows what the objects can load now."""
+        return LayoutWatch(self._objects)
 
     def classes(self) -> dict[str, str]:
         """Return the full name of each object's class, by the name of the object."""
