@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from orchestrator.training.data.own_generators import find_generators
 from orchestrator.training.exits import warn
 from orchestrator.training.state import rng
 from orchestrator.training.state.accelerate import base_of
@@ -55,7 +56,7 @@ def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
             "restores its own position",
             depth=4,
         )
-    batches = rng.drawing(lambda: iter(loader), rng.Streams(seed))
+    batches = rng.drawing(lambda: iter(loader), rng.Streams(seed, find_generators(loader)))
     return Opened(itertools.islice(batches, start, None))
 
 

@@ -71,7 +71,9 @@ def report_resumed(
     """Print and report at which step, from what, and how exactly the run was resumed."""
     step, from_memory = state.manifest.step, isinstance(state, Snapshot)
     where = "memory" if from_memory else source.name
-    print_message(f"resumed at step {step} from {where}: {exactness}")
+    # Nothing is known of a replay buffer, an environment or a queue that nobody has registered.
+    covers = " (all that is registered)" if exactness == "EXACT" else ""
+    print_message(f"resumed at step {step} from {where}: {exactness}{covers}")
     backend.report(
         Report.RESUMED,
         path=str(source),

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 
 from orchestrator.training.state.generators import (
+    position_of,
+    seed_generator,
+    set_position,
     set_state,
     set_state_of_python,
     state_of,
@@ -65,9 +68,9 @@ def restore(streams: dict[str, Any], generators: Mapping[str, Any] | None = None
 
 
 @contextlib.contextmanager
-def scoped(seed: int) -> Iterator[None]:
-    """Seed the CPU streams with ``seed`` inside the block, and restore them after it."""
-    with Streams(seed):
+def scoped(seed: int, generators: Iterable[Any] = ()) -> Iterator[None]:
+    """Seed the CPU streams and ``generators`` inside the block, and restore them after it."""
+    with Streams(seed, generators):
         yield
 
 
@@ -78,7 +81,7 @@ class Streams:
     of the blocks the streams of the process are unchanged.
     """
 
-    def __init__(self, seed: int, generators: Iterable[torch.Generator] = ()) -> None:
+    def __init__(self, seed: int, generators: Iterable[Any] = ()) -> None:
         self._seed = seed
         self._generators = list({id(g): g for g in generators}.values())
         self._inside: tuple[Any, ...] | None = None
@@ -88,8 +91,8 @@ class Streams:
         self._outside = self._get()
         if self._inside is None:
             seed_all(self._seed)
-            for generator in self._generators:
-                generator.manual_seed(self._seed)
+            for number, generator in enumerate(self._generators):
+                seed_generator(generator, derive_seed(self._seed, number) if number else self._seed)
         else:
             self._set(self._inside)
 
@@ -103,7 +106,7 @@ class Streams:
             random.getstate(),
             torch.get_rng_state(),
             numpy.random.get_state() if numpy else None,
-            [generator.get_state() for generator in self._generators],
+            [position_of(generator) for generator in self._generators],
         )
 
     def _set(self, state: tuple[Any, ...]) -> None:
@@ -112,7 +115,7 @@ class Streams:
         if state[2] is not None:
             sys.modules["numpy"].random.set_state(state[2])
         for generator, generator_state in zip(self._generators, state[3], strict=True):
-            generator.set_state(generator_state)
+            set_position(generator, generator_state)
 
 
 def drawing(begin: Callable[[], Iterator[Any]], streams: Streams) -> Iterator[Any]:
