@@ -80,8 +80,11 @@ class FrameworkRun:
         try:
             yield run
         except BaseException as error:
-            _leave(membership, error)
+            if membership.is_of_this_process:
+                _leave(membership, error)
             raise
+        if not membership.is_of_this_process:
+            return  # a forked child that leaves the block is not the run
         conclude(None, run._complete, partial(_leave, membership))
 
     def _complete(self) -> None:

@@ -1,5 +1,7 @@
 """The session: what a training script uses to be stopped, saved and resumed."""
 
+import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +117,7 @@ class Session:
             self._registry.add(objects)
         self._loop_state = LoopState(self._registry, self.state, torch.initial_seed())
         self._run: _OpenRun | None = None
+        self._is_forked = False
         self._run_id: str | None = None
 
     # --- entering and leaving ----------------------------------------------------------------
@@ -126,6 +129,7 @@ class Session:
             TrainingRefused: That is not possible: the checkpoint does not fit the objects, another
                 process works on the run, a setting is wrong. The reason has been printed.
         """
+        self._is_forked = False
         with refusing():
             membership = RunMembership(self._run_dir)
             try:
@@ -166,6 +170,7 @@ class Session:
         page[Field.EPOCH] = self.epoch
         page[Field.PHASE] = Phase.TRAIN
         safe_points = SafePoints(membership, due, saves)
+        _forget_in_children(self)
         return _OpenRun(membership, page, membership.metrics, saves, safe_points, self.global_step)
 
     def __exit__(
@@ -176,9 +181,13 @@ class Session:
     ) -> None:
         """Mark the run complete, or record how it ended; then end loader workers.
 
+        A forked child that leaves the block is not the session: nothing happens.
+
         Raises:
             TrainingRefused: The final checkpoint cannot be saved; the reason has been printed.
         """
+        if self._is_forked:
+            return
         conclude(error, self._complete, partial(self._leave, self._open_run.membership))
 
     def _complete(self) -> None:
@@ -196,8 +205,18 @@ class Session:
             run.saves.close()
         membership.leave(error)
 
+    def _leave_to_parent(self) -> None:
+        # The page, the slots and the connection are the parent's.
+        self._is_forked, self._run = self._run is not None, None
+
     @property
     def _open_run(self) -> _OpenRun:
+        if self._is_forked:
+            with refusing():
+                raise ConfigError(
+                    "cannot use the session in a forked child: it belongs to the process that has "
+                    "entered its `with` block; end the child with os._exit(), or leave the block"
+                )
         if self._run is None:
             _refuse_outside()
         return self._run
@@ -446,6 +465,16 @@ class Session:
                 return saves.save_now(Reason.REQUESTED).path
             except CheckpointWriteError:
                 return None
+
+
+def _forget_in_children(session: Session) -> None:
+    leave_to_parent = weakref.WeakMethod(session._leave_to_parent)
+
+    def in_child() -> None:
+        if (leave := leave_to_parent()) is not None:
+            leave()
+
+    os.register_at_fork(after_in_child=in_child)
 
 
 def _refuse_outside() -> NoReturn:
