@@ -17,6 +17,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.exits import conclude, refusing
 from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
+from orchestrator.training.loop.mistakes import LoopMistakes
 from orchestrator.training.loop.resume import resume_newest, start_from_classic
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.runtime.metrics import MetricsFile
@@ -46,6 +47,7 @@ class _OpenRun:
     saves: SessionSaves
     safe_points: SafePoints
     steps_at_start: int
+    mistakes: LoopMistakes
 
 
 class Session:
@@ -164,14 +166,16 @@ class Session:
             due.schedule.begin(self.global_step, self.epoch)
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._loop_state)
-        saves = SessionSaves(membership, due, self._loop_state, saver)
+        mistakes = LoopMistakes(self._loop_state.progress.step)
+        saves = SessionSaves(membership, due, self._loop_state, saver, mistakes)
         membership.metrics.resume(self.global_step, self.epoch)
         page[Field.STEP] = self.global_step
         page[Field.EPOCH] = self.epoch
         page[Field.PHASE] = Phase.TRAIN
         safe_points = SafePoints(membership, due, saves)
         _forget_in_children(self)
-        return _OpenRun(membership, page, membership.metrics, saves, safe_points, self.global_step)
+        step = self._loop_state.progress.step
+        return _OpenRun(membership, page, membership.metrics, saves, safe_points, step, mistakes)
 
     def __exit__(
         self,
@@ -192,6 +196,7 @@ class Session:
 
     def _complete(self) -> None:
         run = self._open_run
+        run.mistakes.check(self._registry.parts(), self._loop_state.progress.step, at_end=True)
         save = partial(run.saves.save_now, Reason.FINAL)
         run.membership.complete(self._loop_state.progress, run.steps_at_start, save)
 
@@ -202,6 +207,7 @@ class Session:
             if isinstance(error, TrainingStopped):
                 # It was being written while the workers ended.
                 run.saves.wait_for_emergency(error)
+            run.mistakes.close()
             run.saves.close()
         membership.leave(error)
 
@@ -226,11 +232,15 @@ class Session:
     @property
     def epoch(self) -> int:
         """The number of completed epochs."""
+        if self._run is not None:
+            self._run.mistakes.asked = True
         return self._loop_state.progress.epoch
 
     @property
     def global_step(self) -> int:
         """The number of completed steps."""
+        if self._run is not None:
+            self._run.mistakes.asked = True
         return self._loop_state.progress.step
 
     @property
@@ -362,7 +372,7 @@ class Session:
         loop_state, page = self._loop_state, self._open_run.page
         with refusing():
             loop_state.begin_pass(loader)
-        used_up = yield from loop_state.data.batches(loader, self.epoch)
+        used_up = yield from loop_state.data.batches(loader, loop_state.progress.epoch)
         if used_up:
             page[PHASE] = Phase.EVALUATE
             with refusing():
@@ -425,7 +435,8 @@ class Session:
         """
         run, plain = self._open_run, detach(metrics)
         self._loop_state.begin_poll(plain)
-        run.metrics.record(self.global_step, self.epoch, plain, is_poll=True)
+        progress = self._loop_state.progress
+        run.metrics.record(progress.step, progress.epoch, plain, is_poll=True)
         run.page[PHASE] = Phase.EVALUATE
         try:
             run.safe_points.reach()

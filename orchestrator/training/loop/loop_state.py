@@ -75,6 +75,10 @@ class LoopState:
         # None outside of epochs; a checkpoint holds it, and a resumed epoch begins with it.
         self._streams_at_epoch: dict[str, Any] | None = None
 
+    def registered(self) -> list[Any]:
+        """Return the registered objects and the parts of composite ones."""
+        return list(self._registry.parts())
+
     @property
     def exactness(self) -> str | None:
         """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""

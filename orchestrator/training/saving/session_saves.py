@@ -16,6 +16,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.exits import print_message
 from orchestrator.training.loop.due_saves import DueSaves, print_unhealthy
 from orchestrator.training.loop.loop_state import LoopState, StateToSave
+from orchestrator.training.loop.mistakes import LoopMistakes
 from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.backend import Report
 from orchestrator.training.runtime.local_writer import WRITE_WAIT_SECONDS, report_failure
@@ -40,7 +41,12 @@ class SessionSaves:
     """
 
     def __init__(
-        self, membership: RunMembership, due: DueSaves, loop_state: LoopState, saver: Saver
+        self,
+        membership: RunMembership,
+        due: DueSaves,
+        loop_state: LoopState,
+        saver: Saver,
+        mistakes: LoopMistakes,
     ) -> None:
         self.progress: Progress = loop_state.progress
         self.pace: SnapshotPace = saver.pace
@@ -49,6 +55,7 @@ class SessionSaves:
         self._due = due
         self._loop_state = loop_state
         self.saver = saver
+        self._mistakes = mistakes
         self._has_said_missing = False
         self._missing = FreedStorageError("")
         self._emergency: Future[Checkpoint] | None = None
@@ -174,6 +181,7 @@ class SessionSaves:
             if saved is None:
                 return self._nothing_to_save()
             written = self.saver.save(saved, reason, deadline)
+        self._mistakes.check(self._loop_state.registered(), self.progress.step)
         if written is not None:
             self.progress.refuses_bad_values = False
             least_seconds = self.saver.least_interval_seconds

@@ -130,20 +130,20 @@ class Registry:
 
         Buffers are left out: an attention mask contains infinities on purpose.
         """
-        modules = [part for part in self._parts() if isinstance(part, torch.nn.Module)]
+        modules = [part for part in self.parts() if isinstance(part, torch.nn.Module)]
         return [parameter for module in modules for parameter in parameters_of(module)]
 
     def storages_of_optimizers(self) -> frozenset[int]:
         """Return the ``_cdata`` of each storage that changes only in an optimizer's step."""
         tensors: list[torch.Tensor] = []
-        for value in self._parts():
+        for value in self.parts():
             if isinstance(value, torch.optim.Optimizer):
                 tensors += [p for group in value.param_groups for p in group["params"]]
                 for state in value.state.values():
                     tensors += [entry for entry in state.values() if torch.is_tensor(entry)]
         return frozenset(t.untyped_storage()._cdata for t in tensors if is_plain(t))
 
-    def _parts(self) -> Iterator[Any]:
+    def parts(self) -> Iterator[Any]:
         """Yield the registered objects, and the parts of each Composite."""
         for value in self._objects.values():
             yield value
