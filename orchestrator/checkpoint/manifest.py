@@ -109,6 +109,8 @@ class Manifest:
     versions: dict[str, str]
     digests: dict[str, str] = field(default_factory=dict)
     """Digests of the parts of state.pt; a session compares them with its state after resuming."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """The class of each registered object, by its name; empty where they are not known."""
     doubts: list[str] = field(default_factory=list)
     """Reasons why this may differ from the checkpoint of a run that was never interrupted."""
     framework: str | None = None
@@ -135,8 +137,8 @@ class Manifest:
         """Return the text of manifest.json; non-finite metrics become strings, as JSON needs."""
         content: JsonObject = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        for key in ("framework", "adopted"):
-            if content[key] is None:
+        for key in ("framework", "adopted", "classes"):
+            if not content[key]:
                 del content[key]
         if self.adopted is not None:
             content["adopted"] = {k: v for k, v in asdict(self.adopted).items() if v is not None}
@@ -183,6 +185,7 @@ class Manifest:
                 ),
                 versions=_typed(content, "versions", dict),
                 digests=_typed(content, "digests", dict),
+                classes=_typed(content, "classes", dict) if "classes" in content else {},
                 doubts=list(map(str, _typed(content, "doubts", list))),
                 framework=framework,
                 adopted=adopted,
