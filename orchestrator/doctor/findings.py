@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.history import read_history
 from orchestrator.rundir.paths import RunDir
 
 
@@ -58,11 +58,9 @@ class RunFacts:
             return cls(run, config)
         try:
             sizes = [c.manifest.total_bytes for c in Store.open(run, command=[]).all()]
-            events, _ = Journal(run.journal_file).read()
+            seconds = read_history(run).save_seconds
         except OrchestratorError:
             return cls(run, config)
-        published = [e for e in events if e["event"] == JournalEvent.CHECKPOINT_PUBLISHED]
-        seconds = [e["seconds"] for e in published if isinstance(e.get("seconds"), float)]
         return cls(
             run,
             config,

@@ -19,6 +19,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.rundir.history import HistoryIndexer
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir, default_run_dir
@@ -60,14 +61,15 @@ class Standalone:
             self._lock.write_owner()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self._store = Store.open(self._run_dir, sys.argv, script)
+            self._store = Store.open(self._run_dir, sys.orig_argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.close()
             raise
         self._journal = Journal(self._run_dir.journal_file)
+        self._journal.listeners.append(HistoryIndexer(self._run_dir).on_event)
         self._checkpoint_journal = CheckpointJournal(self._journal)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
+        self._journal.write(JournalEvent.RUN_STARTED, command=sys.orig_argv, version=__version__)
         page, descriptor = ControlPage.create()
         os.close(descriptor)
         self._facts = RunFacts(
@@ -75,7 +77,7 @@ class Standalone:
             self._store,
             SharedMemory(page, Slots.create(page)),
             RunSettings(
-                command=sys.argv,
+                command=sys.orig_argv,
                 every=config.every,
                 snapshot_budget=config.snapshot_budget,
                 allow_data_change=config.allow_data_change,
