@@ -19,6 +19,7 @@ from orchestrator.errors import (
 from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
+from orchestrator.system.lock_holder import signal_holder
 from orchestrator.telemetry.status import status_from_disk
 
 REPLY_SECONDS = 5.0
@@ -73,6 +74,17 @@ def owner_here(place: RunDir) -> dict[str, Any] | None:
             f"process {owner.get('pid')}"
         )
     return owner
+
+
+def signal_script(place: RunDir, owner: dict[str, Any], number: int) -> None:
+    """Signal the script that works on the run without a supervisor. Raises ConfigError."""
+    try:
+        signal_holder(owner["pid"], place.lock_file, number)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot signal the owner of {place.root}: {error.args[-1]}; the note in "
+            f"{place.lock_file} is not to be trusted: see who may write there"
+        ) from None
 
 
 @contextlib.contextmanager

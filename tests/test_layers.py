@@ -56,7 +56,12 @@ HOMES = {
     "lightning": ("integrations/lightning.py", "integrations/lightning_loop.py"),
     "transformers": ("integrations/transformers.py",),
     "tenacity": ("supervisor/recovery/backoff.py", "training/runtime/patient_retry.py"),
-    "psutil": ("system/process_tree.py", "system/memory.py", "hosts/laptop/battery.py"),
+    "psutil": (
+        "system/process_tree.py",
+        "system/memory.py",
+        "system/lock_holder.py",
+        "hosts/laptop/battery.py",
+    ),
     "rich": ("cli/control.py", "cli/tables.py", "chaos/shown.py"),
     "xxhash": (
         "checkpoint/verification.py",

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from orchestrator.client import (
     file_errors,
     open_store,
     owner_here,
+    signal_script,
     status_of,
     supervisor_of,
 )
@@ -74,8 +74,8 @@ def stop(arguments: Namespace) -> ExitStatus:
     wait_seconds = STOP_MARGIN_SECONDS
     with supervisor_of(owner) as connection:
         if connection is None:
-            # Not SIGTERM: a second one, from somebody else's `stop`, would end it unsaved.
-            os.kill(owner["pid"], signal.SIGUSR1)
+            # Not SIGTERM: a second one, from another user's `stop`, would end it unsaved.
+            signal_script(place, owner, signal.SIGUSR1)
         else:
             reply = ask(connection, {"type": "stop"})
             wait_seconds += float(reply.get("grace_seconds", 0))
@@ -128,7 +128,7 @@ def checkpoint(arguments: Namespace) -> None:
         raise NotSavedError(f"cannot save: nothing works on {place.root}; start it to train on")
     with supervisor_of(owner) as connection:
         if connection is None:
-            os.kill(owner["pid"], signal.SIGUSR2)
+            signal_script(place, owner, signal.SIGUSR2)
             print("asked the script to save at its next safe point")
             return
         reply = ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)

@@ -10,6 +10,8 @@ from typing import Any
 
 from orchestrator.errors import ConfigError, RunInUseError
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.lock_holder import holder_of
 
 OWNER_BYTES = 4096
 RETRY_SECONDS = 0.05
@@ -37,9 +39,8 @@ class RunLock:
         except BlockingIOError:
             owner = self._owner()
             os.close(self.descriptor)
-            held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
             raise RunInUseError(
-                f"cannot use the run {run.root}: {held_by} is training in it; "
+                f"cannot use the run {run.root}: {_describe(owner, run)}; "
                 f"see `orchestrator status {run.root}`, stop it with `orchestrator stop {run.root}`"
             ) from None
         except OSError as error:
@@ -102,10 +103,21 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
     return None
 
 
+def _describe(owner: dict[str, Any], run: RunDir) -> str:
+    """Return which process keeps the lock from being taken."""
+    if owner and not _is_dead(owner):
+        return f"process {owner.get('pid')} on {owner.get('host')} is training in it"
+    holder = holder_of(run.lock_file)
+    process = "a process" if holder is None else f"process {holder}"
+    return f"{process} holds its lock" + (
+        " and is not the one that is noted there" if owner else ""
+    )
+
+
 def _is_dead(owner: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this host and has ended."""
     pid = owner.get("pid")
-    if not isinstance(pid, int) or pid <= 0 or owner.get("host") != socket.gethostname():
+    if type(pid) is not int or pid <= 0 or owner.get("host") != socket.gethostname():
         return False
     try:
         os.kill(pid, 0)
@@ -117,8 +129,10 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 
 def _parse_owner(note: bytes) -> dict[str, Any]:
+    """Return the keys of the note that have the right types; others may have written it."""
     try:
-        owner = json.loads(note)
+        owner = parse_object(note)
     except ValueError:
         return {}
-    return owner if isinstance(owner, dict) else {}
+    kinds = {"pid": int, "host": str, "socket": str}
+    return {key: owner[key] for key, kind in kinds.items() if type(owner.get(key)) is kind}
