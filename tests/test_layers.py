@@ -171,6 +171,17 @@ def test_only_durable_syncs_and_renames(module: Path) -> None:
         assert not MOVE.search(module.read_text())
 
 
+# breakpoints imports nothing of the package; the adopted formats bound what they read themselves.
+JSON_PARSERS = ("system/json_input.py", "breakpoints.py", "adopt/")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_json_from_outside_has_one_parser(module: Path) -> None:
+    """JSON is parsed by parse_json alone, which raises nothing but ValueError."""
+    if not name_of(module).startswith(JSON_PARSERS):
+        assert not re.search(r"json\.loads?\(", module.read_text())
+
+
 @pytest.mark.parametrize("inside", LAYERS)
 def test_layers_name_what_is_there(inside: str) -> None:
     """Every room of a package has exactly one layer, and every layer names rooms that exist."""

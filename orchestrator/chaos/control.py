@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
 from orchestrator.ipc.server import make_socket_directory
+from orchestrator.system.json_input import parse_object
 
 LOOK_SECONDS = 0.02
 MESSAGE_SECONDS = 10.0
@@ -68,7 +69,7 @@ class Control:
         connection.settimeout(MESSAGE_SECONDS)
         try:
             with connection.makefile() as lines:
-                held = Held(connection, json.loads(lines.readline()))
+                held = Held(connection, parse_object(lines.readline()))
         except (OSError, ValueError):
             connection.close()  # it died while it asked
             return None

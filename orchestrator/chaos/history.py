@@ -1,10 +1,11 @@
 """What all lives of a run have measured, step by step; written by ``orchestrator.breakpoints``."""
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from orchestrator.system.json_input import parse_object
 
 # Kind (step or poll), completed steps, completed epochs, the metric's name.
 Key = tuple[str, int, int, str]
@@ -46,7 +47,7 @@ class History:
         """From the file of a trial; one that no session has written to is empty."""
         history = cls()
         for line in file.read_text().splitlines() if file.exists() else ():
-            content: dict[str, Any] = json.loads(line)
+            content = parse_object(line)
             if "place" in content:
                 history.places.add(content["place"])
             else:

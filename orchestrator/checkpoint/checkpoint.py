@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,13 +11,22 @@ from orchestrator.checkpoint.contents import STATE_FILE, Contents, StateFile, co
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.regular_files import read_regular
 
 MANIFEST_FILE = "manifest.json"
 
 PIN_FILE = "pinned"
 
 # A link or directory in the place of a file, and a disk that has lost the bytes.
-_DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO, errno.ENXIO}
+_DAMAGE = {
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENXIO,
+}
 
 _NAME = re.compile(r"step-(\d{12})(?:-(\d+))?")
 
@@ -107,10 +115,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.is_symlink():
             raise CheckpointInvalidError(path, "it is a symbolic link, not a directory")
-        if not stat.S_ISREG((path / MANIFEST_FILE).stat().st_mode):
-            raise CheckpointInvalidError(path, "manifest.json is not a regular file")
-        with open(path / MANIFEST_FILE, "rb") as file:
-            text = file.read(MAXIMUM_MANIFEST_BYTES)
+        text = read_regular(path / MANIFEST_FILE, MAXIMUM_MANIFEST_BYTES, real_parents=1)
         manifest = Manifest.from_json(text)
     except OSError as error:
         raise reading_problem(path, MANIFEST_FILE, error) from None

@@ -4,6 +4,7 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ from orchestrator.errors import (
 )
 from orchestrator.rundir.paths import RunDir, RunIdentity
 from orchestrator.system.durable import Disk
+from orchestrator.system.regular_files import open_regular
 
 
 @dataclass
@@ -280,7 +282,8 @@ class Store:
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Keep this checkpoint whatever the policy says. Raises OSError."""
-        (checkpoint.path / PIN_FILE).touch()
+        flags = os.O_WRONLY | os.O_CREAT
+        os.close(open_regular(checkpoint.path / PIN_FILE, flags, real_parents=1))
         self.disk.sync_directory(checkpoint.path)
 
     def unpin(self, checkpoint: Checkpoint) -> None:

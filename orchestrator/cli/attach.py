@@ -1,5 +1,6 @@
 """`orchestrator attach`: what a run prints, live, on whatever terminal asks for it."""
 
+import os
 import sys
 import time
 from argparse import Namespace
@@ -11,6 +12,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.status import exit_status_after
 from orchestrator.terminal.logs import readable
@@ -99,21 +101,22 @@ class Tail:
 
     def last_lines(self, count: int) -> bytes:
         """The end of what is there now; ``read`` and ``lines`` go on from here."""
-        if not self._path.exists():
+        try:
+            with open(open_regular(self._path, os.O_RDONLY), "rb") as file:
+                self._offset = file.seek(0, 2)
+                file.seek(max(0, self._offset - FIRST_BYTES))
+                data = file.read(FIRST_BYTES)
+        except OSError:
             return b""
-        with open(self._path, "rb") as file:
-            self._offset = file.seek(0, 2)
-            file.seek(max(0, self._offset - FIRST_BYTES))
-            data = file.read(FIRST_BYTES)
         return b"".join(data.splitlines(keepends=True)[-count:])
 
     def read(self) -> bytes:
         """What is new, in pieces of bounded size; empty when there is nothing."""
         try:
-            with open(self._path, "rb") as file:
+            with open(open_regular(self._path, os.O_RDONLY), "rb") as file:
                 file.seek(self._offset)
                 data = file.read(READ_BYTES)
-        except FileNotFoundError:
+        except OSError:
             return b""
         self._offset += len(data)
         return data

@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.client import status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.termination.hang_budgets import Activity
+from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.run_state import State
 from orchestrator.terminal.logs import readable
@@ -42,9 +44,10 @@ def start(place: RunDir, words: Sequence[str]) -> int:
 
 
 def _spawn(place: RunDir, words: Sequence[str]) -> subprocess.Popen[bytes]:
-    with open(place.log_file, "ab") as log:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with open(open_regular(place.log_file, flags), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *words],
+            [sys.executable, *MODULE_WORDS, *words],
             stdin=subprocess.DEVNULL,
             # The trainer's output is in attempts/; this would be a copy of it.
             stdout=subprocess.DEVNULL,
@@ -78,7 +81,7 @@ def _how_to_come_back(place: RunDir, pid: int, state: str) -> str:
 
 
 def _print_what_it_said(place: RunDir, since: int) -> None:
-    with open(place.log_file, "rb") as log:
+    with open(open_regular(place.log_file, os.O_RDONLY), "rb") as log:
         log.seek(since)
         for line in log.read().decode(errors="replace").splitlines():
             print(readable(line, sys.stderr.isatty()), file=sys.stderr)

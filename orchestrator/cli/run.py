@@ -19,6 +19,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.system.stop_signals import end_by_interrupt
@@ -58,6 +59,8 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
     lock = RunLock(place)
     lock.write_owner()
     log.record_in(place.log_file)
+    if (others := others_who_may_write(place.root)) is not None:
+        structlog.get_logger().warning(others)
     disposal = ScriptFiles() if config.adopt else OwnFiles()
     store = Store.open(place, command, script_of(command), disposal)
     _refuse_mixture(store, by_script=config.adopt is not None)

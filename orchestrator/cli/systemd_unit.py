@@ -8,6 +8,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.cli.run import check_program, script_of
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
@@ -18,8 +19,6 @@ ROOT = "root"
 # Named by the environment of the unit, for all commands that are run in it.
 RUN_DIR = "run_dir"
 SYSTEM_STATE = Path("/var/lib/orchestrator")
-# -P: a folder named orchestrator in the working directory is not to be taken for this package.
-MODULE_WORDS = ("-P", "-m", "orchestrator")
 
 
 def print_systemd_unit(arguments: Namespace) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import append_lines
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
+
+MAXIMUM_BYTES = 1 << 30
 
 
 class JournalEvent(StrEnum):
@@ -64,7 +68,7 @@ class Journal:
         Raises ConfigError when the file cannot be read.
         """
         try:
-            lines = self.path.read_bytes().splitlines()
+            lines = read_regular(self.path, MAXIMUM_BYTES).splitlines()
         except FileNotFoundError:
             return [], 0
         except OSError as error:
@@ -75,13 +79,21 @@ class Journal:
         events, damaged = [], 0
         for line in filter(None, lines):
             try:
-                record = json.loads(line)
-                JournalEvent(record["event"])
-            except (ValueError, TypeError, KeyError, RecursionError):
+                record = _checked(parse_object(line))
+            except (ValueError, KeyError):
                 damaged += 1
                 continue
             events.append(record)
         return events, damaged
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """Return an event if what readers rely on has the right types. Raises ValueError, KeyError."""
+    JournalEvent(record["event"])
+    for key in ("attempt", "step", "status"):
+        if not isinstance(record.get(key), int | None):
+            raise ValueError(f"{key} is not a number")
+    return record
 
 
 def utc_now() -> str:

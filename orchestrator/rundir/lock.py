@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestrator.errors import ConfigError, RunInUseError
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.lock_holder import holder_of
+from orchestrator.system.regular_files import open_regular
 
 OWNER_BYTES = 4096
 RETRY_SECONDS = 0.05
@@ -31,9 +33,12 @@ class RunLock:
     def __init__(self, run: RunDir) -> None:
         """Take the lock. Raises RunInUseError when it is held, ConfigError when locking fails."""
         try:
-            self.descriptor = os.open(run.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.descriptor = open_regular(run.lock_file, os.O_RDWR | os.O_CREAT, 0o660)
+            _restrict(self.descriptor)
         except OSError as error:
-            raise ConfigError(f"cannot open {run.lock_file}: {error.strerror}") from None
+            raise ConfigError(
+                f"cannot open {run.lock_file}: {error.strerror}; fix this, or move the file away"
+            ) from None
         try:
             self._lock()
         except BlockingIOError:
@@ -93,14 +98,29 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
     None means that the lock is free; an empty dict that its owner is not known yet.
     """
     try:
-        with open(run.lock_file, "rb") as file:
+        with open(open_regular(run.lock_file, os.O_RDONLY), "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return _parse_owner(file.read(OWNER_BYTES))
+    except PermissionError:
+        # Who may read the file could hold the lock; the kernel tells everybody who does.
+        return None if holder_of(run.lock_file) is None else {}
     except OSError:
         return None
     return None
+
+
+def _restrict(descriptor: int) -> None:
+    """Take the right to read the file from those who may not write it, if it is this user's.
+
+    Who may read a file may lock it, and so keep a run from starting.
+    """
+    facts = os.fstat(descriptor)
+    readers = 0 if facts.st_mode & stat.S_IWGRP else stat.S_IRGRP
+    if facts.st_uid == os.geteuid() and facts.st_mode & (readers | stat.S_IRWXO):
+        with contextlib.suppress(OSError):  # a filesystem without permissions
+            os.fchmod(descriptor, stat.S_IMODE(facts.st_mode) & ~(readers | stat.S_IRWXO))
 
 
 def _describe(owner: dict[str, Any], run: RunDir) -> str:
@@ -131,7 +151,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 def _parse_owner(note: bytes) -> dict[str, Any]:
     """Return the keys of the note that have the right types; others may have written it."""
     try:
-        owner = parse_object(note)
+        owner = parse_object(note, has_paths=True)
     except ValueError:
         return {}
     kinds = {"pid": int, "host": str, "socket": str}

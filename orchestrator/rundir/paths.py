@@ -1,6 +1,5 @@
 """Every path in a run directory, and the identity of a run."""
 
-import json
 import os
 import secrets
 from dataclasses import dataclass
@@ -9,9 +8,16 @@ from typing import Any, Self
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import utc_now
+from orchestrator.rundir.ownership import refuse_unsafe
 from orchestrator.system.durable import write_json
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
+from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
+MAXIMUM_JSON_BYTES = 1 << 24
+# Between a run directory and the files of an attempt there are attempts/ and 0001/.
+REAL_PARENTS = 2
 DEFAULT_PARENT = Path("runs")
 
 
@@ -117,6 +123,7 @@ class RunDir:
                 f"cannot write to the run directory {self.root}; "
                 "fix its permissions or name another with --run-dir"
             )
+        refuse_unsafe([self.root, self.checkpoints, self.attempts])
 
     def read_done(self) -> dict[str, Any] | None:
         """Return the content of done.json; None while the training is not complete.
@@ -175,7 +182,7 @@ class AttemptDir:
     def read_error(self) -> dict[str, Any] | None:
         """Return the content of error.json; None when it is missing or damaged."""
         try:
-            return _read_json(self.error_file, "move it away")
+            return _read_json(self.error_file, "move it away", real_parents=REAL_PARENTS)
         except ConfigError:
             return None
 
@@ -228,7 +235,7 @@ class RunIdentity:
                 advice,
             )
         first = content.get("script")
-        if None not in (name, first) and name != first:
+        if None not in (name, first) and storable(name or "") != first:
             raise ConfigError(
                 f"cannot train {name} in {run.root}: it contains the run of {first}, and {name} "
                 "would resume from its checkpoints; name another directory with --run-dir, or, if "
@@ -237,17 +244,15 @@ class RunIdentity:
         return cls(run_id, recorded, str(content.get("created")), first)
 
 
-def _read_json(path: Path, advice: str) -> dict[str, Any] | None:
+def _read_json(path: Path, advice: str, *, real_parents: int = 0) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_object(read_regular(path, MAXIMUM_JSON_BYTES, real_parents=real_parents))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(path, str(error), advice) from None
-    if not isinstance(content, dict):
-        raise _damaged(path, "it is not a JSON object", advice)
     return content
 
 

@@ -16,6 +16,7 @@ from orchestrator.errors import CheckpointWriteError
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
+from orchestrator.system.regular_files import open_regular
 
 CHUNK_BYTES = 16 << 20
 # Room for the manifest, for directories, and for a file that has grown since.
@@ -107,7 +108,7 @@ class Writer:
 
 
 def _reserve(path: Path, size: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError:

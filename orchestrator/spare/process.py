@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -14,10 +13,13 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
+from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, REAL_PARENTS
 from orchestrator.spare import worker
 from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
 from orchestrator.spare.python_command import PythonCommand
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
 from orchestrator.system.threads import in_thread
 
 END_SECONDS = 5.0
@@ -37,7 +39,9 @@ class Modules:
     def read(cls, file: Path) -> Self:
         """Read the file that a trainer has written."""
         try:
-            content = json.loads(file.read_bytes())
+            content = parse_object(
+                read_regular(file, MAXIMUM_JSON_BYTES, real_parents=REAL_PARENTS)
+            )
             return cls(
                 frozenset(content["third_party"]),
                 frozenset(content["own"]),

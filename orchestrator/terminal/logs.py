@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from orchestrator.system.durable import append_lines
+from orchestrator.system.json_input import parse_object
 from orchestrator.terminal.lossy_writer import LossyWriter
 from orchestrator.terminal.screen import Screen
 
@@ -73,8 +75,7 @@ class _Record:
         with contextlib.suppress(OSError):
             if self.path is not None:
                 line = json.dumps(event, default=str)
-                with open(self.path, "ab", buffering=0) as file:
-                    file.write(line.encode() + b"\n")
+                append_lines(self.path, line.encode() + b"\n")
         return event
 
 
@@ -104,7 +105,7 @@ class _Paragraphs:
 def readable(line: str, is_coloured: bool) -> str:
     """A line of the log's JSON for people; any other line as it is."""
     try:
-        event = json.loads(line)
+        event = parse_object(line)
         return _Paragraphs(is_coloured)(None, event["level"], event)
     except (ValueError, TypeError, KeyError):
         return line

@@ -644,10 +644,10 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
     stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     real_open = os.open
 
-    def refuse(path: str | Path, *arguments: int) -> int:
+    def refuse(path: str | Path, *arguments: int, **keywords: int) -> int:
         if Path(path).name == "state.pt":
             raise stale
-        return real_open(path, *arguments)
+        return real_open(path, *arguments, **keywords)
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UnreadableError, match="mend that and run again"):

@@ -16,7 +16,9 @@ import threading
 import time
 from pathlib import Path
 
+from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.system.regular_files import open_regular
 from orchestrator.terminal.console import Sink
 
 COPY_BYTES = 1 << 16
@@ -102,9 +104,8 @@ class _Log:
         try:
             if self._descriptor is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(
-                    self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
-                )
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+                self._descriptor = open_regular(self._path, flags, real_parents=REAL_PARENTS)
             while data:
                 data = data[os.write(self._descriptor, data) :]
         except OSError:

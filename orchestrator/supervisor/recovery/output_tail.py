@@ -1,10 +1,13 @@
 """What the end of the trainer's output tells: last lines, a traceback, faulthandler's stacks."""
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from orchestrator.system.regular_files import open_regular
 
 END_BYTES = 1 << 18
 LAST_LINES = 20
@@ -28,7 +31,7 @@ _FATAL = "Fatal Python error: "
 def end_of(log: Path) -> list[str]:
     """The last lines of output.log as a terminal would have left them, empty ones left out."""
     try:
-        with open(log, "rb") as file:
+        with open(open_regular(log, os.O_RDONLY), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - END_BYTES))
             text = file.read(END_BYTES).decode(errors="replace")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from orchestrator.ipc.messages import DUMP_SIGNAL
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.durable import replace_file
 from orchestrator.system.process_tree import Process, kernel_wait_function
 
 ANSWER_SECONDS = 1.0
@@ -34,7 +35,7 @@ def write(file: Path, pids: Iterable[int], dump: int) -> None:
         text = _collect(pids, dump)
     finally:
         os.close(dump)
-    file.write_text(text)
+    replace_file(file, text.encode(errors="backslashreplace"))
 
 
 def _collect(pids: Iterable[int], dump: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import append_lines, replace_file
+from orchestrator.system.regular_files import open_regular, read_regular
 from orchestrator.training.exits import say
 from orchestrator.training.state.registry import number
 
@@ -18,6 +19,7 @@ from orchestrator.training.state.registry import number
 MOST_STEPS = 100_000
 # A loop that makes more lines than this between two flushes gets fewer.
 MOST_AT_ONCE = 1000
+MAXIMUM_BYTES = 1 << 32
 _LINE = re.compile(rb'\{"step": (\d+), "epoch": (\d+), "poll": (true|false), ')
 
 
@@ -98,9 +100,18 @@ def stride_at(step: int) -> int:
 def cut_off(path: Path, step: int, epoch: int) -> None:
     """Truncate the file behind this place. Raises OSError."""
     try:
-        content = path.read_bytes()
+        descriptor = open_regular(path, os.O_RDWR)
     except FileNotFoundError:
         return
+    with open(descriptor, "r+b") as file:
+        content = file.read()
+        end = _end_of(content, step, epoch)
+        if end < len(content):
+            file.truncate(end)
+
+
+def _end_of(content: bytes, step: int, epoch: int) -> int:
+    """Return the offset behind the last line that does not lie behind this place."""
     end = len(content)
     while end:
         begin = content.rfind(b"\n", 0, end - 1) + 1
@@ -108,15 +119,14 @@ def cut_off(path: Path, step: int, epoch: int) -> None:
         if content[end - 1 : end] == b"\n" and found and _place(found) <= (step, epoch):
             break
         end = begin
-    if end < len(content):
-        os.truncate(path, end)
+    return end
 
 
 def thin_out(path: Path, stride: int) -> None:
     """Leave one of ``stride`` steps, and all that is no step's. Raises OSError."""
     kept = [
         line
-        for line in path.read_bytes().splitlines(keepends=True)
+        for line in read_regular(path, MAXIMUM_BYTES).splitlines(keepends=True)
         if (found := _LINE.match(line)) and (found[3] == b"true" or _place(found)[0] % stride == 0)
     ]
     replace_file(path, b"".join(kept))

@@ -22,6 +22,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
@@ -58,6 +59,8 @@ class Standalone:
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
             self.store = Store.open(self.run, sys.argv, script)
+            if (others := others_who_may_write(self.run.root)) is not None:
+                say(others)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.close()
