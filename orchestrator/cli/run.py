@@ -22,6 +22,7 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.supervisor.supervisor import Ending, Supervisor
+from orchestrator.system.recorded_command import recorded
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log
@@ -145,7 +146,7 @@ def _already_complete(place: RunDir, command: list[str]) -> bool:
     if (done := place.read_done()) is None:
         return False
     log = structlog.get_logger()
-    if done.get("command") != command:
+    if done.get("command") != recorded(command):
         log.info(
             "the run was complete, but the command has changed: continuing it; a training of its "
             "own, such as the next fold, needs another --run-dir"

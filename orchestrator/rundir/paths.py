@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.error_record import checked_error
 from orchestrator.rundir.journal import utc_now
 from orchestrator.rundir.ownership import refuse_unsafe
 from orchestrator.system.durable import write_json
 from orchestrator.system.json_input import parse_object
+from orchestrator.system.recorded_command import recorded
 from orchestrator.system.regular_files import read_regular
 from orchestrator.system.text import storable
 
@@ -182,9 +184,10 @@ class AttemptDir:
     def read_error(self) -> dict[str, Any] | None:
         """Return the content of error.json; None when it is missing or damaged."""
         try:
-            return _read_json(self.error_file, "move it away", real_parents=REAL_PARENTS)
+            content = _read_json(self.error_file, "move it away", real_parents=REAL_PARENTS)
         except ConfigError:
             return None
+        return None if content is None else checked_error(content)
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,8 @@ class RunIdentity:
         name = None if script is None else _name_of(script)
         content = _read_json(run.run_file, advice)
         if content is None:
-            identity = cls(checkpoint_run_id or secrets.token_hex(8), command, utc_now(), name)
+            new_id = checkpoint_run_id or secrets.token_hex(8)
+            identity = cls(new_id, recorded(command), utc_now(), name)
             try:
                 write_json(run.run_file, {"format_version": FORMAT_VERSION, **identity.__dict__})
             except OSError as error:
@@ -227,8 +231,8 @@ class RunIdentity:
                 "use the program that wrote it"
             )
         version, run_id = content.get("format_version"), content.get("run_id")
-        recorded = content.get("command")
-        if version is None or not isinstance(run_id, str) or not isinstance(recorded, list):
+        words = content.get("command")
+        if version is None or not isinstance(run_id, str) or not isinstance(words, list):
             raise _damaged(
                 run.run_file,
                 "format_version, run_id or command is missing or has the wrong type",
@@ -241,7 +245,7 @@ class RunIdentity:
                 "would resume from its checkpoints; name another directory with --run-dir, or, if "
                 f"the script was only renamed, move {run.run_file} away"
             )
-        return cls(run_id, recorded, str(content.get("created")), first)
+        return cls(run_id, words, str(content.get("created")), first)
 
 
 def _read_json(path: Path, advice: str, *, real_parents: int = 0) -> dict[str, Any] | None:

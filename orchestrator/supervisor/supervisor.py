@@ -42,6 +42,7 @@ from orchestrator.supervisor.termination.stop_ladder import StopWantedError
 from orchestrator.supervisor.wiring import assemble
 from orchestrator.system import process_tree
 from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.system.recorded_command import recorded
 from orchestrator.system.threads import ignore_outcome
 from orchestrator.telemetry.event_hook import EventHook
 from orchestrator.terminal.console import Console
@@ -150,7 +151,7 @@ class Supervisor:
             )
             self._spares.open(self._environment)
             self._journal.write(
-                JournalEvent.RUN_STARTED, command=self._command, version=__version__
+                JournalEvent.RUN_STARTED, command=recorded(self._command), version=__version__
             )
             self._surroundings.start(self._conversation.save_now)
             try:

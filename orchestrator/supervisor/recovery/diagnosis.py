@@ -223,4 +223,4 @@ def _headline(message: str) -> str:
 
 def _digest(*parts: str) -> str:
     """Numbers, addresses, dates and hashes must have been left out: they differ each time."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts).encode(errors="backslashreplace")).hexdigest()[:16]

@@ -12,6 +12,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
+from orchestrator.system.recorded_command import recorded
 from orchestrator.training.exits import describe, say, status_of
 from orchestrator.training.runtime.backend import RunBackend
 from orchestrator.training.runtime.metrics import MetricsFile
@@ -64,7 +65,7 @@ class RunMembership:
                 "the script's number of epochs or steps; another training, such as the next fold, "
                 "needs a run directory of its own"
             )
-            if (self.home.run.read_done() or {}).get("command") == self.home.command:
+            if (self.home.run.read_done() or {}).get("command") == recorded(self.home.command):
                 return
         else:
             for attempt in patient_retrying(lambda: self.stop_wanted):
@@ -79,7 +80,7 @@ class RunMembership:
             "step": progress.step,
             "epoch": progress.epoch,
             "time": utc_now(),
-            "command": self.home.command,
+            "command": recorded(self.home.command),
         }
         try:
             write_json(self.home.run.done_file, done)

@@ -25,6 +25,7 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import say
 from orchestrator.training.runtime.local_writer import OwnWriter
@@ -67,7 +68,9 @@ class Standalone:
             raise
         self._journal = Journal(self.run.journal_file)
         self._checkpoint_journal = CheckpointJournal(self._journal)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
+        self._journal.write(
+            JournalEvent.RUN_STARTED, command=recorded(sys.argv), version=__version__
+        )
         self.page, descriptor = ControlPage.create()
         os.close(descriptor)
         self.slots = Slots.create(self.page)
