@@ -28,7 +28,8 @@ _DAMAGE = {
     errno.ENXIO,
 }
 
-_NAME = re.compile(r"step-(\d{12})(?:-(\d+))?")
+NAME_PREFIX = "step-"
+_NAME = re.compile(r"step-([0-9]{12})(?:-([1-9][0-9]{0,8}))?")
 
 
 @dataclass(frozen=True, order=True)

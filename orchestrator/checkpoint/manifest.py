@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Self, TypeVar
 
-from orchestrator.checkpoint.position import Position
+from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP, Position
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.text import storable
 
@@ -153,8 +153,8 @@ class Manifest:
             of_session = framework is None and adopted is None
             return cls(
                 run_id=storable(_typed(content, "run_id", str)),
-                step=_count(content, "step"),
-                epoch=_count(content, "epoch"),
+                step=_count(content, "step", MAXIMUM_STEP),
+                epoch=_count(content, "epoch", MAXIMUM_EPOCH),
                 reason=Reason(_typed(content, "reason", str)),
                 metrics={_text(k): float(v) for k, v in _typed(content, "metrics", dict).items()},
                 healthy=_typed(content, "healthy", bool),
@@ -201,8 +201,10 @@ def _texts(content: JsonObject) -> dict[str, str]:
     return {_text(key): _text(value) for key, value in content.items()}
 
 
-def _count(content: JsonObject, key: str) -> int:
+def _count(content: JsonObject, key: str, maximum: int | None = None) -> int:
     value = _typed(content, key, int)
+    if maximum is not None and value > maximum:
+        raise ValueError(f"manifest.json has {key} = {value}, and the most is {maximum}")
     if value < 0 or isinstance(value, bool):
         raise ValueError(f"manifest.json has {key} = {value!r}, not a count")
     return value

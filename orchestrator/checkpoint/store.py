@@ -4,6 +4,7 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -13,10 +14,12 @@ from typing import Self
 
 from orchestrator.checkpoint.checkpoint import (
     MANIFEST_FILE,
+    NAME_PREFIX,
     PIN_FILE,
     Checkpoint,
     PublicationOrder,
     checkpoint_directories,
+    is_checkpoint_name,
     read_checkpoint,
 )
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, STATE_FILE
@@ -24,6 +27,7 @@ from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.disposal import Disposal, OwnFiles
 from orchestrator.checkpoint.external_files import copy_tree_durably
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
+from orchestrator.checkpoint.position import MAXIMUM_STEP
 from orchestrator.checkpoint.quarantine import QuarantineFolder
 from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
 from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path, writing_path
@@ -138,6 +142,17 @@ class Store:
         except OSError as error:
             raise UnreadableError(self.run.checkpoints, error) from None
 
+    def unrecognised(self) -> list[str]:
+        """Return a sentence about each thing that looks like a checkpoint and has no such name."""
+        with contextlib.suppress(OSError):
+            names = sorted(path.name for path in self.run.checkpoints.iterdir())
+            return [
+                f"{name} is not named as a checkpoint is"
+                for name in names
+                if name.startswith(NAME_PREFIX) and not is_checkpoint_name(name)
+            ]
+        return []
+
     def newest_valid(
         self, on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None
     ) -> Checkpoint | None:
@@ -149,7 +164,7 @@ class Store:
         NoValidCheckpointError when there were candidates and none is left, since a silent start
         from zero loses a run, and UnreadableError when one cannot be judged.
         """
-        passed_over = []
+        passed_over = self.unrecognised()
         for path in reversed(self.directories()):
             try:
                 checkpoint = read_checkpoint(path)
@@ -303,6 +318,10 @@ def publish_directory(
     which the manifest then names. Raises OSError and whatever ``fill`` raises, after removing the
     directory.
     """
+    if manifest.step > MAXIMUM_STEP:
+        # The name would not be recognised, and the next start would begin at zero.
+        problem = f"no step above {MAXIMUM_STEP} can be saved"
+        raise OSError(errno.EOVERFLOW, problem)
     temporary = writing_path(run)
     try:
         disk.make_directory(temporary)

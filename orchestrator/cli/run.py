@@ -64,6 +64,8 @@ def _run(config: Config, command: list[str], place: RunDir, console: Console, lo
         structlog.get_logger().warning(others)
     disposal = ScriptFiles() if config.adopt else OwnFiles()
     store = Store.open(place, command, script_of(command), disposal)
+    for sentence in store.unrecognised():
+        structlog.get_logger().warning(f"in {place.checkpoints} {sentence}, and is passed over")
     _refuse_mixture(store, by_script=config.adopt is not None)
     if _already_complete(place, command):
         notifier.send("READY=1")  # systemd calls it a failure when a service ends before that

@@ -97,6 +97,8 @@ class Standalone:
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """The newest that verification finds valid; says what it set aside."""
         self.store.sweep()
+        for sentence in self.store.unrecognised():
+            say(f"in {self.run.checkpoints} {sentence}, and is passed over")
         self._resumed_from = self.store.newest_valid(self._quarantined)
         return self._resumed_from
 
