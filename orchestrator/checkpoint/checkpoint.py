@@ -28,8 +28,8 @@ _DAMAGE = {
     errno.ENXIO,
 }
 
-NAME_PREFIX = "step-"
-_NAME = re.compile(r"step-([0-9]{12})(?:-([1-9][0-9]{0,8}))?")
+_NAME = re.compile(r"step-([0-9]{12})(?:-([0-9]+))?")
+_LONGER_NAME = re.compile(r"step-[0-9]{13,}(?:-[0-9]+)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -97,6 +97,11 @@ class Checkpoint:
 def is_checkpoint_name(name: str) -> bool:
     """Return whether a directory of this name claims to be a checkpoint."""
     return _NAME.fullmatch(name) is not None
+
+
+def has_too_many_digits(name: str) -> bool:
+    """Return whether a name is that of a checkpoint but for a step of more than twelve digits."""
+    return _LONGER_NAME.fullmatch(name) is not None
 
 
 def checkpoint_directories(run: RunDir) -> list[Path]:

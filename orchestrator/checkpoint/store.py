@@ -14,12 +14,11 @@ from typing import Self
 
 from orchestrator.checkpoint.checkpoint import (
     MANIFEST_FILE,
-    NAME_PREFIX,
     PIN_FILE,
     Checkpoint,
     PublicationOrder,
     checkpoint_directories,
-    is_checkpoint_name,
+    has_too_many_digits,
     read_checkpoint,
 )
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, STATE_FILE
@@ -147,9 +146,9 @@ class Store:
         with contextlib.suppress(OSError):
             names = sorted(path.name for path in self.run.checkpoints.iterdir())
             return [
-                f"{name} is not named as a checkpoint is"
+                f"{name} has more digits than the name of a checkpoint"
                 for name in names
-                if name.startswith(NAME_PREFIX) and not is_checkpoint_name(name)
+                if has_too_many_digits(name)
             ]
         return []
 

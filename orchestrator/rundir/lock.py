@@ -129,9 +129,9 @@ def _describe(owner: dict[str, Any], run: RunDir) -> str:
         return f"process {owner.get('pid')} on {owner.get('host')} is training in it"
     holder = holder_of(run.lock_file)
     process = "a process" if holder is None else f"process {holder}"
-    return f"{process} holds its lock" + (
-        " and is not the one that is noted there" if owner else ""
-    )
+    if not owner:
+        return f"{process} is training in it"
+    return f"{process} holds its lock, which is not the one that is noted there"
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
