@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template_unit; stdout.write(template_unit
 
-.PHONY: demo test test-fast lint docs bench units cli-reference survival recording clean
+.PHONY: demo test test-fast test-lowest lint docs package matrix bench units cli-reference survival recording clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -20,6 +20,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-lowest: $(VENV)/.dev  ## test-fast with the oldest of every dependency that pyproject.toml allows, but torch.
+	.ci/lowest
+
+package: $(VENV)/.dev  ## Build the source distribution and the wheel, check, install and use them.
+	.ci/package
+
+matrix: $(VENV)/.dev  ## With the oldest torch allowed and the newest served; docs/reference/compatibility.md.
+	.ci/matrix
 
 docs: $(VENV)/.dev  ## The site, in build/site; a broken link or anchor fails.
 	$(BIN)/zensical build --strict --clean
@@ -44,7 +53,7 @@ recording: $(VENV)/.dev  ## docs/assets/demo.svg, from a real `make demo`.
 	$(BIN)/python -m tests.recording
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.dev: $(VENV)/.ready  # What tests need beyond what the demo does.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,examples,integrations]"

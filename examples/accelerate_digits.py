@@ -1,4 +1,4 @@
-"""accelerate and a session side by side: a small network on scikit-learn's handwritten digits.
+"""A small network on scikit-learn's handwritten digits, with accelerate and a session.
 
 Supervised:
 
@@ -8,8 +8,8 @@ Bare:
 
     python examples/accelerate_digits.py
 
-Four batches make a step (gradient accumulation), and the last step of an epoch is a shorter one.
-Stop it anywhere and run the same command again: it prints the lines that it would have printed.
+Four batches make a step (gradient accumulation); the last step of an epoch may have fewer. Stop the
+script anywhere and run the same command again: it prints the lines that it would have printed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from orchestrator.training import Session
 
 
 class NoisyDigits(Dataset[tuple[Tensor, Tensor]]):
-    """Digits of 8x8 pixels with noise that is drawn anew each time."""
+    """Digits of 8x8 pixels with noise that is drawn at each access."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -40,7 +40,7 @@ class NoisyDigits(Dataset[tuple[Tensor, Tensor]]):
 
 
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images, test images, training labels, test labels; the same split every time."""
+    """Return training images, test images, training labels and test labels, always split alike."""
     digits = load_digits()
     images = torch.tensor(digits.data, dtype=torch.float32) / 16
     labels = torch.tensor(digits.target)
@@ -95,8 +95,8 @@ def main() -> None:
             correct = 0
             with torch.no_grad():
                 for images, labels in session.batches(test_loader):
-                    found = accelerator.gather_for_metrics(model(images).argmax(1) == labels)
-                    correct += int(found.sum())
+                    is_correct = model(images).argmax(1) == labels
+                    correct += int(accelerator.gather_for_metrics(is_correct).sum())
                     session.poll()
             accuracy = correct / len(test_labels)
             session.poll(accuracy=accuracy)

@@ -9,7 +9,7 @@ Bare:
     python examples/char_gpt.py --size small --steps 2000
 
 Batches are drawn from torch's global random number generator, which is part of every checkpoint,
-so a run that was stopped and run again sees the same text and writes the same sample in the end.
+so a run that is stopped and continued sees the same text and prints the same sample at the end.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from orchestrator.training import Session
 
-VOCABULARY = 256  # a character is a byte
+VOCABULARY = 256  # each character is one byte
 
 
 class Size(NamedTuple):
@@ -99,7 +99,7 @@ class CharGPT(nn.Module):
 
 
 def read_standard_library(limit: int) -> Tensor:
-    """The first `limit` bytes of the standard library's modules, in alphabetical order."""
+    """Return the first `limit` bytes of the standard library's modules, in alphabetical order."""
     text = bytearray()
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         text += path.read_bytes()
@@ -109,14 +109,17 @@ def read_standard_library(limit: int) -> Tensor:
 
 
 def draw_batch(text: Tensor, batch_size: int, context: int) -> tuple[Tensor, Tensor]:
-    """Windows of the text at random places, and the same windows one character later."""
+    """Draw windows of the text at random positions, and the same windows one character later.
+
+    Both have the shape (batch_size, context).
+    """
     starts = torch.randint(len(text) - context, (batch_size, 1))
     windows = text[starts + torch.arange(context + 1)].long()
     return windows[:, :-1], windows[:, 1:]
 
 
 def warmup_then_cosine(step: int, total: int) -> float:
-    """The learning rate at `step` of `total`, as a fraction of its peak; it ends at a tenth."""
+    """Return the learning rate at `step` of `total` as a fraction of its peak, at last a tenth."""
     warmup = total // 20
     if step < warmup:
         return (step + 1) / warmup
@@ -124,7 +127,7 @@ def warmup_then_cosine(step: int, total: int) -> float:
 
 
 def main() -> None:
-    """Train, then write a sample."""
+    """Train, then print a sample."""
     parser = argparse.ArgumentParser(description="Train a character GPT on Python's own sources.")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps")

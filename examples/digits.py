@@ -8,8 +8,8 @@ Bare:
 
     python examples/digits.py
 
-Stop it anywhere, also in the middle of an epoch or of the evaluation, and run the same command
-again: it prints the lines that it would have printed, to the last digit.
+Stop the script anywhere, even in the middle of an epoch or of the evaluation, and run the same
+command again: it prints the lines that it would have printed, to the last digit.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from orchestrator.training import Session
 
 
 class ShiftedDigits(Dataset[tuple[Tensor, Tensor]]):
-    """Digits of 8x8 pixels, each moved by up to one pixel, differently every time it is drawn."""
+    """Digits of 8x8 pixels, each shifted at random by up to one pixel at each access."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.padded = F.pad(images, (1, 1, 1, 1))
@@ -40,7 +40,7 @@ class ShiftedDigits(Dataset[tuple[Tensor, Tensor]]):
 
 
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images, test images, training labels, test labels; the same split every time."""
+    """Return training images, test images, training labels and test labels, always split alike."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
@@ -49,7 +49,7 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def build_model() -> nn.Module:
-    """Three convolutions and a linear layer."""
+    """Build a model of three convolutions and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1, bias=False),
         nn.BatchNorm2d(32),
@@ -81,8 +81,8 @@ def main() -> None:
     train_images, test_images, train_labels, test_labels = load_split()
     dataset = ShiftedDigits(train_images, train_labels)
     loader = DataLoader(dataset, args.batch_size, shuffle=True, num_workers=args.workers)
-    # Plain slices, not a DataLoader: an evaluation that was cut off starts over, so it must not
-    # draw random numbers, and every DataLoader draws one when it is iterated.
+    # Plain slices, not a DataLoader: an interrupted evaluation starts over, so it must not draw
+    # random numbers, and every DataLoader draws one when it is iterated.
     test_batches = list(
         zip(torch.split(test_images, 120), torch.split(test_labels, 120), strict=True)
     )
@@ -112,7 +112,7 @@ def main() -> None:
             accuracy = correct / len(test_labels)
             session.poll(accuracy=accuracy)
 
-            # After the last safe point of the epoch, so that none of this can happen twice.
+            # After the last safe point of the epoch, so that none of this can run twice.
             scheduler.step()
             state["accuracy"] = accuracy
             state["best"] = max(accuracy, state.get("best", 0.0))

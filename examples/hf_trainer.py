@@ -1,4 +1,4 @@
-"""A small GPT-2 trained by the Trainer of Hugging Face transformers, on Python's own sources.
+"""A small GPT-2 on Python's own sources, trained by the Trainer of Hugging Face transformers.
 
 Supervised:
 
@@ -8,9 +8,9 @@ Bare:
 
     python examples/hf_trainer.py --epochs 3
 
-The callback is the only line that is not in any other script: it resumes, publishes the Trainer's
-checkpoints, and stops at the end of a step. Nothing is downloaded; the model begins with random
-weights, and a character is a byte.
+The callback is the only line that other scripts do not have. It resumes the run, publishes the
+Trainer's checkpoints, and stops at the end of a step. Nothing is downloaded: the model starts with
+random weights, and each character is one byte.
 """
 
 import argparse
@@ -28,7 +28,7 @@ VOCABULARY = 256
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """The first pieces of the standard library's modules, in alphabetical order."""
+    """The beginning of the standard library's modules, in windows of equal length."""
 
     def __init__(self, count: int, context: int) -> None:
         text = bytearray()
@@ -55,8 +55,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=2, help="batches per optimizer step")
     parser.add_argument("--save-steps", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data")
-    parser.add_argument("--output", default="hf-trainer", help="where the Trainer itself saves")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load the data")
+    parser.add_argument(
+        "--output", default="hf-trainer", help="directory for the Trainer's checkpoints"
+    )
     args = parser.parse_args()
 
     set_seed(0)

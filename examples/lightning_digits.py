@@ -1,4 +1,6 @@
-"""The digits of scikit-learn with Lightning's Trainer: above 97% in a quarter of a minute.
+"""A small network on scikit-learn's handwritten digits, trained by Lightning's Trainer.
+
+It reaches more than 97% in a quarter of a minute.
 
 Supervised:
 
@@ -8,8 +10,8 @@ Bare:
 
     python examples/lightning_digits.py
 
-One line makes it resumable, the callback. Stop it anywhere, also in the midst of an epoch or of the
-validation, and run the same command again: it ends with the same weights, bit for bit.
+One line, the callback, makes it resumable. Stop the script anywhere, even in the middle of an epoch
+or of the validation, and run the same command again: it ends with the same weights, bit for bit.
 """
 
 import argparse
@@ -49,8 +51,8 @@ class Digits(pl.LightningModule):
 
     def validation_step(self, batch: Batch, number: int) -> None:
         images, labels = batch
-        right = (self.layers(images).argmax(1) == labels).float().mean()
-        self.log("val_accuracy", right, prog_bar=True, batch_size=len(labels))
+        accuracy = (self.layers(images).argmax(1) == labels).float().mean()
+        self.log("val_accuracy", accuracy, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[object]]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=3e-3)
@@ -58,10 +60,12 @@ class Digits(pl.LightningModule):
 
 
 def main() -> None:
-    """Train, and say how many digits it reads."""
+    """Train, then print the share of digits that the network recognizes."""
     parser = argparse.ArgumentParser(description="Train a small network on digits with Lightning.")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--samples", type=int, default=1500, help="for training; the rest tests")
+    parser.add_argument(
+        "--samples", type=int, default=1500, help="samples for training; the others are for tests"
+    )
     args = parser.parse_args()
 
     pl.seed_everything(0, verbose=False)

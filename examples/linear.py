@@ -1,6 +1,6 @@
 """The smallest example: a line through four points, interrupted after three of five epochs.
 
-Supervised; the second command finishes what the first one began:
+Supervised; the second command continues the run of the first one:
 
     orchestrator run -- python examples/linear.py --interrupt-after 3
     orchestrator run -- python examples/linear.py
@@ -46,7 +46,7 @@ def main() -> None:
                 print(f"epoch {epoch + 1}  loss {loss.item():.6f}", flush=True)
                 session.step(loss=loss)
             if epoch + 1 == args.interrupt_after:
-                signal.raise_signal(signal.SIGINT)  # noticed at the edge of the epoch
+                signal.raise_signal(signal.SIGINT)  # handled at the end of the epoch
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Places at which `orchestrator chaos` holds a process: to kill it, or to refuse it the disk.
+"""Breakpoints at which `orchestrator chaos` holds a process, to kill it or to fail its disk.
 
 Nothing is installed unless ORCHESTRATOR_BREAKPOINTS names the directory of a trial. Then a few
-methods are wrapped: each tells the history what has been reached, and when its place is armed asks
-chaos over a socket and waits for the answer. So all faults go through the program's own paths, and
-a process that is killed dies exactly there.
+methods are wrapped. Each one records in the history that it was reached; where its breakpoint is
+armed, it also asks chaos over a socket and waits for the answer. So every fault goes through the
+program's own code, and a process that is killed dies exactly there.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from typing import Any
 
 VARIABLE = "ORCHESTRATOR_BREAKPOINTS"
 ARMED_FILE = "armed"
-# The trial's directory may lie too deep for the path of a socket.
+# The path of the trial's directory may be too long for a socket.
 SOCKET_LINK = "socket"
 HISTORY_FILE = "history.jsonl"
-# What is armed is written at once and read at once, always so many bytes.
+# The armed breakpoints are written and read in one call of this size, so that none is seen halved.
 ARMED_BYTES = 256
 SUPERVISOR = "supervisor"
 TRAINER = "trainer"
 
 
-def _nothing(owner: Any) -> dict[str, Any]:
+def _no_facts(owner: Any) -> dict[str, Any]:
     return {}
 
 
@@ -38,19 +38,19 @@ def _progress(session: Any) -> dict[str, Any]:
 
 
 def _pid_of(attempt: Any) -> dict[str, Any]:
-    return {"trainer": attempt.child.pid}
+    return {"trainer": attempt.process.pid}
 
 
 def _always(*arguments: Any) -> bool:
     return True
 
 
-def _in_a_checkpoint(disk: Any, path: Path) -> bool:
+def _path_in_checkpoint(disk: Any, path: Path) -> bool:
     return path.parent.name.startswith(".writing-")
 
 
-def _of_a_checkpoint(disk: Any, file: Any) -> bool:
-    return _in_a_checkpoint(disk, Path(str(file.name)))
+def _file_in_checkpoint(disk: Any, file: Any) -> bool:
+    return _path_in_checkpoint(disk, Path(str(file.name)))
 
 
 def _publishes(disk: Any, source: Path, target: Path) -> bool:
@@ -59,10 +59,11 @@ def _publishes(disk: Any, source: Path, target: Path) -> bool:
 
 @dataclass(frozen=True)
 class Breakpoint:
-    """A method, named ``module:Class.method``, at whose beginning a process can be held.
+    """A method, written ``module:Class.method``, at whose start a process can be held.
 
-    With ``after`` it is held at its end, with ``each`` at each item of a generator. ``when`` says
-    of the arguments whether it counts; ``facts`` tells chaos more.
+    With ``after`` the process is held at the method's end, with ``each`` at each item of a
+    generator. ``when`` says whether a call with these arguments counts. ``facts`` returns what
+    chaos learns about the process beside its pid.
     """
 
     name: str
@@ -70,18 +71,20 @@ class Breakpoint:
     after: bool = False
     each: bool = False
     when: Callable[..., bool] = _always
-    facts: Callable[[Any], dict[str, Any]] = _nothing
+    facts: Callable[[Any], dict[str, Any]] = _no_facts
 
 
 _SAVING = (
-    Breakpoint("create", "orchestrator.system.durable:Disk.create", when=_in_a_checkpoint),
-    Breakpoint("create", "orchestrator.system.durable:Disk.create_direct", when=_in_a_checkpoint),
+    Breakpoint("create", "orchestrator.system.durable:Disk.create", when=_path_in_checkpoint),
+    Breakpoint(
+        "create", "orchestrator.system.durable:Disk.create_direct", when=_path_in_checkpoint
+    ),
     Breakpoint("write", "orchestrator.checkpoint.digesting_writer:DigestingWriter.write"),
-    Breakpoint("sync", "orchestrator.system.durable:Disk.sync", when=_of_a_checkpoint),
+    Breakpoint("sync", "orchestrator.system.durable:Disk.sync", when=_file_in_checkpoint),
     Breakpoint("publish", "orchestrator.system.durable:Disk.rename", when=_publishes),
     Breakpoint("published", "orchestrator.system.durable:Disk.rename", after=True, when=_publishes),
 )
-PLACES: dict[str, tuple[Breakpoint, ...]] = {
+BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
     SUPERVISOR: (
         *_SAVING,
         Breakpoint(
@@ -109,71 +112,71 @@ PLACES: dict[str, tuple[Breakpoint, ...]] = {
         Breakpoint("left", "orchestrator.training.session:Session._leave", after=True),
     ),
 }
-# The metrics of a step are told before it is passed, and so belong to the step that they end.
-_MEASURING = {"step": 1, "poll": 0}
+# The metrics of a step are recorded before it is counted: their step is this much further.
+_MEASURED_STEP_OFFSET = {"step": 1, "poll": 0}
 
 
 def install(role: str) -> None:
-    """Wrap the methods of this role, in a trial; otherwise do nothing at all."""
+    """Wrap the methods of this role, if the process belongs to a trial."""
     if VARIABLE not in os.environ:
         return
-    for place in PLACES[role]:
-        module, _, path = place.method.partition(":")
+    for point in BREAKPOINTS[role]:
+        module, _, path = point.method.partition(":")
         class_name, _, method = path.partition(".")
         owner = getattr(importlib.import_module(module), class_name)
-        wrap = _wrap_generator if place.each else _wrap
-        setattr(owner, method, wrap(getattr(owner, method), place, role))
+        wrap = _wrap_generator if point.each else _wrap
+        setattr(owner, method, wrap(getattr(owner, method), point, role))
 
 
-def _wrap(original: Callable[..., Any], place: Breakpoint, role: str) -> Callable[..., Any]:
+def _wrap(original: Callable[..., Any], point: Breakpoint, role: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(owner: Any, *arguments: Any, **options: Any) -> Any:
-        if not place.after and place.when(owner, *arguments):
-            _reach(place, role, owner)
-        if place.name in _MEASURING and options:
-            _tell_metrics(owner, place.name, options)
+        if not point.after and point.when(owner, *arguments):
+            _reach(point, role, owner)
+        if point.name in _MEASURED_STEP_OFFSET and options:
+            _record_metrics(owner, point.name, options)
         result = original(owner, *arguments, **options)
-        if place.after and place.when(owner, *arguments):
-            _reach(place, role, owner)
+        if point.after and point.when(owner, *arguments):
+            _reach(point, role, owner)
         return result
 
     return wrapper
 
 
 def _wrap_generator(
-    original: Callable[..., Any], place: Breakpoint, role: str
+    original: Callable[..., Any], point: Breakpoint, role: str
 ) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(owner: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         for item in original(owner, *arguments, **options):
-            _reach(place, role, owner)
+            _reach(point, role, owner)
             yield item
 
     return wrapper
 
 
-# --- what a place does ---------------------------------------------------------------------------
+# --- what a breakpoint does ----------------------------------------------------------------------
 
 
-def _reach(place: Breakpoint, role: str, owner: Any) -> None:
+def _reach(point: Breakpoint, role: str, owner: Any) -> None:
     if not (directory := os.environ.get(VARIABLE)):
-        return  # forked, without a trial of its own, from a process that was in one
-    name = f"{role}:{place.name}"
-    _tell_reached(directory, name)
-    facts = place.facts(owner)
-    words = _armed(directory).split()
-    if name in words[1:] and facts.get("step", 0) >= int(words[0]):
-        _hold(directory, {"place": name, "pid": os.getpid(), **facts})
+        return  # a process outside the trial was forked from one inside
+    name = f"{role}:{point.name}"
+    _record_reached(directory, name)
+    facts = point.facts(owner)
+    from_step, *armed = _armed(directory).split()
+    if name in armed and facts.get("step", 0) >= int(from_step):
+        _hold(directory, {"breakpoint": name, "pid": os.getpid(), **facts})
 
 
 def _armed(directory: str) -> str:
-    """The least step, and the places at which to stop; "0" where there is none."""
+    """Return the first step at which to stop, and the armed breakpoints; "0" if there are none."""
     data = os.pread(_descriptor(directory, ARMED_FILE, os.O_RDONLY), ARMED_BYTES, 0)
     return data.decode().rstrip("\0") or "0"
 
 
 def _hold(directory: str, message: dict[str, Any]) -> None:
-    """Wait until chaos lets us go on, or kills us. Raises the OSError that it asks for."""
+    """Wait until chaos releases or kills this process. Raises the OSError that it asks for."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(os.readlink(os.path.join(directory, SOCKET_LINK)))
@@ -181,31 +184,31 @@ def _hold(directory: str, message: dict[str, Any]) -> None:
             with connection.makefile() as answers:
                 answer = json.loads(answers.readline())
     except (OSError, ValueError):
-        # Chaos has been killed: nobody would ever end this run, which nobody wants.
+        # Chaos was killed, so no process is left to end this run.
         os._exit(1)
     if (number := answer["errno"]) is not None:
         raise OSError(number, os.strerror(number))
 
 
 @functools.cache
-def _tell_reached(directory: str, name: str) -> None:
-    """Tell the history, once a process."""
-    _tell(directory, {"place": name})
+def _record_reached(directory: str, name: str) -> None:
+    """Record in the history that a breakpoint was reached, once in each process."""
+    _record(directory, {"breakpoint": name})
 
 
-def _tell_metrics(session: Any, kind: str, metrics: dict[str, Any]) -> None:
+def _record_metrics(session: Any, kind: str, metrics: dict[str, Any]) -> None:
     values = {}
     for name, value in metrics.items():
-        # What is no number the session itself judges.
+        # The session itself judges a value that is not a number.
         with contextlib.suppress(Exception):
             values[name] = float(value.detach() if hasattr(value, "detach") else value).hex()
-    step = session.global_step + _MEASURING[kind]
+    step = session.global_step + _MEASURED_STEP_OFFSET[kind]
     if directory := os.environ.get(VARIABLE):
-        _tell(directory, {"kind": kind, "step": step, "epoch": session.epoch, "metrics": values})
+        _record(directory, {"kind": kind, "step": step, "epoch": session.epoch, "metrics": values})
 
 
-def _tell(directory: str, record: dict[str, Any]) -> None:
-    """Append a line at once: the process may be killed at any moment."""
+def _record(directory: str, record: dict[str, Any]) -> None:
+    """Append a line to the history in one write, since the process may be killed at any moment."""
     line = json.dumps({"at": time.monotonic(), "pid": os.getpid(), **record}).encode() + b"\n"
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     os.write(_descriptor(directory, HISTORY_FILE, flags), line)

@@ -1,4 +1,4 @@
-"""Which run and which checkpoint are meant, and how to reach what works on it."""
+"""Finds the run and checkpoint that a command refers to, and connects to its supervisor."""
 
 import contextlib
 import os
@@ -26,52 +26,70 @@ REPLY_SECONDS = 5.0
 
 
 def existing_run(argument: Path | None) -> RunDir:
-    """The run that the command line, the settings, or the contents of runs/ name."""
+    """Return the run that the argument, the settings, or the only directory in runs/ names.
+
+    Raises ConfigError when there is none, or more than one in runs/.
+    """
     root = argument or Config.resolve({}, os.environ, Path.cwd()).run_dir
-    if root is None:
-        found = sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
-        if len(found) != 1:
-            names = ", ".join(map(str, found)) or "none"
-            raise ConfigError(f"cannot tell which run is meant: name one (in runs/: {names})")
-        root = found[0]
-    place = RunDir(root)
-    if not place.run_file.exists():
-        raise ConfigError(f"cannot find a run in {root}: there is no {place.run_file}")
-    return place
+    run = RunDir(root or _only_run())
+    if not run.run_file.exists():
+        raise ConfigError(
+            f"cannot find a run in {run.root}: there is no {run.run_file}; name the directory of "
+            "a run, or start one with `orchestrator run -- python train.py`"
+        )
+    return run
+
+
+def _only_run() -> Path:
+    found = sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
+    if not found:
+        raise ConfigError(
+            f"cannot find a run: there is none in ./{DEFAULT_PARENT}; start one with "
+            "`orchestrator run -- python train.py` or give its directory"
+        )
+    if len(found) > 1:
+        raise ConfigError(
+            f"cannot tell which run is meant: ./{DEFAULT_PARENT} holds {len(found)}; "
+            f"give the directory of one: {', '.join(map(str, found))}"
+        )
+    return found[0]
 
 
 def open_store(argument: Path | None) -> Store:
-    """The store of that run."""
+    """Return the checkpoint store of the run that ``existing_run`` finds."""
     return Store.open(existing_run(argument), command=[])
 
 
-def status_of(place: RunDir) -> dict[str, Any]:
-    """The keys of `status --json`: the supervisor's own word, or what the disk says."""
-    owner = lock_owner(place)
+def status_of(run: RunDir) -> dict[str, Any]:
+    """Return the content of `status --json`, from the supervisor, or else from the disk."""
+    owner = lock_owner(run)
     if owner is not None:
         with contextlib.suppress(OrchestratorError), supervisor_of(owner) as connection:
             if connection is not None:
                 return ask(connection, {"type": "status"})
-    status = status_from_disk(Store.open(place, command=[])).to_json()
+    status = status_from_disk(Store.open(run, command=[])).to_json()
     if owner is not None:
-        # A script on its own has no socket; the supervisor may be on another machine.
+        # A script without a supervisor has no socket; a supervisor may be on another machine.
         holder = "supervisor_pid" if "socket" in owner else "trainer_pid"
-        status |= {"state": "running", holder: owner.get("pid")}
+        status |= {"state": "running", "failure": None, holder: owner.get("pid")}
     return status
 
 
-def owner_here(place: RunDir) -> dict[str, Any] | None:
-    """Who works on the run on this machine; None for nobody. Raises ConfigError for elsewhere."""
-    owner = lock_owner(place)
+def owner_here(run: RunDir) -> dict[str, Any] | None:
+    """Return what the lock says of the process on this machine that holds it; None if it is free.
+
+    Raises ConfigError when the holder is on another machine, or has not signed the lock yet.
+    """
+    owner = lock_owner(run)
     if owner is not None and not isinstance(owner.get("pid"), int):
         raise ConfigError(
-            f"cannot reach the run {place.root}: it is held by a process that has not signed the "
-            "lock; try again in a moment"
+            f"cannot reach the run {run.root}: the process that holds it has not signed the lock; "
+            "try again in a moment"
         )
     if owner is not None and owner.get("host") not in (None, os.uname().nodename):
         raise ConfigError(
-            f"cannot reach the run {place.root} from here: it runs on {owner['host']}, "
-            f"process {owner.get('pid')}"
+            f"cannot reach the run {run.root} from here: it runs on {owner['host']}, "
+            f"process {owner.get('pid')}; run the command there"
         )
     return owner
 
@@ -89,7 +107,10 @@ def signal_script(place: RunDir, owner: dict[str, Any], number: int) -> None:
 
 @contextlib.contextmanager
 def supervisor_of(owner: dict[str, Any]) -> Iterator[Connection | None]:
-    """A connection to the supervisor; None for a script on its own, which has no socket."""
+    """Connect to the supervisor; yield None for a script without one, which has no socket.
+
+    Raises ConfigError when the supervisor does not accept the connection.
+    """
     path = owner.get("socket")
     if path is None:
         yield None
@@ -109,7 +130,10 @@ def supervisor_of(owner: dict[str, Any]) -> Iterator[Connection | None]:
 def ask(
     connection: Connection, message: Message, timeout_seconds: float = REPLY_SECONDS
 ) -> Message:
-    """The supervisor's one answer; empty where it has ended. Raises ConfigError."""
+    """Send a message and return the supervisor's answer, which is empty if it has ended.
+
+    Raises ConfigError when no answer comes in time.
+    """
     try:
         connection.send(message)
         connection.set_timeout(timeout_seconds)
@@ -119,16 +143,19 @@ def ask(
 
 
 def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) -> Checkpoint:
-    """The newest checkpoint that a run would resume from, or the newest of a step; verified."""
+    """Return the checkpoint that a run would resume from, or the newest of a step, verified.
+
+    Raises NoValidCheckpointError, and CheckpointInvalidError for a damaged one of that step.
+    """
     if step is not None:
-        of_step = [c for c in store.all() if c.manifest.step == step]
-        if not of_step:
+        made_at_step = [c for c in store.all() if c.manifest.step == step]
+        if not made_at_step:
             raise NoValidCheckpointError(
                 f"cannot find a checkpoint of step {step} in {store.run.checkpoints}; "
-                "see `orchestrator checkpoints list`"
+                f"see `orchestrator checkpoints list {store.run.root}`"
             )
-        verify(of_step[-1], to_load=to_load)
-        return of_step[-1]
+        verify(made_at_step[-1], to_load=to_load)
+        return made_at_step[-1]
     for candidate in reversed(store.all()):
         if candidate.manifest.healthy:
             with contextlib.suppress(CheckpointInvalidError):
@@ -136,13 +163,13 @@ def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) 
                 return candidate
     raise NoValidCheckpointError(
         f"cannot find a valid checkpoint in {store.run.checkpoints}; "
-        "see `orchestrator checkpoints list`, name one with --step"
+        f"see `orchestrator checkpoints list {store.run.root}`, and name one with --step"
     )
 
 
 @contextlib.contextmanager
 def file_errors(text: str) -> Iterator[None]:
-    """What the system refuses inside becomes a ConfigError that begins with ``text``."""
+    """Turn an OSError inside the block into a ConfigError that begins with ``text``."""
     try:
         yield
     except OSError as error:

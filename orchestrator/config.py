@@ -1,7 +1,7 @@
-"""Settings: from the command line, then the environment, then orchestrator.toml or pyproject.toml.
+"""The settings of a run, from the command line, the environment, or a configuration file.
 
-Values arrive as text from all three places and are parsed here, so that each is refused with the
-same words wherever it stands.
+The command line wins over the environment, and that over orchestrator.toml or pyproject.toml. All
+three give text, which is parsed here: a bad value is refused in the same words wherever it stands.
 """
 
 import re
@@ -28,16 +28,16 @@ ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
 PROJECT_FILE = "pyproject.toml"
 
-# The supervisor looks once a second.
+# The supervisor checks the heartbeat once a second.
 LEAST_HANG_SECONDS = 2.0
 
 _SWITCH = {"on": True, "off": False}
-_COUNTED = re.compile(r"(\d+)(steps?|epochs?)")
+_STEPS_OR_EPOCHS = re.compile(r"(\d+)(steps?|epochs?)")
 
 
 @dataclass(frozen=True)
 class Every:
-    """How often to save: a number of seconds, of steps, or of epochs."""
+    """The interval between checkpoints: a number of seconds, of steps, or of epochs."""
 
     amount: float
     unit: Literal["seconds", "steps", "epochs"]
@@ -46,12 +46,12 @@ class Every:
 def _parse_positive_duration(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
-        raise ValueError("it must be longer than nothing")
+        raise ValueError("it must be longer than 0")
     return seconds
 
 
 def _parse_every(text: str) -> Every:
-    if match := _COUNTED.fullmatch(text.strip()):
+    if match := _STEPS_OR_EPOCHS.fullmatch(text.strip()):
         amount = int(match[1])
         if amount < 1:
             raise ValueError("it must be at least 1")
@@ -74,7 +74,7 @@ def _parse_keep(text: str) -> int:
 
 
 def _nonempty(request: str) -> Callable[[str], str]:
-    """A parser of any text but none, for which ``request`` is the answer."""
+    """Return a parser that accepts any text but an empty one, which ``request`` answers."""
 
     def parse(text: str) -> str:
         if not text.strip():
@@ -114,6 +114,13 @@ def _parse_hang_timeout(text: str) -> float | Literal["auto", "off"]:
     return seconds
 
 
+def _parse_log_format(text: str) -> Literal["auto", "text", "json"]:
+    match text.strip():
+        case "auto" | "text" | "json" as word:
+            return word
+    raise ValueError("write auto, text or json")
+
+
 def _parse_signal(text: str) -> signal.Signals:
     name = text.strip().upper().removeprefix("SIG")
     try:
@@ -121,7 +128,7 @@ def _parse_signal(text: str) -> signal.Signals:
     except KeyError:
         raise ValueError("name a signal, such as TERM, INT or USR1") from None
     if number in (signal.SIGKILL, signal.SIGSTOP):
-        raise ValueError("no program can act on that one")
+        raise ValueError("no program can handle this signal")
     return number
 
 
@@ -137,91 +144,101 @@ def _option(parse: Callable[[str], Any], metavar: str, text: str, default: Any) 
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a run; each field's ``help`` is what --help prints."""
+    """The settings of a run. The ``help`` of each field is what ``run --help`` prints."""
 
     run_dir: Path | None = _option(
         _path("name a directory"),
         "DIR",
-        "Where the run lives. Default: runs/<name of the script>.",
+        "The run's directory. Another script's is refused; the same script with other arguments "
+        "continues the run. Default: runs/<name of the script>.",
         None,
     )
     keep: int | None = _option(
         _parse_keep,
         "N",
-        "Newest checkpoints to keep, at least 2. Default: 3; all of those that a script saves for "
-        "itself under its own names (--adopt).",
+        "Keep the N newest checkpoints, at least 2. Default: 3; with --adopt and a pattern of many "
+        "names, all.",
         None,
     )
     keep_best: BestPolicy | None = _option(
-        BestPolicy.parse, "METRIC:min|max[:K]", "Keep the best by a metric too.", None
+        BestPolicy.parse,
+        "METRIC:min|max[:K]",
+        "Also keep the K checkpoints (1 if K is left out) with the lowest or highest METRIC. Only "
+        "a checkpoint of the step that reported METRIC counts, so use --every 1epoch.",
+        None,
     )
     every: Every = _option(
         _parse_every,
         "10m|500steps|1epoch",
-        "How often to save. Default: 10m.",
+        "Save a checkpoint this often. Steps and epochs are kept exactly; a time is stretched "
+        "where writing would cost more than the snapshot budget. Default: 10m.",
         Every(600.0, "seconds"),
     )
     grace: float = _option(
         _parse_positive_duration,
         "30s",
-        "How long a stop may take, saving included. Default: 30s.",
+        "Time that a stop may take, including the save. Default: 30s.",
         30.0,
     )
     max_restarts: int = _option(
-        _parse_count, "N", "Failures without progress between them to restart after. Default: 5.", 5
+        _parse_count,
+        "N",
+        "Restart after at most N failures without progress, then give up. A run that saves "
+        "something new between failures is restarted without limit. Default: 5.",
+        5,
     )
     hang_timeout: float | Literal["auto", "off"] = _option(
         _parse_hang_timeout,
         "auto|off|5m",
-        "How long a trainer may show no sign of life before it is restarted. Default: auto, "
-        "learned from what was seen, never under 5m.",
+        "Restart a trainer that makes no progress for this long. Default: auto, far longer than "
+        "this run's steps so far, and never under 5m.",
         "auto",
     )
     snapshot_budget: float | None = _option(
         _parse_budget,
         "1%|off",
-        "Share of the time that snapshots in memory may take. Default: 1%.",
+        "Share of the training time that snapshots in memory may cost. Default: 1%.",
         0.01,
     )
     allow_data_change: bool = _option(
         _parse_switch,
         "on|off",
-        "Go on in mid-epoch although the data set's length, the batch size or the sampler has "
-        "changed. Default: off, it is refused.",
+        "Resume in the middle of an epoch even if the data set's length, the batch size or the "
+        "sampler has changed. Default: off; such a resume is refused.",
         False,
     )
     spare: bool = _option(
         _parse_switch,
         "on|off",
-        "Keep a process with torch imported, to become the next trainer. Default: on.",
+        "Keep a standby process with torch imported, which becomes the next trainer. Default: on.",
         True,
     )
 
     adopt: Pattern | None = _option(
         Pattern.parse,
         "PATTERN",
-        "Take what an unmodified script saves under such names ('out/checkpoint-*') for its "
-        "checkpoints. Default: none, the script opens a Session.",
+        "Use the files that an unmodified script saves under these names ('out/checkpoint-*') as "
+        "its checkpoints. Default: none; the script opens a Session.",
         None,
     )
     resume_arg: ResumeArgument = _option(
         ResumeArgument.parse,
         "WORDS",
-        "With --adopt: words to add to the command where there is something to resume, such as "
-        "'--resume {path}'; {path} and {step} are filled in. Default: none.",
+        "With --adopt: words to add to the command when there is a checkpoint to resume from, "
+        "such as '--resume {path}'; {path} and {step} are filled in. Default: none.",
         ResumeArgument(),
     )
     stop_signal: signal.Signals = _option(
         _parse_signal,
         "NAME",
-        "What a command without a Session is asked to end with. Default: TERM.",
+        "Signal that asks a command without a Session to end. Default: TERM.",
         signal.SIGTERM,
     )
     slurm_requeue: bool = _option(
         _parse_switch,
         "on|off",
-        "In a SLURM job: have it queued again after a stop that nobody asked for in person. "
-        "Default: off.",
+        "In a SLURM job: requeue the job after a stop that no person asked for (a time limit, a "
+        "preemption). Default: off.",
         False,
     )
     notice_file: Path | None = _option(
@@ -230,23 +247,30 @@ class Config:
     notice_command: str | None = _option(
         _nonempty("write a command"),
         "CMD",
-        "Save and stop when this shell command, run every 5 s, ends with 0. Default: none.",
+        "Save and stop when this shell command, run every 5 s, exits with 0. Default: none.",
         None,
     )
     on_event: str | None = _option(
         _nonempty("write a command"),
         "CMD",
-        "Run CMD (with sh, at most 30 s) when training is done, is given up or hangs; "
-        "ORCHESTRATOR_EVENT tells which.",
+        "Run CMD (with sh, for at most 30 s) when training completes, gives up or hangs; "
+        "ORCHESTRATOR_EVENT holds done, gave_up or hang. Default: none.",
         None,
+    )
+    log_format: Literal["auto", "text", "json"] = _option(
+        _parse_log_format,
+        "auto|text|json",
+        "Form of the supervisor's messages: text for people, or one JSON object a line. Default: "
+        "auto, JSON in the systemd journal and text everywhere else.",
+        "auto",
     )
 
     @property
     def retention(self) -> RetentionPolicy:
-        """The part that decides which checkpoints stay."""
+        """The settings that decide which checkpoints are kept."""
         keep = self.keep
         if keep is None:
-            # Those are the script's own, which may have its own idea of how many to keep.
+            # These files are the script's own, and it may have its own rule of how many to keep.
             in_place = self.adopt is not None and not self.adopt.is_one_path
             keep = KEEP_ALL if in_place else DEFAULT_KEEP
         return RetentionPolicy(keep=keep, best=self.keep_best)
@@ -255,9 +279,9 @@ class Config:
     def resolve(
         cls, options: Mapping[str, str | None], environment: Mapping[str, str], directory: Path
     ) -> Self:
-        """Combine the sources; ``options`` holds the command line's, None where not given.
+        """Combine the sources; ``options`` holds the command line's texts, None if not given.
 
-        Raises ConfigError that names the source and the value.
+        Raises ConfigError, which names the source and the value.
         """
         file_values, file_name = _read_file(directory)
         values: dict[str, Any] = {}
@@ -280,7 +304,7 @@ class Config:
 
 
 def option_words(options: Mapping[str, str | None]) -> list[str]:
-    """The settings that are given (not None), as words of a command line."""
+    """Return the settings that are given (not None) as words of a command line."""
     words = []
     for name, text in options.items():
         option = name.replace("_", "-")
@@ -294,7 +318,7 @@ def option_words(options: Mapping[str, str | None]) -> list[str]:
 
 
 def _read_file(directory: Path) -> tuple[dict[str, str], str]:
-    """The settings of orchestrator.toml, or else of [tool.orchestrator] in pyproject.toml."""
+    """Return the settings in orchestrator.toml, or in pyproject.toml, and the file's name."""
     for name, table in ((CONFIG_FILE, ()), (PROJECT_FILE, ("tool", "orchestrator"))):
         path = directory / name
         try:
@@ -312,20 +336,20 @@ def _read_file(directory: Path) -> tuple[dict[str, str], str]:
         known = {setting.name for setting in fields(Config)}
         values = {str(key).replace("-", "_"): _text(value) for key, value in content.items()}
         for key, value in content.items():
-            # A list or a table has no form on the command line.
+            # A list or a table cannot be written on the command line.
             if not isinstance(value, str | int | float):
                 raise ConfigError(f"cannot use {key} in {name} = {value}: write a text or a number")
         if unknown := sorted(values.keys() - known):
             raise ConfigError(
                 f"cannot use {path}: it sets {', '.join(unknown)}, "
-                f"which is no setting; there are {', '.join(sorted(known))}"
+                f"which is not a setting; the settings are {', '.join(sorted(known))}"
             )
         return values, name
     return {}, CONFIG_FILE
 
 
 def _text(value: object) -> str:
-    """A value of a TOML file as it would be written elsewhere."""
+    """Return a value of a TOML file as it is written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)

@@ -1,19 +1,19 @@
-"""Everything this package raises on purpose, one class per thing a caller can do differently.
+"""The errors that this package raises: one class for each thing that a caller can do about it.
 
 OrchestratorError                 carries the exit status that tells a scheduler what to do
-├── ConfigError                   an option, a file of ours or a directory is not usable: mend it
-│   ├── MismatchError             the checkpoint does not fit the live objects: mend the script
-│   ├── UnstorableError           a value cannot be kept in a checkpoint: convert or drop it
-│   └── UnreadableError           the system refuses to read a checkpoint: nothing is said of it
-├── RunInUseError                 another process works on this run: wait, or stop that one
+├── ConfigError                   an option, a file or a directory is not usable: correct it
+│   ├── MismatchError             the checkpoint does not fit the script's objects: fix the script
+│   ├── UnstorableError           a checkpoint cannot hold a value: convert it or leave it out
+│   └── UnreadableError           the system refuses to read a checkpoint, which may be valid
+├── RunInUseError                 another process trains in this run: wait for it, or stop it
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
-├── LeftoverError                 the last trainer cannot be ended: look at the machine
-├── NoThreadError                 the system grants us no thread: raise its limit
-├── CheckpointInvalidError        one checkpoint failed verification: take an older one
-├── CheckpointWriteError          a checkpoint could not be written: go on, try again later
-└── NotSavedError                 nothing was saved on a command: there is no trainer to do it
+├── LeftoverError                 the last trainer cannot be killed: repair the machine
+├── NoThreadError                 the system starts no more threads: raise its limit
+├── CheckpointInvalidError        one checkpoint failed verification: use an older one
+├── CheckpointWriteError          a checkpoint could not be written: continue, try again later
+└── NotSavedError                 a command asked for a save, and no trainer made one
 
-Texts start with "cannot" and say what happened, to what, and what to do now.
+Every text starts with "cannot" and says what happened, to what, and what to do now.
 """
 
 from pathlib import Path
@@ -22,21 +22,21 @@ from orchestrator.exitcodes import ExitStatus
 
 
 class OrchestratorError(Exception):
-    """Base of the tree; ``status`` is what the process ends with if nobody handles it."""
+    """The base of the tree. An unhandled one ends the process with ``status``."""
 
     status = ExitStatus.CONFIGURATION
 
 
 class ConfigError(OrchestratorError):
-    """An option, a file of ours or a directory is not usable."""
+    """An option, a file of the run or a directory is not usable."""
 
 
 class MismatchError(ConfigError):
-    """The state in a checkpoint does not fit the objects of the script."""
+    """The state in a checkpoint does not fit the script's objects."""
 
 
 class UnstorableError(ConfigError):
-    """A value cannot be written so that ``torch.load`` reads it with its safe default."""
+    """A value cannot be stored so that ``torch.load(weights_only=True)`` reads it back."""
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(
@@ -47,52 +47,52 @@ class UnstorableError(ConfigError):
 
 
 class UnreadableError(ConfigError):
-    """A checkpoint cannot be judged now: too many open files, no permission, a stale mount.
+    """A checkpoint cannot be verified now: too many open files, no permission, a stale mount.
 
-    Setting it aside, or resuming from an older one, would punish a good checkpoint.
+    It may be valid, so it is not quarantined, and the run does not fall back to an older one.
     """
 
     def __init__(self, path: Path, cause: OSError) -> None:
         super().__init__(
-            f"cannot read {path}: {cause.strerror}; what is there may be good, so nothing else is "
-            "tried: mend that and run again"
+            f"cannot read {path}: {cause.strerror}; it may be valid, so no older checkpoint is "
+            "used instead: fix this and run again"
         )
         self.path = path
 
 
 class RunInUseError(OrchestratorError):
-    """The run's lock is held by another process."""
+    """Another process holds the lock of the run."""
 
     status = ExitStatus.IN_USE
 
 
 class NoValidCheckpointError(OrchestratorError):
-    """Checkpoints exist and none is valid; starting from zero silently is never right."""
+    """Checkpoints exist and none is valid. The run never starts from zero silently."""
 
     status = ExitStatus.NO_VALID_CHECKPOINT
 
 
 class LeftoverError(OrchestratorError):
-    """The last trainer is in uninterruptible sleep; another beside it would meet it on the disk."""
+    """The last trainer is in uninterruptible sleep; a second one could write the same files."""
 
     status = ExitStatus.GAVE_UP
 
     def __init__(self, processes: str) -> None:
         super().__init__(
             f"cannot start the next attempt: {processes}, and SIGKILL does not end that; it waits "
-            "for a disk or a device: mend or reboot the machine, then run again"
+            "for a disk or a device: repair or reboot the machine, then run again"
         )
 
 
 class NoThreadError(OrchestratorError):
-    """The system has granted no thread for long: a limit of processes, or of memory."""
+    """The system has refused to start a thread for a long time: too many processes, no memory."""
 
     status = ExitStatus.GAVE_UP
 
     def __init__(self) -> None:
         super().__init__(
-            "cannot go on: the system grants no thread; raise its limit of processes (ulimit -u, "
-            "TasksMax, pids.max), or end some, then run again"
+            "cannot continue: the system starts no more threads; raise its limit of processes "
+            "(ulimit -u, TasksMax, pids.max), or end some, then run again"
         )
 
 
@@ -108,13 +108,13 @@ class CheckpointInvalidError(OrchestratorError):
 
 
 class NotSavedError(OrchestratorError):
-    """A command asked for a checkpoint and none was made."""
+    """A command asked for a checkpoint, and none was made."""
 
     status = ExitStatus.STOPPED_UNSAVED
 
 
 class CheckpointWriteError(OrchestratorError):
-    """A checkpoint could not be written; nothing that was published before is affected."""
+    """A checkpoint could not be written. Published checkpoints are not affected."""
 
     status = ExitStatus.STOPPED_UNSAVED
 

@@ -1,10 +1,10 @@
-"""The exit statuses of ``orchestrator run`` and, with the same meaning, of the trainer."""
+"""The exit statuses of ``orchestrator run``; the trainer's have the same meaning."""
 
 from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """What a scheduler may conclude from the end of a run (docs/reference/exit-statuses.md)."""
+    """What the end of a run tells a scheduler (docs/reference/exit-statuses.md)."""
 
     COMPLETE = 0
     MISUSE = 2
@@ -16,7 +16,7 @@ class ExitStatus(IntEnum):
     CONFIGURATION = 78
 
 
-# The trainer ends with one of these to say that trying again cannot help.
+# A trainer that ends with one of these says that a restart cannot help.
 FINAL_FOR_TRAINER = frozenset(
     {ExitStatus.NO_VALID_CHECKPOINT, ExitStatus.IN_USE, ExitStatus.CONFIGURATION}
 )

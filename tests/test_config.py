@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what is refused."""
+"""The settings: their sources, and the values that are refused."""
 
 import itertools
 from dataclasses import fields
@@ -18,7 +18,7 @@ SOURCES = ("command line", "environment", "orchestrator.toml", "pyproject.toml")
 
 
 def resolve(directory: Path, name: str, values: dict[str, str]) -> Config:
-    """The settings with ``name`` set to a value in each of the sources named."""
+    """Resolve the settings with ``name`` set in each of the given sources."""
     if (text := values.get("orchestrator.toml")) is not None:
         (directory / "orchestrator.toml").write_text(f"{name} = '{text}'\n")
     if (text := values.get("pyproject.toml")) is not None:
@@ -31,7 +31,7 @@ def resolve(directory: Path, name: str, values: dict[str, str]) -> Config:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    """Without any setting, the run keeps three checkpoints and saves every ten minutes."""
+    """By default a run keeps three checkpoints and saves every ten minutes."""
     config = Config.resolve({}, {}, tmp_path)
     assert config == Config(
         run_dir=None,
@@ -49,8 +49,8 @@ def test_defaults(tmp_path: Path) -> None:
     [c for size in range(1, 5) for c in itertools.combinations(SOURCES, size)],
     ids=lambda sources: "+".join(sources),
 )
-def test_the_strongest_source_wins(tmp_path: Path, present: tuple[str, ...]) -> None:
-    """The command line, then the environment, then orchestrator.toml, then pyproject.toml."""
+def test_strongest_source_wins(tmp_path: Path, present: tuple[str, ...]) -> None:
+    """The order is command line, environment, orchestrator.toml, pyproject.toml."""
     values = {source: str(2 + SOURCES.index(source)) for source in present}
     assert resolve(tmp_path, "keep", values).keep == int(values[present[0]])
 
@@ -87,11 +87,13 @@ def test_sources_are_combined(tmp_path: Path) -> None:
         ("slurm_requeue", "on", True),
         ("notice_file", "/run/notice", Path("/run/notice")),
         ("notice_command", "curl -sf localhost", "curl -sf localhost"),
+        ("log_format", "auto", "auto"),
+        ("log_format", "json", "json"),
     ],
 )
 @pytest.mark.parametrize("source", SOURCES)
 def test_good_values(tmp_path: Path, source: str, name: str, text: str, expected: Any) -> None:
-    """Each form of a value is understood wherever it stands."""
+    """Each form of a value is accepted from every source."""
     assert getattr(resolve(tmp_path, name, {source: text}), name) == expected
 
 
@@ -112,14 +114,14 @@ def test_good_values(tmp_path: Path, source: str, name: str, text: str, expected
         ("keep_best", ":min", "METRIC:min"),
         ("every", "10", "10m, 500steps or 1epoch"),
         ("every", "0steps", "at least 1"),
-        ("every", "0s", "longer than nothing"),
+        ("every", "0s", "longer than 0"),
         ("every", "-5m", "10m, 500steps or 1epoch"),
         ("every", "1.5epochs", "10m, 500steps or 1epoch"),
         ("every", "steps", "10m, 500steps or 1epoch"),
         ("every", "10m 5s", "10m, 500steps or 1epoch"),
         ("grace", "30", "90s, 10m or 2h"),
-        ("grace", "0s", "longer than nothing"),
-        ("grace", "0.0m", "longer than nothing"),
+        ("grace", "0s", "longer than 0"),
+        ("grace", "0.0m", "longer than 0"),
         ("grace", "1e3s", "90s, 10m or 2h"),
         ("grace", "soon", "90s, 10m or 2h"),
         ("max_restarts", "-1", "whole number"),
@@ -130,11 +132,12 @@ def test_good_values(tmp_path: Path, source: str, name: str, text: str, expected
         ("slurm_requeue", "yes", "on or off"),
         ("notice_file", "", "name a file"),
         ("notice_command", " ", "write a command"),
+        ("log_format", "xml", "auto, text or json"),
     ],
 )
 @pytest.mark.parametrize("source", SOURCES)
 def test_bad_values(tmp_path: Path, source: str, name: str, text: str, advice: str) -> None:
-    """A bad value is refused with its source, the value itself, and what to write instead."""
+    """A bad value is refused with its source, the value, and what to write instead."""
     with pytest.raises(ConfigError) as caught:
         resolve(tmp_path, name, {source: text})
     message = str(caught.value)
@@ -146,8 +149,8 @@ def test_bad_values(tmp_path: Path, source: str, name: str, text: str, advice: s
     assert advice in message
 
 
-def test_a_bad_value_that_is_overridden_is_not_looked_at(tmp_path: Path) -> None:
-    """What a stronger source replaces cannot keep a run from starting."""
+def test_overridden_bad_value_is_ignored(tmp_path: Path) -> None:
+    """A bad value does not prevent a start if a stronger source replaces it."""
     assert resolve(tmp_path, "keep", {"command line": "4", "environment": "bad"}).keep == 4
 
 
@@ -166,10 +169,10 @@ def test_a_bad_value_that_is_overridden_is_not_looked_at(tmp_path: Path) -> None
         ("[keep]\nnewest = 3", None),
     ],
 )
-def test_values_with_a_type_of_toml(
+def test_toml_numbers_are_accepted_and_other_types_refused(
     tmp_path: Path, line: str, expected: dict[str, Any] | None
 ) -> None:
-    """A number may be written as a number; what is no text and no number is refused."""
+    """A TOML file may hold numbers and texts; values of other types are refused."""
     (tmp_path / "orchestrator.toml").write_text(line)
     if expected is None:
         with pytest.raises(ConfigError, match=r"^cannot use .* in orchestrator.toml"):
@@ -179,8 +182,8 @@ def test_values_with_a_type_of_toml(
         assert {name: getattr(config, name) for name in expected} == expected
 
 
-def test_unknown_settings_are_refused(tmp_path: Path) -> None:
-    """A misspelt key is named, with the file and the keys that there are."""
+def test_unknown_setting_is_refused(tmp_path: Path) -> None:
+    """A misspelt key is named, with the file and the existing keys."""
     (tmp_path / "orchestrator.toml").write_text("kep = 3\ngrace = '5s'\n")
     with pytest.raises(ConfigError, match=r"^cannot use .*orchestrator\.toml.*kep,") as caught:
         Config.resolve({}, {}, tmp_path)
@@ -196,16 +199,16 @@ def test_unknown_settings_are_refused(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["orchestrator.toml", "pyproject.toml"])
-def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    """A settings file that cannot be read is named: ignoring it would change the run."""
+def test_file_that_is_not_toml_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    """A configuration file that cannot be read is refused by name and not ignored."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=f"^cannot read .*{name}"):
         Config.resolve({}, {}, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[tool]\norchestrator = 3", "[tool]\norchestrator = ['keep']"])
-def test_a_table_of_another_type_is_refused(tmp_path: Path, content: str) -> None:
-    """[tool.orchestrator] that is no table is named and refused."""
+def test_tool_entry_that_is_not_a_table_is_refused(tmp_path: Path, content: str) -> None:
+    """A [tool.orchestrator] that is not a table is refused by name."""
     (tmp_path / "pyproject.toml").write_text(content)
     with pytest.raises(ConfigError, match=r"^cannot .*pyproject\.toml"):
         Config.resolve({}, {}, tmp_path)
@@ -214,14 +217,14 @@ def test_a_table_of_another_type_is_refused(tmp_path: Path, content: str) -> Non
 @pytest.mark.parametrize(
     "content", ["", "[tool.ruff]\nkeep = 9", "tool = 3", "[project]\nkeep = 9"]
 )
-def test_a_project_file_without_our_table_sets_nothing(tmp_path: Path, content: str) -> None:
-    """The settings of other tools are not ours."""
+def test_project_file_without_the_table_sets_nothing(tmp_path: Path, content: str) -> None:
+    """Settings of other tools are ignored."""
     (tmp_path / "pyproject.toml").write_text(content)
     assert Config.resolve({}, {}, tmp_path) == Config()
 
 
-def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
-    """A directory in the place of the settings file is an error with the system's reason."""
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
+    """A directory with the name of the configuration file is refused with the system's reason."""
     (tmp_path / "orchestrator.toml").mkdir()
     with pytest.raises(ConfigError, match=r"^cannot read .*Is a directory"):
         Config.resolve({}, {}, tmp_path)
@@ -231,26 +234,26 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     ("text", "seconds"),
     [("200ms", 0.2), ("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("1d", 86400.0), ("0s", 0.0)],
 )
-def test_durations(text: str, seconds: float) -> None:
-    """Durations are a number and a unit."""
+def test_duration_is_a_number_and_a_unit(text: str, seconds: float) -> None:
+    """A duration is a number with a unit, in seconds when parsed."""
     assert parse_duration(text) == parse_duration(f" {text} ") == seconds
 
 
-def test_every_setting_explains_itself() -> None:
-    """The help of each setting is a sentence that --help can print."""
+def test_every_setting_has_a_help_sentence() -> None:
+    """The help of each setting is a whole sentence."""
     for setting in fields(Config):
         assert setting.metadata["help"].endswith(".")
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_a_switch_is_written_as_toml_writes_it(tmp_path: Path, value: bool) -> None:
-    """In a file, true and false mean on and off."""
+def test_switch_accepts_true_and_false_in_toml(tmp_path: Path, value: bool) -> None:
+    """In a TOML file, true and false mean on and off."""
     (tmp_path / "orchestrator.toml").write_text(f"spare = {str(value).lower()}\n")
     assert Config.resolve({}, {}, tmp_path).spare is value
 
 
 @pytest.mark.parametrize(("word", "expected"), [("--spare", "on"), ("--no-spare", "off")])
-def test_a_switch_on_the_command_line(word: str, expected: str) -> None:
-    """--spare and --no-spare say what on and off say elsewhere."""
+def test_switch_has_two_options_on_the_command_line(word: str, expected: str) -> None:
+    """--spare and --no-spare mean on and off."""
     assert parse(["run", word, "--", "true"]).spare == expected
     assert parse(["run", "--", "true"]).spare is None

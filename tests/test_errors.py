@@ -1,4 +1,4 @@
-"""What errors say and which status they end the process with."""
+"""The errors' texts, and the exit statuses that they end the process with."""
 
 import ast
 from pathlib import Path
@@ -47,20 +47,20 @@ STATUSES = {
 @pytest.mark.parametrize(
     ("error", "status"), STATUSES.items(), ids=lambda value: type(value).__name__
 )
-def test_status(error: OrchestratorError, status: int) -> None:
-    """Each kind of error has the status of the process contract and a text that says "cannot"."""
+def test_error_has_its_status(error: OrchestratorError, status: int) -> None:
+    """Each class of error has the status of the process contract, and a text with "cannot"."""
     assert error.status == status
     assert str(error).startswith("cannot")
 
 
 def test_every_error_has_a_status_in_the_contract() -> None:
-    """No class of the tree is missing from the table above, nor from the drawing of the tree."""
+    """Every class is in the table above and in the drawing of the tree."""
     assert {type(error).__name__ for error in STATUSES} | {"OrchestratorError"} == TREE
     assert all(name in str(errors.__doc__) for name in TREE)
 
 
 def test_texts_name_what_they_are_about() -> None:
-    """The step, the path, the entry and the system's reason stand in the text and beside it."""
+    """The step, path, entry and reason are in the text, and in attributes of the error."""
     write = CheckpointWriteError(7, OSError(28, "No space left on device"))
     assert "step 7" in str(write)
     assert "No space left on device" in str(write)
@@ -73,13 +73,13 @@ def test_texts_name_what_they_are_about() -> None:
     assert "state['x']" in str(UnstorableError("state['x']", "it is a socket"))
 
 
-def test_an_error_of_the_system_without_a_text_is_still_described() -> None:
-    """An OSError that carries no reason of the system's does not make the text end in None."""
+def test_system_error_without_a_reason_is_described() -> None:
+    """An OSError without strerror is described by its own text, not by None."""
     assert "quota" in str(CheckpointWriteError(7, OSError("quota")))
 
 
 def literal_texts() -> list[tuple[str, str]]:
-    """Where in the source an error is made with a literal text, and how the text begins."""
+    """Find where the source makes an error with a literal text, and how the text begins."""
     texts = []
     for module in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text())):
@@ -93,14 +93,14 @@ def literal_texts() -> list[tuple[str, str]]:
 
 
 def test_texts_in_the_source_start_with_cannot() -> None:
-    """Wherever an error is made with a literal text, the text starts with "cannot"."""
+    """Every literal text of an error in the source starts with "cannot"."""
     texts = literal_texts()
     assert len(texts) > 20
     assert not [text for text in texts if not text[1].startswith("cannot ")]
 
 
 def test_statuses_are_those_of_the_contract() -> None:
-    """Schedulers are configured with these numbers; they never change."""
+    """The numbers never change, because schedulers are configured with them."""
     assert {status.name: status.value for status in ExitStatus} == {
         "COMPLETE": 0,
         "MISUSE": 2,

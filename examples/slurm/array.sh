@@ -1,15 +1,15 @@
 #!/bin/bash
-# Several runs of one script, each with a number of its own: seeds, settings, folds.
+# Several runs of one script, each with another number: seeds, settings or folds.
 #
 #     sbatch examples/slurm/array.sh
 #
-# Each task has its run directory and is queued again by itself.
+# Each task has its own run directory and is requeued separately.
 
 #SBATCH --job-name=train
 #SBATCH --array=0-3
 #SBATCH --time=4:00:00
 ##SBATCH --gpus=1
-# %A is the array, %a the task.
+# %A is the array's job number, %a the number of the task.
 #SBATCH --output=train-%A-%a.out
 #SBATCH --open-mode=append
 #SBATCH --requeue

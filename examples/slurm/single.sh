@@ -1,20 +1,20 @@
 #!/bin/bash
-# One training run on one node, over as many slices of time as it needs.
+# One training run on one node, over as many jobs as it needs.
 #
 #     sbatch examples/slurm/single.sh
 #
-# Ahead of the time limit, at a preemption and on a signal the state is saved and the job is queued
-# again; it goes on where it was. `scancel` saves too, and the job stays ended.
+# Before the time limit, at a preemption and on a signal, the state is saved and the job is requeued.
+# It resumes where it stopped. `scancel` also saves, and the job is not requeued.
 
 #SBATCH --job-name=train
 #SBATCH --time=4:00:00
 ##SBATCH --gpus=1
-# Of a job that is queued again SLURM would empty the output file.
+# Without this, SLURM would empty the output file of a requeued job.
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# A notice for where scontrol cannot be asked, and of preemptions where the cluster sends them so:
-# 40 s before the end, ten more than --grace.
+# A notice in case scontrol is unavailable, and for preemptions if the cluster announces them by
+# this signal: 40 s before the end, ten more than --grace.
 #SBATCH --signal=B:USR1@40
 
-# The supervisor takes the place of this shell, so that all that SLURM signals reaches it.
+# The supervisor replaces this shell, so that it gets every signal from SLURM.
 exec orchestrator run --run-dir runs/train --slurm-requeue -- python train.py

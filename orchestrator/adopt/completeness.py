@@ -45,9 +45,9 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
     """
     silent = {n: size for n, size in saved.sizes.items() if not shows_whole(saved.root / n, size)}
     if not saved.is_directory:
-        return Completeness(not silent, "its format does not tell whether it is whole")
+        return Completeness(not silent, "its format does not show whether it is complete")
     if not saved.states:
-        raise IncompleteError("it holds nothing yet")
+        raise IncompleteError("it is empty")
     _check_indexes(saved)
     measured = _check_dcp(saved)
     is_trainer = _check_trainer(saved)
@@ -62,10 +62,10 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
         if not doubtful or is_trainer:
             return Completeness(True)
         return Completeness(
-            False, f"the format of {min(doubtful)} does not tell whether it is whole"
+            False, f"the format of {min(doubtful)} does not show whether it is complete"
         )
     is_dcp = measured == saved.states.keys()
-    return Completeness(is_dcp or is_trainer, "nothing in it tells that it is whole")
+    return Completeness(is_dcp or is_trainer, "nothing in it shows that it is complete")
 
 
 def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
@@ -77,7 +77,7 @@ def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
     old = [name for name in both if now[name] == before[name]]
     new = [name for name in both if now[name] != before[name]]
     if old and new:
-        raise IncompleteError(f"it is written over in part: {new[0]} is new, {old[0]} is not")
+        raise IncompleteError(f"it is partly overwritten: {new[0]} is new, {old[0]} is not")
 
 
 def _check_indexes(saved: SavedFiles) -> None:

@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        raise IncompleteError(f"{path.name} is no whole JSON") from None
+        raise IncompleteError(f"{path.name} is not complete JSON") from None
 
 
 def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
@@ -71,7 +71,7 @@ def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
         ends = [t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"]
         needed = 8 + header_bytes + max(ends, default=0)
     except (ValueError, struct.error, LookupError, TypeError, AttributeError):
-        raise IncompleteError(f"{name} has no whole header") from None
+        raise IncompleteError(f"{name} has an incomplete header") from None
     if size != needed:
         raise IncompleteError(f"{name} has {size} bytes, not {needed}")
 
@@ -91,11 +91,11 @@ def _check_zip(name: str, file: BinaryIO) -> None:
                 if missing := {folder + key for key in reader.storages} - members:
                     raise IncompleteError(f"{name} lacks {min(missing)}")
     except zipfile.BadZipFile:
-        raise IncompleteError(f"{name} has no end") from None
+        raise IncompleteError(f"{name} is cut off") from None
     except NotImplementedError:  # it asks for encryption, say, or a later version of the format
         raise IncompleteError(f"{name} has a damaged directory") from None
     except _PICKLE_ERRORS:
-        raise IncompleteError(f"{name} has no whole data.pkl") from None
+        raise IncompleteError(f"{name} has an incomplete data.pkl") from None
 
 
 def _is_one_pickle(file: BinaryIO) -> bool:
@@ -136,7 +136,7 @@ def dcp_sizes(metadata: Path) -> dict[str, int]:
             name, end = piece.state["relative_path"], piece.state["offset"] + piece.state["length"]
             sizes[str(name)] = max(sizes.get(str(name), 0), int(end))
     except _PICKLE_ERRORS:
-        raise IncompleteError(f"{metadata.name} is not whole") from None
+        raise IncompleteError(f"{metadata.name} is incomplete") from None
     return sizes
 
 

@@ -84,7 +84,7 @@ class Pattern:
         if not text.strip():
             raise ValueError("name the checkpoints that the script saves, such as 'out/step-*.pt'")
         if "**" in text:
-            raise ValueError("** is not understood; name each level, as in 'logs/*/step-*.ckpt'")
+            raise ValueError("** is not supported; name each level, as in 'logs/*/step-*.ckpt'")
         # Only the text itself is a pattern: the current directory may have wildcards in its name.
         whole = os.path.join(glob.escape(str(Path.cwd())), os.path.expanduser(text))
         parts = Path(os.path.normpath(whole)).parts

@@ -42,7 +42,7 @@ class ResumeArgument:
         """Fill in one checkpoint. Raises ConfigError if ``{step}`` is used and ``step`` is None."""
         if step is None and self.needs_step:
             raise ConfigError(
-                f"cannot fill {{step}} of --resume-arg: the name of {path} has no number; "
+                f"cannot fill in {{step}} of --resume-arg: the name of {path} has no number; "
                 "use {path}"
             )
         values = {"path": str(path), "step": str(step)}

@@ -228,6 +228,6 @@ class SaveScanner:
             with contextlib.suppress(OSError):  # the next scan tries again
                 self._store.withdraw(seal)
                 deleted = files is None
-                why = "the script has deleted it" if deleted else "it is being written anew"
+                why = "the script has deleted it" if deleted else "it is being written again"
                 events.append(Withdrawn(seal.checkpoint, why))
         return events

@@ -22,7 +22,7 @@ from orchestrator.checkpoint.verification import verify_files
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now
 
-DOUBT = "saved by the script itself, which alone knows what it restores"
+DOUBT = "saved by the script itself; only the script knows what it restores"
 RESTORING_SUFFIX = ".orchestrator-restoring"
 
 

@@ -1,4 +1,4 @@
 """`orchestrator chaos`: runs a script under faults and compares it with an undisturbed run.
 
-No part of it imports torch. What happens inside the processes is ``orchestrator.breakpoints``.
+The package does not import torch. ``orchestrator.breakpoints`` is its part inside the processes.
 """

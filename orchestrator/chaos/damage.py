@@ -1,4 +1,4 @@
-"""What a disk does to a checkpoint: a bit, a page, the end or a whole file lost."""
+"""Damages a checkpoint's file as a failing disk does."""
 
 import os
 import random
@@ -10,36 +10,36 @@ from orchestrator.chaos.faults import Action
 PAGE_BYTES = 4096
 
 
-def damage(file: Path, action: Action, chance: random.Random) -> None:
-    """Damage a file in the way that the action names."""
-    _DAMAGES[action](file, chance)
+def damage(file: Path, action: Action, rng: random.Random) -> None:
+    """Damage a file as the action says. ``rng`` chooses where."""
+    _DAMAGES[action](file, rng)
 
 
-def _flip_a_bit(file: Path, chance: random.Random) -> None:
-    place = chance.randrange(file.stat().st_size)
+def _flip_a_bit(file: Path, rng: random.Random) -> None:
+    offset = rng.randrange(file.stat().st_size)
     with open(file, "r+b") as opened:
-        opened.seek(place)
+        opened.seek(offset)
         value = opened.read(1)[0]
-        opened.seek(place)
-        opened.write(bytes([value ^ (1 << chance.randrange(8))]))
+        opened.seek(offset)
+        opened.write(bytes([value ^ (1 << rng.randrange(8))]))
 
 
-def _tear_a_page(file: Path, chance: random.Random) -> None:
-    """Zero a page of the disk, one of those that hold anything else."""
+def _tear_a_page(file: Path, rng: random.Random) -> None:
+    """Zero a page of the disk that holds anything but zeros."""
     content = file.read_bytes()
     pages = range(0, len(content), PAGE_BYTES)
     written = [start for start in pages if any(content[start : start + PAGE_BYTES])]
-    start = chance.choice(written)
+    start = rng.choice(written)
     with open(file, "r+b") as opened:
         opened.seek(start)
         opened.write(bytes(min(PAGE_BYTES, len(content) - start)))
 
 
-def _truncate(file: Path, chance: random.Random) -> None:
-    os.truncate(file, chance.randrange(file.stat().st_size))
+def _truncate(file: Path, rng: random.Random) -> None:
+    os.truncate(file, rng.randrange(file.stat().st_size))
 
 
-def _remove(file: Path, chance: random.Random) -> None:
+def _remove(file: Path, rng: random.Random) -> None:
     file.unlink()
 
 

@@ -1,4 +1,4 @@
-"""The faults as data: what is done, at which moment; their choice, and their order by a seed."""
+"""The table of faults, each an action at a moment; the choice of faults, and their order."""
 
 import random
 import re
@@ -9,13 +9,13 @@ from enum import StrEnum
 from orchestrator.errors import ConfigError
 
 _CHOICE = re.compile(r"([a-z-]+(?:@[a-z-]+)?)(?::(\d+))?")
-# A run is kept long enough that what one fault costs is seen before the next one comes.
+# With this distance between two faults, the cost of one shows before the next one comes.
 STEPS_PER_FAULT = 4
-MOST_FAULTS_IN_A_TRIAL = 20
+MAX_FAULTS_PER_TRIAL = 20
 
 
 class Action(StrEnum):
-    """What is done; ``trainer`` is the process that the session is in."""
+    """What a fault does. The trainer is the process that holds the session."""
 
     SIGKILL = "sigkill"
     SIGTERM = "sigterm"
@@ -40,7 +40,7 @@ TEXTS = {
     Action.TORN_PAGE: "both killed, and a page of the newest checkpoint zeroed",
     Action.TRUNCATION: "both killed, and the newest checkpoint cut short",
     Action.MISSING_FILE: "both killed, and state.pt of the newest checkpoint removed",
-    Action.DISK_FULL: "ENOSPC from all that is written to checkpoints, up to ten times",
+    Action.DISK_FULL: "ENOSPC for writes to checkpoints, up to ten times",
     Action.IO_ERROR: "EIO once",
 }
 ENDS = (
@@ -56,18 +56,18 @@ DISK_ERRORS = (Action.DISK_FULL, Action.IO_ERROR)
 
 @dataclass(frozen=True)
 class Moment:
-    """When it is done: with a process held at one of ``places``.
+    """When a fault happens: while a process is held at one of ``breakpoints``.
 
-    Before that, ``provoke`` is done to a run in its loop. With ``later`` the process goes on, and
-    it is done some time afterwards; with ``at_end`` only the last part of a run reaches it, and
-    with ``after_death`` only one in which something has died.
+    ``provoked_by`` is an action that is done first, to a run in its loop. With ``delayed`` the
+    process continues and the fault happens some time later. With ``at_end`` only the last part of a
+    run reaches the moment, with ``after_death`` only a run in which a process has died.
     """
 
     name: str
     text: str
-    places: tuple[str, ...]
-    provoke: Action | None = None
-    later: bool = False
+    breakpoints: tuple[str, ...]
+    provoked_by: Action | None = None
+    delayed: bool = False
     at_end: bool = False
     after_death: bool = False
 
@@ -77,42 +77,52 @@ _SAVE = tuple(f"supervisor:{name}" for name in _WRITING)
 STEP = Moment("step", "between a batch and the end of its step", ("trainer:step",))
 SAVE = Moment("save", "while a checkpoint is written and published", _SAVE)
 ROTATION = Moment(
-    "rotation", "while an old one is deleted", ("supervisor:delete", "supervisor:remove")
+    "rotation", "while an old checkpoint is deleted", ("supervisor:delete", "supervisor:remove")
 )
 MOMENTS = (
-    Moment("any", "at any time", ("trainer:step",), later=True),
+    Moment("any", "at any time", ("trainer:step",), delayed=True),
     Moment(
         "import",
         "while the next trainer starts and imports",
         ("supervisor:launch",),
-        provoke=Action.SIGKILL,
-        later=True,
+        provoked_by=Action.SIGKILL,
+        delayed=True,
     ),
     Moment(
         "load",
-        "while it restores the state",
+        "while the trainer restores the state",
         ("trainer:load",),
-        provoke=Action.SIGKILL,
+        provoked_by=Action.SIGKILL,
         after_death=True,
     ),
-    Moment("first-batch", "at its first batch", ("trainer:batch",), provoke=Action.SIGKILL),
+    Moment(
+        "first-batch",
+        "at the first batch after a restart",
+        ("trainer:batch",),
+        provoked_by=Action.SIGKILL,
+    ),
     STEP,
-    Moment("again", "the step at which it was killed before", STEP.places, provoke=Action.SIGKILL),
+    Moment(
+        "again",
+        "at the step at which the trainer was killed before",
+        STEP.breakpoints,
+        provoked_by=Action.SIGKILL,
+    ),
     Moment("edge", "between two epochs", ("trainer:edge",)),
     Moment("evaluation", "in session.poll()", ("trainer:poll",)),
-    Moment("snapshot", "while one is taken", ("trainer:begin", "trainer:commit")),
+    Moment("snapshot", "while a snapshot is taken", ("trainer:begin", "trainer:commit")),
     SAVE,
     ROTATION,
     Moment(
         "orphan",
-        "while the trainer saves by itself, its supervisor dead",
+        "while the trainer saves by itself after its supervisor was killed",
         tuple(f"trainer:{name}" for name in _WRITING),
-        provoke=Action.KILL_SUPERVISOR,
+        provoked_by=Action.KILL_SUPERVISOR,
         after_death=True,
     ),
     Moment(
         "exit",
-        "after the loop: before and after the last save, after the goodbye",
+        "after the loop: before or after the last save, or after the session has ended",
         ("trainer:final", "trainer:done", "trainer:left"),
         at_end=True,
     ),
@@ -121,14 +131,14 @@ MOMENTS = (
 
 @dataclass(frozen=True)
 class Fault:
-    """An action at a moment; ``name`` is what --faults calls it."""
+    """An action at a moment."""
 
     action: Action
     moment: Moment
 
     @property
     def name(self) -> str:
-        """ACTION@MOMENT."""
+        """The name that --faults takes, ACTION@MOMENT."""
         return f"{self.action}@{self.moment.name}"
 
 
@@ -137,7 +147,7 @@ def _fits(action: Action, moment: Moment) -> bool:
         return moment is STEP
     if action in DISK_ERRORS:
         return moment is SAVE or (moment is ROTATION and action is Action.IO_ERROR)
-    # An orphan has no supervisor that could be ended.
+    # An orphaned trainer has no supervisor that could be stopped or killed.
     return moment.name != "orphan" or action is Action.SIGKILL
 
 
@@ -145,19 +155,22 @@ FAULTS = tuple(Fault(a, m) for a in Action for m in MOMENTS if _fits(a, m))
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A fault with all that chance decides: from which step on, where exactly, how much later."""
+class PlannedFault:
+    """A fault with what was drawn for it: its first possible step, its breakpoint, its delay.
+
+    ``fraction``, from 0 to 1, is the delay's share of the longest delay.
+    """
 
     fault: Fault
     from_step: int
-    place: str
+    breakpoint: str
     fraction: float
 
 
-def choose(text: str | None, count: int | None) -> list[Fault]:
-    """The faults that ``--faults`` and ``--count`` name, in the order of the table.
+def choose_faults(text: str | None, count: int | None) -> list[Fault]:
+    """Return the faults that ``--faults`` and ``--count`` ask for, in the order of the table.
 
-    ``sigkill`` means all moments of that action. Raises ConfigError.
+    ``sigkill`` alone stands for every moment of that action. Raises ConfigError.
     """
     chosen: list[Fault] = []
     for word in text.split(",") if text else [""]:
@@ -165,9 +178,9 @@ def choose(text: str | None, count: int | None) -> list[Fault]:
         found = [f for f in FAULTS if not text or (match and match[1] in (f.name, f.action))]
         if not found:
             raise ConfigError(
-                f"cannot use --faults {text}: {word.strip()!r} is no fault; there are "
-                f"{', '.join(Action)}, each with a number (sigkill:5) or at a moment "
-                f"(sigkill@save): {', '.join(m.name for m in MOMENTS)}"
+                f"cannot use --faults {text}: {word.strip()!r} is not a fault; write an action "
+                f"({', '.join(Action)}), with a number (sigkill:5) or a moment (sigkill@save) if "
+                f"you like; the moments are {', '.join(m.name for m in MOMENTS)}"
             )
         number = int(match[2]) if match and match[2] else len(found)
         chosen += [found[index % len(found)] for index in range(number)]
@@ -176,48 +189,50 @@ def choose(text: str | None, count: int | None) -> list[Fault]:
     return chosen
 
 
-def reachable(faults: Collection[Fault], places: Collection[str]) -> tuple[list[Fault], list[str]]:
-    """The faults whose moment a run of this script reaches, and the names of the others.
+def split_by_reach(
+    faults: Collection[Fault], reached: Collection[str]
+) -> tuple[list[Fault], list[str]]:
+    """Return the faults whose moment a run of this script reaches, and the names of the others.
 
-    ``places`` are those that an undisturbed run has reached.
+    ``reached`` holds the breakpoints that an undisturbed run has reached.
     """
     fitting = [
         fault
         for fault in faults
-        if fault.moment.after_death or not {*fault.moment.places}.isdisjoint(places)
+        if fault.moment.after_death or not {*fault.moment.breakpoints}.isdisjoint(reached)
     ]
     return fitting, sorted({fault.name for fault in faults} - {fault.name for fault in fitting})
 
 
-def plan(faults: list[Fault], steps: int, chance: random.Random) -> list[list[Planned]]:
-    """Divide the faults into runs of ``steps`` steps; shuffled, in the order of their steps.
+def plan_trials(faults: list[Fault], steps: int, rng: random.Random) -> list[list[PlannedFault]]:
+    """Shuffle the faults and divide them among trials of ``steps`` steps, in the order of steps.
 
-    A run ends once, so that each has one fault of the end at most.
+    A run ends once, so each trial has at most one fault at its end.
     """
-    per_trial = min(MOST_FAULTS_IN_A_TRIAL, max(1, steps // STEPS_PER_FAULT))
-    shuffled = chance.sample(faults, len(faults))
+    per_trial = min(MAX_FAULTS_PER_TRIAL, max(1, steps // STEPS_PER_FAULT))
+    shuffled = rng.sample(faults, len(faults))
     shuffled.sort(key=lambda fault: not fault.moment.at_end)
-    of_the_end = sum(fault.moment.at_end for fault in faults)
-    count = max(of_the_end, -(-len(faults) // per_trial))
+    at_end = sum(fault.moment.at_end for fault in faults)
+    count = max(at_end, -(-len(faults) // per_trial))
     groups = [shuffled[index::count] for index in range(count)]
     return [
         sorted(
-            (_placed(fault, steps, chance) for fault in group),
+            (_planned(fault, steps, rng) for fault in group),
             key=lambda planned: (planned.fault.moment.at_end, planned.from_step),
         )
         for group in groups
     ]
 
 
-def _placed(fault: Fault, steps: int, chance: random.Random) -> Planned:
-    # Two checkpoints must be there for a damaged one to have a predecessor, one to be loaded.
-    least = steps // 2 if fault.action in DAMAGES else 2 if fault.moment.provoke else 0
-    from_step = chance.randint(min(least, steps - 1), steps - 1)
-    return Planned(fault, from_step, chance.choice(fault.moment.places), chance.random())
+def _planned(fault: Fault, steps: int, rng: random.Random) -> PlannedFault:
+    # A damaged checkpoint needs a predecessor, and a trainer that loads needs one checkpoint.
+    least = steps // 2 if fault.action in DAMAGES else 2 if fault.moment.provoked_by else 0
+    from_step = rng.randint(min(least, steps - 1), steps - 1)
+    return PlannedFault(fault, from_step, rng.choice(fault.moment.breakpoints), rng.random())
 
 
 def help_text() -> str:
-    """The actions and moments, for --help."""
+    """Return the list of actions and moments for --help."""
     actions = [f"  {action:16}{text}" for action, text in TEXTS.items()]
     moments = [f"  {moment.name:16}{moment.text}" for moment in MOMENTS]
     return "\n".join(("actions:", *actions, "", "moments:", *moments))

@@ -1,7 +1,7 @@
-"""What a state.pt holds, as texts that are equal only for equal bits; read without torch.
+"""Reads a state.pt without torch, as texts that are equal only if the values' bits are equal.
 
-A torch.save file is a zip archive with a pickle and, beside it, the bytes of each storage. Here the
-pickle's classes are stand-ins that remember what they were called with: nothing is imported.
+A torch.save file is a zip archive with a pickle, and a member with the bytes of each storage. Every
+class in the pickle is replaced by a stand-in that keeps its arguments, so nothing is imported.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PICKLE = "data.pkl"
-# In a member's own header; its last field before the name.
+# Offset in a member's own header of the lengths of its name and of its extra field.
 _LENGTHS_OFFSET = 26
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 
 
 def read_content(state_file: Path) -> dict[str, str]:
-    """A text for each entry, by its path such as ``optimizer_state_dict.state.0.exp_avg``."""
+    """Return a text for each entry, by its path (``optimizer_state_dict.state.0.exp_avg``)."""
     with open(state_file, "rb") as file, zipfile.ZipFile(file) as archive:
         members = {
             member.filename.partition("/")[2]: _Member(file, member.header_offset, member.file_size)
@@ -35,9 +35,9 @@ def read_content(state_file: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Member:
-    """One file of the archive, which torch never compresses.
+    """A file in the archive, which torch never compresses.
 
-    zipfile would refuse it: the checksums of storages may be 0, the manifest vouches for the bytes.
+    zipfile refuses to read it, because a storage's checksum may be 0; the manifest has its digest.
     """
 
     file: BinaryIO
@@ -52,7 +52,7 @@ class _Member:
 
 
 class _Object:
-    """Stands for an object of any class: what it was made from, and its state."""
+    """A stand-in for an object of any class, with its arguments and its state."""
 
     name = ""
     arguments: tuple[Any, ...] = ()
@@ -127,7 +127,7 @@ def _entries(path: str, value: Any) -> Iterator[tuple[str, str]]:
 def _bytes_of(
     storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> bytes:
-    """The tensor's own part of its storage, where it is in one piece."""
+    """Return the tensor's own bytes if they are contiguous, else those of its whole storage."""
     contiguous = tuple(prod(size[index + 1 :]) for index in range(len(size)))
     if not storage.items or stride != contiguous:
         return storage.data
@@ -140,5 +140,5 @@ def _digest(data: bytes) -> str:
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """The paths whose texts are not equal."""
+    """Return the paths whose texts differ."""
     return sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path))

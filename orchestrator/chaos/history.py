@@ -1,4 +1,4 @@
-"""What all lives of a run have measured, step by step; written by ``orchestrator.breakpoints``."""
+"""The metrics that all attempts of a run recorded, as ``orchestrator.breakpoints`` writes them."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Key = tuple[str, int, int, str]
 
 @dataclass(frozen=True)
 class Record:
-    """The metrics of one step or poll, as hexadecimal floats; ``at`` is CLOCK_MONOTONIC."""
+    """The metrics of one step or poll, as hexadecimal floats; ``at`` is in monotonic seconds."""
 
     at: float
     kind: str
@@ -22,14 +22,14 @@ class Record:
     metrics: dict[str, str]
 
     def values(self) -> Iterator[tuple[Key, str]]:
-        """Each metric's place and value; a step that measures nothing has one without a name."""
+        """Yield each metric's key and value; a step without metrics has one with an empty name."""
         for name, value in (self.metrics or {"": ""}).items():
             yield (self.kind, self.step, self.epoch, name), value
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first value that is not the undisturbed run's."""
+    """The first value that differs from the undisturbed run's."""
 
     at: float
     text: str
@@ -37,19 +37,19 @@ class Divergence:
 
 @dataclass
 class History:
-    """All records in the order of time, and the places that were reached."""
+    """All records in the order of time, and the breakpoints that were reached."""
 
     records: list[Record] = field(default_factory=list)
-    places: set[str] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """From the file of a trial; one that no session has written to is empty."""
+        """Read the file of a trial; it is empty if no session has written to it."""
         history = cls()
         for line in file.read_text().splitlines() if file.exists() else ():
             content = parse_object(line)
-            if "place" in content:
-                history.places.add(content["place"])
+            if "breakpoint" in content:
+                history.reached.add(content["breakpoint"])
             else:
                 content.pop("pid")
                 history.records.append(Record(**content))
@@ -58,30 +58,30 @@ class History:
 
     @property
     def steps(self) -> int:
-        """How many steps the run has."""
+        """The number of steps of the run."""
         return max((record.step for record in self.records), default=0)
 
     def values(self) -> dict[Key, set[str]]:
-        """All that was measured at each place."""
+        """Return every value that was recorded for each key."""
         found: dict[Key, set[str]] = {}
         for record in self.records:
             for key, value in record.values():
                 found.setdefault(key, set()).add(value)
         return found
 
-    def metrics_unlike(self, other: "History") -> set[str]:
-        """The names of metrics in which two runs differ."""
+    def differing_metrics(self, other: "History") -> set[str]:
+        """Return the names of the metrics in which two runs differ."""
         mine, others = self.values(), other.values()
         return {key[3] for key in mine.keys() | others.keys() if mine.get(key) != others.get(key)}
 
-    def divergence(self, other: "History", passed_over: Collection[str]) -> Divergence | None:
-        """Where ``other`` first measures what this run does not, or at last lacks a step."""
+    def divergence(self, other: "History", ignored: Collection[str]) -> Divergence | None:
+        """Return the first value of ``other`` that this run does not have, or a step it lacks."""
         expected = self.values()
         for record in other.records:
             for key, value in record.values():
-                if key[3] not in passed_over and value not in expected.get(key, ()):
+                if key[3] not in ignored and value not in expected.get(key, ()):
                     text = f"{key[3] or 'a step'} of step {record.step}, epoch {record.epoch}"
-                    return Divergence(record.at, f"{text}: not as in the undisturbed run")
+                    return Divergence(record.at, f"{text}: differs from the undisturbed run")
         missing = {key[1] for key in expected if key[0] == "step"}
         missing -= {record.step for record in other.records if record.kind == "step"}
         if missing:
@@ -89,9 +89,9 @@ class History:
         return None
 
     def cost(self, at: float, until: float) -> tuple[int, float]:
-        """Steps that a fault at ``at`` had done again, and seconds until training was as far.
+        """Return the steps that were repeated after a fault, and the seconds until new ones came.
 
-        ``until`` is when the next fault came, or the run ended.
+        ``at`` is the time of the fault, ``until`` that of the next fault or of the run's end.
         """
         steps = [record for record in self.records if record.kind == "step"]
         reached = max((record.step for record in steps if record.at <= at), default=0)

@@ -1,4 +1,4 @@
-"""Signals that end chaos itself: recorded, and raised where it waits."""
+"""Signals that end chaos itself: the handler records them, and chaos raises them as it waits."""
 
 import signal
 from types import FrameType
@@ -9,21 +9,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class InterruptedBySignalError(Exception):
-    """Chaos is to end; its runs have to be ended first."""
+    """A signal asks chaos to end, which ends its runs first."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self._number = number
 
     def end(self) -> int:
-        """End the process by a Ctrl-C; else the exit status that shells use."""
+        """End the process by SIGINT after a Ctrl-C; else return the exit status shells use."""
         if self._number is signal.SIGINT:
             end_by_interrupt()
         return 128 + self._number
 
 
 class Interrupts:
-    """Records the signals from its making on."""
+    """Records the stop signals that this process receives."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -35,6 +35,6 @@ class Interrupts:
         self.received = signal.Signals(number)
 
     def check(self) -> None:
-        """Raises InterruptedBySignalError if one has come."""
+        """Raise InterruptedBySignalError if a signal has come."""
         if self.received is not None:
             raise InterruptedBySignalError(self.received)

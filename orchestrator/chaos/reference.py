@@ -1,97 +1,97 @@
-"""What the script does when nothing disturbs it, and what of that is the same each time."""
+"""The undisturbed run of a script, and what differs between two undisturbed runs of it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from orchestrator.chaos.final_state import differences
 from orchestrator.chaos.history import Divergence, History
-from orchestrator.chaos.outcome import Result
-from orchestrator.chaos.trial import Pace
+from orchestrator.chaos.result import TrialResult
+from orchestrator.chaos.trial import TrialTiming
 from orchestrator.errors import ConfigError
 
 SHOWN_DIFFERENCES = 3
-LATER_SHARE = 0.1
-# Nothing happens for longer than this only where something hangs.
-LEAST_PATIENCE_SECONDS = 120.0
+DELAY_SHARE = 0.1
+# A run in which nothing happens for longer than this hangs.
+MIN_PATIENCE_SECONDS = 120.0
 PATIENCE_RUNS = 10.0
-# As long as the weights agree: streams that the script does not seed, and its own plain values.
-_DECIDES_NOTHING = {"rng", "state"}
+# Unseeded random streams and the script's own plain values may differ as long as weights agree.
+_MAY_DIFFER = {"rng", "state"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run, and what differs from run to run by itself."""
+    """An undisturbed run, and the metrics and entries that differ without any fault."""
 
     history: History
     content: dict[str, str]
-    pace: Pace
+    timing: TrialTiming
     volatile_metrics: frozenset[str]
     volatile_entries: frozenset[str]
 
     @classmethod
-    def of(cls, run: Callable[[int | None], Result]) -> "Reference":
-        """Run the script twice: ``run`` is given the steps that the run has, once that is known.
+    def of(cls, first: TrialResult, second: TrialResult) -> "Reference":
+        """Make the reference from two undisturbed runs.
 
-        Raises ConfigError where nothing could be compared with that.
+        Raises ConfigError when they differ in what must be compared.
         """
-        first = _sound(run(None))
-        second = _sound(run(first.history.steps))
-        metrics = first.history.metrics_unlike(second.history)
-        unlike = differences(first.content, second.content)
-        if decisive := [path for path in unlike if not _may_differ(path, metrics)]:
+        metrics = first.history.differing_metrics(second.history)
+        entries = differences(first.content, second.content)
+        if decisive := [path for path in entries if not _may_differ(path, metrics)]:
             raise ConfigError(
-                "cannot judge this script: two runs of it that nobody disturbed end differently "
-                f"({_shown(decisive)}); make it deterministic first: seed every generator, see "
+                "cannot judge this script: two runs of it without any fault end differently "
+                f"({_some_of(decisive)}); make it deterministic first: seed every generator, see "
                 "torch.use_deterministic_algorithms()"
             )
         return cls(
             history=second.history,
             content=second.content,
-            pace=Pace(
+            timing=TrialTiming(
                 launch_seconds=second.launch_seconds,
-                later_seconds=LATER_SHARE * (second.seconds - second.launch_seconds),
-                patience_seconds=max(LEAST_PATIENCE_SECONDS, PATIENCE_RUNS * second.seconds),
+                delay_seconds=DELAY_SHARE * (second.seconds - second.launch_seconds),
+                patience_seconds=max(MIN_PATIENCE_SECONDS, PATIENCE_RUNS * second.seconds),
             ),
             volatile_metrics=frozenset(metrics),
-            volatile_entries=frozenset(unlike),
+            volatile_entries=frozenset(entries),
         )
 
     @property
     def volatile(self) -> list[str]:
-        """The names of what is not compared: metrics, random streams, plain values."""
+        """The names of the metrics, random streams and plain values that are not compared."""
         streams = {".".join(path.split(".")[:2]) for path in self.volatile_entries}
         return sorted(self.volatile_metrics | streams)
 
-    def divergence(self, result: Result) -> Divergence | None:
-        """The first thing in which a run is not this one."""
+    def divergence(self, result: TrialResult) -> Divergence | None:
+        """Return the first difference between a run and this one."""
         found = self.history.divergence(result.history, self.volatile_metrics)
         if found is not None:
             return found
-        unlike = {*differences(self.content, result.content)} - self.volatile_entries
-        if unlike:
-            return Divergence(result.ended, f"the final state differs: {_shown(sorted(unlike))}")
+        differing = {*differences(self.content, result.content)} - self.volatile_entries
+        if differing:
+            text = f"the final state differs: {_some_of(sorted(differing))}"
+            return Divergence(result.ended, text)
         return None
 
 
-def _sound(result: Result) -> Result:
+def check_undisturbed(result: TrialResult) -> TrialResult:
+    """Return the result of a run without faults. Raises ConfigError if it cannot be compared."""
     if result.problem is not None:
         raise ConfigError(
-            f"cannot begin: without any fault {result.problem}; see what `orchestrator run` with "
-            "the same command says"
+            f"cannot begin: without any fault {result.problem}; try the same command with "
+            "`orchestrator run`, and fix that first"
         )
     if not result.history.steps:
         raise ConfigError(
-            "cannot judge this command: nothing in it has made a step of a Session; see "
-            "`orchestrator.training.Session` in the README"
+            "cannot judge this command: it has made no step of a Session; train with "
+            "`orchestrator.training.Session`, as the README shows"
         )
     return result
 
 
 def _may_differ(path: str, volatile_metrics: Collection[str]) -> bool:
-    """Whether the entry decides nothing: a stream that nobody draws from, the time of day."""
-    return path.partition(".")[0] in _DECIDES_NOTHING or path in volatile_metrics
+    """Return whether an entry need not agree: an unseeded stream, the time of day."""
+    return path.partition(".")[0] in _MAY_DIFFER or path in volatile_metrics
 
 
-def _shown(paths: list[str]) -> str:
+def _some_of(paths: list[str]) -> str:
     more = f" and {len(paths) - SHOWN_DIFFERENCES} more" if len(paths) > SHOWN_DIFFERENCES else ""
     return ", ".join(paths[:SHOWN_DIFFERENCES]) + more

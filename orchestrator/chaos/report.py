@@ -1,15 +1,15 @@
-"""What came of the faults, for programs and for tables."""
+"""The report on all injected faults, for --json and for the table."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.chaos.faults import FAULTS
-from orchestrator.chaos.outcome import Injection
+from orchestrator.chaos.result import Injection
 
 
 @dataclass
-class Row:
+class FaultRow:
     """All injections of one fault."""
 
     fault: str
@@ -23,11 +23,11 @@ class Row:
 
     @property
     def is_good(self) -> bool:
-        """Whether each was survived, exactly."""
+        """Whether every injection was survived with the exact result."""
         return self.survived == self.exact == self.injected
 
     def add(self, injection: Injection) -> None:
-        """Count one more."""
+        """Count one more injection."""
         self.injected += 1
         self.survived += injection.survived
         self.exact += injection.exact
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass
 class Report:
-    """The outcome of all trials."""
+    """The results of all trials."""
 
     command: list[str]
     seed: int
@@ -49,19 +49,19 @@ class Report:
     injections: list[Injection] = field(default_factory=list)
     not_reached: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    """The directories of trials that were lost or wrong."""
+    """The directories of the trials that were lost or differ."""
 
     @property
     def is_good(self) -> bool:
-        """Whether every fault was survived, exactly."""
+        """Whether every fault was survived with the exact result."""
         return all(injection.survived and injection.exact for injection in self.injections)
 
-    def rows(self) -> list[Row]:
-        """One for each fault that was injected, in the order of the table of faults."""
+    def rows(self) -> list[FaultRow]:
+        """Return a row for each fault that was injected, in the order of the table of faults."""
         return list(_rows(self.injections))
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``--json``."""
+        """Return the content of ``--json``."""
         return {
             "command": self.command,
             "seed": self.seed,
@@ -82,8 +82,8 @@ class Report:
         }
 
 
-def _rows(injections: Iterable[Injection]) -> Iterable[Row]:
-    by_name: dict[str, Row] = {}
+def _rows(injections: Iterable[Injection]) -> Iterable[FaultRow]:
+    by_name: dict[str, FaultRow] = {}
     for injection in injections:
-        by_name.setdefault(injection.name, Row(injection.name)).add(injection)
+        by_name.setdefault(injection.name, FaultRow(injection.name)).add(injection)
     return (by_name[fault.name] for fault in FAULTS if fault.name in by_name)

@@ -1,4 +1,4 @@
-"""`orchestrator run` as a scheduler starts it: again after each end that says so."""
+"""A scheduler for one run: starts `orchestrator run`, and again after each end that asks for it."""
 
 import contextlib
 import os
@@ -22,43 +22,43 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.system import process_tree
 from orchestrator.system.stop_signals import MERGE_SECONDS
 
-AGAIN = frozenset({ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED})
-# Of a run around chaos.
-FOREIGN = (ATTEMPT_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE)
-# As many failures as there may be faults.
-MOST_RESTARTS = "1000000"
+RERUN_STATUSES = frozenset({ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED})
+# The variables of a run in which chaos itself is started.
+OUTER_VARIABLES = (ATTEMPT_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE)
+# Faults must not use up the restarts.
+MAX_RESTARTS = "1000000"
 STOPS = 3
 END_SECONDS = 20.0
 POLL_SECONDS = 0.02
 
 
 class RunLostError(Exception):
-    """The run did not come to its end."""
+    """The run did not complete."""
 
 
 class Scheduler:
-    """Starts the supervisor of one run, and starts it again."""
+    """Starts the supervisor of one run, again and again until the run is complete."""
 
-    def __init__(self, command: list[str], root: Path, options: list[str]) -> None:
-        """``root`` is the trial's directory: the breakpoints are there, and the run below it."""
+    def __init__(self, run_arguments: list[str], root: Path) -> None:
+        """Start the supervisor. ``root`` is the trial's directory, and the run is below it."""
         self.run = RunDir(root / "run")
         self.trainer_pid: int | None = None
         self.is_complete = False
         self._log_file = root / "supervisor.log"
-        self._words = [
+        self._arguments = [
             *(sys.executable, "-P", "-m", "orchestrator", "run", "--run-dir", str(self.run.root)),
-            *("--max-restarts", MOST_RESTARTS, *options, "--", *command),
+            *("--max-restarts", MAX_RESTARTS, "--log-format", "text", *run_arguments),
         ]
-        self._environment = {k: v for k, v in os.environ.items() if k not in FOREIGN}
+        self._environment = {k: v for k, v in os.environ.items() if k not in OUTER_VARIABLES}
         self._environment[VARIABLE] = str(root)
         self._start()
 
     def _start(self) -> None:
-        self._expected: set[int] = {*AGAIN}
+        self._expected: set[int] = {*RERUN_STATUSES}
         with open(self._log_file, "ab") as log:
-            # A terminal's Ctrl-C is for chaos, which ends its runs in its own way.
+            # A terminal's Ctrl-C must reach chaos only, which ends its runs itself.
             self.process = subprocess.Popen(
-                self._words,
+                self._arguments,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -66,14 +66,14 @@ class Scheduler:
                 start_new_session=True,
             )
 
-    def look(self) -> None:
-        """See whether the supervisor has ended, and start it again where a scheduler would.
+    def poll(self) -> None:
+        """Start the supervisor again if it has ended with a status that asks for it.
 
-        Raises RunLostError.
+        Raises RunLostError after any other end.
         """
         if self.is_complete or (status := self.process.poll()) is None:
             return
-        # Killed while only its last message was missing, training is complete all the same.
+        # A trainer that is killed before its last message may have completed the training.
         done = status == ExitStatus.GAVE_UP and self.run.done_file.exists()
         if status == ExitStatus.COMPLETE:
             self.is_complete = True
@@ -81,44 +81,44 @@ class Scheduler:
             if lock_owner(self.run) is None:
                 self._start()
         else:
-            raise RunLostError(f"`orchestrator run` ended with {status}: {self.last_line()}")
+            raise RunLostError(f"`orchestrator run` ended with {status}: {self._last_message()}")
 
     @property
     def is_down(self) -> bool:
-        """Whether neither the supervisor nor its trainer is there."""
+        """Whether both the supervisor and its trainer have ended."""
         return self.process.poll() is not None and lock_owner(self.run) is None
 
-    # --- what can be done to it ----------------------------------------------------------------
+    # --- faults ---------------------------------------------------------------------------------
 
     def kill_trainer(self) -> None:
-        """SIGKILL to the process that the session is in."""
+        """Send SIGKILL to the process that holds the session."""
         assert self.trainer_pid is not None
         _signal(self.trainer_pid, signal.SIGKILL)
 
     def kill_supervisor(self) -> None:
-        """SIGKILL to `orchestrator run`."""
+        """Send SIGKILL to `orchestrator run`."""
         self._expected.add(-signal.SIGKILL)
         self.process.kill()
 
     def stop(self) -> None:
-        """SIGTERM to `orchestrator run` alone."""
+        """Send SIGTERM to `orchestrator run` alone."""
         self._expect_sigterm()
         self.process.send_signal(signal.SIGTERM)
 
-    def stop_everybody(self) -> None:
-        """SIGTERM to all its processes, the lowest first."""
+    def terminate_all(self) -> None:
+        """Send SIGTERM to all of the run's processes, children first."""
         self._expect_sigterm()
         for pid in reversed(_tree(self.process.pid)):
             _signal(pid, signal.SIGTERM)
 
     def _expect_sigterm(self) -> None:
-        # Before it listens, and when all is done, it ends it as it ends any process.
+        # At its very start and end, the supervisor does not handle SIGTERM.
         self._expected.add(-signal.SIGTERM)
 
     # --- the end -------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """End all of it, whatever it is doing, with every process below it."""
+        """Stop the run, and kill what is left of it after 20 s, with every process below it."""
         deadline = time.monotonic() + END_SECONDS
         for _ in range(STOPS):
             if self.process.poll() is None:
@@ -126,21 +126,22 @@ class Scheduler:
                 _wait(lambda: self.process.poll() is not None, 2 * MERGE_SECONDS)
         while not self.is_down and time.monotonic() < deadline:
             if self.process.poll() is not None and self.trainer_pid is not None:
-                _signal(self.trainer_pid, signal.SIGKILL)  # an orphan, if it is one
+                _signal(self.trainer_pid, signal.SIGKILL)  # it may be an orphan
             time.sleep(POLL_SECONDS)
         tree = _tree(self.process.pid) if self.process.poll() is None else []
         for pid in tree:
             _signal(pid, signal.SIGKILL)
         self.process.wait()
 
-    def last_line(self) -> str:
-        """What the supervisor printed last."""
+    def _last_message(self) -> str:
+        """Return the supervisor's last message in one line, without the details below it."""
         lines = self._log_file.read_text(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+        heads = (line for line in reversed(lines) if line.strip() and not line.startswith(" "))
+        return next(heads, "it printed nothing")
 
 
 def _tree(pid: int) -> list[int]:
-    """A process and all below it, parents first."""
+    """Return a process and all of its descendants, parents first."""
     found = [pid]
     for one in found:
         found += process_tree.children_of(one)

@@ -189,7 +189,7 @@ class Store:
         if passed_over:
             raise NoValidCheckpointError(
                 f"cannot resume: none of the checkpoints in {self.run.checkpoints} is valid "
-                f"({'; '.join(passed_over)}); repair one, or start anew with another --run-dir"
+                f"({'; '.join(passed_over)}); repair one, or start over with another --run-dir"
             )
         return None
 

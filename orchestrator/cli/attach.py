@@ -1,4 +1,4 @@
-"""`orchestrator attach`: what a run prints, live, on whatever terminal asks for it."""
+"""`orchestrator attach`: shows the live output of a run on any terminal."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.status import exit_status_after
-from orchestrator.terminal.logs import readable
+from orchestrator.terminal.logs import text_of
 from orchestrator.terminal.screen import Screen
 
 POLL_SECONDS = 0.2
@@ -26,73 +26,75 @@ LAST_LINES_SECONDS = 5.0
 
 
 def attach(arguments: Namespace) -> ExitStatus:
-    """Follow a run's output until its end, and end with its status; Ctrl-C leaves it running."""
-    place = existing_run(arguments.run_dir)
+    """Follow a run's output until it ends; return its exit status. Ctrl-C leaves it running."""
+    run = existing_run(arguments.run_dir)
     viewer = _Viewer()
     try:
-        _follow(place, viewer)
+        _follow(run, viewer)
     except KeyboardInterrupt:
-        _detach(place, viewer)
+        _detach(run, viewer)
     viewer.close()
-    events, _ = Journal(place.journal_file).read()
+    events, _ = Journal(run.journal_file).read()
     return exit_status_after(events)
 
 
-def _detach(place: RunDir, viewer: "_Viewer") -> NoReturn:
-    if lock_owner(place) is not None:
-        viewer.say(
-            f"detached: training goes on; come back with `orchestrator attach {place.root}`, "
-            f"end it with `orchestrator stop {place.root}`"
+def _detach(run: RunDir, viewer: "_Viewer") -> NoReturn:
+    if lock_owner(run) is not None:
+        viewer.print_message(
+            f"detached: training goes on; come back with `orchestrator attach {run.root}`, "
+            f"save and stop it with `orchestrator stop {run.root}`"
         )
     viewer.close()
-    # A shell must not take this for the end of the training: `attach && upload`.
+    # In `attach && upload`, a shell must not take this for the end of the training.
     end_by_interrupt()
 
 
-def _follow(place: RunDir, viewer: "_Viewer") -> None:
-    number = _newest_attempt(place)
-    output = Tail(place.attempt(number).output_file)
-    messages = Tail(place.log_file)
-    viewer.show(output.last_lines(FIRST_LINES))
-    *_, last = ["", *messages.last_lines(FIRST_LINES).decode(errors="replace").splitlines()]
-    if lock_owner(place) is None:
-        viewer.tell(last)
-    viewer.say(_headline(place))
+def _follow(run: RunDir, viewer: "_Viewer") -> None:
+    number = _newest_attempt(run)
+    output = Tail(run.attempt(number).output_file)
+    log = Tail(run.log_file)
+    viewer.print_output(output.last_lines(FIRST_LINES))
+    *_, last = ["", *log.last_lines(FIRST_LINES).decode(errors="replace").splitlines()]
+    if lock_owner(run) is None:
+        viewer.print_log_line(last)
+    viewer.print_message(_headline(run))
     while True:
-        # Asked first: what it has written before its end is then read below.
-        is_over = lock_owner(place) is None
-        _show_all(output, viewer)
-        if (newest := _newest_attempt(place)) > number:
-            _show_all(output, viewer)
+        # This comes first, so that what the run wrote before its end is read below.
+        is_over = lock_owner(run) is None
+        _print_all(output, viewer)
+        if (newest := _newest_attempt(run)) > number:
+            _print_all(output, viewer)
             number = newest
-            output = Tail(place.attempt(number).output_file)
-            _show_all(output, viewer)
-        for line in messages.lines():
-            viewer.tell(line)
+            output = Tail(run.attempt(number).output_file)
+            _print_all(output, viewer)
+        for line in log.lines():
+            viewer.print_log_line(line)
         if is_over:
             return
         time.sleep(POLL_SECONDS)
 
 
-def _show_all(output: "Tail", viewer: "_Viewer") -> None:
+def _print_all(output: "Tail", viewer: "_Viewer") -> None:
     while data := output.read():
-        viewer.show(data)
+        viewer.print_output(data)
 
 
-def _headline(place: RunDir) -> str:
-    status = status_of(place)
+def _headline(run: RunDir) -> str:
+    status = status_of(run)
     at = "" if status["step"] is None else f", step {status['step']}"
     tail = "; Ctrl-C leaves it running" if status["supervisor_pid"] else ""
-    return f"{place.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}"
+    if (failure := status["failure"]) is not None:
+        tail = f"; {failure['cause']}; see `orchestrator status {run.root}`"
+    return f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}"
 
 
-def _newest_attempt(place: RunDir) -> int:
-    names = (path.name for path in place.attempts.glob("*"))
+def _newest_attempt(run: RunDir) -> int:
+    names = (path.name for path in run.attempts.glob("*"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 class Tail:
-    """What is appended to a file, which may not be there yet."""
+    """Reads what is appended to a file, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -100,7 +102,7 @@ class Tail:
         self._rest = b""
 
     def last_lines(self, count: int) -> bytes:
-        """The end of what is there now; ``read`` and ``lines`` go on from here."""
+        """Return the last lines of the file; ``read`` and ``lines`` continue after them."""
         try:
             with open(open_regular(self._path, os.O_RDONLY), "rb") as file:
                 self._offset = file.seek(0, 2)
@@ -111,7 +113,7 @@ class Tail:
         return b"".join(data.splitlines(keepends=True)[-count:])
 
     def read(self) -> bytes:
-        """What is new, in pieces of bounded size; empty when there is nothing."""
+        """Return up to 1 MiB of new data; empty when there is none."""
         try:
             with open(open_regular(self._path, os.O_RDONLY), "rb") as file:
                 file.seek(self._offset)
@@ -122,40 +124,43 @@ class Tail:
         return data
 
     def lines(self) -> list[str]:
-        """The new lines that are complete."""
+        """Return the new complete lines."""
         *lines, self._rest = (self._rest + self.read()).split(b"\n")
         return [line.decode(errors="replace") for line in lines]
 
 
 class _Viewer:
-    """The trainer's output on standard output; words of the supervisor on a terminal, or error."""
+    """Shows a trainer's output on standard output, and the supervisor's log.
+
+    The log go to the same terminal, or else to standard error.
+    """
 
     def __init__(self) -> None:
         on_terminal = sys.stdout.isatty()
-        # Nobody waits for us: a terminal that is held back with Ctrl-S loses nothing.
+        # No process waits for this one, so a terminal that is paused with Ctrl-S loses nothing.
         self._screen = Screen(sys.stdout.fileno(), patience_seconds=None) if on_terminal else None
-        self._is_for_people = on_terminal or sys.stderr.isatty()
+        self._on_terminal = on_terminal or sys.stderr.isatty()
 
-    def show(self, data: bytes) -> None:
-        """What the trainer has printed."""
+    def print_output(self, data: bytes) -> None:
+        """Print the trainer's output unchanged."""
         if self._screen is not None:
             self._screen.write(data)
         elif data:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
 
-    def tell(self, line: str) -> None:
-        """A line of the supervisor's log."""
-        self.say(readable(line, is_coloured=True) if self._is_for_people else line)
+    def print_log_line(self, line: str) -> None:
+        """Print a line of the supervisor's log as text."""
+        self.print_message(text_of(line, on_terminal=self._on_terminal))
 
-    def say(self, text: str) -> None:
-        """Words for a person."""
+    def print_message(self, text: str) -> None:
+        """Print a message that does not come from the trainer."""
         if self._screen is not None:
             self._screen.print_message(text)
         elif text:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Have everything written."""
+        """Write what is left, and leave the cursor on a fresh line."""
         if self._screen is not None:
             self._screen.close(LAST_LINES_SECONDS)

@@ -1,4 +1,4 @@
-"""What `checkpoints list` and `checkpoints verify` say about every checkpoint of a run."""
+"""The rows of `checkpoints list` and `checkpoints verify`, one a checkpoint."""
 
 from typing import Any
 
@@ -14,7 +14,10 @@ from orchestrator.system.regular_files import read_regular
 
 
 def list_checkpoints(store: Store) -> list[dict[str, Any]]:
-    """One object a checkpoint, newest last, every byte verified; ``problem`` where not valid."""
+    """Verify every byte of every checkpoint; return one row each, newest last.
+
+    A checkpoint that is not valid has a ``problem``.
+    """
     rows = []
     for path in store.directories():
         row: dict[str, Any] = dict.fromkeys(
@@ -49,14 +52,14 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
 
 
 def list_quarantined(store: Store) -> list[dict[str, str]]:
-    """``path`` and ``reason`` of what was set aside."""
+    """Return ``path`` and ``reason`` of each checkpoint in quarantine."""
     rows = []
     for path in store.quarantine_folder.entries():
         try:
             note = parse_object(read_regular(path / REASON_FILE, MAXIMUM_JSON_BYTES))
             reason = str(note["reason"])
         except (OSError, ValueError, KeyError):
-            # A link or a file has no room for a note, and a full disk none either.
-            reason = "set aside without a note"
+            # A link or a file cannot hold a note, and a full disk has no room for one.
+            reason = "quarantined without a recorded reason"
         rows.append({"path": str(path), "reason": reason})
     return rows

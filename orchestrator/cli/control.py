@@ -1,4 +1,4 @@
-"""The commands that look at a run or talk to it; they print what they find."""
+"""The commands that show a run, control it, or verify and pin its checkpoints."""
 
 import contextlib
 import json
@@ -36,25 +36,26 @@ STOP_MARGIN_SECONDS = 15.0
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 1.0
 PIPE_COLUMNS = 200
+AGAIN_TO_RESUME = "run the same command again to resume"
 
 
 def status(arguments: Namespace) -> None:
-    """Show what a run is doing, how far it is, and what a kill now would lose."""
+    """Show what a run is doing, how far it is, what a kill would lose, or why it failed."""
     as_json, watch = arguments.json, arguments.watch
-    place = existing_run(arguments.run_dir)
+    run = existing_run(arguments.run_dir)
     if as_json and not watch:
-        print(json.dumps(status_of(place)))
+        print(json.dumps(status_of(run)))
         return
     from rich.live import Live
 
     from orchestrator.cli.tables import status_table
 
     if not watch:
-        _console().print(status_table(status_of(place)))
+        _console().print(status_table(status_of(run)))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         while True:
-            current = status_of(place)
+            current = status_of(run)
             if as_json:
                 print(json.dumps(current), flush=True)
             else:
@@ -65,33 +66,33 @@ def status(arguments: Namespace) -> None:
 
 
 def stop(arguments: Namespace) -> ExitStatus:
-    """Have a run save and stop, and wait for its end; ends with 74 if not all was saved."""
-    place = existing_run(arguments.run_dir)
-    owner = owner_here(place)
+    """Save and stop a run, and wait until it has ended; exit with 74 if steps were lost."""
+    run = existing_run(arguments.run_dir)
+    owner = owner_here(run)
     if owner is None:
-        print(f"nothing works on {place.root}")
+        print(f"no process is training in {run.root}")
         return ExitStatus.COMPLETE
     wait_seconds = STOP_MARGIN_SECONDS
     with supervisor_of(owner) as connection:
         if connection is None:
-            # Not SIGTERM: a second one, from another user's `stop`, would end it unsaved.
-            signal_script(place, owner, signal.SIGUSR1)
+            # A second SIGTERM, from another `stop`, would end it unsaved; SIGUSR1 never does.
+            signal_script(run, owner, signal.SIGUSR1)
         else:
             reply = ask(connection, {"type": "stop"})
             wait_seconds += float(reply.get("grace_seconds", 0))
     deadline = time.monotonic() + wait_seconds
-    while lock_owner(place) is not None:
+    while lock_owner(run) is not None:
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"cannot see the end of {place.root} after {wait_seconds:g} s; "
-                f"look with `orchestrator status {place.root}`"
+                f"cannot stop {run.root}: it has not ended after {wait_seconds:g} s; "
+                f"see `orchestrator status {run.root}`"
             )
         time.sleep(POLL_SECONDS)
-    return _report_end(Store.open(place, command=[]))
+    return _report_end(Store.open(run, command=[]))
 
 
 def _report_end(store: Store) -> ExitStatus:
-    """Say how a run that has just ended did so, what was saved and what was lost."""
+    """Print how a run has ended, what was saved and what was lost; return the exit status."""
     final = status_from_disk(store)
     newest = final.newest_checkpoint
     where = f"the newest checkpoint is {newest['path']}" if newest else "there is no checkpoint"
@@ -99,37 +100,43 @@ def _report_end(store: Store) -> ExitStatus:
         print(f"training is complete at step {final.step}; {where}")
         return ExitStatus.COMPLETE
     if final.state != State.STOPPED:
-        print(f"{final.state}: it ended otherwise than by this stop; {where}")
+        print(
+            f"{final.state}: the run ended for another reason; {where}; "
+            f"see `orchestrator status {store.run.root}`"
+        )
         return ExitStatus.GAVE_UP if final.state == State.FAILED else ExitStatus.STOPPED_UNSAVED
     events, _ = Journal(store.run.journal_file).read()
     record = [event for event in events if event["event"] == JournalEvent.RUN_STOPPED][-1]
     if record.get("status") != ExitStatus.STOPPED_SAVED:
         lost = (record.get("step") or 0) - (final.step or 0)
         print(
-            f"stopped; the last {f'{lost} steps' if lost > 0 else 'steps'} are lost: {where}"
+            f"stopped, but the last {f'{lost} steps' if lost > 0 else 'steps'} are lost: {where}"
             + (f", of step {final.step}" if newest else "")
+            + f"; {AGAIN_TO_RESUME}"
         )
         return ExitStatus.STOPPED_UNSAVED
     if newest is None:
         print("stopped before the first step: there was nothing to save")
     else:
-        print(f"stopped at step {final.step}; the state is saved: {newest['path']}")
+        print(f"stopped at step {final.step}, saved in {newest['path']}; {AGAIN_TO_RESUME}")
     return ExitStatus.COMPLETE
 
 
 def checkpoint(arguments: Namespace) -> None:
-    """Have a run save now and keep training; print the new checkpoint's path.
+    """Save a checkpoint now, without stopping the run, and print its path.
 
-    Ends with 74 if none was made.
+    The exit status is 74 if none was made.
     """
-    place = existing_run(arguments.run_dir)
-    owner = owner_here(place)
+    run = existing_run(arguments.run_dir)
+    owner = owner_here(run)
     if owner is None:
-        raise NotSavedError(f"cannot save: nothing works on {place.root}; start it to train on")
+        raise NotSavedError(
+            f"cannot save: no process is training in {run.root}; run its command again first"
+        )
     with supervisor_of(owner) as connection:
         if connection is None:
-            signal_script(place, owner, signal.SIGUSR2)
-            print("asked the script to save at its next safe point")
+            signal_script(run, owner, signal.SIGUSR2)
+            print("the script will save at its next safe point")
             return
         reply = ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
     if reply.get("type") != "published":
@@ -138,18 +145,18 @@ def checkpoint(arguments: Namespace) -> None:
 
 
 def list_(arguments: Namespace) -> None:
-    """List the checkpoints, newest last; every byte is verified."""
+    """List the checkpoints, newest last, with every byte verified."""
     _print_checkpoints(open_store(arguments.run_dir), arguments.json)
 
 
 def verify(arguments: Namespace) -> ExitStatus:
-    """Verify every checkpoint; ends with 65 if one is damaged or none is left to be valid."""
+    """Verify every checkpoint; exit with 65 if one is damaged, or if all are in quarantine."""
     store = open_store(arguments.run_dir)
     rows = _print_checkpoints(store, arguments.json)
-    if not rows and (aside := store.quarantine_folder.checkpoints()):
+    if not rows and (quarantined := store.quarantine_folder.checkpoints()):
         raise NoValidCheckpointError(
-            f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(aside)} are in "
-            "quarantine; repair one and move it back, or start anew with another --run-dir"
+            f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(quarantined)} "
+            "are in quarantine; repair one and move it back, or start over with another --run-dir"
         )
     if any(not row["valid"] for row in rows):
         return ExitStatus.NO_VALID_CHECKPOINT
@@ -157,7 +164,7 @@ def verify(arguments: Namespace) -> ExitStatus:
 
 
 def pin(arguments: Namespace) -> None:
-    """Keep a checkpoint whatever --keep says."""
+    """Keep a checkpoint, whatever --keep says."""
     store = open_store(arguments.run_dir)
     chosen = chosen_checkpoint(store, arguments.step)
     with file_errors(f"cannot pin {chosen.path}"):
@@ -184,15 +191,15 @@ def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
         from orchestrator.cli.tables import checkpoints_table, quarantine_table
 
         console = _console()
-        # Too long a line is the terminal's to wrap: a name that is cut off is no use.
+        # The terminal wraps a long line, so that no name is cut off.
         console.print(checkpoints_table(rows, console.width), soft_wrap=True)
-        if aside := list_quarantined(store):
-            console.print(quarantine_table(aside), soft_wrap=True)
+        if quarantined := list_quarantined(store):
+            console.print(quarantine_table(quarantined), soft_wrap=True)
     return rows
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    # Into a file or a pipe nothing is cut off to fit a terminal that is not there.
+    # A file or a pipe has no width of its own.
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)

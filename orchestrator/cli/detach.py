@@ -1,4 +1,4 @@
-"""`orchestrator run --detach`: a supervisor out of any terminal's reach, in its own session."""
+"""`orchestrator run --detach`: starts a supervisor that no terminal can end."""
 
 import os
 import subprocess
@@ -11,68 +11,68 @@ from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.client import status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.termination.hang_budgets import Activity
+from orchestrator.supervisor.attempt.activity import Activity
 from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.run_state import State
-from orchestrator.terminal.logs import readable
+from orchestrator.terminal.logs import text_of
 
-# A script that imports and compiles for longer than this is left alone.
+# A script may import and compile for longer; `run --detach` then returns before it trains.
 START_WAIT_SECONDS = 30.0
 POLL_SECONDS = 0.1
-_TRAINS = frozenset({Activity.STEP, Activity.EVALUATE, Activity.SAVE, Activity.DONE})
+_TRAINING = frozenset({Activity.STEP, Activity.EVALUATE, Activity.SAVE, Activity.DONE})
 
 
-def start(place: RunDir, words: Sequence[str]) -> int:
-    """Run the command line of ``words`` in the background; return when it trains or has ended.
+def start(run: RunDir, arguments: Sequence[str]) -> int:
+    """Run a command line in the background; return once it trains or has ended.
 
-    The status is 0 when it runs, else its own.
+    The exit status is 0 when the run goes on, else that of the run.
     """
-    place.create()
-    said_before = place.log_file.stat().st_size if place.log_file.exists() else 0
-    supervisor = _spawn(place, words)
+    run.create()
+    log_bytes_before = run.log_file.stat().st_size if run.log_file.exists() else 0
+    supervisor = _spawn(run, arguments)
     try:
-        state = _wait_for_training(place, supervisor)
+        state = _wait_for_training(run, supervisor)
     except KeyboardInterrupt:
-        print(_how_to_come_back(place, supervisor.pid, "it goes on in the background"))
+        print(_how_to_come_back(run, supervisor.pid, "the run goes on in the background"))
         end_by_interrupt()
     if state is None:
-        _print_what_it_said(place, said_before)
+        _print_log(run, log_bytes_before)
         return supervisor.returncode if supervisor.returncode >= 0 else ExitStatus.GAVE_UP
-    print(_how_to_come_back(place, supervisor.pid, state))
+    print(_how_to_come_back(run, supervisor.pid, state))
     return ExitStatus.COMPLETE
 
 
-def _spawn(place: RunDir, words: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(run: RunDir, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    with open(open_regular(place.log_file, flags), "ab") as log:
+    with open(open_regular(run.log_file, flags), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, *MODULE_WORDS, *words],
+            [sys.executable, *MODULE_WORDS, *arguments],
             stdin=subprocess.DEVNULL,
-            # The trainer's output is in attempts/; this would be a copy of it.
+            # The trainer's output is in attempts/ already.
             stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,
         )
 
 
-def _wait_for_training(place: RunDir, supervisor: subprocess.Popen[bytes]) -> str | None:
-    """What the run does, in words, once it trains or time is up; None when it has ended."""
+def _wait_for_training(run: RunDir, supervisor: subprocess.Popen[bytes]) -> str | None:
+    """Wait until the run trains, or time is up; return what it does, or None when it has ended."""
     deadline = time.monotonic() + START_WAIT_SECONDS
     status: dict[str, Any] = {"state": State.PREPARING}
     while supervisor.poll() is None:
-        status = status_of(place) if place.run_file.exists() else status
-        is_ours = status.get("supervisor_pid") == supervisor.pid
-        if is_ours and status["state"] == State.TRAINING and status["phase"] in _TRAINS:
+        status = status_of(run) if run.run_file.exists() else status
+        has_begun = status.get("supervisor_pid") == supervisor.pid
+        if has_begun and status["state"] == State.TRAINING and status["phase"] in _TRAINING:
             return f"training runs in the background, at step {status['step']}"
         if time.monotonic() > deadline:
-            return f"it runs in the background and has not trained a step yet ({status['state']})"
+            return f"the run is in the background, before its first step ({status['state']})"
         time.sleep(POLL_SECONDS)
     return None
 
 
-def _how_to_come_back(place: RunDir, pid: int, state: str) -> str:
-    root = os.path.relpath(place.root)
+def _how_to_come_back(run: RunDir, pid: int, state: str) -> str:
+    root = os.path.relpath(run.root)
     return (
         f"{state}; supervisor {pid}, run directory {root}\n"
         f"    orchestrator attach {root}    follow its output; Ctrl-C there leaves it running\n"
@@ -80,8 +80,8 @@ def _how_to_come_back(place: RunDir, pid: int, state: str) -> str:
     )
 
 
-def _print_what_it_said(place: RunDir, since: int) -> None:
-    with open(open_regular(place.log_file, os.O_RDONLY), "rb") as log:
+def _print_log(run: RunDir, since: int) -> None:
+    with open(open_regular(run.log_file, os.O_RDONLY), "rb") as log:
         log.seek(since)
         for line in log.read().decode(errors="replace").splitlines():
-            print(readable(line, sys.stderr.isatty()), file=sys.stderr)
+            print(text_of(line, on_terminal=sys.stderr.isatty()), file=sys.stderr)

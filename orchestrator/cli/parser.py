@@ -1,4 +1,4 @@
-"""The command line: what its words mean, and the end of the process with the right status."""
+"""The command line: parses the arguments, runs a command, ends with its exit status."""
 
 import argparse
 import os
@@ -18,51 +18,59 @@ from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 
-RUN_HELP = """Running the same command again resumes.
+RUN_HELP = """Run the same command again to resume.
 
 Exit status: 0 training is complete; 75 stopped, saved; 74 stopped, the last steps not saved;
-70 gave up; 65 no valid checkpoint; 78 configuration; 69 the run is in use.
+70 gave up; 65 no valid checkpoint; 78 configuration error; 69 the run is in use.
 
-Every option has an environment variable (ORCHESTRATOR_KEEP) and a key in orchestrator.toml or
-[tool.orchestrator] of pyproject.toml."""
+Every option can also be set by an environment variable (ORCHESTRATOR_KEEP for --keep), or by a key
+in orchestrator.toml or in [tool.orchestrator] of pyproject.toml."""
 
-UNIT_HELP = """The unit runs the command in this directory, with this Python and the options given
-here, which are those of `run`. Without --run-dir systemd gives the run a directory.
-docs/how-to/systemd.md has more."""
+UNIT_HELP = """The unit runs the command in this directory, with this Python and with the options
+given here, which are those of `run`. Without --run-dir, systemd provides the run directory.
+See docs/how-to/systemd.md."""
 
 SLURM_SCRIPT_HELP = """orchestrator slurm-script -- python train.py > train.sh; sbatch train.sh
 
-It takes the options of `orchestrator run` too. docs/how-to/slurm.md has more."""
+The options of `orchestrator run` can be given too. See docs/how-to/slurm.md."""
 
 
-CHAOS_HELP = """The script runs twice without faults, then again and again under faults, each
-time in a temporary run directory. The metrics of every step, the final weights, optimizer state and
-random streams are compared bit for bit. What the script writes elsewhere, each run writes there.
+CHAOS_HELP = """The script runs twice without faults, and then many times under faults, each time
+in a temporary run directory. The metrics of every step, the final weights, the optimizer state and
+the random streams are compared bit for bit. Files that the script writes to other places are
+written by every one of these runs.
 
-Exit status: 0 all was survived and exact; 1 something was lost or differs, and the runs are kept.
+Exit status: 0 if every fault was survived with the exact result; 1 if not, and the failed runs are
+kept.
 
-A fault is an action, which means each of its moments in turn, or ACTION@MOMENT.
+A fault is ACTION@MOMENT. ACTION alone stands for that action at each of its moments in turn.
 
 """
 
 
 def main() -> NoReturn:
-    """Entry point; every error of ours becomes one line on standard error and its status."""
+    """Run the command line and end the process.
+
+    An OrchestratorError becomes one line on standard error and its exit status.
+    """
     try:
         arguments = parse(sys.argv[1:])
-        sys.exit(arguments.do(arguments))
+        sys.exit(arguments.run_command(arguments))
     except OrchestratorError as error:
         print(error, file=sys.stderr)
         sys.exit(error.status)
     except BrokenPipeError:
-        # `orchestrator checkpoints list | head`: nobody reads the rest.
+        # In `orchestrator checkpoints list | head`, no process reads the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitStatus.COMPLETE)
 
 
 def parse(words: Sequence[str]) -> Namespace:
-    """The arguments of the command line; ``do`` is the function to call. Exits with 2 on misuse."""
-    # What follows the first -- is the command to run, whatever its words look like.
+    """Return the parsed arguments; ``run_command`` is the function to call with them.
+
+    Ends the process with status 2 on misuse.
+    """
+    # Everything after the first -- is the command to run, whatever its words look like.
     split = words.index("--") if "--" in words else len(words)
     arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
@@ -73,14 +81,14 @@ def parse(words: Sequence[str]) -> Namespace:
         if not arguments.command:
             arguments.parser.error("name the COMMAND to run, after --")
     elif tail:
-        arguments.parser.error(f"unexpected words after --: {' '.join(tail)}")
+        arguments.parser.error(f"unexpected arguments after --: {' '.join(tail)}")
     return arguments
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:
-    """The words with ``--every -5s`` as ``--every=-5s``, and the same for --resume-arg --resume.
+    """Return the words with ``--every -5s`` as ``--every=-5s``; also for --resume-arg --resume.
 
-    argparse would take -5s for an option and say only that --every lacks its value.
+    argparse would read -5s as an option, and report only that --every lacks its value.
     """
     joined: list[str] = []
     for word in words:
@@ -95,7 +103,7 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Stop or kill training any way you like and lose (almost) nothing.",
+        description="Stop or kill a PyTorch training run in any way and lose (almost) nothing.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -110,13 +118,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(groups: Any) -> None:
-    running = _add(groups, "run", run.run, "Run a training command: save, restart, resume.")
+    running = _add(groups, "run", run.run, "Run a training command; save, restart and resume it.")
     _take_command(running, RUN_HELP)
     _take_settings(running)
     running.add_argument(
         "--detach",
         action="store_true",
-        help="Run in the background, out of this terminal's reach; return when training runs.",
+        help="Run in the background, independent of this terminal; return once it trains.",
     )
 
 
@@ -128,15 +136,19 @@ def _add_systemd_unit(groups: Any) -> None:
         "Print a systemd unit for a training command.",
     )
     _take_command(unit, UNIT_HELP)
-    unit.add_argument("--user", action="store_true", help="for the user's own service manager")
-    unit.add_argument("--name", help="of the unit; default: that of the script")
-    unit.add_argument("--run-as", metavar="ACCOUNT", help="whose service it is; default: yours")
+    unit.add_argument(
+        "--user", action="store_true", help="print a unit for the user's own service manager"
+    )
+    unit.add_argument("--name", help="the unit's name; default: the name of the script")
+    unit.add_argument(
+        "--run-as", metavar="ACCOUNT", help="the account that runs the service; default: yours"
+    )
     _take_settings(unit)
 
 
 def _add_slurm_script(groups: Any) -> None:
     printing = _add(
-        groups, "slurm-script", slurm_script, "Print a batch script that trains in SLURM."
+        groups, "slurm-script", slurm_script, "Print a SLURM batch script for a training command."
     )
     _take_command(printing, SLURM_SCRIPT_HELP)
     printing.add_argument(
@@ -144,7 +156,7 @@ def _add_slurm_script(groups: Any) -> None:
         action="append",
         default=[],
         metavar="OPTION",
-        help="an option of sbatch, such as time=4:00:00, gpus=1 or array=0-3; may be given often",
+        help="an option of sbatch, such as time=4:00:00, gpus=1 or array=0-3; can be repeated",
     )
     _take_settings(printing)
 
@@ -162,25 +174,31 @@ def _take_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_commands_to_a_run(groups: Any) -> None:
     showing = _add(
-        groups, "status", control.status, "Show what a run does, and what a kill would lose."
+        groups,
+        "status",
+        control.status,
+        "Show what a run is doing, what a kill now would lose, or why it failed.",
     )
     showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
-    stopping = _add(groups, "stop", control.stop, "Have a run save and stop, and wait for its end.")
+    stopping = _add(
+        groups, "stop", control.stop, "Save and stop a run, and wait until it has ended."
+    )
     saving = _add(
-        groups, "checkpoint", control.checkpoint, "Have a run save now and keep training."
+        groups, "checkpoint", control.checkpoint, "Save a checkpoint now, without stopping the run."
     )
     following = _add(
         groups,
         "attach",
         attach.attach,
-        "Follow a run's output until its end, and end with its exit status; Ctrl-C leaves it "
+        "Follow a run's output until it ends, and exit with its status; Ctrl-C leaves the run "
         "running.",
     )
     examining = _add(
         groups,
         "doctor",
         _doctor,
-        "Say what this machine and a run directory offer, and what to mend; 78 if something fails.",
+        "Check this machine and a run directory, and say what to fix; exit with 78 if a check "
+        "fails.",
     )
     for command in (showing, following, stopping, saving, examining):
         _take_run_dir(command)
@@ -189,17 +207,26 @@ def _add_commands_to_a_run(groups: Any) -> None:
 
 
 def _add_checkpoints(groups: Any) -> None:
-    kept = groups.add_parser("checkpoints", help="List, verify, pin and copy checkpoints.")
+    kept = groups.add_parser(
+        "checkpoints", help="List, verify, pin, export and import checkpoints."
+    )
     actions = kept.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    listing = _add(actions, "list", control.list_, "List them, every byte verified.")
-    verifying = _add(actions, "verify", control.verify, "Verify all; 65 if one is damaged.")
-    pinning = _add(actions, "pin", control.pin, "Keep a checkpoint whatever --keep says.")
+    listing = _add(
+        actions, "list", control.list_, "List the checkpoints, with every byte verified."
+    )
+    verifying = _add(
+        actions, "verify", control.verify, "Verify all checkpoints; exit with 65 if one is damaged."
+    )
+    pinning = _add(actions, "pin", control.pin, "Keep a checkpoint, whatever --keep says.")
     unpinning = _add(actions, "unpin", control.unpin, "Let --keep decide about a checkpoint again.")
     exporting = _add(
-        actions, "export", transfer.export, "Write one, verified, in a form that others read."
+        actions,
+        "export",
+        transfer.export,
+        "Verify a checkpoint and write it in a form that other programs read.",
     )
     importing = _add(
-        actions, "import", transfer.import_, "Make a file the checkpoint that a run goes on from."
+        actions, "import", transfer.import_, "Import a file as the checkpoint that a run resumes."
     )
     for command in (listing, verifying, pinning, unpinning, exporting):
         _take_run_dir(command)
@@ -207,34 +234,36 @@ def _add_checkpoints(groups: Any) -> None:
         _take_json(command)
     for command in (pinning, unpinning, exporting):
         command.add_argument(
-            "--step", type=int, help="the checkpoint of this step (the newest valid one)"
+            "--step", type=int, help="the checkpoint of this step; default: the newest valid one"
         )
     transfer.add_export_options(exporting)
     transfer.add_import_options(importing)
 
 
 def _add_chaos(groups: Any) -> None:
-    testing = _add(groups, "chaos", _chaos, "Prove on a script that no fault changes its result.")
+    testing = _add(groups, "chaos", _chaos, "Test on a script that no fault changes its result.")
     _take_command(testing, CHAOS_HELP + help_text())
     testing.add_argument(
-        "--faults", metavar="NAME[:N],...", help="which, and how many of each (all of them, once)"
+        "--faults",
+        metavar="NAME[:N],...",
+        help="the faults to inject, and how many of each; default: every fault once",
     )
-    testing.add_argument("--count", type=_positive, metavar="N", help="so many in all")
-    testing.add_argument("--seed", type=int, help="for the same choices as another time")
+    testing.add_argument("--count", type=_positive, metavar="N", help="inject N faults in all")
+    testing.add_argument("--seed", type=int, help="repeat the choices of an earlier run")
     _take_json(testing)
 
 
-# Not above: what `orchestrator run` takes to start is part of a restart.
+# These import on use, since the start of `orchestrator run` is part of every restart.
 
 
 def _chaos(arguments: Namespace) -> int:
-    from orchestrator.chaos.command import chaos
+    from orchestrator.chaos.experiment import chaos
 
     return chaos(arguments)
 
 
 def _doctor(arguments: Namespace) -> ExitStatus:
-    from orchestrator.doctor.page import doctor
+    from orchestrator.doctor.run_checks import doctor
 
     return doctor(arguments)
 
@@ -259,7 +288,7 @@ def _take_run_dir(command: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="RUN_DIR",
-        help="the run; may be left out where there is only one in runs/",
+        help="the directory of the run; not needed when runs/ holds only one",
     )
 
 
@@ -268,21 +297,21 @@ def _take_json(command: argparse.ArgumentParser) -> None:
 
 
 def _add_switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
-    """--option and --no-option, with the words that the environment and the files use."""
+    """Add ``--option`` and ``--no-option``, which mean ``on`` and ``off`` in a file."""
     name = option.removeprefix("--")
     setting = name.replace("-", "_")
     choice = command.add_mutually_exclusive_group()
     choice.add_argument(option, dest=setting, action="store_const", const="on", help=text)
     choice.add_argument(
-        f"--no-{name}", dest=setting, action="store_const", const="off", help="Do without."
+        f"--no-{name}", dest=setting, action="store_const", const="off", help="Turn this off."
     )
 
 
 def _add(
-    group: Any, name: str, do: Callable[[Namespace], int | None], text: str
+    group: Any, name: str, run_command: Callable[[Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = group.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    command.set_defaults(do=do, parser=command, takes_command=False)
+    command.set_defaults(run_command=run_command, parser=command, takes_command=False)
     return command

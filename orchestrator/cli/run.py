@@ -1,9 +1,10 @@
-"""`orchestrator run`: opens the run and supervises the command in it."""
+"""`orchestrator run`: opens the run and supervises a training command in it."""
 
 import asyncio
 import faulthandler
 import os
 import shutil
+import sys
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -22,28 +23,29 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.supervisor.supervisor import Ending, Supervisor
+from orchestrator.supervisor.wiring import wire
 from orchestrator.system.recorded_command import recorded
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
-from orchestrator.terminal.logs import Log
+from orchestrator.terminal.logs import Log, is_journal
 
 
 def run(arguments: Namespace) -> int:
-    """Supervise a training command, here or in the background."""
+    """Supervise a training command in the foreground, or with --detach in the background."""
     command: list[str] = arguments.command
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
-    place = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
-    _check_adoption(config, place)
+    run_dir = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
+    _check_adoption(config, run_dir)
     if arguments.detach:
-        return detach.start(place, ["run", *option_words(options), "--", *command])
-    # A watchdog's SIGABRT is to leave behind what we were stuck in.
+        return detach.start(run_dir, ["run", *option_words(options), "--", *command])
+    # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
     console = Console()
-    log = Log(console.screen)
+    log = Log(console.screen, in_json=_logs_json(config))
     try:
-        ending = _run(config, command, place, console, log)
+        ending = _run(config, command, run_dir, console, log)
     finally:
         log.close()
     if ending.by_interrupt and ending.status in (
@@ -54,81 +56,90 @@ def run(arguments: Namespace) -> int:
     return ending.status
 
 
-def _run(config: Config, command: list[str], place: RunDir, console: Console, log: Log) -> Ending:
+def _logs_json(config: Config) -> bool:
+    if config.log_format == "auto":
+        # The journal makes an entry of each line: a paragraph would come apart.
+        return is_journal(sys.stderr.fileno(), os.environ)
+    return config.log_format == "json"
+
+
+def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, log: Log) -> Ending:
     notifier = Notifier.from_environment(os.environ)
-    place.create()
-    lock = RunLock(place)
+    run_dir.create()
+    lock = RunLock(run_dir)
     lock.write_owner()
-    log.record_in(place.log_file)
-    if (others := others_who_may_write(place.root)) is not None:
+    log.record_in(run_dir.log_file)
+    if (others := others_who_may_write(run_dir.root)) is not None:
         structlog.get_logger().warning(others)
     disposal = ScriptFiles() if config.adopt else OwnFiles()
-    store = Store.open(place, command, script_of(command), disposal)
+    store = Store.open(run_dir, command, script_of(command), disposal)
     for sentence in store.unrecognised():
-        structlog.get_logger().warning(f"in {place.checkpoints} {sentence}, and is passed over")
-    _refuse_mixture(store, by_script=config.adopt is not None)
-    if _already_complete(place, command):
-        notifier.send("READY=1")  # systemd calls it a failure when a service ends before that
+        structlog.get_logger().warning(f"in {run_dir.checkpoints} {sentence}, and is passed over")
+    _refuse_other_checkpoints(store, adopting=config.adopt is not None)
+    if _already_complete(run_dir, command):
+        notifier.send("READY=1")  # systemd counts a service that ends before this as failed
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    return asyncio.run(Supervisor(config, command, store, lock, console, notifier).run())
+    return asyncio.run(Supervisor(wire(config, command, store, lock, console, notifier)).run())
 
 
-def _check_adoption(config: Config, place: RunDir) -> None:
-    """Refuse options that cannot work together, before training for hours. Raises ConfigError."""
+def _check_adoption(config: Config, run_dir: RunDir) -> None:
+    """Check that the options of adopt mode work together. Raises ConfigError."""
     given = config.resume_arg.template
     if given and config.adopt is None:
         raise ConfigError(
-            "cannot use --resume-arg without --adopt, which names the checkpoints to resume from"
+            "cannot use --resume-arg without --adopt, which names the checkpoints to resume from; "
+            "give both, or neither"
         )
     if config.adopt and config.resume_arg.needs_step and not config.adopt.tells_steps:
         raise ConfigError(
-            f"cannot fill {{step}} of --resume-arg: the last name in --adopt {config.adopt.text} "
-            "has no wildcard, and so tells no step; use {path}"
+            f"cannot fill in {{step}} of --resume-arg: the last name in --adopt "
+            f"{config.adopt.text} has no wildcard, and so holds no step; use {{path}}"
         )
     if config.adopt and any(
-        map(config.adopt.covers, RunDir(Path(os.path.abspath(place.root))).all_paths)
+        map(config.adopt.covers, RunDir(Path(os.path.abspath(run_dir.root))).all_paths)
     ):
         raise ConfigError(
-            f"cannot adopt {config.adopt.text}: that takes in the run directory {place.root}, or "
-            "what lies there; name what the script saves more closely, or take another --run-dir"
+            f"cannot adopt {config.adopt.text}: the pattern also matches the run directory "
+            f"{run_dir.root}, or a file in it; write a narrower pattern, or use another --run-dir"
         )
 
 
-def _refuse_mixture(store: Store, *, by_script: bool) -> None:
-    """What a Session has saved is nothing for --adopt, nor the other way. Raises ConfigError."""
+def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
+    """Check that a run holds a script's own checkpoints only, or none. Raises ConfigError."""
     for checkpoint in store.all():
-        is_scripts = checkpoint.manifest.adopted is not None
-        if is_scripts and not by_script:
+        is_adopted = checkpoint.manifest.adopted is not None
+        if is_adopted and not adopting:
             raise ConfigError(
-                f"cannot go on without --adopt: {checkpoint.path} is what the script itself has "
-                "saved; give --adopt again, or take another --run-dir"
+                f"cannot resume without --adopt: the script itself has saved {checkpoint.path}; "
+                "give --adopt again, or use another --run-dir"
             )
-        if by_script and not is_scripts:
+        if adopting and not is_adopted:
             raise ConfigError(
-                f"cannot use --adopt in {store.run.root}: {checkpoint.name} there was not saved by "
-                "the script itself; leave --adopt out, or take another --run-dir"
+                f"cannot use --adopt in {store.run.root}: a Session has saved {checkpoint.name} "
+                "there, not the script itself; leave --adopt out, or use another --run-dir"
             )
 
 
 def check_program(program: str) -> None:
-    """Refuse a command that is no program. Raises ConfigError."""
+    """Check that a command can be started. Raises ConfigError."""
     if shutil.which(program) is None:
         raise ConfigError(f"cannot run {program}: {_why_not(Path(program))}")
 
 
 def _why_not(program: Path) -> str:
-    """What keeps a command that is no program from being run."""
+    """Return why a program cannot be started, and what to write instead."""
     if program.is_dir():
         return "it is a directory; name a program after --"
     if program.is_file():
         return f"it is not executable; write `python {program}`, or chmod +x {program}"
-    return "there is no such program"
+    return "there is no such program; correct its name, or add its directory to PATH"
 
 
 def script_of(command: list[str]) -> str | None:
-    """What gives a command's run its name: the first word that is a file, else the module of -m.
+    """Return what names the run: the first word that is a file, else the module of ``-m``.
 
-    After -m a file is more likely that module's data, unless it is a script that the module starts.
+    A file after ``-m`` is more likely data for that module, unless the module starts it as a
+    script.
     """
     module = None
     words = command[1:]
@@ -144,18 +155,24 @@ def script_of(command: list[str]) -> str | None:
     return module or None
 
 
-def _already_complete(place: RunDir, command: list[str]) -> bool:
-    if (done := place.read_done()) is None:
+def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
+    if (done := run_dir.read_done()) is None:
         return False
     log = structlog.get_logger()
     if done.get("command") != recorded(command):
         log.info(
-            "the run was complete, but the command has changed: continuing it; a training of its "
-            "own, such as the next fold, needs another --run-dir"
+            "the run was complete, but the command has changed: continuing it; another training, "
+            "such as the next fold, needs another --run-dir"
         )
         return False
+    if done.get("step") == 0:
+        log.warning(
+            "training is complete already, but no step was ever counted: call session.step() "
+            f"after each optimizer step, delete {run_dir.done_file} and run again"
+        )
+        return True
     log.info(
         f"training is complete already (step {done.get('step')}); to train further, change the "
-        f"command's arguments or delete {place.done_file}"
+        f"command's arguments or delete {run_dir.done_file}"
     )
     return True

@@ -1,4 +1,4 @@
-"""`orchestrator slurm-script`: prints a batch script for a command."""
+"""`orchestrator slurm-script`: prints a batch script for a training command."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from orchestrator.rundir.paths import default_run_dir
 
 
 def slurm_script(arguments: Namespace) -> None:
-    """Print it; the options of ``run`` that were given stand in it."""
+    """Print a batch script that passes the given options on to `orchestrator run`."""
     given = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(given, os.environ, Path.cwd())
     command: list[str] = arguments.command
@@ -23,7 +23,7 @@ def slurm_script(arguments: Namespace) -> None:
         name: text for name, text in given.items() if text is not None and name != "run_dir"
     }
     script = batch_script(
-        # The job may not have this environment's programs on its path.
+        # In the job, PATH may lack this environment's programs.
         [sys.executable, *MODULE_WORDS],
         option_words(options),
         run_dir,

@@ -1,4 +1,4 @@
-"""`orchestrator systemd-unit`: prints a unit for a command."""
+"""`orchestrator systemd-unit`: prints a unit for a training command."""
 
 import os
 import pwd
@@ -16,7 +16,7 @@ from orchestrator.hosts.systemd.unit import ServiceSpec, check_unit_name, servic
 from orchestrator.rundir.paths import RunDir, default_run_dir
 
 ROOT = "root"
-# Named by the environment of the unit, for all commands that are run in it.
+# The unit sets this one as an environment variable, which its other commands read too.
 RUN_DIR = "run_dir"
 SYSTEM_STATE = Path("/var/lib/orchestrator")
 
@@ -30,8 +30,8 @@ def print_systemd_unit(arguments: Namespace) -> None:
     usual_run_dir = default_run_dir(script_of(command) or command[0])
     name = check_unit_name(arguments.name or usual_run_dir.name)
     run_dir = directory / config.run_dir if config.run_dir else None
-    # Where a user's manager keeps state depends on its version.
-    measured = run_dir or (None if arguments.user else SYSTEM_STATE / name)
+    # Where a user's service manager keeps state depends on its version.
+    measured_run = run_dir or (None if arguments.user else SYSTEM_STATE / name)
     account = None if arguments.user else _account(arguments.run_as)
     service = ServiceSpec(
         name=name,
@@ -43,22 +43,22 @@ def print_systemd_unit(arguments: Namespace) -> None:
         account=account,
         for_user=arguments.user,
         grace_seconds=config.grace,
-        save_seconds=None if measured is None else slowest_save(RunDir(measured)),
+        save_seconds=None if measured_run is None else slowest_save(RunDir(measured_run)),
     )
     print(service_unit(service), end="")
     if run_dir is None and RunDir(usual_run_dir).run_file.exists():
         _note(
-            f"this unit begins a new run, in systemd's own place; {usual_run_dir} is here: to go "
-            f"on with that, add --run-dir {usual_run_dir}"
+            f"this unit starts a new run in systemd's state directory; to continue the run in "
+            f"{usual_run_dir}, add --run-dir {usual_run_dir}"
         )
     if account == ROOT:
         _note("the training will run as root; name another account with --run-as")
 
 
 def _settings(arguments: Namespace) -> dict[str, str]:
-    """What was given on the command line, and what `run` would find in this environment.
+    """Return the settings of the command line, and those that `run` would find as variables.
 
-    A file in the working directory is read again by each start.
+    Each start reads a configuration file in the working directory again.
     """
     given = {}
     for setting in fields(Config):
@@ -73,12 +73,15 @@ def _absolute_program(program: str) -> str:
     check_program(program)
     found = shutil.which(program)
     assert found is not None
-    # Not resolved: a virtual environment is found by the place of the link.
+    # Links are kept: Python finds its virtual environment by the path of its link.
     return str(Path.cwd() / found)
 
 
 def _account(name: str | None) -> str:
-    """Whose service it is: the one named, who called sudo, or the caller. Raises ConfigError."""
+    """Return the account that runs the service: the named one, sudo's caller, or this user.
+
+    Raises ConfigError when there is no such account.
+    """
     try:
         if name is not None:
             return pwd.getpwnam(name).pw_name

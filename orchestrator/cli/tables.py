@@ -1,4 +1,4 @@
-"""`status` and `checkpoints list` as tables for people."""
+"""The tables that `status` and `checkpoints list` print for people."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.supervisor.recovery.symptoms import ADVICE
 from orchestrator.system.units import duration_text, size_text
 
 _STATE_STYLES = {
@@ -16,17 +17,25 @@ _STATE_STYLES = {
     "killing": "red",
 }
 
-# Before metrics and notes on a line of their own.
+_NEXT = {
+    "stopped": "run the same command again to resume",
+    "interrupted": "run the same command again to resume",
+    "failed": "fix this and run the command again",
+}
+
+# Stands before metrics and notes that have a line of their own.
 DETAILS_INDENT = "\n    "
 
 
 def status_table(status: dict[str, Any]) -> RenderableType:
-    """The status of one run, a line a fact; absent facts are left out."""
+    """Return the status of one run, one fact a line; absent facts are left out."""
     table = Table.grid(padding=(0, 2))
     state = status["state"]
     rows: list[tuple[str, str | Text | None]] = [
         ("run", f"{status['run_id']}  {status['run_dir']}"),
-        ("state", Text(state, style=_STATE_STYLES.get(state, "yellow"))),
+        ("state", Text(_state(status), style=_STATE_STYLES.get(state, "yellow"))),
+        *_failure(status["failure"]),
+        ("next", _NEXT.get(state)),
         ("attempt", _attempt(status)),
         ("progress", _progress(status)),
         ("phase", _phase(status)),
@@ -40,7 +49,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     ]
     for name, value in rows:
         if value:
-            # Text, since a string would be read as markup: a directory may be called runs/[v2].
+            # A plain string would be read as markup, and a directory may be called runs/[v2].
             table.add_row(
                 Text(name, style="bold"), Text(value) if isinstance(value, str) else value
             )
@@ -48,9 +57,9 @@ def status_table(status: dict[str, Any]) -> RenderableType:
 
 
 def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
-    """A line for each checkpoint, newest last.
+    """Return a line for each checkpoint, newest last, that fits into this many columns.
 
-    Metrics and notes go on an indented line of their own where they do not fit; nothing is cut.
+    Metrics and notes that do not fit go on an indented line of their own. Nothing is cut off.
     """
     if not rows:
         return Text("no checkpoints yet")
@@ -73,7 +82,7 @@ def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
 
 
 def quarantine_table(rows: list[dict[str, str]]) -> Text:
-    """What was set aside, and why."""
+    """Return a line for each checkpoint in quarantine, with the reason."""
     lines = [f"  {row['path'].rsplit('/', 1)[-1]}  {row['reason']}" for row in rows]
     return Text("\n".join(("in quarantine:", *lines)))
 
@@ -94,11 +103,38 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _state(status: dict[str, Any]) -> str:
+    failure = status["failure"]
+    if failure is None or failure["status"] is None:
+        return str(status["state"])
+    return f"{status['state']}: gave up with exit status {failure['status']}"
+
+
+def _failure(failure: dict[str, Any] | None) -> list[tuple[str, str | None]]:
+    """Return what ended the run, where, how often, and which file to read."""
+    if failure is None:
+        return []
+    cause, last_line, where = failure["cause"], failure["last_line"], None
+    if failure["attempt"] is not None:
+        where = f"attempt {failure['attempt']}, step {failure['step']}"
+        if failure["times"] > 1:
+            where += f"; {failure['times']} attempts ended like this"
+    return [
+        ("why", "; ".join(filter(None, (cause, failure["reason"])))),
+        ("where", where),
+        ("output", failure["output"]),
+        ("last line", None if last_line and last_line in (cause or "") else last_line),
+        ("advice", ADVICE.get(failure["kind"])),
+    ]
+
+
 def _attempt(status: dict[str, Any]) -> str:
     if status["attempt"] is None:
         return ""
     restarts = status["restarts"]
-    return f"{status['attempt']}  ({restarts} restart{'' if restarts == 1 else 's'} so far)"
+    return (
+        f"{status['attempt']}  ({restarts} restart{'' if restarts == 1 else 's'} after a failure)"
+    )
 
 
 def _progress(status: dict[str, Any]) -> str:
@@ -110,10 +146,10 @@ def _progress(status: dict[str, Any]) -> str:
 def _phase(status: dict[str, Any]) -> str:
     if status["phase"] is None:
         return ""
-    shown = [status["phase"], f"last sign of life {duration_text(status['silent_seconds'])} ago"]
-    if (budget := status["hang_budget_seconds"]) is not None:
-        shown.append(f"taken for hung after {duration_text(budget)}")
-    return ", ".join(shown)
+    parts = [status["phase"], f"last progress {duration_text(status['silent_seconds'])} ago"]
+    if (timeout := status["hang_budget_seconds"]) is not None:
+        parts.append(f"restarted as hung after {duration_text(timeout)}")
+    return ", ".join(parts)
 
 
 def _metrics(metrics: dict[str, Any]) -> str:
@@ -129,14 +165,14 @@ def _checkpoint(newest: dict[str, Any] | None) -> str:
 def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> str:
     if newest is None:
         return ""
-    shown = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
+    parts = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
     if facts and facts["interval_seconds"]:
         stall = facts["stall_seconds"] * 1000
-        shown.append(f"every {duration_text(facts['interval_seconds'])} at {stall:.3g} ms")
+        parts.append(f"one every {duration_text(facts['interval_seconds'])}, taking {stall:.3g} ms")
     if facts and facts["write_seconds"]:
         written = f"{size_text(facts['bytes'])} in {duration_text(facts['write_seconds'])}"
-        shown.append(f"written to disk: {written}")
-    return "; ".join(shown)
+        parts.append(f"written to disk: {written}")
+    return "; ".join(parts)
 
 
 def _at_risk(seconds: float | None) -> str:
@@ -158,7 +194,7 @@ def _spare(spare: dict[str, Any] | None) -> str:
 
 
 def _notes(row: dict[str, Any]) -> str:
-    # Why it is not exact; whether it is stands in a column.
+    # The column says whether the checkpoint is exact, and the note says why it is not.
     notes = list(filter(None, [_text(row["exactness"]).partition(": ")[2]]))
     if not row["valid"]:
         notes.append(f"INVALID: {row['problem']}" if row.get("problem") else "INVALID")

@@ -1,4 +1,4 @@
-"""The commands that give a checkpoint to other programs, and take over what those have made."""
+"""The commands that export a checkpoint for other programs, and import a file of theirs."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from enum import StrEnum
@@ -19,7 +19,7 @@ SAFETENSORS_SUFFIX = ".safetensors"
 
 
 class Form(StrEnum):
-    """What ``export`` can make of a checkpoint."""
+    """The forms in which ``export`` writes a checkpoint."""
 
     WHOLE = "whole"
     STATE_DICT = "state-dict"
@@ -28,54 +28,61 @@ class Form(StrEnum):
 
 
 def add_export_options(command: ArgumentParser) -> None:
-    """What ``export`` takes beside a run and a step."""
+    """Add the options of ``export`` other than the run and the step."""
     command.add_argument(
         "--as",
         dest="form",
         choices=[form.value for form in Form],
-        help="whole: state.pt as it is, the default; state-dict: the state of one object; "
-        "safetensors: that too, the default for a file named *.safetensors; classic: {'epoch', "
-        "'model_state_dict', 'optimizer_state_dict', 'loss'}",
+        help="whole: a copy of state.pt, the default; state-dict: the state_dict of one object; "
+        "safetensors: the same in that format, the default for a file named *.safetensors; "
+        "classic: {'epoch', 'model_state_dict', 'optimizer_state_dict', 'loss'}",
     )
-    command.add_argument("--name", help=f"of the one object ({DEFAULT_NAME})")
-    command.add_argument("-o", "--output", type=Path, help="the file")
-    command.add_argument("--force", action="store_true", help="replace a file that is there")
+    command.add_argument(
+        "--name", help=f"the object whose state_dict is exported (default: {DEFAULT_NAME})"
+    )
+    command.add_argument("-o", "--output", type=Path, help="the file to write")
+    command.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def add_import_options(command: ArgumentParser) -> None:
-    """What ``import`` takes."""
+    """Add the arguments of ``import``."""
     command.add_argument(
         "file",
         type=Path,
         metavar="FILE",
-        help="{'epoch', 'model_state_dict', ...}, or weights alone: a state_dict or safetensors",
+        help="a file with {'epoch', 'model_state_dict', ...}, or with weights alone: a "
+        "state_dict or safetensors",
     )
-    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run, or a new one")
     command.add_argument(
-        "--name", default=DEFAULT_NAME, help=f"whose weights alone those are ({DEFAULT_NAME})"
+        "run_dir", type=Path, metavar="RUN_DIR", help="the directory of a run, or of a new one"
+    )
+    command.add_argument(
+        "--name",
+        default=DEFAULT_NAME,
+        help=f"the object that weights alone belong to (default: {DEFAULT_NAME})",
     )
     for name in ("epoch", "step"):
         command.add_argument(
             f"--{name}",
             type=_count,
             metavar="N",
-            help=f"completed {name}s, if the file is wrong",
+            help=f"number of completed {name}s, where the file holds none or a wrong one",
         )
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise ArgumentTypeError(f"{text} is not a whole number from 0 on")
+        raise ArgumentTypeError(f"{text} is not a whole number, 0 or more")
     return int(text)
 
 
 def export(arguments: Namespace) -> None:
-    """Write a checkpoint, verified, to a file in the form that was asked for."""
+    """Verify a checkpoint and write it to a file in the chosen form."""
     form, output = _form_and_output(arguments)
-    # Before gigabytes are verified; whoever makes it meanwhile is told the same later.
+    # This comes before gigabytes are verified. A file that appears later is refused later.
     if output.is_file() and not arguments.force:
         raise ConfigError(
-            f"cannot write {output}: there is such a file; choose another name, or --force"
+            f"cannot write {output}: the file exists; choose another name, or add --force"
         )
     chosen = chosen_checkpoint(open_store(arguments.run_dir), arguments.step, to_load=True)
     with file_errors(f"cannot write {output}"):
@@ -85,14 +92,14 @@ def export(arguments: Namespace) -> None:
 
 
 def _form_and_output(arguments: Namespace) -> tuple[Form, Path]:
-    """A file that is named like safetensors is not to become anything else unasked."""
+    """Return the form and the file to write; the name ``*.safetensors`` implies that form."""
     output: Path | None = arguments.output
-    named = output is not None and output.suffix == SAFETENSORS_SUFFIX
-    form = Form(arguments.form or (Form.SAFETENSORS if named else Form.WHOLE))
+    is_safetensors = output is not None and output.suffix == SAFETENSORS_SUFFIX
+    form = Form(arguments.form or (Form.SAFETENSORS if is_safetensors else Form.WHOLE))
     if arguments.name and form in (Form.WHOLE, Form.CLASSIC):
         raise ConfigError(
             f"cannot export {arguments.name} alone as {form}, which holds everything; "
-            f"take --as {Form.STATE_DICT} or --as {Form.SAFETENSORS}"
+            f"use --as {Form.STATE_DICT} or --as {Form.SAFETENSORS}"
         )
     if output is None:
         output = Path("checkpoint.pt")
@@ -106,7 +113,7 @@ def _write(checkpoint: Checkpoint, form: Form, name: str, target: Path, *, repla
     if form is Form.WHOLE:
         export_state(checkpoint, target, replace=replace)
         return
-    # Not above: torch takes seconds, and every command imports this module.
+    # Importing torch takes seconds, and every command imports this module.
     from orchestrator.training.formats import export
 
     match form:
@@ -119,61 +126,61 @@ def _write(checkpoint: Checkpoint, form: Form, name: str, target: Path, *, repla
 
 
 def import_(arguments: Namespace) -> None:
-    """Make a file of another program the newest checkpoint of a run, which may be a new one."""
+    """Make a file of another program the newest checkpoint of a run, or of a new run."""
     if not arguments.name.isidentifier():
         raise ConfigError(
-            f"cannot import {arguments.name!r}: that is no name of a keyword of Session; "
-            "take the one that the script registers it under"
+            f"cannot import {arguments.name!r}: it is not a name that a keyword of Session can "
+            "have; use the one under which the script registers the object"
         )
     from orchestrator.training.formats import classic, import_
 
     source = arguments.file
-    given = {"epoch": arguments.epoch, "step": arguments.step}
-    counts = {key: count for key, count in given.items() if count is not None}
+    options = {"epoch": arguments.epoch, "step": arguments.step}
+    counts = {key: count for key, count in options.items() if count is not None}
     content = classic.read_foreign(source, arguments.name, counts)
     state = import_.state_of(content, source)
-    place = RunDir(arguments.run_dir)
-    place.create()
-    lock = RunLock(place)
+    run = RunDir(arguments.run_dir)
+    run.create()
+    lock = RunLock(run)
     try:
         lock.write_owner()
-        store = Store.open(place, command=[])
-        _refuse_foreign_run(store, source)
-        _refuse_going_back(store, state["step"], source)
+        store = Store.open(run, command=[])
+        _refuse_other_format(store, source)
+        _refuse_older_step(store, state["step"], source)
         published = import_.publish(store, state, source)
-        _note(place, published, source)
+        _record(run, published, source)
     finally:
         lock.close()
-    print(f"{source} is now {published.path}")
+    print(f"imported {source} as {published.path}")
     if left_out := [str(key) for key in content if key not in state]:
         print(f"left out: {', '.join(left_out)}")
 
 
-def _refuse_foreign_run(store: Store, source: Path) -> None:
+def _refuse_other_format(store: Store, source: Path) -> None:
     for manifest in (checkpoint.manifest for checkpoint in store.all()):
         if manifest.framework is None and manifest.adopted is None:
             continue
-        others = "a script that saves for itself"
+        trainer = "a script that saves for itself"
         if manifest.framework is not None:
-            others = f"the trainer of {manifest.framework}"
+            trainer = f"the trainer of {manifest.framework}"
         raise ConfigError(
-            f"cannot import {source} into {store.run.root}: what trains there is {others}, "
+            f"cannot import {source} into {store.run.root}: the run belongs to {trainer}, "
             "which reads its own files only; import into another run directory"
         )
 
 
-def _refuse_going_back(store: Store, step: int, source: Path) -> None:
+def _refuse_older_step(store: Store, step: int, source: Path) -> None:
     newer = [c for c in store.all() if c.manifest.healthy and c.manifest.step > step]
     if newer:
         newest = newer[-1].manifest.step
         raise ConfigError(
             f"cannot import {source} as step {step}: {store.run.root} has a checkpoint of step "
-            f"{newest}, which it would go on from instead; import into another run directory, or "
-            f"say --step {newest + 1} to have the run go on from the file"
+            f"{newest} and would resume from that one; import into another run directory, or add "
+            f"--step {newest + 1} to resume from the file"
         )
 
 
-def _note(place: RunDir, published: Checkpoint, source: Path) -> None:
-    # What was complete has more to do now.
-    place.done_file.unlink(missing_ok=True)
-    CheckpointJournal(Journal(place.journal_file)).record_publication(published, source=source)
+def _record(run: RunDir, published: Checkpoint, source: Path) -> None:
+    # A run that was complete continues from the imported file.
+    run.done_file.unlink(missing_ok=True)
+    CheckpointJournal(Journal(run.journal_file)).record_publication(published, source=source)

@@ -1,1 +1,1 @@
-"""`orchestrator doctor`: what this machine and this run directory offer, and what to mend."""
+"""`orchestrator doctor`: checks a machine and a run directory, and says what to fix."""

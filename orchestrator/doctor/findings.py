@@ -1,4 +1,4 @@
-"""What a check says, and about what it is asked."""
+"""The input of every check, and its result."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +12,7 @@ from orchestrator.rundir.paths import RunDir
 
 
 class Level(StrEnum):
-    """How bad it is; with a FAIL a run does not work, or loses what it promises to keep."""
+    """How bad a finding is. With FAIL, a run does not work or may lose what it should keep."""
 
     OK = "OK"
     WARN = "WARN"
@@ -21,7 +21,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the page; ``advice`` is what to do about it."""
+    """The result of a check, one line of the report; ``advice`` says what to fix."""
 
     check: str
     level: Level
@@ -30,8 +30,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The run that is asked about, which need not exist yet, and what its past tells."""
+class RunFacts:
+    """The run to check, which need not exist yet, its settings, and measurements of its past.
+
+    ``checkpoint_bytes`` is the size of the newest checkpoint, ``kept_bytes`` that of all of them,
+    and ``save_seconds`` the time of the last save.
+    """
 
     run: RunDir
     config: Config
@@ -41,15 +45,15 @@ class Subject:
 
     @property
     def directory(self) -> Path:
-        """The run directory, or what is there of the way to it."""
+        """The run directory, or the nearest directory above it that exists."""
         path = self.run.root.absolute()
         while not path.is_dir():
             path = path.parent
         return path
 
     @classmethod
-    def look(cls, run: RunDir, config: Config) -> "Subject":
-        """Learn from the run's checkpoints and journal, as far as they can be read."""
+    def read(cls, run: RunDir, config: Config) -> "RunFacts":
+        """Read the run's checkpoints and journal, as far as they are readable."""
         if not run.run_file.exists():
             return cls(run, config)
         try:

@@ -1,4 +1,4 @@
-"""What the machine offers beside the disk: memory, limits, GPUs, power, software."""
+"""The checks of the machine: software versions, system features, memory, limits, GPUs."""
 
 import platform
 import resource
@@ -8,68 +8,80 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from orchestrator import __version__
-from orchestrator.doctor.findings import Finding, Level, Subject
+from orchestrator.doctor.findings import Finding, Level, RunFacts
 from orchestrator.system.capabilities import Capability, describe_fallback, is_available
 from orchestrator.system.memory import available_bytes, limit_bytes
+from orchestrator.system.requirements import LEAST_VERSIONS, too_old
 from orchestrator.system.units import size_text
 
-PACKAGES = ("torch", "psutil", "structlog", "tenacity", "xxhash", "rich")
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 QUERY_SECONDS = 10.0
-LEAST_OPEN_FILES = 1024
-LEAST_PROCESSES = 1024
-# Two slots, each with the room that it keeps for growing.
+MIN_OPEN_FILES = 1024
+MIN_PROCESSES = 1024
+# Memory for two slots, each with room to grow, as a multiple of the state's size.
 SLOTS_SHARE = 2 * 9 / 8
 
 
-def versions(subject: Subject) -> Finding:
-    """Of Python, of us and of what we need."""
-    shown, missing = [f"orchestrator {__version__}", f"Python {platform.python_version()}"], []
-    for name in PACKAGES:
+def versions(facts: RunFacts) -> Finding:
+    """Check that the required packages are installed and new enough, and report the versions."""
+    shown, wrong = [f"orchestrator {__version__}", f"Python {platform.python_version()}"], []
+    wanted = []
+    for name in LEAST_VERSIONS:
         try:
-            shown.append(f"{name} {version(name)}")
+            installed = version(name)
         except PackageNotFoundError:
-            missing.append(name)
+            wrong.append(f"{name} is missing")
+            wanted.append(name)
+            continue
+        shown.append(f"{name} {installed}")
+        if least := too_old(name, installed):
+            wrong.append(f"{name} {installed} is too old, {least} or newer is needed")
+            wanted.append(f"'{name}>={least}'")
     text = ", ".join(shown)
-    if missing:
-        advice = f"pip install {' '.join(missing)}"
-        return Finding("versions", Level.FAIL, f"{text}; missing: {', '.join(missing)}", advice)
+    if wrong:
+        advice = f"pip install {' '.join(wanted)}"
+        return Finding("versions", Level.FAIL, f"{text}; {'; '.join(wrong)}", advice)
     return Finding("versions", Level.OK, f"{text}, {platform.system()} {platform.release()}")
 
 
-def memory(subject: Subject) -> Finding:
-    """Room for two snapshots of the state in memory."""
+def memory(facts: RunFacts) -> Finding:
+    """Check that two snapshots of the state fit into memory."""
     available = available_bytes()
     allowed = limit_bytes("self")
     text = f"{size_text(available)} available"
     if allowed is not None:
         text += f", control groups allow {size_text(allowed)}"
-    size = subject.checkpoint_bytes
-    if size is None or subject.config.snapshot_budget is None:
+    size = facts.checkpoint_bytes
+    if size is None or facts.config.snapshot_budget is None:
         return Finding("memory", Level.OK, text)
     text += f"; two snapshots take {size_text(int(SLOTS_SHARE * size))}"
     if available < SLOTS_SHARE * size:
-        slots = "one only" if available > SLOTS_SHARE * size / 2 else "none: every save blocks"
-        advice = f"room for {slots}; while a run trains here its snapshots are taken off already"
+        one_fits = available > SLOTS_SHARE * size / 2
+        advice = (
+            f"{'only one fits' if one_fits else 'none fits, so every save blocks training'}: free "
+            "memory or use a machine with more (a run that trains here now has its own already)"
+        )
         return Finding("memory", Level.WARN, text, advice)
     return Finding("memory", Level.OK, text)
 
 
-def limits(subject: Subject) -> Iterator[Finding]:
-    """Of files, processes, file sizes and address space (ulimit)."""
+def limits(facts: RunFacts) -> Iterator[Finding]:
+    """Check the limits on open files, processes, file sizes and address space (ulimit)."""
     found = []
     files, processes = _limit("RLIMIT_NOFILE"), _limit("RLIMIT_NPROC")
-    if files is not None and files < LEAST_OPEN_FILES:
+    if files is not None and files < MIN_OPEN_FILES:
         found.append((Level.WARN, f"{files} open files", "raise it: ulimit -n"))
-    if processes is not None and processes < LEAST_PROCESSES:
+    if processes is not None and processes < MIN_PROCESSES:
         found.append((Level.WARN, f"{processes} processes", "raise it: ulimit -u"))
     if (space := _limit("RLIMIT_AS")) is not None:
         text = f"{size_text(space)} of address space"
-        found.append((Level.WARN, text, "snapshots and CUDA reserve much: ulimit -v unlimited"))
+        advice = "snapshots and CUDA reserve much address space: ulimit -v unlimited"
+        found.append((Level.WARN, text, advice))
     if (largest := _limit("RLIMIT_FSIZE")) is not None:
-        is_too_small = largest < (subject.checkpoint_bytes or 0)
+        is_too_small = largest < (facts.checkpoint_bytes or 0)
         level = Level.FAIL if is_too_small else Level.WARN
-        found.append((level, f"files of at most {size_text(largest)}", "ulimit -f unlimited"))
+        text = f"files of at most {size_text(largest)}"
+        found.append((level, text, "raise it: ulimit -f unlimited"))
     for level, text, advice in found:
         yield Finding("limits", level, text, advice)
     if not found:
@@ -79,7 +91,7 @@ def limits(subject: Subject) -> Iterator[Finding]:
 
 
 def _limit(name: str) -> int | None:
-    """The soft limit; None where there is none, or the system does not know it."""
+    """Return the soft limit; None if there is none, or if the system does not know it."""
     number = getattr(resource, name, None)
     if number is None:
         return None
@@ -87,8 +99,8 @@ def _limit(name: str) -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def gpus(subject: Subject) -> Finding:
-    """What nvidia-smi shows."""
+def gpus(facts: RunFacts) -> Finding:
+    """Check that nvidia-smi answers, and report the GPUs."""
     if shutil.which(GPU_QUERY[0]) is None:
         return Finding("GPUs", Level.OK, "none: there is no nvidia-smi")
     try:
@@ -96,17 +108,17 @@ def gpus(subject: Subject) -> Finding:
             GPU_QUERY, capture_output=True, text=True, timeout=QUERY_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        advice = "look at the driver (dmesg), reboot if it does not answer"
+        advice = "look for errors of the driver (dmesg), and reboot if it still does not answer"
         return Finding("GPUs", Level.WARN, f"nvidia-smi does not answer: {error}", advice)
     if answer.returncode:
         text = (answer.stdout + answer.stderr).strip().splitlines()
-        advice = "after an upgrade of the driver, or a suspend: reboot, or reload nvidia_uvm"
+        advice = "reboot, or reload nvidia_uvm, after an upgrade of the driver or a suspend"
         return Finding("GPUs", Level.WARN, text[0] if text else "nvidia-smi fails", advice)
     return Finding("GPUs", Level.OK, "; ".join(answer.stdout.strip().splitlines()) or "none")
 
 
-def capabilities(subject: Subject) -> Iterator[Finding]:
-    """What this system does not offer, and what is different then."""
+def capabilities(facts: RunFacts) -> Iterator[Finding]:
+    """Report the optional features that this system lacks, and what is done without them."""
     missing = [capability for capability in Capability if not is_available(capability)]
     for capability in missing:
         yield Finding("system", Level.WARN, f"no {capability}: {describe_fallback(capability)}")

@@ -1,1 +1,1 @@
-"""What fits frameworks' own trainers into a run; each module is imported only by its users."""
+"""Callbacks that make the training of other frameworks resumable, one module each."""

@@ -1,11 +1,12 @@
-"""Lightning: the state of a Trainer is that of a session, at every step (docs/how-to/lightning.md).
+"""The callback that makes ``Trainer.fit`` of Lightning resumable at every step.
 
     Trainer(callbacks=[OrchestratorCallback()])
 
-Lightning calls hooks where a session's script would loop. The safe point of a batch is where
-Lightning asks for the next one: everything that it does for a batch has been done by then,
-validation included. What is saved there is Lightning's own checkpoint. Its counters are put back by
-us: where Lightning restarts by itself, it leaves out hooks or a validation after the last batch.
+Lightning calls hooks where a session's script has a loop. The safe point of a batch is the moment
+at which Lightning asks for the next batch: everything that it does for a batch is then done,
+including a validation. The content of a checkpoint is Lightning's own checkpoint. This module
+restores Lightning's counters itself, because after a restart of its own Lightning leaves out hooks,
+or a validation after the last batch. docs/how-to/lightning.md is for users.
 """
 
 import importlib
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 else:
-    # Both names are in use for one code base; hooks are found by their names, not by the class.
+    # Two packages hold the same code. Lightning finds hooks by name, whatever the class.
     _NAME = "pytorch_lightning" if "pytorch_lightning" in sys.modules else "lightning.pytorch"
     Callback = importlib.import_module(_NAME).Callback
     TorchCheckpointIO = importlib.import_module(f"{_NAME}.plugins.io").TorchCheckpointIO
@@ -35,18 +36,21 @@ else:
 
 
 class OrchestratorCallback(Callback):
-    """Stops, heartbeat, metrics, snapshots, checkpoints and resume for ``Trainer.fit``."""
+    """Adds stops, a heartbeat, metrics, snapshots, checkpoints and resume to ``Trainer.fit``."""
 
     def __init__(self, run_dir: str | Path | None = None) -> None:
-        """``run_dir`` is where the run lives when no supervisor says it: runs/<script> else."""
+        """``run_dir`` is the run's directory without a supervisor; the default is runs/<script>."""
         self._run_dir = run_dir
         self._session: FitSession | None = None
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
-        """Join or open the run, and have the Trainer restore what that has."""
+        """Join or open the run, and let the Trainer restore its newest state.
+
+        Ends the process with a message if the Trainer cannot be made resumable.
+        """
         if stage != "fit" or _is_for_tuner(trainer):
             return
-        # Hooks of callbacks before this one would run twice when an epoch's beginning is repeated.
+        # If an epoch's start is repeated, hooks of callbacks before this one would run twice.
         trainer.callbacks.remove(self)  # type: ignore[attr-defined]
         trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]
         with refusing():
@@ -60,12 +64,12 @@ class OrchestratorCallback(Callback):
         self._session = session
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Everything is restored; the loop begins."""
+        """Begin the loop, now that everything is restored."""
         if self._session is not None:
             self._session.begin()
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """The epoch before is over with everything that belongs to it: a safe point."""
+        """End the epoch before, which is complete now, at a safe point, and begin the next one."""
         if self._session is not None:
             self._session.begin_epoch()
 
@@ -77,30 +81,30 @@ class OrchestratorCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Note the loss of this batch."""
+        """Keep the loss of this batch for the metrics of the step."""
         if self._session is not None and isinstance(outputs, Mapping) and "loss" in outputs:
             self._session.loss = outputs["loss"]
 
     def on_validation_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", *batch: Any, **more: Any
     ) -> None:
-        """A sign of life."""
+        """Show that the validation makes progress."""
         if self._session is not None and not trainer.sanity_checking:
             self._session.poll()
 
     def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """The last epoch is over."""
+        """End the last epoch."""
         if self._session is not None:
             self._session.end_epoch()
 
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Training is complete."""
+        """End the run: training is complete."""
         self._leave(None)
 
     def on_exception(
         self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException
     ) -> None:
-        """Training was stopped, or has failed."""
+        """End the run: training was stopped or has failed."""
         self._leave(exception)
 
     def _leave(self, error: BaseException | None) -> None:
@@ -111,7 +115,10 @@ class OrchestratorCallback(Callback):
 
 
 def _is_for_tuner(trainer: "Trainer") -> bool:
-    """Whether this `fit` only looks for a value, and takes back what it has trained for that."""
+    """Return whether this ``fit`` only searches for a value, and undoes its training afterwards.
+
+    Ends the process with a message if a search is part of a real training.
+    """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     finders = [each for each in callbacks if isinstance(each, BatchSizeFinder | LearningRateFinder)]
     if not finders or all(finder._early_exit for finder in finders):
@@ -119,21 +126,21 @@ def _is_for_tuner(trainer: "Trainer") -> bool:
     with refusing():
         name = type(finders[0]).__name__
         raise ConfigError(
-            f"cannot make the training resumable with {name} among its callbacks, which trains "
-            "and takes that back inside of it: use the methods of Tuner before trainer.fit()"
+            f"cannot make the training resumable with {name} among its callbacks, because that "
+            "trains and undoes it inside the training: use Tuner before trainer.fit()"
         )
 
 
 class OrchestratorCheckpointIO(TorchCheckpointIO):
-    """Has each file that Lightning saves appear whole or not at all, after a power loss too.
+    """Writes each file of Lightning's atomically and durably, so that a power loss cannot tear it.
 
-    It loads the ``state.pt`` of our checkpoints too, as ``ckpt_path`` for validate, test, predict.
+    It also loads a ``state.pt`` of this package, as ``ckpt_path`` of validate, test and predict.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a file of the local disk durably; what lies elsewhere, as Lightning does."""
+        """Write a local file atomically and durably; write a URL as Lightning does."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -141,6 +148,6 @@ class OrchestratorCheckpointIO(TorchCheckpointIO):
         save_durably(checkpoint, Path(path), replace=True)
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Lightning's checkpoint, from a file of its own or of ours."""
+        """Return Lightning's checkpoint from a file of its own, or from a ``state.pt``."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
         return from_plain(checkpoint[KEY]) if KEY in checkpoint else checkpoint

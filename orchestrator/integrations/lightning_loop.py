@@ -1,4 +1,4 @@
-"""Lightning's training loop as that of a session; for ``lightning.py``, which has the design."""
+"""A session whose loop is Lightning's; ``lightning.py`` describes the design."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +8,8 @@ from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training import Session
 from orchestrator.training.exits import refusing
 from orchestrator.training.state.plain_values import to_plain
-from orchestrator.training.state.registry import RESERVED, SUFFIX, Composite
+from orchestrator.training.state.progress import RESERVED, SUFFIX
+from orchestrator.training.state.registry import Composite
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -35,7 +36,7 @@ class FitSession(Session):
         self._shown: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        """Open the run, and put what a run needs in the place of what Lightning would do."""
+        """Open the run, and replace what Lightning does with batches and signals."""
         super().__enter__()
         trainer, strategy = self._trainer, self._trainer.strategy
         process_dataloader = strategy.process_dataloader
@@ -45,12 +46,12 @@ class FitSession(Session):
             return _Batches(self, dataloader) if trainer.training else dataloader
 
         strategy.process_dataloader = process  # type: ignore[method-assign]
-        # Its handlers would end the training before the safe point, or requeue a SLURM job.
+        # Lightning's handlers would end the training before the safe point, or requeue a SLURM job.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Leave the run, and the Trainer as it was."""
+        """Leave the run, and give the Trainer its own methods back."""
         for changed in (
             vars(self._trainer.strategy),
             vars(self._trainer._signal_connector),
@@ -61,30 +62,30 @@ class FitSession(Session):
         super().__exit__(*error)
 
     def begin(self) -> None:
-        """Lightning has restored its state and enters its loop."""
+        """Begin the loop, after Lightning has restored its state."""
         if type(self._trainer.fit_loop._data_fetcher).__name__ == "_DataLoaderIterDataFetcher":
             with refusing():
                 raise ConfigError(
-                    "cannot train with training_step(dataloader_iter) yet, which fetches batches "
-                    "inside a step: take the batch as the argument"
+                    "cannot train with training_step(dataloader_iter) yet, because that fetches "
+                    "batches inside a step: take the batch as the argument"
                 )
         if self._lightning.begin(self._trainer.fit_loop):
             self._open_epoch()
 
     def begin_epoch(self) -> None:
-        """Lightning begins an epoch."""
+        """End the epoch before at a safe point, if there is one, and begin the next."""
         if self._in_epoch:
             self.end_epoch()
-            self._safe_points.reach()
+            self._open_run.safe_points.reach()
         self._open_epoch()
 
     def _open_epoch(self) -> None:
         with refusing():
-            self._course.begin_epoch()
+            self._loop_state.begin_epoch()
         self._in_epoch, self._has_leader = True, False
 
     def end_epoch(self) -> None:
-        """Lightning has done all that belongs to the epoch, the last batch's step included."""
+        """End the epoch, after counting the step of its last batch."""
         if self._has_batch:
             self._has_batch = False
             self._end_step(**self._metrics_of_step())
@@ -93,18 +94,21 @@ class FitSession(Session):
             self._end_epoch()
 
     def check_length(self, length: int) -> None:
-        """Refuse loaders that do not end together: the shorter one would begin anew in between."""
+        """Check that all loaders have the same length; a shorter one would start over in between.
+
+        Raises ConfigError.
+        """
         if self._length not in (None, length):
             raise ConfigError(
                 f"cannot train on loaders of different lengths yet: one has {self._length} "
-                f"batches, another {length}"
+                f"batches, another {length}; give them the same length"
             )
         self._length = length
 
     def iterate(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The batches of an epoch; Lightning asks for one when it is done with the one before.
+        """Yield the batches of an epoch; Lightning asks for one when it has finished the last.
 
-        Of several loaders, which Lightning asks in turn, it is the first where a step ends.
+        With several loaders, which Lightning asks in turn, a step ends at the first loader.
         """
         if self._has_leader:
             yield from self.batches(loader)
@@ -115,13 +119,14 @@ class FitSession(Session):
             self._has_batch = True
             yield batch
             if self._trainer.fit_loop._should_accumulate():
-                self._safe_points.reach()  # where nothing is saved: the step has not been done
+                # The step is not complete: nothing new is saved here.
+                self._open_run.safe_points.reach()
             else:
                 self._has_batch = False
                 self.step(**self._metrics_of_step())
 
     def _metrics_of_step(self) -> dict[str, Any]:
-        """The loss, and what has been logged since the step before."""
+        """Return the loss, and the metrics that were logged since the step before."""
         logged = dict(self._trainer.callback_metrics)
         fresh = {k: value for k, value in logged.items() if value is not self._shown.get(k)}
         self._shown = logged
@@ -135,7 +140,7 @@ class FitSession(Session):
 
 
 class _LightningState(Composite):
-    """Lightning's own checkpoint as the state of a registered object."""
+    """Lightning's own checkpoint, as the state of a registered object."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self._trainer = trainer
@@ -144,28 +149,28 @@ class _LightningState(Composite):
         self._has_begun = False
 
     def parts(self) -> list[Any]:
-        """What the session checks for health, and copies with care."""
+        """Return the objects whose tensors the session checks for health and copies."""
         return [self._trainer.lightning_module, *self._trainer.optimizers]
 
     def state_dict(self) -> dict[str, Any]:
-        """What Lightning would write into a checkpoint file."""
+        """Return what Lightning would write into a checkpoint file."""
         if self._restored is not None and not self._has_begun:
-            return self._restored  # the Trainer is still about to take it over
+            return self._restored  # the Trainer has not loaded it yet
         state = self._trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        # Between two epochs nothing of the next one has begun, or Lightning would finish that one
-        # instead of beginning it.
+        # Between two epochs, the next one must count as not begun: otherwise Lightning would finish
+        # it instead of beginning it.
         progress = state["loops"]["fit_loop"]["epoch_progress"]
         for tracker in progress.values():
             tracker["ready"] = tracker["started"]
         for key in _HYPER_PARAMETERS:
             if key in state and not _is_storable(state[key]):
-                del state[key]  # resuming does not need them, and any object may be among them
+                del state[key]  # resuming does not need them, and they may hold any object
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Have the Trainer restore this, when and in the order in which it does that.
+        """Give the state to the Trainer, which restores it at its own time and in its own order.
 
-        What the session would put back later are the counters, which ``arrive`` does.
+        ``arrive`` restores the counters again, which the Trainer changes after that.
         """
         if self._has_begun:
             return
@@ -178,7 +183,7 @@ class _LightningState(Composite):
         connector.resume_start = resume_start  # type: ignore[method-assign]
 
     def begin(self, fit_loop: Any) -> bool:
-        """The Trainer has taken over what was restored; whether it is in the midst of an epoch."""
+        """Note that the Trainer has loaded its state; return whether that is inside an epoch."""
         self._has_begun, self._restored = True, None
         if self._loops is None:
             return False
@@ -186,23 +191,23 @@ class _LightningState(Composite):
         fit_loop.load_state_dict(self._loops)
         if progress["started"] == progress["processed"]:
             self._loops = None
-            _let_go_on(fit_loop)
+            _forget_restart(fit_loop)
             return False
-        # It must not skip the hooks that follow this batch, nor repeat those before it.
+        # The loop must not skip the hooks after this batch, nor repeat those before it.
         fit_loop.update_restart_stage()
         fit_loop.epoch_loop.reset_restart_stage()
         return True
 
     def arrive(self, fit_loop: Any) -> None:
-        """Lightning asks for the first batch: undo what it has counted since it was resumed."""
+        """Undo what Lightning has counted since the resume, when it asks for the first batch."""
         if self._loops is not None:
             fit_loop.load_state_dict(self._loops)
             self._loops = None
-            _let_go_on(fit_loop)
+            _forget_restart(fit_loop)
 
 
 class _Batches:
-    """A training DataLoader as Lightning sees it, whose batches come from the session."""
+    """Stands in for a training DataLoader of Lightning's; the session provides its batches."""
 
     def __init__(self, session: FitSession, loader: Any) -> None:
         self._session = session
@@ -212,7 +217,7 @@ class _Batches:
                 self._session.check_length(len(loader))
             except TypeError:
                 raise ConfigError(
-                    "cannot train on data without a length yet, since Lightning reads that ahead: "
+                    "cannot train on data without a length yet, because Lightning prefetches it: "
                     "give the IterableDataset a __len__()"
                 ) from None
 
@@ -226,13 +231,13 @@ class _Batches:
         return getattr(self._loader, name)
 
 
-def _let_go_on(loop: Any) -> None:
-    """Take from a loop, and the loops in it, that it has been restarted."""
+def _forget_restart(loop: Any) -> None:
+    """Make a loop, and the loops inside it, behave as if they had not been restarted."""
     loop._restarting = loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
     loop.reset_restart_stage()
     for inner in vars(loop).values():
         if hasattr(inner, "reset_restart_stage"):
-            _let_go_on(inner)
+            _forget_restart(inner)
 
 
 def _is_storable(value: Any) -> bool:

@@ -105,6 +105,11 @@ class RunDir:
         """Return the directory of one attempt, counted from 1."""
         return AttemptDir(self.attempts / f"{number:04d}")
 
+    def last_attempt(self) -> int:
+        """Return the number of the newest attempt on disk; 0 before the first. Raises OSError."""
+        names = (path.name for path in self.attempts.iterdir())
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def create(self) -> None:
         """Create the directories. Raises ConfigError when that is not possible."""
         try:

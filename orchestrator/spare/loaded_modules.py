@@ -18,6 +18,10 @@ from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
 GROWTH = 50
 # This package counts as third-party even if it is an editable installation.
 _THIS_PACKAGE = __name__.partition(".")[0]
+# torch generates modules in a temporary folder of each process and imports them from there.
+# torch 2.7 to 2.9 do so at the first step of an optimizer.
+_GENERATOR = "torch.distributed.nn.jit.instantiator"
+_GENERATED_FOLDER = "INSTANTIATED_TEMPLATE_DIR_PATH"
 _FIRST_ENVIRONMENT = Path("/proc/self/environ")
 # Variables of the attempt, and variables that torch and Lightning set and read during use, not
 # during their import.
@@ -60,6 +64,7 @@ def loaded_modules() -> dict[str, list[str]]:
     """Return the names of ``third_party`` modules and of the script's ``own`` modules.
 
     Third-party modules are in the interpreter's library or in site-packages; all others are own.
+    Modules that torch generates at run time are left out.
     The names are in the order in which their imports ended: if one module changes another, an
     import in this order has the same effects.
     """
@@ -68,6 +73,7 @@ def loaded_modules() -> dict[str, list[str]]:
     # The module of -m must not be imported in advance: runpy would print a warning.
     excluded = {"__main__", "__mp_main__", spec and spec.name}
     roots = _library_roots()
+    generated = getattr(sys.modules.get(_GENERATOR), _GENERATED_FOLDER, None)
     script = "" if spec else str(getattr(main, "__file__", ""))
     # The modules beside a script in site-packages are the script's own.
     own_root = os.path.join(os.path.dirname(script), "") if script.startswith(roots) else "\0"
@@ -76,6 +82,8 @@ def loaded_modules() -> dict[str, list[str]]:
         file = getattr(module, "__file__", None)
         # Some modules of torch have a file that is not a path.
         if name in excluded or not isinstance(file, str) or not os.path.isabs(file):
+            continue
+        if os.path.dirname(file) == generated:
             continue
         installed = file.startswith(roots) and not file.startswith(own_root)
         is_this_package = name.partition(".")[0] == _THIS_PACKAGE

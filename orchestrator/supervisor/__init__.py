@@ -1,1 +1,1 @@
-"""The parent process: owns signals, the run lock, the journal and the trainer. Knows no torch."""
+"""The supervisor process: it owns signals, run lock, journal and trainer, and imports no torch."""

@@ -1,4 +1,4 @@
-"""What follows from a verdict: the machine moves on, the journal and people are told."""
+"""Carries out a verdict: moves the state machine, writes the journal, and tells people."""
 
 from typing import assert_never
 
@@ -10,23 +10,19 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor import report
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.judge import Verdict
-from orchestrator.supervisor.recovery.backoff import AttemptFailedError
 from orchestrator.supervisor.recovery.policy import Action
 from orchestrator.supervisor.recovery.symptoms import Kind
 from orchestrator.supervisor.state_machine import Event, StateMachine
 
 
-def act(
+def carry_out(
     verdict: Verdict,
     attempt: Attempt,
     newest: Checkpoint | None,
     machine: StateMachine,
     journal: Journal,
-) -> ExitStatus:
-    """Move on as decided; the status that the run ends with.
-
-    Raises AttemptFailedError when the attempt is to be repeated.
-    """
+) -> ExitStatus | None:
+    """Carry out the verdict; return the status that ends the run, None if it goes on."""
     diagnosis, decision = verdict.diagnosis, verdict.decision
     status = diagnosis.status
     match decision.action:
@@ -40,10 +36,10 @@ def act(
             journal.write(
                 JournalEvent.RUN_STOPPED, attempt.number, status=status, step=attempt.step
             )
-            report.tell_of_stop(verdict, newest)
+            report.log_stop(verdict, newest)
         case Action.RETRY | Action.DEMOTE | Action.FORGET:
             machine.handle(Event.RETRY)
-            raise AttemptFailedError(diagnosis.cause)
+            return None
         case Action.REQUEUE:
             machine.handle(Event.STOP)
             lost = verdict.lost_steps != 0
@@ -55,7 +51,7 @@ def act(
                 step=attempt.step,
                 reason=decision.reason,
             )
-            report.tell_of_death(verdict, f"ended: {decision.reason}")
+            report.log_failure(verdict, f"ended: {decision.reason}")
         case Action.GIVE_UP:
             machine.handle(Event.GIVE_UP)
             if diagnosis.kind is Kind.STOPPED:
@@ -67,7 +63,7 @@ def act(
                 reason=decision.reason,
                 status=status,
             )
-            report.tell_of_death(verdict, f"gave up: {decision.reason}")
+            report.log_failure(verdict, f"gave up: {decision.reason}; {report.FIX_AND_RUN_AGAIN}")
         case _:
             assert_never(decision.action)
     return status

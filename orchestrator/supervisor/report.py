@@ -1,4 +1,4 @@
-"""What people read about the end of an attempt: where, what is saved, what happens now."""
+"""Tells people about the end of an attempt: where it ended, what is saved, what happens now."""
 
 from typing import Any
 
@@ -19,16 +19,18 @@ PHASES = {
     "save": "while saving",
     "done": "after the training",
 }
+AGAIN_TO_RESUME = "run the same command again to resume"
+FIX_AND_RUN_AGAIN = "fix this and run the command again"
 _MEMORY_MATTERS = frozenset(
     {Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.OOM_KILLED, Kind.KILLED, Kind.WORKER_KILLED}
 )
 
 
-def tell_of_death(verdict: Verdict, now: str) -> None:
-    """Of a failed attempt, once it is known what happens ``now``."""
+def log_failure(verdict: Verdict, now: str) -> None:
+    """Log a failed attempt; ``now`` says what happens next."""
     record, log = verdict.record, structlog.get_logger()
-    tell = log.warning if verdict.decision.action in RETRIES else log.error
-    tell(
+    log_it = log.warning if verdict.decision.action in RETRIES else log.error
+    log_it(
         record["cause"],
         details=paragraph(record, verdict.saved, now, verdict.output),
         kind=record["kind"],
@@ -38,31 +40,40 @@ def tell_of_death(verdict: Verdict, now: str) -> None:
     )
 
 
-def tell_of_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
-    """Of a stop on request: whether everything is saved, and where."""
+def log_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
+    """Log a stop on request: whether everything is saved, and where."""
     log = structlog.get_logger()
     where = str(newest.shown_path) if newest else None
     if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
         log.error(
-            "stopped; the last steps are not saved",
+            f"stopped, but {_steps(verdict.lost_steps)} not saved; {AGAIN_TO_RESUME}",
             lost_steps=verdict.lost_steps,
             checkpoint=where,
         )
     elif newest is None:
         log.info("stopped before the first step: there was nothing to save")
     else:
-        log.info("stopped; the state is saved", checkpoint=where)
+        log.info(f"stopped at step {newest.manifest.step}, saved in {where}; {AGAIN_TO_RESUME}")
+
+
+def _steps(count: int | None) -> str:
+    match count:
+        case None:
+            return "the last steps are"
+        case 1:
+            return "the last step is"
+    return f"the last {count} steps are"
 
 
 def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list[str]:
-    """The lines under the cause; ``record`` is exit.json."""
+    """Return the lines below the cause; ``record`` is exit.json."""
     kind = Kind(record["kind"])
     lines = [_where(record)]
     if kind in _MEMORY_MATTERS:
         lines[0] += f"; {_memory(record)}"
     if advice := ADVICE.get(kind):
         lines.append(advice)
-    return [*lines, f"saved: {saved}", f"now: {now}", f"all of its output: {output}"]
+    return [*lines, f"saved: {saved}", f"now: {now}", f"its whole output: {output}"]
 
 
 def _where(record: dict[str, Any]) -> str:
@@ -86,10 +97,10 @@ def _memory(record: dict[str, Any]) -> str:
     return held
 
 
-def restart_text(delay_seconds: float, failures: int, allowed: int) -> str:
-    """What happens now, when that is another attempt."""
+def restart_text(delay_seconds: float, failures: int, allowed: int, restarts: int) -> str:
+    """Return when the next attempt begins, and how many failures and restarts there were."""
     when = "at once" if delay_seconds == 0 else f"in {duration_text(delay_seconds)}"
     return (
         f"starting again {when} (failure {failures} since the last new checkpoint; --max-restarts "
-        f"allows {allowed})"
+        f"allows {allowed}; restart {restarts} in all)"
     )

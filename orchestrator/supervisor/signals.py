@@ -1,4 +1,4 @@
-"""The signals to the supervisor: taken over by the event loop, which only records them."""
+"""Turns signals to the supervisor into calls on its event loop."""
 
 import asyncio
 import signal
@@ -14,9 +14,9 @@ def take_over(
     on_child: Callable[[], None],
     on_resize: Callable[[], None],
 ) -> None:
-    """Turn signals into calls on the loop; ``on_stop`` gets the signal's name.
+    """Install the handlers; ``on_stop`` gets the signal's name.
 
-    An ignored SIGHUP stays ignored: that is what nohup is.
+    A SIGHUP that is ignored stays ignored: that is how nohup works.
     """
     for number in STOP_SIGNALS:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:

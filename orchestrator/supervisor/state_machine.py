@@ -1,4 +1,4 @@
-"""The supervisor's states, and the table of what leads from one to another."""
+"""The supervisor's states, and the table of the transitions between them."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from orchestrator.telemetry.run_state import State
 
 
 class Event(StrEnum):
-    """What can happen to it."""
+    """What can happen to a run."""
 
     SPAWNED = "spawned"
     CONNECTED = "connected"
@@ -21,9 +21,9 @@ class Event(StrEnum):
     GIVE_UP = "give_up"
 
 
-# STOPPING waits for the safe point and the save; HURRYING, after a second request, only for a save
-# that has begun; HUNG for the stacks, and a moment for a trainer that comes back after all; KILLING
-# for nothing but the end of every process.
+# STOPPING waits for the safe point and the save. HURRYING, after a second request, waits only for a
+# save that has begun. HUNG waits for the stacks, and a moment for a trainer that comes back after
+# all. KILLING waits for the end of every process, until its deadline.
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PREPARING, Event.SPAWNED): State.STARTING,
     (State.PREPARING, Event.STOP): State.STOPPED,
@@ -50,7 +50,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.HUNG, Event.EXITED): State.JUDGING,
     (State.KILLING, Event.CONNECTED): State.KILLING,
     (State.KILLING, Event.STOP): State.KILLING,
-    (State.KILLING, Event.DEADLINE): State.KILLING,
+    (State.KILLING, Event.DEADLINE): State.JUDGING,
     (State.KILLING, Event.EXITED): State.JUDGING,
     (State.JUDGING, Event.STOP): State.STOPPED,
     (State.JUDGING, Event.COMPLETE): State.COMPLETED,
@@ -62,13 +62,20 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 
 class StateMachine:
-    """The current state; moves only along the table."""
+    """The current state, which moves only along the table."""
 
     def __init__(self) -> None:
         self.state = State.PREPARING
 
+    def allows(self, event: Event) -> bool:
+        """Return whether the event leads from the current state to another."""
+        return (self.state, event) in TRANSITIONS
+
     def handle(self, event: Event) -> State:
-        """Move. Raises RuntimeError on an event that the state does not know: a defect of ours."""
+        """Move, and return the new state.
+
+        Raises RuntimeError on an event that the table does not have, which is a defect.
+        """
         try:
             self.state = TRANSITIONS[self.state, event]
         except KeyError:

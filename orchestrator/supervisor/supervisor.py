@@ -1,12 +1,10 @@
-"""The supervisor: starts the trainer, relays stops, rotates checkpoints, restarts after failures.
+"""Supervises a run: starts the trainer, waits for its end, judges it, and starts it again.
 
-Everything that happens (a signal, a message, an exit, a deadline) calls one short method on the
-event loop's thread, which moves the state machine.
-The protocol is docs/reference/process-contract.md.
+What happens beside that (a signal, a message, a deadline) calls one short method of a part on the
+event loop's thread. The protocol is docs/reference/process-contract.md.
 """
 
 import asyncio
-import os
 import signal
 import time
 from dataclasses import dataclass
@@ -14,38 +12,33 @@ from dataclasses import dataclass
 import structlog
 
 from orchestrator import __version__
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.store import Store
-from orchestrator.config import Config
-from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.errors import ConfigError, NoThreadError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.host_events import HostEvents
-from orchestrator.hosts.systemd.notify import Notifier
-from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
 from orchestrator.ipc.server import MessageServer, remove_stale_socket
-from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor import report
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.cleanup import all_gone
 from orchestrator.supervisor.attempt.environment import common_environment
-from orchestrator.supervisor.attempt.launcher import Starter
+from orchestrator.supervisor.attempt.launcher import LaunchSpec, launch
 from orchestrator.supervisor.attempt.output import TerminalOutput
-from orchestrator.supervisor.checkpoints.fdstore import FdStore
-from orchestrator.supervisor.judge import Judge, Verdict
-from orchestrator.supervisor.outcome import act
-from orchestrator.supervisor.recovery.backoff import retrying
+from orchestrator.supervisor.judge import Verdict
+from orchestrator.supervisor.outcome import carry_out
+from orchestrator.supervisor.recovery.backoff import delay_seconds
 from orchestrator.supervisor.signals import take_over
 from orchestrator.supervisor.state_machine import Event
-from orchestrator.supervisor.termination.stop_ladder import StopWantedError
-from orchestrator.supervisor.wiring import assemble
+from orchestrator.supervisor.stop_request import StopWantedError
+from orchestrator.supervisor.wiring import Parts
 from orchestrator.system import process_tree
-from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.system.races import beside, first_of
 from orchestrator.system.recorded_command import recorded
 from orchestrator.system.threads import ignore_outcome
-from orchestrator.telemetry.event_hook import EventHook
-from orchestrator.terminal.console import Console
+
+# A dying process closes its socket an instant before or after its exit is seen.
+LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,191 +52,166 @@ class Ending:
 class Supervisor:
     """One run under supervision, from the first attempt to the end."""
 
-    def __init__(
-        self,
-        config: Config,
-        command: list[str],
-        store: Store,
-        lock: RunLock,
-        console: Console,
-        notifier: Notifier,
-    ) -> None:
-        self._config = config
-        self._command = command
-        self._store = store
-        self._run = run = store.run
-        self._lock = lock
-        self._console = console
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._run = parts.store.run
+        self._facts, self._stop = parts.facts, parts.facts.stop
+        self._catalog, self._snapshots = parts.catalog, parts.snapshots
+        self._ladder, self._spares = parts.ladder, parts.spares
+        self._journal = parts.journal
         self._log = structlog.get_logger()
-        self._journal = Journal(run.journal_file)
-        events, damaged = self._journal.read()
-        if damaged:
-            self._log.warning(
-                "damaged lines in the journal were skipped", lines=damaged, path=run.journal_file
-            )
-        parts = assemble(config, command, store, self._journal, events, console.set_footer)
-        self._budget, self._machine = parts.budget, parts.machine
-        self._checkpoints, self._snapshots = parts.checkpoints, parts.snapshots
-        self._watch, self._conversation = parts.watch, parts.conversation
-        self._spares, self._adoption = parts.spares, parts.adoption
-        self._service = ServiceWatchdog(
-            notifier,
-            self._conversation.status,
-            self._watch.stop_wanted.is_set,
-            self._snapshots.writing,
-            self._pulses,
-        )
-        self._heritage = FdStore(notifier)
-        self._starter = Starter(
-            run,
-            command,
-            config.resume_arg,
-            lock.descriptor,
-            console.output,
-            self._journal,
-            self._checkpoints,
-            self._snapshots,
-            self._spares,
-            self._heritage,
-            self._not_the_trainers,
-        )
-        self._status: ExitStatus | None = None
-        self._judge = Judge(
-            self._budget, self._checkpoints, self._snapshots, self._watch, self._journal
-        )
-        self._surroundings = HostEvents(
-            config,
-            run,
-            self._journal,
-            events,
-            lambda: self._snapshots.write_allowance_seconds,
-            self._watch.notice,
-        )
-        self._hook = EventHook(config.on_event, run, self._surroundings.subprocesses)
-        self._journal.listeners.append(self._hook.on_journal_event)
-        self._verdict: Verdict | None = None
-        self._gone: asyncio.Future[None] | None = None
+        self._former_processes: asyncio.Future[None] | None = None
+        """Done when nothing of the former attempt is left."""
 
     async def run(self) -> Ending:
         """Supervise until the run has ended.
 
         Raises ConfigError and NoValidCheckpointError when it cannot begin.
         """
-        loop = asyncio.get_running_loop()
-        # What the shell had in the background that then became us by exec: no part of the training.
-        self._others = set(process_tree.children_of(os.getpid()))
+        parts = self._parts
+        # A shell that became this process may have left background jobs.
+        parts.unrelated.record_earlier()
         process_tree.become_subreaper()
         take_over(
-            loop,
-            on_stop=self._watch.hear_signal,
-            on_save=self._conversation.request_checkpoint,
-            on_child=self._reap,
-            on_resize=self._resize,
+            asyncio.get_running_loop(),
+            on_stop=self._ladder.on_signal,
+            on_save=parts.save_requests.request,
+            on_child=self._on_child,
+            on_resize=self._on_resize,
         )
-        remove_stale_socket(self._lock.previous_owner.get("socket"))
-        self._channel = MessageServer(self._conversation.receive)
-        telling = asyncio.ensure_future(self._service.run())
+        remove_stale_socket(parts.lock.previous_owner.get("socket"))
+        server = MessageServer(parts.message_handlers.handle)
         try:
-            self._channel.start()
-            self._lock.write_owner(socket=self._channel.path)
-            self._environment = common_environment(
-                self._run, self._store.run_id, self._channel.path
-            )
-            self._spares.open(self._environment)
+            async with beside(parts.service.run()):
+                status = await self._run_with(server)
+        finally:
+            server.close()
+        await parts.host_events.finish(status, self._stop.source)
+        is_interrupt = self._stop.source == signal.SIGINT.name
+        return Ending(status, parts.console.is_interactive and is_interrupt)
+
+    async def _run_with(self, server: MessageServer) -> ExitStatus:
+        parts = self._parts
+        server.start()
+        parts.lock.write_owner(socket=server.path)
+        spec = LaunchSpec(
+            command=parts.command,
+            resume_argument=parts.config.resume_arg,
+            environment=common_environment(self._run, parts.store.run_id, server.path),
+            lock_descriptor=parts.lock.descriptor,
+            stop_signal=parts.config.stop_signal,
+            unrelated=parts.unrelated,
+        )
+        try:
+            self._spares.open(spec.environment)
             self._journal.write(
-                JournalEvent.RUN_STARTED, command=recorded(self._command), version=__version__
+                JournalEvent.RUN_STARTED, command=recorded(parts.command), version=__version__
             )
-            self._surroundings.start(self._conversation.save_now)
+            parts.host_events.start(parts.save_requests.save_now)
             try:
-                await self._attempts()
-                self._service.notify_stopping()
+                status = await self._run_attempts(spec)
+                parts.service.notify_stopping()
             finally:
-                await self._settle_all()
-                await self._conversation.rotations_end()
-                await self._hook.finish(self._watch.kill_wanted)
+                await self._wait_for_writes()
+                await self._catalog.wait_for_rotations()
+                await parts.hook.finish(self._stop.kill_wanted)
         finally:
             await self._spares.close()
-            self._channel.close()
-            telling.cancel()
-        assert self._status is not None
-        await self._surroundings.finish(self._status, self._watch.stop_source)
-        is_interrupt = self._watch.stop_source == signal.SIGINT.name
-        return Ending(self._status, self._console.is_interactive and is_interrupt)
+        return status
 
-    # --- the course of the run ---------------------------------------------------------------
+    # --- one attempt after the other ---------------------------------------------------------
 
-    async def _attempts(self) -> None:
+    async def _run_attempts(self, spec: LaunchSpec) -> ExitStatus:
         try:
-            async for attempt in retrying(self._budget, self._pause):
-                with attempt:
-                    await self._live_once()
-        except StopWantedError:
-            self._machine.handle(Event.STOP)
-            await self._settle_all()
-            left = self._snapshots.newest_left(beyond=self._checkpoints.newest)
-            saved = left is None or self._snapshots.is_durable(left)
-            self._status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
-            self._journal.write(JournalEvent.RUN_STOPPED, status=self._status)
-            self._log.info("stopped", status=self._status.value)
-
-    async def _live_once(self) -> None:
-        """One attempt. Raises AttemptFailedError when another is to follow."""
-        attempt = await self._begin()
-        gathering = asyncio.ensure_future(attempt.evidence.gather())
-        await self._watch.until_over(attempt)
-        self._spares.on_trainer_exit()
-        attempt.ended = time.monotonic()
-        gathering.cancel()
-        remains = await attempt.child.clean_up()
-        users = remains.seen | {attempt.session_pid or attempt.child.pid}
-        self._gone = asyncio.ensure_future(all_gone(remains, users))
-        ignore_outcome(self._gone)  # where no attempt follows
-        if self._adoption is not None:
-            await self._adoption.end(attempt)
-        self._checkpoints.notice_published()
-        await self._keep_what_is_left(attempt)
-        self._verdict = verdict = await self._judge.judge(attempt)
-        newest = self._checkpoints.newest
-        self._status = act(verdict, attempt, newest, self._machine, self._journal)
-
-    async def _begin(self) -> Attempt:
-        """Choose what to resume from and start; what prevents that is the end of the run."""
-        try:
-            if not self._snapshots.under_way:  # whose files would be swept away
-                await self._watch.unless_stopped(self._checkpoints.sweep())
-            if self._checkpoints.attempt is None:
-                await self._watch.unless_stopped(
-                    self._heritage.accept(self._store.run_id, self._checkpoints, self._snapshots)
+            while True:
+                attempt = await self._start_attempt(spec)
+                await self._supervise(attempt)
+                verdict = await self._judge(attempt)
+                status = carry_out(
+                    verdict, attempt, self._catalog.newest, self._facts.machine, self._journal
                 )
-            handed = self._snapshots.newest_left(beyond=self._checkpoints.newest)
-            await self._watch.unless_stopped(self._choose(handed))
-            if self._gone is not None:
-                await self._watch.unless_stopped(self._gone)
-            await self._watch.unless_stopped(self._spares.wait_until_ready())
-            attempt = await self._starter.start(self._environment, handed)
+                if status is not None:
+                    return status
+                await self._wait_before_restart(verdict)
+        except StopWantedError:
+            return await self._stop_between_attempts()
+
+    async def _start_attempt(self, spec: LaunchSpec) -> Attempt:
+        """Choose what to resume from, and start the trainer; a failure here ends the run."""
+        try:
+            attempt = await self._launch_next(spec)
         except OSError as error:
-            problem = ConfigError(f"cannot start the trainer: {error}; mend that, run again")
-            self._cannot_begin(problem)
+            problem = ConfigError(f"cannot start the trainer: {error}; fix this and run again")
+            self._record_no_start(problem)
             raise problem from None
         except OrchestratorError as error:
-            self._cannot_begin(error)
+            self._record_no_start(error)
             raise
-        self._budget.begin()
-        if self._adoption is not None:
-            self._adoption.begin(attempt)
-        self._machine.handle(Event.SPAWNED)
-        self._service.notify_ready()
+        self._catalog.attempt_number = attempt.number
+        self._record_start(attempt)
+        self._parts.budget.begin_attempt()
+        if self._parts.adoption is not None:
+            self._parts.adoption.begin(attempt)
+        self._facts.attempt = attempt
+        self._facts.machine.handle(Event.SPAWNED)
+        self._parts.service.notify_ready()
+        self._ladder.begin(attempt)
         return attempt
 
-    async def _choose(self, handed: Snapshot | None) -> None:
-        if self._adoption is not None and self._checkpoints.attempt is None:
-            await self._adoption.take_stock()
-        chosen = await self._checkpoints.choose(handed)
-        if self._adoption is not None:
-            await self._adoption.put_back(chosen)
+    async def _launch_next(self, spec: LaunchSpec) -> Attempt:
+        parts, or_stop = self._parts, self._stop.or_stop
+        if not self._snapshots.pending:  # a sweep would remove the files of a write
+            await or_stop(self._catalog.sweep())
+        if self._facts.attempt is None:
+            await or_stop(parts.fdstore.recover(parts.store.run_id, self._catalog, self._snapshots))
+        snapshot = self._snapshots.newest_beyond(self._catalog.newest)
+        checkpoint = await or_stop(self._choose(snapshot))
+        if self._former_processes is not None:
+            await or_stop(self._former_processes)
+        await or_stop(self._spares.wait_until_ready())
+        # On a full disk the last attempt has left no directory.
+        number = 1 + max(self._run.last_attempt(), self._facts.attempt_number or 0)
+        attempt = Attempt(
+            self._run, number, checkpoint, snapshot, self._snapshots, parts.console.output
+        )
+        parts.fdstore.store(number, *attempt.memory_descriptors)
+        attempt.begin(await launch(spec, attempt, self._spares))
+        return attempt
 
-    def _cannot_begin(self, error: OrchestratorError) -> None:
-        self._machine.handle(Event.GIVE_UP)
+    async def _choose(self, resume_snapshot: Snapshot | None) -> Checkpoint | None:
+        adoption = self._parts.adoption
+        if adoption is not None and self._facts.attempt is None:
+            await adoption.take_stock()
+        chosen = await self._catalog.choose(resume_snapshot)
+        if adoption is not None:
+            await adoption.put_back(chosen)
+        return chosen
+
+    def _record_start(self, attempt: Attempt) -> None:
+        snapshot, checkpoint = attempt.resume_snapshot, attempt.resume_checkpoint
+        source = snapshot or checkpoint
+        self._journal.write(
+            JournalEvent.ATTEMPT_STARTED,
+            attempt.number,
+            pid=attempt.process.pid,
+            resume_step=source.manifest.step if source else None,
+            from_memory=snapshot is not None,
+            from_spare=attempt.process.from_spare,
+        )
+        self._log.info(
+            "training started",
+            attempt=attempt.number,
+            pid=attempt.process.pid,
+            resume_from=(
+                f"the snapshot of step {snapshot.manifest.step}"
+                if snapshot
+                else checkpoint and checkpoint.shown_path.name
+            ),
+            run_dir=str(self._run.root),
+        )
+
+    def _record_no_start(self, error: OrchestratorError) -> None:
+        self._facts.machine.handle(Event.GIVE_UP)
         self._journal.write(
             JournalEvent.GAVE_UP,
             cause="no attempt could begin",
@@ -251,53 +219,106 @@ class Supervisor:
             status=error.status,
         )
 
-    async def _keep_what_is_left(self, attempt: Attempt) -> None:
-        """Have the newest snapshot written, if the trainer did not see to that itself."""
-        stopping = self._watch.stop_wanted.is_set()
-        if attempt.reported != ExitStatus.COMPLETE:
-            attempt.left = self._snapshots.newest_left(beyond=self._checkpoints.newest)
-        if attempt.left is not None:
-            self._snapshots.write(attempt.left, Reason.EMERGENCY if stopping else Reason.CRASH)
+    async def _supervise(self, attempt: Attempt) -> None:
+        """Wait for the end of the attempt, and clean up after it."""
+        async with beside(attempt.memory_watch.run()):
+            await self._wait_until_over(attempt)
+        self._spares.on_trainer_exit()
+        attempt.ended = time.monotonic()
+        remains = await attempt.process.clean_up()
+        users = remains.seen | {attempt.session_pid or attempt.process.pid}
+        self._former_processes = asyncio.ensure_future(all_gone(remains, users))
+        ignore_outcome(self._former_processes)  # where no attempt follows
+
+    async def _wait_until_over(self, attempt: Attempt) -> None:
+        """Wait until the attempt has ended, or was given up as unkillable.
+
+        Raises NoThreadError, with all of it killed, when there is no way to watch it.
+        """
+        try:
+            await first_of(
+                attempt.over.wait(),
+                self._watch_command(attempt),
+                self._parts.hangs.watch(attempt),
+            )
+        except NoThreadError:
+            attempt.process.kill_tree()
+            raise
+        finally:
+            self._ladder.end()
+
+    async def _watch_command(self, attempt: Attempt) -> None:
+        """Wait for the command's exit and its session's end; return when the attempt is over."""
+        attempt.returncode = await attempt.process.wait()
+        if attempt.peer is not None:
+            await asyncio.sleep(LAST_WORDS_SECONDS)
+        if attempt.peer is None:
+            self._facts.record_exit(attempt)
+        elif attempt.hang is None and not self._stop.wanted.is_set():
+            # A signal has ended a shell, for example, and its trainer runs on.
+            self._ladder.request("the end of the shell around the trainer")
+        await attempt.over.wait()
+
+    async def _judge(self, attempt: Attempt) -> Verdict:
+        """Save what the trainer has not saved itself, and reach the verdict."""
+        try:
+            if self._parts.adoption is not None:
+                await self._parts.adoption.end(attempt)
+            self._catalog.record_unknown()
+            await self._save_final_snapshot(attempt)
+            return await self._parts.judge.judge(attempt)
+        finally:
+            attempt.close()
+
+    async def _save_final_snapshot(self, attempt: Attempt) -> None:
+        if attempt.reported_status != ExitStatus.COMPLETE:
+            attempt.final_snapshot = self._snapshots.newest_beyond(self._catalog.newest)
+        stopping = self._stop.wanted.is_set()
+        if attempt.final_snapshot is not None:
+            reason = Reason.EMERGENCY if stopping else Reason.CRASH
+            self._snapshots.write(attempt.final_snapshot, reason)
         if stopping:
-            await self._settle_all()
-        elif attempt.handed is not None:
-            # Should it turn out to be poisoned, it must be on the disk to be set aside there.
-            await self._snapshots.settle([attempt.handed], self._watch.kill_wanted)
+            await self._wait_for_writes()
+        elif attempt.resume_snapshot is not None:
+            # If it turns out to be poisoned, it must be on disk to be set aside there.
+            await self._snapshots.wait_for([attempt.resume_snapshot], self._stop.kill_wanted)
 
-    async def _settle_all(self) -> None:
-        await self._snapshots.settle(self._snapshots.under_way, self._watch.kill_wanted)
-
-    async def _pause(self, seconds: float) -> None:
-        self._conversation.restarts += 1
+    async def _wait_before_restart(self, verdict: Verdict) -> None:
+        failures = self._parts.budget.spent
+        seconds = delay_seconds(failures)
+        self._facts.restarts += 1
         self._journal.write(
-            JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=self._budget.spent
+            JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=failures
         )
-        assert self._verdict is not None
-        report.tell_of_death(
-            self._verdict,
-            report.restart_text(seconds, self._budget.spent, self._config.max_restarts),
+        report.log_failure(
+            verdict,
+            report.restart_text(
+                seconds, failures, self._parts.config.max_restarts, self._facts.restarts
+            ),
         )
-        await self._watch.unless_stopped(asyncio.sleep(seconds))
-        self._machine.handle(Event.DUE)
+        await self._stop.or_stop(asyncio.sleep(seconds))
+        self._facts.machine.handle(Event.DUE)
 
-    # --- what the system tells ---------------------------------------------------------------
+    async def _stop_between_attempts(self) -> ExitStatus:
+        self._facts.machine.handle(Event.STOP)
+        await self._wait_for_writes()
+        newest = self._snapshots.newest_beyond(self._catalog.newest)
+        saved = newest is None or self._snapshots.is_written(newest)
+        status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
+        self._journal.write(JournalEvent.RUN_STOPPED, status=status)
+        self._log.info(f"stopped; {report.AGAIN_TO_RESUME}", status=status.value)
+        return status
 
-    def _not_the_trainers(self) -> set[int]:
-        """Processes below us that do not end with an attempt."""
-        return self._spares.spare_pids | self._others | self._surroundings.subprocesses.running
+    async def _wait_for_writes(self) -> None:
+        await self._snapshots.wait_for(self._snapshots.pending, self._stop.kill_wanted)
 
-    def _reap(self) -> None:
-        attempt = self._watch.attempt
-        awaited = self._spares.pids_with_waiter | self._surroundings.subprocesses.running
-        process_tree.reap_children(keep=awaited | ({attempt.child.pid} if attempt else set()))
-        self._others.intersection_update(process_tree.children_of(os.getpid()))
+    # --- signals -----------------------------------------------------------------------------
 
-    def _pulses(self) -> list[Heartbeat]:
-        attempt = self._watch.attempt
-        copying = [] if attempt is None or attempt.over.is_set() else [attempt.output.pulse]
-        return [self._snapshots.writing, *copying]
+    def _on_child(self) -> None:
+        attempt = self._facts.attempt
+        self._parts.unrelated.reap(attempt.process.pid if attempt else None)
 
-    def _resize(self) -> None:
-        attempt = self._watch.attempt
+    def _on_resize(self) -> None:
+        attempt = self._facts.attempt
         if attempt is not None and isinstance(attempt.output, TerminalOutput):
             attempt.output.resize()

@@ -1,91 +1,144 @@
-"""The parts of a supervisor, each with those that it talks to."""
+"""Makes the parts of a supervisor, each after the parts that it talks to."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+import structlog
 
 from orchestrator.adopt.seal_store import SealStore
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.hosts.host_events import HostEvents
+from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
+from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.lock import RunLock
 from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.adoption import Adoption
+from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.fdstore import FdStore
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
-from orchestrator.supervisor.message_handlers import Conversation
+from orchestrator.supervisor.judge import Judge
+from orchestrator.supervisor.live_status import LiveStatus
+from orchestrator.supervisor.message_handlers import (
+    CommandLineMessages,
+    MessageHandlers,
+    TrainerMessages,
+)
+from orchestrator.supervisor.publishing import Publisher
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
-from orchestrator.supervisor.state_machine import StateMachine
+from orchestrator.supervisor.run_facts import RunFacts
+from orchestrator.supervisor.save_requests import SaveRequests
+from orchestrator.supervisor.session_opening import SessionOpening
+from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.supervisor.termination.announcements import Countdown
-from orchestrator.supervisor.termination.hang_budgets import HangTimeouts
-from orchestrator.supervisor.termination.stop_ladder import Watch
-from orchestrator.system.stop_signals import EchoFilter
+from orchestrator.supervisor.termination.hang_detector import HangDetector
+from orchestrator.supervisor.termination.hang_timeouts import HangTimeouts
+from orchestrator.supervisor.termination.stop_ladder import StopLadder
+from orchestrator.telemetry.event_hook import EventHook
+from orchestrator.terminal.console import Console
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What lives as long as the supervisor and knows nothing of it."""
+    """What a run was started with, and the parts that supervise it."""
 
+    config: Config
+    command: list[str]
+    store: Store
+    lock: RunLock
+    console: Console
+    journal: Journal
+    facts: RunFacts
     budget: FailureBudget
-    checkpoints: CheckpointCatalog
-    machine: StateMachine
-    snapshots: SnapshotWriteQueue
-    watch: Watch
     spares: SparePool
-    conversation: Conversation
+    catalog: CheckpointCatalog
+    save_requests: SaveRequests
+    snapshots: SnapshotWriteQueue
+    ladder: StopLadder
+    hangs: HangDetector
+    message_handlers: MessageHandlers
     adoption: Adoption | None
+    judge: Judge
+    fdstore: FdStore
+    service: ServiceWatchdog
+    host_events: HostEvents
+    hook: EventHook
+    unrelated: UnrelatedProcesses
 
 
-def assemble(
+def wire(
     config: Config,
     command: list[str],
     store: Store,
-    journal: Journal,
-    events: list[dict[str, Any]],
-    show_below: Callable[[str], None],
+    lock: RunLock,
+    console: Console,
+    notifier: Notifier,
 ) -> Parts:
-    """Make them for a run; ``events`` are the journal's so far."""
-    budget, machine = FailureBudget.from_journal(config.max_restarts, events), StateMachine()
-    checkpoints = CheckpointCatalog(store, config.retention, journal, budget, events)
-    snapshots = SnapshotWriteQueue(
-        store,
-        rotated=lambda: conversation.rotations_end_or_stop(),
-        on_written=lambda *facts: conversation.written(*facts),
-        on_failed=lambda *facts: conversation.write_failed(*facts),
-    )
-    watch = Watch(
-        machine,
-        config.grace,
-        config.stop_signal,
-        HangTimeouts(config.hang_timeout),
-        lambda: snapshots.write_allowance_seconds,
-        lambda: bool(snapshots.under_way),
-        journal,
-        EchoFilter(),
-        Countdown(show_below),
-    )
-    spares = SparePool(command, config.spare, watch.stop_wanted.is_set)
-    conversation = Conversation(
-        config,
-        command,
-        store,
-        journal,
-        machine,
-        watch,
-        checkpoints,
-        snapshots,
-        spares,
-        restarts=sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events),
+    """Make all parts of a supervisor for the run in ``store``.
+
+    Raises ConfigError where the journal cannot be read.
+    """
+    journal = Journal(store.run.journal_file)
+    events, damaged = journal.read()
+    if damaged:
+        structlog.get_logger().warning(
+            "damaged lines in the journal were skipped", lines=damaged, path=journal.path
+        )
+    stop = StopRequest(config.grace)
+    facts = RunFacts.from_journal(stop, events)
+    budget = FailureBudget.from_journal(config.max_restarts, events)
+    spares = SparePool(command, config.spare, stop.wanted.is_set)
+    checkpoint_journal = CheckpointJournal(journal)
+    catalog = CheckpointCatalog(store, config.retention, checkpoint_journal, budget, events)
+    save_requests = SaveRequests(facts, is_possible=config.adopt is None)
+    publisher = Publisher(facts, catalog, save_requests, checkpoint_journal)
+    snapshots = SnapshotWriteQueue(store, catalog, stop, publisher)
+    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer))
+    hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
+    status = LiveStatus(facts, store, catalog, snapshots, spares)
+    message_handlers = MessageHandlers(
+        facts,
+        SessionOpening(config, command, store, facts, snapshots),
+        TrainerMessages(facts, publisher, ladder, snapshots, spares, journal),
+        CommandLineMessages(facts, status, ladder, save_requests),
     )
     adoption = None
     if config.adopt is not None:
         adoption = Adoption(
-            config.adopt,
-            SealStore(store),
-            checkpoints,
-            watch,
-            journal,
-            lambda name: conversation.published(name, {}),
-            conversation.alarm,
-            is_new_run=not any(e["event"] == JournalEvent.ATTEMPT_STARTED for e in events),
+            config.adopt, SealStore(store), facts, catalog, publisher, checkpoint_journal
         )
-    return Parts(budget, checkpoints, machine, snapshots, watch, spares, conversation, adoption)
+    judge = Judge(budget, catalog, snapshots, stop, journal)
+    service = ServiceWatchdog(
+        notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
+    )
+    host_events = HostEvents(
+        config, store.run, journal, events, snapshots.expected_write_seconds, ladder.on_notice
+    )
+    hook = EventHook(config.on_event, store.run, host_events.subprocesses)
+    journal.listeners.append(hook.on_journal_event)
+    return Parts(
+        config=config,
+        command=command,
+        store=store,
+        lock=lock,
+        console=console,
+        journal=journal,
+        facts=facts,
+        budget=budget,
+        spares=spares,
+        catalog=catalog,
+        save_requests=save_requests,
+        snapshots=snapshots,
+        ladder=ladder,
+        hangs=hangs,
+        message_handlers=message_handlers,
+        adoption=adoption,
+        judge=judge,
+        fdstore=FdStore(notifier),
+        service=service,
+        host_events=host_events,
+        hook=hook,
+        unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
+    )

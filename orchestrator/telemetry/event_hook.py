@@ -9,6 +9,7 @@ import structlog
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.races import first_of
 from orchestrator.system.subprocesses import SubprocessRunner
 from orchestrator.system.text import storable
 
@@ -75,13 +76,8 @@ class EventHook:
 
     async def finish(self, abandon: asyncio.Event) -> None:
         """Wait for running commands until their timeout, or until ``abandon`` is set."""
-        abandoned = asyncio.ensure_future(abandon.wait())
-        finished = asyncio.gather(*self._running, return_exceptions=True)
-        either: set[asyncio.Future[Any]] = {finished, abandoned}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        abandoned.cancel()
-        finished.cancel()  # kills the commands that still run
-        await asyncio.wait({finished})
+        # Cancelling kills the commands that still run.
+        await first_of(asyncio.gather(*self._running, return_exceptions=True), abandon.wait())
 
 
 def _text(value: object) -> str:

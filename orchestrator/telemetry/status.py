@@ -9,6 +9,7 @@ from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.telemetry.failure import failure_in
 from orchestrator.telemetry.run_state import State
 
 _STATE_AFTER: dict[str, State] = {
@@ -43,6 +44,7 @@ class Status:
     snapshots: dict[str, Any] | None = None
     lose_at_most_seconds: float | None = None
     problem: str | None = None
+    failure: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as a dict that can be written as JSON."""
@@ -91,6 +93,8 @@ def status_from_disk(store: Store) -> Status:
     elif not last:
         state = "new"
     status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
+    if state == State.FAILED and (failure := failure_in(events, run)) is not None:
+        status.failure = asdict(failure)
     attempts = (event.get("attempt") for event in events)
     status.attempt = max((a for a in attempts if isinstance(a, int)), default=None)
     status.restarts = sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events)

@@ -1,10 +1,10 @@
-"""Logging for people on a terminal and for machines elsewhere; to standard error and to a file."""
+"""The program's log: text for people or JSON for programs on standard error, JSON in a file."""
 
 import contextlib
 import json
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,33 @@ from orchestrator.terminal.screen import Screen
 LAST_LINES_SECONDS = 1.0
 
 
-class Log:
-    """The program's log; nobody may be reading it, which must not hold up a supervisor."""
+def is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
+    """Return whether a descriptor leads to the systemd journal, as ``JOURNAL_STREAM`` says."""
+    status = os.fstat(descriptor)
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
-    def __init__(self, screen: Screen | None) -> None:
-        """Console lines on a terminal, which ``screen`` is, one JSON object a line otherwise."""
+
+class Log:
+    """The program's log. A reader that has stopped reading does not hold up the supervisor."""
+
+    def __init__(self, screen: Screen | None, *, in_json: bool = False) -> None:
+        """Write to ``screen``, the terminal, or to standard error where that is no terminal.
+
+        The text has colours on a terminal, and the date elsewhere. With ``in_json`` each event is
+        one JSON object on one line.
+        """
         self._screen = screen
-        self._outlet = None if screen else LossyWriter(sys.stderr.fileno())
+        self._writer = None if screen else LossyWriter(sys.stderr.fileno())
         self._record = _Record()
-        in_json = structlog.processors.JSONRenderer(default=str)
+        render: Any = structlog.processors.JSONRenderer(default=str)
+        if not in_json:
+            render = _Paragraphs(is_coloured=screen is not None, with_date=screen is None)
         structlog.configure(
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 self._record,
-                _Paragraphs(is_coloured=True) if screen else in_json,
+                render,
             ],
             logger_factory=structlog.WriteLoggerFactory(self),  # type: ignore[arg-type]
         )
@@ -41,23 +53,23 @@ class Log:
     def record_in(self, path: Path) -> None:
         """Also write the log to a file from now on; `orchestrator attach` reads it."""
         self._record.path = path
-        if self._outlet is not None and _is_standard_error(path):
-            self._outlet.close(LAST_LINES_SECONDS)
-            self._outlet = None
+        if self._writer is not None and _is_standard_error(path):
+            self._writer.close(LAST_LINES_SECONDS)
+            self._writer = None
 
     def write(self, text: str) -> None:
         """Print one line; structlog calls this."""
         if self._screen is not None:
             self._screen.print_message(text)
-        elif self._outlet is not None:
-            self._outlet.write(text.encode(errors="backslashreplace"))
+        elif self._writer is not None:
+            self._writer.write(text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Do nothing; structlog calls this after each line."""
 
     def close(self) -> None:
         """Print the last lines, for at most a second, and stop."""
-        sink = self._screen or self._outlet
+        sink = self._screen or self._writer
         if sink is not None:
             sink.close(LAST_LINES_SECONDS)
 
@@ -84,17 +96,19 @@ def _is_standard_error(path: Path) -> bool:
 
 
 class _Paragraphs:
-    """For people: a line an event; one with ``details``, a list of lines, has these below it.
+    """Renders events as text: one line an event, and below it the lines of its ``details``.
 
-    Its other facts, which the details put into words, are then left to the machines.
+    The details put the event's other facts into words, so these are then left out.
     """
 
-    def __init__(self, is_coloured: bool) -> None:
+    def __init__(self, *, is_coloured: bool, with_date: bool) -> None:
+        self._time_format = "%Y-%m-%d %H:%M:%S" if with_date else "%H:%M:%S"
         self._render_line = structlog.dev.ConsoleRenderer(colors=is_coloured, pad_event_to=0)
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        """The text of an event whose timestamp is in UTC, ISO 8601."""
-        shown = {**event, "timestamp": _local_time(event["timestamp"])}
+        """Return the text of an event whose timestamp is in UTC, ISO 8601."""
+        local_time = datetime.fromisoformat(event["timestamp"]).astimezone()
+        shown = {**event, "timestamp": local_time.strftime(self._time_format)}
         if "details" not in event:
             return str(self._render_line(logger, method, shown))
         head = {key: shown[key] for key in ("event", "level", "timestamp")}
@@ -102,14 +116,11 @@ class _Paragraphs:
         return "\n".join([str(self._render_line(logger, method, head)), *lines])
 
 
-def readable(line: str, is_coloured: bool) -> str:
-    """A line of the log's JSON for people; any other line as it is."""
+def text_of(line: str, *, on_terminal: bool) -> str:
+    """Return a line of the log's JSON as text for people; any other line unchanged."""
     try:
         event = parse_object(line)
-        return _Paragraphs(is_coloured)(None, event["level"], event)
+        render = _Paragraphs(is_coloured=on_terminal, with_date=not on_terminal)
+        return render(None, event["level"], event)
     except (ValueError, TypeError, KeyError):
         return line
-
-
-def _local_time(stamp: str) -> str:
-    return datetime.fromisoformat(stamp).astimezone().strftime("%H:%M:%S")

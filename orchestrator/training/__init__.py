@@ -1,11 +1,19 @@
-"""What a training script talks to. The only part of the package that imports torch."""
+"""The session for training scripts. With ``integrations``, the only code that imports torch."""
+
+import torch
 
 from orchestrator import breakpoints
+from orchestrator.system.requirements import check_torch
+from orchestrator.training.exits import refusing
 from orchestrator.training.runtime import crash_record
-from orchestrator.training.session import Session
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
+
+with refusing():
+    check_torch(torch.__version__)
+
+from orchestrator.training.session import Session  # which an old torch cannot import
 
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
 
-crash_record.listen()
+crash_record.install()
 breakpoints.install(breakpoints.TRAINER)

@@ -1,4 +1,4 @@
-"""How a session says what stopped it: a sentence, a status, a description of an exception."""
+"""How a session ends: the message, the exit status, the description of an exception."""
 
 import contextlib
 import os
@@ -15,20 +15,24 @@ from orchestrator.training.stop import TrainingRefused, TrainingStopped
 MOST_CAUSES = 5
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print to standard error."""
-    # Nobody may be reading any more: no reason to lose the state.
+    # Its reader may be gone, which is no reason to lose the state.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turn errors of ours into a message and the right exit status, without a traceback."""
+    """Turn an OrchestratorError into a message and the right exit status, without a traceback.
+
+    Raises:
+        TrainingRefused: An OrchestratorError was raised inside.
+    """
     try:
         yield
     except OrchestratorError as error:
-        say(str(error))
+        print_message(str(error))
         raise TrainingRefused(error.status) from error
 
 
@@ -37,9 +41,10 @@ def conclude(
     complete: Callable[[], None],
     leave: Callable[[BaseException | None], None],
 ) -> None:
-    """End a run's ``with`` block: without ``error`` it is complete; ``leave`` learns what it was.
+    """End a ``with`` block: without ``error`` the run is complete; ``leave`` is called in any case.
 
-    Raises TrainingRefused, and what ``complete`` raises.
+    Raises:
+        TrainingRefused: The run could not be completed.
     """
     try:
         if error is None:
@@ -53,12 +58,12 @@ def conclude(
 
 
 def status_of(error: BaseException) -> ExitStatus | None:
-    """The status that an ending of ours carries; None for anything else."""
+    """Return the status that a session's own exception carries; None for any other."""
     return error.status if isinstance(error, TrainingStopped | TrainingRefused) else None
 
 
 def describe(error: BaseException) -> dict[str, Any] | None:
-    """The content of error.json; None for an end that is no exception of the script."""
+    """Return the content of error.json; None for sys.exit() and Ctrl-C, which are no failures."""
     if not isinstance(error, Exception):
         return None
     frames = traceback.extract_tb(error.__traceback__)
@@ -72,7 +77,7 @@ def describe(error: BaseException) -> dict[str, Any] | None:
 
 
 def _identity(error: BaseException, causes: int = MOST_CAUSES) -> dict[str, Any]:
-    """What the supervisor tells kinds of failures by; a cause may say more than what it caused."""
+    """Return what the supervisor classifies failures by, for the exception and its causes."""
     cause = error.__cause__ if causes else None  # an exception may be its own cause
     number = getattr(error, "errno", None)
     return {

@@ -1,185 +1,176 @@
-"""A run whose loop and checkpoints are a framework's: what its integration talks to."""
+"""A run whose loop and checkpoints are a framework's: what its integration calls."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import torch
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.checkpoint.manifest import Manifest, Reason, exactness_of
-from orchestrator.errors import CheckpointWriteError, ConfigError
+from orchestrator.checkpoint.manifest import exactness_of
+from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
-from orchestrator.rundir.journal import JournalEvent, utc_now
-from orchestrator.training.exits import conclude, refusing, say
-from orchestrator.training.loop.resume import checkpoint_of
-from orchestrator.training.loop.schedule import Schedule
-from orchestrator.training.runtime.local_writer import publish_here
+from orchestrator.training.exits import conclude, refusing
+from orchestrator.training.loop.due_saves import DueSaves
+from orchestrator.training.loop.resume import checkpoint_of, report_resumed
 from orchestrator.training.runtime.membership import RunMembership
-from orchestrator.training.safe_points import SHOW_METRICS_NS, say_unhealthy
-from orchestrator.training.state.registry import Progress, all_finite, parameters_of
-from orchestrator.training.state.versions import VERSIONS
+from orchestrator.training.safe_points import SafePoints
+from orchestrator.training.saving.framework_saves import Framework, FrameworkSaves
+from orchestrator.training.state.progress import Progress, detach
 from orchestrator.training.stop import TrainingStopped
 
 
 class FrameworkRun:
-    """One training run, as a context manager around a framework's own training.
+    """One training run, around a framework's own training.
 
-    In this order: enter, let the framework load ``resume_from``, ``begin``; then after each step
-    ``step``, a save by the framework and ``publish`` if ``save_wanted``, and ``stop`` if
-    ``stop_wanted``. Left without an exception, the run is complete.
+    An integration calls its methods in this order: it enters ``open``, lets the framework load
+    ``resume_from``, and calls ``begin``. After each step it calls ``step``; if ``save_wanted``, it
+    lets the framework save and calls ``publish``; if ``stop_wanted``, it calls ``stop``. The run is
+    complete when the ``with`` block ends without an exception.
+
+    Attributes:
+        resume_from: The directory with the files of the newest valid checkpoint, as they were
+            published; None in a run that has none.
     """
 
-    def __init__(self, framework: str, version: str, run_dir: str | Path | None = None) -> None:
-        """``run_dir`` is where the run lives when no supervisor says it: runs/<script> else."""
-        self.resume_from: Path | None = None
-        """The directory with the files of the newest valid checkpoint, as they were published."""
+    def __init__(
+        self, membership: RunMembership, framework: Framework, resumed: Checkpoint | None
+    ) -> None:
+        """Use ``open``, which joins the run and leaves it."""
+        self.resume_from: Path | None = resumed.resume_path if resumed else None
+        self._membership = membership
+        self._page = membership.page
         self._framework = framework
-        self._versions = {**VERSIONS, framework: version}
-        self._run_dir = None if run_dir is None else Path(run_dir)
+        self._resumed = resumed
         self._progress = Progress(refuses_bad_metrics=False)
-        self._resumed: Checkpoint | None = None
-        self._saved_step: int | None = None
-        self._doubts: list[str] = []
-        self._refused: Callable[[], Checkpoint] | None = None
-        self._served_requests = self._show_at_ns = self._steps_at_start = 0
-        self._stop_noticed = False
+        self._due = DueSaves(self._page, membership.backend.facts.settings.every)
+        self._saves = FrameworkSaves(membership, self._due, self._progress, framework)
+        self._safe_points = SafePoints(membership, self._due, self._saves)
+        self._steps_at_start = 0
 
     # --- entering and leaving ----------------------------------------------------------------
 
-    def __enter__(self) -> Self:
-        """Join or open the run, find what to resume from, watch for signals.
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, framework: str, version: str, run_dir: str | Path | None = None
+    ) -> Iterator[Self]:
+        """Join or open a run for a ``with`` block, and find what to resume from.
 
-        Raises TrainingRefused, after printing the reason, when that is not possible.
+        Args:
+            framework: Its name, as the manifests of its checkpoints have it.
+            version: Its version.
+            run_dir: Where the run is kept if no supervisor says it; default: runs/<script>.
+
+        Raises:
+            TrainingRefused: That is not possible; the reason has been printed.
         """
         with refusing():
-            self._joined = RunMembership(self._run_dir)
-            self._home, self._page = self._joined.home, self._joined.page
-            self._schedule = Schedule(self._home.every)
+            membership = RunMembership(None if run_dir is None else Path(run_dir))
             try:
-                self._page[Field.PHASE] = Phase.RESTORE
-                self._resumed = checkpoint_of(self._home, self._framework)
+                membership.page[Field.PHASE] = Phase.RESTORE
+                resumed = checkpoint_of(membership.backend, framework)
+                run = cls(membership, Framework(framework, version), resumed)
             except BaseException as error:
-                self._leave(error)
+                _leave(membership, error)
                 raise
-            self.resume_from = self._resumed.resume_path if self._resumed else None
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Mark the run complete, or record how it ended; then end loader workers."""
-        conclude(error, self._complete, self._leave)
+        try:
+            yield run
+        except BaseException as error:
+            _leave(membership, error)
+            raise
+        conclude(None, run._complete, partial(_leave, membership))
 
     def _complete(self) -> None:
-        self._joined.complete(self._progress, self._steps_at_start, self._save_last)
-
-    def _save_last(self) -> None:
-        """The framework has saved for the last time; what the disk refused of it is tried again."""
-        if self._refused is not None:
-            publish_here(self._home, self._refused)
-
-    def _leave(self, error: BaseException | None) -> None:
-        self._joined.end_workers()
-        self._joined.leave(error)
+        # The framework has saved for the last time; only what the disk refused is left to publish.
+        self._membership.complete(self._progress, self._steps_at_start, self._saves.publish_refused)
 
     # --- the loop ----------------------------------------------------------------------------
 
     def begin(self, step: int, epoch: int, doubts: Iterable[str] = ()) -> None:
-        """The framework has loaded ``resume_from``, if there is one, and enters its loop.
+        """Enter the loop; the framework has loaded ``resume_from``, if there is one.
 
-        ``doubts`` are reasons why the resumed run may differ from one that was not interrupted.
-        Raises TrainingRefused where it begins anywhere else.
+        Args:
+            step: The number of completed steps.
+            epoch: The number of completed epochs.
+            doubts: Why a resumed run may differ from one that was not interrupted.
+
+        Raises:
+            TrainingRefused: The framework begins at another step than that of the checkpoint.
         """
         self._progress.step, self._progress.epoch = step, epoch
         self._steps_at_start = step
         if self._resumed is not None:
             with refusing():
-                self._take_over(self._resumed, list(doubts))
-        self._joined.metrics.resume(step, epoch)
-        self._schedule.begun(step, epoch)
+                self._resume(self._resumed, list(doubts))
+        self._membership.metrics.resume(step, epoch)
+        self._saves.begin(self._resumed)
         self._page[Field.STEP], self._page[Field.EPOCH] = step, epoch
         self._page[Field.PHASE] = Phase.TRAIN
 
-    def _take_over(self, resumed: Checkpoint, doubts: list[str]) -> None:
-        if self._progress.step != resumed.manifest.step:
+    def _resume(self, resumed: Checkpoint, doubts: list[str]) -> None:
+        name, step = self._framework.name, self._progress.step
+        if step != resumed.manifest.step:
             raise ConfigError(
-                f"cannot resume: {self._framework} begins at step {self._progress.step}, and the "
-                f"newest checkpoint, {resumed.path}, is of step {resumed.manifest.step}; let it "
-                "load that one, or start anew with another run directory"
+                f"cannot resume: {name} begins at step {step}, and the newest checkpoint, "
+                f"{resumed.path}, is of step {resumed.manifest.step}; let it load that one, or "
+                "start a new run in another run directory"
             )
-        unproven = f"nothing has compared what {self._framework} restored with what it saved"
-        self._doubts = list(dict.fromkeys([*resumed.manifest.doubts, unproven, *doubts]))
-        self._saved_step = resumed.manifest.step
-        exactness = exactness_of(self._doubts)
-        say(f"resumed at step {self._progress.step} from {resumed.name}: {exactness}")
-        self._home.tell(
-            JournalEvent.RESUMED,
-            path=str(resumed.path),
-            step=self._progress.step,
-            from_memory=False,
-            exactness=exactness,
+        self._add_doubts(
+            *resumed.manifest.doubts,
+            f"nothing has compared what {name} restored with what it saved",
+            *doubts,
         )
+        exactness = exactness_of(self._saves.doubts)
+        report_resumed(self._membership.backend, resumed, resumed.path, exactness)
 
     def step(self, step: int, epoch: int) -> None:
-        """So many steps and epochs are complete: a safe point."""
-        progress, now = self._progress, time.monotonic_ns()
-        if progress.step == self._steps_at_start:
-            self._home.run.done_file.unlink(missing_ok=True)
-        progress.step, progress.epoch = step, epoch
+        """Pass a safe point after ``step`` complete steps and ``epoch`` complete epochs."""
+        if self._progress.step == self._steps_at_start:
+            self._membership.withdraw_completion()
+        self._progress.step, self._progress.epoch = step, epoch
         self._page[Field.STEP], self._page[Field.EPOCH] = step, epoch
-        self.alive(Phase.TRAIN)
-        if self.stop_wanted:
-            self._notice_stop()
-        elif now >= self._show_at_ns:
-            self._show_at_ns = now + SHOW_METRICS_NS
-            self._home.show(progress.metric_values())
-            self._joined.metrics.flush()
+        self._page[Field.PHASE] = Phase.TRAIN
+        self._safe_points.reach()
 
-    def alive(self, phase: Phase) -> None:
-        """A sign of life between two steps, and what the framework is busy with."""
+    def beat(self, phase: Phase) -> None:
+        """Give a sign of life between two steps, with what the framework is busy with."""
         self._page[Field.PHASE] = phase
-        self._page[Field.HEARTBEAT_NS] = time.monotonic_ns()
-        self._page[Field.SAFE_POINTS] += 1
+        self._safe_points.beat()
 
-    def note(self, metrics: Mapping[str, Any]) -> None:
-        """Numbers that were measured on the weights of the last ``step``."""
-        progress, values = self._progress, dict(metrics)
-        progress.note(values)
-        # No step's own: what a framework logs, it logs seldom, and none of it is thinned out.
-        self._joined.metrics.note(progress.step, progress.epoch, values, is_poll=True)
+    def record(self, metrics: Mapping[str, Any]) -> None:
+        """Record numbers that were measured on the weights of the last ``step``."""
+        progress, plain = self._progress, detach(metrics)
+        progress.record(plain)
+        # As those of a poll, which are never thinned out: a framework logs seldom.
+        self._membership.metrics.record(progress.step, progress.epoch, plain, is_poll=True)
 
-    def doubt(self, reason: str) -> None:
-        """Say from now on why this run may differ from one that was not interrupted."""
-        self._doubts = list(dict.fromkeys([*self._doubts, reason]))
+    def add_doubt(self, reason: str) -> None:
+        """Add a reason why this run may differ from one that was not interrupted."""
+        self._add_doubts(reason)
+
+    def _add_doubts(self, *reasons: str) -> None:
+        self._saves.doubts = list(dict.fromkeys([*self._saves.doubts, *reasons]))
 
     # --- saving and stopping -----------------------------------------------------------------
 
     @property
     def stop_wanted(self) -> bool:
         """Whether the run is to be saved, and then to ``stop``."""
-        return self._joined.stop_wanted
+        return self._due.stop_wanted
 
     @property
     def save_wanted(self) -> bool:
         """Whether the framework should save at this step: for a stop, on request, or as due."""
-        progress = self._progress
-        return (
-            (self.stop_wanted and self._saved_step != progress.step)
-            or self._page[Field.CHECKPOINT_REQUESTS] != self._served_requests
-            or self._schedule.is_due(progress.step, progress.epoch)
-        )
+        return self._saves.save_wanted
 
     @property
     def is_saved(self) -> bool:
-        """Whether this step has been published."""
-        return self._saved_step == self._progress.step
+        """Whether this step has been published with healthy weights."""
+        return self._saves.is_saved
 
     def publish(
         self,
@@ -189,74 +180,32 @@ class FrameworkRun:
         link: bool = False,
         final: bool = False,
     ) -> Checkpoint | None:
-        """Have what the framework has written at this step, a directory or a file, published.
+        """Publish what the framework has written at this step as a checkpoint.
 
-        None if the disk refused: training goes on. ``link`` promises that the framework never
-        writes into these files again, so that hard links serve. Nothing resumes from a ``model``
-        whose weights are not finite.
+        Args:
+            source: A directory or a file.
+            model: Nothing resumes from a checkpoint if one of its weights is not finite.
+            link: Whether the framework never writes into these files again, so that hard links
+                can take the place of copies.
+            final: Whether this is the last save of the run.
+
+        Returns:
+            The checkpoint; None if the disk refused it: training continues.
         """
-        self._page[Field.PHASE] = Phase.SAVE
-        self._joined.metrics.flush()
-        requests = self._page[Field.CHECKPOINT_REQUESTS]
-        draft = self._draft(model, self._reason(final=final))
-
-        def publish() -> Checkpoint:
-            return self._home.store.publish_files(draft, source, link=link)
-
-        try:
-            checkpoint = publish_here(self._home, publish)
-        except CheckpointWriteError:
-            self._refused = publish
-            delay = self._schedule.failed()
-            if not self.stop_wanted:
-                say(f"training goes on; the next save is tried in {delay:.0f} s")
-            return None
-        finally:
-            self._page[Field.PHASE] = Phase.TRAIN
-            self._served_requests = requests
-        self._refused = None
-        self._schedule.succeeded()
-        self._schedule.begun(self._progress.step, self._progress.epoch)
-        if checkpoint.manifest.healthy:
-            self._saved_step = self._progress.step
-        else:
-            say_unhealthy(checkpoint)
-        return checkpoint
+        return self._saves.publish(source, model, link=link, final=final)
 
     def stop(self) -> NoReturn:
-        """End the training of a run that is to stop. Raises TrainingStopped."""
-        self._notice_stop()
+        """End the training of a run that is to stop.
+
+        Raises:
+            TrainingStopped: Always; its status says whether this step is saved.
+        """
+        self._membership.report_stop(self._progress.step)
         raise TrainingStopped(
             ExitStatus.STOPPED_SAVED if self.is_saved else ExitStatus.STOPPED_UNSAVED
         )
 
-    def _notice_stop(self) -> None:
-        if not self._stop_noticed:
-            self._stop_noticed = True
-            source = self._joined.stop_source or "request"
-            self._home.tell(JournalEvent.STOP_NOTICED, step=self._progress.step, source=source)
 
-    def _reason(self, *, final: bool) -> Reason:
-        if self.stop_wanted:
-            return Reason.EMERGENCY
-        if final:
-            return Reason.FINAL
-        if self._page[Field.CHECKPOINT_REQUESTS] != self._served_requests:
-            return Reason.REQUESTED
-        return Reason.PERIODIC
-
-    def _draft(self, model: torch.nn.Module, reason: Reason) -> Manifest:
-        progress = self._progress
-        return Manifest(
-            run_id=self._home.store.run_id,
-            step=progress.step,
-            epoch=progress.epoch,
-            reason=reason,
-            metrics=progress.measured_here(progress.metric_values()),
-            healthy=all(map(all_finite, parameters_of(model))),
-            time=utc_now(),
-            files={},
-            versions=self._versions,
-            doubts=self._doubts,
-            framework=self._framework,
-        )
+def _leave(membership: RunMembership, error: BaseException | None) -> None:
+    membership.end_workers()
+    membership.leave(error)

@@ -1,9 +1,11 @@
-"""The session: what a training script talks to (docs/reference/session.md)."""
+"""The session: what a training script uses to be stopped, saved and resumed."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -11,11 +13,15 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.exits import conclude, refusing
+from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.resume import resume_newest, start_from_classic
 from orchestrator.training.runtime.membership import RunMembership
+from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.safe_points import SafePoints
 from orchestrator.training.saving.saver import Saver
+from orchestrator.training.saving.session_saves import SessionSaves
+from orchestrator.training.state.progress import detach
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.stop import TrainingStopped
 
@@ -25,10 +31,53 @@ PHASE = int(Field.PHASE)
 TRAIN = int(Phase.TRAIN)
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenRun:
+    """What a session works with inside its ``with`` block.
+
+    ``page`` and ``metrics`` are those of the membership, which every step uses.
+    """
+
+    membership: RunMembership
+    page: memoryview
+    metrics: MetricsFile
+    saves: SessionSaves
+    safe_points: SafePoints
+    steps_at_start: int
+
+
 class Session:
     """One training run, as a context manager around the training loop.
 
-    ``session.state`` is a dict of plain values that is saved and restored with the rest.
+    A session saves the registered objects, the position in the data, every random stream and
+    ``session.state``; it restores them when the script is run again. It works under a supervisor
+    (``orchestrator run``) and without one.
+
+    Inside the ``with`` block the methods print a message and raise TrainingRefused, which ends the
+    process with the right exit status, where an error needs no traceback. A stop raises
+    TrainingStopped at the next safe point. Both are SystemExit.
+
+    Attributes:
+        state: A dict of plain values (numbers, strings, lists, dicts, tensors) that is saved and
+            restored with the rest.
+        resumed_from: The path of the checkpoint that the run was resumed from; None in a run that
+            was not resumed.
+
+    Example:
+        ```python
+        model = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.Adam(model.parameters())
+        loader = DataLoader(dataset, batch_size=32, shuffle=True)
+
+        with Session(model=model, optimizer=optimizer) as session:
+            for epoch in session.epochs(10):
+                for inputs, targets in session.batches(loader):
+                    loss = torch.nn.functional.mse_loss(model(inputs), targets)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    session.step(loss=loss)
+        ```
     """
 
     def __init__(
@@ -38,11 +87,19 @@ class Session:
         start_from: str | Path | None = None,
         **objects: Any,
     ) -> None:
-        """Register ``objects``: each has state_dict() and load_state_dict(), its name is its key.
+        """Register the objects whose states are saved and restored.
 
-        ``run_dir`` is where the run lives when no supervisor says it (default: runs/<script>).
-        ``start_from`` is a file in the classic form {'epoch', 'model_state_dict',
-        'optimizer_state_dict', 'loss'} that a run without checkpoints of its own begins with.
+        Args:
+            run_dir: Where the run is kept if no supervisor says it; default: runs/<script>.
+            start_from: A file in the classic form {'epoch', 'model_state_dict',
+                'optimizer_state_dict', 'loss'} with which a run begins that has no checkpoints of
+                its own.
+            **objects: Models, optimizers, schedulers, scalers: whatever has ``state_dict()`` and
+                ``load_state_dict()``; and random generators of Python, NumPy or torch. The name of
+                each is its key in the checkpoint, followed by ``_state_dict``.
+
+        Raises:
+            TrainingRefused: An object has no state, or a name is reserved; the reason is printed.
         """
         self.state: dict[str, Any] = {}
         self.resumed_from: Path | None = None
@@ -51,51 +108,54 @@ class Session:
         self._registry = Registry()
         with refusing():
             self._registry.add(objects)
-        self._course = LoopState(self._registry, self.state, torch.initial_seed())
-        self._entered = False
+        self._loop_state = LoopState(self._registry, self.state, torch.initial_seed())
+        self._run: _OpenRun | None = None
+        self._run_id: str | None = None
 
     # --- entering and leaving ----------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        """Join or open the run, restore the newest valid checkpoint, watch for signals.
+        """Join or open the run, restore the newest valid checkpoint, handle stop signals.
 
-        Raises TrainingRefused, after printing the reason, when that is not possible.
+        Raises:
+            TrainingRefused: That is not possible: the checkpoint does not fit the objects, another
+                process works on the run, a setting is wrong. The reason has been printed.
         """
         with refusing():
-            self._joined = RunMembership(self._run_dir)
-            self._home, self._page = self._joined.home, self._joined.page
-            self._saver = Saver(self._home, self._registry)
-            self._metrics = self._joined.metrics
+            membership = RunMembership(self._run_dir)
             try:
-                self._begin()
+                self._run = self._begin(membership)
             except BaseException as error:
-                self._leave(error)
+                self._leave(membership, error)
                 raise
         return self
 
-    def _begin(self) -> None:
+    def _begin(self, membership: RunMembership) -> _OpenRun:
+        backend, page = membership.backend, membership.page
+        settings = backend.facts.settings
+        self._run_id = backend.facts.store.run_id
+        saver = Saver(backend, self._registry)
         self._registry.add_scalers()
-        self._course = LoopState(
+        self._loop_state = LoopState(
             self._registry,
             self.state,
             torch.initial_seed(),
-            allow_data_change=self._home.allow_data_change,
+            allow_data_change=settings.allow_data_change,
         )
-        self._page[PHASE] = Phase.RESTORE
-        self.resumed_from = resume_newest(self._home, self._registry, self._course)
-        self._safe_points = SafePoints(
-            self._home, self._course, self._saver, self._metrics, lambda: self._joined.stop_source
-        )
+        page[Field.PHASE] = Phase.RESTORE
+        due = DueSaves(page, settings.every)
+        self.resumed_from = resume_newest(backend, self._registry, self._loop_state)
         if self.resumed_from is not None:
-            self._safe_points.schedule.begun(self.global_step, self.epoch)
+            due.schedule.begin(self.global_step, self.epoch)
         elif self._start_from is not None:
-            start_from_classic(self._start_from, self._registry, self._course)
-        self._metrics.resume(self.global_step, self.epoch)
-        self._steps_at_start = self.global_step
-        self._page[Field.STEP] = self.global_step
-        self._page[Field.EPOCH] = self.epoch
-        self._page[PHASE] = Phase.TRAIN
-        self._entered = True
+            start_from_classic(self._start_from, self._registry, self._loop_state)
+        saves = SessionSaves(membership, due, self._loop_state, saver)
+        membership.metrics.resume(self.global_step, self.epoch)
+        page[Field.STEP] = self.global_step
+        page[Field.EPOCH] = self.epoch
+        page[Field.PHASE] = Phase.TRAIN
+        safe_points = SafePoints(membership, due, saves)
+        return _OpenRun(membership, page, membership.metrics, saves, safe_points, self.global_step)
 
     def __exit__(
         self,
@@ -103,50 +163,81 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Mark the run complete, or record how it ended; then end loader workers."""
-        conclude(error, self._complete, self._leave)
+        """Mark the run complete, or record how it ended; then end loader workers.
+
+        Raises:
+            TrainingRefused: The final checkpoint cannot be saved; the reason has been printed.
+        """
+        conclude(error, self._complete, partial(self._leave, self._open_run.membership))
 
     def _complete(self) -> None:
-        def save() -> None:
-            self._safe_points.save_now(Reason.FINAL)
+        run = self._open_run
+        save = partial(run.saves.save_now, Reason.FINAL)
+        run.membership.complete(self._loop_state.progress, run.steps_at_start, save)
 
-        self._joined.complete(self._course.progress, self._steps_at_start, save)
+    def _leave(self, membership: RunMembership, error: BaseException | None) -> None:
+        run, self._run = self._run, None
+        membership.end_workers()
+        if run is not None:
+            if isinstance(error, TrainingStopped):
+                # It was being written while the workers ended.
+                run.saves.wait_for_emergency(error)
+            run.saves.close()
+        membership.leave(error)
 
-    def _leave(self, error: BaseException | None) -> None:
-        self._entered = False
-        self._joined.end_workers()
-        if isinstance(error, TrainingStopped) and self._safe_points.emergency is not None:
-            # It was being written while the workers ended.
-            error.settle(self._safe_points.outcome(self._safe_points.emergency))
-        self._saver.close()
-        self._joined.leave(error)
+    @property
+    def _open_run(self) -> _OpenRun:
+        if self._run is None:
+            _refuse_outside()
+        return self._run
 
     # --- what scripts read and register ------------------------------------------------------
 
     @property
     def epoch(self) -> int:
-        """Completed epochs."""
-        return self._course.progress.epoch
-
-    @property
-    def exactness(self) -> str | None:
-        """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
-        return self._course.exactness
-
-    @property
-    def run_id(self) -> str:
-        """The id of the run, the same in each of its lives; inside the ``with`` block."""
-        return self._home.store.run_id
+        """The number of completed epochs."""
+        return self._loop_state.progress.epoch
 
     @property
     def global_step(self) -> int:
-        """Completed steps."""
-        return self._course.progress.step
+        """The number of completed steps."""
+        return self._loop_state.progress.step
+
+    @property
+    def exactness(self) -> str | None:
+        """EXACT, or APPROXIMATE and why; None in a run that was not resumed.
+
+        EXACT means that the run continues bit for bit like one that was not interrupted.
+        """
+        return self._loop_state.exactness
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run, the same in each of its attempts; known from the ``with`` line on."""
+        if self._run_id is None:
+            _refuse_outside()
+        return self._run_id
 
     def register(self, **objects: Any) -> None:
-        """Register more objects; before the ``with`` block, so that they are restored with it."""
+        """Register more objects, before the ``with`` block, in which they are restored.
+
+        Args:
+            **objects: As for the constructor.
+
+        Raises:
+            TrainingRefused: The block has been entered already, an object has no state, or a name
+                is taken; the reason has been printed.
+
+        Example:
+            ```python
+            session = Session(model=model)
+            session.register(optimizer=optimizer)
+            with session:
+                ...
+            ```
+        """
         with refusing():
-            if self._entered:
+            if self._run is not None:
                 raise ConfigError(
                     f"cannot register {', '.join(objects)} inside the `with` block: the state is "
                     "restored when it is entered; register before it"
@@ -156,76 +247,181 @@ class Session:
     # --- the loop ----------------------------------------------------------------------------
 
     def epochs(self, total: int) -> Iterator[int]:
-        """The epochs still to do of ``total``, counted from 0; between two is a safe point."""
-        course = self._course
+        """Yield the epochs that are left of ``total``; between two of them is a safe point.
+
+        Args:
+            total: The number of epochs of the whole training.
+
+        Yields:
+            The number of the epoch, from 0 to ``total - 1``.
+
+        Raises:
+            TrainingStopped: A stop was requested, and the state is saved.
+
+        Example:
+            ```python
+            for epoch in session.epochs(10):
+                for batch in session.batches(loader):
+                    ...
+                    session.step()
+            ```
+        """
+        safe_points = self._open_run.safe_points
         while self.epoch < total:
             with refusing():
-                course.begin_epoch()
+                self._loop_state.begin_epoch()
             yield self.epoch
             self._end_epoch()
-            self._safe_points.reach()
+            safe_points.reach()
 
     def _end_epoch(self) -> None:
-        self._course.end_epoch()
-        self._page[Field.EPOCH] = self.epoch
+        self._loop_state.end_epoch()
+        self._open_run.page[Field.EPOCH] = self.epoch
 
     def steps(self, total: int) -> Iterator[int]:
-        """The steps still to do of ``total``, counted from 0, for loops without epochs."""
+        """Yield the steps that are left of ``total``, for loops without epochs.
+
+        Args:
+            total: The number of steps of the whole training.
+
+        Yields:
+            The number of the step, from 0 to ``total - 1``.
+
+        Raises:
+            RuntimeError: A round of the loop has not called ``session.step()``.
+
+        Example:
+            ```python
+            for step in session.steps(100_000):
+                ...
+                session.step(loss=loss)
+            ```
+        """
         while (step := self.global_step) < total:
             with refusing():
-                self._course.begin_step()
+                self._loop_state.begin_step()
             yield step
             if self.global_step == step:
                 raise RuntimeError("session.steps() needs one session.step() in each round")
-        self._course.end_steps()
+        self._loop_state.end_steps()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The batches of ``loader`` that this epoch has still to do."""
-        course = self._course
+        """Yield the batches of ``loader`` that this epoch has left.
+
+        A DataLoader over a map-style dataset starts at any batch without reading the ones before
+        it. A loader with a ``state_dict`` is asked for its own position. Any other is read from its
+        beginning, up to the batch where the run was cut.
+
+        Args:
+            loader: The loader, or any iterable of batches.
+
+        Yields:
+            The batches, as the loader makes them.
+
+        Raises:
+            TrainingRefused: The run was cut in this pass, and over another loader: other data or
+                another batch size. The reason has been printed.
+
+        Example:
+            ```python
+            for inputs, targets in session.batches(loader):
+                ...
+                session.step(loss=loss)
+            ```
+        """
+        loop_state, page = self._loop_state, self._open_run.page
         with refusing():
-            course.begin_pass(loader)
-        used_up = yield from course.data.batches(loader, self.epoch)
+            loop_state.begin_pass(loader)
+        used_up = yield from loop_state.data.batches(loader, self.epoch)
         if used_up:
-            self._page[PHASE] = Phase.EVALUATE
+            page[PHASE] = Phase.EVALUATE
             with refusing():
-                course.end_pass()
+                loop_state.end_pass()
 
     def step(self, **metrics: Any) -> None:
-        """One step is done: a safe point. ``metrics`` are single numbers or tensors of one element.
+        """Complete a step, which is a safe point: about 2 us where nothing is due.
 
-        Raises TrainingStopped when a stop was asked for and the state has been saved.
+        Args:
+            **metrics: Single numbers, or tensors of one element on any device; a tensor on a device
+                is not waited for. They go to metrics.jsonl and into the next checkpoint.
+
+        Raises:
+            TrainingStopped: A stop was requested, and the state is saved.
+            TrainingRefused: The state cannot be saved, or a metric is no number, in a run that has
+                saved nothing yet; the reason has been printed.
+
+        Example:
+            ```python
+            session.step(loss=loss, learning_rate=scheduler.get_last_lr()[0])
+            ```
         """
-        self._end_step(**metrics)
-        self._safe_points.reach()
+        self._end_step(**metrics).safe_points.reach()
 
-    def _end_step(self, **metrics: Any) -> None:
-        progress = self._course.progress
-        if progress.step == self._steps_at_start:
-            self._home.run.done_file.unlink(missing_ok=True)
-        self._course.end_step(metrics)
-        self._metrics.note(progress.step, progress.epoch, metrics, is_poll=False)
-        self._page[STEP] = progress.step
-        self._page[PHASE] = TRAIN
+    def _end_step(self, **metrics: Any) -> _OpenRun:
+        run, loop_state = self._run or self._open_run, self._loop_state
+        progress, page = loop_state.progress, run.page
+        if progress.step == run.steps_at_start:
+            run.membership.withdraw_completion()
+        plain = detach(metrics)
+        loop_state.end_step(plain)
+        step = progress.step
+        run.metrics.record(step, progress.epoch, plain, is_poll=False)
+        page[STEP] = step
+        page[PHASE] = TRAIN
+        return run
 
     def poll(self, **metrics: Any) -> None:
-        """A safe point without a step, for evaluation and warm-up.
+        """Pass a safe point without a step, in an evaluation or a warm-up.
 
         After an epoch's batches, what is saved is the state at their end, and a resumed run does
         everything after it again: the evaluation, a scheduler's step. Between a batch and its step
         nothing is saved, since the state belongs to neither.
+
+        Args:
+            **metrics: As for ``step``.
+
+        Raises:
+            TrainingStopped: A stop was requested, and the state is saved.
+            TrainingRefused: The state cannot be saved, or a metric is no number, in a run that has
+                saved nothing yet; the reason has been printed.
+
+        Example:
+            ```python
+            for batch in validation_loader:
+                correct += evaluate(model, batch)
+                session.poll()
+            session.poll(accuracy=correct / len(validation_set))
+            ```
         """
-        self._course.poll(metrics)
-        self._metrics.note(self.global_step, self.epoch, metrics, is_poll=True)
-        self._page[PHASE] = Phase.EVALUATE
+        run, plain = self._open_run, detach(metrics)
+        self._loop_state.begin_poll(plain)
+        run.metrics.record(self.global_step, self.epoch, plain, is_poll=True)
+        run.page[PHASE] = Phase.EVALUATE
         try:
-            self._safe_points.reach()
+            run.safe_points.reach()
         finally:
-            self._course.end_poll()
+            self._loop_state.end_poll()
 
     def checkpoint(self) -> Path | None:
-        """Save now; the new checkpoint's directory, None if the disk refused."""
+        """Save now, and wait until the checkpoint is durable.
+
+        Returns:
+            The directory of the new checkpoint; None if the disk refused it: training continues.
+
+        Raises:
+            TrainingRefused: It is called between a batch and its step, or while gradients are
+                accumulated, or the state cannot be saved; the reason has been printed.
+
+        Example:
+            ```python
+            if accuracy > session.state.get("best", 0.0):
+                session.state["best"] = accuracy
+                session.checkpoint()
+            ```
+        """
+        saves = self._open_run.saves
         with refusing():
-            if self._course.data.mid_batch:
+            if self._loop_state.data.mid_batch:
                 raise ConfigError(
                     "cannot save between a batch and its step: call session.checkpoint() after "
                     "session.step()"
@@ -236,6 +432,14 @@ class Session:
                     "accelerator.sync_gradients is true"
                 )
             try:
-                return self._safe_points.save_now(Reason.REQUESTED).path
+                return saves.save_now(Reason.REQUESTED).path
             except CheckpointWriteError:
                 return None
+
+
+def _refuse_outside() -> NoReturn:
+    with refusing():
+        raise ConfigError(
+            "cannot use a session outside of its `with` block: enter it with "
+            "`with Session(...) as session:` and train inside"
+        )

@@ -1,4 +1,4 @@
-"""How a stop reaches the training loop, and how the loop ends."""
+"""How a stop reaches the training loop, and the exceptions by which the loop ends."""
 
 import contextlib
 import os
@@ -14,26 +14,32 @@ from orchestrator.system.stop_signals import STOP_SIGNALS, EchoFilter
 
 
 class TrainingStopped(SystemExit):
-    """Raised at a safe point when a stop was asked for; carries the exit status.
+    """Raised at a safe point when a stop is requested; carries the exit status.
 
-    A SystemExit, so that code after the loop (evaluation, upload) does not run as if training had
-    finished, and so that the process ends with the right status if nobody catches it.
+    It is a SystemExit, so that code after the loop (evaluation, upload) does not run as if training
+    had finished, and so that an uncaught one ends the process with the right status.
+
+    Attributes:
+        status: The exit status: STOPPED_SAVED (75) or STOPPED_UNSAVED (74).
     """
 
     def __init__(self, status: ExitStatus) -> None:
         super().__init__()
-        self.settle(status)
+        self.set_status(status)
 
-    def settle(self, status: ExitStatus) -> None:
-        """Take the status that is known once the state has been written, or could not be."""
+    def set_status(self, status: ExitStatus) -> None:
+        """Replace the status, once it is known whether the state could be written."""
         self.status = status
         self.code = int(status)
 
 
 class TrainingRefused(SystemExit):
-    """Raised instead of a traceback when the session cannot go on; the reason has been printed.
+    """Raised in the place of a traceback when the session cannot continue.
 
-    ``__cause__`` is the OrchestratorError.
+    The reason has been printed; ``__cause__`` is the OrchestratorError.
+
+    Attributes:
+        status: The exit status that belongs to the error.
     """
 
     def __init__(self, status: ExitStatus) -> None:
@@ -41,14 +47,18 @@ class TrainingRefused(SystemExit):
         self.status = status
 
 
-class SignalFlags:
+class StopSignals:
     """Signal handlers that only record, in the control page that the loop reads anyway.
 
     Loader workers and other children forked from the trainer get the former handlers back, since
     terminating such a child must not stop the training.
+
+    Attributes:
+        source: The name of the signal that requested the stop; None if no signal has.
     """
 
-    def __init__(self, page: memoryview, supervised: bool) -> None:
+    def __init__(self, page: memoryview, *, supervised: bool) -> None:
+        """Without a supervisor, a second signal of the same kind ends the process at once."""
         self._page = page
         self._supervised = supervised
         self._pid = os.getpid()
@@ -57,31 +67,36 @@ class SignalFlags:
         self._received: set[int] = set()
         self.source: str | None = None
 
+    @property
+    def stop_wanted(self) -> bool:
+        """Whether a stop is requested, by a signal or by the supervisor."""
+        return bool(self._page[Field.STOP_REQUEST])
+
     def install(self) -> None:
-        """Take the signals over, if this is the main thread; an ignored SIGHUP stays ignored."""
+        """Install the handlers, if this is the main thread; an ignored SIGHUP stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOP_SIGNALS:
             previous = signal.getsignal(number)
             if number == signal.SIGHUP and previous == signal.SIG_IGN:
                 continue
-            if previous is not None:  # one of C, such as faulthandler's, could not be given back
+            if previous is not None:  # one of C, such as faulthandler's, could not be restored
                 self._previous[number] = signal.signal(number, self._record_stop)
         if signal.getsignal(signal.SIGUSR2) is not None:
             self._previous[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._record_save)
         os.register_at_fork(after_in_child=self.restore)
 
     def restore(self) -> None:
-        """Give every handler back."""
+        """Restore every former handler."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _is_for_a_child(self, number: int) -> bool:
-        """Whether this is a forked child that has not been given the former handlers back yet.
+    def _pass_on_in_child(self, number: int) -> bool:
+        """Return whether this is a forked child, whose former handler then gets the signal.
 
-        A signal may come in the instant between the fork and that; the page is shared memory, so
-        that recording it here would stop the trainer.
+        A signal may arrive between the fork and the restoring of the handlers. The page is shared
+        memory, so that recording it here would stop the trainer.
         """
         if os.getpid() == self._pid:
             return False
@@ -90,14 +105,14 @@ class SignalFlags:
         return True
 
     def _record_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._is_for_a_child(number):
+        if self._pass_on_in_child(number):
             return
         self._page[Field.STOP_REQUEST] = 1
         if self._echoes.is_echo():
             return
         # SIGUSR1 is a notice, which `orchestrator stop` sends too: repeating it changes nothing.
         if not self._supervised and number in self._received and number != signal.SIGUSR1:
-            # Nobody escalates for us: the second signal does what it does in any script.
+            # No supervisor escalates: the second signal does what it does in any script.
             handler = self._previous.pop(number, signal.SIG_DFL)
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
             os.kill(os.getpid(), number)
@@ -105,12 +120,15 @@ class SignalFlags:
         self._received.add(number)
         self.source = signal.Signals(number).name
         if not self._supervised:
-            text = f"{self.source}: saving at the next safe point; once more: end at once\n"
+            text = (
+                f"{self.source}: saving at the next safe point; "
+                "the same signal again: end at once\n"
+            )
             # The terminal may be gone: that is why the signal came.
             with contextlib.suppress(OSError, ValueError):
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
     def _record_save(self, number: int, frame: FrameType | None) -> None:
-        if self._is_for_a_child(number):
+        if self._pass_on_in_child(number):
             return
         self._page[Field.CHECKPOINT_REQUESTS] += 1

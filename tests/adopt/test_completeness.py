@@ -90,7 +90,7 @@ def test_file_of_an_unknown_format_must_have_its_usual_size(tmp_path: Path) -> N
     half = found(tmp_path / "c", {"weights-1.npy": 100})
     assert (half.proven, half.doubt) == (
         False,
-        "the format of weights-2.npy does not tell whether it is whole",
+        "the format of weights-2.npy does not show whether it is complete",
     )
     # What the Trainer writes last proves what came before, a README that grows too.
     trainer(tmp_path / "t")

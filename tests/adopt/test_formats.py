@@ -109,5 +109,5 @@ def test_dcp_metadata_has_the_least_sizes(tmp_path: Path) -> None:
     assert dcp_sizes(tmp_path / ".metadata") == {data.name: data.stat().st_size}
     content = (tmp_path / ".metadata").read_bytes()
     (tmp_path / ".metadata").write_bytes(content[: len(content) // 2])
-    with pytest.raises(IncompleteError, match="not whole"):
+    with pytest.raises(IncompleteError, match="is incomplete"):
         dcp_sizes(tmp_path / ".metadata")

@@ -177,7 +177,7 @@ def test_torn_file_of_an_unknown_format_is_set_aside(numbered: Script) -> None:
             assert kinds(numbered.scan(after=60)) == [Sealed]
     (event,) = numbered.scan(Moment.FAILED, after=2)
     assert isinstance(event, SetAside)
-    assert event.reason == "the format of weights.npy does not tell whether it is whole"
+    assert event.reason == "the format of weights.npy does not show whether it is complete"
 
 
 def test_write_seen_by_a_dead_supervisor_is_known_to_the_next(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_directory_that_is_written_over_in_part_is_not_sealed(numbered: Script) 
     numbered.save("c-2/a.pt", 7.0)
     (event,) = numbered.scan(Moment.FAILED)
     assert isinstance(event, SetAside)
-    assert event.reason == "it is written over in part: a.pt is new, b.pt is not"
+    assert event.reason == "it is partly overwritten: a.pt is new, b.pt is not"
 
 
 def test_each_version_of_one_file_is_kept(one_file: Script) -> None:

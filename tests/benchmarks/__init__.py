@@ -1,1 +1,1 @@
-"""`make bench`: the figures of docs/explanation/performance.md, each with a floor of its run."""
+"""`make bench`: the figures of docs/explanation/performance.md, each next to its floor."""

@@ -1,4 +1,4 @@
-"""Measures what issue by issue was promised, and prints a table with the floor beside each figure.
+"""Measures the costs of a run and prints a table: each figure, its floor and its target.
 
 python -m tests.benchmarks [--json FILE] [--only NAME...]
 """
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import kills, resume, small, snapshots
+from tests.benchmarks import exactness, fixed_costs, kills, snapshots
 from tests.benchmarks.figures import Figure, show, write_json
 
 GROUPS: dict[str, Callable[[Path], list[Figure]]] = {
-    "step": small.step_cost,
-    "run": small.shortest_run,
-    "idle": small.idle_supervisor,
-    "adopt": small.watching_foreign_files,
-    "resume": resume.exactness,
+    "step": fixed_costs.step_cost,
+    "run": fixed_costs.shortest_run,
+    "idle": fixed_costs.idle_supervisor,
+    "adopt": fixed_costs.watching_foreign_files,
+    "resume": exactness.exactness_costs,
     "kill": kills.restarts,
     "tiny": snapshots.tiny,
     **{size.name.replace(" ", ""): partial(snapshots.figures_of, size) for size in snapshots.SIZES},
@@ -34,14 +34,14 @@ GROUPS: dict[str, Callable[[Path], list[Figure]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     arguments = parser.parse_args()
     figures: list[Figure] = []
     notes = []
     failed = False
     if not torch.cuda.is_available():
-        notes.append("No CUDA device here: its rows are left out.")
+        notes.append("No CUDA device was found: its rows are left out.")
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         for name in arguments.only:
             load, began = os.getloadavg()[0], time.monotonic()
@@ -55,7 +55,7 @@ def main() -> None:
                 figure.load = load
             figures += found
             if arguments.json:
-                # After each group: whoever interrupts the run keeps what was measured.
+                # After each group, so that an interrupted run keeps what it has measured.
                 write_json(arguments.json, figures, notes)
             seconds = time.monotonic() - began
             print(f"{name}: {seconds:.0f} s, load before {load:.1f}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is measured, and how it is shown: a table for people, JSON for programs."""
+"""The result of a measurement, and its output as a table or as JSON."""
 
 import json
 import os
@@ -19,10 +19,10 @@ REPEATS = 9
 
 @dataclass
 class Figure:
-    """One measured figure and the floor of the same run.
+    """One measured value, and its floor from the same run.
 
-    ``target`` bounds the value itself or, for a ``relative`` one, the value over the floor; without
-    one the figure explains others.
+    ``target`` is an upper bound of the value or, if ``relative``, of its ratio to the floor. A
+    figure without a target explains others. ``load`` is the load average before the measurement.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """The value over the floor."""
+        """The ratio of the value to the floor; None for a floor of 0 or less."""
         return self.value / self.floor if self.floor > 0 else None
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
+        """Whether the target is met; None without a target."""
         if self.target is None:
             return None
-        judged = self.ratio if self.relative else self.value
-        return judged is not None and judged <= self.target
+        compared = self.ratio if self.relative else self.value
+        return compared is not None and compared <= self.target
 
 
 def paired(
@@ -57,7 +57,7 @@ def paired(
     target: float | None = None,
     unit: str = "s",
 ) -> Figure:
-    """The medians of a value and of its floor, measured in turns, held against each other."""
+    """Return a figure of the medians of a value and its floor, which were measured in turns."""
     figure = Figure(
         name, unit, statistics.median(values), statistics.median(floors), floor_name, target, True
     )
@@ -80,7 +80,7 @@ def show(figures: list[Figure], notes: list[str]) -> None:
     for name in ("what", "measured", "floor", "ratio", "target", "met"):
         table.add_column(name)
     for figure in figures:
-        spread = f" ({figure.spread[0]:.3g} .. {figure.spread[1]:.3g})" if figure.spread else ""
+        spread = f" ({figure.spread[0]:.3g} to {figure.spread[1]:.3g})" if figure.spread else ""
         table.add_row(
             figure.name,
             f"{figure.value:.3g} {figure.unit}{spread}",

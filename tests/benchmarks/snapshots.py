@@ -1,6 +1,6 @@
-"""What snapshots and checkpoints cost a training run, against the floors and against others.
+"""Costs of snapshots and checkpoints, against their floors and against other methods.
 
-Each case is a process of its own, so that its memory is free for the next.
+Each case runs in a separate process, so that its memory is free for the next one.
 """
 
 import json
@@ -18,14 +18,14 @@ from tests.benchmarks.figures import Figure, paired
 ROOT = Path(__file__).parents[2]
 CASE_SECONDS = 400
 RESTORES = 3
-OTHERS = {"dcp": "DCP async_save", "save": "torch.save, fsync, rename"}
+OTHER_METHODS = {"dcp": "DCP async_save", "save": "torch.save, fsync, rename"}
 
 Times = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size of the state, and how often to measure with it."""
+    """A size of the state, and the numbers of measurements with it."""
 
     name: str
     state_bytes: int
@@ -43,12 +43,12 @@ SIZES = [
 
 
 def figures_of(size: Size, root: Path, device: str = "cpu") -> list[Figure]:
-    """Everything about one size."""
+    """Measure snapshots, checkpoints, lost time and resumes for one size."""
     label = size.name if device == "cpu" else f"{size.name}, {device}"
     common = ["--bytes", str(size.state_bytes), "--device", device]
     figures = _saving(size, label, root, common)
     for threads in size.threads:
-        figures += _losing(size, label, root, [*common, "--threads", str(threads)], threads)
+        figures += _lost_time(size, label, root, [*common, "--threads", str(threads)], threads)
     if device == "cpu":
         figures += _restoring(size, label, root, common)
     return figures
@@ -64,17 +64,19 @@ def _saving(size: Size, label: str, root: Path, common: list[str]) -> list[Figur
         paired(f"{label}: stall of a snapshot", times["stall"], times["copy"], copy, target),
         paired(f"{label}: its thread's time", times["thread"], times["copy"], copy),
         paired(f"{label}: to durable", times["durable"], times["raw_write"], write, durable),
-        paired(f"{label}: the same", times["durable"], least, "copy, then raw write"),
+        paired(
+            f"{label}: to durable, another floor", times["durable"], least, "copy, then raw write"
+        ),
         paired(f"{label}: the writer alone", times["writer"], times["raw_write"], write),
         paired(f"{label}: supervisor's CPU", times["supervisor_cpu"], times["copy"], copy),
     ]
 
 
-def _losing(size: Size, label: str, root: Path, common: list[str], threads: int) -> list[Figure]:
+def _lost_time(size: Size, label: str, root: Path, common: list[str], threads: int) -> list[Figure]:
     seconds = min(6.0, max(0.5, size.state_bytes / 400e6))
     times = supervised(
         root,
-        "losing",
+        "lost-time",
         *common,
         "--rounds",
         str(size.lost_rounds),
@@ -82,11 +84,11 @@ def _losing(size: Size, label: str, root: Path, common: list[str], threads: int)
         str(seconds),
     )
     label = f"{label}, {threads} thread{'s' if threads > 1 else ''}"
-    lost = times["ours_lost"]
+    lost = times["session_lost"]
     target = 1.7 if size.targets else None
     figures = [
         paired(f"{label}: lost per checkpoint", lost, times["copy"], "memory copy", target),
-        paired(f"{label}: of that stall", times["ours_stall"], times["copy"], "memory copy"),
+        paired(f"{label}: of that stall", times["session_stall"], times["copy"], "memory copy"),
         paired(
             f"{label}: supervisor's CPU meanwhile",
             times["supervisor_cpu"],
@@ -94,9 +96,9 @@ def _losing(size: Size, label: str, root: Path, common: list[str], threads: int)
             "memory copy",
         ),
     ]
-    for name, words in OTHERS.items():
-        others = times[f"{name}_lost"]
-        figure = paired(f"{label}: lost against {words}", lost, others, words)
+    for name, words in OTHER_METHODS.items():
+        other_lost = times[f"{name}_lost"]
+        figure = paired(f"{label}: lost against {words}", lost, other_lost, words)
         figure.target = 0.2 if size.targets else None
         figures.append(figure)
     return figures
@@ -119,21 +121,26 @@ def _restoring(size: Size, label: str, root: Path, common: list[str]) -> list[Fi
     copy, read = "memory copy", "raw O_DIRECT read"
     return [
         paired(f"{label}: resume from memory", memory["memory"], memory["copy"], copy, target),
-        paired(f"{label}: the same", memory["memory"], memory["clone"], "copy into fresh memory"),
+        paired(
+            f"{label}: resume from memory, another floor",
+            memory["memory"],
+            memory["clone"],
+            "copy into fresh memory",
+        ),
         paired(f"{label}: resume from disk", disk["disk"], disk["raw_read"], read, target),
         paired(f"{label}: torch.load, file cached", disk["load"], disk["raw_read"], read),
     ]
 
 
 def on_cuda(root: Path) -> list[Figure]:
-    """Every size again with the model on a CUDA device; nothing where there is none."""
+    """Measure every size with the model on a CUDA device; nothing if there is none."""
     if not torch.cuda.is_available():
         return []
     return [figure for size in SIZES for figure in figures_of(size, root, "cuda")]
 
 
 def overheads(root: Path) -> list[Figure]:
-    """The overhead of training with snapshots, for the sizes where an interval is short."""
+    """Measure the overhead of snapshots, for the sizes that have a short interval."""
     return [
         _overhead("10 MB", 10_000_000, 60, 0.3, root),
         _overhead("600 MB", 600_000_000, 20, 2.0, root),
@@ -141,7 +148,7 @@ def overheads(root: Path) -> list[Figure]:
 
 
 def _overhead(name: str, state_bytes: int, rounds: int, seconds: float, root: Path) -> Figure:
-    """Training with snapshots at the budget of 1%, against training without."""
+    """Measure training with snapshots at a budget of 1%, against training without them."""
     times = supervised(
         root,
         "overhead",
@@ -153,12 +160,12 @@ def _overhead(name: str, state_bytes: int, rounds: int, seconds: float, root: Pa
         str(seconds),
         budget="1%",
     )
-    # A window is shorter than an interval, in which the noise of the steps would hide the snapshot.
+    # Measured in windows shorter than the interval, whose steps would hide the snapshot by noise.
     every = statistics.median(times["interval"])
     pairs = zip(times["with_one"], times["without"], strict=True)
     shares = sorted((on - off) / every * 100 for on, off in pairs)
     figure = Figure(
-        f"{name}: overhead at a budget of 1%, every {every:.2g} s",
+        f"{name}: overhead at a budget of 1%, a snapshot every {every:.2g} s",
         "%",
         statistics.median(shares),
         0.0,
@@ -170,7 +177,7 @@ def _overhead(name: str, state_bytes: int, rounds: int, seconds: float, root: Pa
 
 
 def tiny(root: Path) -> list[Figure]:
-    """100,000 tiny tensors, against ten times fewer."""
+    """Measure a snapshot of 100,000 tiny tensors, against ten times one of 10,000."""
     few, many = (
         supervised(root, "tiny", "--tensors", str(count), "--rounds", "3")
         for count in (10_000, 100_000)
@@ -191,7 +198,10 @@ def tiny(root: Path) -> list[Figure]:
 def supervised(
     root: Path, case: str, *options: str, budget: str = "off", keep: bool = False
 ) -> Times:
-    """Run a case of the trainer under `orchestrator run`, and return what it measured."""
+    """Run a case of the trainer under `orchestrator run`, and return what it measured.
+
+    With ``keep`` the trainer may be restarted, and the run directory is kept.
+    """
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     result = root / "result.json"

@@ -1,4 +1,4 @@
-"""The trainer of the benchmarks: runs under a supervisor and measures itself.
+"""The trainer of the benchmarks, which measures itself under a supervisor.
 
 python -m tests.benchmarks.trainer CASE --result FILE [--bytes N] [--threads N] ...
 Appends lines of JSON to FILE, each a mapping of names to lists of seconds.
@@ -27,7 +27,7 @@ from orchestrator.ipc.control_page import Field
 from orchestrator.training import Session
 from orchestrator.training.loop.schedule import NEVER
 from orchestrator.training.saving.image import freeze, lay_out
-from orchestrator.training.saving.snapshotter import Content, PendingSnapshot
+from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent
 from tests.benchmarks.workload import (
     Bytes,
     TinyWorkload,
@@ -38,35 +38,37 @@ from tests.benchmarks.workload import (
 
 Times = dict[str, list[float]]
 
-QUIET_SHARE = 0.05
-QUIET_SECONDS = 0.1
-QUIET_WAIT_SECONDS = 60.0
+IDLE_SHARE = 0.05
+IDLE_SECONDS = 0.1
+IDLE_WAIT_SECONDS = 60.0
 STEPS_BETWEEN = 2
-# So many snapshots teach the pace its interval.
-PACED = 6
+# The pace knows its interval after this many snapshots.
+PACE_SNAPSHOTS = 6
 
 
 class Trainer:
-    """A session with a workload, and the means to have it save at a given step.
+    """A session with a workload that saves at a given step.
 
-    The only place that looks into a session: what it does by the clock is done on demand here.
+    A session saves by the clock. To make it save on demand, this class reaches into its parts.
     """
 
     def __init__(self, session: Session, workload: Workload) -> None:
         self.session = session
         self.workload = workload
         self.supervisor = psutil.Process(os.getppid())
-        self._taking: PendingSnapshot | None = None
-        self._snapshotter = session._saver._snapshotter
+        self._pending: PendingSnapshot | None = None
+        self._snapshotter = session._open_run.saves.saver._snapshotter
         self._take = self._snapshotter.take
         self._snapshotter.take = self._record  # type: ignore[method-assign]
 
-    def _record(self, content: Content, deadline: float | None = None) -> PendingSnapshot | None:
-        self._taking = self._take(content, deadline)
-        return self._taking
+    def _record(
+        self, content: SnapshotContent, deadline: float | None = None
+    ) -> PendingSnapshot | None:
+        self._pending = self._take(content, deadline)
+        return self._pending
 
     def steps(self, count: int) -> float:
-        """Seconds that so many steps take."""
+        """Train ``count`` steps, and return the seconds."""
         began = time.perf_counter()
         for _ in range(count):
             self.workload.step()
@@ -74,100 +76,100 @@ class Trainer:
         return time.perf_counter() - began
 
     def snapshot(self) -> tuple[float, PendingSnapshot]:
-        """Take a snapshot at a safe point: seconds that it took, and what came of it."""
-        pace = self.session._saver.pace
+        """Take a snapshot at a safe point; return the seconds of that step, and the snapshot."""
+        pace = self.session._open_run.saves.saver.pace
         self.workload.step()
-        self._taking = None
+        self._pending = None
         pace.next_ns = 0
         began = time.perf_counter()
         self.session.step()
         seconds = time.perf_counter() - began
         pace.next_ns = NEVER
-        taking, thread = self._taking, self._snapshotter._thread
-        assert taking is not None, "no snapshot was taken"
+        pending, thread = self._pending, self._snapshotter._thread
+        assert pending is not None, "no snapshot was taken"
         assert thread is not None
-        taking.done.result()
+        pending.done.result()
         thread.join()
-        return seconds, taking
+        return seconds, pending
 
     def request_checkpoint(self) -> Future[Any]:
-        """One step at whose end a checkpoint begins, as `orchestrator checkpoint` asks for."""
-        self.session._page[Field.CHECKPOINT_REQUESTS] += 1
+        """Train a step that ends with a checkpoint, as `orchestrator checkpoint` requests it."""
+        self.session._open_run.membership.page[Field.CHECKPOINT_REQUESTS] += 1
         self.workload.step()
         self.session.step()
-        written: Future[Any] = self.session._saver._writing[-1]
+        written: Future[Any] = self.session._open_run.saves.saver._writes[-1]
         return written
 
-    def settle(self) -> float:
-        """Wait until the supervisor has nothing to do; its processor seconds since its start."""
-        deadline = time.monotonic() + QUIET_WAIT_SECONDS
+    def wait_until_idle(self) -> float:
+        """Wait until the supervisor is idle; return its processor seconds since its start."""
+        deadline = time.monotonic() + IDLE_WAIT_SECONDS
         used = sum(self.supervisor.cpu_times()[:2])
         while time.monotonic() < deadline:
-            time.sleep(QUIET_SECONDS)
+            time.sleep(IDLE_SECONDS)
             before, used = used, sum(self.supervisor.cpu_times()[:2])
-            if used - before <= QUIET_SHARE * QUIET_SECONDS:
+            if used - before <= IDLE_SHARE * IDLE_SECONDS:
                 break
         return used
 
     def cpu_seconds(self) -> float:
-        """The supervisor's processor seconds since its start."""
+        """Return the supervisor's processor seconds since its start."""
         return sum(self.supervisor.cpu_times()[:2])
 
 
-def note(times: Times, **seconds: float) -> None:
+def record(times: Times, **seconds: float) -> None:
     for name, value in seconds.items():
         times.setdefault(name, []).append(value)
 
 
 def saving(trainer: Trainer, arguments: argparse.Namespace) -> Times:
-    """How long the loop stands still for a snapshot, and how long a checkpoint takes."""
+    """Measure how long the loop waits for a snapshot, and how long a checkpoint takes."""
     times: Times = {}
     trainer.steps(1)
-    trainer.session.checkpoint()  # the first one lays out, populates and reserves
+    trainer.session.checkpoint()  # the first one also reserves and populates the memory
     floor = Bytes(trainer.workload.tensors())
-    raw_file = trainer.session._home.run.root / "raw"
+    raw_file = trainer.session._open_run.membership.backend.facts.run_dir.root / "raw"
     trainer.snapshot()
     for _ in range(arguments.rounds):
         trainer.steps(STEPS_BETWEEN)
-        stall, taking = trainer.snapshot()
+        stall, pending = trainer.snapshot()
         trainer.steps(STEPS_BETWEEN)
-        note(
+        record(
             times,
             stall=stall,
-            inner_stall=taking.stall_seconds,
-            thread=taking.thread_seconds,
+            inner_stall=pending.stall_seconds,
+            thread=pending.thread_seconds,
             copy=floor.copy(),
         )
     for _ in range(arguments.rounds):
-        trainer.settle()
-        note(times, raw_write=floor.write(raw_file))
+        trainer.wait_until_idle()
+        record(times, raw_write=floor.write(raw_file))
         before = trainer.cpu_seconds()
         began = time.perf_counter()
         trainer.session.checkpoint()
-        note(times, durable=time.perf_counter() - began)
-        note(times, supervisor_cpu=trainer.settle() - before)
+        record(times, durable=time.perf_counter() - began)
+        record(times, supervisor_cpu=trainer.wait_until_idle() - before)
     return times
 
 
-def losing(trainer: Trainer, arguments: argparse.Namespace) -> Times:
-    """Training time that a durable checkpoint costs, by our way and by those of others."""
+def lost_time(trainer: Trainer, arguments: argparse.Namespace) -> Times:
+    """Measure the training time that a durable checkpoint costs, by a session and otherwise."""
     times: Times = {}
     trainer.steps(2)
     trainer.session.checkpoint()
     floor = Bytes(trainer.workload.tensors())
-    root = trainer.session._home.run.root
+    root = trainer.session._open_run.membership.backend.facts.run_dir.root
     methods: dict[str, Callable[[], Any]] = {
-        "ours": trainer.request_checkpoint,
+        "session": trainer.request_checkpoint,
         "dcp": lambda: _dcp(trainer, root / "dcp"),
         "save": lambda: _save(trainer, root / "plain.pt"),
     }
     lengths = {}
-    trainer.settle()
+    trainer.wait_until_idle()
     step_seconds = trainer.steps(3) / 3
-    for name, begin in methods.items():  # a first time, for how long they take and to warm up
+    for name, begin in methods.items():  # to warm up, and to know how long each takes
         began = time.perf_counter()
         _finish(begin(), root)
-        trainer.settle()
+        trainer.wait_until_idle()
         seconds = 1.5 * (time.perf_counter() - began) + 0.2
         lengths[name] = max(8, round(seconds / step_seconds))
     base_steps = max(8, round(arguments.base_seconds / step_seconds))
@@ -186,16 +188,16 @@ def losing(trainer: Trainer, arguments: argparse.Namespace) -> Times:
             took += returned - began + trainer.steps(steps - 3)
             cpu_meanwhile = trainer.cpu_seconds() - cpu
             _finish(pending, root)
-            cpu_later = trainer.settle() - cpu - cpu_meanwhile
+            cpu_later = trainer.wait_until_idle() - cpu - cpu_meanwhile
             base_before, base = base, trainer.steps(base_steps) / base_steps
             step = (base_before + base) / 2
             times.setdefault(f"{name}_lost", []).append(took - steps * step)
             times.setdefault(f"{name}_stall", []).append(returned - began - step)
             times.setdefault(f"{name}_durable", []).append((ended or [returned])[0] - began)
-            note(times, step=step)
-            if name == "ours":
-                note(times, supervisor_cpu=cpu_meanwhile, supervisor_cpu_later=cpu_later)
-        note(times, copy=floor.copy())
+            record(times, step=step)
+            if name == "session":
+                record(times, supervisor_cpu=cpu_meanwhile, supervisor_cpu_later=cpu_later)
+        record(times, copy=floor.copy())
     return times
 
 
@@ -230,59 +232,61 @@ def _finish(pending: Any, root: Path) -> None:
 
 
 def overhead(trainer: Trainer, arguments: argparse.Namespace) -> Times:
-    """Windows of steps with one snapshot, in turn with none, and the interval that is paced."""
+    """Measure windows of steps with one snapshot, in turn with none, and the interval."""
     times: Times = {}
-    pace = trainer.session._saver.pace
+    pace = trainer.session._open_run.saves.saver.pace
     trainer.steps(1)
     trainer.session.checkpoint()
-    for _ in range(PACED):
+    for _ in range(PACE_SNAPSHOTS):
         trainer.snapshot()
     steps = max(4, round(arguments.base_seconds / (trainer.steps(8) / 8)))
     for turn in range(arguments.rounds):
         for with_snapshot in (turn % 2 == 0, turn % 2 == 1):
             pace.next_ns = 0 if with_snapshot else NEVER
             begun = _generation(trainer)
-            # What the step that takes it costs, and those that run beside its thread.
+            # The step that takes the snapshot, and those that run beside its thread.
             seconds = trainer.steps(1)
             pace.next_ns = NEVER
             seconds += trainer.steps(steps)
             assert _generation(trainer) - begun == with_snapshot
-            note(times, **{"with_one" if with_snapshot else "without": seconds})
-        note(times, interval=pace.interval_seconds)
+            record(times, **{"with_one" if with_snapshot else "without": seconds})
+        record(times, interval=pace.interval_seconds)
     return times
 
 
 def _generation(trainer: Trainer) -> int:
-    slots = trainer.session._home.slots
+    slots = trainer.session._open_run.membership.backend.facts.memory.slots
     return max((s.generation for s in slots.snapshots()), default=0)
 
 
 def tiny(trainer: Trainer, arguments: argparse.Namespace) -> Times:
-    """What many small tensors cost: to lay out, to copy, to finish in the thread."""
+    """Measure many small tensors: to lay out, to copy, to finish in the thread."""
     times: Times = {}
     trainer.steps(1)
     trainer.session.checkpoint()
     trainer.snapshot()
     for _ in range(arguments.rounds):
-        stall, taking = trainer.snapshot()
-        state = trainer.session._course.content(Reason.PERIODIC).state
+        stall, pending = trainer.snapshot()
+        state = trainer.session._loop_state.state_to_save(Reason.PERIODIC).state
         frozen = freeze(state)
         began = time.perf_counter()
         lay_out(frozen)
-        note(times, layout=time.perf_counter() - began)
+        record(times, layout=time.perf_counter() - began)
         began = time.perf_counter()
         torch.save(frozen.tree, io.BytesIO())
-        note(times, save=time.perf_counter() - began)
-        note(times, stall=stall, thread=taking.thread_seconds)
-        del state, frozen  # in the next round that would be counted as stall
+        record(times, save=time.perf_counter() - began)
+        record(times, stall=stall, thread=pending.thread_seconds)
+        del state, frozen  # later, freeing them would count as stall of the next round
     return times
 
 
 def restoring(arguments: argparse.Namespace, workload: Workload) -> Times:
-    """Resume, from memory in a restart and from disk in a process alone; then be killed."""
+    """Measure a resume: from memory after a restart, from disk without a supervisor."""
     times: Times = {}
     session = Session(model=workload.model, optimizer=workload.optimizer, run_dir=arguments.run_dir)
-    states = sorted(arguments.run_dir.glob("checkpoints/step-*/state.pt")) if alone() else []
+    states = (
+        sorted(arguments.run_dir.glob("checkpoints/step-*/state.pt")) if is_unsupervised() else []
+    )
     raw_read = 0.0
     if states:
         raw_read = read_directly(states[-1])
@@ -292,13 +296,13 @@ def restoring(arguments: argparse.Namespace, workload: Workload) -> Times:
     seconds = time.perf_counter() - began
     if session.resumed_from is not None:
         floor = Bytes(workload.tensors())
-        note(times, clone=floor.clone(), copy=floor.copy(), load=restore_by_torch(states))
+        record(times, clone=floor.clone(), copy=floor.copy(), load=restore_by_torch(states))
         if states:
-            note(times, disk=seconds, raw_read=raw_read)
+            record(times, disk=seconds, raw_read=raw_read)
         else:
-            note(times, memory=seconds)
+            record(times, memory=seconds)
         del floor
-    if not alone():
+    if not is_unsupervised():
         workload.step()
         session.step()
         session.checkpoint()
@@ -306,20 +310,20 @@ def restoring(arguments: argparse.Namespace, workload: Workload) -> Times:
 
 
 def restore_by_torch(states: list[Path]) -> float:
-    """Seconds of torch.load alone, from the page cache; 0 where there is no file."""
+    """Return the seconds of torch.load alone, from the page cache; 0 without a file."""
     began = time.perf_counter()
     for path in states[-1:]:
         torch.load(path, weights_only=True)
     return time.perf_counter() - began if states else 0.0
 
 
-def alone() -> bool:
-    """Whether no supervisor is there."""
+def is_unsupervised() -> bool:
+    """Return whether this process has no supervisor."""
     return "ORCHESTRATOR_SOCKET" not in os.environ
 
 
-def leave() -> NoReturn:
-    """End without a last checkpoint, and with the status after which nobody restarts us."""
+def exit_without_saving() -> NoReturn:
+    """Exit without a last checkpoint, with a status after which there is no restart."""
     os._exit(ExitStatus.CONFIGURATION)
 
 
@@ -329,7 +333,7 @@ def write(path: Path, times: Times) -> None:
             file.write(json.dumps(times) + "\n")
 
 
-CASES = {"saving": saving, "losing": losing, "overhead": overhead, "tiny": tiny}
+CASES = {"saving": saving, "lost-time": lost_time, "overhead": overhead, "tiny": tiny}
 
 
 def main() -> None:
@@ -354,13 +358,15 @@ def main() -> None:
     )
     if arguments.case == "restoring":
         write(arguments.result, restoring(arguments, workload))
-        lives = len(arguments.result.read_text().splitlines()) if arguments.result.exists() else 0
-        if alone() or lives >= arguments.rounds:
-            leave()
+        attempts = (
+            len(arguments.result.read_text().splitlines()) if arguments.result.exists() else 0
+        )
+        if is_unsupervised() or attempts >= arguments.rounds:
+            exit_without_saving()
         os.kill(os.getpid(), signal.SIGKILL)
     with Session(model=workload.model, optimizer=workload.optimizer) as session:
         write(arguments.result, CASES[arguments.case](Trainer(session, workload), arguments))
-        leave()
+        exit_without_saving()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real training step whose state has a given size, and the floors that its bytes set."""
+"""A training step whose state has a given size, and the floors for copies and writes of it."""
 
 import math
 import mmap
@@ -38,11 +38,11 @@ class Workload:
             torch.cuda.synchronize()
 
     def state(self) -> dict[str, object]:
-        """What a training script saves."""
+        """Return what a training script saves."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def tensors(self) -> list[torch.Tensor]:
-        """Everything in the state that has weight."""
+        """Return the parameters and the moments."""
         moments = [t for state in self.optimizer.state.values() for t in state.values()]
         return [*self.model.parameters(), *moments]
 
@@ -52,7 +52,7 @@ def _layer(width: int) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 class TinyWorkload(Workload):
-    """Many parameters of a few numbers: with Adam's step count each makes four tensors."""
+    """Many tiny parameters; with the moments and step count of Adam, each makes four tensors."""
 
     def __init__(self, tensors: int) -> None:
         torch.manual_seed(1)
@@ -67,7 +67,7 @@ class TinyWorkload(Workload):
 
 
 class Bytes:
-    """Bytes of tensors, and a populated page-aligned buffer that they fit into."""
+    """The bytes of tensors, and a populated, page-aligned buffer of their size."""
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         self._sources = [t.detach().view(-1).view(torch.uint8) for t in tensors if t.ndim]
@@ -78,20 +78,20 @@ class Bytes:
         else:
             self._map = mmap.mmap(-1, self.size)
             self._buffer = torch.frombuffer(self._map, dtype=torch.uint8)
-        self._places = list(self._buffer.split([s.numel() for s in self._sources]))
+        self._targets = list(self._buffer.split([s.numel() for s in self._sources]))
         self.copy()
 
     def copy(self) -> float:
-        """Seconds to copy them into the buffer."""
+        """Copy the bytes into the buffer, and return the seconds."""
         began = time.perf_counter()
-        for place, source in zip(self._places, self._sources, strict=True):
-            place.copy_(source, non_blocking=True)
+        for target, source in zip(self._targets, self._sources, strict=True):
+            target.copy_(source, non_blocking=True)
         if self._is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
     def clone(self) -> float:
-        """Seconds to copy them into fresh memory, page faults included."""
+        """Copy the bytes into fresh memory, and return the seconds, page faults included."""
         began = time.perf_counter()
         clones = [torch.empty(s.numel(), dtype=torch.uint8).copy_(s) for s in self._sources]
         seconds = time.perf_counter() - began
@@ -99,7 +99,7 @@ class Bytes:
         return seconds
 
     def write(self, path: Path) -> float:
-        """Seconds to have the buffer on the disk, past the page cache; the file is removed."""
+        """Write the buffer to disk past the page cache, and return the seconds; remove the file."""
         view = memoryview(self._buffer.numpy())
         whole = self.size - self.size % mmap.PAGESIZE
         began = time.perf_counter()
@@ -114,7 +114,7 @@ class Bytes:
 
 
 def read_directly(path: Path) -> float:
-    """Seconds to read a file past the page cache."""
+    """Read a file past the page cache, and return the seconds."""
     buffer = mmap.mmap(-1, CHUNK_BYTES)
     buffer.write(bytes(CHUNK_BYTES))
     began = time.perf_counter()
@@ -127,7 +127,7 @@ def read_directly(path: Path) -> float:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Have the kernel forget a file's pages."""
+    """Drop a file's pages from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)

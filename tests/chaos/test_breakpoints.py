@@ -1,4 +1,4 @@
-"""What chaos wraps inside the processes of a trial, and how it holds them there."""
+"""The breakpoints that chaos sets inside the processes of a trial, and how it holds them there."""
 
 import errno
 import importlib
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.breakpoints import PLACES, SUPERVISOR, VARIABLE, Breakpoint, install
-from orchestrator.chaos.control import Control, Held
+from orchestrator.breakpoints import BREAKPOINTS, SUPERVISOR, VARIABLE, Breakpoint, install
+from orchestrator.chaos.breakpoint_server import BreakpointServer, HeldProcess
 from orchestrator.chaos.history import History
 from orchestrator.system.durable import Disk
 from tests.support import wait_until
@@ -26,70 +26,72 @@ Disk().remove(Path(sys.argv[1]))
 """
 
 
-def name_of(place: Breakpoint) -> str:
-    return place.name
+def name_of(point: Breakpoint) -> str:
+    return point.name
 
 
 @pytest.fixture
-def control(tmp_path: Path) -> Iterator[Control]:
+def server(tmp_path: Path) -> Iterator[BreakpointServer]:
     """A trial's directory and socket."""
-    control = Control(tmp_path / "trial")
-    yield control
-    control.close()
+    server = BreakpointServer(tmp_path / "trial")
+    yield server
+    server.close()
 
 
-def start(control: Control, file: Path) -> subprocess.Popen[str]:
-    """A process of the trial that removes a file by way of Disk."""
+def start(server: BreakpointServer, file: Path) -> subprocess.Popen[str]:
+    """Start a process of the trial that removes a file by way of Disk."""
     file.touch()
     return subprocess.Popen(
         [sys.executable, "-c", REMOVE, str(file)],
-        env=os.environ | {VARIABLE: str(control.directory)},
+        env=os.environ | {VARIABLE: str(server.directory)},
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def held_at(control: Control, place: str) -> Held:
-    found: list[Held] = []
+def held_at(server: BreakpointServer, breakpoint_name: str) -> HeldProcess:
+    found: list[HeldProcess] = []
 
-    def look() -> bool:
-        if (held := control.look(place)) is not None:
+    def poll() -> bool:
+        if (held := server.poll(breakpoint_name)) is not None:
             found.append(held)
         return bool(found)
 
-    wait_until(look, f"a process at {place}")
+    wait_until(poll, f"a process at {breakpoint_name}")
     return found[0]
 
 
-@pytest.mark.parametrize("place", [p for all_ in PLACES.values() for p in all_], ids=name_of)
-def test_each_place_exists(place: Breakpoint) -> None:
-    """The methods that are wrapped are there, in the classes that are named."""
-    module, _, path = place.method.partition(":")
+@pytest.mark.parametrize("point", [p for all_ in BREAKPOINTS.values() for p in all_], ids=name_of)
+def test_method_of_each_breakpoint_exists(point: Breakpoint) -> None:
+    """Every method that is wrapped is there, in the class that is named."""
+    module, _, path = point.method.partition(":")
     class_name, _, method = path.partition(".")
     assert callable(getattr(getattr(importlib.import_module(module), class_name), method))
 
 
 def test_nothing_is_wrapped_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside a trial the program is as it was written."""
+    """Outside a trial no method is replaced."""
     monkeypatch.delenv(VARIABLE, raising=False)
     before = Disk.remove
     install(SUPERVISOR)
     assert Disk.remove is before
 
 
-def test_unarmed_place_is_passed_and_told(control: Control, tmp_path: Path) -> None:
-    """A process goes on where nothing is armed, and the history knows where it has been."""
-    with start(control, tmp_path / "file") as process:
+def test_unarmed_breakpoint_is_passed_and_recorded(
+    server: BreakpointServer, tmp_path: Path
+) -> None:
+    """A process passes a breakpoint that is not armed, and the history records it."""
+    with start(server, tmp_path / "file") as process:
         assert process.wait(20) == 0
     assert not (tmp_path / "file").exists()
-    assert History.read(control.history_file).places == {"supervisor:remove"}
+    assert History.read(server.history_file).reached == {"supervisor:remove"}
 
 
-def test_held_process_waits_and_gets_the_error(control: Control, tmp_path: Path) -> None:
-    """At an armed place it does nothing until it is let go; the error comes from the operation."""
-    control.arm("supervisor:remove")
-    with start(control, tmp_path / "file") as process:
-        held = held_at(control, "supervisor:remove")
+def test_held_process_waits_and_gets_the_error(server: BreakpointServer, tmp_path: Path) -> None:
+    """At an armed breakpoint a process waits until it is released; its operation then fails."""
+    server.arm("supervisor:remove")
+    with start(server, tmp_path / "file") as process:
+        held = held_at(server, "supervisor:remove")
         assert held.facts["pid"] == process.pid
         assert (tmp_path / "file").exists()
         held.release(errno.EIO)
@@ -99,12 +101,12 @@ def test_held_process_waits_and_gets_the_error(control: Control, tmp_path: Path)
 
 
 def test_held_process_ends_with_chaos(tmp_path: Path) -> None:
-    """Where chaos has been killed, nobody is left waiting for it."""
-    control = Control(tmp_path / "trial")
-    control.arm("supervisor:remove")
-    with start(control, tmp_path / "file") as process:
-        held = held_at(control, "supervisor:remove")
-        control.close()
+    """A process that is held when chaos is killed ends by itself."""
+    server = BreakpointServer(tmp_path / "trial")
+    server.arm("supervisor:remove")
+    with start(server, tmp_path / "file") as process:
+        held = held_at(server, "supervisor:remove")
+        server.close()
         del held
         assert process.wait(20) == 1
     assert (tmp_path / "file").exists()

@@ -1,4 +1,4 @@
-"""Damage to a file really changes it, in the way that was asked for."""
+"""Damage changes a file in the chosen way."""
 
 import random
 from pathlib import Path
@@ -12,9 +12,9 @@ from orchestrator.chaos.faults import DAMAGES, Action
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("action", DAMAGES)
 def test_damage(tmp_path: Path, action: Action, seed: int) -> None:
-    """One bit, one page, the end or all of it is gone; never nothing."""
+    """One bit, one page, the end or the whole file is changed or gone; something always is."""
     file = tmp_path / "state.pt"
-    # Pages of zeros, as between aligned storages: zeroing one of them would be no damage.
+    # Zeroing one of the pages of zeros, which lie between aligned storages, would be no damage.
     before = bytes(2 * PAGE_BYTES) + b"\1" * PAGE_BYTES + b"\2" * 100
     file.write_bytes(before)
     damage(file, action, random.Random(seed))

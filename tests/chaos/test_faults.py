@@ -1,28 +1,38 @@
-"""The table of faults, the choice of them and their order."""
+"""The table of faults, the choice of faults, and their order."""
 
 import random
 
 import pytest
 
 from orchestrator import breakpoints
-from orchestrator.chaos.faults import FAULTS, MOMENTS, TEXTS, Action, choose, plan, reachable
+from orchestrator.chaos.faults import (
+    FAULTS,
+    MOMENTS,
+    TEXTS,
+    Action,
+    choose_faults,
+    plan_trials,
+    split_by_reach,
+)
 from orchestrator.errors import ConfigError
 
 
 def names(text: str | None, count: int | None = None) -> list[str]:
-    return [fault.name for fault in choose(text, count)]
+    return [fault.name for fault in choose_faults(text, count)]
 
 
-def test_every_place_is_a_breakpoint_and_every_action_has_words() -> None:
-    """A moment names places that processes know, and no action lacks its line in the help."""
-    known = {f"{role}:{place.name}" for role, all_ in breakpoints.PLACES.items() for place in all_}
+def test_moments_name_breakpoints_and_actions_have_texts() -> None:
+    """Each moment names existing breakpoints, and each action has a line in the help."""
+    known = {
+        f"{role}:{point.name}" for role, all_ in breakpoints.BREAKPOINTS.items() for point in all_
+    }
     for moment in MOMENTS:
-        assert {*moment.places} <= known
+        assert {*moment.breakpoints} <= known
     assert {*TEXTS} == {*Action}
 
 
 def test_choice() -> None:
-    """Without a word each fault comes once; a name stands for its moments, a number goes round."""
+    """Without --faults each fault comes once; an action alone stands for each of its moments."""
     assert names(None) == [fault.name for fault in FAULTS]
     assert names("sigkill@save, io-error:3") == [
         "sigkill@save",
@@ -41,25 +51,28 @@ def test_choice() -> None:
 
 @pytest.mark.parametrize("text", ["nonsense", "sigkill@nowhere", "sigkill:x", "bit-flip@save"])
 def test_unknown_fault_is_refused(text: str) -> None:
-    """What is no fault is named, with what there is."""
-    with pytest.raises(ConfigError, match=r"is no fault; there are sigkill, .*rotation"):
-        choose(text, None)
+    """The unknown name is repeated, with the actions and moments that exist."""
+    with pytest.raises(ConfigError, match=r"is not a fault; write an action \(sigkill, .*rotation"):
+        choose_faults(text, None)
 
 
-def test_faults_that_a_script_never_comes_to_are_told() -> None:
-    """Without polls and checkpoints to rotate only the rest is planned; deaths bring their own."""
-    chosen = choose("sigkill@evaluation,sigkill@step,sigkill@load,sigkill@first-batch", None)
-    fitting, others = reachable(chosen, {"trainer:step"})
+def test_faults_that_a_script_never_reaches_are_listed() -> None:
+    """Faults at moments that the undisturbed run did not reach are not planned.
+
+    A moment that only a death brings about is planned all the same.
+    """
+    chosen = choose_faults("sigkill@evaluation,sigkill@step,sigkill@load,sigkill@first-batch", None)
+    fitting, others = split_by_reach(chosen, {"trainer:step"})
     assert [fault.name for fault in fitting] == ["sigkill@step", "sigkill@load"]
     assert others == ["sigkill@evaluation", "sigkill@first-batch"]
 
 
 def test_plan_follows_the_seed() -> None:
-    """The same seed gives the same runs; no fault is left out, and the end's come at the end."""
-    chosen = choose(None, 200)
-    first = plan(chosen, 48, random.Random(7))
-    assert first == plan(chosen, 48, random.Random(7))
-    assert first != plan(chosen, 48, random.Random(8))
+    """The same seed gives the same trials; each fault is planned, those of a run's end last."""
+    chosen = choose_faults(None, 200)
+    first = plan_trials(chosen, 48, random.Random(7))
+    assert first == plan_trials(chosen, 48, random.Random(7))
+    assert first != plan_trials(chosen, 48, random.Random(8))
     assert sorted(p.fault.name for group in first for p in group) == sorted(f.name for f in chosen)
     for group in first:
         assert len(group) <= 12
@@ -70,6 +83,6 @@ def test_plan_follows_the_seed() -> None:
 
 
 def test_plan_of_a_run_of_one_step() -> None:
-    """However short a run is, each fault finds a place."""
-    groups = plan(choose(None, None), 1, random.Random(0))
+    """Every fault is planned, however short the run is."""
+    groups = plan_trials(choose_faults(None, None), 1, random.Random(0))
     assert all(planned.from_step == 0 for group in groups for planned in group)

@@ -1,4 +1,4 @@
-"""What is compared of two checkpoints, and what counts as equal."""
+"""The comparison of two checkpoints: which values are compared, and which count as equal."""
 
 import random
 from pathlib import Path
@@ -33,7 +33,7 @@ def a_state() -> dict[str, Any]:
 
 
 def test_equal_states_are_equal(tmp_path: Path) -> None:
-    """Two files of the same values have no differences, however their pickles look."""
+    """Two files with the same values have no differences, whatever their pickles look like."""
     one, other = a_state(), a_state()
     other["model_state_dict"] = dict(reversed(other["model_state_dict"].items()))
     assert differences(content_of(tmp_path / "a", one), content_of(tmp_path / "b", other)) == []
@@ -64,7 +64,7 @@ def change_random_stream(state: dict[str, Any]) -> None:
     ],
 )
 def test_each_change_is_named(tmp_path: Path, change: Any, path: str) -> None:
-    """One value that differs in its last bit is found, and told by its path."""
+    """A value that differs in its last bit is found, and named by its path."""
     whole, changed = content_of(tmp_path / "a", a_state()), a_state()
     change(changed)
     assert any(
@@ -73,7 +73,7 @@ def test_each_change_is_named(tmp_path: Path, change: Any, path: str) -> None:
 
 
 def test_parts_of_storages(tmp_path: Path) -> None:
-    """A view counts by its own elements; what else lies in its storage may be anything."""
+    """A view is compared by its own elements, whatever else its storage holds."""
     one, other = torch.arange(6.0), torch.arange(6.0)
     other[5] = random.random()
     contents = [content_of(tmp_path / n, {"x": t[:4]}) for n, t in (("a", one), ("b", other))]
@@ -82,7 +82,7 @@ def test_parts_of_storages(tmp_path: Path) -> None:
 
 
 def test_objects_of_unknown_classes(tmp_path: Path) -> None:
-    """Sparse tensors and parameters are compared too, without importing what made them."""
+    """Sparse tensors and parameters are compared too, without importing their classes."""
     sparse = torch.eye(3).to_sparse()
     parameter = torch.nn.Parameter(torch.ones(2))
     state = {"sparse": sparse, "parameter": parameter, "dtype": torch.float16}

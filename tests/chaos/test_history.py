@@ -1,4 +1,4 @@
-"""What a run has measured over all its lives, compared with an undisturbed one."""
+"""The metrics of all attempts of a run, compared with those of an undisturbed run."""
 
 import json
 from pathlib import Path
@@ -16,41 +16,41 @@ UNDISTURBED = History([step(n, n) for n in (1, 2, 3, 4)])
 
 
 def test_reading(tmp_path: Path) -> None:
-    """Lines of several processes come in the order of time; places are a set."""
+    """Lines of several processes come in the order of time; breakpoints are a set."""
     lines = [
         {"at": 2.0, "pid": 8, "kind": "step", "step": 2, "epoch": 0, "metrics": {"loss": "0x1"}},
-        {"at": 1.0, "pid": 7, "place": "trainer:step"},
+        {"at": 1.0, "pid": 7, "breakpoint": "trainer:step"},
         {"at": 1.5, "pid": 7, "kind": "step", "step": 1, "epoch": 0, "metrics": {}},
     ]
     file = tmp_path / "history.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     history = History.read(file)
     assert [record.step for record in history.records] == [1, 2]
-    assert history.places == {"trainer:step"}
+    assert history.reached == {"trainer:step"}
     assert history.steps == 2
     assert History.read(tmp_path / "none").steps == 0
 
 
 def test_repeated_steps_are_no_divergence() -> None:
-    """Steps that were done again with the same values change nothing."""
-    lives = History([step(1, 1), step(2, 2), step(3, 2), step(4, 3), step(5, 4)])
-    assert UNDISTURBED.divergence(lives, ()) is None
+    """Steps that are repeated with the same values are no divergence."""
+    attempts = History([step(1, 1), step(2, 2), step(3, 2), step(4, 3), step(5, 4)])
+    assert UNDISTURBED.divergence(attempts, ()) is None
 
 
 def test_first_divergence_is_found() -> None:
-    """The first other value is told with its time, also where later ones agree again."""
-    lives = History([step(1, 1), step(2, 2), step(3, 3, loss="0x2p0"), step(4, 3), step(5, 4)])
-    found = UNDISTURBED.divergence(lives, ())
+    """The first differing value is found with its time, even if later values agree again."""
+    attempts = History([step(1, 1), step(2, 2), step(3, 3, loss="0x2p0"), step(4, 3), step(5, 4)])
+    found = UNDISTURBED.divergence(attempts, ())
     assert found is not None
     assert (found.at, "loss of step 3" in found.text) == (3, True)
-    assert UNDISTURBED.divergence(lives, {"loss"}) is None
+    assert UNDISTURBED.divergence(attempts, {"loss"}) is None
 
 
 @pytest.mark.parametrize("missing", [1, 4])
 def test_skipped_step_is_found(missing: int) -> None:
-    """A step that nobody did is a divergence, also the last one."""
-    lives = History([record for record in UNDISTURBED.records if record.step != missing])
-    found = UNDISTURBED.divergence(lives, ())
+    """A step that no attempt did is a divergence, even if it is the last one."""
+    attempts = History([record for record in UNDISTURBED.records if record.step != missing])
+    found = UNDISTURBED.divergence(attempts, ())
     assert found is not None
     assert found.text == f"step {missing} was never done"
 
@@ -62,8 +62,8 @@ def test_step_beyond_the_end_is_found() -> None:
 
 def test_cost_of_a_fault() -> None:
     """Steps done again after it, and the seconds until training was as far as before."""
-    lives = History([step(1, 1), step(2, 2), step(3, 3), step(7, 2), step(8, 3), step(9, 4)])
-    assert lives.cost(at=3.5, until=20.0) == (2, 5.5)
-    assert lives.cost(at=3.5, until=7.5) == (1, 4.0)
-    assert lives.cost(at=9.5, until=11.0) == (0, 1.5)
-    assert lives.cost(at=1.5, until=20.0) == (0, 0.5)
+    attempts = History([step(1, 1), step(2, 2), step(3, 3), step(7, 2), step(8, 3), step(9, 4)])
+    assert attempts.cost(at=3.5, until=20.0) == (2, 5.5)
+    assert attempts.cost(at=3.5, until=7.5) == (1, 4.0)
+    assert attempts.cost(at=9.5, until=11.0) == (0, 1.5)
+    assert attempts.cost(at=1.5, until=20.0) == (0, 0.5)

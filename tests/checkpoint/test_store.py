@@ -650,7 +650,7 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
         return real_open(path, *arguments, **keywords)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(UnreadableError, match="mend that and run again"):
+    with pytest.raises(UnreadableError, match="fix this and run again"):
         store.newest_valid()
     with pytest.raises(UnreadableError):
         store.apply_retention(KEEP_TWO)
@@ -659,7 +659,7 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
 
 @pytest.mark.parametrize("step", [10**12, 10**13, 2**63])
 def test_step_that_no_name_holds_is_refused(tmp_path: Path, step: int) -> None:
-    """A step of more than twelve digits is not published, and a manifest that has one is invalid."""
+    """A step of more than twelve digits is not published, and no manifest that has one is valid."""
     store = new_store(tmp_path / "run")
     with pytest.raises(CheckpointWriteError, match="no step above 999999999999"):
         publish(store, step)

@@ -1,4 +1,4 @@
-"""What a command's run is called."""
+"""The name of a command's run."""
 
 from pathlib import Path
 

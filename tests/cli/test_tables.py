@@ -1,4 +1,4 @@
-"""What people see: nothing is cut off, and names are shown as they are."""
+"""The tables for people: complete, and with names unchanged."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ NAME = "step-000012345678-2"
 
 
 def row(**facts: Any) -> dict[str, Any]:
-    """A checkpoint as `checkpoints list --json` shows it."""
+    """Make a row as `checkpoints list --json` prints it."""
     return {
         "path": f"runs/train/checkpoints/{NAME}",
         "step": 12345678,
@@ -38,7 +38,7 @@ def shown(table: Any, columns: int) -> str:
 
 @pytest.mark.parametrize("columns", [40, 80, 100, 200])
 def test_list_cuts_nothing_off(columns: int) -> None:
-    """Whatever the width, every fact of a checkpoint is there in full."""
+    """At any width, every fact of a checkpoint is shown in full."""
     problem = "state.pt has 100 bytes, not 20931, and more to say"
     rows = [row(), row(valid=False, problem=problem, metrics={})]
     text = shown(checkpoints_table(rows, columns), columns)
@@ -51,7 +51,7 @@ def test_list_cuts_nothing_off(columns: int) -> None:
 
 
 def test_list_folds_what_does_not_fit() -> None:
-    """At 100 columns metrics and notes follow on an indented line, at 200 on the same one."""
+    """Metrics and notes follow on an indented line at 100 columns, on the same line at 200."""
     narrow = shown(checkpoints_table([row()], 100), 100).splitlines()
     assert len(narrow) == 3
     assert max(map(len, narrow)) <= 100
@@ -62,7 +62,7 @@ def test_list_folds_what_does_not_fit() -> None:
 
 
 def test_list_says_what_is_not_exact() -> None:
-    """A column says whether a checkpoint is that of an uninterrupted run, a note why it is not."""
+    """A column says whether a checkpoint is exact, and a note says why it is not."""
     rows = [row(metrics={}), row(metrics={}, exactness="APPROXIMATE: torch is another")]
     rows.append(row(metrics={}, exactness=None, valid=False, problem="manifest.json is missing"))
     title, exact, approximate, unknown = shown(checkpoints_table(rows, 200), 200).splitlines()
@@ -73,14 +73,14 @@ def test_list_says_what_is_not_exact() -> None:
 
 
 def test_quarantine_says_why() -> None:
-    """What was set aside is named with its reason."""
+    """A checkpoint in quarantine is named with its reason."""
     rows = [{"path": f"q/{NAME}", "reason": "state.pt has changed: wrong digest"}]
     text = shown(quarantine_table(rows), 80)
     assert text == f"in quarantine:\n  {NAME}  state.pt has changed: wrong digest\n"
 
 
-def test_a_failed_save_is_red() -> None:
-    """Why the last save failed stands out; without a problem there is no such line."""
+def test_failed_save_is_red() -> None:
+    """The reason of a failed save is red; without one there is no such line."""
     status = Status("abc", "training", "run")
     assert "problem" not in shown(status_table(status.to_json()), 80)
     status.problem = "cannot save: No space left on device"
@@ -90,8 +90,62 @@ def test_a_failed_save_is_red() -> None:
     assert "\x1b[31mcannot save: No space left on device" in capture.get()
 
 
-def test_names_are_no_markup() -> None:
-    """A run directory with brackets in its name is shown as it is, beside its label."""
+FAILURE = {
+    "status": 70,
+    "cause": "the trainer failed with ValueError: boom 32 (bug.py:24 train)",
+    "reason": "the same failure came again at step 10",
+    "kind": "exception",
+    "attempt": 2,
+    "step": 10,
+    "times": 2,
+    "output": "runs/bug/attempts/0002/output.log",
+    "last_line": "ValueError: boom 32",
+}
+
+
+def test_status_of_a_failed_run_says_why_and_what_to_do() -> None:
+    """The cause, the place, how often, the file to read and the next step have a line each."""
+    status = Status("abc", "failed", "runs/bug", failure=FAILURE).to_json()
+    lines = [line.rstrip() for line in shown(status_table(status), 200).splitlines()]
+    assert lines[1:6] == [
+        "state       failed: gave up with exit status 70",
+        f"why         {FAILURE['cause']}; {FAILURE['reason']}",
+        "where       attempt 2, step 10; 2 attempts ended like this",
+        "output      runs/bug/attempts/0002/output.log",
+        "next        fix this and run the command again",
+    ]
+
+
+def test_status_of_a_failed_run_shows_the_last_line_that_the_cause_lacks() -> None:
+    """The last line of the output and the advice are shown where they say something new."""
+    other = FAILURE | {"kind": "disk_full", "cause": "the trainer ended", "times": 1}
+    text = shown(status_table(Status("abc", "failed", "runs/bug", failure=other).to_json()), 200)
+    assert "last line   ValueError: boom 32" in text
+    assert "advice      free some space or raise the quota" in text
+    assert "attempts ended like this" not in text
+
+
+def test_status_of_a_failed_start_says_why() -> None:
+    """A run that could not start an attempt shows the reason, and no attempt."""
+    facts = dict.fromkeys(FAILURE) | {
+        "status": 65,
+        "cause": "no attempt could begin",
+        "reason": "cannot resume: repair a checkpoint",
+    }
+    text = shown(status_table(Status("abc", "failed", "runs/bug", failure=facts).to_json()), 200)
+    assert "no attempt could begin; cannot resume: repair a checkpoint" in text
+    assert "where" not in text
+
+
+@pytest.mark.parametrize("state", ["stopped", "interrupted"])
+def test_status_of_a_run_that_can_resume_says_how(state: str) -> None:
+    """A stopped or killed run names the next step."""
+    text = shown(status_table(Status("abc", state, "runs/a").to_json()), 200)
+    assert "next        run the same command again to resume" in text
+
+
+def test_run_directory_is_not_read_as_markup() -> None:
+    """A run directory with brackets in its name is shown unchanged."""
     name = "br[bold]x[/red]y"
     text = shown(status_table(Status("abc", "stopped", name).to_json()), 80)
     assert [line.split() for line in text.splitlines()][:2] == [
@@ -100,8 +154,8 @@ def test_names_are_no_markup() -> None:
     ]
 
 
-def test_status_shows_what_is_in_memory() -> None:
-    """The newest snapshot, how often one is taken and at what cost, and how long writing takes."""
+def test_status_shows_the_newest_snapshot() -> None:
+    """The snapshot's age, the interval and cost of snapshots, and the time of a write are shown."""
     status = Status(run_id="an id", state="training", run_dir="runs/train")
     status.newest_snapshot = {"step": 120, "age_seconds": 2.0}
     status.snapshots = {
@@ -111,5 +165,5 @@ def test_status_shows_what_is_in_memory() -> None:
         "write_seconds": 0.5,
     }
     text = " ".join(shown(status_table(status.to_json()), 200).split())
-    assert "step 120, 2.0 s old, in memory; every 4.5 s at 45.3 ms" in text
+    assert "step 120, 2.0 s old, in memory; one every 4.5 s, taking 45.3 ms" in text
     assert "written to disk: 600.0 MiB in 0.5 s" in text

@@ -1,4 +1,4 @@
-"""What the doctor says about machines that are well, and about those that are not."""
+"""The findings of the doctor on machines that are fine, and on machines that are not."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import pytest
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.doctor import disk, hosts, machine
-from orchestrator.doctor.findings import Finding, Level, Subject
-from orchestrator.doctor.page import CHECKS
+from orchestrator.doctor import disk, grace_period, machine
+from orchestrator.doctor.findings import Finding, Level, RunFacts
+from orchestrator.doctor.run_checks import CHECKS
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE
 from tests.checkpoint.support import STATE_BYTES, new_store, publish
@@ -28,8 +28,8 @@ MOUNTS = """22 27 0:21 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
 """
 
 
-def subject(root: Path, **facts: Any) -> Subject:
-    return Subject(RunDir(root), Config(), **facts)
+def facts_of(root: Path, **measured: Any) -> RunFacts:
+    return RunFacts(RunDir(root), Config(), **measured)
 
 
 def only(findings: Any) -> Finding:
@@ -50,7 +50,7 @@ def only(findings: Any) -> Finding:
 def test_filesystem_is_that_of_the_longest_mount(
     tmp_path: Path, path: str, kind: str, option: str
 ) -> None:
-    """Of those above a directory, with the options of the mount and of the filesystem."""
+    """The deepest mount above a directory counts, with its options and its filesystem's."""
     (tmp_path / "mounts").write_text(MOUNTS)
     found, options = disk.mount_of(Path(path), tmp_path / "mounts")
     assert found == kind
@@ -63,35 +63,35 @@ def test_filesystem_is_that_of_the_longest_mount(
 def test_network_filesystem_without_locks_between_hosts_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, level: Level
 ) -> None:
-    """One that has them is not."""
+    """A mount option that keeps locks on one host is warned of; otherwise the check is OK."""
     mounts = tmp_path / "mounts"
     mounts.write_text(f"22 27 0:21 / / rw - nfs4 host:/all {options}\n")
     monkeypatch.setattr(disk.mount_of, "__defaults__", (mounts,))
-    assert disk.filesystem(subject(tmp_path)).level is level
+    assert disk.filesystem(facts_of(tmp_path)).level is level
 
 
 def test_free_space_is_judged_by_what_keep_needs(tmp_path: Path) -> None:
-    """Nothing known, enough, too little for all of them, too little for one."""
+    """OK if the size is unknown or all fit, WARN if not all fit, FAIL if not even one fits."""
     room = os.statvfs(tmp_path)
     free = room.f_bavail * room.f_frsize
     levels = [
-        disk.free_space(subject(tmp_path, checkpoint_bytes=size)).level
+        disk.free_space(facts_of(tmp_path, checkpoint_bytes=size)).level
         for size in (None, 1000, free // 3, HUGE)
     ]
     assert levels == [Level.OK, Level.OK, Level.WARN, Level.FAIL]
 
 
-def test_what_lies_there_already_is_not_needed_again(tmp_path: Path) -> None:
-    """A run that has all its checkpoints needs room for little more."""
+def test_space_of_existing_checkpoints_is_not_needed_again(tmp_path: Path) -> None:
+    """A run that has all its checkpoints needs little more free space."""
     room = os.statvfs(tmp_path)
     size = room.f_bavail * room.f_frsize // 3
-    full = subject(tmp_path, checkpoint_bytes=size, kept_bytes=3 * size)
+    full = facts_of(tmp_path, checkpoint_bytes=size, kept_bytes=3 * size)
     assert disk.free_space(full).level is Level.OK
 
 
 def test_disk_too_slow_for_the_grace_period_fails(tmp_path: Path) -> None:
-    """A stop could not save there."""
-    finding = only(disk.speed(subject(tmp_path, checkpoint_bytes=HUGE)))
+    """A disk on which a stop could not save in time is a FAIL."""
+    finding = only(disk.speed(facts_of(tmp_path, checkpoint_bytes=HUGE)))
     assert finding.level is Level.FAIL
     assert "O_DIRECT" in finding.text
     assert "buffered" in finding.text
@@ -100,28 +100,30 @@ def test_disk_too_slow_for_the_grace_period_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "level"), [(1000, Level.OK), (HUGE, Level.WARN)])
 def test_memory_is_judged_by_two_snapshots(tmp_path: Path, size: int, level: Level) -> None:
-    """Too little means one, or none."""
-    assert machine.memory(subject(tmp_path, checkpoint_bytes=size)).level is level
+    """Memory for fewer than two snapshots is warned of."""
+    assert machine.memory(facts_of(tmp_path, checkpoint_bytes=size)).level is level
 
 
-def test_limits_are_named_with_what_raises_them(tmp_path: Path) -> None:
-    """A limit of file sizes under that of a checkpoint fails, few open files are warned of."""
+def test_limits_are_named_with_the_command_that_raises_them(tmp_path: Path) -> None:
+    """A file size limit below a checkpoint's size is a FAIL, few open files are a WARN."""
 
     def look() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-        found = list(machine.limits(subject(tmp_path, checkpoint_bytes=2000)))
+        found = list(machine.limits(facts_of(tmp_path, checkpoint_bytes=2000)))
         assert [finding.level for finding in found] == [Level.WARN, Level.FAIL]
         assert "ulimit -n" in found[0].advice
 
     assert in_child(look) == 0
 
 
-def test_what_the_system_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line for each capability, with what is different."""
-    assert only(machine.capabilities(subject(tmp_path))).level is Level.OK
+def test_missing_system_features_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each missing feature has a line that says what is done without it."""
+    assert only(machine.capabilities(facts_of(tmp_path))).level is Level.OK
     monkeypatch.setenv(WITHOUT_VARIABLE, ALL)
-    found = list(machine.capabilities(subject(tmp_path)))
+    found = list(machine.capabilities(facts_of(tmp_path)))
     assert {finding.level for finding in found} == {Level.WARN}
     assert any("memfd" in finding.text for finding in found)
 
@@ -137,7 +139,7 @@ def test_what_the_system_lacks_is_said(tmp_path: Path, monkeypatch: pytest.Monke
         ("HOME", "systemctl", "1min 30s\n", None),
     ],
 )
-def test_grace_is_asked_of_whoever_would_end_us(
+def test_grace_period_of_the_host_is_read_from_slurm_or_systemd(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     variable: str,
@@ -145,24 +147,24 @@ def test_grace_is_asked_of_whoever_would_end_us(
     answer: str,
     seconds: float | None,
 ) -> None:
-    """In a SLURM job and in a systemd unit; where they say nothing it is unknown."""
+    """A SLURM job asks scontrol, a systemd unit systemctl; without an answer it is unknown."""
     (tmp_path / "answer").write_text(answer)
     (tmp_path / "group").write_text("0::/system.slice/train@a.service\n")
     (tmp_path / program).write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
     (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(hosts, "OWN_GROUP", tmp_path / "group")
-    assert hosts.found_grace({variable: "1"})[1] == seconds
+    monkeypatch.setattr(grace_period, "OWN_GROUP", tmp_path / "group")
+    assert grace_period.host_grace({variable: "1"})[1] == seconds
 
 
-def test_past_of_a_run_is_learned_from_it(tmp_path: Path) -> None:
-    """What a checkpoint takes, and what all of them do."""
+def test_sizes_are_read_from_the_run(tmp_path: Path) -> None:
+    """The size of the newest checkpoint and the size of all are read from an existing run."""
     store = new_store(tmp_path)
     for step in (1, 2):
         publish(store, step)
-    assert Subject.look(store.run, Config()).checkpoint_bytes is None
+    assert RunFacts.read(store.run, Config()).checkpoint_bytes is None
     Store.open(store.run, ["train"])
-    learned = Subject.look(store.run, Config())
+    learned = RunFacts.read(store.run, Config())
     assert (learned.checkpoint_bytes, learned.kept_bytes) == (STATE_BYTES, 2 * STATE_BYTES)
 
 
@@ -172,8 +174,8 @@ def doctor(root: Path, *options: str, **popen: Any) -> subprocess.CompletedProce
 
 
 @pytest.mark.processes
-def test_page_has_a_line_for_each_check_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """In a directory without any run, as objects and for people; nothing fails here."""
+def test_report_has_each_check_and_leaves_no_file_behind(tmp_path: Path) -> None:
+    """In a directory without a run, every check has a finding and none fails."""
     said = doctor(tmp_path, "--json")
     assert said.returncode == 0, said.stdout
     found = json.loads(said.stdout)
@@ -184,7 +186,7 @@ def test_page_has_a_line_for_each_check_and_leaves_nothing_behind(tmp_path: Path
 
 @pytest.mark.processes
 def test_failing_check_ends_with_78_and_says_what_to_do(tmp_path: Path) -> None:
-    """Here no file may be large enough."""
+    """Where no file may be large enough, the line says FAIL and the next one what to do."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))

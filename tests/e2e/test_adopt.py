@@ -121,7 +121,7 @@ def test_kills_and_stops_do_not_change_the_result(
             ("--numbered", "--kill-save-at", "10"),
             "out/model_*.pt",
             "--resume {path}",
-            "partial-model_0010.pt: model_0010.pt has no end",
+            "partial-model_0010.pt: model_0010.pt is cut off",
             id="torch.save",
         ),
         pytest.param(
@@ -129,7 +129,7 @@ def test_kills_and_stops_do_not_change_the_result(
             ("--kill-save", "write"),
             "out/checkpoint-*",
             "--resume_from_checkpoint {path}",
-            "partial-checkpoint-10: optimizer.pt has no end",
+            "partial-checkpoint-10: optimizer.pt is cut off",
             id="trainer",
         ),
         pytest.param(
@@ -145,7 +145,7 @@ def test_kills_and_stops_do_not_change_the_result(
             ("--kill-save",),
             "out/step_*",
             "{path}",
-            "partial-step_10: optimizer.bin has no end",
+            "partial-step_10: optimizer.bin is cut off",
             id="accelerate",
         ),
         pytest.param(
@@ -161,7 +161,7 @@ def test_kills_and_stops_do_not_change_the_result(
             ("--kill-save",),
             "out/*.ckpt",
             "{path}",
-            "partial-epoch=9-step=10.ckpt: epoch=9-step=10.ckpt has no end",
+            "partial-epoch=9-step=10.ckpt: epoch=9-step=10.ckpt is cut off",
             id="lightning",
         ),
     ],
@@ -194,7 +194,7 @@ def test_torn_file_is_restored_for_a_script_that_finds_it_itself(adopt: Start) -
     run = adopt(PLAIN, *arguments, options=("--adopt", "out/last.pt"))
     assert run.end()[0] == 0
     assert first_line_of(run, 2) == "begins at 5"
-    assert quarantined(run) == {"partial-last.pt: last.pt has no end"}
+    assert quarantined(run) == {"partial-last.pt: last.pt is cut off"}
 
 
 def test_damaged_newest_checkpoint_is_moved_out_of_sight(adopt: Start, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_stop_without_a_save_says_so(adopt: Start) -> None:
     run.signal(signal.SIGTERM)
     status, _, stderr = run.end()
     assert status == 74
-    assert "the last steps are not saved" in stderr
+    assert "stopped, but the last steps are not saved; run the same command again" in stderr
 
 
 def test_repeated_failure_tries_an_older_checkpoint_once(adopt: Start) -> None:
@@ -276,14 +276,14 @@ def test_pattern_without_a_match_is_reported_once(adopt: Start) -> None:
     ("options", "problem"),
     [
         (("--resume-arg", "--resume {path}"), "cannot use --resume-arg without --adopt"),
-        (("--adopt", "a.pt", "--resume-arg", "--r {step}"), "cannot fill {step}"),
+        (("--adopt", "a.pt", "--resume-arg", "--r {step}"), "cannot fill in {step}"),
         (("--adopt", "a*", "--resume-arg", "--r={foo}"), "there are {path} and {step}, not {foo}"),
         (("--adopt", "e*/a.pt", "--resume-arg", "--r {step}"), "has no wildcard"),
         (("--adopt", "**/a"), "name each level"),
-        (("--adopt", "*"), "takes in the run directory"),
-        (("--adopt", "runs/true/*.json"), "or what lies there"),
-        (("--adopt", "out/*/step-*", "--run-dir", "a/../out"), "or what lies there"),
-        (("--stop-signal", "KILL"), "no program can act on that one"),
+        (("--adopt", "*"), "also matches the run directory"),
+        (("--adopt", "runs/true/*.json"), "or a file in it"),
+        (("--adopt", "out/*/step-*", "--run-dir", "a/../out"), "or a file in it"),
+        (("--stop-signal", "KILL"), "no program can handle this signal"),
     ],
 )
 def test_invalid_adopt_options_are_refused_at_the_start(

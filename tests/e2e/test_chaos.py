@@ -107,27 +107,29 @@ def test_script_with_unsaved_state_is_reported(chaos: Chaos, tmp_path: Path) -> 
     done = chaos(file, "--faults", "sigkill@step:2", "--seed", "3")
     assert done.returncode == 1
     assert "loss of step" in done.stdout
-    assert "not as in the undisturbed run" in done.stdout
+    assert "differs from the undisturbed run" in done.stdout
     assert "speed differs from run to run: it is not compared" in done.stderr
     assert [*(tmp_path / "tmp").glob("*/*/run/journal.jsonl")]
 
 
 def test_script_that_cannot_resume_is_reported(chaos: Chaos, tmp_path: Path) -> None:
     """A script that cannot resume is reported with the end of `orchestrator run`."""
-    # It has saved before the kill, however early that comes.
+    # The script saves before the kill, however early that comes.
     code = "assert session.resumed_from is None, 'cannot'; session.checkpoint()"
     done = chaos(script(tmp_path, code), "--faults", "sigkill@step", "--json")
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert (report["injected"], report["survived"]) == (1, 0)
-    assert "`orchestrator run` ended with 70" in report["problems"][0]["problem"]
+    problem = report["problems"][0]["problem"]
+    assert "`orchestrator run` ended with 70: " in problem
+    assert "the trainer failed with AssertionError: cannot" in problem
 
 
 def test_nondeterministic_script_is_not_judged(chaos: Chaos, tmp_path: Path) -> None:
     """If two undisturbed runs differ, chaos says so and injects nothing."""
     done = chaos(script(tmp_path, noise="random.SystemRandom().random()"))
     assert done.returncode == 78
-    assert "cannot judge this script: two runs of it that nobody disturbed" in done.stderr
+    assert "cannot judge this script: two runs of it without any fault" in done.stderr
     assert "model_state_dict" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -138,14 +140,14 @@ def test_command_without_a_session_is_not_judged(chaos: Chaos, tmp_path: Path) -
     file.write_text("print('hello')")
     done = chaos(file)
     assert done.returncode == 78
-    assert "nothing in it has made a step of a Session" in done.stderr
+    assert "it has made no step of a Session" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_chaos_leaves_nothing(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: int
 ) -> None:
-    """After a Ctrl-C no process and no file of chaos is left."""
+    """After a Ctrl-C or a SIGTERM, no process and no file of chaos is left."""
     arguments = ("--epochs", "100", "--step-seconds", "0.05")
     with start(TRAIN, arguments=arguments) as process:
         histories = tmp_path / "tmp"

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from orchestrator.checkpoint.store import Store
@@ -28,6 +30,13 @@ from tests.e2e.support import (
 from tests.e2e.warm_python import TRAINING, WarmPython
 
 Start = Callable[..., Supervised]
+NO_STEP = """
+import torch
+from orchestrator.training import Session
+model = torch.nn.Linear(1, 1)
+with Session(model=model):
+    pass
+"""
 SLOW = ("--epochs", "50", "--step-seconds", "0.05")
 
 
@@ -72,7 +81,7 @@ def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_pa
     assert orchestrator("stop", str(run.run.root), cwd=tmp_path).returncode == 0
     refused = orchestrator("checkpoint", str(run.run.root), cwd=tmp_path)
     assert refused.returncode == 74
-    assert "nothing works on" in refused.stderr
+    assert f"no process is training in {run.run.root}" in refused.stderr
 
 
 def test_stop_before_the_first_step_has_nothing_to_save(supervise: Start, tmp_path: Path) -> None:
@@ -138,6 +147,99 @@ def test_session_reports_that_the_training_is_complete(tmp_path: Path) -> None:
     assert "training is complete already (step 16); to train further, raise" in said
 
 
+@pytest.mark.parametrize("supervised", [True, False])
+def test_completion_without_a_step_is_explained(
+    supervise: Start, tmp_path: Path, supervised: bool
+) -> None:
+    """A training that never called session.step() is told so by its next start."""
+    (tmp_path / "script.py").write_text(NO_STEP)
+    for _ in range(2):
+        if supervised:
+            run = supervise(command=[sys.executable, "script.py"])
+            status, _, stderr = run.end()
+        else:
+            script = WarmPython(["script.py"], TRAINING, cwd=tmp_path, env=clean_environment())
+            _, stderr = script.communicate(timeout=90)
+            status = script.returncode
+        assert status == 0, stderr
+    assert "no step was ever counted: call session.step() after each optimizer step" in stderr
+
+
+def test_stopped_script_says_where_it_saved_and_how_to_resume(tmp_path: Path) -> None:
+    """A script without a supervisor ends with the step, the checkpoint and the next step."""
+    script = standalone(tmp_path, *SLOW)
+    checkpoints = tmp_path / "runs" / "train" / "checkpoints"
+    wait_for(lambda: checkpoints.exists() and list(checkpoints.glob("step-*")), "a checkpoint")
+    os.kill(script.pid, signal.SIGTERM)
+    _, stderr = script.communicate(timeout=30)
+    newest = open_store(RunDir(tmp_path / "runs" / "train")).all()[-1]
+    step = newest.manifest.step
+    assert (
+        f"stopped at step {step}, saved in runs/train/checkpoints/{newest.name}; run the same "
+        in (stderr)
+    )
+
+
+def test_failed_run_says_why(supervise: Start, tmp_path: Path) -> None:
+    """`status` names the exception, the place, the file to read and what to do, in both forms."""
+    run = supervise(command=[sys.executable, "-c", "raise ValueError('boom 32')"])
+    status, _, stderr = run.end()
+    assert status == 70
+    assert "; fix this and run the command again" in stderr
+    failure = run.status()["failure"]
+    assert (failure["status"], failure["attempt"], failure["times"]) == (70, 1, 1)
+    assert "ValueError: boom 32" in failure["cause"]
+    text = " ".join(orchestrator("status", "run", cwd=tmp_path).stdout.split())
+    assert "state failed: gave up with exit status 70" in text
+    assert "ValueError: boom 32" in text
+    assert "output run/attempts/0001/output.log" in text
+    assert "next fix this and run the command again" in text
+
+
+def test_redirected_messages_are_text_for_people(supervise: Start) -> None:
+    """The paragraph on a failure is as readable in a file as on a terminal, without colours."""
+    _, _, stderr = supervise(command=["false"]).end()
+    lines = stderr.splitlines()
+    at = next(n for n, line in enumerate(lines) if "the trainer ended with status 1" in line)
+    assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \[error", lines[at])
+    assert lines[at + 1] == "    attempt 1, before its session began"
+    assert "\x1b" not in stderr
+
+
+@pytest.mark.parametrize("chosen_by", ["option", "environment", "file"])
+def test_messages_are_json_where_that_is_chosen(
+    supervise: Start, tmp_path: Path, chosen_by: str
+) -> None:
+    """Each message is then one object a line, with the lines of its paragraph as `details`."""
+    options = ("--log-format", "json") if chosen_by == "option" else ()
+    environment = {"ORCHESTRATOR_LOG_FORMAT": "json"} if chosen_by == "environment" else {}
+    if chosen_by == "file":
+        (tmp_path / "orchestrator.toml").write_text("log-format = 'json'\n")
+    run = supervise(command=["false"], options=options, environment=environment)
+    events_said = [json.loads(line) for line in run.end()[2].splitlines()]
+    assert events_said[-1]["details"][0] == "attempt 1, before its session began"
+
+
+def test_messages_in_the_systemd_journal_are_json(tmp_path: Path) -> None:
+    """The journal makes an entry of each line, so that each message is one line there."""
+    with open(tmp_path / "journal", "wb") as journal:
+        status = os.fstat(journal.fileno())
+        stream = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        for options in ((), ("--log-format", "text")):
+            subprocess.run(
+                [sys.executable, "-m", "orchestrator", "run", *options, "--", "false"],
+                cwd=tmp_path,
+                env=clean_environment() | stream,
+                stderr=journal,
+                timeout=60,
+            )
+    lines = (tmp_path / "journal").read_text().splitlines()
+    is_object = [line.startswith("{") for line in lines]
+    assert is_object == sorted(is_object, reverse=True)
+    assert any(is_object)
+    assert "    attempt 2, before its session began" in lines
+
+
 def test_interrupt_during_the_imports_ends_by_sigint(tmp_path: Path) -> None:
     """A Ctrl-C during the program's imports ends it by SIGINT without a traceback."""
     (tmp_path / "xxhash.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
@@ -196,9 +298,9 @@ def test_checkpoints_commands_work_and_show_damage(supervise: Start, tmp_path: P
     """list, verify, pin, unpin and export work, and each shows damage."""
     run = supervise("--epochs", "1", options=("--every", "5steps"))
     assert run.end()[0] == 0
-    place = str(run.run.root)
+    run_dir = str(run.run.root)
 
-    listed = json.loads(orchestrator("checkpoints", "list", place, "--json", cwd=tmp_path).stdout)
+    listed = json.loads(orchestrator("checkpoints", "list", run_dir, "--json", cwd=tmp_path).stdout)
     keys = {
         *("path", "step", "epoch", "reason", "bytes", "healthy"),
         *("valid", "pinned", "time", "metrics", "exactness"),
@@ -206,27 +308,27 @@ def test_checkpoints_commands_work_and_show_damage(supervise: Start, tmp_path: P
     assert all(keys <= row.keys() for row in listed)
     assert [row["step"] for row in listed] == [10, 15, 16]
     assert all(row["valid"] and row["healthy"] and not row["pinned"] for row in listed)
-    assert "final" in orchestrator("checkpoints", "list", place, cwd=tmp_path).stdout
+    assert "final" in orchestrator("checkpoints", "list", run_dir, cwd=tmp_path).stdout
 
-    orchestrator("checkpoints", "pin", place, "--step", "10", cwd=tmp_path)
+    orchestrator("checkpoints", "pin", run_dir, "--step", "10", cwd=tmp_path)
     assert open_store(run.run).all()[0].pinned
     longer = supervise("--epochs", "3", options=("--every", "5steps"))
     assert longer.end()[0] == 0
     assert open_store(run.run).all()[0].manifest.step == 10
-    orchestrator("checkpoints", "unpin", place, "--step", "10", cwd=tmp_path)
+    orchestrator("checkpoints", "unpin", run_dir, "--step", "10", cwd=tmp_path)
     assert not open_store(run.run).all()[0].pinned
 
-    exported = orchestrator("checkpoints", "export", place, "-o", "out.pt", cwd=tmp_path)
+    exported = orchestrator("checkpoints", "export", run_dir, "-o", "out.pt", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     content = torch.load(tmp_path / "out.pt")
     assert {"epoch", "step", "loss", "model_state_dict", "optimizer_state_dict"} <= content.keys()
-    again = orchestrator("checkpoints", "export", place, "-o", "out.pt", cwd=tmp_path)
+    again = orchestrator("checkpoints", "export", run_dir, "-o", "out.pt", cwd=tmp_path)
     assert again.returncode == 78
 
-    assert orchestrator("checkpoints", "verify", place, cwd=tmp_path).returncode == 0
+    assert orchestrator("checkpoints", "verify", run_dir, cwd=tmp_path).returncode == 0
     file = open_store(run.run).all()[-1].state_file
     file.write_bytes(file.read_bytes()[:-1])
-    verified = orchestrator("checkpoints", "verify", place, "--json", cwd=tmp_path)
+    verified = orchestrator("checkpoints", "verify", run_dir, "--json", cwd=tmp_path)
     assert verified.returncode == 65
     assert [row["valid"] for row in json.loads(verified.stdout)][-2:] == [True, False]
 
@@ -334,7 +436,7 @@ def test_ctrl_c_on_a_terminal_saves_and_ends_by_sigint(
     terminal.press_ctrl_c()
     assert terminal.end() == -signal.SIGINT
     assert "stopping on Ctrl-C" in terminal.text
-    assert "the state is saved" in terminal.text
+    assert "saved in run/checkpoints/step-" in terminal.text
     assert "\r\r" not in terminal.text
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_last_save_on_a_full_disk_is_retried(small_disk: Path, supervise: Start)
     run.run.reserve_file.unlink()
     fill(small_disk / "ballast")
     wait_for(lambda: run.status()["problem"], "a problem")
-    run.wait_for_output("the last save of the run is tried again for up to 5 minutes")
+    run.wait_for_output("the last save of the run is retried for up to 5 minutes")
     (small_disk / "ballast").unlink()
     status, stdout, stderr = run.end()
     assert status == 0
@@ -103,7 +104,7 @@ def test_stop_on_a_full_disk_says_that_nothing_was_saved(
     status, _, stderr = run.end()
     assert status == stopped.returncode == 74
     assert "steps are lost: the newest checkpoint is" in stopped.stdout
-    assert "the last steps are not saved" in stderr
+    assert re.search(r"stopped, but the last \d+ steps are not saved; run the same command", stderr)
     assert_all_valid(run.run, at_least=2)
 
 

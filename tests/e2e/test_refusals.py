@@ -28,7 +28,7 @@ TRUE = ("--", "true")
         ((*RUN, "--every", "99999999999h", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
         ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
-        ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than nothing"),
+        ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than 0"),
         ((*RUN, "--every", "-5s", *TRUE), 78, "--every = -5s: write a time or a count"),
         (("run", "--bogus"), 2, "usage: orchestrator run [OPTIONS] -- COMMAND..."),
         (("checkpoints", "list", "--bogus"), 2, "usage: orchestrator checkpoints list"),
@@ -41,7 +41,7 @@ TRUE = ("--", "true")
         (("run", "--run-dir", "file/below", *TRUE), 78, "name a directory"),
         (("run", "--run-dir", "/proc/run", *TRUE), 78, "/proc/run"),
         (("status", "nowhere"), 78, "cannot find a run in nowhere"),
-        (("status",), 78, "name one"),
+        (("status",), 78, "there is none in ./runs; start one with `orchestrator run -- python"),
         (("stop", "nowhere"), 78, "cannot find a run"),
         (("checkpoints", "verify", "nowhere"), 78, "cannot find a run"),
         (("no-such-command",), 2, "no-such-command"),
@@ -124,11 +124,11 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         assert "Traceback" not in stderr
         assert again.status()["state"] == "failed"
     assert len(events(run.run, "attempt_started")) == 1
-    place = str(run.run.root)
-    verified = orchestrator("checkpoints", "verify", place, cwd=run.run.root)
+    run_dir = str(run.run.root)
+    verified = orchestrator("checkpoints", "verify", run_dir, cwd=run.run.root)
     assert verified.returncode == 65
     assert "are in quarantine; repair one and move it back" in verified.stderr
-    listed = orchestrator("checkpoints", "list", place, cwd=run.run.root)
+    listed = orchestrator("checkpoints", "list", run_dir, cwd=run.run.root)
     assert "state.pt has changed: wrong digest" in listed.stdout
 
 
@@ -141,9 +141,9 @@ def test_file_of_the_wrong_kind_in_the_run_directory_is_refused(
 ) -> None:
     """A file in place of a directory, or the reverse, is refused by name."""
     assert orchestrator(*RUN, *TRUE, cwd=tmp_path).returncode == 0
-    place = tmp_path / "run" / name
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
-    place.touch() if as_file else place.mkdir()
+    path = tmp_path / "run" / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.touch() if as_file else path.mkdir()
     for command in ((*RUN, *TRUE), ("status", "run", "--json"), ("checkpoints", "list", "run")):
         result = orchestrator(*command, cwd=tmp_path)
         assert "Traceback" not in result.stderr

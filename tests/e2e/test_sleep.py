@@ -128,7 +128,9 @@ def test_training_without_a_system_bus_continues_silently(
 ) -> None:
     """A missing bus, or one without logind, causes no message."""
     run = supervise(
-        command=["true"], environment={"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={tmp_path}/none"}
+        command=["true"],
+        options=("--log-format", "json"),
+        environment={"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={tmp_path}/none"},
     )
     status, _, said = run.end()
     assert status == 0

@@ -80,7 +80,7 @@ def test_ctrl_c_is_answered_in_three_lines_and_a_countdown(
     assert re.search(r"up to \d+ s", lines[at + 1])
     assert "Ctrl-C again" in lines[at + 2]
     assert "a third time: kill" in lines[at + 2]
-    assert sum("the state is saved" in line for line in lines) == 1
+    assert sum("saved in run/checkpoints/step-" in line for line in lines) == 1
     assert not any("s left" in line for line in lines)
     bars = [line for line in lines if "/1000 [" in line]
     assert len(bars) == 1
@@ -116,7 +116,7 @@ def wait_out_the_echo_time() -> None:
     time.sleep(2 * MERGE_SECONDS)
 
 
-def test_closed_terminal_under_nohup_changes_nothing(
+def test_run_under_nohup_survives_a_closed_terminal(
     tmp_path: Path, run: RunDir, warm_trainers: WarmTrainers
 ) -> None:
     """The training continues without a terminal, and can be stopped as usual."""
@@ -178,7 +178,7 @@ def test_detached_run_can_be_attached_left_and_stopped(
     assert orchestrator("stop", "run", cwd=tmp_path).returncode == 0
     _, said = second.communicate(timeout=30)
     assert second.returncode == 75
-    assert "the state is saved" in said
+    assert "saved in run/checkpoints/step-" in said
     assert_nothing_left(run)
 
 

@@ -49,7 +49,7 @@ def test_classic_file_is_imported_trained_and_exported(supervise: Start, tmp_pat
     again = orchestrator(*out, cwd=tmp_path)
     assert again.returncode == 78
     assert again.stderr == (
-        "cannot write weights.safetensors: there is such a file; choose another name, or --force\n"
+        "cannot write weights.safetensors: the file exists; choose another name, or add --force\n"
     )
 
 

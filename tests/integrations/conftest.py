@@ -1,4 +1,4 @@
-"""Every test here starts real processes, and none may leave one behind."""
+"""Fixtures for tests that start real processes, of which none may be left behind."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""A script that trains a model with a Trainer, then all of it with another, as fine-tuning does.
+"""A script that trains a part of a model with a Trainer, then all of it with another one.
 
-python hf_phases.py runs|one|again [PHASE STEP]: each phase with a run of its own, both in one, or
-the same Trainer twice. It ends by SIGKILL after that step of that phase, and saves the model.
+python hf_phases.py runs|one|again [PHASE STEP]: each phase has its own run, both share one, or the
+same Trainer trains twice. The script kills itself after that step of that phase. At its end it
+saves the model.
 """
 
 import os
@@ -51,8 +52,8 @@ for phase in (0, 1):
             report_to=[],
             disable_tqdm=True,
         )
-        ours = OrchestratorCallback(f"runs/{phase}" if how == "runs" else None)
-        trainer = Trainer(net, arguments, train_dataset=data, callbacks=[ours, Killed(phase)])
+        callback = OrchestratorCallback(f"runs/{phase}" if how == "runs" else None)
+        trainer = Trainer(net, arguments, train_dataset=data, callbacks=[callback, Killed(phase)])
     trainer.train()
     print("trained", phase, flush=True)
 torch.save(net.state_dict(), "result.pt")

@@ -1,4 +1,4 @@
-"""Runs examples/hf_trainer.py as users may have changed it: `python hf_variant.py VARIANT ARGS...`.
+"""Runs a variant of examples/hf_trainer.py: `python hf_variant.py VARIANT ARGS...`.
 
 ``jit``: with the Trainer's own handling of SIGTERM. ``last``: resumes from what
 get_last_checkpoint() finds. ``cut``: the same, and where that finds nothing, the trainer stands

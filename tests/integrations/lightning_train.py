@@ -1,4 +1,4 @@
-"""A Lightning script as a user would write it, that may first die inside Lightning's own save.
+"""A Lightning script as a user would write it; it can first die inside Lightning's own save.
 
 python lightning_train.py RESULT [--half-written]
 """
@@ -48,9 +48,9 @@ class Net(pl.LightningModule):
 
 
 def die_while_saving() -> None:
-    """Have the copy to Lightning's checkpoint end in the middle, with this process."""
+    """Kill this process in the middle of the copy to Lightning's checkpoint."""
     send = os.sendfile
-    # Lightning writes elsewhere and moves: on another disk that is a copy.
+    # Lightning writes to a temporary file and moves it; from another disk that is a copy.
     tempfile.tempdir = "/dev/shm"
 
     def send_half(target: int, source: int, offset: int, count: int) -> Any:

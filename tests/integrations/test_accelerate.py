@@ -1,4 +1,4 @@
-"""`Session` beside an `Accelerator`: a resumed run is the one that was not interrupted."""
+"""A `Session` with an `Accelerator`: a resumed run equals the uninterrupted one."""
 
 import json
 import os
@@ -24,17 +24,17 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.e2e.support import clean_environment, forked_by, forking_server
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_digits.py"
 SAMPLES, BATCH, ACCUMULATE, EPOCHS = 22, 4, 4, 2
 # Six batches an epoch, the last of two samples; a step after the fourth and after the last.
 STEPS = 2
-Place = tuple[str, int]
+Interruption = tuple[str, int]
 
 
 class Noisy(Dataset[torch.Tensor]):
-    """Points with noise that is drawn anew each time; it is told the epoch."""
+    """Points with new noise at each access; the data set has set_epoch()."""
 
     epoch = 0
 
@@ -49,20 +49,20 @@ class Noisy(Dataset[torch.Tensor]):
 
 
 class Stream(IterableDataset[torch.Tensor]):
-    """The same without positions."""
+    """Points without noise, as an iterable data set."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (torch.full((4,), index / SAMPLES) for index in range(SAMPLES))
 
 
 def forget_accelerators() -> None:
-    """What they share within a process is as in a new one."""
+    """Reset the state that accelerators share within a process."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 
 
 class Training:
-    """A script's loop, with ``accelerate`` or the same without it."""
+    """A script's training loop, with or without ``accelerate``."""
 
     def __init__(
         self,
@@ -99,14 +99,14 @@ class Training:
         self.history: list[float] = []
         self.exactness: str | None = None
 
-    def run(self, run_dir: Path, stop: Place | None = None) -> bool:
-        """Train; a SIGTERM comes at a place, when so many steps are done. Whether it completed."""
+    def run(self, run_dir: Path, stop: Interruption | None = None) -> bool:
+        """Train, with a SIGTERM at a point of a step; return whether training completed."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         session = Session(run_dir=run_dir, **parts)
 
-        def pass_by(place: str) -> None:
+        def pass_by(point: str) -> None:
             nonlocal stop
-            if stop == (place, len(self.history)):
+            if stop == (point, len(self.history)):
                 stop = None
                 signal.raise_signal(signal.SIGTERM)
 
@@ -137,7 +137,7 @@ class Training:
         return True
 
     def learn(self, batch: torch.Tensor, number: int) -> tuple[torch.Tensor, bool]:
-        """One batch; whether the weights were updated."""
+        """Train one batch; return whether the weights were updated."""
         if self.accelerator is None:
             loss = self.loss(batch)
             (loss / ACCUMULATE).backward()  # type: ignore[no-untyped-call]
@@ -160,7 +160,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def result(self) -> dict[str, str]:
-        """Everything that must be equal bit for bit, as text."""
+        """Return everything that must be equal bit for bit, as text."""
         torch.set_printoptions(precision=20, threshold=10_000)
         parts = {
             "model": self.model.state_dict(),
@@ -184,13 +184,13 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def whole(root: Path, **options: Any) -> dict[str, str]:
-    """The result of the run that nobody interrupts."""
+    """Return the result of the uninterrupted run."""
     training = Training(**options)
     assert training.run(root / "whole")
     return training.result()
 
 
-PLACES: list[Place] = [
+INTERRUPTIONS: list[Interruption] = [
     ("step", 1),
     ("batch", 1),  # in the middle of an accumulation
     ("step", STEPS),  # after the last batch of the epoch
@@ -207,24 +207,26 @@ LOADERS: list[dict[str, Any]] = [
 
 @pytest.mark.processes
 @pytest.mark.parametrize("loader", LOADERS, ids=["shuffled", "workers", "persistent"])
-def test_interrupted_anywhere_it_is_the_same_run(tmp_path: Path, loader: dict[str, Any]) -> None:
-    """Weights, optimizer, streams and history are equal, and so they are without accelerate."""
+def test_run_interrupted_anywhere_equals_the_uninterrupted_run(
+    tmp_path: Path, loader: dict[str, Any]
+) -> None:
+    """Weights, optimizer, streams and history are equal, with accelerate and without it."""
     expected = whole(tmp_path, **loader)
-    for place in PLACES:
-        run_dir = tmp_path / f"{place[0]}-{place[1]}"
-        assert not Training(**loader).run(run_dir, place), place
+    for interruption in INTERRUPTIONS:
+        run_dir = tmp_path / f"{interruption[0]}-{interruption[1]}"
+        assert not Training(**loader).run(run_dir, interruption), interruption
         second = Training(**loader)
         assert second.run(run_dir)
-        assert second.result() == expected, place
-        assert second.exactness == "EXACT", place
+        assert second.result() == expected, interruption
+        assert second.exactness == "EXACT", interruption
     plain = Training(prepared=False, **loader)
     plain.run(tmp_path / "plain")
     assert plain.result() == expected
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["from-prepared", "to-prepared"])
-def test_a_file_goes_on_without_accelerate(tmp_path: Path, first: bool) -> None:
-    """The keys are the plain ones, and in mid-epoch a script may leave accelerate, or take it."""
+def test_checkpoint_resumes_with_or_without_accelerate(tmp_path: Path, first: bool) -> None:
+    """The keys are those of the plain objects, so a script may add or remove accelerate."""
     loader = {"shuffle": True, "drop_last": True}
     expected = whole(tmp_path, **loader)
     Training(prepared=first, **loader).run(tmp_path / "run", ("step", 3))
@@ -237,10 +239,10 @@ def test_a_file_goes_on_without_accelerate(tmp_path: Path, first: bool) -> None:
     assert second.exactness == "EXACT"
 
 
-def test_prepared_objects_are_compared_before_a_restore(
+def test_mismatch_of_prepared_objects_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another optimizer or scheduler than the file's is refused, as without accelerate."""
+    """An optimizer or scheduler that differs from the file's is refused, as without accelerate."""
     Training().run(tmp_path / "run", ("step", 1))
     for name, other in (
         ("optimizer", lambda model, _: torch.optim.SGD(model.parameters(), lr=0.01)),
@@ -255,8 +257,8 @@ def test_prepared_objects_are_compared_before_a_restore(
         assert f"{name}: " in capsys.readouterr().err
 
 
-def test_a_step_for_each_batch_saves_between_updates_only(tmp_path: Path) -> None:
-    """Gradients that wait for further batches are in no checkpoint, so none is made there."""
+def test_save_while_gradients_accumulate_waits_for_the_update(tmp_path: Path) -> None:
+    """Accumulated gradients are in no checkpoint, so none is made before the update."""
     options = {"shuffle": True, "step_for_each_batch": True}
     expected = whole(tmp_path, **options)
     for stop, saved_at in ((("batch", 1), 6), (("batch", 0), 4)):
@@ -269,10 +271,10 @@ def test_a_step_for_each_batch_saves_between_updates_only(tmp_path: Path) -> Non
         assert second.exactness == "EXACT"
 
 
-def test_a_save_on_demand_waits_for_the_update(
+def test_explicit_save_while_gradients_accumulate_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the middle of an accumulation it is refused, with the place where it belongs."""
+    """session.checkpoint() during an accumulation is refused, with the place to call it."""
     training = Training()
     assert training.accelerator is not None
     parts = {"model": training.model, "optimizer": training.optimizer}
@@ -297,8 +299,8 @@ CONFIGURATIONS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 
 @pytest.mark.filterwarnings("ignore:skipping .* batches by reading them")
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_however_accelerate_loads(tmp_path: Path, name: str) -> None:
-    """Each of its ways to load data is continued where it was, at the end of a pass too."""
+def test_each_kind_of_accelerate_loader_resumes(tmp_path: Path, name: str) -> None:
+    """Each way in which accelerate loads data resumes at its position, at a pass's end too."""
     data, configuration = CONFIGURATIONS[name]
 
     def options() -> dict[str, Any]:
@@ -310,18 +312,18 @@ def test_however_accelerate_loads(tmp_path: Path, name: str) -> None:
         }
 
     expected = whole(tmp_path, **options())
-    for place in PLACES[1:4]:
-        run_dir = tmp_path / f"{place[0]}-{place[1]}"
-        assert not Training(**options()).run(run_dir, place), place
+    for interruption in INTERRUPTIONS[1:4]:
+        run_dir = tmp_path / f"{interruption[0]}-{interruption[1]}"
+        assert not Training(**options()).run(run_dir, interruption), interruption
         second = Training(**options())
         assert second.run(run_dir)
-        assert second.result() == expected, place
-        assert second.exactness == "EXACT", place
+        assert second.result() == expected, interruption
+        assert second.exactness == "EXACT", interruption
 
 
 @pytest.mark.parametrize("seedable", [False, True])
-def test_a_script_without_a_seed(tmp_path: Path, seedable: bool) -> None:
-    """Torch's sampler goes on all the same; that of accelerate keeps its seed, and that is said."""
+def test_sampler_of_a_script_without_a_seed_resumes(tmp_path: Path, seedable: bool) -> None:
+    """Torch's sampler resumes exactly; accelerate's keeps its seed, and the session says so."""
 
     def options() -> dict[str, Any]:
         configuration = DataLoaderConfiguration(use_seedable_sampler=seedable)
@@ -332,20 +334,20 @@ def test_a_script_without_a_seed(tmp_path: Path, seedable: bool) -> None:
     second = Training(**options(), seed=1)
     assert second.run(tmp_path / "run")
     assert (second.result() == expected) is not seedable
-    reason = "pass 1 over the data goes on with other samples than were to come next"
+    reason = "pass 1 over the data continues with other samples than expected"
     assert second.exactness == (f"APPROXIMATE: {reason}" if seedable else "EXACT")
 
 
-def test_a_data_set_is_told_its_epoch(tmp_path: Path) -> None:
-    """It is the number of the pass, which accelerate would begin at 0 in each process."""
+def test_data_set_gets_the_number_of_the_pass(tmp_path: Path) -> None:
+    """set_epoch() gets the number of the pass, which accelerate would start at 0 again."""
     Training().run(tmp_path / "run", ("step", STEPS + 1))
     second = Training()
     assert second.run(tmp_path / "run")
     assert second.loader.dataset.epoch == 1
 
 
-def test_the_last_batch_is_known_as_the_last(tmp_path: Path) -> None:
-    """What the accelerator asks a prepared loader for is true in a pass that was sought."""
+def test_last_batch_of_a_resumed_pass_is_known(tmp_path: Path) -> None:
+    """The attributes that accelerate reads from a loader are right in a resumed pass."""
     first = Training()
     first.run(tmp_path / "run", ("step", 1))
     second = Training()
@@ -364,8 +366,8 @@ def test_the_last_batch_is_known_as_the_last(tmp_path: Path) -> None:
     assert seen == [(False, 2), (True, 2)]
 
 
-def test_the_gradient_scaler_is_kept(tmp_path: Path) -> None:
-    """It is stored as `scaler`, though the script registers the optimizer alone."""
+def test_gradient_scaler_is_restored(tmp_path: Path) -> None:
+    """The scaler is stored as `scaler`, although the script registers only the optimizer."""
 
     def parts() -> tuple[torch.amp.GradScaler, AcceleratedOptimizer, Any]:
         model = torch.nn.Linear(2, 1)
@@ -383,13 +385,13 @@ def test_the_gradient_scaler_is_kept(tmp_path: Path) -> None:
             session.step()
     assert scaler.state_dict()["scale"] == 16.0
     again, optimizer, model = parts()
-    new_life()
+    as_new_process()
     with Session(run_dir=tmp_path, model=model, optimizer=optimizer, scaler=again):
         assert again.state_dict() == scaler.state_dict()
 
 
 @pytest.mark.processes
-def test_the_example_survives(tmp_path: Path) -> None:
+def test_example_survives_kills_and_a_stop(tmp_path: Path) -> None:
     """Three SIGKILLs and a SIGTERM change no bit of the example's run under the supervisor."""
     address = tmp_path / "server"
     faults = "sigkill@any,sigkill@step,sigkill@evaluation,sigterm@any"

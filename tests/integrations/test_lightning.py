@@ -1,4 +1,4 @@
-"""Lightning's real Trainer, cut at every kind of place, ends as if nothing had happened."""
+"""Lightning's real Trainer, interrupted at every kind of point, ends with the same result."""
 
 import functools
 import logging
@@ -20,7 +20,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.integrations.lightning import OrchestratorCallback, OrchestratorCheckpointIO
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import TrainingRefused, TrainingStopped
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 # Ten batches an epoch, three epochs.
 TRAINER = {
@@ -35,7 +35,7 @@ Cut = tuple[str, int]
 
 
 class Noisy(Dataset[torch.Tensor]):
-    """Points with noise that is drawn anew each time, as augmentation is."""
+    """Points with new noise at each access, as with augmentation."""
 
     def __len__(self) -> int:
         return 20
@@ -45,7 +45,7 @@ class Noisy(Dataset[torch.Tensor]):
 
 
 class Net(pl.LightningModule):
-    """Dropout, Adam, and what Lightning does around the steps, written down as it happens."""
+    """A module with dropout and Adam that records the hooks that Lightning calls."""
 
     def __init__(self, plateau: bool = False, cut: Cut | None = None) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Net(pl.LightningModule):
         self.events: list[str] = []
 
     def note(self, event: str) -> None:
-        """Something has happened at this step; if it is to be cut here, a SIGTERM comes."""
+        """Record a hook, and send a SIGTERM if the training is to be interrupted here."""
         self.events.append(f"{event} {self.trainer.global_step} {self.trainer.current_epoch}")
         if self.cut == (event, self.trainer.global_step):
             signal.raise_signal(signal.SIGTERM)
@@ -99,8 +99,8 @@ class Net(pl.LightningModule):
         return [optimizer], [{"scheduler": by_step, "interval": "step"}, by_epoch]
 
 
-class Life:
-    """One `fit`, which ``cut`` may stop."""
+class Fit:
+    """Run one `fit`, which ``cut`` may stop."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Life:
         callbacks: Sequence[pl.Callback] = (),
         **trainer: Any,
     ) -> None:
-        new_life()
+        as_new_process()
         pl.seed_everything(0, workers=True, verbose=False)
         self.net = Net(plateau, cut)
         self.trainer = pl.Trainer(
@@ -131,7 +131,7 @@ class Life:
             self.stopped = True
 
     def result(self) -> dict[str, Any]:
-        """Everything that must be equal bit for bit."""
+        """Return everything that must be equal bit for bit."""
         return {
             **self.net.state_dict(),
             "optimizer": str(self.trainer.optimizers[0].state_dict()),
@@ -153,11 +153,11 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The life that nothing disturbed, once for each way of training."""
+    """Return the uninterrupted training, made once for each way of training."""
 
     @functools.cache
-    def get(settings: tuple[tuple[str, Any], ...]) -> Life:
-        return Life(tmp_path_factory.mktemp("whole"), **dict(settings))
+    def get(settings: tuple[tuple[str, Any], ...]) -> Fit:
+        return Fit(tmp_path_factory.mktemp("whole"), **dict(settings))
 
     return get
 
@@ -190,46 +190,46 @@ CASES = [
 
 
 @pytest.mark.parametrize(("settings", "cuts"), CASES)
-def test_interrupted_and_uninterrupted_end_with_the_same_bits(
+def test_interrupted_training_ends_with_the_same_bits(
     tmp_path: Path, uninterrupted: Any, settings: dict[str, Any], cuts: list[Cut]
 ) -> None:
-    """Weights, optimizer, schedulers, counters and random stream; and every hook came once."""
+    """Weights, optimizer, schedulers, counters and random stream are equal; each hook ran once."""
     expected = uninterrupted(tuple(settings.items()))
     assert not expected.stopped
     events: list[str] = []
     for cut in [*cuts, None]:
-        life = Life(tmp_path, cut, **settings)
-        assert life.stopped == (cut is not None)
-        events += life.net.events
-    mine, whole = life.result(), expected.result()
+        fit = Fit(tmp_path, cut, **settings)
+        assert fit.stopped == (cut is not None)
+        events += fit.net.events
+    mine, whole = fit.result(), expected.result()
     for key, value in whole.items():
         equal = torch.equal(mine[key], value) if torch.is_tensor(value) else mine[key] == value
         assert equal, key
     assert events == expected.net.events
 
 
-def test_a_stop_in_the_last_step_lets_training_end(tmp_path: Path, uninterrupted: Any) -> None:
-    """What is left then is less than a restart; the run is complete, and does nothing again."""
-    life = Life(tmp_path, ("batch", 30))
-    assert not life.stopped
+def test_stop_in_the_last_step_lets_training_complete(tmp_path: Path, uninterrupted: Any) -> None:
+    """A stop at the last step lets the run complete, and the next start does nothing."""
+    fit = Fit(tmp_path, ("batch", 30))
+    assert not fit.stopped
     assert RunDir(tmp_path).done_file.exists()
-    assert life.net.events == uninterrupted(()).net.events
-    assert Life(tmp_path).net.events == []
+    assert fit.net.events == uninterrupted(()).net.events
+    assert Fit(tmp_path).net.events == []
 
 
-def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path, uninterrupted: Any) -> None:
-    """With more of them in the script, it ends as if there had been so many from the start."""
-    Life(tmp_path, max_epochs=2)
-    longer = Life(tmp_path)
+def test_complete_run_continues_for_more_epochs(tmp_path: Path, uninterrupted: Any) -> None:
+    """With more epochs in the script, the result is that of a run with as many from the start."""
+    Fit(tmp_path, max_epochs=2)
+    longer = Fit(tmp_path)
     for name, value in uninterrupted(()).net.state_dict().items():
         assert torch.equal(longer.net.state_dict()[name], value)
 
 
-def test_a_second_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the same Trainer, or of another with a new model, which would begin at the first's end."""
-    life = Life(tmp_path)
+def test_second_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second fit would begin at the first's end, with the same Trainer or with another one."""
+    fit = Fit(tmp_path)
     for trainer in (
-        life.trainer,
+        fit.trainer,
         pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)]),
     ):  # type: ignore[arg-type]
         with pytest.raises(TrainingRefused) as refused:
@@ -239,7 +239,7 @@ def test_a_second_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 class Tuned(Net):
-    """Without schedulers, with a learning rate and a batch size to be looked for."""
+    """A module without schedulers, whose learning rate and batch size a Tuner finds."""
 
     def __init__(self, cut: Cut | None = None) -> None:
         super().__init__(cut=cut)
@@ -258,7 +258,7 @@ class Tuned(Net):
 
 def tuned_and_trained(root: Path, cut: Cut | None = None) -> Tuned:
     """One life of a script that looks for both with the Trainer that then trains."""
-    new_life()
+    as_new_process()
     pl.seed_everything(0, workers=True, verbose=False)
     net = Tuned()
     trainer = pl.Trainer(
@@ -274,8 +274,8 @@ def tuned_and_trained(root: Path, cut: Cut | None = None) -> Tuned:
     return net
 
 
-def test_a_search_by_a_tuner_is_no_part_of_the_run(tmp_path: Path) -> None:
-    """It leaves nothing in the run, which begins after it and is cut and resumed as ever."""
+def test_search_by_a_tuner_is_not_part_of_the_run(tmp_path: Path) -> None:
+    """A Tuner leaves nothing in the run, which begins after it and resumes exactly."""
     expected = tuned_and_trained(tmp_path / "whole")
     assert expected.lr != 0.01
     assert expected.batch_size != 2
@@ -289,10 +289,10 @@ def test_a_search_by_a_tuner_is_no_part_of_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("finder", [BatchSizeFinder(), LearningRateFinder()])
-def test_a_search_inside_of_the_training_is_refused(
+def test_search_inside_the_training_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], finder: pl.Callback
 ) -> None:
-    """It trains and takes that back while the run is open, and would do it in each life."""
+    """A finder callback would train and undo it inside the run, in every attempt."""
     trainer = pl.Trainer(**TRAINER, callbacks=[finder, OrchestratorCallback(tmp_path)])  # type: ignore[arg-type]
     with pytest.raises(TrainingRefused) as refused:
         trainer.fit(Tuned())
@@ -306,24 +306,24 @@ class Fetching(Net):
         return self.loss(next(dataloader_iter)[0])
 
 
-def test_fetching_inside_a_step_is_refused(tmp_path: Path) -> None:
-    """A safe point could not lie between two batches then."""
+def test_fetching_batches_inside_a_step_is_refused(tmp_path: Path) -> None:
+    """training_step(dataloader_iter) leaves no safe point between two batches."""
     trainer = pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)])  # type: ignore[arg-type]
     with pytest.raises(TrainingRefused) as refused:
         trainer.fit(Fetching(), DataLoader(Noisy(), 2))
     assert refused.value.status == 78
 
 
-def test_a_checkpoint_holds_lightnings_own(tmp_path: Path) -> None:
-    """The safe load reads it, and Lightning can be given it as a file of its own."""
-    life = Life(tmp_path)
+def test_checkpoint_holds_lightnings_own_checkpoint(tmp_path: Path) -> None:
+    """torch.load reads it with its safe default, and Lightning loads it as a ckpt_path."""
+    fit = Fit(tmp_path)
     newest = Store.open(RunDir(tmp_path), []).all()[-1]
     content = torch.load(newest.state_file, weights_only=True)["trainer_state_dict"]
     assert content["global_step"] == 30
     assert "hyper_parameters" not in content
     torch.save(content, tmp_path / "exported.ckpt")
     loaded = Net.load_from_checkpoint(tmp_path / "exported.ckpt")
-    for name, value in life.net.state_dict().items():
+    for name, value in fit.net.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
 
 
@@ -333,10 +333,10 @@ class Endless(IterableDataset[torch.Tensor]):
             yield torch.zeros(4)
 
 
-def test_data_without_a_length_is_refused(
+def test_data_without_a_length_is_refused_by_lightning_callback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lightning reads it one batch ahead, so that the safe points would lie between others."""
+    """Lightning reads such data one batch ahead, so the safe points would be at other batches."""
     trainer = pl.Trainer(**TRAINER, callbacks=[OrchestratorCallback(tmp_path)])  # type: ignore[arg-type]
     with pytest.raises(TrainingRefused) as refused:
         trainer.fit(Net(), DataLoader(Endless(), 2))
@@ -344,30 +344,30 @@ def test_data_without_a_length_is_refused(
     assert "__len__" in capsys.readouterr().err
 
 
-def test_lightnings_own_signal_handlers_stay_out(
+def test_lightnings_own_signal_handlers_are_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a SLURM job too, where they would save inside the handler and queue the job again."""
+    """In a SLURM job they would save inside the handler and requeue the job."""
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}.items():
         monkeypatch.setenv(name, value)
     for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
         monkeypatch.setenv(name, "0")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    assert Life(tmp_path, ("batch", 4)).stopped
+    assert Fit(tmp_path, ("batch", 4)).stopped
     assert {number: signal.getsignal(number) for number in before} == before
     assert not list(Path.cwd().glob("hpc_ckpt*"))
 
 
-def test_its_files_are_durable_and_ours_are_loaded(tmp_path: Path) -> None:
-    """The CheckpointIO saves what Lightning saves, and takes our state.pt as a ckpt_path."""
+def test_checkpoint_io_writes_durably_and_loads_a_state_file(tmp_path: Path) -> None:
+    """The CheckpointIO saves Lightning's files durably, and loads a state.pt as a ckpt_path."""
     saving = ModelCheckpoint(tmp_path / "own", save_last=True)
     plugin = OrchestratorCheckpointIO()
-    life = Life(tmp_path / "run", enable_checkpointing=True, plugins=[plugin], callbacks=[saving])
+    fit = Fit(tmp_path / "run", enable_checkpointing=True, plugins=[plugin], callbacks=[saving])
     own = torch.load(tmp_path / "own" / "last.ckpt", weights_only=False)
     newest = Store.open(RunDir(tmp_path / "run"), []).all()[-1]
-    ours = plugin.load_checkpoint(newest.state_file)
-    for name, value in life.net.state_dict().items():
+    loaded = plugin.load_checkpoint(newest.state_file)
+    for name, value in fit.net.state_dict().items():
         assert torch.equal(own["state_dict"][name], value)
-        assert torch.equal(ours["state_dict"][name], value)
+        assert torch.equal(loaded["state_dict"][name], value)
     assert [path.name for path in (tmp_path / "own").iterdir() if path.name[0] == "."] == []
-    life.trainer.validate(life.net, DataLoader(Noisy(), 10), ckpt_path=str(newest.state_file))
+    fit.trainer.validate(fit.net, DataLoader(Noisy(), 10), ckpt_path=str(newest.state_file))

@@ -27,7 +27,7 @@ STEPS = 120
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The address of a process that has imported Lightning and forks trainers."""
+    """Return the address of a process that has imported Lightning and forks trainers."""
     address = tmp_path_factory.mktemp("warm") / "server"
     with forking_server(address, "lightning.pytorch", "orchestrator.integrations.lightning"):
         yield address
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(server: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The result of the script on its own, without a supervisor."""
+    """Return the result of the script without a supervisor."""
     root = tmp_path_factory.mktemp("uninterrupted")
     command = [*forked_by(server), str(SCRIPT), "result.pt"]
     subprocess.run(command, cwd=root, env=clean_environment(), check=True, timeout=90)
@@ -47,10 +47,10 @@ def uninterrupted(server: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat("/tmp").st_dev,
     reason="needs two file systems, between which Lightning's save is a copy",
 )
-def test_killed_in_lightnings_own_save_and_elsewhere_it_ends_exactly(
+def test_training_killed_in_lightnings_own_save_and_elsewhere_is_exact(
     supervise: Callable[..., Supervised], server: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """After 3 SIGKILLs and a SIGTERM the weights are the same; no half file was resumed from."""
+    """After 3 SIGKILLs and a SIGTERM the weights are equal; no partial file was used."""
     trainers = WarmTrainers(server)
     command = [*forked_by(server), str(SCRIPT), "result.pt", "--half-written"]
     run = supervise(command=command)

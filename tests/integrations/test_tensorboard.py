@@ -1,4 +1,4 @@
-"""TensorBoard's own package, as docs/how-to/trackers.md tells to use it."""
+"""TensorBoard's own package, used as docs/how-to/trackers.md describes."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ STEPS = 9
 
 
 def train(root: Path, first_value: float, fail_at: int | None = None) -> None:
-    """One life, with a checkpoint at step 4; one that fails loses the steps after it."""
+    """Run one attempt with a checkpoint at step 4; a failing one loses the steps after it."""
     with (
         Session(run_dir=root / "run", model=torch.nn.Linear(1, 1)) as session,
         SummaryWriter(root / "tb", purge_step=session.global_step) as writer,
@@ -31,8 +31,8 @@ def train(root: Path, first_value: float, fail_at: int | None = None) -> None:
                 raise RuntimeError("a node is gone")
 
 
-def test_events_behind_the_resumed_step_vanish(tmp_path: Path) -> None:
-    """With purge_step each step is shown once, with the value of the life that counts."""
+def test_events_after_the_resumed_step_are_purged(tmp_path: Path) -> None:
+    """With purge_step each step is shown once, with the value of the attempt that counts."""
     with pytest.raises(RuntimeError, match="a node is gone"):
         train(tmp_path, first_value=700.0, fail_at=7)
     train(tmp_path, first_value=0.0)
@@ -43,7 +43,7 @@ def test_events_behind_the_resumed_step_vanish(tmp_path: Path) -> None:
 
 
 class Failing(TrainerCallback):
-    """A node that goes away at the seventh step, once it has written its events."""
+    """A machine that disappears at the seventh step, after it has written its events."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 7:
@@ -69,10 +69,10 @@ def train_by_trainer(tensorboard: Any, *more: TrainerCallback) -> None:
     Trainer(Line(1, 1), arguments, train_dataset=data, callbacks=callbacks).train()
 
 
-def test_a_trainers_events_behind_the_resumed_step_vanish(
+def test_trainers_events_after_the_resumed_step_are_purged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The callback of the page shows each step of a resumed Trainer once."""
+    """With the documented callback, each step of a resumed Trainer is shown once."""
     monkeypatch.chdir(tmp_path)
     page: dict[str, Any] = {}
     code = blocks((ROOT / "docs" / "how-to" / "trackers.md").read_text(), "python")

@@ -1,4 +1,4 @@
-"""The Trainer of transformers under the orchestrator: killed, stopped, resumed, ended exactly."""
+"""The Trainer of transformers: killed, stopped and resumed, it ends with the exact result."""
 
 import json
 import os
@@ -35,7 +35,7 @@ Start = Callable[..., Supervised]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The address of a process that has imported transformers and forks trainers."""
+    """Return the address of a process that has imported transformers and forks trainers."""
     address = tmp_path_factory.mktemp("warm") / "server"
     # So small a model only loses by threads.
     with forking_server(address, "orchestrator.integrations.transformers", OMP_NUM_THREADS="1"):
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(server: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run without a supervisor that nothing disturbed."""
+    """Return an uninterrupted run without a supervisor."""
     root = tmp_path_factory.mktemp("uninterrupted")
     result = run_alone(server, root)
     assert result.returncode == 0, result.stderr
@@ -70,7 +70,7 @@ def kill_trainer(server: Path) -> None:
 
 
 def final_state(run: RunDir) -> tuple[dict[str, torch.Tensor], str, str]:
-    """The weights, the optimizer's state and the random streams of the last checkpoint."""
+    """Return the weights, optimizer state and random streams of the last checkpoint."""
     newest = open_store(run).all()[-1]
     assert newest.manifest.reason == "final"
     weights = load_file(newest.resume_path / "model.safetensors")
@@ -86,10 +86,10 @@ def assert_same_end(run: RunDir, expected: RunDir) -> None:
     assert mine[1:] == other[1:]
 
 
-def test_killed_and_stopped_training_ends_as_the_uninterrupted_does(
+def test_killed_and_stopped_training_equals_the_uninterrupted_one(
     server: Path, supervise: Start, uninterrupted: RunDir
 ) -> None:
-    """Three SIGKILLs and a SIGTERM, in mid-epoch, cost no bit of weights, optimizer and streams."""
+    """Three SIGKILLs and a SIGTERM inside epochs change no bit of the final state."""
     command = [*forked_by(server), str(EXAMPLE), *SMALL]
     run = supervise(command=command)
     for number in (1, 2, 3):
@@ -116,7 +116,7 @@ def test_killed_and_stopped_training_ends_as_the_uninterrupted_does(
 def test_evaluation_does_not_hold_up_a_stop(
     server: Path, supervise: Start, uninterrupted: RunDir
 ) -> None:
-    """A SIGTERM during an evaluation is obeyed before it ends, and says what that leaves out."""
+    """A SIGTERM ends an evaluation early, and the checkpoint says what was left out."""
     command = [*forked_by(server), str(VARIANT), "slow", *SMALL]
     run = supervise(command=command)
     run.wait_for_output("evaluating")
@@ -133,7 +133,7 @@ def test_evaluation_does_not_hold_up_a_stop(
 def test_killed_in_an_evaluation_the_run_evaluates_again(
     server: Path, supervise: Start, uninterrupted: RunDir
 ) -> None:
-    """An epoch's last save waits for its evaluation, so that a kill in that costs nothing of it."""
+    """An epoch's last save waits for its evaluation, so a kill in the evaluation repeats it."""
     command = [*forked_by(server), str(VARIANT), "slow", *SMALL, "--save-steps", "4"]
     run = supervise(command=command)
     run.wait_for_output("evaluating")
@@ -143,10 +143,10 @@ def test_killed_in_an_evaluation_the_run_evaluates_again(
     assert_same_end(run.run, uninterrupted)
 
 
-def test_half_written_checkpoint_is_not_resumed_from(
+def test_partial_checkpoint_is_not_resumed(
     server: Path, supervise: Start, uninterrupted: RunDir, tmp_path: Path
 ) -> None:
-    """Killed in the Trainer's own save, it resumes from the one before, unlike what it asks."""
+    """A run killed in the Trainer's own save resumes from the checkpoint before."""
     run = supervise(command=[*forked_by(server), str(VARIANT), "cut", *SMALL])
     run.wait_for_output("half-written")
     kill_trainer(server)
@@ -155,10 +155,10 @@ def test_half_written_checkpoint_is_not_resumed_from(
     assert_same_end(run.run, uninterrupted)
 
 
-def test_half_written_checkpoint_starts_no_run(
+def test_new_run_does_not_start_from_a_partial_checkpoint(
     server: Path, supervise: Start, tmp_path: Path
 ) -> None:
-    """A run that has nothing yet takes of the Trainer's own output what was written to its end."""
+    """A run without checkpoints starts from the newest complete one in the Trainer's output."""
     first = supervise(command=[*forked_by(server), str(VARIANT), "cut", *SMALL])
     first.wait_for_output("half-written")
     first.signal(signal.SIGKILL)
@@ -170,12 +170,12 @@ def test_half_written_checkpoint_starts_no_run(
     status, told, _ = second.end()
     assert status == 0
     assert "checkpoint-10 in" in told
-    # It began at the fifth step, and not anew.
+    # Training began at the fifth step, not at the first.
     assert events(second.run, "checkpoint_published")[0]["step"] == 10
 
 
-def test_a_start_that_is_not_there_is_no_start_from_zero(server: Path, tmp_path: Path) -> None:
-    """A wrong name below the output is the Trainer's to refuse, like one anywhere else."""
+def test_missing_start_checkpoint_is_refused_by_the_trainer(server: Path, tmp_path: Path) -> None:
+    """A wrong name in the Trainer's output is refused, and training does not start from zero."""
     result = subprocess.run(
         [*forked_by(server), str(VARIANT), "missing", *SMALL],
         cwd=tmp_path,
@@ -188,10 +188,10 @@ def test_a_start_that_is_not_there_is_no_start_from_zero(server: Path, tmp_path:
     assert "pretrained" in result.stderr
 
 
-def test_script_alone_stops_and_resumes(
+def test_script_without_supervisor_stops_and_resumes(
     server: Path, uninterrupted: RunDir, tmp_path: Path
 ) -> None:
-    """Without a supervisor too a SIGTERM saves and ends with 75, and the next start goes on."""
+    """Without a supervisor, a SIGTERM saves and ends with 75, and the next start resumes."""
     command = [*forked_by(server), str(EXAMPLE), *SMALL]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True
@@ -208,10 +208,10 @@ def test_script_alone_stops_and_resumes(
 
 
 @pytest.mark.parametrize(("variant", "status", "end"), [("short", 0, 20), ("early", 75, 24)])
-def test_a_training_ends_where_it_would_have(
+def test_resumed_training_ends_at_the_same_step(
     server: Path, tmp_path: Path, variant: str, status: int, end: int
 ) -> None:
-    """Early stopping counts on after a resume; a training that is over does not go on, either."""
+    """Early stopping keeps its count over a resume, and a finished training stays finished."""
     run = RunDir(tmp_path / "runs" / "hf_trainer")
     for expected in (status, 0, 0):
         result = run_alone(server, tmp_path, (str(VARIANT), variant), "--epochs", "9")
@@ -221,10 +221,8 @@ def test_a_training_ends_where_it_would_have(
     assert open_store(run).all()[-1].manifest.step == end
 
 
-def test_an_older_checkpoint_that_the_script_names_starts_a_run(
-    server: Path, tmp_path: Path
-) -> None:
-    """Of the Trainer's own, the one that was asked for is taken if it is whole."""
+def test_run_starts_from_the_checkpoint_that_the_script_names(server: Path, tmp_path: Path) -> None:
+    """A complete checkpoint of the Trainer's own that the script names is used."""
     assert run_alone(server, tmp_path).returncode == 0
     (tmp_path / "runs").rename(tmp_path / "lost")
     result = run_alone(server, tmp_path, (str(VARIANT), "older"))
@@ -246,10 +244,8 @@ def run_phases(server: Path, root: Path, *words: str) -> subprocess.CompletedPro
     )
 
 
-def test_two_phases_with_a_run_each_are_killed_in_either_and_end_the_same(
-    server: Path, tmp_path: Path
-) -> None:
-    """What is complete is passed, and gives the next phase the model as it was at its end."""
+def test_two_phases_with_a_run_each_survive_a_kill_in_either(server: Path, tmp_path: Path) -> None:
+    """A complete phase is skipped, and hands its final model to the next phase."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run_phases(server, whole, "runs").returncode == 0
     for phase in ("0", "1"):
@@ -263,10 +259,10 @@ def test_two_phases_with_a_run_each_are_killed_in_either_and_end_the_same(
 
 
 @pytest.mark.parametrize("how", ["one", "again"])
-def test_a_second_training_in_the_same_run_is_refused(
+def test_second_training_in_the_same_run_is_refused(
     server: Path, supervise: Start, tmp_path: Path, how: str
 ) -> None:
-    """Another Trainer's, or the same one's: with a supervisor or without, it never is complete."""
+    """A second training of another Trainer, or of the same one, is refused and not completed."""
     alone = run_phases(server, tmp_path / "alone", how)
     assert alone.returncode == 78
     assert "a run is one training" in alone.stderr

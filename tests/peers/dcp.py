@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint as in its recipe: a directory for each, the newest resumed.
+"""torch.distributed.checkpoint as in its recipe: a directory for each save, the newest is loaded.
 
 torchrun --standalone --nproc-per-node 1 --max-restarts 3 dcp.py
 """
@@ -13,9 +13,9 @@ from problem import (
     STEPS_PER_EPOCH,
     Net,
     Noisy,
-    begins,
+    after_step,
     finish,
-    stepped,
+    record_start,
 )
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.utils.data import DataLoader
@@ -38,11 +38,11 @@ def main():
             model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
         step = int(found[-1].name.removeprefix("step-"))
-    begins(step)
+    record_start(step)
     for epoch in range(step // STEPS_PER_EPOCH, EPOCHS):
         for index, x in enumerate(loader):
             if index < step - epoch * STEPS_PER_EPOCH:
-                continue  # done before
+                continue  # trained before the restart
             model.loss(x).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -51,7 +51,7 @@ def main():
                 weights, moments = get_state_dict(model, optimizer)
                 state = {"model": weights, "optimizer": moments}
                 dcp.save(state, checkpoint_id=CHECKPOINTS / f"step-{step:06d}")
-            stepped(step)
+            after_step(step)
     finish(model)
     torch.distributed.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Runs each peer under each fault, and says what came of it: see README.md here."""
+"""Runs each other tool under each fault, and prints the outcomes; see README.md here."""
 
 import argparse
 import json
@@ -27,27 +27,35 @@ PEERS = {
 }
 UNDER_TORCHRUN = ("kill-agent",)
 DAMAGES = ("bit-flip", "truncation", "missing-file")
-# What the script does to itself at the step of the fault; everything else is done from here.
-WITHIN = {"kill": "kill", "kill-in-save": "kill-in-save", "kill-agent": "kill-agent"}
-WITHIN |= dict.fromkeys(DAMAGES, "kill-all")
-WITHIN["disk-full"] = "fill"
-FAULTS = ("none", *(fault for fault in WITHIN if fault != "disk-full"), "sigterm", "disk-full")
-# As often as a scheduler would start it again before a person looks.
-STARTS = 3
-SECONDS = 180.0
-# Room for all checkpoints, until something else takes what is left of it.
+# Faults that the script injects into itself; this process injects the others.
+SELF_INJECTED = {"kill": "kill", "kill-in-save": "kill-in-save", "kill-agent": "kill-agent"}
+SELF_INJECTED |= dict.fromkeys(DAMAGES, "kill-all")
+SELF_INJECTED["disk-full"] = "fill"
+FAULTS = (
+    "none",
+    *(fault for fault in SELF_INJECTED if fault != "disk-full"),
+    "sigterm",
+    "disk-full",
+)
+# A scheduler would restart it this often before a person looks at it.
+MAX_STARTS = 3
+START_SECONDS = 180.0
+# Room for all checkpoints, until the fault fills the rest.
 DISK_BYTES = 400 << 20
 
 
 def outcome(command: tuple[str, ...], fault: str, at: int, seed: float, expected: str) -> str:
-    """What came of one run under one fault; ``expected`` is the digest of the final weights."""
+    """Return the outcome of a run under a fault; ``expected`` is the digest of final weights.
+
+    With an empty ``expected`` it is the digest itself.
+    """
     directory = Path(tempfile.mkdtemp(prefix="peer-"))
     try:
         with small_disk(directory / "checkpoints") if fault == "disk-full" else nullcontext():
-            status = starts(directory, command, fault, at, random.Random(seed))
+            status = run_until_complete(directory, command, fault, at, random.Random(seed))
             result = directory / "result"
-            lives = [int(line) for line in (directory / "lives").read_text().split()]
-            lost = f", {at - lives[1]} steps again" if len(lives) > 1 else ""
+            steps = [int(line) for line in (directory / "starts").read_text().split()]
+            lost = f", {at - steps[1]} steps again" if len(steps) > 1 else ""
             if status or not result.exists():
                 return f"does not go on: {last_line(directory / 'log')}"
             if not expected or result.read_text() == expected:
@@ -59,24 +67,24 @@ def outcome(command: tuple[str, ...], fault: str, at: int, seed: float, expected
 
 
 @contextmanager
-def small_disk(place: Path) -> Iterator[None]:
-    place.mkdir()
+def small_disk(path: Path) -> Iterator[None]:
+    path.mkdir()
     size = f"size={DISK_BYTES}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", path], check=True)
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def starts(
+def run_until_complete(
     directory: Path, command: tuple[str, ...], fault: str, at: int, chance: random.Random
 ) -> int:
-    """Start it until it ends with 0, as a scheduler does; its last exit status."""
+    """Restart the command until it exits with 0, as a scheduler does; return the last status."""
     environment = os.environ | {"PEER_DIRECTORY": str(directory), "PYTHONPATH": str(HERE)}
-    environment["PEER_FAULT"] = f"{WITHIN[fault]}@{at}" if fault in WITHIN else ""
+    environment["PEER_FAULT"] = f"{SELF_INJECTED[fault]}@{at}" if fault in SELF_INJECTED else ""
     status = 1
-    for start in range(STARTS):
+    for start in range(MAX_STARTS):
         with open(directory / "log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *command], env=environment, stdout=log, stderr=log
@@ -86,7 +94,7 @@ def starts(
                 time.sleep(0.005)
             process.send_signal(signal.SIGTERM)
         try:
-            status = process.wait(SECONDS)
+            status = process.wait(START_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
         if status == 0 and (directory / "result").exists():
@@ -94,7 +102,7 @@ def starts(
         if fault in DAMAGES and start == 0:
             damage(directory / "checkpoints", fault, chance)
         if fault == "disk-full" and start == 0:
-            # Somebody has made room.
+            # As if a person had made room.
             (directory / "checkpoints" / FILLING).unlink(missing_ok=True)
     return status
 
@@ -105,7 +113,7 @@ def reached(directory: Path) -> int:
 
 
 def damage(checkpoints: Path, kind: str, chance: random.Random) -> None:
-    """Damage the largest file of what was saved last."""
+    """Damage the largest file of the newest checkpoint."""
     newest = max(checkpoints.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     files = [newest] if newest.is_file() else [f for f in newest.rglob("*") if f.is_file()]
     file = max(files, key=lambda path: path.stat().st_size)
@@ -115,15 +123,15 @@ def damage(checkpoints: Path, kind: str, chance: random.Random) -> None:
         os.truncate(file, chance.randrange(file.stat().st_size))
     else:
         content = bytearray(file.read_bytes())
-        place = chance.randrange(len(content))
-        content[place] ^= 1 << chance.randrange(8)
+        offset = chance.randrange(len(content))
+        content[offset] ^= 1 << chance.randrange(8)
         file.write_bytes(content)
 
 
 def last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     errors = [line for line in lines if "Error" in line and not line.startswith("Traceback")]
-    return ([*errors, *lines] or ["nothing said"])[-1 if not errors else len(errors) - 1][:160]
+    return ([*errors, *lines] or ["no output"])[-1 if not errors else len(errors) - 1][:160]
 
 
 def end_leftovers(directory: Path) -> None:
@@ -135,7 +143,7 @@ def end_leftovers(directory: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=3, help="how often each fault comes")
+    parser.add_argument("--times", type=int, default=3, help="number of runs for each fault")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", choices=PEERS, metavar="PEER")
     parser.add_argument("--fault", action="append", choices=FAULTS, metavar="FAULT")
@@ -149,7 +157,7 @@ def main() -> None:
         chance = random.Random(args.seed)
         results[peer] = {}
         for fault in FAULTS:
-            # Drawn for each, so that a part of the table is the same as in the whole.
+            # Drawn also for faults that are left out, so that the others get the same draws.
             draws = [(chance.randint(14, 40), chance.random()) for _ in range(args.times)]
             if fault in UNDER_TORCHRUN and "torchrun" not in peer:
                 continue

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer, resumed from what get_last_checkpoint finds.
+"""The Hugging Face Trainer, resumed from the checkpoint that get_last_checkpoint finds.
 
 python hf_trainer.py
 """
@@ -12,9 +12,9 @@ from problem import (
     STEPS,
     Net,
     Noisy,
-    begins,
+    after_step,
     finish,
-    stepped,
+    record_start,
 )
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -31,12 +31,12 @@ class Model(torch.nn.Module):
 
 class Steps(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
-        begins(state.global_step)
+        record_start(state.global_step)
 
     def on_step_begin(self, args, state, control, **_):
-        # The step before has been saved by now, if it was to be.
+        # By now the previous step has been saved, if it is one to save.
         if state.global_step:
-            stepped(state.global_step)
+            after_step(state.global_step)
 
 
 set_seed(0)

@@ -14,9 +14,9 @@ from problem import (
     SAVE_EVERY,
     Net,
     Noisy,
-    begins,
+    after_step,
     finish,
-    stepped,
+    record_start,
 )
 from torch.utils.data import DataLoader
 
@@ -35,10 +35,10 @@ class Module(lightning.LightningModule):
 
 class Steps(Callback):
     def on_train_start(self, trainer, module):
-        begins(trainer.global_step)
+        record_start(trainer.global_step)
 
     def on_train_batch_end(self, trainer, *_):
-        stepped(trainer.global_step)
+        after_step(trainer.global_step)
 
 
 lightning.seed_everything(0)
@@ -55,7 +55,7 @@ saving = ModelCheckpoint(
 trainer = lightning.Trainer(
     accelerator="cpu",
     max_epochs=EPOCHS,
-    # The saving comes first, so that a fault at a step finds it saved, as in the other scripts.
+    # The save comes first, so that a fault comes after the save of its step, as in other scripts.
     callbacks=[saving, Steps()],
     logger=False,
     enable_progress_bar=False,

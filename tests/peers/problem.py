@@ -1,4 +1,4 @@
-"""The model, the data and the faults that the scripts of all peers have in common."""
+"""The model, the data and the faults that all scripts share."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 EPOCHS, STEPS_PER_EPOCH, BATCH = 3, 16, 8
 STEPS = EPOCHS * STEPS_PER_EPOCH
 SAVE_EVERY = 6
-# A save of so many bytes takes long enough to be killed in its midst.
+# A save of this many bytes takes long enough for a kill in the middle of it.
 BALLAST_BYTES = 32 << 20
 HERE = Path(os.environ.get("PEER_DIRECTORY", "."))
 CHECKPOINTS = HERE / "checkpoints"
@@ -24,7 +24,7 @@ FILLING = "filling"
 
 
 class Noisy(Dataset):
-    """Points with noise that is drawn anew each time, as augmentation is."""
+    """Points with noise that is drawn at each access, as augmentation is."""
 
     def __len__(self):
         return STEPS_PER_EPOCH * BATCH
@@ -34,7 +34,7 @@ class Noisy(Dataset):
 
 
 class Net(torch.nn.Module):
-    """A small network with dropout, and ballast that the optimizer leaves alone."""
+    """A small network with dropout, and a large buffer that is not trained."""
 
     def __init__(self):
         super().__init__()
@@ -51,21 +51,21 @@ class Net(torch.nn.Module):
 
 
 def finish(model):
-    """Leave the digest of the final weights where the driver looks for it."""
+    """Write the digest of the final weights to the file that the driver reads."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.numpy().tobytes())
     (HERE / "result").write_text(digest.hexdigest())
 
 
-def begins(step):
-    """Tell the driver from which step on this life trains."""
-    with open(HERE / "lives", "a") as file:
+def record_start(step):
+    """Record the step from which this process trains."""
+    with open(HERE / "starts", "a") as file:
         file.write(f"{step}\n")
 
 
-def stepped(step):
-    """Call it after each step; once, at the step of the fault, the fault happens."""
+def after_step(step):
+    """Record a completed step, and inject the fault at its step; called after each step."""
     time.sleep(STEP_SECONDS)
     kind, _, at = os.environ.get("PEER_FAULT", "").partition("@")
     (HERE / "reached").write_text(str(step))
@@ -92,7 +92,7 @@ def _fill_the_disk():
 
 
 def _kill_in_save():
-    """End the process once a file of the next checkpoint has begun to grow."""
+    """Kill the process as soon as a file of the next checkpoint grows."""
     before = _files()
     sys.setswitchinterval(1e-4)
     while True:

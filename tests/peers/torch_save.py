@@ -1,4 +1,4 @@
-"""The loop of PyTorch's fault tolerance tutorial: one snapshot file, written with torch.save.
+"""The loop of PyTorch's fault tolerance tutorial, with one snapshot file from torch.save.
 
 torchrun --standalone --nproc-per-node 1 --max-restarts 3 torch_save.py
 """
@@ -12,9 +12,9 @@ from problem import (
     STEPS_PER_EPOCH,
     Net,
     Noisy,
-    begins,
+    after_step,
     finish,
-    stepped,
+    record_start,
 )
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
@@ -35,11 +35,11 @@ def main():
         model.load_state_dict(snapshot["model"])
         optimizer.load_state_dict(snapshot["optimizer"])
         first_epoch, step = snapshot["epoch"], snapshot["step"]
-    begins(step)
+    record_start(step)
     for epoch in range(first_epoch, EPOCHS):
         for index, x in enumerate(loader):
             if index < step - epoch * STEPS_PER_EPOCH:
-                continue  # done before
+                continue  # trained before the restart
             model.loss(x).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -48,7 +48,7 @@ def main():
                 CHECKPOINTS.mkdir(exist_ok=True)
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save(state | {"epoch": epoch, "step": step}, SNAPSHOT)
-            stepped(step)
+            after_step(step)
     finish(model)
 
 

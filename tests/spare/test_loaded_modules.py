@@ -34,3 +34,21 @@ def test_own_modules_are_separated_from_installed_ones(tmp_path: Path, words: li
     assert own == {"colorsys"} | ({"package"} if "-m" in words else set())
     # The main module is left out, and so are modules of torch that have no file.
     assert not {"__main__", "package.script", "torch.ops"} & (third_party | own)
+
+
+def test_modules_that_torch_generates_are_not_the_script_s_own(tmp_path: Path) -> None:
+    """What torch writes into a temporary folder and imports from there is not listed at all."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from torch.distributed.nn.jit import instantiator\n"
+        "instantiator.instantiate_non_scriptable_remote_module_template()\n"
+        "assert '_remote_module_non_scriptable' in sys.modules\n"
+        "torch.optim.Adam(torch.nn.Linear(1, 1).parameters()).step()\n" + PRINT
+    )
+    output = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, check=True, text=True
+    ).stdout
+    names = json.loads(output)
+    assert names["own"] == []
+    assert "_remote_module_non_scriptable" not in names["third_party"]

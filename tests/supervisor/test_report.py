@@ -1,4 +1,4 @@
-"""The paragraph about a death."""
+"""The paragraph about the end of an attempt."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.report import PHASES, paragraph, restart_text
 
 
-def test_every_phase_has_its_words() -> None:
-    """Whatever the trainer was doing, the paragraph can say it."""
+def test_every_phase_is_described() -> None:
+    """The paragraph has words for every phase of the trainer."""
     assert {phase.name.lower() for phase in Phase} <= PHASES.keys()
 
 
@@ -45,15 +45,20 @@ RECORD: dict[str, Any] = {
         ),
     ],
 )
-def test_paragraph(facts: dict[str, Any], where: str) -> None:
-    """Where it was, advice where there is some, what is saved, what happens now, the output."""
+def test_paragraph_says_where_and_what_next(facts: dict[str, Any], where: str) -> None:
+    """It has the place, advice if there is any, what is saved, what happens now, and the output."""
     lines = paragraph(RECORD | facts, "step 7", "gave up", "output.log")
     assert lines[0] == where
-    assert lines[-3:] == ["saved: step 7", "now: gave up", "all of its output: output.log"]
+    assert lines[-3:] == ["saved: step 7", "now: gave up", "its whole output: output.log"]
     assert len(lines) == (5 if "kind" in facts else 4)
 
 
 def test_restart_is_announced_with_its_delay() -> None:
-    """The first comes at once."""
-    assert restart_text(0, 1, 5).startswith("starting again at once (failure 1 ")
-    assert restart_text(2.04, 3, 5).startswith("starting again in 2.0 s (failure 3 ")
+    """The first restart comes at once, a later one after a delay."""
+    assert restart_text(0, 1, 5, 1).startswith("starting again at once (failure 1 ")
+    assert restart_text(2.04, 3, 5, 3).startswith("starting again in 2.0 s (failure 3 ")
+
+
+def test_restart_text_counts_all_restarts() -> None:
+    """A run that saves between its failures is told their whole number."""
+    assert restart_text(0, 1, 5, 8).endswith("--max-restarts allows 5; restart 8 in all)")

@@ -1,4 +1,4 @@
-"""Signals as the supervisor takes them."""
+"""Signals to the supervisor."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from tests.support import DEADLINE_SECONDS
 
 
 def installed(scenario: Callable[[list[str]], Awaitable[None]]) -> list[str]:
-    """What was called while ``scenario`` ran with the signals taken over."""
+    """Return the calls that were made while ``scenario`` ran with the handlers installed."""
     calls: list[str] = []
 
     async def run() -> None:
@@ -52,7 +52,7 @@ def test_each_signal_has_its_effect(number: signal.Signals, call: str) -> None:
     assert installed(scenario) == [call]
 
 
-def test_an_ignored_hangup_stays_ignored() -> None:
+def test_ignored_hangup_stays_ignored() -> None:
     """Under nohup the run goes on when the terminal closes; other signals still count."""
 
     async def scenario(calls: list[str]) -> None:

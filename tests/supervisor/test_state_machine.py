@@ -11,11 +11,12 @@ FINAL_STATES = {State.COMPLETED, State.STOPPED, State.FAILED}
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
-def test_moves_along_the_table_only(state: State, event: Event) -> None:
+def test_machine_moves_along_the_table_only(state: State, event: Event) -> None:
     """An event in the table moves the machine; any other is a defect and raises."""
     machine = StateMachine()
     machine.state = state
-    if (state, event) in TRANSITIONS:
+    assert machine.allows(event) is ((state, event) in TRANSITIONS)
+    if machine.allows(event):
         assert machine.handle(event) is TRANSITIONS[state, event] is machine.state
     else:
         with pytest.raises(RuntimeError, match=f"event {event} in state {state}"):
@@ -23,8 +24,8 @@ def test_moves_along_the_table_only(state: State, event: Event) -> None:
 
 
 @pytest.mark.parametrize("state", sorted(set(State) - FINAL_STATES))
-def test_every_state_knows_a_stop_and_an_end(state: State) -> None:
-    """A stop is understood in every state before the end, and each leads to an end."""
+def test_every_state_accepts_a_stop_and_leads_to_an_end(state: State) -> None:
+    """Every state but the final ones accepts a stop, and leads to a final one."""
     assert (state, Event.STOP) in TRANSITIONS
     reached, todo = set(), {state}
     while todo:
@@ -34,6 +35,6 @@ def test_every_state_knows_a_stop_and_an_end(state: State) -> None:
     assert reached & FINAL_STATES
 
 
-def test_nothing_follows_an_end() -> None:
+def test_no_transition_leaves_a_final_state() -> None:
     """Completed, stopped and failed are final."""
     assert not {old for old, _ in TRANSITIONS} & FINAL_STATES

@@ -1,1 +1,1 @@
-"""The survival matrix: every fault against every example; `make survival`."""
+"""The survival matrix, made by `make survival`: every kind of fault against every example."""

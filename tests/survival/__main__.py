@@ -1,9 +1,9 @@
-"""Runs `orchestrator chaos` on each subject, and shows one table of all.
+"""Runs `orchestrator chaos` on each subject, and prints a table of all results.
 
     python -m tests.survival [--only NAME]... [--seed 1] [--directory build/survival]
 
-Each subject leaves its report as NAME.json in the directory; the table is made of all that are
-there, so that the matrix can be run in pieces.
+Each subject's report is written to NAME.json in the directory. The table contains every report
+there, so the matrix can be run in pieces.
 """
 
 import argparse
@@ -26,21 +26,22 @@ EXAMPLES = ROOT / "examples"
 
 @dataclass(frozen=True)
 class Subject:
-    """A script, and how many faults it gets, of those that ``faults`` names or of all.
+    """A script, and the faults that are injected into its runs.
 
-    With ``forked`` its trainers are forked from a process that has imported torch, so that a
-    restart takes no seconds; else they are started as users start them, with a spare.
+    With ``forked``, its trainers are forked from a process that has imported torch, so that a
+    restart is fast. Otherwise they are started as users start them, with a spare.
     """
 
     name: str
     script: Path
     arguments: tuple[str, ...]
     count: int
+    """The number of faults."""
     forked: bool
     imports: str = "sklearn.datasets"
-    """What that process has imported beside torch."""
+    """The module that the forking process has imported in addition to torch."""
     faults: str | None = None
-    """Which, instead of all kinds."""
+    """The kinds of faults; all kinds if None."""
 
 
 SUBJECTS = (
@@ -86,7 +87,7 @@ SUBJECTS = (
 
 
 def run(subject: Subject, seed: int) -> dict[str, Any]:
-    """The report on one subject."""
+    """Run ``orchestrator chaos`` on one subject, and return its report."""
     environment = clean_environment()
     if subject.forked:
         with tempfile.TemporaryDirectory(prefix="survival-") as directory:
@@ -98,7 +99,7 @@ def run(subject: Subject, seed: int) -> dict[str, Any]:
 
 
 def chaos(
-    beginning: list[str], subject: Subject, seed: int, environment: dict[str, str]
+    interpreter: list[str], subject: Subject, seed: int, environment: dict[str, str]
 ) -> dict[str, Any]:
     options = ["--count", str(subject.count), "--seed", str(seed), "--json"]
     if subject.faults is not None:
@@ -106,7 +107,7 @@ def chaos(
     result = subprocess.run(
         [
             *(sys.executable, "-m", "orchestrator", "chaos", *options),
-            *("--", *beginning, str(subject.script), *subject.arguments),
+            *("--", *interpreter, str(subject.script), *subject.arguments),
         ],
         env=environment,
         stdout=subprocess.PIPE,
@@ -119,7 +120,7 @@ def chaos(
 
 
 def rows(reports: list[dict[str, Any]]) -> Iterator[str]:
-    """A table in Markdown: a line for each fault, over all subjects."""
+    """Yield the lines of a Markdown table with a row for each fault, over all subjects."""
     yield "| fault | injected | survived | exact | steps lost | seconds lost |"
     yield "|---|---|---|---|---|---|"
     for fault in FAULTS:
@@ -136,7 +137,7 @@ def rows(reports: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def summary(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """A table in Markdown: a line for each subject."""
+    """Yield the lines of a Markdown table with a row for each subject."""
     yield "| subject | steps | runs | injected | survived | exact | minutes |"
     yield "|---|---|---|---|---|---|---|"
     keys = ("steps", "trials", "injected", "survived", "exact")

@@ -1,9 +1,9 @@
-"""Kills and stops unmodified scripts in adopt mode, and compares how they end.
+"""Kills and stops unmodified scripts in adopt mode, and compares their final weights.
 
     python -m tests.survival.adopted [--only NAME]... [--kills 20] [--stops 5] [--seed 1]
 
-Half of the SIGKILLs come at any moment, half the moment that a save is seen to begin. The final
-weights must be those of a run that nobody disturbed.
+Half of the SIGKILLs come at a random moment, the others as soon as a save begins. The final weights
+must equal those of an undisturbed run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests.e2e.support import (
     orchestrator,
     wait_for,
 )
-from tests.survival.faults import ask
+from tests.survival.faults import parse
 
 SCRIPTS = Path(__file__).parent.parent / "adopt" / "scripts"
 STOPPED = (74, 75)
@@ -68,12 +68,12 @@ SUBJECTS = (
     Subject("Accelerate", "accelerated.py", (), ("--adopt", "out/step_*", *PATH_ALONE)),
 )
 FRAMEWORKS = ("transformers.trainer", "lightning.pytorch", "accelerate")
-# So many, at this pace, that no run ends before its last fault.
+# Enough steps, with this pause after each, that no run ends before its last fault.
 STEPS, PAUSE = ("--steps", "1000"), ("--pause", "0.03")
 
 
 class Trial:
-    """One subject under its faults."""
+    """A run of one subject under faults."""
 
     def __init__(self, subject: Subject, root: Path, server: Path) -> None:
         self._root = root
@@ -83,11 +83,11 @@ class Trial:
         self._trainers = WarmTrainers(server)
         self.run = self._start(PAUSE)
 
-    def _start(self, pace: tuple[str, ...]) -> Supervised:
-        return Supervised(self._root, command=[*self._command, *pace], options=self._options)
+    def _start(self, pause: tuple[str, ...]) -> Supervised:
+        return Supervised(self._root, command=[*self._command, *pause], options=self._options)
 
     def inject(self, fault: str, chance: random.Random) -> None:
-        """Let it train for a while, mostly to a new checkpoint, and strike."""
+        """Let the run train for a random time, mostly to a new checkpoint, then inject a fault."""
         trainer = self._trainers.newest()
         assert trainer is not None
         if chance.random() < 0.8:
@@ -95,8 +95,8 @@ class Trial:
             self.run.wait_for_event("checkpoint_published", count + 1)
         time.sleep(chance.random())
         if fault == "kill in a save":
-            before = self._seen()
-            wait_for(lambda: self._seen() != before, "a save")
+            before = self._saved_files()
+            wait_for(lambda: self._saved_files() != before, "a save")
         if fault == "stop":
             self.run.signal(signal.SIGTERM)
             assert self.run.end()[0] in STOPPED
@@ -104,13 +104,13 @@ class Trial:
         else:
             trainer.kill()
 
-    def _seen(self) -> object:
+    def _saved_files(self) -> object:
         out = self._root / "out"
         contents = [Contents.of(path) for path in out.iterdir()] if out.exists() else []
         return {found.path: found.files for found in contents if found}
 
     def finish(self) -> int:
-        """Stop it once more, so that the rest goes without pauses; its exit status."""
+        """Stop the run, complete it without pauses, and return its exit status."""
         self._trainers.newest()
         self.run.signal(signal.SIGTERM)
         self.run.end()
@@ -119,7 +119,7 @@ class Trial:
 
 
 def row(subject: Subject, server: Path, faults: list[str], seed: int) -> str:
-    """The line of the table."""
+    """Run one subject under its faults, and return its row of the table."""
     chance = random.Random(seed)
     chance.shuffle(faults)
     began = time.monotonic()
@@ -144,19 +144,21 @@ def row(subject: Subject, server: Path, faults: list[str], seed: int) -> str:
         finally:
             trial.run.process.kill()
             kill_leftovers(trial.run.run)
-        mine, other = (torch.load(place / "final.pt") for place in (root, undisturbed))
-        equal = all(torch.equal(mine[name], other[name]) for name in other)
+        final, expected = (torch.load(path / "final.pt") for path in (root, undisturbed))
+        equal = all(torch.equal(final[name], expected[name]) for name in expected)
         verified = orchestrator("checkpoints", "verify", "run", cwd=root).returncode == 0
-        aside = len(list(trial.run.run.quarantine.glob("partial-*")))
-        starts = len(events(trial.run.run, "attempt_started"))
+        quarantined = len(list(trial.run.run.quarantine.glob("partial-*")))
+        attempts = len(events(trial.run.run, "attempt_started"))
     counts = (faults.count(name) for name in ("kill", "kill in a save", "stop"))
     words = ("yes" if outcome else "**no**" for outcome in (status == 0, verified, equal))
     minutes = f"{(time.monotonic() - began) / 60:.1f}"
-    return " | ".join(("", subject.name, *map(str, (*counts, starts, aside)), *words, minutes, ""))
+    return " | ".join(
+        ("", subject.name, *map(str, (*counts, attempts, quarantined)), *words, minutes, "")
+    )
 
 
 def rows(subjects: list[Subject], faults: list[str], seed: int) -> Iterator[str]:
-    """A table in Markdown."""
+    """Yield the lines of a Markdown table with a row for each subject."""
     yield (
         "| script | kills | in a save | stops | attempts | saves set aside | complete | all valid "
         "| equal | minutes |"
@@ -173,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.survival.adopted", description=__doc__)
     names = [subject.name for subject in SUBJECTS]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME")
-    args, faults = ask(parser)
+    args, faults = parse(parser)
     chosen = [subject for subject in SUBJECTS if not args.only or subject.name in args.only]
     table = []
     for line in rows(chosen, faults, args.seed):

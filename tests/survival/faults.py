@@ -1,10 +1,10 @@
-"""The kills and stops that a script gets, as the command line of a survival test asks for them."""
+"""The command line options of a survival test that choose its kills and stops."""
 
 import argparse
 
 
-def ask(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
-    """Read the command line: what it says, and the faults; half of the kills fall in a save."""
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the command line, and return it with the faults; half of the kills come in a save."""
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--stops", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,10 +1,10 @@
-"""Kills and stops trainings of frameworks' own trainers, and compares how they end.
+"""Kills and stops runs of frameworks' own trainers, and compares their last checkpoints.
 
     python -m tests.survival.trainers [--kills 20] [--stops 5] [--seed 1]
 
-`orchestrator chaos` looks into sessions; such a run is known by what it publishes. Half of the
-SIGKILLs come at any moment, half the moment that the trainer has begun a save. The last checkpoint
-must have the bytes of a run's that nobody disturbed.
+`orchestrator chaos` compares sessions. These runs have none, so their published checkpoints are
+compared. Half of the SIGKILLs come at a random moment, the others as soon as the trainer begins a
+save. The last checkpoint must have the same bytes as that of an undisturbed run.
 """
 
 import argparse
@@ -29,16 +29,16 @@ from tests.e2e.support import (
     open_store,
     wait_for,
 )
-from tests.survival.faults import ask
+from tests.survival.faults import parse
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A script, what a process that forks its trainers imports, and where the framework saves.
+    """A script, the module that the forking process imports, and where the framework saves.
 
-    ``told_apart`` are files that hold times or paths, and nothing that is trained.
+    ``ignored_files`` contain times or paths, and no trained values.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Subject:
     arguments: tuple[str, ...]
     module: str
     saves: str
-    told_apart: frozenset[str]
+    ignored_files: frozenset[str]
 
 
 SUBJECTS = (
@@ -62,7 +62,7 @@ SUBJECTS = (
 
 
 class Trial:
-    """One subject under its faults."""
+    """A run of one subject under faults."""
 
     def __init__(self, subject: Subject, root: Path, server: Path) -> None:
         root.mkdir()
@@ -76,10 +76,10 @@ class Trial:
         return Supervised(self._root, command=self._command)
 
     def inject(self, fault: str, chance: random.Random) -> None:
-        """Let it come to another checkpoint, and strike."""
+        """Let the run publish another checkpoint, then inject a fault."""
         count = len(events(self.run.run, "checkpoint_published"))
         self.run.wait_for_event("checkpoint_published", count + 1)
-        lives = len(events(self.run.run, "attempt_exited"))
+        exits = len(events(self.run.run, "attempt_exited"))
         if fault == "kill in a save":
             saves = set(self._root.glob(self._subject.saves))
             wait_for(lambda: set(self._root.glob(self._subject.saves)) - saves, "a save")
@@ -91,25 +91,25 @@ class Trial:
             self.run = self._start()
         else:
             os.kill(int(self._pid_file.read_text()), signal.SIGKILL)
-            self.run.wait_for_event("attempt_exited", lives + 1)
+            self.run.wait_for_event("attempt_exited", exits + 1)
 
 
-def end_of(run: RunDir, told_apart: frozenset[str]) -> dict[str, str]:
-    """The digests of what the last checkpoint has, every byte verified."""
+def final_digests(run: RunDir, ignored_files: frozenset[str]) -> dict[str, str]:
+    """Verify the last checkpoint, and return the digests of its files."""
     newest = open_store(run).all()[-1]
     verify(newest)
     files = newest.manifest.files.items()
-    return {name: record.xxh3_128 for name, record in files if name not in told_apart}
+    return {name: record.xxh3_128 for name, record in files if name not in ignored_files}
 
 
 def row(subject: Subject, faults: list[str], seed: int) -> str:
-    """The line of the table."""
+    """Run one subject under its faults, and return its row of the table."""
     chance = random.Random(seed)
     chance.shuffle(faults)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="survival-") as directory:
         root = Path(directory)
-        # So small a model only loses by threads.
+        # More threads would only slow down a model of this size.
         with forking_server(root / "server", subject.module, OMP_NUM_THREADS="1"):
             undisturbed = Trial(subject, root / "undisturbed", root / "server").run
             assert undisturbed.end()[0] == 0
@@ -121,17 +121,19 @@ def row(subject: Subject, faults: list[str], seed: int) -> str:
             finally:
                 kill_leftovers(trial.run.run)
         assert_all_valid(trial.run.run)
-        ends = [end_of(run.run, subject.told_apart) for run in (undisturbed, trial.run)]
-        differing = sorted({name for name, _ in ends[0].items() ^ ends[1].items()})
+        digests = [
+            final_digests(run.run, subject.ignored_files) for run in (undisturbed, trial.run)
+        ]
+        differing = sorted({name for name, _ in digests[0].items() ^ digests[1].items()})
         exited = events(trial.run.run, "attempt_exited")
         resumed = events(trial.run.run, "resumed")
-    again = [end["step"] - begun["step"] for end, begun in zip(exited, resumed, strict=False)]
+    repeated = [end["step"] - start["step"] for end, start in zip(exited, resumed, strict=False)]
     counts = (faults.count(name) for name in ("kill", "kill in a save", "stop"))
     words = (
         "yes" if status == 0 else "**no**",
         f"**no**: {', '.join(differing)}" if differing else "yes",
     )
-    lost = f"{sum(again) / len(again):.1f}, at most {max(again)}"
+    lost = f"{sum(repeated) / len(repeated):.1f}, at most {max(repeated)}"
     minutes = f"{(time.monotonic() - began) / 60:.1f}"
     cells = (subject.name, *counts, len(exited), lost, *words, minutes)
     return f"| {' | '.join(map(str, cells))} |"
@@ -139,7 +141,7 @@ def row(subject: Subject, faults: list[str], seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.survival.trainers", description=__doc__)
-    args, faults = ask(parser)
+    args, faults = parse(parser)
     print(
         "| trainer | kills | in a save | stops | attempts | steps done again | complete | equal "
         "| minutes |\n|---|---|---|---|---|---|---|---|---|"

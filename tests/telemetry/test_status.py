@@ -87,6 +87,18 @@ def test_failed_save_is_shown_until_the_next_one_succeeds(store: Store) -> None:
     assert status_from_disk(store).problem is None
 
 
+def test_failed_run_says_why_until_it_runs_again(store: Store) -> None:
+    """`failure` is there while the state is failed, and null after the next start."""
+    log = Journal(store.run.journal_file)
+    write_events(store, *STARTED)
+    log.write(JournalEvent.GAVE_UP, cause="no attempt could begin", reason="full", status=78)
+    failure = status_from_disk(store).failure
+    assert failure is not None
+    assert (failure["status"], failure["reason"]) == (78, "full")
+    write_events(store, *STARTED)
+    assert status_from_disk(store).failure is None
+
+
 def test_newest_checkpoint_is_a_healthy_one(store: Store) -> None:
     """A checkpoint with non-finite values is not shown as the newest checkpoint."""
     publish(store, 100)
@@ -130,6 +142,7 @@ KEYS = {
     "newest_snapshot",
     "lose_at_most_seconds",
     "problem",
+    "failure",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.training import Session
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 NAMES = ("WANDB_RUN_ID", "WANDB_RESUME", "MLFLOW_RUN_ID")
 
@@ -62,7 +62,7 @@ def test_first_mlflow_run_is_recorded_and_resumed(tmp_path: Path, mlflow: Mlflow
         mlflow.start("later")
         session.checkpoint()
     mlflow.stack.clear()
-    new_life()
+    as_new_process()
     with session_in(tmp_path):
         assert os.environ["MLFLOW_RUN_ID"] == "parent"
 
@@ -72,6 +72,6 @@ def test_variable_is_not_set_while_an_mlflow_run_is_active(tmp_path: Path, mlflo
     mlflow.start("first")
     with session_in(tmp_path) as session:
         session.step()
-    new_life()
+    as_new_process()
     with session_in(tmp_path):
         assert "MLFLOW_RUN_ID" not in os.environ

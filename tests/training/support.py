@@ -19,7 +19,7 @@ from orchestrator.training.saving.snapshotter import PendingSnapshot
 from tests.support import DEADLINE_SECONDS
 
 
-def new_life() -> None:
+def as_new_process() -> None:
     """What follows stands for another process, which may open a run that this one completed."""
     standalone._trained.clear()
 

@@ -10,7 +10,7 @@ import torch
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots
 from orchestrator.training import Session
-from orchestrator.training.saving.snapshotter import Content, Snapshotter
+from orchestrator.training.saving.snapshotter import SnapshotContent, Snapshotter
 from orchestrator.training.state.registry import Registry
 from tests.support import DEADLINE_SECONDS
 from tests.training.support import draft_of, result_of
@@ -48,8 +48,8 @@ class Trained:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def content(self, step: int) -> Content:
-        return Content(
+    def content(self, step: int) -> SnapshotContent:
+        return SnapshotContent(
             {"step": step, **self.registry.capture()},
             draft_of(step),
             self.registry.parameters(),

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from orchestrator.training import Session, TrainingStopped
-from tests.training.support import Noisy, assert_equal, new_life
+from tests.training.support import Noisy, as_new_process, assert_equal
 
 PATIENCE = 2
 
@@ -85,7 +85,7 @@ class Ensemble:
 
 
 @pytest.mark.parametrize("stops", [[4], [6, 7, 12], [13, 14]])
-def test_everything_registered_goes_on(tmp_path: Path, stops: list[int]) -> None:
+def test_every_registered_object_continues(tmp_path: Path, stops: list[int]) -> None:
     """Averages, scalers, schedules, lazily created state and best values are those of one life."""
     whole = Ensemble()
     whole.run(tmp_path / "whole")
@@ -105,9 +105,9 @@ class Forgetful(torch.nn.Linear):
 
 def test_object_that_does_not_take_over_its_state_is_named(tmp_path: Path) -> None:
     """The session compares what an object has with what it was given."""
-    for expected in (None, "APPROXIMATE: model has not taken over what was saved"):
+    for expected in (None, "APPROXIMATE: model has not loaded what was saved"):
         model = Forgetful(2, 1)
-        new_life()
+        as_new_process()
         with Session(run_dir=tmp_path, model=model, head=torch.nn.Linear(1, 1)) as session:
             assert session.exactness == expected
             session.step()

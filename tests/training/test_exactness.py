@@ -20,7 +20,7 @@ from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir
-from tests.training.lives import COMPLETE, KILLED, STEPS, STOPPED, Case, Result
+from tests.training.attempts import COMPLETE, KILLED, STEPS, STOPPED, Case, Result
 from tests.training.support import Training, assert_equal
 
 WORKERS: list[dict[str, Any]] = [
@@ -71,7 +71,7 @@ def live(root: Path, cases: list[Case]) -> tuple[list[Result], str]:
     # whoever has adopted it for its parent, and waits for ever with our pipes in its hands.
     with open(questions) as stdin, open(answers, "w") as stdout, open(said, "w") as stderr:
         lives = subprocess.Popen(
-            [sys.executable, "-m", "tests.training.lives", str(root)],
+            [sys.executable, "-m", "tests.training.attempts", str(root)],
             cwd=Path(__file__).parents[2],
             stdin=stdin,
             stdout=stdout,
@@ -171,7 +171,7 @@ def rewrite_newest(root: Path, change: Callable[[dict[str, Any]], None]) -> None
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_each_stream_matters(tmp_path: Path, stream: str) -> None:
+def test_each_random_stream_matters(tmp_path: Path, stream: str) -> None:
     """With any one stream removed from the checkpoint the run differs, and mostly it says so."""
     whole = Training()
     whole.run(tmp_path / "whole")

@@ -38,7 +38,7 @@ def test_exception_that_is_its_own_cause_is_described() -> None:
     assert causes == MOST_CAUSES + 1
 
 
-def test_ends_on_purpose_are_no_exceptions() -> None:
+def test_exit_and_interrupt_are_not_described() -> None:
     """sys.exit() and Ctrl-C leave no error.json."""
     assert describe(SystemExit(1)) is None
     assert describe(KeyboardInterrupt()) is None

@@ -8,27 +8,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from orchestrator.training.framework_run import FrameworkRun
 from tests.support import full_disk
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 
 class Framework:
     """Counts to ``total``; saves every third step, and when it is asked to."""
 
     def __init__(self, root: Path, total: int = 9, name: str = "toy") -> None:
-        new_life()
-        self.run = FrameworkRun(name, "1.0", root / "run")
+        as_new_process()
+        self.name, self.root = name, root
         self.output = root / "output"
         self.total = total
         self.model = torch.nn.Linear(2, 1)
         self.began_at: int | None = None
 
     def train(self, at_step: dict[int, Callable[[], object]] | None = None) -> None:
-        with self.run as run:
+        with FrameworkRun.open(self.name, "1.0", self.root / "run") as run:
+            self.run = run
             step = int((run.resume_from / "step").read_text()) if run.resume_from else 0
             self.began_at = step
             run.begin(step, step // 3)
@@ -36,11 +38,15 @@ class Framework:
                 step += 1
                 (at_step or {}).get(step, bool)()
                 run.step(step, step // 3)
-                run.note({"loss": 1.0 / step})
+                run.record({"loss": 1.0 / step})
                 if step % 3 == 0 or run.save_wanted:
                     self.save(step)
                 if run.stop_wanted:
                     run.stop()
+
+    @property
+    def store(self) -> Store:
+        return self.run._membership.backend.facts.store
 
     def save(self, step: int) -> None:
         directory = self.output / f"{step}"
@@ -59,7 +65,7 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_what_a_framework_saves_is_published(tmp_path: Path) -> None:
+def test_framework_saves_are_published(tmp_path: Path) -> None:
     """Each of its saves becomes a checkpoint with its metrics; at its end the run is complete."""
     framework = Framework(tmp_path)
     framework.train()
@@ -70,7 +76,7 @@ def test_what_a_framework_saves_is_published(tmp_path: Path) -> None:
     assert '"loss": 0.111' in (newest / "manifest.json").read_text()
 
 
-def test_a_stop_saves_where_it_comes_and_the_next_life_goes_on(tmp_path: Path) -> None:
+def test_stop_saves_the_step_and_the_next_attempt_continues_there(tmp_path: Path) -> None:
     """At the end of the step TrainingStopped is raised, with the status of a saved state."""
     framework = Framework(tmp_path)
     with pytest.raises(TrainingStopped) as stopped:
@@ -86,7 +92,7 @@ def test_a_stop_saves_where_it_comes_and_the_next_life_goes_on(tmp_path: Path) -
     assert resumed["exactness"].startswith("APPROXIMATE: nothing has compared what toy restored")
 
 
-def test_a_request_saves_and_training_goes_on(tmp_path: Path) -> None:
+def test_request_makes_the_framework_save_and_training_continues(tmp_path: Path) -> None:
     """SIGUSR2 has the framework save at the end of the step."""
     framework = Framework(tmp_path)
     framework.train({4: lambda: os.kill(os.getpid(), signal.SIGUSR2)})
@@ -94,14 +100,14 @@ def test_a_request_saves_and_training_goes_on(tmp_path: Path) -> None:
     assert published(tmp_path)[-1] == (9, "final")
 
 
-def test_a_schedule_has_the_framework_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule_makes_the_framework_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--every holds beside the framework's own schedule."""
     monkeypatch.setenv("ORCHESTRATOR_EVERY", "4steps")
     Framework(tmp_path).train()
     assert [step for step, _ in published(tmp_path)] == [3, 4, 6, 8, 9]
 
 
-def test_nothing_resumes_from_weights_that_are_not_finite(tmp_path: Path) -> None:
+def test_checkpoint_with_weights_that_are_not_finite_is_not_resumed_from(tmp_path: Path) -> None:
     """A stop with such weights ends with 74, and the next life takes the checkpoint before."""
     framework = Framework(tmp_path)
 
@@ -117,38 +123,38 @@ def test_nothing_resumes_from_weights_that_are_not_finite(tmp_path: Path) -> Non
     assert again.began_at == 3
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> None:
+def test_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> None:
     """What the disk refuses is told, training goes on, and the last save is tried again."""
     framework = Framework(tmp_path)
 
     def fill() -> None:
-        framework.run._home.store.disk.make_directory = lambda path: full_disk()  # type: ignore[method-assign]
+        framework.store.disk.make_directory = lambda path: full_disk()  # type: ignore[method-assign]
 
     def empty() -> None:
-        del framework.run._home.store.disk.make_directory  # type: ignore[method-assign]
+        del framework.store.disk.make_directory  # type: ignore[method-assign]
 
     framework.train({6: fill, 9: empty})
     assert [step for step, _ in published(tmp_path)] == [3, 9]
 
 
-def test_a_framework_that_begins_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_framework_that_begins_at_another_step_is_refused(tmp_path: Path) -> None:
     """A run is not silently trained from zero when the framework has not loaded its checkpoint."""
     Framework(tmp_path).train()
     with (
         pytest.raises(TrainingRefused) as refused,
-        FrameworkRun("toy", "1.0", tmp_path / "run") as run,
+        FrameworkRun.open("toy", "1.0", tmp_path / "run") as run,
     ):
         run.begin(0, 0)
     assert refused.value.code == 78
 
 
-def test_others_checkpoints_are_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_framework_is_refused(tmp_path: Path) -> None:
     """Neither a session nor another framework resumes from what a framework has saved."""
     Framework(tmp_path).train()
     with pytest.raises(TrainingRefused) as refused:
         Framework(tmp_path, name="another").train()
     assert refused.value.code == 78
-    new_life()
+    as_new_process()
     with (
         pytest.raises(TrainingRefused) as refused,
         Session(run_dir=tmp_path / "run", model=torch.nn.Linear(2, 1)),
@@ -160,7 +166,7 @@ def test_others_checkpoints_are_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("checkpoints/quarantine/*"))
 
 
-def test_a_finished_run_is_complete_at_once(
+def test_finished_run_is_complete_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same command again trains nothing and says so; more steps are trained on."""

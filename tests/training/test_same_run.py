@@ -281,7 +281,9 @@ EXACT_LIVES: list[Life] = [
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("life", LIVES, ids=[life.__name__ for life in LIVES])
-def test_loops_of_other_shapes(tmp_path: Path, life: Life, stop: int) -> None:
+def test_loop_of_any_shape_resumes_like_the_uninterrupted_one(
+    tmp_path: Path, life: Life, stop: int
+) -> None:
     """Several loaders, nested evaluations and endless passes lose and repeat no batch."""
     assert_same_run(tmp_path, life, stop)
 
@@ -326,7 +328,7 @@ def step_without_batches(run: Run) -> None:
         (step_without_batches, "a step came before the pass"),
     ],
 )
-def test_what_cannot_be_undone_is_said(
+def test_change_that_cannot_be_undone_makes_the_run_approximate(
     tmp_path: Path, work: Callable[[Run], None], reason: str
 ) -> None:
     """Work between two passes that runs again and leaves its mark makes the run APPROXIMATE."""
@@ -350,7 +352,7 @@ def test_what_cannot_be_undone_is_said(
     assert str(resumed.session.exactness).startswith(f"APPROXIMATE: {reason}")
 
 
-def test_what_a_script_sets_before_its_loop_stays(tmp_path: Path) -> None:
+def test_state_set_by_the_script_before_its_loop_stays(tmp_path: Path) -> None:
     """A learning rate that is set anew between the `with` line and the loop is meant."""
     for rate, stop in ((0.1, 2), (0.01, None)):
         run = Run(tmp_path)
@@ -415,7 +417,7 @@ def test_checkpoint_between_batch_and_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["batch_size", "dataset"])
-def test_other_data_is_noticed(tmp_path: Path, change: str) -> None:
+def test_changed_data_makes_the_run_approximate(tmp_path: Path, change: str) -> None:
     """A position in other batches is not silently taken for one in these."""
 
     def life(data: Any, stop: bool) -> Session:
@@ -492,7 +494,7 @@ def test_neighbouring_seeds_order_the_data_differently(tmp_path: Path) -> None:
     assert all(orders.index(order) == number for number, order in enumerate(orders))
 
 
-def test_tensors_of_inference_mode_are_state_too(tmp_path: Path) -> None:
+def test_tensors_of_inference_mode_are_saved(tmp_path: Path) -> None:
     """An average that was made in inference mode can be registered and saved."""
 
     class Average:

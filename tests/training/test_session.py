@@ -13,7 +13,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
-from tests.training.support import Training, new_life
+from tests.training.support import Training, as_new_process
 
 
 def store_of(root: Path) -> Store:
@@ -25,7 +25,7 @@ def reasons(root: Path) -> list[tuple[int, str]]:
 
 
 def train(root: Path, steps: int, model: torch.nn.Module | None = None) -> Session:
-    new_life()
+    as_new_process()
     session = Session(run_dir=root, model=model or torch.nn.Linear(2, 1))
     with session:
         for _ in session.steps(steps):
@@ -40,7 +40,7 @@ def train(root: Path, steps: int, model: torch.nn.Module | None = None) -> Sessi
         ("4steps", [(1, "periodic"), (4, "periodic"), (8, "periodic"), (10, "final")]),
     ],
 )
-def test_schedule(
+def test_checkpoints_follow_the_schedule_and_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: str, expected: list[tuple[int, str]]
 ) -> None:
     """The first step is saved, then every so often, then the end."""
@@ -51,7 +51,9 @@ def test_schedule(
     assert json.loads((tmp_path / "done.json").read_text())["step"] == 10
 
 
-def test_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule_by_epochs_saves_at_each_epoch_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`1epoch` saves at each epoch's edge."""
     monkeypatch.setenv("ORCHESTRATOR_EVERY", "1epoch")
     monkeypatch.setenv("ORCHESTRATOR_KEEP", "9")
@@ -106,7 +108,7 @@ def test_epoch_with_one_step_is_not_repeated(tmp_path: Path) -> None:
     assert done == [0, 1, 2, 3]
 
 
-def test_own_batches_make_the_resume_approximate(tmp_path: Path) -> None:
+def test_epoch_with_unknown_batches_resumes_approximately(tmp_path: Path) -> None:
     """An epoch whose batches the session does not know begins anew, and the session says so."""
 
     def run(stop: bool) -> Session:
@@ -123,7 +125,7 @@ def test_own_batches_make_the_resume_approximate(tmp_path: Path) -> None:
         run(stop=True)
     exactness = run(stop=False).exactness
     assert exactness is not None
-    assert exactness.startswith("APPROXIMATE: the epoch begins anew")
+    assert exactness.startswith("APPROXIMATE: the epoch starts over")
 
 
 def test_classic_file_starts_a_run(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_missing_and_unused_names_are_refused(
 ) -> None:
     """What is registered must be in the file, and the other way round."""
     train(tmp_path, 2)
-    new_life()
+    as_new_process()
     with pytest.raises(TrainingRefused), Session(run_dir=tmp_path, net=torch.nn.Linear(2, 1)):
         pass
     text = capsys.readouterr().err
@@ -242,7 +244,7 @@ def test_leaving_early_is_not_completion(tmp_path: Path) -> None:
     assert train(tmp_path, 5).resumed_from is not None
 
 
-def test_everything_touched_is_given_back(tmp_path: Path) -> None:
+def test_signal_handlers_and_dataloader_are_restored_after_the_session(tmp_path: Path) -> None:
     """Signal handlers and DataLoader are as before after the session, and a nohup stays one."""
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)]
     iterate = DataLoader.__iter__
@@ -272,3 +274,19 @@ def test_ending_a_child_of_the_script_does_not_stop_training(tmp_path: Path) -> 
         for _ in session.steps(2):
             session.step()
     assert (tmp_path / "done.json").exists()
+
+
+@pytest.mark.parametrize("entered", [False, True], ids=["never entered", "left"])
+def test_session_outside_of_its_block_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], entered: bool
+) -> None:
+    """Before the `with` block and after it a step has a message and 78, and no traceback."""
+    session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
+    if entered:
+        with session:
+            session.step()
+    for use in (session.step, session.poll, session.checkpoint, lambda: next(session.epochs(9))):
+        with pytest.raises(TrainingRefused) as refused:
+            use()
+        assert refused.value.status == 78
+        assert "cannot use a session outside of its `with` block" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.system.stop_signals import MERGE_SECONDS
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 from tests.support import wait_until
-from tests.training.support import Training, assert_equal, new_life
+from tests.training.support import Training, as_new_process, assert_equal
 
 DEADLINE_SECONDS = 20.0
 
@@ -130,7 +130,7 @@ def test_stop_with_weights_that_are_not_finite_says_unsaved(
         assert again.global_step == 1
 
 
-def test_second_signal_is_not_held_up(tmp_path: Path) -> None:
+def test_second_stop_signal_gets_the_scripts_own_handler(tmp_path: Path) -> None:
     """Once a stop was asked for, the same signal again does what it does in any script."""
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
@@ -190,7 +190,7 @@ def test_evaluation_after_a_broken_off_epoch_can_be_stopped(tmp_path: Path) -> N
     assert polls == 1
 
 
-def test_stop_without_epochs(tmp_path: Path) -> None:
+def test_stopped_loop_over_steps_continues_at_the_next_step(tmp_path: Path) -> None:
     """session.steps() goes on with the step after the last one that was saved."""
     stopped_at(tmp_path, 3)
     with a_session(tmp_path) as session:
@@ -255,7 +255,7 @@ def test_page_says_what_the_loop_is_busy_with(
         def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def note() -> None:
-        phases.append(session._home.page.phase.name.lower())
+        phases.append(session._open_run.membership.backend.facts.memory.page.phase.name.lower())
 
     with Session(run_dir=tmp_path, watched=Watched()) as session:
         for _ in session.epochs(2):
@@ -276,7 +276,7 @@ def test_page_says_what_the_loop_is_busy_with(
             assert phases == ["evaluate", "evaluate"]
 
 
-def test_checkpoint_on_demand(tmp_path: Path) -> None:
+def test_checkpoint_method_saves_at_once(tmp_path: Path) -> None:
     """session.checkpoint() saves now and returns where."""
     with a_session(tmp_path) as session:
         for _ in session.steps(3):
@@ -345,7 +345,7 @@ def test_metric_belongs_to_the_step_that_measured_it(
         assert content_of(kept[step])["accuracy"] == 0.9
 
 
-def test_classic_resume_code_reads_our_file(tmp_path: Path) -> None:
+def test_classic_resume_code_reads_a_state_file(tmp_path: Path) -> None:
     """The tutorial's resume code continues with the right epoch and the exact weights."""
     training = Training(epochs=2)
     training.run(tmp_path, lambda session, place: session.global_step == 9)
@@ -362,7 +362,7 @@ def test_classic_resume_code_reads_our_file(tmp_path: Path) -> None:
 # --- what is registered ----------------------------------------------------------------------
 
 
-def test_register_before_the_block(tmp_path: Path) -> None:
+def test_objects_registered_before_the_block_are_restored(tmp_path: Path) -> None:
     """What register() adds is saved and restored like the keywords."""
     session = a_session(tmp_path)
     session.register(head=torch.nn.Linear(2, 3))
@@ -381,7 +381,9 @@ def test_register_inside_the_block_is_refused(
     assert "cannot register head inside the `with` block" in capsys.readouterr().err
 
 
-def test_what_has_no_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_object_without_a_state_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A plain value as a keyword ends with 78 and the advice where it belongs."""
     with pytest.raises(TrainingRefused) as refused:
         a_session(tmp_path, epochs=10)
@@ -399,7 +401,7 @@ def classic_file(path: Path, **more: Any) -> torch.nn.Linear:
     return model
 
 
-def test_own_checkpoint_comes_before_start_from(tmp_path: Path) -> None:
+def test_checkpoint_of_the_run_outranks_start_from(tmp_path: Path) -> None:
     """A run that has checkpoints continues from them, and the start file may be gone."""
     old = classic_file(tmp_path / "old.pth")
     with (
@@ -434,7 +436,11 @@ def test_start_from_says_what_it_left_alone(
     [
         (lambda path: None, 78, "there is no such file"),
         (lambda path: torch.save({"weights": 1}, path), 78, "its keys are weights"),
-        (lambda path: torch.save(torch.nn.Linear(2, 1).state_dict(), path), 78, "no 'epoch'"),
+        (
+            lambda path: torch.save(torch.nn.Linear(2, 1).state_dict(), path),
+            78,
+            "must have an 'epoch'",
+        ),
         (lambda path: torch.save([1, 2], path), 78, "it holds a list"),
         (lambda path: path.write_text("no torch file"), 78, "give a file that torch.load reads"),
         (lambda path: path.write_bytes(b""), 78, "give a file that torch.load reads"),
@@ -503,7 +509,7 @@ def test_checkpoint_that_torch_cannot_load_is_left_alone(tmp_path: Path) -> None
         assert session.global_step == 4
 
 
-def test_only_damaged_checkpoints_is_refused(
+def test_run_with_only_damaged_checkpoints_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run whose checkpoints are all damaged never starts from zero: status 65, each time."""
@@ -583,7 +589,7 @@ def test_bad_metric_later_does_not_end_training(
 
 
 @pytest.mark.filterwarnings("error")
-def test_trouble_with_an_old_checkpoint_does_not_end_training(
+def test_damaged_old_checkpoint_does_not_end_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A damaged old checkpoint that cannot be moved away is no reason to stop training."""
@@ -604,7 +610,7 @@ def test_trouble_with_an_old_checkpoint_does_not_end_training(
 def test_finished_run_adds_nothing_when_run_again(tmp_path: Path) -> None:
     """Running a finished script again neither repeats the final checkpoint nor deletes others."""
     for _ in range(3):
-        new_life()
+        as_new_process()
         with a_session(tmp_path) as session:
             for _ in session.steps(4):
                 session.step()
@@ -616,7 +622,7 @@ def test_continued_run_is_not_marked_complete(tmp_path: Path) -> None:
     with a_session(tmp_path) as session:
         for _ in session.steps(2):
             session.step()
-    new_life()
+    as_new_process()
     stopped_at(tmp_path, 4)
     assert not (tmp_path / "done.json").exists()
 
@@ -707,7 +713,7 @@ def test_full_disk_does_not_end_training(
         filler.unlink()
         assert session.checkpoint() is not None
     assert saved(root) == [(1, "periodic"), (3, "requested"), (3, "final")]
-    new_life()
+    as_new_process()
     again = a_session(root, model=torch.nn.Linear(300, 300))
     with again:
         assert again.global_step == 3

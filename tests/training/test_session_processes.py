@@ -20,7 +20,7 @@ from orchestrator.system.stop_signals import MERGE_SECONDS
 from orchestrator.training import Session
 from tests.e2e.warm_python import TRAINING, WarmPython
 from tests.support import wait_until
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 pytestmark = pytest.mark.processes
 
@@ -106,7 +106,7 @@ def saved(root: Path) -> list[tuple[int, str]]:
     return [(c.manifest.step, c.manifest.reason.value) for c in checkpoints]
 
 
-def test_signal_to_the_whole_group(scripts: Any, tmp_path: Path) -> None:
+def test_signal_to_the_whole_process_group_is_saved(scripts: Any, tmp_path: Path) -> None:
     """Loader workers live through what stops the trainer, then end with it; nobody is left."""
     script = scripts(
         """
@@ -126,7 +126,7 @@ def test_signal_to_the_whole_group(scripts: Any, tmp_path: Path) -> None:
     wait_until(script.group_is_gone, "the workers' end")
 
 
-def test_stop_is_saved_when_nobody_reads_standard_error(scripts: Any, tmp_path: Path) -> None:
+def test_stop_is_saved_when_standard_error_has_no_reader(scripts: Any, tmp_path: Path) -> None:
     """A closed terminal or pipe, which is often why the stop comes, does not prevent the save."""
     reading, writing = os.pipe()
     script = scripts(
@@ -147,7 +147,7 @@ def test_stop_is_saved_when_nobody_reads_standard_error(scripts: Any, tmp_path: 
     assert saved(tmp_path / "run")[-1][1] == "emergency"
 
 
-def test_short_memory_while_resuming_says_nothing_of_the_checkpoints(
+def test_short_memory_while_resuming_leaves_the_checkpoints_alone(
     scripts: Any, tmp_path: Path
 ) -> None:
     """A checkpoint that cannot be loaded for lack of memory is not set aside; later it serves."""
@@ -198,7 +198,7 @@ def test_two_hangups_of_one_closed_terminal_save(scripts: Any, tmp_path: Path) -
     assert saved(tmp_path / "run")[-1] == (4, "emergency")
 
 
-def test_second_signal_of_a_person_ends_at_once(scripts: Any, tmp_path: Path) -> None:
+def test_second_signal_ends_the_process_at_once(scripts: Any, tmp_path: Path) -> None:
     """Once more, and later than an echo, a signal does what it does in any script."""
     # Not one long sleep: a signal that comes an instant before it would be handled after it.
     long = STEPPING.replace("time.sleep(1)", "[time.sleep(0.1) for _ in range(36000)]")
@@ -213,7 +213,7 @@ def test_second_signal_of_a_person_ends_at_once(scripts: Any, tmp_path: Path) ->
     assert saved(tmp_path / "run")[-1] == (1, "periodic")
 
 
-def test_killed_run_is_free_although_its_children_live(
+def test_killed_run_is_free_while_its_children_run(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a killed script has forked, a loader worker say, does not hold the run."""
@@ -238,13 +238,13 @@ def test_killed_run_is_free_although_its_children_live(
         assert session.global_step == 1
 
 
-def test_left_run_is_free_although_its_children_live(tmp_path: Path) -> None:
+def test_finished_run_is_free_while_its_children_run(tmp_path: Path) -> None:
     """After the `with` block the run can be opened again, whatever was forked inside it."""
     with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
         session.step()
         child = multiprocessing.get_context("fork").Process(target=signal.pause)
         child.start()
-    new_life()
+    as_new_process()
     try:
         with Session(run_dir=tmp_path / "run", model=torch.nn.Linear(1, 1)) as session:
             assert session.global_step == 1

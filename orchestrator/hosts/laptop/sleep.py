@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from orchestrator.errors import NoThreadError
+from orchestrator.system.races import first_of
 from orchestrator.system.threads import in_thread
 
 # Name, path and interface.
@@ -74,14 +75,9 @@ class _Inhibitor:
                 await self._inhibit()
         except Exception:  # no bus, no logind, no permission: each call raises its own
             return False
-        lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
-        sleeping = asyncio.ensure_future(self._save_before_each_sleep())
-        try:
-            await asyncio.wait({lost, sleeping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            lost.cancel()
-            sleeping.cancel()
-            await asyncio.gather(lost, sleeping, return_exceptions=True)
+        # However the connection ends, and whatever a call on it raises: connect again.
+        with contextlib.suppress(Exception):
+            await first_of(self._bus.wait_for_disconnect(), self._save_before_each_sleep())
         return True
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""One attempt: its process, its output, its memory, what is left of it."""
+"""One attempt: its launch, process, output, memory and exit record."""

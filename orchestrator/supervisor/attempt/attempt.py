@@ -1,4 +1,4 @@
-"""What belongs to one life of the trainer: its process, its control page, what it reported."""
+"""One attempt at the training: its process, its control page, and what its session has reported."""
 
 import asyncio
 import contextlib
@@ -8,36 +8,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.position import Position
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
-from orchestrator.ipc.messages import (
-    ATTEMPT_VARIABLE,
-    RESUME_VARIABLE,
-)
+from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_VARIABLE
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
+from orchestrator.supervisor.attempt.activity import Silence
 from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
 from orchestrator.supervisor.attempt.output import open_output
-from orchestrator.supervisor.attempt.trainer_process import Child
+from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
-from orchestrator.supervisor.recovery.failure_budget import Place
-from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import mlflow_variables
 from orchestrator.terminal.console import Sink
 
 
 @dataclass
 class AdoptedProgress:
-    """How far a script has come that saves for itself: what it has saved, or was given.
+    """The progress of a script that saves for itself: the step of what it has saved or resumed.
 
-    ``saved_after_stop``: all of a checkpoint was written after a stop was asked for.
+    ``saved_after_stop``: all of a checkpoint was written after a stop was requested.
     """
 
     step: int
     saved_after_stop: bool = False
 
-    def saved(self, step: int, after_stop: bool) -> None:
-        """It has saved a checkpoint, which may come to rest after a later one."""
+    def record_save(self, step: int, after_stop: bool) -> None:
+        """Record a checkpoint; an earlier one may settle after a later one."""
         self.step = max(self.step, step)
         self.saved_after_stop = self.saved_after_stop or after_stop
 
@@ -49,34 +47,43 @@ class Attempt:
         self,
         run: RunDir,
         number: int,
-        resume_from: Checkpoint | None,
-        handed: Snapshot | None,
+        resume_checkpoint: Checkpoint | None,
+        resume_snapshot: Snapshot | None,
         snapshots: SnapshotWriteQueue,
         printed_to: Sink,
     ) -> None:
-        """Prepare what a trainer needs, which ``begin`` is told of then. Raises OSError.
+        """Prepare what a trainer needs; ``begin`` follows when it has started. Raises OSError.
 
-        ``handed`` is the snapshot that its session resumes from, newer than ``resume_from``.
+        A session resumes from ``resume_snapshot`` where there is one: it is then newer than
+        ``resume_checkpoint``.
         """
         self.number = number
-        self.handed = handed
-        self.left: Snapshot | None = None
+        self.resume_checkpoint = resume_checkpoint
+        self.resume_snapshot = resume_snapshot
+        self.final_snapshot: Snapshot | None = None
+        """After the end: the newest snapshot, if it is further than every checkpoint."""
         self.directory: AttemptDir = run.attempt(number)
+        self._run = run
         self._tracking = mlflow_variables(run, os.environ)
-        self.resume_from = resume_from
         self.started = time.monotonic()
         self.ended: float | None = None
         self.peer: Peer | None = None
+        """The session's connection, while it is open."""
         self.connected = False
-        self.refused_another = False
-        """Whether there was a second session, at the same time or after."""
+        """Whether a session has ever been opened."""
+        self.session_pid: int | None = None
+        self.refused_second_session = False
+        """Whether the command tried to open a second session, beside the first or after it."""
         self.adopted: AdoptedProgress | None = None
         self.resumed = False
-        self.rejected = False
-        self.session_pid: int | None = None
+        self.rejected_snapshot = False
+        """Whether the session could not load the snapshot."""
+        self.silence: Silence | None = None
+        """How long it has shown no sign of life; None while that is not measured."""
         self.hang: str | None = None
-        """What it did when it was taken for hung, in words."""
-        self.reported: int | None = None
+        """What it was doing when it was considered hung, in words."""
+        self.reported_status: int | None = None
+        """The exit status that the session has announced."""
         self.returncode: int | None = None
         self.metrics: dict[str, float | str] = {}
         self.snapshot_facts: dict[str, Any] = {}
@@ -89,57 +96,62 @@ class Attempt:
         self.stacks_descriptor = anonymous_file("orchestrator-stacks")
         self.output = open_output(self.directory.output_file, printed_to)
 
-    def begin(self, child: Child) -> None:
-        """The trainer has been started."""
-        self.child = child
-        self.evidence = MemoryWatch(child.pid)
+    def begin(self, process: TrainerProcess) -> None:
+        """Record that the trainer has started."""
+        self.process = process
+        self.memory_watch = MemoryWatch(process.pid)
+
+    def close(self) -> None:
+        """Close the descriptors that only this attempt uses, after the end of its processes."""
+        os.close(self._page_descriptor)
+        os.close(self.stacks_descriptor)
 
     @property
     def variables(self) -> dict[str, str]:
-        """What its environment has beside the common one."""
+        """The environment variables of this attempt, beside those that all attempts share."""
         variables = {ATTEMPT_VARIABLE: str(self.number), **self._tracking}
-        if self.resume_from is not None:
-            variables[RESUME_VARIABLE] = str(self.resume_from.resume_path.absolute())
+        if self.resume_checkpoint is not None:
+            variables[RESUME_VARIABLE] = str(self.resume_checkpoint.resume_path.absolute())
         return variables
 
     @property
-    def descriptors(self) -> list[int]:
-        """What the session is handed: page, snapshot memory, the output's keeper, stacks."""
-        return [*self.memory, self.output.keeper, self.stacks_descriptor]
+    def session_descriptors(self) -> list[int]:
+        """The descriptors that a session gets: page, snapshot memory, output, stacks."""
+        return [*self.memory_descriptors, self.output.read_descriptor, self.stacks_descriptor]
 
     @property
-    def memory(self) -> list[int]:
-        """The control page, and the snapshot memory whose table it has."""
+    def memory_descriptors(self) -> list[int]:
+        """The control page, and the snapshot memory whose table it holds."""
         return [self._page_descriptor, *self._slot_descriptors]
 
     @property
     def resumed_step(self) -> int | None:
-        """The step at which the session said that it had resumed, or an adopted script begins."""
+        """The step from which the session has resumed, or from which an adopted script starts."""
         source = self._source
         resumed = self.resumed or self.adopted is not None
         return source.manifest.step if source and resumed else None
 
     @property
-    def loading(self) -> Place | None:
-        """The place of what its session is loading; None before and after that."""
+    def loading(self) -> Position | None:
+        """The position of the state that the session is loading; None before and after that."""
         source = self._source
         if source is None or self.resumed or self.page.phase is not Phase.RESTORE:
             return None
-        return source.manifest.step, source.manifest.epoch
+        return source.manifest.position
 
     @property
     def _source(self) -> Snapshot | Checkpoint | None:
-        return self.handed or self.resume_from
+        return self.resume_snapshot or self.resume_checkpoint
 
     @property
     def step(self) -> int:
-        """Completed steps, as the trainer last wrote them, or saved them for itself."""
+        """Completed steps: as the trainer last wrote them, or as an adopted script saved them."""
         return self.page.values[Field.STEP] if self.adopted is None else self.adopted.step
 
     @property
     def last_step(self) -> int:
-        """The same, or what it was handed and had not restored yet."""
-        return max(self.step, self.left.manifest.step if self.left else 0)
+        """``step``, or that of a snapshot that the session got and had not restored yet."""
+        return max(self.step, self.final_snapshot.manifest.step if self.final_snapshot else 0)
 
     @property
     def epoch(self) -> int:
@@ -148,69 +160,42 @@ class Attempt:
 
     @property
     def lost_seconds(self) -> float | None:
-        """How much training lies between the snapshot that is left and the last safe point."""
-        if self.left is None:
+        """The training time between the final snapshot and the last safe point."""
+        if self.final_snapshot is None:
             return None
-        return max(0.0, (self.page.values[Field.HEARTBEAT_NS] - self.left.taken_ns) / 1e9)
+        lost_ns = self.page.values[Field.HEARTBEAT_NS] - self.final_snapshot.taken_ns
+        return max(0.0, lost_ns / 1e9)
 
     @property
     def reached_safe_point(self) -> bool:
-        """Whether this attempt came as far as one safe point."""
+        """Whether the trainer has reached a safe point."""
         return self.page.values[Field.SAFE_POINTS] > 0
 
     @property
     def shows_saves(self) -> bool:
-        """Whether we see what it saves, so that an end without a save has been in vain."""
+        """Whether its saves are seen, so that an end without a save has been in vain."""
         return self.connected or self.adopted is not None
 
     @property
     def since_safe_point_seconds(self) -> float | None:
-        """How long before its end the last safe point was."""
+        """The time from the last safe point to the end."""
         if not self.reached_safe_point or self.ended is None:
             return None
         return max(0.0, self.ended - self.page.values[Field.HEARTBEAT_NS] / 1e9)
 
     def error(self) -> dict[str, Any] | None:
-        """What the session's process left in error.json; another process's says nothing of it."""
+        """Return the exception in error.json; None if another process wrote it."""
         error = self.directory.read_error()
         if error and self.session_pid and error.get("pid", self.session_pid) != self.session_pid:
             return None
         return error
 
-    def record_end(self, **facts: Any) -> dict[str, Any]:
-        """Write exit.json and return what it holds; seconds are the attempt's whole life."""
-        returncode = self.returncode
-        loading_step, loading_epoch = self.loading or (None, None)
-        content = {
-            "attempt": self.number,
-            "status": returncode if returncode is not None and returncode >= 0 else None,
-            "signal": -returncode if returncode is not None and returncode < 0 else None,
-            "step": self.step,
-            "epoch": self.epoch,
-            "phase": None if self.adopted else self.page.phase.name.lower(),
-            "reached_safe_point": self.reached_safe_point,
-            "since_safe_point_seconds": _rounded(self.since_safe_point_seconds),
-            "connected": self.shows_saves,
-            "hang": self.hang,
-            "resumed_step": self.resumed_step,
-            "loading_step": loading_step,
-            "loading_epoch": loading_epoch,
-            "left_step": self.left.manifest.step if self.left else None,
-            "left_epoch": self.left.manifest.epoch if self.left else None,
-            "lost_seconds": _rounded(self.lost_seconds),
-            "peak_memory_bytes": max(self.child.peak_bytes, self.evidence.peak_bytes),
-            "memory_limit_bytes": self.evidence.memory_limit_bytes,
-            "output_bytes_lost": self.output.lost_bytes,
-            "seconds": _rounded((self.ended or time.monotonic()) - self.started),
-            **facts,
-        }
-        # The journal holds the same; a full disk must not end the run.
+    def withhold_completion(self) -> None:
+        """Let the first of several sessions not complete the run: another training follows.
+
+        The script would otherwise be complete now, and by done.json when it is run again.
+        """
         with contextlib.suppress(OSError):
-            write_json(self.directory.exit_file, content)
-        os.close(self._page_descriptor)
-        os.close(self.stacks_descriptor)
-        return content
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
+            self._run.done_file.unlink(missing_ok=True)
+        if self.reported_status == ExitStatus.COMPLETE:
+            self.reported_status = ExitStatus.CONFIGURATION

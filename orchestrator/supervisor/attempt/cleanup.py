@@ -1,7 +1,7 @@
 """Waits until every process and GPU allocation of a finished attempt is gone.
 
-The driver releases GPU memory a moment after a process ends. A trainer that starts before that meets
-an out-of-memory error for which its own state gives no reason.
+The driver releases GPU memory a moment after a process ends. A trainer that starts before that
+runs out of GPU memory, for which its own state gives no reason.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from orchestrator.system import process_tree
 from orchestrator.system.process_tree import KillResult
 from orchestrator.system.threads import in_thread
 
-# As for a disk: a process that cannot be ended waits for one, or for a device.
+# A process that SIGKILL does not end waits for a disk or a device.
 STUCK_WAIT_SECONDS = 1800.0
 GPU_WAIT_SECONDS = 30.0
 GPU_QUERY = ("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader")
@@ -27,17 +27,17 @@ GPU_POLL_SECONDS = 0.2
 
 
 async def all_gone(remains: KillResult, pids: Collection[int]) -> None:
-    """Return when the processes that remained have ended and ``pids`` hold no GPU memory.
+    """Wait until the remaining processes have ended and ``pids`` hold no GPU memory.
 
-    Raises LeftoverError when that does not come.
+    Raises LeftoverError when a process does not end within STUCK_WAIT_SECONDS.
     """
     log = structlog.get_logger()
     if remains.foreign:
         log.warning("processes of another user were left running", pids=sorted(remains.foreign))
     if remains.stuck:
         log.error(
-            "processes that SIGKILL does not end, in uninterruptible sleep: the next attempt "
-            "waits for their end",
+            "SIGKILL does not end processes in uninterruptible sleep: the next attempt waits for "
+            "their end",
             processes=process_tree.describe_processes(remains.stuck[0], remains.stuck),
         )
         left = await in_thread(
@@ -46,18 +46,18 @@ async def all_gone(remains: KillResult, pids: Collection[int]) -> None:
         if left:
             raise LeftoverError(process_tree.describe_processes(left[0], left))
     with contextlib.suppress(TimeoutError):
-        taken = await asyncio.wait_for(
+        holders = await asyncio.wait_for(
             in_thread(lambda: wait_until_gpus_released(pids, GPU_WAIT_SECONDS)),
             GPU_WAIT_SECONDS + GPU_QUERY_SECONDS,
         )
-        if taken:
-            log.warning("the dead trainer still holds GPU memory", pids=sorted(taken))
+        if holders:
+            log.warning("the dead trainer still holds GPU memory", pids=sorted(holders))
 
 
 def wait_until_gpus_released(pids: Collection[int], timeout_seconds: float) -> set[int]:
-    """Wait until no GPU is in use by any of these processes, at most so long; those that still are.
+    """Wait until none of these processes uses a GPU; return those that still do at the timeout.
 
-    Where there is no nvidia-smi, or it does not answer, nothing is known and nothing waited for.
+    Without an answer from nvidia-smi nothing is known, and this returns at once.
     """
     if shutil.which(GPU_QUERY[0]) is None:
         return set()
@@ -68,7 +68,7 @@ def wait_until_gpus_released(pids: Collection[int], timeout_seconds: float) -> s
 
 
 def _gpu_users() -> set[int]:
-    """Processes that nvidia-smi shows on any GPU."""
+    """Return the processes that nvidia-smi shows on any GPU."""
     try:
         answer = subprocess.run(
             GPU_QUERY, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS, check=False

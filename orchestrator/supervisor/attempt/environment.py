@@ -13,17 +13,17 @@ from orchestrator.telemetry.trackers import wandb_variables
 
 
 def common_environment(run: RunDir, run_id: str, socket_path: str) -> dict[str, str]:
-    """What the trainers of all attempts, and the spare, find in their environment."""
+    """Return the environment of the trainers of all attempts, and of the spare."""
     environment = {
         **os.environ,
         **wandb_variables(run_id, os.environ),
         SOCKET_VARIABLE: socket_path,
         RUN_DIR_VARIABLE: str(run.root.absolute()),
     }
-    # Of a supervisor around us.
+    # These may come from an outer supervisor.
     for name in (ATTEMPT_VARIABLE, RESUME_VARIABLE):
         environment.pop(name, None)
-    # Output into a pipe would be held back in blocks, and a SIGKILL would lose the last one.
+    # Output to a pipe would be buffered in blocks, and a SIGKILL would lose the last one.
     environment.setdefault("PYTHONUNBUFFERED", "1")
     # A fatal signal leaves the stacks of all threads in the output.
     environment.setdefault("PYTHONFAULTHANDLER", "1")

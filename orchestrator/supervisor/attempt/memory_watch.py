@@ -1,4 +1,4 @@
-"""What is gathered about a trainer from outside while it runs."""
+"""Samples a trainer's memory use and its cgroup's count of OOM kills."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,12 @@ from orchestrator.errors import NoThreadError
 from orchestrator.system.memory import OomKillCounter, limit_bytes, process_tree_bytes
 from orchestrator.system.threads import in_thread
 
-# A look at a tree takes milliseconds: far under a percent of one core.
-LOOK_SECONDS = 5.0
+# Sampling a process tree takes milliseconds: far under a percent of one core.
+SAMPLE_SECONDS = 5.0
 
 
 class MemoryWatch:
-    """Memory of the trainer and its descendants, and the OOM killer's counts in their groups."""
+    """The memory of the trainer and its descendants, and the OOM kills in their groups."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -21,17 +21,17 @@ class MemoryWatch:
         self.peak_bytes = 0
         self.memory_limit_bytes = limit_bytes(pid)
 
-    async def gather(self) -> None:
-        """Look now and then, until cancelled."""
+    async def run(self) -> None:
+        """Sample every SAMPLE_SECONDS, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)  # the first seconds belong to the trainer
+            await asyncio.sleep(SAMPLE_SECONDS)  # the first seconds belong to the trainer
             with contextlib.suppress(NoThreadError):
-                await in_thread(self._look)
+                await in_thread(self._sample)
 
     def oom_kills(self) -> int:
-        """How often the OOM killer has struck there lately; also after the trainer's end."""
+        """Return the number of recent OOM kills; also after the trainer's end."""
         return self._oom_kills.recent_kills()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         self.peak_bytes = max(self.peak_bytes, process_tree_bytes(self._pid))
         self._oom_kills.sample()

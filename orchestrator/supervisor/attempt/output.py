@@ -1,9 +1,9 @@
-"""The trainer's output: all of it into output.log, and on to where the supervisor prints.
+"""Copies all of the trainer's output to output.log, and to where the supervisor prints.
 
 On a terminal the trainer gets a pseudo-terminal of the same size, so that progress bars look as
-they do without us; elsewhere a pipe. The trainer holds our end of it too, since otherwise the
-supervisor's death would end the trainer in the middle of its emergency save. It does not write
-into the log itself: on a full disk its print() would raise, and end the training.
+they do without a supervisor; elsewhere it gets a pipe. The trainer holds the supervisor's end of it
+too: otherwise the supervisor's death would end the trainer in the middle of its emergency save. It
+does not write to the log itself: on a full disk its print() would raise, and end the training.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ COPY_BYTES = 1 << 16
 
 
 def open_output(log: Path, target: Sink) -> "Output":
-    """The kind of output that suits where the supervisor's own goes. Raises OSError."""
+    """Return a terminal if the supervisor prints to one, else a pipe. Raises OSError."""
     if sys.stdout.isatty():
         with contextlib.suppress(OSError):
             return TerminalOutput(log, target, sys.stdout.fileno())
@@ -33,66 +33,66 @@ def open_output(log: Path, target: Sink) -> "Output":
 
 
 class Output:
-    """What the trainer writes into, and a thread that copies from there."""
+    """A pipe that the trainer writes to, and a thread that copies from it."""
 
     def __init__(self, log: Path, target: Sink, ends: tuple[int, int]) -> None:
-        """``ends`` are the one to read from and the one to write to."""
-        self.keeper, self.descriptor = ends
-        """The trainer is to hold the first, and to get the second as output and error."""
-        self.pulse = Heartbeat()
+        """Open the log; ``ends`` are the descriptors to read from and to write to."""
+        self.read_descriptor, self.write_descriptor = ends
+        """The trainer holds the first too, and gets the second as standard output and error."""
+        self.heartbeat = Heartbeat()
         self._log = _Log(log)
         self._target = target
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)
 
     @property
     def lost_bytes(self) -> int:
-        """How much the disk has refused."""
+        """How much of the output the disk has refused."""
         return self._log.lost_bytes
 
     def start(self) -> None:
-        """Begin to copy; call it once the trainer has its descriptor."""
-        os.close(self.descriptor)
+        """Begin to copy; only after the trainer has got its descriptor."""
+        os.close(self.write_descriptor)
         self._thread.start()
 
     def finish(self, timeout_seconds: float) -> None:
-        """Copy until the last process that can write has let go, at most so long, and close."""
+        """Copy until the last writer has closed its end, or the time is up, and close."""
         deadline = time.monotonic() + timeout_seconds
         self._thread.join(timeout_seconds)
         self._target.drain(max(0.0, deadline - time.monotonic()))
         if not self._thread.is_alive():
-            os.close(self.keeper)
+            os.close(self.read_descriptor)
             self._log.close()
 
     def _copy(self) -> None:
-        # At the end of the last writer, Linux answers EIO for a terminal.
+        # When the last writer has closed a terminal, Linux answers EIO.
         with contextlib.suppress(OSError):
-            while data := os.read(self.keeper, COPY_BYTES):
-                self.pulse.beat()
+            while data := os.read(self.read_descriptor, COPY_BYTES):
+                self.heartbeat.beat()
                 self._log.write(data)
                 self._target.write(data)
-                self.pulse.pause()
+                self.heartbeat.pause()
 
 
 class TerminalOutput(Output):
-    """A pseudo-terminal instead of the pipe."""
+    """A pseudo-terminal instead of a pipe."""
 
     def __init__(self, log: Path, target: Sink, terminal: int) -> None:
         super().__init__(log, target, pty.openpty())
         self._terminal = terminal
-        attributes = termios.tcgetattr(self.descriptor)
-        attributes[1] &= ~termios.OPOST  # the real terminal adds carriage returns, once is enough
-        termios.tcsetattr(self.descriptor, termios.TCSANOW, attributes)
+        attributes = termios.tcgetattr(self.write_descriptor)
+        attributes[1] &= ~termios.OPOST  # the real terminal adds the carriage returns
+        termios.tcsetattr(self.write_descriptor, termios.TCSANOW, attributes)
         self.resize()
 
     def resize(self) -> None:
         """Give the pseudo-terminal the size of the real one."""
         with contextlib.suppress(OSError):
             size = fcntl.ioctl(self._terminal, termios.TIOCGWINSZ, bytes(8))
-            fcntl.ioctl(self.keeper, termios.TIOCSWINSZ, size)
+            fcntl.ioctl(self.read_descriptor, termios.TIOCSWINSZ, size)
 
 
 class _Log:
-    """output.log; what a full disk refuses is counted, and never held against the trainer."""
+    """output.log; what a full disk refuses is counted, and does not disturb the trainer."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

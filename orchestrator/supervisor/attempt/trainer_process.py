@@ -1,15 +1,16 @@
-"""One life of the trainer: start it in a session of its own, wait for it, end its whole tree."""
+"""The trainer process: it is started in a session of its own, awaited, and ended with its tree."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import ConfigError
 from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.supervisor.attempt.output import Output
+from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
 from orchestrator.system import process_tree
 from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.process_tree import KillResult
@@ -30,10 +31,10 @@ def start_cold(
         return subprocess.Popen(
             command,
             env=dict(environment),
-            stdout=output.descriptor,
-            stderr=output.descriptor,
-            # A session of its own: a terminal's Ctrl-C reaches the supervisor only, which then
-            # asks for a save, and not the loader workers, whose death would prevent it.
+            stdout=output.write_descriptor,
+            stderr=output.write_descriptor,
+            # A terminal's Ctrl-C does not reach another session: the supervisor asks for a save
+            # instead. Ctrl-C would kill the loader workers, and the save with them.
             start_new_session=True,
             pass_fds=(lock_descriptor,),
         )
@@ -44,22 +45,26 @@ def start_cold(
         raise ConfigError(f"cannot run {name}: {error.strerror}") from None
 
 
-class Child:
-    """The trainer process and everything it starts."""
+class TrainerProcess:
+    """The trainer process and everything that it starts."""
 
     def __init__(
         self,
-        process: ProcessHandle,
+        handle: ProcessHandle,
         output: Output,
-        exclude: Callable[[], Collection[int]],
+        unrelated: UnrelatedProcesses,
+        stop_signal: signal.Signals,
+        from_spare: bool,
     ) -> None:
-        """``process`` has been given the output.
+        """``handle`` is the running process, which writes to ``output``.
 
-        ``exclude`` tells which other processes below us, with what is below them, are not its own.
+        ``stop_signal`` asks a command without a session to end.
         """
-        self._process = process
+        self.from_spare = from_spare
+        self._handle = handle
         self._output = output
-        self._exclude = exclude
+        self._unrelated = unrelated
+        self._stop_signal = stop_signal
         self.peak_bytes = 0
         """The most memory that the command itself has held, once it has ended."""
         output.start()
@@ -67,44 +72,44 @@ class Child:
     @property
     def pid(self) -> int:
         """Process id of the command itself."""
-        return self._process.pid
+        return self._handle.pid
 
     async def wait(self) -> int:
-        """The exit status, negative for a signal."""
+        """Wait for the end of the command; return its exit status, negative for a signal."""
         return await in_thread(self._wait)
 
     def _wait(self) -> int:
         try:
             _, status, usage = os.wait4(self.pid, 0)
         except ChildProcessError:
-            return self._process.wait()  # send_signal() looks too, and may have been first
+            return self._handle.wait()  # send_signal() polls too, and may have been first
         self.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         # Not read back: send_signal() takes a process that is gone for one that ended with 0.
-        self._process.returncode = returncode = os.waitstatus_to_exitcode(status)
+        self._handle.returncode = returncode = os.waitstatus_to_exitcode(status)
         return returncode
 
-    def ask_to_end(self, number: signal.Signals) -> None:
+    def ask_to_end(self) -> None:
         """Signal the command itself, never its group."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+            self._handle.send_signal(self._stop_signal)
 
     def tree(self) -> list[int]:
-        """The command and all our other descendants, parents first."""
-        return process_tree.descendants(self._exclude())
+        """Return the pids of the command and of all its descendants, parents first."""
+        return process_tree.descendants(self._unrelated.pids())
 
     def kill_tree(self) -> None:
-        """SIGKILL to the command and all our descendants, without waiting for their end."""
+        """Send SIGKILL to the command and all its descendants; do not wait for their end."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        process_tree.kill_descendants(self._exclude())
+            self._handle.kill()
+        process_tree.kill_descendants(self._unrelated.pids())
 
     async def clean_up(self) -> KillResult:
-        """After the command's own end: end what it left behind, collect the last output."""
-        exclude = self._exclude()
+        """End what the command has left behind, after its own end, and copy the last output."""
+        unrelated = self._unrelated.pids()
         if not is_available(Capability.SUBREAPER):
             await in_thread(lambda: process_tree.kill_process_group(self.pid, KILL_WAIT_SECONDS))
         remains = await in_thread(
-            lambda: process_tree.kill_all_descendants(KILL_WAIT_SECONDS, exclude)
+            lambda: process_tree.kill_all_descendants(KILL_WAIT_SECONDS, unrelated)
         )
         remains.seen.add(self.pid)
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))

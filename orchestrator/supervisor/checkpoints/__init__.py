@@ -1,1 +1,1 @@
-"""The run's checkpoints and snapshots, as the supervisor keeps them."""
+"""The checkpoints and snapshots of a running run."""

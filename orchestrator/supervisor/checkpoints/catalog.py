@@ -1,4 +1,4 @@
-"""Keeps the checkpoints of a running run: knows them, chooses among them, rotates them."""
+"""The checkpoints of a running run: which are known, which one to resume from, which to delete."""
 
 import asyncio
 import contextlib
@@ -14,109 +14,129 @@ from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 from orchestrator.system.priority import lower_priority
 from orchestrator.system.threads import in_thread
 
+ROTATION_WAIT_SECONDS = 60.0
+
 
 class CheckpointCatalog:
-    """The store as the supervisor sees it: each change is journalled, each publish refills."""
+    """Records every change of the store in the journal, and progress in the failure budget.
+
+    ``chosen`` is the checkpoint that the attempt resumes from, ``newest`` the newest healthy one.
+    ``attempt_number`` goes into the journal; None before the first attempt of this supervisor.
+    """
 
     def __init__(
         self,
         store: Store,
         policy: RetentionPolicy,
-        journal: Journal,
+        journal: CheckpointJournal,
         budget: FailureBudget,
         events: list[dict[str, Any]],
     ) -> None:
-        """``events`` are the journal's so far: what they mention is not announced again.
+        """Begin with the checkpoints in ``events``, which are the journal's so far.
 
-        But for what a person has deleted since: the run may make one of that name anew.
+        A checkpoint that a person has deleted is not known: the run may make one of the same name.
         """
         self._store = store
         self._policy = policy
-        self._journal = CheckpointJournal(journal)
+        self._journal = journal
         self._budget = budget
         self._log = structlog.get_logger()
-        self._rotating = asyncio.Lock()
-        self._announced = {
+        self._one_rotation = asyncio.Lock()
+        self._rotations: set[asyncio.Task[None]] = set()
+        self._known = {
             Path(str(event.get("path"))).name
             for event in events
             if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED
         } & {path.name for path in store.directories()}
-        self.attempt: int | None = None
-        self.resumed_from: Checkpoint | None = None
+        self.attempt_number: int | None = None
+        self.chosen: Checkpoint | None = None
         self.newest: Checkpoint | None = None
 
     async def sweep(self) -> None:
-        """Remove what a dead process left half-written; only while nobody publishes."""
+        """Remove what a dead process left half-written; only while no process publishes."""
         await in_thread(self._store.sweep)
 
-    async def choose(self, handed: Snapshot | None) -> Checkpoint | None:
-        """The checkpoint to resume from, verified. Raises NoValidCheckpointError.
+    async def choose(self, resume_snapshot: Snapshot | None) -> Checkpoint | None:
+        """Choose the newest valid checkpoint to resume from. Raises NoValidCheckpointError.
 
-        Where a snapshot is handed on that is newer, nothing is read: it is then the newest one that
-        was verified before.
+        Where a newer snapshot is resumed from, no checkpoint is read: the newest one that was
+        verified before is chosen then.
         """
-        self.notice_published()
-        if handed is not None:
-            self.resumed_from = self._store.newest_verified()
-            return self.resumed_from
+        self.record_unknown()
+        if resume_snapshot is not None:
+            self.chosen = self._store.newest_verified()
+            return self.chosen
         loop = asyncio.get_running_loop()
 
         def report(error: CheckpointInvalidError) -> None:
-            loop.call_soon_threadsafe(self._quarantined, error)
+            loop.call_soon_threadsafe(self._record_quarantine, error)
 
-        self.resumed_from = await in_thread(lambda: self._store.newest_valid(report))
-        self.newest = self.resumed_from
-        return self.resumed_from
+        self.chosen = await in_thread(lambda: self._store.newest_valid(report))
+        self.newest = self.chosen
+        return self.chosen
 
-    def published(self, name: str, seconds: float | None = None) -> Checkpoint | None:
-        """Take note of a checkpoint that the trainer announces; None if it is not there."""
+    def record_published(self, name: str, seconds: float | None = None) -> Checkpoint | None:
+        """Record a new checkpoint and return it; None if there is none of this name.
+
+        ``seconds`` is how long publishing it took.
+        """
         try:
             checkpoint = read_checkpoint(self._store.run.checkpoints / name)
         except (CheckpointInvalidError, UnreadableError, ValueError):
             return None
-        if name not in self._announced:
-            self._announced.add(name)
-            manifest = checkpoint.manifest
-            self._journal.record_publication(checkpoint, self.attempt, seconds=seconds)
-            # A checkpoint that nobody would resume from is no progress.
-            if manifest.healthy:
-                self._budget.refill(manifest.step, manifest.epoch)
+        if name not in self._known:
+            self._known.add(name)
+            self._journal.record_publication(checkpoint, self.attempt_number, seconds=seconds)
+            # An unhealthy checkpoint is never resumed from, so it is no progress.
+            if checkpoint.manifest.healthy:
+                self._budget.refill(checkpoint.manifest.position)
                 self.newest = max(filter(None, (self.newest, checkpoint)), key=lambda c: c.order)
         return checkpoint
 
-    def withdrawn(self, checkpoint: Checkpoint, reason: str) -> None:
-        """Take note that a script has taken back what it had saved."""
+    def record_withdrawn(self, checkpoint: Checkpoint, reason: str) -> None:
+        """Record that a script has deleted a checkpoint that it had saved."""
         self._record_deletion(checkpoint, reason)
         if self.newest is not None and self.newest.name == checkpoint.name:
             self.newest = max(self._store.all(), key=lambda c: c.order, default=None)
 
-    def notice_published(self) -> None:
-        """Catch up with what a trainer published but could not announce before it died."""
-        # A disk that shows nothing now is the affair of the next choice.
+    def record_unknown(self) -> None:
+        """Record what a trainer published but could not announce before it died."""
+        # If the directory cannot be read now, the next choose() reports it.
         with contextlib.suppress(UnreadableError):
             for checkpoint in self._store.all():
-                if checkpoint.name not in self._announced:
-                    self.published(checkpoint.name)
+                if checkpoint.name not in self._known:
+                    self.record_published(checkpoint.name)
+
+    def begin_rotation(self) -> None:
+        """Begin to apply retention, in the background."""
+        rotation = asyncio.ensure_future(self.rotate())
+        self._rotations.add(rotation)
+        rotation.add_done_callback(self._rotations.discard)
+
+    async def wait_for_rotations(self) -> None:
+        """Wait until running rotations have ended, at most ROTATION_WAIT_SECONDS."""
+        if self._rotations:
+            await asyncio.wait(self._rotations, timeout=ROTATION_WAIT_SECONDS)
 
     async def rotate(self) -> None:
         """Apply retention; one rotation at a time."""
         loop = asyncio.get_running_loop()
-        in_use = {self.resumed_from.name} if self.resumed_from else set()
+        in_use = {self.chosen.name} if self.chosen else set()
 
         def report(error: CheckpointInvalidError) -> None:
-            loop.call_soon_threadsafe(self._quarantined, error)
+            loop.call_soon_threadsafe(self._record_quarantine, error)
 
         def delete() -> list[Checkpoint]:
             lower_priority()
             return self._store.apply_retention(self._policy, in_use, report)
 
-        async with self._rotating:
+        async with self._one_rotation:
             try:
                 deleted = await in_thread(delete)
             except (OSError, OrchestratorError) as error:
@@ -126,39 +146,39 @@ class CheckpointCatalog:
             self._record_deletion(checkpoint)
 
     def _record_deletion(self, checkpoint: Checkpoint, reason: str | None = None) -> None:
-        self._announced.discard(checkpoint.name)
-        self._journal.record_deletion(checkpoint, self.attempt, reason=reason)
+        self._known.discard(checkpoint.name)
+        self._journal.record_deletion(checkpoint, self.attempt_number, reason=reason)
 
-    async def demote(self, handed: Snapshot | None, reason: str) -> bool:
-        """Set aside the checkpoint resumed from, if a valid older one can take its place.
+    async def demote(self, resume_snapshot: Snapshot | None, reason: str) -> bool:
+        """Set aside the checkpoint resumed from; return whether a valid older one replaces it.
 
-        Where that was a snapshot, it is the checkpoint that this has become.
+        Where a snapshot was resumed from, the suspect is the checkpoint that it has become.
         """
         try:
-            suspect = self.resumed_from if handed is None else self._become(handed)
+            suspect = self.chosen if resume_snapshot is None else self._made_from(resume_snapshot)
             if suspect is None:
-                return handed is not None and self.newest is not None
+                return resume_snapshot is not None and self.newest is not None
             if not await in_thread(lambda: self._can_be_replaced(suspect)):
                 return False
         except UnreadableError as error:
-            self._log.warning("cannot set the checkpoint aside", problem=str(error))
+            self._log.warning("cannot move the checkpoint to quarantine", problem=str(error))
             return False
         try:
             self._store.quarantine(suspect.path, reason)
         except OSError as error:
             if os.path.lexists(suspect.path):
-                self._log.warning("cannot set the checkpoint aside", problem=str(error))
+                self._log.warning("cannot move the checkpoint to quarantine", problem=str(error))
                 return False
-        self._quarantined(CheckpointInvalidError(suspect.path, reason), demoted=True)
+        self._record_quarantine(CheckpointInvalidError(suspect.path, reason), demoted=True)
         return True
 
-    def _become(self, snapshot: Snapshot) -> Checkpoint | None:
+    def _made_from(self, snapshot: Snapshot) -> Checkpoint | None:
         return next(
             (c for c in self._store.all() if c.manifest.position == snapshot.position), None
         )
 
     def _can_be_replaced(self, suspect: Checkpoint) -> bool:
-        """Whether nobody has pinned it and an older one is valid, every byte of it."""
+        """Return whether the suspect is not pinned, and every byte of an older one is valid."""
         try:
             if read_checkpoint(suspect.path).pinned:
                 return False
@@ -171,16 +191,18 @@ class CheckpointCatalog:
                     return True
         return False
 
-    def _quarantined(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
+    def _record_quarantine(self, error: CheckpointInvalidError, demoted: bool = False) -> None:
         if os.path.lexists(error.path):
             self._log.warning(
-                "cannot set a bad checkpoint aside; it is passed over",
+                "cannot move a bad checkpoint to quarantine; it is skipped",
                 path=str(error.path),
                 reason=error.reason,
             )
             return
-        self._announced.discard(error.path.name)
+        self._known.discard(error.path.name)
         self._log.warning(
-            "checkpoint set aside", path=str(error.path), reason=error.reason, kept_in="quarantine"
+            "checkpoint moved to quarantine", path=str(error.path), reason=error.reason
         )
-        self._journal.record_quarantine(error.path, error.reason, self.attempt, demoted=demoted)
+        self._journal.record_quarantine(
+            error.path, error.reason, self.attempt_number, demoted=demoted
+        )

@@ -1,8 +1,9 @@
-"""The snapshot memory in the service manager's keeping: it outlives a supervisor that is killed.
+"""Keeps snapshot memory in systemd's file descriptor store, so that it survives the supervisor.
 
-A service manager kills the trainer with its supervisor, and there is nobody left who could save.
-systemd keeps descriptors for a service over its restarts (FDSTORE): of the slots, which stay the
-same over the attempts, and of the control page, which has their table and is each attempt's own.
+A service manager kills the trainer together with its supervisor, and no process is left that could
+save. systemd keeps descriptors for a service over its restarts (FDSTORE): those of the slots, which
+all attempts share, and that of the control page, which holds the slots' table and is each attempt's
+own.
 """
 
 import os
@@ -23,14 +24,14 @@ MEMORY = (*(f"{PREFIX}slot-{index}" for index in range(SLOT_COUNT)), f"{PREFIX}m
 
 
 class FdStore:
-    """What one supervisor leaves to the next by way of the service manager."""
+    """The descriptors that one supervisor hands to the next through the service manager."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._page: str | None = None
 
-    def leave(self, attempt: int, page: int, *memory: int) -> None:
-        """Have the manager keep the memory of an attempt that is about to start."""
+    def store(self, attempt: int, page: int, *memory: int) -> None:
+        """Store the memory of an attempt that is about to start."""
         for name, descriptor in zip(MEMORY, memory, strict=True):
             self._notifier.store(name, descriptor)
         former, self._page = self._page, f"{PAGE}{attempt}"
@@ -38,26 +39,27 @@ class FdStore:
         if former is not None:
             self._notifier.forget(former)
 
-    async def accept(
-        self, run_id: str, checkpoints: CheckpointCatalog, snapshots: SnapshotWriteQueue
+    async def recover(
+        self, run_id: str, catalog: CheckpointCatalog, snapshots: SnapshotWriteQueue
     ) -> None:
-        """Save what a killed supervisor of this run has left, if no checkpoint is as new.
+        """Save the newest snapshot of a killed supervisor, unless a checkpoint is as new.
 
-        A trainer that could still write there can no longer be: we hold the lock that it had.
+        No trainer can write to that memory any more: it held the run lock, which is this
+        supervisor's now.
         """
         slots = self.find(run_id)
         if slots is None:
             return
-        await checkpoints.choose(None)
-        snapshots.inherit(slots)
-        if left := snapshots.newest_left(beyond=checkpoints.newest):
+        await catalog.choose(None)
+        snapshots.take_over(slots)
+        if newest := snapshots.newest_beyond(catalog.newest):
             structlog.get_logger().info(
-                "a killed supervisor has left a snapshot", step=left.manifest.step
+                "a killed supervisor has left a snapshot in memory", step=newest.manifest.step
             )
-            snapshots.write(left, Reason.CRASH)
+            snapshots.write(newest, Reason.CRASH)
 
     def find(self, run_id: str) -> Slots | None:
-        """The memory that was left, if all of it is there and of this run."""
+        """Return the stored slots of this run, if they are complete; give the rest back."""
         stored = {k: v for k, v in self._notifier.stored.items() if k.startswith(PREFIX)}
         self._page = max(filter(_is_page, stored), key=_attempt_of, default=None)
         slots = None if self._page is None else _slots(stored, self._page, run_id)
@@ -79,7 +81,7 @@ def _attempt_of(page: str) -> int:
 
 
 def _slots(stored: Mapping[str, int], page: str, run_id: str) -> Slots | None:
-    """The slots, if all of it is there and as it was left."""
+    """Return the slots, if all of their memory is there and undamaged."""
     if not stored.keys() >= set(MEMORY):
         return None
     try:

@@ -1,8 +1,9 @@
-"""The snapshot memory as its owner sees it: writes what the trainer asks for and what it leaves."""
+"""The queue of snapshots that are written to disk, and the memory that holds them."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
@@ -10,40 +11,41 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.snapshot.writer import LAST_CHANCES, WRITE_ALLOWANCE, Writer
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.run_events import RunEvents
+from orchestrator.supervisor.stop_request import StopRequest, StopWantedError
 from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.system.races import first_of
 from orchestrator.system.threads import in_thread
 
-# A disk that takes longer for a checkpoint than this is taken for dead.
+# A disk that takes longer than this for a checkpoint is considered dead.
 WRITE_WAIT_SECONDS = 1800.0
 
 
 class SnapshotWriteQueue:
-    """Owns the slots over all attempts of a supervisor's life, and the writes from them."""
+    """Owns the snapshot slots over all attempts of a supervisor, and the writes from them.
+
+    ``interval_seconds`` is the pace of snapshots that the last trainer found, with which the next
+    one begins; None before it is known.
+    """
 
     def __init__(
-        self,
-        store: Store,
-        rotated: Callable[[], Awaitable[object]],
-        on_written: Callable[[Snapshot, Checkpoint, float], None],
-        on_failed: Callable[[Snapshot, str], None],
+        self, store: Store, catalog: CheckpointCatalog, stop: StopRequest, events: RunEvents
     ) -> None:
-        """``on_written`` gets the seconds that it took, ``on_failed`` the problem.
-
-        Before a periodic write ``rotated`` is awaited: deleting must not fall behind writing, or a
-        run that saves often fills the disk with checkpoints that --keep does not want.
-        """
+        """``events`` are told of each snapshot that was written, or could not be."""
         self.slots: Slots | None = None
+        self.interval_seconds: float | None = None
         self.last_write_seconds = 0.0
         self._writer = Writer(store)
-        self._rotated = rotated
-        self._on_written = on_written
-        self._on_failed = on_failed
-        self._under_way: dict[int, tuple[Snapshot, asyncio.Task[None]]] = {}
+        self._catalog = catalog
+        self._stop = stop
+        self._events = events
+        self._pending: dict[int, tuple[Snapshot, asyncio.Task[None]]] = {}
         self._last_chance = asyncio.Event()
-        self._durable: set[int] = set()
+        self._written: set[int] = set()
 
     def attach(self, page: ControlPage) -> list[int]:
-        """Have the slots on a new attempt's control page; the descriptors for its trainer."""
+        """Move the slots to a new attempt's control page; return the trainer's descriptors."""
         self._writer.release()
         if self.slots is None:
             self.slots = Slots.create(page)
@@ -51,27 +53,26 @@ class SnapshotWriteQueue:
             self.slots.move_to(page)
         return self.slots.descriptors
 
-    def inherit(self, slots: Slots) -> None:
-        """Take over what a supervisor before us has left."""
+    def take_over(self, slots: Slots) -> None:
+        """Use the slots that an earlier supervisor of the run has left."""
         self.slots = slots
 
     @property
-    def under_way(self) -> list[Snapshot]:
-        """What is being written, or waits for that."""
-        return [snapshot for snapshot, _ in self._under_way.values()]
+    def pending(self) -> list[Snapshot]:
+        """The snapshots that are being written, or wait for it."""
+        return [snapshot for snapshot, _ in self._pending.values()]
 
     @property
-    def writing(self) -> Heartbeat:
+    def heartbeat(self) -> Heartbeat:
         """Beats while a snapshot is being written."""
         return self._writer.heartbeat
 
-    @property
-    def write_allowance_seconds(self) -> float:
-        """How long a write should be expected to take; 0 before the first."""
+    def expected_write_seconds(self) -> float:
+        """Return how long a write should be expected to take; 0 before the first."""
         return WRITE_ALLOWANCE * self.last_write_seconds
 
     def write_generation(self, generation: object, reason: str) -> bool:
-        """Write a snapshot on the trainer's word; False where there is none of that generation."""
+        """Write the snapshot that the trainer names; return whether there is one."""
         for snapshot in self._complete():
             if snapshot.generation == generation:
                 self.write(snapshot, Reason(reason))
@@ -79,88 +80,91 @@ class SnapshotWriteQueue:
         return False
 
     def write(self, snapshot: Snapshot, reason: Reason) -> None:
-        """Begin to write a snapshot, unless that is under way or done."""
+        """Begin to write a snapshot, unless it is pending or written."""
         if reason in LAST_CHANCES:
-            # For what waits too: it may be this very snapshot.
+            # Wake the waiting ones too: this very snapshot may be among them.
             self._last_chance.set()
             self._last_chance = asyncio.Event()
-        if snapshot.generation not in self._under_way and snapshot.generation not in self._durable:
+        if snapshot.generation not in self._pending and not self.is_written(snapshot):
             task = asyncio.ensure_future(self._write(snapshot, reason, self._last_chance))
-            self._under_way[snapshot.generation] = snapshot, task
+            self._pending[snapshot.generation] = snapshot, task
 
-    async def _turn_comes(
+    async def _wait_for_turn(
         self, snapshot: Snapshot, reason: Reason, last_chance: asyncio.Event
     ) -> None:
-        """Checkpoints are published in the order of their states, or an older one counts as newest.
+        """Wait for rotations, then for earlier snapshots.
 
-        So what waits for rotations waits no longer when the last chance to save comes behind it.
+        Checkpoints must be published in the order of their states: otherwise an older one would
+        count as the newest. So a snapshot that waits for a rotation stops waiting for it when the
+        last chance to save is queued behind it.
         """
         if reason not in LAST_CHANCES:
-            waits = (self._rotated(), last_chance.wait())
-            tasks = {asyncio.ensure_future(wait) for wait in waits}
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
-        earlier = [task for g, (_, task) in self._under_way.items() if g < snapshot.generation]
+            await first_of(self._wait_for_rotations(), last_chance.wait())
+        earlier = [task for g, (_, task) in self._pending.items() if g < snapshot.generation]
         if earlier:
             await asyncio.wait(earlier)
 
+    async def _wait_for_rotations(self) -> None:
+        """Wait for running rotations, or until a stop is wanted: its save needs the slot.
+
+        If deleting fell behind writing, a run that saves often would fill the disk with
+        checkpoints that --keep does not want.
+        """
+        with contextlib.suppress(StopWantedError):
+            await self._stop.or_stop(self._catalog.wait_for_rotations())
+
     async def _write(self, snapshot: Snapshot, reason: Reason, last_chance: asyncio.Event) -> None:
         try:
-            await self._turn_comes(snapshot, reason, last_chance)
+            await self._wait_for_turn(snapshot, reason, last_chance)
             began = time.monotonic()
             checkpoint = await in_thread(lambda: self._writer.write(snapshot, reason))
         except Exception as error:
-            # Whatever it is (a slot that a failing trainer has scribbled over, no thread to be
-            # had), the trainer keeps the slot, and saves nothing, until it has an answer.
-            self._on_failed(snapshot, str(error))
+            # Whatever the reason (a failing trainer wrote over the slot, the system starts no
+            # thread), the trainer keeps the slot, and saves nothing, until it gets an answer.
+            self._events.write_failed(snapshot, str(error))
         else:
             self.last_write_seconds = round(time.monotonic() - began, 3)
-            self._durable.add(snapshot.generation)
-            self._on_written(snapshot, checkpoint, self.last_write_seconds)
+            self._written.add(snapshot.generation)
+            self._events.checkpoint_written(snapshot, checkpoint, self.last_write_seconds)
         finally:
-            del self._under_way[snapshot.generation]
+            del self._pending[snapshot.generation]
 
-    def newest_left(self, beyond: Checkpoint | None) -> Snapshot | None:
-        """After the trainer's end: the newest healthy snapshot, unless ``beyond`` is further.
+    def newest_beyond(self, checkpoint: Checkpoint | None) -> Snapshot | None:
+        """Return the newest healthy snapshot, unless ``checkpoint`` is further; only after an end.
 
-        At the same place the snapshot counts only if it has become that checkpoint.
+        At an equal position the snapshot counts only if it is what became that checkpoint.
         """
         for snapshot in self._complete():
             if not snapshot.manifest.healthy:
                 continue
-            if beyond is None:
+            if checkpoint is None:
                 return snapshot
-            reached = beyond.manifest.position
+            reached = checkpoint.manifest.position
             if snapshot.position > reached or (
-                snapshot.position == reached and self.is_durable(snapshot)
+                snapshot.position == reached and self.is_written(snapshot)
             ):
                 return snapshot
         return None
 
-    def is_durable(self, snapshot: Snapshot) -> bool:
-        """Whether the snapshot has been published."""
-        return snapshot.generation in self._durable
+    def is_written(self, snapshot: Snapshot) -> bool:
+        """Return whether the snapshot has become a checkpoint."""
+        return snapshot.generation in self._written
 
-    async def settle(
+    async def wait_for(
         self,
         snapshots: Iterable[Snapshot],
         abandon: asyncio.Event,
         timeout_seconds: float = WRITE_WAIT_SECONDS,
     ) -> None:
-        """Wait for the end of these writes, at most so long and until ``abandon`` is set."""
+        """Wait until these writes have ended, the time is up, or ``abandon`` is set."""
         generations = [snapshot.generation for snapshot in snapshots]
-        tasks = {self._under_way[g][1] for g in generations if g in self._under_way}
-        if not tasks:
-            return
-        writes = asyncio.ensure_future(asyncio.wait(tasks, timeout=timeout_seconds))
-        given_up = asyncio.ensure_future(abandon.wait())
-        await asyncio.wait({writes, given_up}, return_when=asyncio.FIRST_COMPLETED)
-        writes.cancel()
-        given_up.cancel()
+        tasks = {self._pending[g][1] for g in generations if g in self._pending}
+        if tasks:
+            # asyncio.wait() does not cancel the writes when it is cancelled itself.
+            await first_of(asyncio.wait(tasks), abandon.wait(), timeout_seconds=timeout_seconds)
 
-    def forget(self) -> None:
-        """Trust none of the snapshots any more; only while no trainer runs."""
+    def discard_all(self) -> None:
+        """Invalidate every snapshot; only while no trainer runs."""
         if self.slots is not None:
             self.slots.forget()
 

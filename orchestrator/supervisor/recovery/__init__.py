@@ -1,1 +1,1 @@
-"""From facts about a death to a decision: pure functions and values."""
+"""From facts about the end of an attempt to a decision: pure functions and values."""

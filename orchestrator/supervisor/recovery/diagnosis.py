@@ -1,4 +1,4 @@
-"""What the end of an attempt means: facts in, diagnosis out."""
+"""Diagnoses the end of an attempt: facts in, diagnosis out."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ from orchestrator.supervisor.recovery.symptoms import OTHER_SIGNAL, SIGNALS, SYM
 # A shell reports that a signal ended its command as 128 and the number.
 SHELL_SIGNAL_BASE = 128
 PYTHON_EXCEPTION_STATUS = 1
-# Of argparse, getopt, shells and Python itself.
+# The status of argparse, getopt, shells and Python itself.
 USAGE_STATUS = 2
 LONGEST_MESSAGE = 300
 
@@ -28,7 +28,7 @@ _GONE_WORKER = re.compile(r"DataLoader worker .* exited unexpectedly")
 
 
 class Outcome(StrEnum):
-    """The four sorts of end, as they stand in the journal and in exit.json."""
+    """The four groups of kinds; the journal and exit.json have them."""
 
     COMPLETE = "complete"
     STOPPED = "stopped"
@@ -45,13 +45,12 @@ _OUTCOMES = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class ExitFacts:
     """What is known when every process of an attempt has ended.
 
-    ``reported`` is the exit status that the session announced, which survives a shell in between;
-    ``lost_steps`` counts completed steps that no checkpoint holds, None for an unknown number;
-    ``error`` is error.json;
-    ``hang`` says where it hung, if it was ended for that.
+    ``reported`` is the exit status that the session announced: a shell in between does not hide it.
+    ``lost_steps`` counts completed steps that no checkpoint holds; None if unknown. ``error`` is
+    the content of error.json. ``hang`` says what the trainer was doing, if it was ended for a hang.
     """
 
     returncode: int
@@ -67,10 +66,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The kind of end, in words for people, and the status of the run unless it goes on.
+    """The kind of end, its ``cause`` in words for people, and the run's status unless it goes on.
 
-    ``fingerprint`` is equal for the same defect; None for an end that says nothing of one.
-    ``stack`` is where a fatal signal hit, innermost frame first.
+    ``fingerprint`` is equal for the same defect; None for an end that shows no defect. ``stack`` is
+    where a fatal signal hit, innermost frame first.
     """
 
     kind: Kind
@@ -81,12 +80,12 @@ class Diagnosis:
 
     @property
     def outcome(self) -> Outcome:
-        """The sort of end."""
+        """The group of the kind."""
         return _OUTCOMES.get(self.kind, Outcome.FAILED)
 
 
-def diagnose(facts: Facts) -> Diagnosis:
-    """The diagnosis of one attempt."""
+def diagnose(facts: ExitFacts) -> Diagnosis:
+    """Return the diagnosis of one attempt."""
     death = _death(facts)
     cause = f"the trainer {death.what}"
     failed = Diagnosis(death.kind, cause, ExitStatus.GAVE_UP, death.fingerprint, death.stack)
@@ -97,13 +96,13 @@ def diagnose(facts: Facts) -> Diagnosis:
             cause = f"training is complete and saved, but the script {death.what} afterwards"
             return Diagnosis(Kind.FAILED_AFTERWARDS, cause, ExitStatus.GAVE_UP)
         case _ if death.kind is Kind.HANG and not facts.stop_requested:
-            return failed  # it may have saved and stopped when it was ended, but nobody wanted that
+            return failed  # it may have saved and stopped, but no stop was requested
         case ExitStatus.STOPPED_UNSAVED if facts.lost_steps == 0:
-            # What the trainer could not wait for any more has been written after its end.
+            # The write that the trainer could not wait for was completed after its end.
             return Diagnosis(Kind.STOPPED, "stopped on request", ExitStatus.STOPPED_SAVED)
         case ExitStatus.STOPPED_SAVED | ExitStatus.STOPPED_UNSAVED:
             return Diagnosis(Kind.STOPPED, "stopped on request", ExitStatus(facts.reported))
-    # A shell in between may end with a status of its own; what the session said counts first.
+    # A shell in between may end with a status of its own: the session's report counts first.
     ended_with = facts.returncode if facts.reported is None else facts.reported
     if ended_with in FINAL_FOR_TRAINER:
         return Diagnosis(Kind.REFUSED, f"the script {death.what}", ExitStatus(ended_with))
@@ -126,8 +125,8 @@ class _Death:
     stack: Sequence[str] = ()
 
 
-def _death(facts: Facts) -> _Death:
-    # What was raised and recorded says more than that the process did not end after it.
+def _death(facts: ExitFacts) -> _Death:
+    # A recorded exception says more than that the process did not end after it.
     if facts.hang is not None and facts.error is None:
         return _Death(Kind.HANG, f"hung: {facts.hang}", _digest("hang"))
     error = facts.error
@@ -141,18 +140,17 @@ def _death(facts: Facts) -> _Death:
     if facts.returncode == 0:
         return _Death(Kind.ENDED_EARLY, "ended with status 0 before training was complete", mark)
     if facts.returncode == USAGE_STATUS:
-        return _Death(
-            Kind.USAGE, "ended with status 2, which says that it was called wrongly", mark
-        )
+        said = f" and said: {facts.output[-1][:LONGEST_MESSAGE]}" if facts.output else ""
+        return _Death(Kind.USAGE, f"ended with status 2{said}", mark)
     return _Death(Kind.EXIT_STATUS, f"ended with status {facts.returncode}", mark)
 
 
-def _raised(error: dict[str, Any], facts: Facts) -> _Death:
+def _raised(error: dict[str, Any], facts: ExitFacts) -> _Death:
     kind, message = kind_of(error), str(error.get("message", ""))
     if kind is Kind.EXCEPTION and _GONE_WORKER.search(message):
-        # torch raises the signal in the middle of other code, which may catch it and only log it.
-        told = (line for line in facts.output if "DataLoader worker" in line)
-        kind = kind_of({"message": "\n".join(told)})
+        # torch raises the error in the middle of other code, which may catch it and only log it.
+        lines = (line for line in facts.output if "DataLoader worker" in line)
+        kind = kind_of({"message": "\n".join(lines)})
     what = f"failed with {error.get('type')}"
     if headline := _headline(message):
         what += f": {headline}"
@@ -167,13 +165,15 @@ def _raised(error: dict[str, Any], facts: Facts) -> _Death:
     return _Death(kind, what, _digest(*parts))
 
 
-def _signalled(number: int, facts: Facts) -> _Death:
+def _signalled(number: int, facts: ExitFacts) -> _Death:
     kind, why = SIGNALS.get(number, OTHER_SIGNAL)
     name = _signal_name(number)
     if kind is Kind.KILLED and facts.oom_kills:
         return _Death(Kind.OOM_KILLED, "was ended by the kernel's OOM killer", None)
     if facts.stop_requested:
-        return _Death(kind, f"was ended by {name}", None)  # by us, or by whoever asked for the stop
+        return _Death(
+            kind, f"was ended by {name}", None
+        )  # by the supervisor, or by the sender of the stop
     if kind in (Kind.KILLED, Kind.TERMINATED):
         return _Death(kind, f"was ended by {name} ({why})", None)
     stack = fatal_stack(facts.output)
@@ -183,10 +183,10 @@ def _signalled(number: int, facts: Facts) -> _Death:
 
 
 def kind_of(error: dict[str, Any]) -> Kind:
-    """The kind of an exception, from error.json; of its causes too, which may say more."""
+    """Return the kind of an exception, from error.json; its causes may tell more."""
     for one in _with_causes(error):
         for symptom in SYMPTOMS:
-            if symptom.shows(one):
+            if symptom.matches(one):
                 return symptom.kind
     return Kind.EXCEPTION
 
@@ -213,14 +213,14 @@ def _signal_name(number: int) -> str:
 
 
 def _headline(message: str) -> str:
-    """The line of a message that says most, short enough for a sentence."""
+    """Return the line of a message that tells most, short enough for a sentence."""
     lines = [line for line in message.splitlines() if line.strip()]
     if not lines:
         return ""
-    # torch wraps what a loader worker raised: the original ends its traceback, at the bottom.
+    # torch wraps a loader worker's exception: the original message is the last line.
     return lines[-1 if lines[0].startswith("Caught ") else 0][:LONGEST_MESSAGE]
 
 
 def _digest(*parts: str) -> str:
-    """Numbers, addresses, dates and hashes must have been left out: they differ each time."""
+    """Return a hash; the parts must be free of numbers, addresses and dates, which vary."""
     return hashlib.sha256("\0".join(parts).encode(errors="backslashreplace")).hexdigest()[:16]

@@ -1,52 +1,57 @@
-"""What a run has been through since it last made progress, over all of its supervisors.
+"""Counts failures since the last progress, across supervisor restarts.
 
-It is read from the journal at the start, so that a requeue or a reboot does not refill it; only a
-newly published checkpoint does, never uptime.
+The budget is read from the journal at the start, so that a requeue or a reboot does not refill it.
+Only a new checkpoint refills it, never uptime.
 """
 
 import contextlib
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from orchestrator.checkpoint.position import Position
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.recovery.diagnosis import Outcome
 from orchestrator.supervisor.recovery.symptoms import Kind
 
-# Ended by somebody or something that is not the run: says nothing of the script.
+# Ended by another process or by a person, which says nothing about the script.
 OUTSIDE = frozenset({Kind.KILLED, Kind.TERMINATED})
 
-Place = tuple[int, int]
-"""Completed steps and epochs: checkpoints are compared by both."""
+
+# A checkpoint of step 0 is progress: scripts that save for themselves count epochs from 0.
+BEFORE_ALL = Position(-1, 0)
 
 
 @dataclass(frozen=True)
 class AttemptEnd:
     """How an attempt ended, as far as decisions depend on it.
 
-    ``loading`` is the place of the checkpoint or snapshot that it was loading when it ended, and
-    ``resumed_step`` the step at which it said that it had resumed: a script that failed before that
-    says nothing about the checkpoint. ``rejected_snapshot``: it could not load what was in memory.
+    ``loading`` is the position of the checkpoint or snapshot that it was loading when it ended.
+    ``resumed_step`` is the step from which it reported that it had resumed: a script that fails
+    before that says nothing about the checkpoint. ``rejected_snapshot``: it could not load the
+    snapshot in memory.
     """
 
     kind: Kind
     fingerprint: str | None = None
     step: int = 0
     resumed_step: int | None = None
-    loading: Place | None = None
+    loading: Position | None = None
     rejected_snapshot: bool = False
     reached_safe_point: bool = False
     connected: bool = False
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> Self:
-        """From ``attempt_exited`` in the journal."""
+        """Return the end that the journal's ``attempt_exited`` records."""
         loading = event.get("loading_step")
         return cls(
             kind=_kind(event),
             fingerprint=event.get("fingerprint"),
             step=_count(event, "step"),
             resumed_step=event.get("resumed_step"),
-            loading=None if loading is None else (loading, _count(event, "loading_epoch")),
+            loading=(
+                None if loading is None else Position(loading, _count(event, "loading_epoch"))
+            ),
             reached_safe_point=bool(event.get("reached_safe_point")),
             connected=bool(event.get("connected")),
         )
@@ -54,18 +59,17 @@ class AttemptEnd:
 
 @dataclass
 class FailureBudget:
-    """Failures since the last progress, against how many are allowed."""
+    """The failures since the last progress, and how many are allowed."""
 
     allowed: int
     failures: list[AttemptEnd] = field(default_factory=list)
     not_passed: list[AttemptEnd] = field(default_factory=list)
-    """Failures at steps beyond which no checkpoint has come, whatever was saved before them."""
+    """Failures at steps that no checkpoint has passed, whatever was saved before them."""
     slices: int = 0
-    """Ends from outside; stops and the ends of whole machines only where nothing was saved."""
+    """Ends from outside, and stops and machine failures before which nothing new was saved."""
     demoted: bool = False
     ever_safe: bool = False
-    furthest: Place = (-1, 0)
-    """A checkpoint of step 0 is progress: scripts that save for themselves count epochs from 0."""
+    furthest: Position = BEFORE_ALL
     _progressed: bool = False
 
     @property
@@ -73,75 +77,75 @@ class FailureBudget:
         """How many failures count now."""
         return len(self.failures)
 
-    def refill(self, step: int, epoch: int) -> None:
-        """Start counting anew if this published checkpoint is further than any before it.
+    def refill(self, position: Position) -> None:
+        """Start to count from 0 if this checkpoint's position is further than any before it.
 
         Publishing the same steps again after each restart is no progress.
         """
-        if (step, epoch) <= self.furthest:
+        if position <= self.furthest:
             return
-        self.furthest = (step, epoch)
+        self.furthest = position
         self.failures.clear()
-        self.not_passed = [failure for failure in self.not_passed if failure.step >= step]
+        self.not_passed = [failure for failure in self.not_passed if failure.step >= position.step]
         self.slices = 0
         self.demoted = False
         self.ever_safe = self._progressed = True
 
-    def record(self, end: AttemptEnd) -> None:
-        """Count the end of an attempt; do it before deciding."""
+    def record_end(self, end: AttemptEnd) -> None:
+        """Count the end of an attempt; call it before ``decide``."""
         if end.kind in OUTSIDE:
             self.slices += 1
         elif end.kind is Kind.STOPPED and end.connected:
-            # A command without a session saves nothing that we would see.
-            self._end_in_vain()
+            # The saves of a command without a session are not seen.
+            self._record_end_in_vain()
         if end.kind not in _NO_FAILURES:
             self.failures.append(end)
             self.not_passed.append(end)
         self.ever_safe = self.ever_safe or end.reached_safe_point
 
-    def begin(self) -> None:
-        """A new attempt begins."""
+    def begin_attempt(self) -> None:
+        """Record the start of an attempt."""
         self._progressed = False
 
-    def _end_in_vain(self) -> None:
+    def _record_end_in_vain(self) -> None:
         if not self._progressed:
             self.slices += 1
 
     @classmethod
     def from_journal(cls, allowed: int, events: list[dict[str, Any]]) -> Self:
-        """What earlier supervisors of this run left."""
+        """Return the budget that earlier supervisors of this run have left."""
         budget = cls(allowed)
         alive = False
         for event in events:
             match event["event"]:
                 case JournalEvent.ATTEMPT_STARTED:
                     if alive:
-                        budget._vanish()
-                    budget.begin()
+                        budget._record_missing_end()
+                    budget.begin_attempt()
                     alive = True
                 case JournalEvent.CHECKPOINT_PUBLISHED if event.get("healthy", True):
-                    budget.refill(_count(event, "step"), _count(event, "epoch"))
+                    budget.refill(_position(event, "step", "epoch"))
                 case JournalEvent.CHECKPOINT_QUARANTINED if event.get("demoted"):
                     budget.demoted = True
                 case JournalEvent.ATTEMPT_EXITED:
                     alive = False
                     if event.get("left_step") is not None:
-                        budget.refill(_count(event, "left_step"), _count(event, "left_epoch"))
-                    budget.record(AttemptEnd.from_event(event))
+                        budget.refill(_position(event, "left_step", "left_epoch"))
+                    budget.record_end(AttemptEnd.from_event(event))
                 case JournalEvent.GAVE_UP:
-                    # A person who runs it again after that has changed something. But without
-                    # progress no rerun may set aside yet another checkpoint.
+                    # A person who runs it again has changed something. But until there is progress
+                    # no rerun may set aside yet another checkpoint.
                     budget.failures.clear()
                     budget.not_passed.clear()
                     budget.slices = 0
         if alive:
-            budget._vanish()
+            budget._record_missing_end()
         return budget
 
-    def _vanish(self) -> None:
-        """An attempt has no recorded end: its supervisor died with it, or the machine did."""
+    def _record_missing_end(self) -> None:
+        """Count an attempt without a recorded end: its supervisor or the machine died with it."""
         if self.ever_safe:
-            self._end_in_vain()
+            self._record_end_in_vain()
 
 
 _NO_FAILURES = frozenset({Kind.COMPLETE, Kind.STOPPED, Kind.REFUSED, Kind.FAILED_AFTERWARDS})
@@ -150,7 +154,7 @@ _NO_FAILURES = frozenset({Kind.COMPLETE, Kind.STOPPED, Kind.REFUSED, Kind.FAILED
 def _kind(event: dict[str, Any]) -> Kind:
     with contextlib.suppress(ValueError):
         return Kind(str(event.get("kind")))
-    # Written before there were kinds: an end from outside had no fingerprint.
+    # Early journals have no kinds; an end from outside has no fingerprint there.
     if event.get("outcome") != Outcome.FAILED:
         return Kind.STOPPED
     return Kind.EXCEPTION if event.get("fingerprint") else Kind.KILLED
@@ -159,3 +163,7 @@ def _kind(event: dict[str, Any]) -> Kind:
 def _count(event: dict[str, Any], key: str) -> int:
     value = event.get(key)
     return value if isinstance(value, int) else 0
+
+
+def _position(event: dict[str, Any], step: str, epoch: str) -> Position:
+    return Position(_count(event, step), _count(event, epoch))

@@ -1,4 +1,4 @@
-"""What the end of the trainer's output tells: last lines, a traceback, faulthandler's stacks."""
+"""Reads the end of the trainer's output: last lines, a traceback, faulthandler's stacks."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ _TERMINAL_SEQUENCE = re.compile(
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
     r"|\x1b[ -~]"
 )
-# A progress bar goes back to the beginning of its line, with either of these.
+# A progress bar goes back to the beginning of its line with one of these.
 _LINE_BEGINS_AGAIN = re.compile(r"\r|\x08+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -29,7 +29,7 @@ _FATAL = "Fatal Python error: "
 
 
 def end_of(log: Path) -> list[str]:
-    """The last lines of output.log as a terminal would have left them, empty ones left out."""
+    """Return the last lines of output.log as a terminal would show them, without empty ones."""
     try:
         with open(open_regular(log, os.O_RDONLY), "rb") as file:
             size = file.seek(0, 2)
@@ -42,14 +42,14 @@ def end_of(log: Path) -> list[str]:
 
 
 def last_lines(lines: list[str]) -> list[str]:
-    """So few of them, and each so short, that they fit into a record."""
+    """Return at most LAST_LINES lines, shortened to fit into a record."""
     return [line[:LONGEST_LINE] for line in lines[-LAST_LINES:]]
 
 
 def traceback_in(lines: Sequence[str]) -> dict[str, Any] | None:
-    """The exception at the end of the output, in the form of error.json.
+    """Return the exception at the end of the output, in the form of error.json; None without one.
 
-    For scripts that fail before they import the session; None where the output ends otherwise.
+    It serves scripts that fail before they import the session.
     """
     if _TRACEBACK not in lines:
         return None
@@ -64,15 +64,16 @@ def traceback_in(lines: Sequence[str]) -> dict[str, Any] | None:
     return {
         "type": found["type"].rpartition(".")[2],
         "message": found["message"] or "",
-        "frame": _place(frames[-1]) if frames else None,
+        "frame": _location(frames[-1]) if frames else None,
         "traceback": "\n".join(lines[begin:]),
     }
 
 
 def fatal_stack(lines: Sequence[str]) -> list[str]:
-    """The frames that faulthandler printed of the thread that a fatal signal hit, innermost first.
+    """Return the frames of the thread that a fatal signal hit, innermost first.
 
-    The supervisor sets PYTHONFAULTHANDLER; a script that leads it elsewhere has the stacks there.
+    faulthandler prints them, because the supervisor sets PYTHONFAULTHANDLER; a script that sends
+    its stacks to another file has them only there.
     """
     fatal = [i for i, line in enumerate(lines) if line.startswith(_FATAL)]
     if not fatal:
@@ -81,7 +82,7 @@ def fatal_stack(lines: Sequence[str]) -> list[str]:
     stacks = [i for i, line in enumerate(dump) if line.endswith("(most recent call first):")]
     hit = next((i for i in stacks if dump[i].startswith("Current thread ")), min(stacks, default=0))
     frames = itertools.takewhile(bool, map(_FRAME.match, dump[hit + 1 :]))
-    return [_place(frame) for frame in itertools.islice(frames, STACK_FRAMES) if frame]
+    return [_location(frame) for frame in itertools.islice(frames, STACK_FRAMES) if frame]
 
 
 def _as_shown(line: str) -> str:
@@ -90,5 +91,5 @@ def _as_shown(line: str) -> str:
     return _CONTROL.sub("", shown).rstrip()
 
 
-def _place(frame: re.Match[str]) -> str:
+def _location(frame: re.Match[str]) -> str:
     return f"{frame['file']}:{frame['line']} {frame['name']}"

@@ -1,6 +1,6 @@
-"""The table from the diagnosis of an attempt's end to a decision (docs/explanation/restarts.md).
+"""The restart policy: a table that decides what follows the end of an attempt.
 
-Rows are tried from the top, and the first that applies decides.
+Rows are tried from the top, and the first that applies decides (docs/explanation/restarts.md).
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from enum import StrEnum
 from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
-# However few restarts are allowed, so many stops in vain are no proof.
+# This many stops in vain prove nothing yet, however few restarts are allowed.
 LEAST_SLICES = 3
 HARDWARE_TRIES = 2
-# A failure so soon after resuming may come from what was resumed.
+# A failure this soon after resuming may come from the state that was resumed.
 STEPS_AFTER_RESUMING = 1
 
 
 class Action(StrEnum):
-    """What is done; in exit.json as ``decision``."""
+    """What follows; in exit.json it is the ``decision``."""
 
     FINISH = "finish"
     STOP = "stop"
@@ -35,7 +35,7 @@ RETRIES = frozenset({Action.RETRY, Action.DEMOTE, Action.FORGET})
 
 @dataclass(frozen=True)
 class Condition:
-    """What must hold besides the kind; ``words`` stand in the documentation."""
+    """What must hold besides the kind; the documentation has the same ``words``."""
 
     words: str
     holds: Callable[[AttemptEnd, FailureBudget], bool]
@@ -43,7 +43,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """For these kinds, where this holds, this is done; ``reason`` is formatted for people."""
+    """The action for these kinds of end if the condition holds; people read the ``reason``."""
 
     kinds: frozenset[Kind]
     when: Condition
@@ -53,7 +53,7 @@ class DecisionRow:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, and why."""
+    """What to do about the end of an attempt, and why."""
 
     action: Action
     reason: str
@@ -74,7 +74,7 @@ def _loading_again(end: AttemptEnd, budget: FailureBudget) -> bool:
     for earlier in reversed(budget.not_passed[:-1]):
         if earlier.loading == end.loading:
             return True
-        if earlier.resumed_step == end.loading[0]:
+        if earlier.resumed_step == end.loading.step:
             return False  # it can be loaded
     return False
 
@@ -127,22 +127,22 @@ SCRIPT = frozenset(
         Kind.SIGNAL,
     }
 )
-# The same again where nothing has changed; but no checkpoint is to blame for them.
+# These come again where nothing has changed; but no checkpoint is to blame for them.
 SHORTAGE = frozenset({Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.CUDA_OUT_OF_MEMORY})
-# What a state that was restored may do to a script. It imports nothing, and has no arguments.
+# What a restored state may cause in a script: it does not change imports or arguments.
 POISON = SCRIPT - {Kind.IMPORT_ERROR, Kind.USAGE}
 LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
 
 _SHORT_SLICES_REASON = (
     "each slice is shorter than the checkpoint interval: {slices} times since the last progress "
     "the run was ended from outside before a new checkpoint was published; save more often "
-    "(--every), or have it run longer at a time"
+    "(--every), or let it run longer at a time"
 )
 
 TABLE = (
     DecisionRow(frozenset({Kind.COMPLETE}), ALWAYS, Action.FINISH, "training is complete"),
     DecisionRow(frozenset({Kind.STOPPED}), SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
-    DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was asked for"),
+    DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was requested"),
     DecisionRow(
         frozenset({Kind.REFUSED, Kind.FAILED_AFTERWARDS}),
         ALWAYS,
@@ -184,25 +184,25 @@ TABLE = (
         ALL,
         BUDGET_SPENT,
         Action.GIVE_UP,
-        "{spent} failures without a new checkpoint between them; --max-restarts allows {allowed}",
+        "{spent} failures without a new checkpoint; --max-restarts allows {allowed}",
     ),
     DecisionRow(
         frozenset({Kind.HARDWARE}),
         HARDWARE_AGAIN,
         Action.REQUEUE,
-        "this machine is to blame: run it again on another, or once this one is mended",
+        "this machine is to blame: run the command again on another, or once it is repaired",
     ),
-    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not come again"),
+    DecisionRow(ALL, ALWAYS, Action.RETRY, "it may not happen again"),
 )
 
 
 def decide(end: AttemptEnd, budget: FailureBudget) -> Decision:
-    """The decision on an end that ``budget`` has already counted."""
+    """Return the decision on an end that ``budget`` has already counted."""
     row = next(r for r in TABLE if end.kind in r.kinds and r.when.holds(end, budget))
     reason = row.reason.format(
         step=end.step,
         resumed=end.resumed_step,
-        loading=end.loading[0] if end.loading else None,
+        loading=end.loading.step if end.loading else None,
         slices=budget.slices,
         spent=budget.spent,
         allowed=budget.allowed,

@@ -1,4 +1,4 @@
-"""By what each kind of death is recognised: tables of exceptions, their texts, and signals."""
+"""Patterns that classify how a trainer ended: exceptions, their messages, and signals."""
 
 import errno
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """What ended an attempt, as in the journal and exit.json (docs/explanation/restarts.md)."""
+    """What ended an attempt; the journal and exit.json have it (docs/explanation/restarts.md)."""
 
     COMPLETE = "complete"
     FAILED_AFTERWARDS = "failed_afterwards"
@@ -41,10 +41,10 @@ _NOTHING = r"(?!)"
 
 @dataclass(frozen=True)
 class Symptom:
-    """One way to recognise a kind of exception: any of the four is enough.
+    """A pattern of a kind of exception: any of the four criteria is enough.
 
-    ``types`` are names of classes, of which the exception's own or a base is one; ``text`` and
-    ``raised_in`` are looked for in the message and in the traceback.
+    ``types`` are names of classes: that of the exception or of one of its bases. ``text`` and
+    ``raised_in`` are searched for in the message and in the traceback.
     """
 
     kind: Kind
@@ -53,8 +53,8 @@ class Symptom:
     types: frozenset[str] = frozenset()
     errnos: frozenset[int] = frozenset()
 
-    def shows(self, error: dict[str, Any]) -> bool:
-        """Whether error.json, or a cause in it, has this symptom."""
+    def matches(self, error: dict[str, Any]) -> bool:
+        """Return whether an exception in the form of error.json matches."""
         names = {error.get("type"), *(error.get("bases") or ())}
         return (
             not self.types.isdisjoint(names)
@@ -64,7 +64,7 @@ class Symptom:
         )
 
 
-# The first that shows counts: the texts of torch that are more special come first.
+# The first match counts: the more specific texts of torch come first.
 SYMPTOMS = (
     Symptom(
         Kind.SHARED_MEMORY_FULL,
@@ -134,7 +134,7 @@ SYMPTOMS = (
 
 _OUTSIDE = "sent from outside: by a person, a scheduler or a service manager"
 _ITSELF = "raised by the process itself"
-# Each signal's kind, and who is likely to have sent it.
+# Each signal's kind, and its likely sender.
 SIGNALS: dict[int, tuple[Kind, str]] = {
     signal.SIGKILL: (
         Kind.KILLED,
@@ -153,12 +153,12 @@ SIGNALS: dict[int, tuple[Kind, str]] = {
     signal.SIGSYS: (Kind.CRASHED, "a system call that a sandbox forbids"),
     signal.SIGXCPU: (Kind.SIGNAL, "the limit on processor time, ulimit -t"),
     signal.SIGXFSZ: (Kind.SIGNAL, "the limit on file sizes, ulimit -f"),
-    signal.SIGPIPE: (Kind.SIGNAL, "nobody reads what it writes"),
+    signal.SIGPIPE: (Kind.SIGNAL, "no process reads what it writes"),
     signal.SIGALRM: (Kind.SIGNAL, "a timer of the process itself"),
 }
 OTHER_SIGNAL = (Kind.SIGNAL, _OUTSIDE)
 
-# What a person can do about it, where that is not the script's own affair.
+# What a person can do about it, unless only the script can be fixed.
 ADVICE = {
     Kind.MEMORY_ERROR: "it needs less memory per step, or a machine with more",
     Kind.OOM_KILLED: (
@@ -172,7 +172,7 @@ ADVICE = {
     Kind.CUDA_ERROR: "CUDA_LAUNCH_BLOCKING=1 shows the call that is to blame",
     Kind.HARDWARE: "look at the GPU (nvidia-smi, dmesg | grep Xid) or run on another machine",
     Kind.DISK_FULL: "free some space or raise the quota",
-    Kind.USAGE: "look at the command's arguments, and at --resume-arg, which adds to them",
+    Kind.USAGE: "correct the command's arguments, to which --resume-arg adds",
     Kind.ENDED_EARLY: (
         "to end early on purpose, leave the `with Session(...)` block instead of exiting in it"
     ),

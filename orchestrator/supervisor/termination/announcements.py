@@ -11,23 +11,24 @@ from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.attempt.attempt import Attempt
 
 TICK_SECONDS = 1.0
-HURRYING = "not waiting for the safe point: ending the trainer, saving what is newest in memory"
+HURRYING = "not waiting for a safe point: ending the trainer, saving its newest snapshot"
+KILLING = "killing everything now"
 
 
-def tell(source: str, patience_seconds: float, has_session: bool) -> None:
-    """Of a request to stop: what happens, how long it may take, how to hurry it."""
+def announce_stop(source: str, patience_seconds: float, has_session: bool) -> None:
+    """Log what a request to stop does, how long it may take, and how to hurry it."""
     name = "Ctrl-C" if source == signal.SIGINT.name else source
     if has_session:
         now = "saving at the next safe point"
-        late = "if none comes, what is newest in memory is saved instead"
+        late = "if no safe point comes, the newest snapshot in memory is saved instead"
     else:
         now = "the command has no session open and is asked to end"
-        late = "then it is killed"
+        late = "after that it is killed"
     structlog.get_logger().info(
         f"stopping on {name}: {now}",
         details=[
-            f"this may take up to {patience_seconds:.0f} s; {late}",
-            f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same'} again: do not wait for that; "
+            f"up to {patience_seconds:.0f} s; {late}",
+            f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same signal'} again: do not wait for that; "
             "a third time: kill at once",
         ],
         source=source,
@@ -36,47 +37,50 @@ def tell(source: str, patience_seconds: float, has_session: bool) -> None:
 
 
 def hurrying(attempt: Attempt) -> str:
-    """What a second request does."""
+    """Return what a second request does."""
     return HURRYING if attempt.connected else "not waiting for the command's end: killing it"
 
 
 def late(attempt: Attempt) -> str:
-    """What has not come when the deadline is there."""
+    """Return what has not come when the deadline passes."""
+    if attempt.hang is not None:
+        return "it shows no progress: killing it"
     if not attempt.connected:
         return "the command did not end in time"
     return "the safe point or the save did not come in time"
 
 
 def awaited(attempt: Attempt) -> str:
-    """What a stop waits for."""
+    """Return what a stop waits for."""
     if attempt.peer is None:
         return "waiting for the command's end"
     return "saving" if attempt.page.phase is Phase.SAVE else "waiting for the safe point"
 
 
 class Countdown:
-    """Shows what is waited for, and the seconds that are left for it."""
+    """Shows what a stop waits for, and the seconds that are left for it."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
+        """``show`` prints a line in place of the last one; an empty text removes it."""
         self._show = show
         self._next: asyncio.TimerHandle | None = None
 
-    def begin(self, seconds: float, text: Callable[[], str]) -> None:
-        """Count down from now, in place of what was counted before."""
+    def begin(self, seconds: float, attempt: Attempt) -> None:
+        """Count down from now, instead of what was counted before."""
         self.end()
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
 
         def tick() -> None:
             left = max(0.0, ends - loop.time())
-            self._show(f"{text()}: {math.ceil(left)} s left")
+            self._show(f"{awaited(attempt)}: {math.ceil(left)} s left")
             if left > 0:
                 self._next = loop.call_later(min(left, TICK_SECONDS), tick)
 
         tick()
 
     def end(self) -> None:
-        """Take it away."""
+        """Remove the line."""
         if self._next is not None:
             self._next.cancel()
             self._next = None

@@ -1,9 +1,9 @@
-"""What a hung trainer and its descendants are doing: stacks of all their threads, for stacks.txt.
+"""Collects the stacks of all threads of a hung trainer and its descendants, for stacks.txt.
 
-The session has faulthandler listen to DUMP_SIGNAL, in C, so that an interpreter answers whose main
-thread never comes back to Python. It writes into memory that we own: the disk may be what hangs.
-Children that were forked after that have the handler too. Of the others, and of those that cannot
-answer, there is what the kernel says.
+The session makes faulthandler handle DUMP_SIGNAL. That handler is written in C, so that it answers
+even if the main thread never returns to Python. It writes to memory of the supervisor, because the
+disk may be what hangs. Children that were forked later have the handler too. For the others, and
+for those that cannot answer, the kernel's view is recorded.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from orchestrator.system.durable import replace_file
 from orchestrator.system.process_tree import Process, kernel_wait_function
 
 ANSWER_SECONDS = 1.0
-# An answer that has not grown for so long is complete.
+# An answer that has not grown for this long is complete.
 SETTLED_SECONDS = 0.05
 POLL_SECONDS = 0.005
-# A tree may be large, and a process that is ended late trains late.
+# A process tree may be large, and the restart waits for all answers.
 ALL_ANSWERS_SECONDS = 10.0
 
 
 def write(file: Path, pids: Iterable[int], dump: int) -> None:
-    """Write a section for each process. Raises OSError.
+    """Write a section for each process to ``file``. Raises OSError.
 
-    ``dump`` is the descriptor into which their handlers write; it is closed.
+    ``dump`` is the descriptor that their handlers write to; it is closed.
     """
     try:
         text = _collect(pids, dump)
@@ -53,7 +53,7 @@ def _collect(pids: Iterable[int], dump: int) -> str:
 
 
 def _listens(pid: int) -> bool:
-    """Whether the process catches DUMP_SIGNAL and does not block it."""
+    """Return whether the process catches DUMP_SIGNAL and does not block it."""
     if not is_available(Capability.PROC):
         return False
     bit = 1 << (DUMP_SIGNAL - 1)
@@ -83,15 +83,15 @@ def _ask(process: Process, dump: int) -> str:
 
 
 def _seen_from_outside(pid: int) -> str:
-    """The state of each thread, and where it is in the kernel, as far as we may know."""
-    lines = ["(no Python stacks: it cannot answer, or has no session above it)"]
+    """Return the state of each thread, and where it is in the kernel, as far as readable."""
+    lines = ["(no Python stacks: the process cannot answer, or has no session)"]
     with contextlib.suppress(OSError):
         for thread in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
             if (facts := Process.read(int(thread))) is None:
                 continue
             directory = Path(f"/proc/{pid}/task/{thread}")
-            place = kernel_wait_function(directory)
-            lines.append(f"thread {thread} ({facts.name}), {facts.state} {place}".rstrip())
+            function = kernel_wait_function(directory)
+            lines.append(f"thread {thread} ({facts.name}), {facts.state} {function}".rstrip())
             with contextlib.suppress(OSError):  # only root may read it
                 kernel = (directory / "stack").read_text().splitlines()
                 lines += [f"    {line}" for line in kernel]

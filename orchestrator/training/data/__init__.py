@@ -1,1 +1,1 @@
-"""Where in the data a training is, and how it gets back there."""
+"""The position in the data, and how a resumed run returns to it."""

@@ -1,4 +1,4 @@
-"""One pass over the data: how far it is, over what, and whether it goes on as it would have."""
+"""Position within one pass over a loader, and a check that it continues with the expected batch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,10 +11,14 @@ Facts = dict[str, Any]
 
 
 class DataPass:
-    """The position in batches; ``saved`` is what ``state`` returned in the life before, or empty.
+    """The position in one pass, in batches.
 
-    ``taken`` were handed to the loop; ``consumed`` are those that a completed step has used, and
-    only they count when the run continues.
+    Attributes:
+        facts: What the loader is; None where that cannot be known.
+        start: The batch at which this process began.
+        taken: How many batches were given to the loop.
+        consumed: How many of them a completed step has used; only they count after a resume.
+        ended: Whether the loader has no more.
     """
 
     __slots__ = (
@@ -25,18 +29,18 @@ class DataPass:
     def __init__(
         self, facts: Facts | None, saved: Mapping[str, Any], start: int, opened: Opened
     ) -> None:
-        """It goes on at batch ``start``, with what was ``opened`` there."""
+        """Begin at batch ``start``; ``saved`` is its ``state`` before the cut, or empty."""
         self.facts = facts
         self.start = self.consumed = self.taken = start
         self.ended = False
         self._saved = saved
-        # Not its batches: the workers behind them end when the loop leaves them.
+        # Not its batches: their workers end when the loop leaves them.
         self._upcoming = opened.upcoming
         self._own_state = opened.own_state
 
     def state(self) -> dict[str, Any]:
-        """What the checkpoint keeps of it."""
-        # Its end may be seen only in this life: by then a loader's own state begins a new pass.
+        """Return what the checkpoint keeps of the pass."""
+        # Its end may be seen only in this process: by then a loader's own state begins a new pass.
         if (
             self._saved
             and self.taken == self.start
@@ -52,21 +56,21 @@ class DataPass:
             "ended": self.ended,
         }
 
-    def goes_on_as_saved(self) -> bool:
-        """Whether its first batch since the cut is the one that was to come next."""
+    def continues_as_saved(self) -> bool:
+        """Return whether its first batch since the cut is the one that was to come next."""
         expected = self._saved.get("next")
         return expected is None or self._upcoming(self.start) == expected
 
 
 def start_of(saved: Mapping[str, Any], facts: Facts | None) -> int:
-    """The batch where it goes on: where batches have another size, the one of the same sample."""
+    """Return the batch at which a pass continues; with another batch size, by its first sample."""
     batches = int(saved.get("batches", 0))
     before, now = ((each or {}).get("batch_size") for each in (saved.get("loader"), facts))
     return batches * before // now if before and now else batches
 
 
 def facts_of(loader: Iterable[Any]) -> Facts | None:
-    """What has to stay as it is for positions to mean the same; None where it cannot be known."""
+    """Return what must not change if positions are to mean the same; None where it is unknown."""
     if not has_positions(loader):
         return None
     samples_in_batches: Any = loader
@@ -85,7 +89,7 @@ def facts_of(loader: Iterable[Any]) -> Facts | None:
 
 
 def differences(then: Facts | None, now: Facts | None) -> list[str]:
-    """What is different, with both values."""
+    """Return what differs, with both values."""
     if then is None or now is None:
         return [] if then == now else ["the kind of loader"]
     return [

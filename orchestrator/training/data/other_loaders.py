@@ -1,4 +1,4 @@
-"""Loaders without positions to seek to: asked for their own state, or read up to where it was."""
+"""Loaders that cannot seek to a batch: by their own state, or by reading up to the batch."""
 
 import itertools
 import warnings
@@ -21,8 +21,12 @@ def _unknown(number: int) -> str | None:
 class Opened:
     """A pass over a loader, from some batch on.
 
-    ``upcoming`` gives a digest of the indices of a batch that no step has used, as far as they are
-    known; ``own_state`` is what the loader says of its position after the batch it gave last.
+    Attributes:
+        batches: The batches.
+        upcoming: Returns a digest of the indices of a batch that no step has used; None where they
+            are not known.
+        own_state: Returns the loader's own state of its position after the batch it gave last.
+        doubts: Why a resumed pass may differ from one that was not interrupted.
     """
 
     batches: Iterator[Any]
@@ -32,23 +36,23 @@ class Opened:
 
 
 def has_positions(loader: Iterable[Any]) -> bool:
-    """Whether it is a DataLoader over a map-style dataset, which can start anywhere."""
+    """Return whether it is a DataLoader over a map-style dataset, which can start anywhere."""
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
 def has_own_state(loader: Iterable[Any]) -> bool:
-    """Whether it can be asked for its position and put there, as torchdata's loaders can."""
+    """Return whether it can save and restore its own position, as torchdata's loaders can."""
     base = base_of(loader)
     return hasattr(base, "state_dict") and hasattr(base, "load_state_dict")
 
 
 def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
-    """Begin anew and drop the first batches; they see the random streams that they saw before."""
+    """Read from the beginning and drop the first batches, under the same random streams."""
     if start:
         warnings.warn(
-            f"skipping {start} batches by reading them: {type(loader).__name__} has no "
-            "positions to seek to; a DataLoader over a map-style dataset has, and one with a "
-            "state_dict is asked for its own",
+            f"skipping {start} batches by reading them: {type(loader).__name__} cannot seek to a "
+            "batch; a DataLoader over a map-style dataset can, and a loader with a state_dict "
+            "restores its own position",
             stacklevel=5,
         )
     batches = rng.drawing(lambda: iter(loader), rng.Streams(seed))
@@ -56,15 +60,16 @@ def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
 
 
 def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: bool) -> Opened:
-    """Put the loader where ``state`` says, if it is given; the batches have streams of their own.
+    """Give the loader its ``state`` back, if there is one; each batch has streams of its own.
 
-    ``ended`` says that this pass has no more: by some loaders' state the next one begins then.
+    ``ended`` says that the pass has no more batches: the state of some loaders then begins the next
+    pass.
     """
     doubts = []
     if state is not None:
         state = from_plain(state)
-        # One that fetches ahead knows it already with its last batch; at the start it is of the
-        # epoch before.
+        # A loader that fetches ahead knows the end with its last batch; at the start it still has
+        # that of the epoch before.
         ended = ended or (start > 0 and bool(state.get("_iterator_finished")))
         loader.load_state_dict(state)
         if start and not ended and getattr(loader, "num_workers", 0):

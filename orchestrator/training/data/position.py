@@ -1,4 +1,4 @@
-"""The position in a run's data: where each pass over it is, and where it goes on after a cut.
+"""The position in a run's data: where each pass over it is, and where it continues after a cut.
 
 The order of an epoch is a function of (seed, epoch), and of the number of the pass where an epoch
 makes several; the position is counted in batches consumed by steps, not in batches prefetched.
@@ -6,6 +6,7 @@ makes several; the position is counted in batches consumed by steps, not in batc
 
 import weakref
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -26,77 +27,103 @@ from orchestrator.training.state.digests import digest
 
 
 def digest_of_next(state: Mapping[str, Any]) -> str:
-    """A digest of the batches that come next in the passes of a position's ``state``."""
+    """Return a digest of the batches that come next in the passes of a position's ``state``."""
     return digest([each.get("next") for each in state["passes"]])
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Where the previous attempt was cut, as its checkpoint says; empty once that epoch ends.
+
+    ``passes`` and ``previous_epoch`` hold the states of the passes of the epoch that was cut and
+    of the one before it. ``in_pass`` is the index of the pass in which the checkpoint was made,
+    None where it was made in no pass.
+    """
+
+    passes: list[dict[str, Any]] = field(default_factory=list)
+    previous_epoch: list[dict[str, Any]] = field(default_factory=list)
+    in_pass: int | None = None
+
+    def state_of(self, index: int) -> dict[str, Any]:
+        """Return the state of a pass of the epoch that was cut; empty for one it had not begun."""
+        return self.passes[index] if index < len(self.passes) else {}
+
+
 class DataPosition:
-    """The positions of all passes that the current epoch has begun, in the order of their begin."""
+    """The positions of all passes that the current epoch has begun, in the order of their begin.
+
+    ``is_returning`` holds from ``load`` of a checkpoint that was made in a pass until the script is
+    in that pass again (``arrive``), or has left the way there by a step or the end of the epoch.
+    """
 
     def __init__(self, seed: int, *, allow_change: bool = False) -> None:
-        """With ``allow_change`` a pass goes on with another loader than it had, and says so."""
+        """With ``allow_change`` a pass may continue with another loader than it had."""
         self.seed = seed
         self.problems: list[str] = []
-        self.resumed_pass: int | None = None
-        """The pass in which the checkpoint was made, until the script is there again."""
+        self.is_returning = False
         self._allow_change = allow_change
         self._open: list[DataPass] = []
         self._passes: list[DataPass] = []
-        self._to_resume: list[dict[str, Any]] = []
-        # The states of the passes of the epoch before this one; on resume, those of the epoch
-        # before the cut, until this epoch ends.
-        self._last_epoch: list[dict[str, Any]] = []
-        self._before_cut: list[dict[str, Any]] = []
+        self._cut = Cut()
+        self._states_of_last_epoch: list[dict[str, Any]] = []
         # Kept from epoch to epoch, for the sake of persistent workers.
         self._loaders: weakref.WeakKeyDictionary[DataLoader[Any], SeekableLoader]
         self._loaders = weakref.WeakKeyDictionary()
 
     def state(self) -> dict[str, Any]:
-        """What the checkpoint keeps under ``data``."""
+        """Return what the checkpoint keeps under ``data``."""
+        begun = [each.state() for each in self._passes]
         return {
             "seed": self.seed,
-            "passes": [p.state() for p in self._passes] + self._to_resume[len(self._passes) :],
-            "pass": self._current_pass() if self.resumed_pass is None else self.resumed_pass,
-            "last_epoch": self._last_epoch,
+            "passes": begun + self._cut.passes[len(begun) :],
+            "pass": self._cut.in_pass if self.is_returning else self._current_pass(),
+            "last_epoch": self._states_of_last_epoch,
         }
 
     def _current_pass(self) -> int | None:
-        """The first of those that are open, or the last that was; evaluations do not count."""
+        """Return the first pass that is open, or else the last one; evaluations do not count."""
         used = [each for each in self._passes if each.consumed]
         if not used:
             return None
         return self._passes.index(next((p for p in used if p in self._open), used[-1]))
 
+    # --- restoring ---------------------------------------------------------------------------
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned."""
         self.seed = int(state["seed"])
-        self._to_resume = list(state["passes"])
-        self.resumed_pass = state["pass"]
-        self._last_epoch = self._before_cut = list(state["last_epoch"])
+        self._states_of_last_epoch = list(state["last_epoch"])
+        self._cut = Cut(list(state["passes"]), self._states_of_last_epoch, state["pass"])
+        self.is_returning = self._cut.in_pass is not None
+
+    @property
+    def is_at_cut_pass(self) -> bool:
+        """Whether the next pass to begin is the one to return to; True if there is none."""
+        return not self.is_returning or self._cut.in_pass == len(self._passes)
+
+    def arrive(self) -> None:
+        """Record that the script is back where the checkpoint was made."""
+        self.is_returning = False
+
+    # --- what the loop does ------------------------------------------------------------------
 
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
-        if self.resumed_pass is not None:
+        if self.is_returning:
             self.problems.append("the epoch ended before the pass over the data where it was cut")
-        self._last_epoch = [each.state() for each in self._passes]
-        self._before_cut = []
+            self.is_returning = False
+        self._states_of_last_epoch = [each.state() for each in self._passes]
+        self._cut = Cut()
         self._passes = []
-        self._to_resume = []
         self._open = []
-        self.resumed_pass = None
 
     def consume(self) -> None:
-        """A step has used every batch that was taken: several passes may be open, as under zip."""
-        if self.resumed_pass is not None:
+        """Count every batch that was taken as used by a step; under zip several passes are open."""
+        if self.is_returning:
             self.problems.append("a step came before the pass over the data where it was cut")
-            self.resumed_pass = None
+            self.is_returning = False
         for each in self._open:
             each.consumed = each.taken
-
-    @property
-    def is_at_resumed_pass(self) -> bool:
-        """Whether the next pass to begin is the one in which the checkpoint was made."""
-        return self.resumed_pass in (None, len(self._passes))
 
     @property
     def mid_batch(self) -> bool:
@@ -104,25 +131,29 @@ class DataPosition:
         return any(each.taken != each.consumed for each in self._open)
 
     def check(self, loader: Iterable[Any]) -> None:
-        """Refuse another loader than the one the next pass was cut over. Raises MismatchError."""
+        """Refuse another loader than the one that the next pass was cut over.
+
+        Raises:
+            MismatchError: It is another one, and such a change is not allowed.
+        """
         index = len(self._passes)
-        saved = self._saved(index)
+        saved = self._cut.state_of(index)
         changes = differences(saved["loader"], facts_of(loader)) if saved.get("batches") else []
         if changes and not self._allow_change:
             raise MismatchError(
-                f"cannot go on at batch {saved['batches']} of pass {index + 1} over the data: it "
-                "is not the data, or not the loader, that it was\n  "
+                f"cannot resume at batch {saved['batches']} of pass {index + 1} over the data: "
+                "the data or the loader has changed\n  "
                 + "\n  ".join(changes)
-                + "\nput that back, or go on all the same with --allow-data-change "
+                + "\nundo that, or resume anyway with --allow-data-change "
                 "(ORCHESTRATOR_ALLOW_DATA_CHANGE=on); the run is APPROXIMATE then"
             )
 
     def batches(self, loader: Iterable[Any], epoch: int) -> Generator[Any, None, bool]:
-        """The batches of this epoch that are still to do; returns whether steps used them all."""
+        """Yield the batches that this epoch has left; return whether steps used them all."""
         index = len(self._passes)
         inside_another = bool(self._open)
-        facts, saved = facts_of(loader), self._saved(index)
-        changed = self._note_changes(index, facts)
+        facts, saved = facts_of(loader), self._cut.state_of(index)
+        changed = self._record_changes(index, facts)
         start = start_of(saved, facts)
         # A second pass in the same epoch has an order of its own.
         seed = rng.derive_seed(self.seed, epoch, index)
@@ -146,21 +177,18 @@ class DataPosition:
                 # place among the passes; one beside them is repeated and needs its own.
                 self._passes.remove(this)
 
-    def _saved(self, index: int) -> dict[str, Any]:
-        return self._to_resume[index] if index < len(self._to_resume) else {}
-
-    def _seen_last(self, index: int) -> dict[str, Any]:
-        """The state of this pass in the epoch that was cut, or else in the one before."""
-        saved = self._saved(index)
-        # One that begins inside another may be an evaluation, which has no number of its own.
-        if saved or self._open or index >= len(self._before_cut):
+    def _last_known_state(self, index: int) -> dict[str, Any]:
+        """Return the state of a pass in the epoch that was cut, or else in the one before it."""
+        saved = self._cut.state_of(index)
+        # A pass that begins inside another may be an evaluation, which has no number of its own.
+        if saved or self._open or index >= len(self._cut.previous_epoch):
             return saved
-        return self._before_cut[index]
+        return self._cut.previous_epoch[index]
 
-    def _note_changes(self, index: int, facts: Facts | None) -> bool:
-        """Whether there was another loader here before the run was cut; a problem then."""
-        seen = self._seen_last(index)
-        changes = differences(seen["loader"], facts) if seen else []
+    def _record_changes(self, index: int, facts: Facts | None) -> bool:
+        """Return whether the loader of this pass was another one before the cut; a problem then."""
+        known = self._last_known_state(index)
+        changes = differences(known["loader"], facts) if known else []
         if changes:
             self.problems.append(f"pass {index + 1} over the data: {', '.join(changes)}")
         return bool(changes)
@@ -171,7 +199,8 @@ class DataPosition:
                 self._loaders[loader] = SeekableLoader(loader)
             return self._loaders[loader].open(seed, epoch, start)
         begin_epoch(loader, epoch)
-        own_state, ended = self._seen_last(index).get("own"), self._saved(index).get("ended", False)
+        own_state = self._last_known_state(index).get("own")
+        ended = self._cut.state_of(index).get("ended", False)
         if has_own_state(loader) and (own_state is not None or not start):
             opened = open_by_own_state(loader, seed, start, own_state, ended=ended)
             self.problems += opened.doubts
@@ -179,7 +208,7 @@ class DataPosition:
         return open_by_reading(loader, seed, start)
 
     def _check_first_batch(self, index: int, this: DataPass) -> None:
-        if not this.goes_on_as_saved():
+        if not this.continues_as_saved():
             self.problems.append(
-                f"pass {index + 1} over the data goes on with other samples than were to come next"
+                f"pass {index + 1} over the data continues with other samples than expected"
             )

@@ -1,4 +1,4 @@
-"""Samples whose random streams are a function of their batch.
+"""Seeds the random streams that the samples of a batch see, as a function of the batch.
 
 Each batch re-seeds the streams that its samples see, so that augmentation depends neither on where
 the run was cut nor on the number of workers.
@@ -10,7 +10,7 @@ from orchestrator.training.state import rng
 
 
 class Indices(list[Any]):
-    """The indices of one batch, with the seed that its samples' random streams get."""
+    """The indices of one batch, with the seed for its samples' random streams."""
 
     seed: int
 
@@ -26,7 +26,7 @@ class SingleIndex:
 class SeededDataset:
     """The dataset, whose samples see random streams seeded for their batch.
 
-    Everything else is passed through, for ``worker_init_fn`` and the like that look at it.
+    Everything else is passed through, for ``worker_init_fn`` and other code that uses it.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -61,9 +61,9 @@ class SeededDataset:
 
 
 class SeededCollate:
-    """The collate function, for those that mix or crop at random, seeded for their batch too.
+    """The collate function, seeded for its batch as well, since it may mix or crop at random.
 
-    It reaches a worker in one piece with the dataset, so that both still share the last seed.
+    A worker receives it in one piece with the dataset, so that both still share the last seed.
     """
 
     def __init__(self, dataset: SeededDataset, collate: Any) -> None:
@@ -71,6 +71,6 @@ class SeededCollate:
         self._collate = collate
 
     def __call__(self, samples: Any) -> Any:
-        """The batch."""
+        """Return the batch."""
         with rng.scoped(rng.derive_seed(self._dataset.last_seed)):
             return self._collate(samples)

@@ -38,27 +38,27 @@ class SeekableLoader:
         base = base_of(loader)
         self._sampler = _EpochSampler(base)
         self._loader = copy.copy(base)
-        # DataLoader refuses assignment to these after construction, since an iterator may be under
-        # way; the copy has none yet.
+        # DataLoader refuses assignment to these after construction, since an iterator may be in
+        # use; the copy has none yet.
         replaced = "sampler" if base.batch_sampler is None else "batch_sampler"
         self._loader.__dict__[replaced] = self._sampler
         dataset = SeededDataset(base.dataset)
         self._loader.__dict__["dataset"] = dataset
         self._loader.collate_fn = SeededCollate(dataset, base.collate_fn)
         self._loader.__dict__["_iterator"] = None
-        # torchdata's keeps one that it was asked for its state with, as accelerate does.
+        # torchdata's loader keeps the one by which its state was read, as accelerate reads it.
         self._loader.__dict__["_initial_iter_for_state_dict"] = False
         # Positions are counted in the order of the sampler.
         self._loader.in_order = True
         self._whole = with_base(loader, self._loader)
 
     def open(self, seed: int, epoch: int, start: int) -> Opened:
-        """The pass with this ``seed``, from batch ``start`` on."""
+        """Return the pass with this ``seed``, from batch ``start`` on."""
         ahead = self._loader.num_workers * (self._loader.prefetch_factor or 0)
         order = self._sampler.order = _Order(ahead)
         self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
         if self._whole is not self._loader and self._sampler.is_used_up():
-            return Opened(iter(()), order.digest_of)  # a prepared one may fail without any batch
+            return Opened(iter(()), order.digest_of)  # a prepared loader may fail without a batch
         begin_epoch(self._whole, epoch)
         # Creating an iterator draws from the global stream; a resumed run creates one more.
         with rng.scoped(seed):
@@ -72,7 +72,7 @@ class _Order:
     """The indices that a pass has drawn last, by the number of their batch."""
 
     def __init__(self, ahead: int) -> None:
-        """``ahead`` batches are drawn before they are needed."""
+        """Expect ``ahead`` batches to be drawn before they are needed."""
         self._drawn: deque[tuple[int, Any]] = deque(maxlen=ahead + 2)
         self._indices: Iterator[Any] = iter(())
         self._may_look_ahead = False
@@ -80,18 +80,18 @@ class _Order:
         self._looked_at: list[Any] = []
 
     def begin(self, indices: Iterator[Any], start: int, *, may_look_ahead: bool) -> None:
-        """Draw from ``indices``; ahead of time only where that changes nothing."""
+        """Draw from ``indices``; ahead of need only where that changes nothing."""
         self._indices, self._next, self._may_look_ahead = indices, start, may_look_ahead
 
     def draw(self) -> tuple[int, Any]:
-        """The next batch's number and indices. Raises StopIteration."""
+        """Return the next batch's number and indices. Raises StopIteration."""
         item = self._looked_at.pop() if self._looked_at else next(self._indices)
         number, self._next = self._next, self._next + 1
         self._drawn.append((number, item))
         return number, item
 
     def digest_of(self, number: int) -> str | None:
-        """A digest of the indices of the batch with this number; None where it is not known."""
+        """Return a digest of the indices of a batch; None where they are not known."""
         if number == self._next and self._may_look_ahead and not self._looked_at:
             self._looked_at = list(itertools.islice(self._indices, 1))
         drawn = [*self._drawn, *((self._next, item) for item in self._looked_at)]
@@ -123,7 +123,7 @@ class _EpochSampler:
         return max(0, len(self._sampler) - self.start)
 
     def is_used_up(self) -> bool:
-        """Whether no batch is left, as far as the sampler knows how many it has."""
+        """Return whether no batch is left, as far as the sampler knows how many it has."""
         try:
             return 0 < len(self._sampler) <= self.start
         except TypeError:
@@ -150,7 +150,7 @@ class _EpochSampler:
                 yield SingleIndex(item, seed)
 
     def _draw(self, seed: int, epoch: int, start: int) -> Iterator[Any]:
-        """The pass's batches of indices from ``start``; drawn now, under the pass's seed."""
+        """Return the pass's batches of indices from ``start`` on, drawn under the pass's seed."""
         for part in (self._sampler, getattr(self._sampler, "sampler", None)):
             set_epoch = getattr(part, "set_epoch", None)
             if set_epoch is not None:
@@ -164,7 +164,10 @@ class _EpochSampler:
         return itertools.chain(first, rest)
 
     def _draws_at_once(self) -> bool:
-        """Whether all is drawn when the first index is asked for; others cost 0.1 ms a batch."""
+        """Return whether the sampler draws all when its first index is asked for.
+
+        Any other costs 0.1 ms a batch.
+        """
         sampler = self._sampler
         if type(sampler) is BatchSampler:
             sampler = sampler.sampler
@@ -182,7 +185,7 @@ class _EpochSampler:
 
 
 class _Once:
-    """An iterator in the place of a sampler."""
+    """A sampler that yields what an iterator yields, once."""
 
     def __init__(self, indices: Iterator[Any]) -> None:
         self._indices = indices

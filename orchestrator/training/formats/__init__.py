@@ -1,1 +1,1 @@
-"""Checkpoints in other forms: classic files, safetensors, export and import."""
+"""Exchange with other programs: classic checkpoint files, safetensors, export and import."""

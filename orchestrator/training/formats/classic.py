@@ -1,7 +1,7 @@
-"""Files that other programs have made, as the classic form that a run can begin with.
+"""Reading of checkpoint files that other programs have written, in the classic form.
 
-That is a dict with ``epoch`` and ``<name>_state_dict`` for each object, perhaps ``step`` and
-``loss``: what scripts write that save for themselves.
+The classic form is what scripts commonly pass to ``torch.save``: a dict with ``epoch``, with
+``<name>_state_dict`` for each object, and optionally with ``step`` and ``loss``.
 """
 
 import operator
@@ -14,7 +14,7 @@ import torch
 from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP
 from orchestrator.errors import ConfigError
 from orchestrator.training.formats.safetensors import is_safetensors, read_safetensors
-from orchestrator.training.state.registry import SUFFIX
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.restore import first_line, load
 
 LONGEST_SHOWN = 100
@@ -27,18 +27,18 @@ _MOST = {"epoch": MAXIMUM_EPOCH, "step": MAXIMUM_STEP}
 
 
 def read_classic(source: Path) -> dict[str, Any]:
-    """Read a file in the classic form; ``epoch`` and ``step`` count completed ones.
+    """Read a file in the classic form; ``epoch`` and ``step`` are numbers of completed ones.
 
-    Raises ConfigError when it is missing, cannot be loaded or has another form.
+    Raises ConfigError if the file is missing, cannot be loaded or has another form.
     """
     return _checked(_loaded(source), source)
 
 
 def read_foreign(source: Path, name: str, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Read a file in the classic form, or one of weights alone, a torch.save file or safetensors.
+    """Read a file in the classic form, or one of weights alone (torch.save or safetensors).
 
-    Weights are those of the object with this ``name``, of a run that has done nothing yet;
-    ``counts`` are what the caller knows better of ``epoch`` and ``step``. Raises ConfigError.
+    Weights alone become the state of the object ``name`` at epoch 0. ``counts`` replaces the
+    file's ``epoch`` and ``step``. Raises ConfigError.
     """
     if is_safetensors(source):
         content: Mapping[str, Any] = read_safetensors(source)
@@ -50,7 +50,7 @@ def read_foreign(source: Path, name: str, counts: Mapping[str, int]) -> dict[str
 
 
 def is_state_dict(value: Any) -> bool:
-    """Whether it is the state of a module: tensors by name."""
+    """Return whether this is the state of a module: tensors by name."""
     return (
         isinstance(value, Mapping)
         and bool(value)
@@ -69,7 +69,7 @@ def _loaded(source: Path) -> dict[str, Any]:
         refuse_hostile(content)
         return content
     except Exception as error:
-        # torch goes on with how to load it unsafely.
+        # The rest of torch's message says how to load the file unsafely.
         problem = first_line(error).partition(". ")[0]
         raise ConfigError(
             f"cannot start from {source}: {problem}; give a file that torch.load reads with its "
@@ -105,7 +105,7 @@ def refuse_hostile(content: Any) -> None:
 def _checked(content: dict[str, Any], source: Path) -> dict[str, Any]:
     if "epoch" not in content or not any(str(key).endswith(SUFFIX) for key in content):
         raise ConfigError(
-            f"cannot start from {source}: it has no 'epoch' and no '<name>_state_dict'; "
+            f"cannot start from {source}: it must have an 'epoch' and a '<name>_state_dict', and "
             f"its keys are {', '.join(map(str, content))}"
         )
     for key, most in _MOST.items():
@@ -116,6 +116,6 @@ def _checked(content: dict[str, Any], source: Path) -> dict[str, Any]:
         except TypeError:
             raise ConfigError(
                 f"cannot start from {source}: its {key!r} is {repr(content[key])[:LONGEST_SHOWN]}, "
-                f"not a whole number from 0 on to at most {most}"
+                f"not a whole number of at least 0 and at most {most}"
             ) from None
     return content

@@ -1,4 +1,4 @@
-"""Makes a checkpoint of what another program's file holds."""
+"""Import of another program's file: publishes its content as a checkpoint of a run."""
 
 from pathlib import Path
 from typing import IO, Any, cast
@@ -12,20 +12,20 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.training.formats.classic import is_state_dict
 from orchestrator.training.state.digests import digest_parts
-from orchestrator.training.state.registry import SUFFIX
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.versions import VERSIONS
 
 
 def state_of(content: dict[str, Any], source: Path) -> dict[str, Any]:
-    """What a checkpoint is made of in the ``content`` of a file in the classic form.
+    """Return the entries of a classic file's ``content`` that go into a checkpoint.
 
-    Raises ConfigError for weights that are not numbers.
+    Raises ConfigError for weights that contain NaN.
     """
     kept = ("epoch", "step", "loss")
     state = {k: v for k, v in content.items() if k in kept or str(k).endswith(SUFFIX)}
     _refuse_nan(state, source)
     try:
-        # Of one element, be it a tensor; a list of losses, say, has no place here.
+        # One number, possibly in a tensor; a list of losses, for example, is left out.
         state["loss"] = float(state["loss"])
     except (KeyError, TypeError, ValueError, RuntimeError):
         state.pop("loss", None)
@@ -33,7 +33,7 @@ def state_of(content: dict[str, Any], source: Path) -> dict[str, Any]:
 
 
 def publish(store: Store, state: dict[str, Any], source: Path) -> Checkpoint:
-    """Publish it as a checkpoint of the run. Raises CheckpointWriteError."""
+    """Publish ``state`` as a checkpoint of the run. Raises CheckpointWriteError."""
     manifest = Manifest(
         run_id=store.run_id,
         step=state["step"],
@@ -45,19 +45,22 @@ def publish(store: Store, state: dict[str, Any], source: Path) -> Checkpoint:
         files={},
         versions=VERSIONS,
         digests=digest_parts(state),
-        doubts=[f"it goes on from {source.name}, which has no random streams and no place in data"],
+        doubts=[
+            f"it continues from {source.name}, which has no random streams and no position in the "
+            "data"
+        ],
     )
     return store.publish(manifest, lambda file: torch.save(state, cast(IO[bytes], file)))
 
 
 def _refuse_nan(state: dict[str, Any], source: Path) -> None:
     for key, part in state.items():
-        # Infinities may be meant: buffers hold masks.
+        # Infinities are allowed: a buffer may hold an attention mask.
         for layer, tensor in part.items() if is_state_dict(part) else ():
             if not isinstance(tensor, torch.Tensor) or tensor.is_quantized:
-                continue  # neither can be asked
+                continue  # torch.isnan() accepts neither
             if bool(torch.isnan(tensor).any()):
                 raise ConfigError(
-                    f"cannot start from {source}: {layer} of {key.removesuffix(SUFFIX)} is not a "
-                    "number everywhere (NaN), and nothing may resume from such weights"
+                    f"cannot start from {source}: {layer} of {key.removesuffix(SUFFIX)} contains "
+                    "NaN, and a run must not resume from such weights; give another file"
                 )

@@ -1,4 +1,4 @@
-"""Weights as safetensors: tensors by name, and text beside them. The only home of that package."""
+"""Reading and writing of safetensors files: tensors by name, and text in the header."""
 
 import contextlib
 from collections import Counter
@@ -11,13 +11,13 @@ import torch
 from orchestrator.errors import ConfigError
 from orchestrator.training.state.restore import first_line
 
-# A file begins with the length of its header, which is a JSON object.
+# A file starts with the length of its header, which is a JSON object.
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file looks like one of this format, whatever its name is."""
+    """Return whether a file begins like one of this format, whatever its name is."""
     try:
         with open(path, "rb") as file:
             beginning = file.read(_LENGTH_BYTES + 1)
@@ -28,7 +28,10 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a file; names that the text says were tied are again. Raises ConfigError."""
+    """Return the tensors in a file, with the ties that its text records.
+
+    Raises ConfigError if the file cannot be read.
+    """
     with _explained(f"cannot read {path}"):
         from safetensors import safe_open
 
@@ -40,39 +43,44 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_safetensors(state: Any, path: Path, text: Mapping[str, str]) -> None:
-    """Write a module's state_dict to a file, with some ``text``. Raises ConfigError.
+    """Write a module's state_dict to a file, with ``text`` in its header. Raises ConfigError.
 
-    Of names for one and the same tensor the first is written and the text has ``{other: first}``,
-    as ``safetensors.torch.save_model`` does it; what overlaps otherwise is written apart.
+    If several names share one tensor, the first is written and the text maps each other name to
+    it, as ``safetensors.torch.save_model`` does. Tensors that overlap in part are written as
+    separate copies.
     """
-    what = "cannot write safetensors"
+    problem = "cannot write safetensors"
     if not isinstance(state, Mapping):
-        raise ConfigError(f"{what}: it is a {type(state).__name__}, not tensors by name")
+        raise ConfigError(
+            f"{problem}: it is a {type(state).__name__}, not tensors by name; use --as state-dict"
+        )
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
             kind = value.layout if isinstance(value, torch.Tensor) else type(value).__name__
             raise ConfigError(
-                f"{what}: {name} is of the kind {kind}, and the format holds dense tensors only; "
-                "take --as state-dict"
+                f"{problem}: {name} is of the type {kind}, and the format holds only dense "
+                "tensors; use --as state-dict"
             )
-    # The bits that conjugated and negated views carry are no bytes of theirs.
-    tensors, tied = _apart({k: t.resolve_conj().resolve_neg() for k, t in state.items()})
-    # Read again, a text that is a tensor's name would say that they are tied.
+    # Conjugated and negated views carry that as a flag, which is not in their bytes.
+    tensors, tied = _separate({k: t.resolve_conj().resolve_neg() for k, t in state.items()})
+    # A reader would take an entry whose value is the name of a tensor for a tie.
     text = {key: value for key, value in text.items() if value not in tensors}
-    with _explained(what):
+    with _explained(problem):
         from safetensors.torch import save_file
 
         save_file(tensors, path, {"format": "pt", **text, **tied})
 
 
-def _apart(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors, none of which shares memory with another; which names were for the same one."""
-    first: dict[Any, str] = {}
+def _separate(
+    state: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return tensors that share no memory, and for each tied name the name that is kept."""
+    first_names: dict[Any, str] = {}
     tied = {}
     for name, tensor in state.items():
-        # Those without elements have no place in memory to be told by.
+        # Empty tensors have no address by which to recognize them.
         view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if (kept := first.setdefault(view if tensor.numel() else name, name)) != name:
+        if (kept := first_names.setdefault(view if tensor.numel() else name, name)) != name:
             tied[name] = kept
     tensors = {name: tensor for name, tensor in state.items() if name not in tied}
     storages = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
@@ -83,13 +91,13 @@ def _apart(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(problem: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
         package = str(error.name).partition(".")[0]
         raise ConfigError(
-            f"{what}: the package {package} is not installed; pip install safetensors numpy"
+            f"{problem}: the package {package} is not installed; pip install safetensors numpy"
         ) from None
-    except Exception as error:  # its own class, and KeyError for a dtype that it does not know
-        raise ConfigError(f"{what}: {first_line(error)}") from error
+    except Exception as error:  # its own class, and KeyError for an unknown dtype
+        raise ConfigError(f"{problem}: {first_line(error)}") from error

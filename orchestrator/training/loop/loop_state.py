@@ -1,64 +1,37 @@
 """Where a run is in its script's loop, and what a checkpoint made there holds.
 
-A resumed script executes once more what lies between the `with` and the batch at which it was cut.
-On this way back the streams, the registered objects and plain values that it changes are put back
-when it arrives; a checkpoint made on the way is the one that the run was resumed from.
+A resumed script executes once more what lies between the `with` line and the batch at which it was
+cut. When it arrives there, the random streams, the registered objects and the plain values that
+this code has changed are put back. The phases and what leads from one to another: loop_phase.py.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from orchestrator.checkpoint.manifest import Reason, exactness_of
 from orchestrator.training.data.position import DataPosition, digest_of_next
-from orchestrator.training.loop.replay import ReplayPoint, same
+from orchestrator.training.loop.loop_phase import (
+    TRANSITIONS,
+    LoopEvent,
+    LoopPhase,
+    has_replay_point,
+    is_returning,
+)
+from orchestrator.training.loop.loop_position import InEpoch, InStep, LoopPosition
+from orchestrator.training.loop.replay import NO_REPLAY_POINT, ReplayPoint, have_same_values
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.plain_values import to_plain
-from orchestrator.training.state.registry import SUFFIX, Progress, Registry
-from orchestrator.training.state.restore import Restored
+from orchestrator.training.state.progress import SUFFIX, Progress
+from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.restore import LoadedState
 
-
-@dataclass
-class LoopPosition:
-    """One round of ``session.epochs()`` or ``session.steps()``, or neither."""
-
-    epoch_began_at_step: int | None = None
-    has_batches: bool = False
-    open_step: int | None = None
-    """The step that ``steps()`` has begun; done once the session's count is beyond it."""
-    was_changed: bool = False
-    """Whether a checkpoint was demanded after weights had changed outside the known places."""
-
-    def is_resumable(self, step: int) -> bool:
-        """Whether the session's counters describe this place.
-
-        Not inside a step. Nor after the only step of an epoch that does not use
-        ``session.batches()``: the epoch may be over, and a run resumed from there would do it
-        again; its end is an instant away if so.
-        """
-        if self.open_step is not None:
-            return step > self.open_step
-        if self.epoch_began_at_step is None or self.has_batches:
-            return True
-        return step - self.epoch_began_at_step != 1
-
-    def caveats(self, step: int, polling: bool) -> list[str]:
-        """Why a run resumed from here could differ from one that was not interrupted."""
-        if self.was_changed:
-            return ["it was made outside the batches with changed weights; that part runs again"]
-        if self.epoch_began_at_step is not None and not self.has_batches:
-            if step > self.epoch_began_at_step:
-                return [
-                    "the epoch begins anew, since its batches do not come from session.batches()"
-                ]
-        elif polling and (self.has_batches or self.open_step is not None):
-            return ["it was made inside an evaluation between two steps, which does not run again"]
-        return []
+# Looked up at every step.
+STEPPING = LoopPhase.STEPPING
 
 
 class StateToSave(NamedTuple):
-    """The state for a checkpoint, the metrics that were measured on it, and the doubts about it."""
+    """The state for a checkpoint, the metrics measured on it, and the doubts about it."""
 
     state: dict[str, Any]
     metrics: dict[str, float]
@@ -66,11 +39,7 @@ class StateToSave(NamedTuple):
 
 
 class LoopState:
-    """The counters, the place, the position in the data and the random streams of a run.
-
-    ``problems`` are the reasons why a resumed run may differ from one that was not interrupted;
-    None while it was not resumed.
-    """
+    """The counters, the place in the loop, the position in the data and the random streams."""
 
     def __init__(
         self,
@@ -80,173 +49,216 @@ class LoopState:
         *,
         allow_data_change: bool = False,
     ) -> None:
-        """``plain_state`` is the session's dict of plain values, saved with the rest."""
+        """Begin outside of any loop.
+
+        Args:
+            registry: The objects whose states are saved and restored.
+            plain_state: The session's dict of plain values, which is saved with them.
+            seed: From which the order of the data is derived.
+            allow_data_change: Whether an epoch may go on with another loader than it had.
+        """
         self.progress = Progress()
         self.data = DataPosition(seed, allow_change=allow_data_change)
-        self.problems: list[str] | None = None
         self._registry = registry
         self._plain_state = plain_state
-        self._place = LoopPosition()
-        self._polling = False
-        self._replay_point: ReplayPoint | None = None
-        # On the way back: the streams at its end, those where its epoch began, those after the last
-        # pass over the data that it repeats.
-        self._streams: dict[str, Any] | None = None
-        self._epoch_streams: dict[str, Any] | None = None
-        self._passed_streams: dict[str, Any] | None = None
+        self._is_resumed = False
+        self._problems: list[str] = []
+        self._phase = STEPPING
+        self._position = LoopPosition()
+        self._in_evaluation = False
+        # While the phase has a replay point.
+        self._replay_point = NO_REPLAY_POINT
+        # While the script is returning: the streams at the place of the checkpoint, and those
+        # after the last pass over the data that the script has repeated.
+        self._streams_at_cut: dict[str, Any] = {}
+        self._streams_after_pass: dict[str, Any] = {}
+        # None outside of epochs; a checkpoint holds it, and a resumed epoch begins with it.
+        self._streams_at_epoch: dict[str, Any] | None = None
 
     @property
     def exactness(self) -> str | None:
         """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
-        return None if self.problems is None else exactness_of(self._doubts())
+        return exactness_of(self._doubts()) if self._is_resumed else None
+
+    def _doubts(self) -> list[str]:
+        return self._problems + self.data.problems
+
+    def _follow(self, event: LoopEvent) -> bool:
+        """Enter the phase that the table names; return whether it is another one."""
+        before, self._phase = self._phase, TRANSITIONS[self._phase, event]
+        return self._phase is not before
 
     # --- what the loop does ------------------------------------------------------------------
 
     def begin_epoch(self) -> None:
-        """The loop enters an epoch, anew or on the way back."""
-        self._place = LoopPosition(epoch_began_at_step=self.progress.step)
-        if self.data.resumed_pass is None:
+        """Enter an epoch: a new one, or in a resumed run the one in which it was cut."""
+        self._position = InEpoch(began_at=self.progress.step)
+        if not self.data.is_returning:
             self._arrive()
-            self._epoch_streams = self._capture_streams()
-        elif self._epoch_streams is not None:
-            rng.restore(self._epoch_streams, self._registry.generators)
-        self._remember()
+            self._streams_at_epoch = self._capture_streams()
+        elif self._streams_at_epoch is not None:
+            rng.restore(self._streams_at_epoch, self._registry.generators)
+        self._follow(LoopEvent.BEGIN_EPOCH)
+        self._set_replay_point()
 
     def end_epoch(self) -> None:
-        """Everything in the epoch has been done."""
-        self._streams = self._epoch_streams = None
+        """Count the epoch; everything in it is done."""
         self.progress.epoch += 1
         self.data.begin_epoch()
-        self._place = LoopPosition()
-        self._replay_point = None
+        self._position = LoopPosition()
+        self._streams_at_epoch = None
+        self._leave_replay_point(LoopEvent.END_EPOCH)
 
     def begin_step(self) -> None:
-        """The loop enters a step that ``session.steps()`` counts."""
-        self._place = LoopPosition(open_step=self.progress.step)
+        """Enter a step that ``session.steps()`` counts."""
+        self._position = InStep(number=self.progress.step)
         self._arrive()
 
     def end_steps(self) -> None:
-        """``session.steps()`` has no more."""
-        self._place = LoopPosition()
+        """Leave the loop over ``session.steps()``."""
+        self._position = LoopPosition()
 
     def begin_pass(self, loader: Iterable[Any]) -> None:
-        """The loop asks for the batches of ``loader``. Raises MismatchError for a changed one."""
+        """Enter a pass over ``loader``.
+
+        Raises:
+            MismatchError: The pass was cut, and over another loader.
+        """
         self.data.check(loader)
-        self._place.has_batches = True
-        if self._streams is not None and self._replay_point is None:
-            self._remember()
-        if self.data.is_at_resumed_pass:
+        self._position.has_batches = True
+        if self._follow(LoopEvent.BEGIN_PASS):
+            self._set_replay_point()
+        if self.data.is_at_cut_pass:
             self._arrive()
 
     def end_pass(self) -> None:
-        """The batches are used up."""
+        """Leave a pass whose batches are used up."""
         if self.data.mid_batch:
             return
-        if self._streams is None:
-            self._remember()
+        self._follow(LoopEvent.END_PASS)
+        if is_returning(self._phase):
+            self._streams_after_pass = self._capture_streams()
         else:
-            self._passed_streams = self._capture_streams()
+            self._set_replay_point()
 
-    def end_step(self, metrics: dict[str, Any]) -> None:
-        """A step is done."""
-        self.progress.step += 1
-        self.progress.note(metrics)
+    def end_step(self, metrics: Mapping[str, Any]) -> None:
+        """Count a step; ``metrics`` are as ``detach`` returns them."""
+        progress = self.progress
+        progress.step += 1
+        progress.record(metrics)
         self.data.consume()
-        self._replay_point = self._streams = None
+        if self._phase is not STEPPING:
+            self._leave_replay_point(LoopEvent.END_STEP)
 
-    def poll(self, metrics: dict[str, Any]) -> None:
-        """A safe point without a step begins; ``end_poll`` ends it."""
-        self.progress.note(metrics)
-        self._polling = True
+    def begin_poll(self, metrics: Mapping[str, Any]) -> None:
+        """Enter a safe point without a step; ``metrics`` are as ``detach`` returns them."""
+        self.progress.record(metrics)
+        self._in_evaluation = True
 
     def end_poll(self) -> None:
-        """That safe point is passed."""
-        self._polling = False
+        """Leave that safe point."""
+        self._in_evaluation = False
+
+    def _set_replay_point(self) -> None:
+        self._replay_point = ReplayPoint(self._capture(self.progress.metric_values()))
+
+    def _leave_replay_point(self, event: LoopEvent) -> None:
+        self._follow(event)
+        self._replay_point = NO_REPLAY_POINT
+        self._streams_at_cut, self._streams_after_pass = {}, {}
 
     # --- saving ------------------------------------------------------------------------------
 
     def is_resumable(self) -> bool:
-        """Whether a run resumed from a checkpoint made here would continue at the right place."""
+        """Return whether a run resumed from a checkpoint made here continues at the right place."""
         if self._registry.accumulates:
             return False
-        if self._replay_point is not None:
+        if has_replay_point(self._phase):
             return self._replay_point.is_intact()
-        if self.data.mid_batch:
-            return False
-        return self._place.is_resumable(self.progress.step)
+        return not self.data.mid_batch and self._position.is_resumable(self.progress.step)
 
-    def content(self, reason: Reason) -> StateToSave:
-        """What to keep. Raises UnstorableError and ConfigError for values that cannot be kept."""
-        point = self._replay_point
-        if point is not None and (reason is Reason.FINAL or not point.is_intact()):
-            point = None
-            self._place.was_changed = reason is not Reason.FINAL
+    def state_to_save(self, reason: Reason) -> StateToSave:
+        """Return what a checkpoint made here holds.
+
+        Raises:
+            UnstorableError: A value has no form that can be loaded safely.
+            ConfigError: A metric is not a number, in a run that has saved nothing yet.
+        """
+        from_point = has_replay_point(self._phase)
+        if from_point and (reason is Reason.FINAL or not self._replay_point.is_intact()):
+            from_point = False
+            self._position.was_changed = reason is not Reason.FINAL
         if reason in (Reason.EMERGENCY, Reason.FINAL):
             self.progress.refuses_bad_metrics = False
         metrics = self.progress.metric_values()
-        state = self._capture(metrics) if point is None else point.state | metrics
+        state = self._replay_point.state | metrics if from_point else self._capture(metrics)
         doubts = self._doubts() + state["data"]["caveats"]
         return StateToSave(state, self.progress.measured_here(metrics), list(dict.fromkeys(doubts)))
 
-    def _doubts(self) -> list[str]:
-        return (self.problems or []) + self.data.problems
-
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
+        returning = is_returning(self._phase)
         return {
             "epoch": self.progress.epoch,
             "step": self.progress.step,
             **metrics,
             **self._registry.capture(),
             "state": to_plain(self._plain_state, "session.state"),
-            "rng": self._capture_streams() if self._streams is None else self._streams,
+            "rng": self._streams_at_cut if returning else self._capture_streams(),
             "data": {
                 **self.data.state(),
-                "epoch_rng": self._epoch_streams,
-                "caveats": self._place.caveats(self.progress.step, self._polling),
+                "epoch_rng": self._streams_at_epoch,
+                "caveats": self._position.caveats(
+                    self.progress.step, in_evaluation=self._in_evaluation
+                ),
             },
         }
 
     def _capture_streams(self) -> dict[str, Any]:
         return rng.capture(self._registry.generators)
 
-    def _remember(self) -> None:
-        self._replay_point = ReplayPoint(self._capture(self.progress.metric_values()))
-
     # --- restoring ---------------------------------------------------------------------------
 
-    def take_over(self, restored: Restored) -> None:
+    def resume(self, restored: LoadedState) -> None:
         """Continue from a checkpoint whose registered objects have been restored already."""
         self._plain_state.clear()
         self._plain_state.update(restored.state)
         self.progress = restored.progress
         self.data.load(restored.position)
         # Last, since loading may draw from the streams.
-        self.problems = restored.problems + rng.restore(restored.streams, self._registry.generators)
-        self.problems += self._differences(restored)
-        self._streams = restored.streams
-        self._epoch_streams = restored.position.get("epoch_rng")
+        problems = restored.problems + rng.restore(restored.streams, self._registry.generators)
+        self.mark_resumed(problems + self._differences(restored))
+        self._streams_at_cut = restored.streams
+        self._streams_at_epoch = restored.position.get("epoch_rng")
+        self._follow(LoopEvent.RESUME)
 
-    def _differences(self, restored: Restored) -> list[str]:
-        """What of the live objects and streams is not what the digests of the checkpoint say."""
+    def mark_resumed(self, problems: list[str]) -> None:
+        """Record that the run was resumed, and why it may differ from an uninterrupted one."""
+        self._is_resumed = True
+        self._problems = problems
+
+    def _differences(self, restored: LoadedState) -> list[str]:
+        """Return what of the live objects and streams does not have the digest that was saved."""
         streams = self._capture_streams()
         known = {name: streams[name] for name in restored.streams if name in streams}
-        here = digest_parts({**self._registry.capture(), "rng": known})
-        here["next_batch"] = digest_of_next(restored.position)
+        live = digest_parts({**self._registry.capture(), "rng": known})
+        live["next_batch"] = digest_of_next(restored.position)
         return [
-            f"{name.removesuffix(SUFFIX)} has not taken over what was saved"
-            for name, there in restored.digests.items()
-            if name in here and here[name] != there
+            f"{name.removesuffix(SUFFIX)} has not loaded what was saved"
+            for name, saved in restored.digests.items()
+            if name in live and live[name] != saved
         ]
 
     def _arrive(self) -> None:
-        """Undo what a resumed script has repeated on its way to where the checkpoint was made."""
-        if self._streams is None or self.problems is None:
+        """Undo what a resumed script has repeated on its way to the place of the checkpoint."""
+        before = self._phase
+        if not self._follow(LoopEvent.ARRIVE):
             return
-        if self._replay_point is not None:
-            self.problems += self._replay_point.undo(self._registry, self._plain_state)
-        if self._passed_streams is not None and not same(
-            self._passed_streams, self._capture_streams()
+        if before is LoopPhase.REPLAYING:
+            self._problems += self._replay_point.undo(self._registry, self._plain_state)
+        if self._streams_after_pass and not have_same_values(
+            self._streams_after_pass, self._capture_streams()
         ):
-            self.problems.append("random numbers were drawn between two passes of an epoch")
-        rng.restore(self._streams, self._registry.generators)
-        self._streams = self._passed_streams = self.data.resumed_pass = None
+            self._problems.append("random numbers were drawn between two passes of an epoch")
+        rng.restore(self._streams_at_cut, self._registry.generators)
+        self._streams_at_cut, self._streams_after_pass = {}, {}
+        self.data.arrive()

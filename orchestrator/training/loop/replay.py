@@ -5,8 +5,8 @@ an epoch's batches and the end of the epoch. A run resumed from there executes e
 first place once more. Its checkpoint must therefore hold the state of that place: a scheduler that
 has stepped since would step twice, a random stream that has moved would move twice.
 
-The other way round, a run that was cut among an epoch's batches repeats what lies before them
-on its way back, and has to undo it once it is there.
+In the other direction, a run that was cut among an epoch's batches repeats what lies before them
+on its way back, and has to undo it on arrival.
 """
 
 from collections import OrderedDict
@@ -21,80 +21,84 @@ _IMMUTABLE = (bool, int, float, complex, str, bytes, type(None))
 
 
 class ReplayPoint:
-    """The state at such a place: plain values copied, tensors referred to and watched."""
+    """The state at such a place: plain values are copied, tensors are referred to and watched."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self._tensors: list[torch.Tensor] = []
-        self.state: dict[str, Any] = _copied(state, self._tensors)
-        self._seen = self._look()
+        self.state: dict[str, Any] = _copy(state, self._tensors)
+        self._fingerprints = self._compute_fingerprints()
 
     def is_intact(self) -> bool:
-        """Whether no tensor has been written to since, so that ``state`` can still be saved."""
-        return self._seen == self._look()
+        """Return whether ``state`` can still be saved: no tensor has been written to since."""
+        return self._fingerprints == self._compute_fingerprints()
 
     def undo(self, registry: Registry, state: dict[str, Any]) -> list[str]:
-        """Put back what has changed since; returns what could not be, for the session's exactness.
+        """Put back what has changed since; return what could not be, for the session's exactness.
 
-        New entries of ``state`` stay: a script that was changed meanwhile relies on them. So do
-        containers, since the script may hold them under names of its own.
+        New entries of ``state`` stay, since a script that was changed in the meantime relies on
+        them. Containers stay as well, since the script may hold them under names of its own.
         """
         problems = []
         if not self.is_intact():
-            problems.append("tensors were changed on the way to the batch where it was cut")
+            problems.append("tensors were changed on the way to the interrupted batch")
         for key, value in registry.capture().items():
-            if not same(self.state[key], value):
-                registry.load(key, _copied(self.state[key], []))
+            if not have_same_values(self.state[key], value):
+                registry.load(key, _copy(self.state[key], []))
         now, before = to_plain(state, "session.state"), self.state["state"]
-        for key in [key for key in now | before if not same(before.get(key), now.get(key))]:
+        changed = [k for k in now | before if not have_same_values(before.get(k), now.get(k))]
+        for key in changed:
             if key in before and type(before[key]) in _IMMUTABLE:
                 state[key] = before[key]
             else:
                 problems.append(
-                    f"session.state[{key!r}] was changed on the way to the batch where it was cut"
+                    f"session.state[{key!r}] was changed on the way to the interrupted batch"
                 )
         return problems
 
-    def _look(self) -> list[Any]:
+    def _compute_fingerprints(self) -> list[Any]:
         versions = [0 if t.is_inference() else t._version for t in self._tensors]
-        # Writes through .data leave the version alone, and inference tensors have none: averaged
-        # weights are swapped in like that for an evaluation. One pass at memory speed tells.
+        # A write through .data leaves the version as it is, and inference tensors have none:
+        # averaged weights are swapped in like that for an evaluation. One pass over the values at
+        # memory speed shows it.
         return [*versions, *map(_sum, self._tensors)]
 
 
-def _copied(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """The value with its containers copied; its tensors are the same, and added to ``tensors``."""
+def _copy(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Copy the containers of a value; its tensors stay the same and are added to ``tensors``."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return value
     if type(value) in (dict, OrderedDict):
-        copied = type(value)((key, _copied(item, tensors)) for key, item in value.items())
+        copied = type(value)((key, _copy(item, tensors)) for key, item in value.items())
         if hasattr(value, "__dict__"):
             copied.__dict__.update(value.__dict__)  # a module's state_dict carries _metadata
         return copied
     if type(value) in (list, tuple, set):
-        return type(value)(_copied(item, tensors) for item in value)
+        return type(value)(_copy(item, tensors) for item in value)
     return value
 
 
-def same(mine: Any, other: Any) -> bool:
-    """Whether two states hold the same values, tensors in the same places or equal."""
-    if type(mine) is not type(other):
+def have_same_values(one: Any, other: Any) -> bool:
+    """Return whether two states hold equal values; tensors also by the memory they share."""
+    if type(one) is not type(other):
         return False
-    if isinstance(mine, torch.Tensor):
-        return _same_tensor(mine, other)
-    if isinstance(mine, dict):
-        return mine.keys() == other.keys() and all(same(mine[key], other[key]) for key in mine)
-    if isinstance(mine, (list, tuple)):
-        return len(mine) == len(other) and all(map(same, mine, other))
-    return bool(mine == other or (mine != mine and other != other))
+    if isinstance(one, torch.Tensor):
+        return _are_same_tensors(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            have_same_values(one[key], other[key]) for key in one
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(have_same_values, one, other))
+    return bool(one == other or (one != one and other != other))
 
 
-def _same_tensor(mine: torch.Tensor, other: torch.Tensor) -> bool:
-    if mine.shape != other.shape or mine.dtype != other.dtype or mine.device != other.device:
+def _are_same_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return False
-    if mine.layout is not torch.strided or mine.data_ptr() == other.data_ptr():
+    if one.layout is not torch.strided or one.data_ptr() == other.data_ptr():
         return True
-    return torch.equal(mine, other)
+    return torch.equal(one, other)
 
 
 def _sum(tensor: torch.Tensor) -> str:
@@ -102,3 +106,6 @@ def _sum(tensor: torch.Tensor) -> str:
         return ""
     # As text, in which NaN equals NaN.
     return str(torch.sum(tensor.detach(), dtype=torch.float32).item())
+
+
+NO_REPLAY_POINT = ReplayPoint({})

@@ -1,94 +1,110 @@
-"""Takes over what a run goes on from: a snapshot, a checkpoint, or a file in the classic form."""
+"""Restores what a run continues from: a snapshot, a checkpoint, or a file in the classic form."""
 
 from pathlib import Path
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import JournalEvent
-from orchestrator.training.exits import say
+from orchestrator.snapshot.slots import Snapshot
+from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
-from orchestrator.training.runtime.backend import RunBackend
-from orchestrator.training.state.registry import Progress, Registry
-from orchestrator.training.state.restore import Restored, read_snapshot, read_state
+from orchestrator.training.runtime.backend import Report, RunBackend
+from orchestrator.training.state.progress import Progress
+from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
-def checkpoint_of(home: RunBackend, framework: str | None) -> Checkpoint | None:
-    """The newest valid checkpoint, which a framework, or with None a session, must have saved.
+def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState) -> Path | None:
+    """Restore the newest state of a session's run; return its checkpoint, None in a new run.
 
-    Raises ConfigError where it is another's.
+    Raises:
+        ConfigError: A framework has saved it.
+        MismatchError: It does not fit the registered objects.
+        NoValidCheckpointError: There are checkpoints, and none of them is valid.
+        RuntimeError: It cannot be loaded.
     """
-    checkpoint = home.checkpoint_to_resume()
-    if checkpoint is not None and checkpoint.manifest.framework != framework:
-        raise ConfigError(
-            f"cannot resume from {checkpoint.path}: it was saved by "
-            f"{checkpoint.manifest.framework or 'a Session'}, and this script trains with "
-            f"{framework or 'a Session'}; use the script that made it, or start anew with another "
-            "run directory"
-        )
-    return checkpoint
-
-
-def resume_newest(home: RunBackend, registry: Registry, course: LoopState) -> Path | None:
-    """Restore the newest state of the run; its checkpoint, None in a run without one.
-
-    Raises MismatchError, and RuntimeError for what cannot be loaded.
-    """
-    snapshot = home.snapshot_to_resume()
-    checkpoint = None if snapshot else checkpoint_of(home, framework=None)
-    if checkpoint is not None and checkpoint.manifest.reason is Reason.IMPORTED:
-        return _take_over_imported(checkpoint, home, registry, course)
-    try:
-        if snapshot is not None:
-            # Its checkpoint is being written, or was.
-            name = f"step-{snapshot.manifest.step:012d}"
-            restored, source = read_snapshot(snapshot), home.run.checkpoints / name
-        elif checkpoint is not None:
-            restored, source = read_state(checkpoint), checkpoint.path
-        else:
-            return None
-    except RuntimeError:
-        home.reject()
-        raise
-    _take_over(restored, source, home, registry, course)
+    newest = backend.newest_state()
+    if newest is None:
+        return None
+    source = _path_of(newest, backend)
+    _refuse_others(newest, source, framework=None)
+    if isinstance(newest, Checkpoint) and newest.manifest.reason is Reason.IMPORTED:
+        start_from_classic(newest.state_file, registry, loop_state)
+        loop_state.mark_resumed(list(newest.manifest.doubts))
+    else:
+        restored = _read(newest, backend)
+        registry.restore(restored.content, source, borrowed=True)
+        loop_state.resume(restored)
+    report_resumed(backend, newest, source, loop_state.exactness)
     return source
 
 
-def _take_over(
-    restored: Restored, source: Path, home: RunBackend, registry: Registry, course: LoopState
+def checkpoint_of(backend: RunBackend, framework: str) -> Checkpoint | None:
+    """Return the newest checkpoint of a framework's run, None in a new run.
+
+    Raises:
+        ConfigError: A session or another framework has saved it.
+        NoValidCheckpointError: There are checkpoints, and none of them is valid.
+    """
+    newest = backend.newest_state()
+    if newest is not None:
+        _refuse_others(newest, _path_of(newest, backend), framework)
+    # Frameworks take no snapshots, so that one in memory has been refused by now.
+    return newest if isinstance(newest, Checkpoint) else None
+
+
+def report_resumed(
+    backend: RunBackend, state: Snapshot | Checkpoint, source: Path, exactness: str | None
 ) -> None:
-    registry.restore(restored.content, source, borrowed=True)
-    course.take_over(restored)
-    _tell_resumed(source, home, course, in_memory=restored.in_memory)
-
-
-def _take_over_imported(
-    checkpoint: Checkpoint, home: RunBackend, registry: Registry, course: LoopState
-) -> Path:
-    start_from_classic(checkpoint.state_file, registry, course)
-    course.problems = list(checkpoint.manifest.doubts)
-    _tell_resumed(checkpoint.path, home, course, in_memory=False)
-    return checkpoint.path
-
-
-def _tell_resumed(source: Path, home: RunBackend, course: LoopState, *, in_memory: bool) -> None:
-    step, exactness = course.progress.step, course.exactness
-    where = "memory" if in_memory else source.name
-    say(f"resumed at step {step} from {where}: {exactness}")
-    home.tell(
-        JournalEvent.RESUMED,
+    """Print and report at which step, from what, and how exactly the run was resumed."""
+    step, from_memory = state.manifest.step, isinstance(state, Snapshot)
+    where = "memory" if from_memory else source.name
+    print_message(f"resumed at step {step} from {where}: {exactness}")
+    backend.report(
+        Report.RESUMED,
         path=str(source),
         step=step,
-        from_memory=in_memory,
+        from_memory=from_memory,
         exactness=exactness,
     )
 
 
-def start_from_classic(source: Path, registry: Registry, course: LoopState) -> None:
-    """Begin a run with what a file in the classic form has. Raises ConfigError, MismatchError."""
+def start_from_classic(source: Path, registry: Registry, loop_state: LoopState) -> None:
+    """Begin a run with the content of a file in the classic form.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not in that form.
+        MismatchError: It does not fit the registered objects.
+    """
     content = read_classic(source)
     left_alone = registry.restore_classic(content, source)
     if left_alone:
-        say(f"{source} has no state of {', '.join(left_alone)}: left as it is")
-    course.progress = Progress(content["epoch"], content["step"])
+        print_message(f"{source} has no state of {', '.join(left_alone)}: left as it is")
+    loop_state.progress = Progress(content["epoch"], content["step"])
+
+
+def _path_of(state: Snapshot | Checkpoint, backend: RunBackend) -> Path:
+    """Return a checkpoint's path; that of a snapshot is being written, or was."""
+    if isinstance(state, Checkpoint):
+        return state.path
+    return backend.facts.run_dir.checkpoints / f"step-{state.manifest.step:012d}"
+
+
+def _refuse_others(state: Snapshot | Checkpoint, source: Path, framework: str | None) -> None:
+    """Raise ConfigError for a state that another framework, or with None any, has saved."""
+    if state.manifest.framework != framework:
+        raise ConfigError(
+            f"cannot resume from {source}: it was saved by "
+            f"{state.manifest.framework or 'a Session'}, and this script trains with "
+            f"{framework or 'a Session'}; use the script that made it, or start a new run in "
+            "another run directory"
+        )
+
+
+def _read(state: Snapshot | Checkpoint, backend: RunBackend) -> LoadedState:
+    try:
+        return read_snapshot(state) if isinstance(state, Snapshot) else read_state(state)
+    except RuntimeError:
+        backend.report(Report.RESUME_FAILED)
+        raise

@@ -1,4 +1,4 @@
-"""When the next checkpoint and the next snapshot are due."""
+"""When the next periodic checkpoint is due."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NEVER = 1 << 62
 
 @dataclass
 class Schedule:
-    """When the next periodic checkpoint is due, as the two numbers that the hot path compares."""
+    """When the next periodic checkpoint is due, as numbers that the hot path compares."""
 
     every: Every
     next_step: int = 0
@@ -20,10 +20,10 @@ class Schedule:
     next_epoch: int = NEVER
     _failures: int = 0
 
-    def begun(self, step: int, epoch: int, least_seconds: float = 0.0) -> None:
-        """A checkpoint is being written.
+    def begin(self, step: int, epoch: int, least_seconds: float = 0.0) -> None:
+        """Set the next time, step or epoch, now that a checkpoint is being written.
 
-        Where time decides, the next one follows no sooner than ``least_seconds`` later.
+        Where time decides, the next checkpoint follows ``least_seconds`` later at the earliest.
         """
         self.next_step = self.next_time_ns = self.next_epoch = NEVER
         match self.every.unit:
@@ -35,12 +35,15 @@ class Schedule:
             case "epochs":
                 self.next_epoch = _next_multiple(epoch, int(self.every.amount))
 
-    def succeeded(self) -> None:
-        """It has been written."""
+    def record_success(self) -> None:
+        """Record a successful write, which resets the retry delay."""
         self._failures = 0
 
-    def failed(self) -> float:
-        """A write failed: try again soon, then ever more rarely. Returns in how many seconds."""
+    def record_failure(self) -> float:
+        """Record a failed write; return in how many seconds the next is due.
+
+        The delay doubles from one failure to the next.
+        """
         delay: float = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
         self._failures += 1
         self.next_step = self.next_epoch = NEVER
@@ -49,11 +52,11 @@ class Schedule:
 
     @property
     def is_counted(self) -> bool:
-        """Whether the user named the places where to save, and did not just say how often."""
+        """Whether the user named steps or epochs at which to save, and not an interval of time."""
         return self.every.unit != "seconds"
 
     def is_due(self, step: int, epoch: int) -> bool:
-        """Whether a checkpoint should be written now."""
+        """Return whether a checkpoint should be written now."""
         return (
             step >= self.next_step
             or epoch >= self.next_epoch

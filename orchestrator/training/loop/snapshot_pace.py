@@ -1,4 +1,4 @@
-"""How often snapshots are taken, from what they cost."""
+"""How often snapshots are taken, as their measured cost allows."""
 
 import statistics
 import time
@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from orchestrator.training.loop.schedule import NEVER
 
-# The cost is the median of this many measurements. The interval changes when it is off by a quarter.
+# The cost is the median of this many measurements.
 REMEMBERED = 5
+# The interval changes only when it is off by more than this share.
 HYSTERESIS = 0.25
 # After each of this many first snapshots, the next one follows after this share of the interval.
 LEARNING = 3
@@ -18,10 +19,13 @@ LEARNING_SHARE = 0.1
 class SnapshotPace:
     """The interval at which something with a measured cost takes at most ``budget`` of the time.
 
-    Without a budget it is never due. Otherwise the first is due at once, and is no measure, since
-    it prepares what the others use. The next few follow soon: one measured in a bad moment is not
-    to decide for long, and a process that lives shortly is to leave something. ``learned_seconds``
-    is the interval that an earlier process came to.
+    Without a budget it is never due. Otherwise the first is due at once; it is not measured, since
+    it prepares what the later ones use. The next few follow soon: a measurement from a bad moment
+    must not decide for long, and a process with a short life is to leave something.
+
+    Attributes:
+        interval_seconds: The interval that was learned; None before the first measurement.
+        next_ns: When the next one is due (time.monotonic_ns).
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class SnapshotPace:
         learned_seconds: float | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """Begin with the interval that an earlier process has learned, if there is one."""
         self._budget = budget
         self._clock_ns = clock_ns
         self._done = 0
@@ -40,8 +45,8 @@ class SnapshotPace:
             self._costs.extend([learned_seconds * budget] * LEARNING)
             self.interval_seconds = learned_seconds
 
-    def took(self, seconds: float) -> None:
-        """One has been done at this cost; the next is due an interval later."""
+    def record(self, seconds: float) -> None:
+        """Record that one was done at this cost; the next is due an interval later."""
         if self._budget is None:
             return
         if self._done > 0:

@@ -1,69 +1,120 @@
-"""What a session needs from its surroundings, whether a supervisor is there or not."""
+"""The backend of a session: supervised or standalone; what it knows, and what it does."""
 
 from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
-from orchestrator.errors import CheckpointWriteError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage
-from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots, Snapshot
 
 
-class RunBackend(Protocol):
-    """Implemented by ``supervised.Supervised`` and ``standalone.Standalone``."""
+@dataclass(frozen=True)
+class RunSettings:
+    """What was asked for when the run was started.
 
-    supervised: bool
-    run: RunDir
-    page: ControlPage
-    store: Store
-    slots: Slots
+    Attributes:
+        command: What a person or a scheduler started, to be told from other commands on the run.
+        every: How often a checkpoint is written.
+        snapshot_budget: The share of the time that snapshots may take; None: no snapshots.
+        allow_data_change: Whether an epoch may go on with another loader than it had.
+        snapshot_interval_seconds: The interval that an earlier attempt has learned, if there is
+            one.
+    """
+
+    command: list[str]
     every: Every
     snapshot_budget: float | None
-    snapshot_interval: float | None
-    """In seconds, as an earlier attempt has learned it."""
     allow_data_change: bool
-    command: list[str]
-    """What a person or scheduler started, to be told from other commands on the same run."""
+    snapshot_interval_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class SharedMemory:
+    """The memory that a trainer shares with its supervisor; its own where there is none.
+
+    Attributes:
+        page: The control page.
+        slots: The snapshot memory.
+        writes_under_way: Snapshots of the previous attempt that the supervisor is still writing.
+    """
+
+    page: ControlPage
+    slots: Slots
+    writes_under_way: tuple[tuple[Snapshot, Future[Checkpoint]], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run once a process has joined it; it does not change any more.
+
+    Attributes:
+        run_dir: The run's directory.
+        store: Its checkpoints.
+        memory: The control page and the snapshot slots.
+        settings: What was asked for.
+        attempt: The number of this attempt; None without a supervisor, which counts them.
+    """
+
+    run_dir: RunDir
+    store: Store
+    memory: SharedMemory
+    settings: RunSettings
+    attempt: int | None = None
 
     @property
-    def attempt(self) -> int | None:
-        """Which life of the trainer this is; None where nobody counts them."""
+    def supervised(self) -> bool:
+        """Whether a supervisor is there."""
+        return self.attempt is not None
 
-    def snapshot_to_resume(self) -> Snapshot | None:
-        """The image in memory that the attempt before left, if it is further than the disk."""
 
-    def checkpoint_to_resume(self) -> Checkpoint | None:
-        """The newest valid checkpoint. Raises NoValidCheckpointError."""
+class Report(StrEnum):
+    """What a trainer reports; the values are the message types of the protocol."""
 
-    def reject(self) -> None:
-        """Report that what should be resumed from cannot be loaded."""
+    RESUMED = "resumed"
+    RESUME_FAILED = "rejected"
+    """The state that was to be resumed from cannot be loaded."""
+    EXACTNESS_LOST = "exactness_lost"
+    SNAPSHOT_TAKEN = "snapshot"
+    SAVE_FAILED = "save_failed"
+    """This process could not write a checkpoint."""
+    STOP_NOTICED = "stop_noticed"
 
-    def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
-        """Snapshots of the attempt before that are still being written."""
 
-    def write(self, snapshot: Snapshot, reason: Reason) -> Future[Checkpoint]:
-        """Have a snapshot become a checkpoint; the future may fail with CheckpointWriteError."""
+class RunBackend(Protocol):
+    """What a session needs of its run; ``Supervised`` and ``Standalone`` implement it."""
 
-    def tell(self, event: JournalEvent, **facts: Any) -> None:
-        """Report something that belongs into the journal."""
+    @property
+    def facts(self) -> RunFacts:
+        """What is known of the run."""
 
-    def show(self, metrics: dict[str, float]) -> None:
-        """Report the latest metrics, for people who watch."""
+    def newest_state(self) -> Snapshot | Checkpoint | None:
+        """Return the newest state to resume from: in memory, on disk, or None in a new run.
 
-    def took(self, snapshot: Snapshot, **facts: Any) -> None:
-        """Report a snapshot and what it cost."""
+        Raises:
+            NoValidCheckpointError: There are checkpoints, and none of them is valid.
+        """
 
-    def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
-        """Report a checkpoint that we wrote ourselves; older ones may go now."""
+    def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
+        """Begin to write a snapshot to disk; ``written`` gets the checkpoint.
 
-    def failed(self, error: CheckpointWriteError) -> None:
-        """Report that a checkpoint could not be written by ourselves."""
+        It gets a CheckpointWriteError where that fails.
+        """
+
+    def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
+        """Report a checkpoint that this process has written in ``seconds``; rotate older ones."""
+
+    def report(self, report: Report, **facts: Any) -> None:
+        """Report an event to the supervisor, or to the journal where there is none."""
+
+    def report_metrics(self, metrics: dict[str, float]) -> None:
+        """Show the latest metrics; called about once a second."""
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
-        """The session ends with this status, or with None and the exception's description."""
+        """End the session with a status, or with None and the exception's description."""

@@ -1,4 +1,4 @@
-"""Records exceptions that nobody catches, outside the `with` block too, for the supervisor."""
+"""Records uncaught exceptions, outside the `with` block too, for the supervisor."""
 
 import atexit
 import contextlib
@@ -18,8 +18,8 @@ from orchestrator.training.exits import describe
 _pid = os.getpid()
 
 
-def listen() -> None:
-    """Begin, whatever hooks the script has or sets later: those go on doing what they do."""
+def install() -> None:
+    """Install the hooks; those that the script has, or sets later, work as before."""
     if multiprocessing.parent_process() is not None:
         return  # a loader worker, say: the trainer decides what its end means
     hook, thread_hook = sys.excepthook, threading.excepthook
@@ -31,7 +31,7 @@ def listen() -> None:
         hook(kind, error, trace)
 
     def uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
-        # A hook may end the process. Where it does not, this exception has not been the end.
+        # A hook may end the process. Where it does not, the exception has not ended the training.
         file = _record(arguments.exc_value, thread=arguments.thread)
         thread_hook(arguments)
         if file is not None:
@@ -42,13 +42,13 @@ def listen() -> None:
 
 
 def _record_at_exit(hook: Callable[..., None]) -> None:
-    # A hook that was set later may have taken our place; Python keeps the exception.
+    # A hook that was set later may have replaced this one; Python keeps the exception.
     if sys.excepthook is not hook:
         _record(getattr(sys, "last_value", None))
 
 
 def _record(error: BaseException | None, thread: threading.Thread | None = None) -> Path | None:
-    """Write error.json; where it has been written, or None."""
+    """Write error.json; return its path, or None if it was not written."""
     if error is None or os.getpid() != _pid or SOCKET_VARIABLE not in os.environ:
         return None
     # Whatever goes wrong here, the script's own traceback must follow.
@@ -57,7 +57,7 @@ def _record(error: BaseException | None, thread: threading.Thread | None = None)
         file = RunDir(Path(os.environ[RUN_DIR_VARIABLE])).attempt(attempt).error_file
         description = describe(error)
         if description is None or file.exists():
-            return None  # the first is the cause; those of other threads and processes follow
+            return None  # the first is the cause; those of other threads and processes follow it
         if thread is not None:
             description["thread"] = thread.name
         write_json(file, description)

@@ -7,46 +7,47 @@ from concurrent.futures import Future
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.snapshot.writer import Writer
-from orchestrator.training.runtime.backend import RunBackend
+from orchestrator.training.runtime.backend import Report, RunBackend
 
-# A disk that takes longer for a checkpoint than this is taken for dead.
+# A disk that takes longer than this for a checkpoint is taken for dead.
 WRITE_WAIT_SECONDS = 1800.0
 
 
-def publish_here(home: RunBackend, publish: Callable[[], Checkpoint]) -> Checkpoint:
-    """Publish while the loop waits, and report it. Raises CheckpointWriteError, reported too."""
+def report_failure(backend: RunBackend, error: CheckpointWriteError) -> None:
+    """Report that this process could not write a checkpoint."""
+    backend.report(Report.SAVE_FAILED, step=error.step, problem=str(error))
+
+
+def publish_and_report(backend: RunBackend, publish: Callable[[], Checkpoint]) -> Checkpoint:
+    """Publish a checkpoint while the loop waits, and report how that ended.
+
+    Raises:
+        CheckpointWriteError: The disk refused it; that is reported too.
+    """
     began = time.monotonic()
     try:
         checkpoint = publish()
     except CheckpointWriteError as error:
-        home.failed(error)
+        report_failure(backend, error)
         raise
-    home.published(checkpoint, round(time.monotonic() - began, 3))
+    backend.record_publish(checkpoint, round(time.monotonic() - began, 3))
     return checkpoint
 
 
-class OwnWriter:
-    """The writes of this process, each in a thread of its own."""
+class LocalWriter:
+    """Writes snapshots to disk, each in a thread; reports to the backend how that ended."""
 
-    def __init__(
-        self,
-        store: Store,
-        published: Callable[[Checkpoint, float], None],
-        failed: Callable[[CheckpointWriteError], None],
-    ) -> None:
-        """``published`` and ``failed`` are told in the thread, before the one who waits for it."""
-        self._writer = Writer(store)
-        self._published = published
-        self._failed = failed
+    def __init__(self, backend: RunBackend) -> None:
+        self._backend = backend
+        self._writer = Writer(backend.facts.store)
         self._changing_threads = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
-        """Begin to write; ``written`` gets the checkpoint."""
+        """Begin to write; ``written`` gets the checkpoint, after it has been reported."""
         thread = threading.Thread(
             target=self._run, args=(snapshot, reason, written), name="writer", daemon=True
         )
@@ -59,12 +60,12 @@ class OwnWriter:
         try:
             checkpoint = self._writer.write(snapshot, reason)
         except CheckpointWriteError as error:
-            self._failed(error)
+            report_failure(self._backend, error)
             written.set_exception(error)
-        except BaseException as error:  # whoever waits for it has to hear of anything
+        except BaseException as error:  # the loop may be waiting for it
             written.set_exception(error)
         else:
-            self._published(checkpoint, round(time.monotonic() - began, 3))
+            self._backend.record_publish(checkpoint, round(time.monotonic() - began, 3))
             written.set_result(checkpoint)
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""A process's part in a run: its home, the signals that stop it, its loader workers, its end."""
+"""A process's membership in a run: backend, signal handlers, loader workers, metrics, exit."""
 
 import contextlib
 import os
@@ -13,93 +13,119 @@ from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
 from orchestrator.system.recorded_command import recorded
-from orchestrator.training.exits import describe, say, status_of
-from orchestrator.training.runtime.backend import RunBackend
+from orchestrator.training.exits import describe, print_message, status_of
+from orchestrator.training.runtime.backend import Report, RunBackend
+from orchestrator.training.runtime.local_writer import report_failure
 from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.runtime.patient_retry import patient_retrying
 from orchestrator.training.runtime.standalone import Standalone
 from orchestrator.training.runtime.supervised import Supervised
 from orchestrator.training.runtime.worker_signals import WorkerShield
-from orchestrator.training.state.registry import Progress
-from orchestrator.training.stop import SignalFlags, TrainingStopped
+from orchestrator.training.state.progress import Progress
+from orchestrator.training.stop import StopSignals, TrainingStopped
 
 
 class RunMembership:
-    """Held from the opening of a session, or of a framework's run, until its end."""
+    """What a session, or a framework's run, holds from its beginning to its end.
+
+    Attributes:
+        backend: The supervised or standalone backend.
+        page: The values of the control page.
+        metrics: The run's metrics.jsonl.
+        stop_signals: Whether a stop is requested, and by which signal.
+    """
 
     def __init__(self, run_dir: Path | None) -> None:
-        """Join the supervisor's run, or open one. Raises ConfigError, RunInUseError."""
+        """Join the supervisor's run, or open one in ``run_dir``.
+
+        Raises:
+            ConfigError: There are several ranks, or the supervisor cannot be reached.
+            RunInUseError: Another process works on the run.
+        """
         if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
             raise ConfigError(
                 "cannot train with several processes yet: WORLD_SIZE is "
                 f"{os.environ['WORLD_SIZE']}; start one process per run"
             )
-        self.home: RunBackend = (
+        self.backend: RunBackend = (
             Supervised() if SOCKET_VARIABLE in os.environ else Standalone(run_dir)
         )
-        self.page = self.home.page.values
-        self.metrics = MetricsFile(self.home.run.metrics_file, self.home.attempt)
-        self._signals = SignalFlags(self.page, self.home.supervised)
+        facts = self.backend.facts
+        self.page = facts.memory.page.values
+        self.metrics = MetricsFile(facts.run_dir.metrics_file, facts.attempt)
+        self.stop_signals = StopSignals(self.page, supervised=facts.supervised)
+        self._done_file = facts.run_dir.done_file
         self._shield = WorkerShield()
-        self._signals.install()
+        self._has_reported_stop = False
+        self.stop_signals.install()
         self._shield.install()
 
-    @property
-    def stop_source(self) -> str | None:
-        """Who asked for a stop, as far as that is known."""
-        return self._signals.source
+    def report_stop(self, step: int) -> None:
+        """Report, once, that the stop has reached the loop after ``step`` steps."""
+        if not self._has_reported_stop:
+            self._has_reported_stop = True
+            source = self.stop_signals.source or "request"
+            self.backend.report(Report.STOP_NOTICED, step=step, source=source)
 
-    @property
-    def stop_wanted(self) -> bool:
-        """Whether somebody wants the run to stop."""
-        return bool(self.page[Field.STOP_REQUEST])
+    def withdraw_completion(self) -> None:
+        """Remove the mark of completion: the run is trained further."""
+        self._done_file.unlink(missing_ok=True)
 
     def complete(self, progress: Progress, steps_at_start: int, save: Callable[[], Any]) -> None:
-        """Publish the final checkpoint and then the mark that training is complete.
+        """Publish the final checkpoint with ``save``, then the mark that training is complete.
 
-        After weeks of training a disk that is full just now is worth a wait of some minutes.
+        After weeks of training, a disk that is full at that moment is worth a wait of some minutes.
         """
-        if steps_at_start == progress.step and self.home.run.done_file.exists():
-            say(
-                f"training is complete already (step {progress.step}); to train further, raise "
-                "the script's number of epochs or steps; another training, such as the next fold, "
-                "needs a run directory of its own"
-            )
-            if (self.home.run.read_done() or {}).get("command") == recorded(self.home.command):
+        if steps_at_start == progress.step and self._done_file.exists():
+            print_message(self._complete_already(progress.step))
+            facts = self.backend.facts
+            if (facts.run_dir.read_done() or {}).get("command") == recorded(facts.settings.command):
                 return
         else:
-            for attempt in patient_retrying(lambda: self.stop_wanted):
+            for attempt in patient_retrying(self.stop_signals):
                 with attempt:
                     save()
-        for attempt in patient_retrying(lambda: self.stop_wanted):
+        for attempt in patient_retrying(self.stop_signals):
             with attempt:
                 self._mark_complete(progress)
+
+    def _complete_already(self, step: int) -> str:
+        if step == 0:
+            return (
+                "training is complete already, but no step was ever counted: call session.step() "
+                f"after each optimizer step, delete {self._done_file} and run again"
+            )
+        return (
+            f"training is complete already (step {step}); to train further, raise the script's "
+            "number of epochs or steps; another training, such as the next fold, needs a run "
+            "directory of its own"
+        )
 
     def _mark_complete(self, progress: Progress) -> None:
         done = {
             "step": progress.step,
             "epoch": progress.epoch,
             "time": utc_now(),
-            "command": recorded(self.home.command),
+            "command": recorded(self.backend.facts.settings.command),
         }
         try:
-            write_json(self.home.run.done_file, done)
+            write_json(self._done_file, done)
         except OSError as cause:
             error = CheckpointWriteError(progress.step, cause)
-            self.home.failed(error)
+            report_failure(self.backend, error)
             raise error from cause
 
     def end_workers(self) -> None:
-        """End the loader workers, which hear no signal."""
+        """End the loader workers, which receive no signal."""
         self._shield.restore()
 
     def leave(self, error: BaseException | None) -> None:
-        """Say how it ended, and give back what was taken."""
+        """Report how the session ended, and restore the signal handlers."""
         if error is None or isinstance(error, TrainingStopped):
             self.page[Field.PHASE] = Phase.DONE
         status = ExitStatus.COMPLETE if error is None else status_of(error)
-        # A device that has failed says so again when a metric is read from it.
+        # A device that has failed reports that again when a metric is read from it.
         with contextlib.suppress(RuntimeError):
             self.metrics.flush()
-        self.home.leave(status, None if error is None or status is not None else describe(error))
-        self._signals.restore()
+        self.backend.leave(status, None if error is None or status is not None else describe(error))
+        self.stop_signals.restore()

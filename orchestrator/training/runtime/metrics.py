@@ -1,21 +1,22 @@
-"""metrics.jsonl: the metrics of a run, one JSON object a line (docs/reference/metrics.md)."""
+"""metrics.jsonl: the metrics of a run's steps, one JSON object a line (docs/how-to/trackers.md)."""
 
 import json
 import os
 import re
-import time
 from datetime import UTC, datetime
 from pathlib import Path
+from time import time
 from typing import Any
 
 from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.position import Position
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import append_lines, replace_file
 from orchestrator.system.regular_files import open_regular, read_regular
-from orchestrator.training.exits import say
-from orchestrator.training.state.registry import number
+from orchestrator.training.exits import print_message
+from orchestrator.training.state.progress import number
 
-# So many steps have a line each; of twice as many every second one, of four times every fourth.
+# Up to this many steps have a line each; of twice as many every second one has, and so on.
 MOST_STEPS = 100_000
 # A loop that makes more lines than this between two flushes gets fewer.
 MOST_AT_ONCE = 1000
@@ -31,8 +32,8 @@ _Record = tuple[int, int, bool, float, dict[str, Any]]
 class MetricsFile:
     """Collects the metrics of steps, and writes them when the session has time for that.
 
-    Whoever makes a state that a run can be resumed from calls ``flush`` before: the lines of all
-    steps up to it are then in the file, which the next attempt cuts off there.
+    Before a state is saved that a run can be resumed from, ``flush`` is called: the lines of all
+    steps up to it are then in the file, and the next attempt cuts the file off there.
     """
 
     def __init__(self, path: Path, attempt: int | None) -> None:
@@ -42,23 +43,23 @@ class MetricsFile:
         self._records: list[_Record] = []
         self._stride = 1
         self._thinned_by = 1
-        self._has_complained = False
+        self._has_warned = False
 
     def resume(self, step: int, epoch: int) -> None:
-        """Remove the lines of what will be done again, and a torn one."""
+        """Remove the lines of steps that will be done again, and a torn line."""
         self._stride = self._thinned_by = stride_at(step)
         try:
-            cut_off(self._path, step, epoch)
+            cut_off(self._path, Position(step, epoch))
         except OSError as error:
-            self._complain(error)
+            self._warn(error)
 
-    def note(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
-        """Keep the metrics of a step, or of a safe point beside the steps, for the next flush."""
+    def record(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
+        """Keep the metrics of a step, or of a poll, for the next flush."""
         if metrics and (is_poll or step % self._stride == 0):
-            self._records.append((step, epoch, is_poll, time.time(), metrics))
+            self._records.append((step, epoch, is_poll, time(), metrics))
 
     def flush(self) -> None:
-        """Write what was noted; on a full disk it is lost, which is said once."""
+        """Write what was recorded; on a full disk it is lost, with one message."""
         if not self._records:
             return
         records, self._records = self._records, []
@@ -66,12 +67,12 @@ class MetricsFile:
         self._stride = max(stride, self._stride << (len(records) // MOST_AT_ONCE).bit_length())
         try:
             if not append_lines(self._path, b"".join(map(self._line, records))):
-                raise OSError("there is no room left on the disk")
+                raise OSError("no space is left on the disk")
             if stride > self._thinned_by:
                 self._thinned_by = stride
                 thin_out(self._path, stride)
         except OSError as error:
-            self._complain(error)
+            self._warn(error)
 
     def _line(self, record: _Record) -> bytes:
         step, epoch, is_poll, moment, metrics = record
@@ -85,55 +86,58 @@ class MetricsFile:
         }
         return json.dumps(content).encode() + b"\n"
 
-    def _complain(self, error: OSError) -> None:
-        if not self._has_complained:
-            self._has_complained = True
+    def _warn(self, error: OSError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             problem = error.strerror or error
-            say(f"cannot write {self._path}: {problem}; the metrics of some steps will be missing")
+            print_message(
+                f"cannot write {self._path}: {problem}; the metrics of some steps will be missing"
+            )
 
 
 def stride_at(step: int) -> int:
-    """Of how many steps one has a line in the file of a run that has come to this step."""
+    """Return of how many steps one has a line, in the file of a run that has come to ``step``."""
     return 1 << (max(0, step - 1) // MOST_STEPS).bit_length()
 
 
-def cut_off(path: Path, step: int, epoch: int) -> None:
-    """Truncate the file behind this place. Raises OSError."""
+def cut_off(path: Path, position: Position) -> None:
+    """Truncate the file after the lines of this position. Raises OSError."""
     try:
         descriptor = open_regular(path, os.O_RDWR)
     except FileNotFoundError:
         return
     with open(descriptor, "r+b") as file:
         content = file.read()
-        end = _end_of(content, step, epoch)
+        end = _end_of(content, position)
         if end < len(content):
             file.truncate(end)
 
 
-def _end_of(content: bytes, step: int, epoch: int) -> int:
-    """Return the offset behind the last line that does not lie behind this place."""
+def _end_of(content: bytes, position: Position) -> int:
+    """Return the offset behind the last line of a position that is not further on."""
     end = len(content)
     while end:
         begin = content.rfind(b"\n", 0, end - 1) + 1
         found = _LINE.match(content, begin, end)
-        if content[end - 1 : end] == b"\n" and found and _place(found) <= (step, epoch):
+        if content[end - 1 : end] == b"\n" and found and _position(found) <= position:
             break
         end = begin
     return end
 
 
 def thin_out(path: Path, stride: int) -> None:
-    """Leave one of ``stride`` steps, and all that is no step's. Raises OSError."""
+    """Keep the lines of one of ``stride`` steps, and those of all polls. Raises OSError."""
     kept = [
         line
         for line in read_regular(path, MAXIMUM_BYTES).splitlines(keepends=True)
-        if (found := _LINE.match(line)) and (found[3] == b"true" or _place(found)[0] % stride == 0)
+        if (found := _LINE.match(line))
+        and (found[3] == b"true" or _position(found).step % stride == 0)
     ]
     replace_file(path, b"".join(kept))
 
 
-def _place(found: re.Match[bytes]) -> tuple[int, int]:
-    return int(found[1]), int(found[2])
+def _position(found: re.Match[bytes]) -> Position:
+    return Position(int(found[1]), int(found[2]))
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
@@ -142,5 +146,5 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
         try:
             values[name] = number(name, value)
         except ConfigError:
-            continue  # told at the first save
+            continue  # refused at the first save
     return values

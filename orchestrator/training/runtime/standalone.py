@@ -1,4 +1,4 @@
-"""A session without a supervisor: it locks, journals, verifies and rotates by itself."""
+"""The backend without a supervisor: it locks the run, journals, verifies and rotates itself."""
 
 import os
 import sys
@@ -14,7 +14,6 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import (
     CheckpointInvalidError,
-    CheckpointWriteError,
     ConfigError,
     UnreadableError,
 )
@@ -27,149 +26,167 @@ from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
-from orchestrator.training.exits import say
-from orchestrator.training.runtime.local_writer import OwnWriter
+from orchestrator.training.exits import print_message
+from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.local_writer import LocalWriter
+
+_JOURNAL_EVENTS = {
+    Report.RESUMED: JournalEvent.RESUMED,
+    Report.EXACTNESS_LOST: JournalEvent.EXACTNESS_LOST,
+    Report.STOP_NOTICED: JournalEvent.STOP_NOTICED,
+}
 
 _trained: set[Path] = set()
-"""The runs that this process trains, or has trained to their end."""
+"""The run directories that this process trains, or has trained to their end."""
 
 
 class Standalone:
-    """Home of a session in a process of its own."""
-
-    supervised = False
-    attempt = None
+    """The backend of a session in a process without a supervisor."""
 
     def __init__(self, run_dir: Path | None) -> None:
-        """Open and lock the run. Raises ConfigError, RunInUseError."""
+        """Open and lock the run.
+
+        Raises:
+            ConfigError: A setting is wrong, or this process has trained in this run already.
+            RunInUseError: Another process works on the run.
+        """
         config = Config.resolve({}, os.environ, Path.cwd())
         self._policy = config.retention
-        self.every = config.every
-        self.snapshot_budget = config.snapshot_budget
-        self.snapshot_interval: float | None = None
-        self.allow_data_change = config.allow_data_change
-        self.command = sys.argv
-        self.run = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
-        self._path = self.run.root.resolve()  # the script may change its directory
+        self._run_dir = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
+        self._resolved_path = self._run_dir.root.resolve()  # the script may change its directory
         self._refuse_second_training()
-        self.run.create()
-        self._lock = RunLock(self.run)
-        self._left = False
+        self._run_dir.create()
+        self._lock = RunLock(self._run_dir)
+        self._has_left = False
         try:
             self._lock.write_owner()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self.store = Store.open(self.run, sys.argv, script)
-            if (others := others_who_may_write(self.run.root)) is not None:
-                say(others)
+            self._store = Store.open(self._run_dir, sys.argv, script)
+            if (others := others_who_may_write(self._run_dir.root)) is not None:
+                print_message(others)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.close()
             raise
-        self._journal = Journal(self.run.journal_file)
+        self._journal = Journal(self._run_dir.journal_file)
         self._checkpoint_journal = CheckpointJournal(self._journal)
         self._journal.write(
             JournalEvent.RUN_STARTED, command=recorded(sys.argv), version=__version__
         )
-        self.page, descriptor = ControlPage.create()
+        page, descriptor = ControlPage.create()
         os.close(descriptor)
-        self.slots = Slots.create(self.page)
-        self._own_writer = OwnWriter(self.store, self.published, self.failed)
-        self._tracker_variables = TrackerVariables(self.run, self.store.run_id)
-        self._mlflow = MlflowWatch(self.run)
+        self._facts = RunFacts(
+            self._run_dir,
+            self._store,
+            SharedMemory(page, Slots.create(page)),
+            RunSettings(
+                command=sys.argv,
+                every=config.every,
+                snapshot_budget=config.snapshot_budget,
+                allow_data_change=config.allow_data_change,
+            ),
+        )
+        self._local_writer = LocalWriter(self)
+        self._tracker_variables = TrackerVariables(self._run_dir, self._store.run_id)
+        self._mlflow = MlflowWatch(self._run_dir)
         self._resumed_from: Checkpoint | None = None
-        _trained.add(self._path)
+        self._newest: Checkpoint | None = None
+        _trained.add(self._resolved_path)
 
     def _refuse_second_training(self) -> None:
         # It would begin at the end of the first, whatever its model: another fold, say, would be
         # complete at once. Where the script has deleted the run, this is a new one.
-        if self._path in _trained and self.run.run_file.exists():
+        if self._resolved_path in _trained and self._run_dir.run_file.exists():
             raise ConfigError(
-                f"cannot train a second time in {self.run.root}: a run is one training, and this "
-                "process has trained there already; give each training a run of its own, such as "
-                "run_dir='runs/second' for its Session or OrchestratorCallback"
+                f"cannot train a second time in {self._run_dir.root}: a run is one training, and "
+                "this process has trained there already; give each training a run of its own, such "
+                "as run_dir='runs/second' for its Session or OrchestratorCallback"
             )
 
-    def snapshot_to_resume(self) -> Snapshot | None:
-        """None: what was in memory ended with the process before."""
-        return None
+    @property
+    def facts(self) -> RunFacts:
+        """What is known of the run."""
+        return self._facts
 
-    def checkpoint_to_resume(self) -> Checkpoint | None:
-        """The newest that verification finds valid; says what it set aside."""
-        self.store.sweep()
-        for sentence in self.store.unrecognised():
-            say(f"in {self.run.checkpoints} {sentence}, and is passed over")
-        self._resumed_from = self.store.newest_valid(self._quarantined)
+    def newest_state(self) -> Checkpoint | None:
+        """Return the newest valid checkpoint; snapshots in memory end with their process.
+
+        Raises:
+            NoValidCheckpointError: There are checkpoints, and none of them is valid.
+        """
+        self._store.sweep()
+        for sentence in self._store.unrecognised():
+            print_message(f"in {self._run_dir.checkpoints} {sentence}, and is passed over")
+        self._resumed_from = self._newest = self._store.newest_valid(self._report_quarantine)
         return self._resumed_from
 
-    def reject(self) -> None:
-        """Nobody decides for us: the error says it."""
+    def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
+        """Write a snapshot to disk, in a thread of this process."""
+        self._local_writer.write(snapshot, reason, written)
 
-    def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
-        """None, as with ``snapshot_to_resume``."""
-        return []
+    def report(self, report: Report, **facts: Any) -> None:
+        """Write an event into the journal, and print what went wrong."""
+        if report is Report.SNAPSHOT_TAKEN:
+            self._checkpoint_journal.record_snapshot(facts)
+        elif report is Report.SAVE_FAILED:
+            self._checkpoint_journal.record_failure(facts["problem"], step=facts["step"])
+            print_message(facts["problem"])
+        elif report in _JOURNAL_EVENTS:
+            self._journal.write(_JOURNAL_EVENTS[report], **facts)
 
-    def write(self, snapshot: Snapshot, reason: Reason) -> Future[Checkpoint]:
-        """Write it in a thread."""
-        written: Future[Checkpoint] = Future()
-        self._own_writer.write(snapshot, reason, written)
-        return written
-
-    def took(self, snapshot: Snapshot, **facts: Any) -> None:
-        """Journal one in a while."""
-        sizes = {"step": snapshot.manifest.step, "bytes": snapshot.image_bytes}
-        self._checkpoint_journal.record_snapshot({**sizes, **facts})
-
-    def tell(self, event: JournalEvent, **facts: Any) -> None:
-        """Write it into the journal."""
-        self._journal.write(event, **facts)
-
-    def show(self, metrics: dict[str, float]) -> None:
-        """Nobody watches; it is the time to look at what the script tracks its run with."""
+    def report_metrics(self, metrics: dict[str, float]) -> None:
+        """Record the script's MLflow run, if it has one by now; no supervisor shows metrics."""
         self._mlflow.poll()
 
-    def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
-        """Journal it, then delete what the policy does not keep."""
+    def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
+        """Journal a new checkpoint, then delete what the policy does not keep."""
+        self._newest = checkpoint
         self._checkpoint_journal.record_publication(checkpoint, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
-            deleted = self.store.apply_retention(self._policy, in_use, self._quarantined)
+            deleted = self._store.apply_retention(self._policy, in_use, self._report_quarantine)
         except (OSError, UnreadableError) as error:
-            say(f"cannot tidy up {self.run.checkpoints}: {error}")
+            print_message(f"cannot delete old checkpoints in {self._run_dir.checkpoints}: {error}")
             return
         for old in deleted:
             self._checkpoint_journal.record_deletion(old)
 
-    def failed(self, error: CheckpointWriteError) -> None:
-        """Journal it, and say so."""
-        self._checkpoint_journal.record_failure(str(error), step=error.step)
-        say(str(error))
-
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
-        """Journal how it ended and free the run."""
-        self._own_writer.finish()
+        """Journal how the session ended and free the run."""
+        self._local_writer.finish()
+        step = self._facts.memory.page.values[Field.STEP]
         if status is ExitStatus.COMPLETE:
-            self.tell(JournalEvent.RUN_COMPLETED, step=self.page.values[Field.STEP])
+            self._journal.write(JournalEvent.RUN_COMPLETED, step=step)
         elif status is not None:
-            step = self.page.values[Field.STEP]
-            self.tell(JournalEvent.RUN_STOPPED, status=status, step=step)
+            self._journal.write(JournalEvent.RUN_STOPPED, status=status, step=step)
+            self._print_stop(status, step)
         if status is not ExitStatus.COMPLETE:
-            _trained.discard(self._path)
-        self._left = True
+            _trained.discard(self._resolved_path)
+        self._has_left = True
         self._tracker_variables.restore()
-        self.slots.close()
+        self._facts.memory.slots.close()
         self._lock.unlock_and_close()
+
+    def _print_stop(self, status: ExitStatus, step: int) -> None:
+        again = "run the same command again to resume"
+        if status is ExitStatus.STOPPED_UNSAVED:
+            print_message(f"stopped at step {step}, but the last steps are not saved; {again}")
+        elif status is ExitStatus.STOPPED_SAVED and self._newest is not None:
+            print_message(f"stopped at step {step}, saved in {self._newest.path}; {again}")
+        elif status is ExitStatus.STOPPED_SAVED:
+            print_message("stopped before the first step: there was nothing to save")
 
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.
-        if not self._left:
+        if not self._has_left:
             self._lock.close()
-            _trained.discard(self._path)
-            self._left = True
+            _trained.discard(self._resolved_path)
+            self._has_left = True
 
-    def _quarantined(self, error: CheckpointInvalidError) -> None:
+    def _report_quarantine(self, error: CheckpointInvalidError) -> None:
         if os.path.lexists(error.path):
-            say(f"{error}; it cannot be moved to quarantine and is passed over")
+            print_message(f"{error}; it cannot be moved to quarantine and is skipped")
             return
-        say(f"{error}; it was moved to quarantine")
+        print_message(f"{error}; it was moved to quarantine")
         self._checkpoint_journal.record_quarantine(error.path, error.reason)

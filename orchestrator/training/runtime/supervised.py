@@ -1,4 +1,4 @@
-"""A session under a supervisor, which keeps the journal, writes, rotates, and survives us."""
+"""The backend under a supervisor, which keeps the journal, writes checkpoints and rotates them."""
 
 import contextlib
 import errno
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason, json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
@@ -27,124 +28,136 @@ from orchestrator.snapshot.slots import Snapshot
 from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MlflowWatch
-from orchestrator.training.runtime.local_writer import OwnWriter
-from orchestrator.training.runtime.supervisor_connection import Lifeline
+from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.local_writer import LocalWriter
+from orchestrator.training.runtime.supervisor_connection import SupervisorConnection
 
-_MESSAGES = {
-    JournalEvent.RESUMED: "resumed",
-    JournalEvent.EXACTNESS_LOST: "exactness_lost",
-    JournalEvent.STOP_NOTICED: "stop_noticed",
-    JournalEvent.CHECKPOINT_FAILED: "save_failed",
+# What this process writes into the journal itself once the supervisor is dead.
+_JOURNAL_EVENTS = {
+    Report.RESUMED: JournalEvent.RESUMED,
+    Report.EXACTNESS_LOST: JournalEvent.EXACTNESS_LOST,
+    Report.STOP_NOTICED: JournalEvent.STOP_NOTICED,
 }
 
 
 class Supervised:
-    """Home of a session whose process, or an ancestor of it, was started by a supervisor."""
+    """The backend of a session whose process, or an ancestor of it, a supervisor has started.
 
-    supervised = True
+    It survives the supervisor: what that has not written yet, this process then writes itself.
+    """
 
     def __init__(self) -> None:
-        """Join the run. Raises ConfigError when the supervisor is gone or refuses."""
+        """Join the run.
+
+        Raises:
+            ConfigError: The supervisor is gone or refuses, or a variable is missing.
+        """
         try:
-            self.run = RunDir(Path(os.environ[RUN_DIR_VARIABLE]))
-            self.attempt = int(os.environ[ATTEMPT_VARIABLE])
+            run_dir = RunDir(Path(os.environ[RUN_DIR_VARIABLE]))
+            attempt = int(os.environ[ATTEMPT_VARIABLE])
         except (KeyError, ValueError):
             raise ConfigError(
                 f"cannot join a supervised run: {SOCKET_VARIABLE} is set, but {RUN_DIR_VARIABLE} "
                 f"or the number in {ATTEMPT_VARIABLE} is missing; pass all three on, or unset "
                 f"{SOCKET_VARIABLE} to run without a supervisor"
             ) from None
-        self._lifeline = Lifeline(os.environ, self.run, self._hear, self._write_alone)
-        welcome = self._lifeline.welcome
-        self.page = self._lifeline.page
-        self.slots = self._lifeline.slots
-        self.store = Store(self.run, welcome["run_id"])
-        self.command = welcome["command"]
-        self.every = Every(**welcome["every"])
-        self.snapshot_budget: float | None = welcome["snapshot_budget"]
-        self.snapshot_interval: float | None = welcome["snapshot_interval_seconds"]
-        self.allow_data_change: bool = welcome["allow_data_change"]
-        self._journal = Journal(self.run.journal_file)
-        self._own_writer = OwnWriter(self.store, self.published, self.failed)
-        self._module_report = ModuleReport(
-            self.run.attempt(self.attempt).modules_file, lambda: self._lifeline.send("modules")
-        )
-        self._mlflow = MlflowWatch(self.run)
+        self._connection = SupervisorConnection(os.environ, run_dir, self)
+        welcome = self._connection.welcome
         self._changing_writes = threading.Lock()
-        self._writes: dict[int, tuple[Snapshot, Reason, Future[Checkpoint]]] = {}
-        self._left = self.slots.snapshots()
-        for snapshot in self._left:
-            if snapshot.generation in welcome["writing_generations"]:
-                self._writes[snapshot.generation] = (snapshot, Reason.CRASH, Future())
-        self._lifeline.listen()
+        self._inherited = self._connection.slots.snapshots()
+        self._writes: dict[int, tuple[Snapshot, Reason, Future[Checkpoint]]] = {
+            snapshot.generation: (snapshot, Reason.CRASH, Future())
+            for snapshot in self._inherited
+            if snapshot.generation in welcome["writing_generations"]
+        }
+        self._facts = RunFacts(
+            run_dir,
+            Store(run_dir, welcome["run_id"]),
+            SharedMemory(
+                self._connection.page,
+                self._connection.slots,
+                tuple((snapshot, written) for snapshot, _, written in self._writes.values()),
+            ),
+            RunSettings(
+                command=welcome["command"],
+                every=Every(**welcome["every"]),
+                snapshot_budget=welcome["snapshot_budget"],
+                allow_data_change=welcome["allow_data_change"],
+                snapshot_interval_seconds=welcome["snapshot_interval_seconds"],
+            ),
+            attempt,
+        )
+        self._attempt_files = run_dir.attempt(attempt)
+        self._journal = Journal(run_dir.journal_file)
+        self._checkpoint_journal = CheckpointJournal(self._journal)
+        self._local_writer = LocalWriter(self)
+        modules_file = self._attempt_files.modules_file
+        self._module_report = ModuleReport(modules_file, self._report_modules)
+        self._mlflow = MlflowWatch(run_dir)
+        self._connection.listen()
 
-    def snapshot_to_resume(self) -> Snapshot | None:
-        """What the supervisor hands on of the attempt before."""
-        generation = self._lifeline.welcome["resume_generation"]
-        return next((s for s in self._left if s.generation == generation), None)
+    @property
+    def facts(self) -> RunFacts:
+        """What is known of the run."""
+        return self._facts
 
-    def checkpoint_to_resume(self) -> Checkpoint | None:
-        """What the supervisor chose and verified just before it started us."""
+    def newest_state(self) -> Snapshot | Checkpoint | None:
+        """Return what the supervisor chose and verified just before it started this process."""
+        generation = self._connection.welcome["resume_generation"]
+        for snapshot in self._inherited:
+            if snapshot.generation == generation:
+                return snapshot
         path = os.environ.get(RESUME_VARIABLE)
         return read_checkpoint(Path(path).parent) if path else None
 
-    def reject(self) -> None:
-        """Have the supervisor think about what the next attempt resumes from."""
-        self._lifeline.send("rejected")
-
-    def writes_under_way(self) -> list[tuple[Snapshot, Future[Checkpoint]]]:
-        """What the supervisor still writes for the attempt before."""
-        with self._changing_writes:
-            return [(snapshot, written) for snapshot, _, written in self._writes.values()]
-
-    def write(self, snapshot: Snapshot, reason: Reason) -> Future[Checkpoint]:
-        """Have the supervisor write it; by ourselves once it is dead."""
-        written: Future[Checkpoint] = Future()
+    def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
+        """Ask the supervisor to write a snapshot; write it in this process once that is dead."""
         with self._changing_writes:
             self._writes[snapshot.generation] = (snapshot, reason, written)
-        self._lifeline.send("write", generation=snapshot.generation, reason=reason)
-        if self._lifeline.supervisor_died:
+        self._connection.send("write", generation=snapshot.generation, reason=reason)
+        if self._connection.supervisor_died:
             self._write_alone()
-        return written
 
-    def tell(self, event: JournalEvent, **facts: Any) -> None:
-        """Report to the supervisor, or to the journal once it is dead."""
-        if self._lifeline.supervisor_died:
-            self._journal.write(event, self.attempt, **facts)
-        else:
-            self._lifeline.send(_MESSAGES[event], **facts)
+    def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
+        """Report a new checkpoint; a dead supervisor's successor finds it on the disk."""
+        self._connection.send("published", name=checkpoint.name, seconds=seconds)
 
-    def show(self, metrics: dict[str, float]) -> None:
-        """Report the latest metrics, and what else a supervisor hears about once a second."""
-        self._lifeline.offer("metrics", metrics=json_metrics(metrics))
+    def report(self, report: Report, **facts: Any) -> None:
+        """Report to the supervisor, or to the journal once that is dead."""
+        if report is Report.SNAPSHOT_TAKEN:
+            self._connection.offer(report, **facts)
+        elif not self._connection.supervisor_died:
+            self._connection.send(report, **facts)
+        elif report is Report.SAVE_FAILED:
+            attempt, step = self._facts.attempt, facts["step"]
+            self._checkpoint_journal.record_failure(facts["problem"], attempt, step=step)
+        elif report in _JOURNAL_EVENTS:
+            self._journal.write(_JOURNAL_EVENTS[report], self._facts.attempt, **facts)
+
+    def report_metrics(self, metrics: dict[str, float]) -> None:
+        """Report the metrics, and what else a supervisor hears about once a second."""
+        self._connection.offer("metrics", metrics=json_metrics(metrics))
         self._module_report.write_if_due()
         self._mlflow.poll()
 
-    def took(self, snapshot: Snapshot, **facts: Any) -> None:
-        """Report a snapshot."""
-        step, image_bytes = snapshot.manifest.step, snapshot.image_bytes
-        self._lifeline.offer("snapshot", step=step, bytes=image_bytes, **facts)
-
-    def published(self, checkpoint: Checkpoint, seconds: float | None) -> None:
-        """Report a new checkpoint; a dead supervisor's successor finds it on the disk."""
-        self._lifeline.send("published", name=checkpoint.name, seconds=seconds)
-
-    def failed(self, error: CheckpointWriteError) -> None:
-        """Report a failure of our own; those of the supervisor it reports itself."""
-        self.tell(JournalEvent.CHECKPOINT_FAILED, step=error.step, problem=str(error))
+    def _report_modules(self) -> None:
+        self._connection.send("modules")
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
-        """Leave the exception's description and say goodbye."""
+        """Leave the exception's description in error.json, report the status, disconnect."""
         if error is not None:
             # A full disk must not replace the exception that the user has to see.
             with contextlib.suppress(OSError):
-                write_json(self.run.attempt(self.attempt).error_file, error)
-        self._own_writer.finish()
+                write_json(self._attempt_files.error_file, error)
+        self._local_writer.finish()
         if status is not None:
-            self._lifeline.send("ended", status=int(status))
-        self._lifeline.close()
+            self._connection.send("ended", status=int(status))
+        self._connection.close()
 
-    def _hear(self, message: Message) -> None:
+    # --- what the connection's thread calls --------------------------------------------------
+
+    def on_message(self, message: Message) -> None:
+        """Complete the write that the supervisor's answer is about."""
         with self._changing_writes:
             write = self._writes.pop(message.get("generation", 0), None)
         if write is None:
@@ -152,7 +165,8 @@ class Supervised:
         snapshot, _, written = write
         if message.get("type") == "written":
             try:
-                written.set_result(read_checkpoint(self.run.checkpoints / str(message["name"])))
+                checkpoints = self._facts.run_dir.checkpoints
+                written.set_result(read_checkpoint(checkpoints / str(message["name"])))
             except OrchestratorError as error:
                 written.set_exception(error)
         else:
@@ -160,9 +174,12 @@ class Supervised:
             cause = OSError(errno.EIO, problem)
             written.set_exception(CheckpointWriteError(snapshot.manifest.step, cause))
 
+    def on_supervisor_death(self) -> None:
+        """Write what the supervisor has not written."""
+        self._write_alone()
+
     def _write_alone(self) -> None:
-        """The supervisor is dead: do what it has not done."""
         with self._changing_writes:
             writes, self._writes = list(self._writes.values()), {}
         for snapshot, reason, written in writes:
-            self._own_writer.write(snapshot, reason, written)
+            self._local_writer.write(snapshot, reason, written)

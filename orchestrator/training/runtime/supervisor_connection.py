@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
@@ -27,24 +27,37 @@ CONNECT_SECONDS = 10.0
 COPY_BYTES = 1 << 16
 
 
-class Lifeline:
-    """The connection, and a thread that notices its end."""
+class SupervisorListener(Protocol):
+    """What is called in the connection's thread."""
+
+    def on_message(self, message: Message) -> None:
+        """Handle a message other than a stop, which the connection records itself."""
+
+    def on_supervisor_death(self) -> None:
+        """Handle the end of the connection, from which on nothing is answered any more."""
+
+
+class SupervisorConnection:
+    """The connection, and a thread that reads from it and notices its end.
+
+    Attributes:
+        welcome: The supervisor's first message: the run's settings.
+        page: The control page of this attempt.
+        slots: The snapshot memory.
+        supervisor_died: Whether the connection has ended before the session.
+    """
 
     def __init__(
-        self,
-        environment: Mapping[str, str],
-        run: RunDir,
-        on_message: Callable[[Message], None],
-        on_death: Callable[[], None],
+        self, environment: Mapping[str, str], run_dir: RunDir, listener: SupervisorListener
     ) -> None:
-        """Connect and receive the shared memory. Raises ConfigError when that is refused.
+        """Connect and receive the shared memory; ``listener`` is called from ``listen`` on.
 
-        What the supervisor says later, and its death, is passed on in a thread, after ``listen``.
+        Raises:
+            ConfigError: The supervisor cannot be reached, or refuses.
         """
-        self._on_message = on_message
-        self._on_death = on_death
+        self._listener = listener
         self._attempt = int(environment.get(ATTEMPT_VARIABLE, "0"))
-        self._output_file = run.attempt(self._attempt).output_file
+        self._output_file = run_dir.attempt(self._attempt).output_file
         path = environment[SOCKET_VARIABLE]
         try:
             self._connection = Connection(path, CONNECT_SECONDS)
@@ -76,27 +89,27 @@ class Lifeline:
         self.supervisor_died = False
 
     def listen(self) -> None:
-        """Begin to hear the supervisor, and to answer when it asks for our stacks.
+        """Begin to read messages, and to dump this process's stacks when the supervisor asks.
 
-        The latter stays when the session ends: a process that does not end then hangs too.
+        The dump stays available when the session ends: a process that does not end then hangs too.
         """
         if signal.getsignal(DUMP_SIGNAL) == signal.SIG_DFL:
             faulthandler.register(DUMP_SIGNAL, file=self._stacks)
-        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._listen, name="supervisor", daemon=True).start()
         os.register_at_fork(after_in_child=self._close_in_child)
 
     def send(self, kind: str, **facts: Any) -> None:
-        """Tell the supervisor; if it is gone, the listening thread sees to what follows."""
+        """Send a message; if the supervisor is gone, the listening thread handles that."""
         with contextlib.suppress(OSError):
             self._connection.send({"type": kind, **facts})
 
     def offer(self, kind: str, **facts: Any) -> None:
-        """Tell the supervisor, unless it has left too much unread: it may be stopped."""
+        """Send a message, unless too many are unread: the supervisor may be stopped."""
         with contextlib.suppress(OSError):
             self._connection.send_or_drop({"type": kind, **facts})
 
     def close(self) -> None:
-        """The session is over: from now on the end of the connection means nothing."""
+        """End the session: from now on the end of the connection means nothing."""
         self._closed.set()
         self._connection.shut_down()
 
@@ -106,21 +119,21 @@ class Lifeline:
                 if message.get("type") == "stop":
                     self.page.values[Field.STOP_REQUEST] = 1
                 else:
-                    self._on_message(message)
+                    self._listener.on_message(message)
         if not self._closed.is_set():
             self._outlive_supervisor()
 
     def _outlive_supervisor(self) -> None:
-        """Have the loop save and end, and end the process if it does not come to that in time."""
+        """Request a stop; end the process if the loop does not save and end within the grace."""
         self.supervisor_died = True
         self.page.values[Field.STOP_REQUEST] = 1
         self._keep_output()
-        self._on_death()
+        self._listener.on_supervisor_death()
         if not self._closed.wait(self.welcome["grace_seconds"]):
             os._exit(ExitStatus.STOPPED_UNSAVED)
 
     def _keep_output(self) -> None:
-        """Lead standard output and error from the orphaned pipe or terminal to the log."""
+        """Redirect standard output and error from the orphaned pipe or terminal to the log."""
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             log = open_regular(self._output_file, flags, real_parents=REAL_PARENTS)
@@ -137,14 +150,14 @@ class Lifeline:
         return os.isatty(descriptor) or os.path.sameopenfile(descriptor, self._output)
 
     def _close_in_child(self) -> None:
-        # A forked child that kept the socket would hide our death from the supervisor.
+        # A forked child that kept the socket would hide this process's death from the supervisor.
         self._connection.close()
 
 
 def _drain(output: int, log: int) -> None:
-    """Move what was written before the switch, and what other processes of ours still write.
+    """Move to the log what was written before the switch, and what child processes still write.
 
-    Somebody may be blocked on it, so that it must go on when the disk takes nothing more.
+    A process may be blocked on the pipe, so that this continues when the disk takes nothing more.
     """
     with contextlib.suppress(OSError):
         while data := os.read(output, COPY_BYTES):

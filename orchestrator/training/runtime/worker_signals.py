@@ -23,18 +23,18 @@ WORKER_END_SECONDS = 3.0
 
 
 class WorkerShield:
-    """While installed, every DataLoader starts its workers with the stop signals blocked.
+    """Makes every DataLoader start its workers with the stop signals blocked, while installed.
 
     The signal mask is inherited through fork and exec, so there is no instant at which a worker is
-    exposed; a handler set in ``worker_init_fn`` would leave one. Signals that arrive meanwhile stay
-    pending in the trainer and are delivered when the mask is lifted.
+    exposed; a handler set in ``worker_init_fn`` would leave one. Signals that arrive in between
+    stay pending in the trainer and are delivered when the mask is lifted.
     """
 
     def __init__(self) -> None:
         self._originals: dict[type[DataLoader[Any]], Any] = {}
         self._persistent: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
         self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
-        # The iterator of a loop that was left is gone before we are asked; its workers may not be.
+        # The iterator of a loop that was left may be gone by the end; its workers may not be.
         self._workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def install(self) -> None:
@@ -61,9 +61,9 @@ class WorkerShield:
         return shielded_iter
 
     def restore(self) -> None:
-        """Stop shielding, and end the workers that still live.
+        """Stop shielding, and end the workers that are still alive.
 
-        The interpreter would end them with SIGTERM, which they do not hear, and wait for ever.
+        The interpreter would end them with SIGTERM, which they block, and wait for them for ever.
         """
         for kind, original in self._originals.items():
             kind.__iter__ = original  # type: ignore[method-assign]
@@ -71,7 +71,7 @@ class WorkerShield:
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()
         for loader in list(self._persistent):
-            # It would be asked again, by an evaluation after training say.
+            # It would be used again, by an evaluation after training for example.
             loader._iterator = None
         deadline = time.monotonic() + WORKER_END_SECONDS
         for worker in list(self._workers):
@@ -83,15 +83,16 @@ class WorkerShield:
 
 
 def _kinds_with_own_iter(kind: type[DataLoader[Any]]) -> list[type[DataLoader[Any]]]:
-    """It and its subclasses, as torchdata's loader is, that start their workers themselves."""
+    """Return it and its subclasses, such as torchdata's, that start their workers themselves."""
     below = [each for sub in kind.__subclasses__() for each in _kinds_with_own_iter(sub)]
     return [kind, *below] if "__iter__" in vars(kind) else below
 
 
 def _prepare(loader: DataLoader[Any]) -> None:
-    """Start the helper of multiprocessing now: starting it lifts SIGTERM and SIGINT off the mask.
+    """Start multiprocessing's own processes before the signals are blocked.
 
-    And a fork server must not inherit the mask, since later children of the script would have it.
+    Starting the resource tracker lifts SIGTERM and SIGINT off the mask. A fork server must not
+    inherit the mask, since later children of the script would have it.
     """
     context: Any = loader.multiprocessing_context or multiprocessing
     method = context.get_start_method()
@@ -105,7 +106,7 @@ def _prepare(loader: DataLoader[Any]) -> None:
 
 
 class _BlockFirst:
-    """Shields a worker of the fork server, which has its mask from there, as soon as it runs."""
+    """Blocks the signals in a worker of the fork server, whose mask it has, as soon as it runs."""
 
     def __init__(self, init: Any) -> None:
         self._init = init
@@ -118,9 +119,9 @@ class _BlockFirst:
 
 @contextlib.contextmanager
 def sigchld_default() -> Iterator[None]:
-    """Inside, a worker's death does not raise in the main thread: torch's handler is set aside.
+    """Set torch's SIGCHLD handler aside: a worker's death then raises nothing in the main thread.
 
-    Its death is noticed all the same, at the next batch.
+    The death is noticed at the next batch.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Copies the bytes of storages into a slot: at once from the CPU, on a stream beside from CUDA."""
+"""Copies the bytes of storages into a slot: at once from the CPU, on a side stream from CUDA."""
 
 import ctypes
 from collections.abc import Collection, Iterable
@@ -14,11 +14,11 @@ SMALL_BYTES = 1 << 14
 
 
 class Copier:
-    """Copies, and keeps the next optimizer step back until what it changes has been copied.
+    """Copies, and holds the next optimizer step back until what it changes has been copied.
 
     On CUDA everything but the tensors of optimizers is waited for before the loop's next kernel,
-    since a forward pass may change it (running statistics, say). Those tensors change in an
-    optimizer's step only, so that only the next step has to wait for them.
+    since a forward pass may change it (running statistics, say). The tensors of optimizers change
+    in a step only, so that only the next step has to wait for them.
     """
 
     def __init__(self) -> None:
@@ -35,8 +35,8 @@ class Copier:
     ) -> list[torch.cuda.Event]:
         """Begin to copy each storage to its offset, in bytes.
 
-        ``of_optimizers`` names storages by their ``_cdata``. What is returned must be synchronised
-        with before the copy is whole; nothing on the CPU.
+        ``of_optimizers`` names storages by their ``_cdata``. The copy is complete once the returned
+        events have been synchronised with; there are none for storages on the CPU.
         """
         base = target.data.data_ptr()
         on_devices: dict[int, list[tuple[bool, torch.Tensor, torch.Tensor]]] = {}
@@ -46,13 +46,13 @@ class Copier:
                 ctypes.memmove(base + offset, storage.data_ptr(), size)
                 continue
             source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-            place = target.data[offset : offset + size]
+            destination = target.data[offset : offset + size]
             if storage.device.type == "cuda":
                 may_wait = storage._cdata in of_optimizers
-                job = (may_wait, place, source)
+                job = (may_wait, destination, source)
                 on_devices.setdefault(storage.device.index, []).append(job)
             else:
-                place.copy_(source)
+                destination.copy_(source)
         return [self._copy_from(device, jobs) for device, jobs in on_devices.items()]
 
     def _copy_from(
@@ -66,9 +66,9 @@ class Copier:
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
             for may_wait in (False, True):
-                for waits, place, source in jobs:
+                for waits, destination, source in jobs:
                     if waits is may_wait:
-                        place.copy_(source, non_blocking=True)
+                        destination.copy_(source, non_blocking=True)
                 if not may_wait:
                     current.wait_event(beside.record_event())
             whole: torch.cuda.Event = beside.record_event()
@@ -81,7 +81,7 @@ class Copier:
             torch.cuda.current_stream(device).wait_event(event)
 
     def close(self) -> None:
-        """Stop watching optimizers."""
+        """Remove the hook on optimizers."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

@@ -1,7 +1,7 @@
 """The image of a checkpoint file: what torch.save would write, laid out without the tensor bytes.
 
-``torch.serialization.skip_data`` has torch.save write everything but the bytes of storages, and
-skip over those. What it skips is where each storage belongs, in the order in which pickle meets
+Under ``torch.serialization.skip_data``, torch.save writes everything but the bytes of storages, and
+skips over those. What it skips is where each storage belongs, in the order in which pickle meets
 them. The bytes can then be copied there at memory speed, and the result is an ordinary file.
 """
 
@@ -33,9 +33,11 @@ class InexpressibleError(Exception):
 
 @dataclass
 class Frozen:
-    """A state that no longer changes but for the bytes of its tensors.
+    """A state of which only the bytes of its tensors can still change.
 
-    ``storages`` are the distinct ones, in the order in which pickle meets them.
+    Attributes:
+        tree: The containers and plain values, copied, with tensors that share the live storages.
+        storages: The distinct storages, in the order in which pickle meets them.
     """
 
     tree: Any
@@ -45,7 +47,10 @@ class Frozen:
 def freeze(state: Any) -> Frozen:
     """Copy the containers and plain values of ``state`` and refer to its tensors.
 
-    What is the same object stays the same object. Raises InexpressibleError.
+    An object that occurs twice occurs twice in the copy as well.
+
+    Raises:
+        InexpressibleError: A tensor has a layout whose bytes are not written storage by storage.
     """
     freezer = _Freezer()
     tree = freezer.freeze(state)
@@ -83,7 +88,7 @@ class _Freezer:
             raise InexpressibleError("a quantised tensor, which skip_data refuses")
         storage = tensor.untyped_storage()
         self.storages.setdefault(storage._cdata, storage)
-        # A tensor object of our own: assigning to .data of the script's would change it.
+        # A new tensor object: an assignment to .data of the script's own would change this one.
         alias = tensor.detach()
         if type(tensor) is torch.nn.Parameter:
             return torch.nn.Parameter(alias, requires_grad=tensor.requires_grad)
@@ -92,9 +97,13 @@ class _Freezer:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything lies in the image; offsets and sizes in bytes.
+    """Where everything is in the image; offsets and sizes in bytes.
 
-    ``offsets`` has an entry for each storage, ``pieces`` is everything between the storages.
+    Attributes:
+        sizes: The size of each storage.
+        offsets: The offset of each storage.
+        pieces: Everything between the storages, each with its offset.
+        image_bytes: The size of the image.
     """
 
     sizes: list[int]
@@ -106,8 +115,9 @@ class Layout:
 def lay_out(frozen: Frozen) -> Layout:
     """Lay the file out.
 
-    Raises InexpressibleError when torch.save skips other bytes than those of our storages, and
-    UnstorableError when it refuses the state.
+    Raises:
+        InexpressibleError: torch.save skips other bytes than those of the frozen storages.
+        UnstorableError: torch.save refuses the state.
     """
     sizes = [storage.nbytes() for storage in frozen.storages]
     sink = _Sink()
@@ -121,7 +131,7 @@ def lay_out(frozen: Frozen) -> Layout:
     placed = [next(gaps, (0, -1)) if size else (0, 0) for size in sizes]
     if [length for _, length in placed] != sizes or next(gaps, None) is not None:
         raise InexpressibleError("a tensor that torch.save writes in a way of its own")
-    return Layout(sizes, [offset for offset, _ in placed], sink.joined(), sink.end)
+    return Layout(sizes, [offset for offset, _ in placed], sink.pieces(), sink.end)
 
 
 @contextlib.contextmanager
@@ -134,7 +144,7 @@ def _aligned(sizes: Sequence[int]) -> Iterator[None]:
 
 @dataclass
 class _Sink:
-    """The file that torch.save writes to: keeps what is written, notes what is skipped."""
+    """The file that torch.save writes to: keeps what is written, records what is skipped."""
 
     end: int = 0
     gaps: list[tuple[int, int]] = field(default_factory=list)
@@ -147,14 +157,14 @@ class _Sink:
 
     def seek(self, distance: int, whence: int) -> int:
         if whence != 1:
-            raise InexpressibleError("torch.save seeks to an absolute place")
+            raise InexpressibleError("torch.save seeks to an absolute position")
         self.gaps.append((self.end, distance))
         self.end += distance
         self._runs.append((self.end, []))
         return self.end
 
     def flush(self) -> None:
-        """torch.save asks for it at the end."""
+        """Do nothing; torch.save calls this at the end."""
 
-    def joined(self) -> list[tuple[int, bytes]]:
+    def pieces(self) -> list[tuple[int, bytes]]:
         return [(offset, b"".join(parts)) for offset, parts in self._runs]

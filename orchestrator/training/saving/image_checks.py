@@ -1,4 +1,4 @@
-"""Looks into an image in memory, when the live tensors are changing already."""
+"""Checks of an image in memory, at a time when the live tensors are changing already."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,17 @@ from orchestrator.training.state.registry import all_finite
 
 
 def digests_of(frozen: Frozen, layout: Layout, target: SlotMemory) -> dict[str, str]:
-    """The digests of the parts of the state that is in the image."""
-    places = zip(frozen.storages, layout.offsets, strict=True)
-    addresses = {storage._cdata: target.address + offset for storage, offset in places}
+    """Return the digests of the parts of the state in the image."""
+    located = zip(frozen.storages, layout.offsets, strict=True)
+    addresses = {storage._cdata: target.address + offset for storage, offset in located}
     return digest_parts(frozen.tree, addresses)
 
 
 def is_finite(
     parameters: Sequence[torch.Tensor], frozen: Frozen, layout: Layout, target: SlotMemory
 ) -> bool:
-    """Whether the parameters are finite there."""
-    places = dict(
+    """Return whether the parameters are finite in the image."""
+    locations = dict(
         zip(
             (storage._cdata for storage in frozen.storages),
             zip(layout.offsets, layout.sizes, strict=True),
@@ -30,11 +30,11 @@ def is_finite(
     )
     checked = set()
     for parameter in parameters:
-        place = places.get(parameter.untyped_storage()._cdata)
+        location = locations.get(parameter.untyped_storage()._cdata)
         # A parameter that the state_dict leaves out is not in the image.
-        if place is not None and place not in checked:
-            checked.add(place)
-            offset, size = place
+        if location is not None and location not in checked:
+            checked.add(location)
+            offset, size = location
             whole = size // parameter.element_size() * parameter.element_size()
             if not all_finite(target.data[offset : offset + whole].view(parameter.dtype)):
                 return False

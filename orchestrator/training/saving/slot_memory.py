@@ -12,9 +12,9 @@ import torch
 MADV_POPULATE_WRITE = 23
 # One call holds the process's memory map, for which the training loop may be waiting.
 POPULATE_CHUNK_BYTES = 16 << 20
-# Populating so much takes a few milliseconds: not worth a thread and a wait.
+# To populate this much takes a few milliseconds: not worth a thread and a wait.
 INLINE_BYTES = 32 << 20
-# Room for a pickled part that grows, so that the memory is not mapped anew each time.
+# Room for a pickled part that grows, so that the memory is not mapped again each time.
 SPARE_SHARE = 8
 SPARE_BYTES = 1 << 20
 
@@ -30,23 +30,25 @@ class SlotMemory:
 
     @property
     def capacity(self) -> int:
-        """Bytes that are mapped."""
+        """The number of bytes that are mapped."""
         return self.data.numel()
 
     @property
     def address(self) -> int:
-        """Where it is mapped."""
+        """The address at which it is mapped."""
         return self.data.data_ptr()
 
     def missing_bytes(self, needed: int) -> int:
-        """How much more memory of the system an image of so many bytes takes."""
+        """Return how much more memory an image of ``needed`` bytes takes from the system."""
         return max(0, with_spare(needed) - os.fstat(self.descriptor).st_blocks * 512)
 
     def prepare(self, needed: int, *, pin: bool) -> None:
-        """Map room for ``needed`` bytes and have it populated; in the background where it is much.
+        """Map room for ``needed`` bytes and populate it; in a thread where it is much.
 
-        Without that the first copy would run at a tenth of its speed, for the page faults. Raises
-        OSError when there is no memory.
+        Without that the first copy would run at a tenth of its speed, for the page faults.
+
+        Raises:
+            OSError: There is no memory.
         """
         if needed <= self.capacity:
             return
@@ -69,12 +71,12 @@ class SlotMemory:
         return self._populating is None or not self._populating.is_alive()
 
     def wait_until_ready(self, deadline: float) -> None:
-        """Wait for that, at most until ``deadline`` (time.monotonic)."""
+        """Wait until it is populated, at most until ``deadline`` (time.monotonic)."""
         if self._populating is not None:
             self._populating.join(max(0.0, deadline - time.monotonic()))
 
     def _populate(self, pin: bool) -> None:
-        # ctypes lets other threads run meanwhile, mmap.madvise does not. Where the kernel does not
+        # ctypes releases the interpreter lock, mmap.madvise does not. Where the kernel does not
         # know the advice, the first copy is slow and nothing else happens.
         madvise = ctypes.CDLL(None).madvise
         for offset in range(0, self.capacity, POPULATE_CHUNK_BYTES):
@@ -98,7 +100,7 @@ class SlotMemory:
         return self._pinned_address is not None
 
     def unpin(self) -> None:
-        """Have CUDA forget the memory, before it is unmapped or the process ends."""
+        """Unregister the memory with CUDA, before it is unmapped or the process ends."""
         if self._populating is not None:
             self._populating.join()
         if self._pinned_address is not None:
@@ -106,11 +108,11 @@ class SlotMemory:
             self._pinned_address = None
 
     def write(self, offset: int, data: bytes) -> None:
-        """Copy bytes to a place."""
+        """Copy bytes to an offset."""
         ctypes.memmove(self.address + offset, data, len(data))
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Move bytes from one place to another; the two may overlap."""
+        """Move bytes from one offset to another; the two ranges may overlap."""
         ctypes.memmove(self.address + target, self.address + source, length)
 
 
@@ -119,6 +121,6 @@ def _cuda_runtime() -> Any:
 
 
 def with_spare(image_bytes: int) -> int:
-    """How large a slot is for an image of so many bytes, in whole pages."""
+    """Return how large a slot is for an image of ``image_bytes``, in whole pages."""
     wanted = image_bytes + image_bytes // SPARE_SHARE + SPARE_BYTES
     return -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,6 +1,6 @@
-"""Takes snapshots: the state's bytes into a slot at memory speed, the rest beside the training.
+"""Takes snapshots: copies the state's bytes into a slot at memory speed, the rest in a thread.
 
-The loop stands still only while the bytes are copied. A thread then lays the file out anew (its
+The loop stands still only while the bytes are copied. A thread then lays the file out again (its
 pickled part changes with every step), looks for non-finite parameters and declares it complete.
 """
 
@@ -27,8 +27,8 @@ from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.registry import all_finite
 
-# What is left of the free memory for everybody else, and for what the training still comes to need:
-# the larger of the two.
+# The part of the free memory that is left to other processes, and to what the training will need
+# later: the larger of the two.
 LEFT_FREE_SHARE = 0.1
 LEFT_FREE_BYTES = 128 << 20
 POLL_SECONDS = 0.002
@@ -38,11 +38,14 @@ WRITE_BUFFER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Content:
+class SnapshotContent:
     """What a snapshot is taken of.
 
-    ``draft`` is its manifest without files, ``parameters`` make it unhealthy where one is not
-    finite, ``of_optimizers`` are the storages (by ``_cdata``) that only an optimizer changes.
+    Attributes:
+        state: The whole state, as torch.save is to write it.
+        draft: The manifest, without files.
+        parameters: They make the snapshot unhealthy where one is not finite.
+        of_optimizers: The storages (by ``_cdata``) that only an optimizer changes.
     """
 
     state: dict[str, Any]
@@ -53,9 +56,13 @@ class Content:
 
 @dataclass
 class PendingSnapshot:
-    """A snapshot under way; ``done`` gets the Snapshot once it is complete.
+    """A snapshot under way.
 
-    ``stall_seconds`` is how long the loop stood still, ``thread_seconds`` what the rest computed.
+    Attributes:
+        slot: The index of its slot.
+        stall_seconds: How long the loop stood still for it.
+        thread_seconds: How much processor time the thread has used for it.
+        done: Gets the snapshot once it is complete, or the exception.
     """
 
     slot: int
@@ -87,21 +94,24 @@ class Snapshotter:
 
     @property
     def is_ready(self) -> bool:
-        """Whether nothing that is known now keeps ``take`` from taking one."""
+        """Whether nothing that is known now keeps ``take`` from pending one."""
         slots = self._memories[: self._usable]
         return self._can_begin and all(slot.is_ready for slot in slots)
 
     def hold(self, slot: int, until: Future[Any]) -> None:
-        """Leave this slot alone, whose image is being written to disk."""
+        """Leave a slot alone while its image is being written to disk, until ``until`` is done."""
         self._held[slot] = until
 
-    def take(self, content: Content, deadline: float | None = None) -> PendingSnapshot | None:
+    def take(
+        self, content: SnapshotContent, deadline: float | None = None
+    ) -> PendingSnapshot | None:
         """Begin a snapshot; the tensors may change as soon as this returns.
 
-        None where there is no room (``has_room`` is then false), memory is not populated yet or no
-        slot is free; with a ``deadline`` (time.monotonic) it waits for these until then.
+        Returns None where there is no room (``has_room`` is then false), memory is not populated
+        yet, or no slot is free. With a ``deadline`` (time.monotonic, in seconds) it waits until
+        then for memory and a slot.
         """
-        # A loader worker that dies meanwhile would make torch raise in the middle of it.
+        # A loader worker that dies during this would make torch raise in the middle of it.
         with sigchld_default():
             began = time.perf_counter()
             try:
@@ -109,46 +119,48 @@ class Snapshotter:
                 layout = self._layout_for(frozen)
             except InexpressibleError as error:
                 self._warn_of_plain(error)
-                taking = self._take_plainly(content, deadline)
+                pending = self._take_plainly(content, deadline)
             else:
-                taking = self._take_image(content, frozen, layout, deadline)
-        if taking is not None:
-            taking.stall_seconds = time.perf_counter() - began
-        return taking
+                pending = self._take_image(content, frozen, layout, deadline)
+        if pending is not None:
+            pending.stall_seconds = time.perf_counter() - began
+        return pending
 
     def _take_image(
-        self, content: Content, frozen: Frozen, layout: Layout, deadline: float | None
+        self, content: SnapshotContent, frozen: Frozen, layout: Layout, deadline: float | None
     ) -> PendingSnapshot | None:
         if not self._make_room(layout.image_bytes, deadline):
             return None
-        if (taking := self._begin(deadline)) is None:
+        if (pending := self._begin(deadline)) is None:
             return None
-        target = self._memories[taking.slot]
+        target = self._memories[pending.slot]
         events = self._copier.copy(frozen.storages, target, layout.offsets, content.of_optimizers)
-        job = (taking, content, frozen, layout, events)
+        job = (pending, content, frozen, layout, events)
         self._thread = threading.Thread(target=self._finish, args=job, name="snapshot", daemon=True)
         self._thread.start()
-        return taking
+        return pending
 
-    def _take_plainly(self, content: Content, deadline: float | None) -> PendingSnapshot | None:
-        """Have torch.save write the file into a slot."""
-        if (taking := self._begin(deadline)) is None:
+    def _take_plainly(
+        self, content: SnapshotContent, deadline: float | None
+    ) -> PendingSnapshot | None:
+        """Let torch.save write the file into a slot."""
+        if (pending := self._begin(deadline)) is None:
             return None
         try:
-            descriptor = os.dup(self._slots.images[taking.slot])
+            descriptor = os.dup(self._slots.images[pending.slot])
             with open(descriptor, "wb", buffering=WRITE_BUFFER_BYTES) as file:
                 file.seek(0)
                 torch.save(content.state, cast(IO[bytes], file))
                 image_bytes = file.tell()
             healthy = all(map(all_finite, content.parameters))
             digests = digest_parts(content.state)
-            taking.done.set_result(self._commit(taking, content, image_bytes, healthy, digests))
-        except BaseException as error:  # whoever waits for it has to hear of anything
-            taking.done.set_exception(error)
-        return taking
+            pending.done.set_result(self._commit(pending, content, image_bytes, healthy, digests))
+        except BaseException as error:  # a save may be waiting for it
+            pending.done.set_exception(error)
+        return pending
 
     def close(self) -> None:
-        """Wait for the snapshot under way, and have the device forget the memory."""
+        """Wait for the snapshot under way, and unpin the memory."""
         if self._thread is not None:
             self._thread.join(FINISH_SECONDS)
         self._copier.close()
@@ -158,7 +170,7 @@ class Snapshotter:
     # --- room and slots ----------------------------------------------------------------------
 
     def _make_room(self, needed: int, deadline: float | None) -> bool:
-        """Have the usable slots hold so many bytes; whether they do, and are populated."""
+        """Make the usable slots hold ``needed`` bytes; return whether they do, populated."""
         if any(slot.capacity < needed for slot in self._memories[: self._usable]):
             self._decide_usable(needed)
         slots = self._memories[: self._usable]
@@ -175,7 +187,7 @@ class Snapshotter:
         usable = next((n for n in (2, 1) if sum(missing[:n]) <= free), 0)
         if usable < self._usable:
             consequence = (
-                "one is kept, and a crash while it is taken falls back to the newest checkpoint"
+                "one is kept; a crash while it is taken falls back to the newest checkpoint"
                 if usable
                 else "none are taken, and training stands still while a checkpoint is written"
             )
@@ -187,14 +199,14 @@ class Snapshotter:
         self._usable = min(usable, self._usable)
 
     def _target(self) -> int | None:
-        """The slot to fill: not the one that is being written to disk nor, of two, the newest."""
-        taken = {slot for slot, until in self._held.items() if not until.done()}
+        """Return the slot to fill: not one that is being written nor, of two, the newest."""
+        occupied = {slot for slot, until in self._held.items() if not until.done()}
         if self._usable > 1 and (newest := self._slots.newest_slot()) is not None:
-            taken.add(newest)
-        return next((index for index in range(self._usable) if index not in taken), None)
+            occupied.add(newest)
+        return next((index for index in range(self._usable) if index not in occupied), None)
 
     def _begin(self, deadline: float | None) -> PendingSnapshot | None:
-        """Declare a slot torn and take it; waits for one where there is a deadline."""
+        """Declare a slot torn and take it; wait for one where there is a deadline."""
         while deadline is not None and time.monotonic() < deadline and not self._can_begin:
             time.sleep(POLL_SECONDS)
         if not self._can_begin or (slot := self._target()) is None:
@@ -204,22 +216,22 @@ class Snapshotter:
 
     @property
     def _can_begin(self) -> bool:
-        # The thread also tells of the snapshot, and must have done so before the next one.
+        # The thread also reports the snapshot, and must have done so before the next one.
         finished = self._thread is None or not self._thread.is_alive()
         return finished and self._target() is not None
 
     # --- filling -----------------------------------------------------------------------------
 
     def _layout_for(self, frozen: Frozen) -> Layout:
-        """The last layout while the sizes are the same, else a new one."""
+        """Return the last layout while the sizes are the same, else a new one."""
         if self._layout is None or self._layout.sizes != [s.nbytes() for s in frozen.storages]:
             self._layout = lay_out(frozen)
         return self._layout
 
     def _finish(
         self,
-        taking: PendingSnapshot,
-        content: Content,
+        pending: PendingSnapshot,
+        content: SnapshotContent,
         frozen: Frozen,
         layout: Layout,
         events: list[torch.cuda.Event],
@@ -228,7 +240,7 @@ class Snapshotter:
             for event in events:
                 event.synchronize()
             fresh = lay_out(frozen)
-            target = self._memories[taking.slot]
+            target = self._memories[pending.slot]
             target.prepare(fresh.image_bytes, pin=target.is_pinned)
             _move(target, layout, fresh)
             for offset, piece in fresh.pieces:
@@ -236,17 +248,17 @@ class Snapshotter:
             self._layout = fresh
             healthy = is_finite(content.parameters, frozen, fresh, target)
             digests = digests_of(frozen, fresh, target)
-            taking.thread_seconds = time.thread_time()
-            taking.done.set_result(
-                self._commit(taking, content, fresh.image_bytes, healthy, digests)
+            pending.thread_seconds = time.thread_time()
+            pending.done.set_result(
+                self._commit(pending, content, fresh.image_bytes, healthy, digests)
             )
-        except BaseException as error:  # whoever waits for it has to hear of anything
-            taking.done.set_exception(error)
+        except BaseException as error:  # a save may be waiting for it
+            pending.done.set_exception(error)
 
     def _commit(
         self,
-        taking: PendingSnapshot,
-        content: Content,
+        pending: PendingSnapshot,
+        content: SnapshotContent,
         image_bytes: int,
         healthy: bool,
         digests: dict[str, str],
@@ -256,22 +268,22 @@ class Snapshotter:
             healthy=content.draft.healthy and healthy,
             digests=digests | content.draft.digests,
         )
-        return self._slots.commit(taking.slot, image_bytes, draft)
+        return self._slots.commit(pending.slot, image_bytes, draft)
 
     def _warn_of_plain(self, error: InexpressibleError) -> None:
         if not self._warned_of_plain:
             self._warned_of_plain = True
             warnings.warn(
-                f"snapshots take the slower way of torch.save, since the state holds {error}",
+                f"snapshots use the slower torch.save, because the state holds {error}",
                 stacklevel=3,
             )
 
 
 def _move(target: SlotMemory, copied: Layout, fresh: Layout) -> None:
-    """Bring the storages from where they were copied to where the fresh layout has them."""
+    """Move the storages from where they were copied to where the fresh layout has them."""
     if copied.offsets == fresh.offsets:
         return
     moves = [m for m in zip(copied.offsets, fresh.offsets, fresh.sizes, strict=True) if m[2]]
     grows = moves[-1][1] > moves[-1][0]
-    for source, place, size in reversed(moves) if grows else moves:
-        target.move(source, place, size)
+    for source, destination, size in reversed(moves) if grows else moves:
+        target.move(source, destination, size)

@@ -1,1 +1,1 @@
-"""The state of a training: what is registered, stored, restored and compared."""
+"""The state of a training run: registered, captured, restored and compared."""

@@ -1,8 +1,8 @@
-"""What ``accelerate.Accelerator.prepare`` returns, understood without importing accelerate.
+"""Support for what ``accelerate.Accelerator.prepare`` returns, without importing accelerate.
 
-A prepared loader takes its batches from a DataLoader inside of it, one ahead of the loop, moves
-them to the device and tells the accelerator when the last one has come. A prepared optimizer or
-scheduler passes everything on to the one inside.
+A prepared loader takes its batches from the DataLoader inside it, one batch ahead of the loop. It
+moves them to the device and tells the accelerator which batch is the last. A prepared optimizer or
+scheduler delegates to the one inside it.
 """
 
 import sys
@@ -11,34 +11,34 @@ from typing import Any
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether it is a prepared optimizer, which has a ``scaler`` and a ``gradient_state``."""
+    """Return whether this is a prepared optimizer, with ``scaler`` and ``gradient_state``."""
     return _is_a(value, "optimizer", "AcceleratedOptimizer")
 
 
-def inside(value: Any) -> Any:
-    """The optimizer or scheduler in a prepared one, or what it is given."""
+def unprepared(value: Any) -> Any:
+    """Return the optimizer or scheduler inside a prepared one; any other value as it is."""
     if is_optimizer(value):
         return value.optimizer
     return value.scheduler if _is_a(value, "scheduler", "AcceleratedScheduler") else value
 
 
 def base_of(loader: Any) -> Any:
-    """The DataLoader in a prepared one, or what it is given."""
+    """Return the DataLoader inside a prepared loader; any other loader as it is."""
     return loader.base_dataloader if _is_loader(loader) else loader
 
 
 def with_base(loader: Any, base: Any) -> Any:
-    """A prepared loader like this one that takes its batches from ``base``; else ``base``."""
+    """Return a copy of a prepared loader with its batches from ``base``; else ``base`` itself."""
     if not _is_loader(loader):
         return base
-    # copy.copy() takes it for a DataLoader, and its constructor makes one.
-    twin = object.__new__(type(loader))
-    twin.__dict__.update(vars(loader), base_dataloader=base)
-    return twin
+    # Not copy.copy(), which treats it as a DataLoader: the constructor would make another loader.
+    copied = object.__new__(type(loader))
+    copied.__dict__.update(vars(loader), base_dataloader=base)
+    return copied
 
 
 def begin_epoch(loader: Iterable[Any], epoch: int) -> None:
-    """Tell a prepared loader its epoch, which it counts from 0 in each process."""
+    """Set the epoch of a prepared loader, which counts from 0 in each process by itself."""
     if _is_loader(loader):
         loader.iteration = epoch  # type: ignore[attr-defined]
 
@@ -48,6 +48,6 @@ def _is_loader(value: Any) -> bool:
 
 
 def _is_a(value: Any, module: str, name: str) -> bool:
-    # Of a package that is not loaded nothing can be an object.
-    kind = getattr(sys.modules.get(f"accelerate.{module}"), name, None)
-    return kind is not None and isinstance(value, kind)
+    # If the module is not loaded, no instance of its classes can exist.
+    class_ = getattr(sys.modules.get(f"accelerate.{module}"), name, None)
+    return class_ is not None and isinstance(value, class_)

@@ -1,4 +1,4 @@
-"""Whether a saved state fits a live object: keys, shapes, types, groups and options."""
+"""Comparison of a saved state with a live object: keys, shapes, dtypes, groups and options."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,10 @@ import torch
 
 
 def compare(live: Any, saved: Any) -> list[str]:
-    """What keeps a registered object from taking over a saved state; empty if nothing does."""
+    """Return the differences that keep ``live`` from loading ``saved``; empty if it fits.
+
+    Modules, optimizers and learning rate schedulers are compared; other objects always fit.
+    """
     if isinstance(live, torch.nn.Module):
         return _compare_modules(live.state_dict(), saved)
     if isinstance(live, torch.optim.Optimizer):
@@ -35,7 +38,7 @@ def _compare_tensors(name: str, live: Any, saved: Any) -> list[str]:
     here, there = getattr(live, "shape", None), getattr(saved, "shape", None)
     if here != there:
         return [f"{name} is {_show(there)} in the file, {_show(here)} here"]
-    # Loading would cast without a word, and the run would no longer be the one that was saved.
+    # load_state_dict() would cast silently, and the run would not continue with the saved values.
     here, there = getattr(live, "dtype", None), getattr(saved, "dtype", None)
     return [f"{name} is {there} in the file, {here} here"] if here != there else []
 
@@ -51,12 +54,12 @@ def _compare_optimizers(live: Mapping[str, Any], saved: Any) -> list[str]:
     options = [sorted(s["param_groups"][0]) for s in (live, saved)] if sizes[0] else [[], []]
     if options[0] != options[1]:
         return [f"options are {', '.join(options[1])} in the file, {', '.join(options[0])} here"]
-    # An optimizer that has not stepped yet has nothing to compare with.
+    # An optimizer that has made no step yet has no tensors to compare.
     return [
-        text
+        difference
         for (parameter, key), tensor in here.items()
         if (parameter, key) in there
-        for text in _compare_tensors(
+        for difference in _compare_tensors(
             f"{key} of parameter {parameter}", tensor, there[parameter, key]
         )
     ]

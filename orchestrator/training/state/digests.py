@@ -1,9 +1,9 @@
-"""Digests of what a checkpoint holds, to compare what a resumed run has in its place.
+"""Digests of the parts of a checkpoint, to compare with the state of a resumed run.
 
-The digest of the whole file tells damage from intact bytes; these tell whether the live objects
-have taken over what is in it, and whether two runs are at the same point. Of a large tensor both
-ends count: what differs between two states differs everywhere, and to read all of it at each
-snapshot would cost a sixth of the copy.
+The digest of the whole file shows whether its bytes are intact. These digests show whether the live
+objects have loaded what the file holds, and whether two runs are at the same point. Only both ends
+of a large tensor are read: two different states differ in every part of it, and reading all of it
+at each snapshot would cost a sixth of the copy.
 """
 
 import ctypes
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import xxhash
 
-from orchestrator.training.state.registry import SUFFIX
+from orchestrator.training.state.progress import SUFFIX
 
-# Of each end of a tensor.
+# The part of each end of a tensor that counts.
 SAMPLE_BYTES = 1 << 14
 _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
 
@@ -24,16 +24,20 @@ _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dty
 def digest_parts(
     state: Mapping[str, Any], addresses: Mapping[int, int] | None = None
 ) -> dict[str, str]:
-    """A digest for each registered object in the ``state`` of a checkpoint, and for ``rng``.
+    """Return a digest of each registered object in a checkpoint's ``state``, and of ``rng``.
 
-    With ``addresses`` the bytes of a storage, by its ``_cdata``, are read there.
+    ``addresses`` maps the ``_cdata`` of a storage to the address that its bytes are read from; by
+    default they are read from the tensors themselves.
     """
     parts = {key: part for key, part in state.items() if key.endswith(SUFFIX) or key == "rng"}
     return {key: digest(part, addresses) for key, part in parts.items()}
 
 
 def digest(value: Any, addresses: Mapping[int, int] | None = None) -> str:
-    """Equal for equal plain values and tensors, in whatever order dicts and sets have them."""
+    """Return a hexadecimal digest that is equal for equal plain values and tensors.
+
+    The order of dicts and sets does not count.
+    """
     hasher = _Hasher(addresses)
     hasher.add(value)
     return hasher.hexdigest()
@@ -89,7 +93,7 @@ class _Hasher:
             self._add_bytes_of_view(tensor)
 
     def _add_bytes_of_view(self, tensor: torch.Tensor) -> None:
-        """The same bytes in the order of the elements, wherever and however they lie."""
+        """Add the bytes in the order of the elements, for any device, stride and offset."""
         flat, count = tensor.detach().reshape(-1), SAMPLE_BYTES // tensor.element_size()
         if flat.numel() > 2 * count:
             flat = torch.cat((flat[:count], flat[-count:]))
@@ -109,15 +113,15 @@ class _Hasher:
 def _text_of(value: Any) -> str:
     if type(value) in _ATOMS:
         return repr(value)
-    # An index of NumPy, say. Of what has no value of its own only the class counts: its text may
-    # hold an address.
+    # For example a NumPy integer. Of any other object only the class counts: its text may contain a
+    # memory address.
     if hasattr(value, "__index__"):
         return repr(operator.index(value))
     return type(value).__qualname__
 
 
 def _view_at(address: int, size: int, like: torch.Tensor) -> torch.Tensor:
-    """The bytes there, seen as ``like`` sees those of its own storage."""
+    """Return a view of ``size`` bytes at ``address`` with the dtype and strides of ``like``."""
     memory = (ctypes.c_uint8 * size).from_address(address)
     typed = torch.frombuffer(memory, dtype=like.dtype, count=size // like.element_size())
     return typed.as_strided(like.shape, like.stride(), like.storage_offset())

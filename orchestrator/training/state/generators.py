@@ -1,8 +1,8 @@
-"""Random generators that a script owns and registers: their state, as streams among the others."""
+"""Capture and restore of random generators that a script owns and registers."""
 
 import random
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -10,50 +10,69 @@ from orchestrator.training.state.plain_values import from_plain, to_plain
 
 
 def is_generator(value: Any) -> bool:
-    """Whether it is a generator of NumPy (both kinds), of torch or of Python."""
-    # What the script has not imported it cannot have made one of.
+    """Return whether this is a random generator of NumPy (both kinds), torch or Python."""
+    # A script that has not imported NumPy has no generator of it.
     numpy = sys.modules.get("numpy")
     kinds = (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
     return isinstance(value, (torch.Generator, random.Random, *kinds))
 
 
 def state_of(generator: Any) -> dict[str, Any]:
-    """Its kind and its state, as values that the safe load accepts."""
+    """Return the kind and the state of a generator, as values that the safe load accepts."""
     if isinstance(generator, torch.Generator):
         return {"kind": "torch", "state": generator.get_state()}
     if isinstance(generator, random.Random):
-        version, keys, gauss = generator.getstate()
-        # As a tensor: it then keeps its length from one snapshot to the next.
-        state = {"version": version, "keys": torch.tensor(keys), "gauss": gauss}
-        return {"kind": "python", "state": state}
+        return {"kind": "python", "state": state_of_python(generator)}
     numpy_state = _bit_generator(generator).state
     plain = to_plain(numpy_state, "a random generator")
     return {"kind": numpy_state["bit_generator"], "state": plain}
 
 
 def set_state(generator: Any, saved: dict[str, Any]) -> None:
-    """Put it where it was. Raises ValueError for one of another kind."""
+    """Set a generator to a ``saved`` state. Raises ValueError if that is of another kind."""
     kind, state = saved["kind"], saved["state"]
     if (here := state_of(generator)["kind"]) != kind:
-        raise ValueError(f"it was of the kind {kind}, now {here}")
+        raise ValueError(f"its kind was {kind}, and is {here} now")
     if kind == "torch":
         generator.set_state(state)
     elif kind == "python":
-        generator.setstate((state["version"], tuple(state["keys"].tolist()), state["gauss"]))
+        set_state_of_python(generator, state)
     else:
         _bit_generator(generator).state = from_plain(state)
 
 
+class PythonGenerator(Protocol):
+    """The state of a ``random.Random``, or of the module ``random`` itself."""
+
+    def getstate(self) -> tuple[Any, ...]:
+        """Return the state."""
+
+    def setstate(self, state: tuple[Any, ...]) -> None:
+        """Set the state."""
+
+
+def state_of_python(generator: PythonGenerator) -> dict[str, Any]:
+    """Return the state of Python's generator as values that the safe load accepts."""
+    version, keys, gauss = generator.getstate()
+    # A tensor, so that the pickled part of a snapshot keeps its length from one to the next.
+    return {"version": version, "keys": torch.tensor(keys), "gauss": gauss}
+
+
+def set_state_of_python(generator: PythonGenerator, state: dict[str, Any]) -> None:
+    """Set Python's generator to a state from ``state_of_python``."""
+    generator.setstate((state["version"], tuple(state["keys"].tolist()), state["gauss"]))
+
+
 def _bit_generator(generator: Any) -> Any:
-    # A RandomState keeps a second normal value beside its bit generator, in the legacy state.
+    # The legacy state of a RandomState includes a cached normal value; its bit generator has none.
     numpy = sys.modules["numpy"]
     if isinstance(generator, numpy.random.RandomState):
-        return _Legacy(generator)
+        return _LegacyBitGenerator(generator)
     return generator.bit_generator
 
 
-class _Legacy:
-    """A RandomState with the interface of a bit generator."""
+class _LegacyBitGenerator:
+    """The ``state`` of a RandomState, read and set as that of a bit generator."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator

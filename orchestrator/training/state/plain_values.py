@@ -1,8 +1,9 @@
-"""Values as ``torch.load`` accepts them with its safe default, and back.
+"""Conversion of values to a form that ``torch.load`` accepts by default, and back.
 
-``weights_only=True`` refuses NumPy scalars and arrays, paths, namespaces, default dicts and dates.
-They are converted when saving, so that the refusal never comes after a crash. A converted value is
-a dict whose key ``__orchestrator__`` names its type.
+``torch.load(weights_only=True)``, the safe load, refuses NumPy scalars and arrays, paths,
+namespaces, default dicts and dates. They are converted when they are saved, so that a resume after
+a crash never meets that refusal. A converted value is a dict whose key ``__orchestrator__`` names
+its type.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import SWALR
 
 from orchestrator.errors import UnstorableError
 
@@ -23,21 +25,21 @@ _CONTAINERS = (dict, OrderedDict, list, tuple, set)
 
 
 def to_plain(value: Any, where: str) -> Any:
-    """``value`` with everything converted that the safe load refuses.
+    """Return ``value`` with everything converted that the safe load refuses.
 
     Containers that need no conversion are returned as they are, so that tied tensors stay tied and
-    an OrderedDict keeps its attributes. ``where`` names the value in the error: raises
-    UnstorableError for what has no safe form.
+    an OrderedDict keeps its attributes. Raises UnstorableError for a value that has no safe form;
+    ``where`` is its name in the message.
     """
     kind = type(value)
     if kind is bytes and not value:
-        return {TAG: "bytes", "value": ""}  # torch's safe load refuses the empty ones
+        return {TAG: "bytes", "value": ""}  # the safe load refuses empty bytes
     if kind is int and value.bit_length() > 2000:
         raise UnstorableError(where, "it is an integer of more than 2000 bits")
     if kind in _ATOMS:
         return value
     if kind in (torch.Tensor, torch.nn.Parameter):
-        # The safe load reads the attributes that a script has hung on it only if they are plain.
+        # Attributes that a script has set on it are dropped: the safe load refuses most types.
         return value.detach().requires_grad_(value.requires_grad) if vars(value) else value
     if kind in _CONTAINERS:
         return _container_to_plain(value, where)
@@ -55,7 +57,7 @@ def to_plain(value: Any, where: str) -> Any:
         return {TAG: "datetime", "value": value.isoformat()}
     if kind is timedelta:
         return {TAG: "timedelta", "value": (value.days, value.seconds, value.microseconds)}
-    # Subclasses of plain types (an IntEnum, a str of some library) count as what they contain.
+    # Subclasses of plain types (an IntEnum, a str of some library) become the plain value.
     if _is_numpy(value):
         return _numpy_to_plain(value, where)
     if isinstance(value, str):
@@ -71,7 +73,7 @@ def to_plain(value: Any, where: str) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """The inverse of ``to_plain``, but for subclasses, which come back as what they contain."""
+    """Return the original of what ``to_plain`` made; subclasses of plain types stay plain."""
     if type(value) in (dict, OrderedDict):
         if value.get(TAG) == "defaultdict":
             return defaultdict(_FACTORIES.get(value["factory"]), from_plain(value["value"]))
@@ -92,7 +94,7 @@ def _container_to_plain(value: Any, where: str) -> Any:
         changes = {}
         for key, item in value.items():
             if not _is_plain_key(key):
-                raise UnstorableError(f"{where}[{key!r}]", "its key is no plain value")
+                raise UnstorableError(f"{where}[{key!r}]", "its key is not a plain value")
             plain = to_plain(item, f"{where}[{key!r}]")
             if plain is not item:
                 changes[key] = plain
@@ -112,15 +114,18 @@ def _is_plain_key(key: Any) -> bool:
 
 
 def _like(original: Any, content: dict[Any, Any]) -> Any:
-    """The content in a dict of the same type, with its attributes: layer versions, say."""
-    made = type(original)(content)
+    """Return ``content`` in a dict of the type of ``original``, with its attributes.
+
+    For example, the state_dict of a module keeps the versions of its layers in an attribute.
+    """
+    result = type(original)(content)
     if hasattr(original, "__dict__"):
-        made.__dict__.update(original.__dict__)
-    return made
+        result.__dict__.update(original.__dict__)
+    return result
 
 
 def _is_numpy(value: Any) -> bool:
-    # NumPy is asked for only where the script has loaded it: torch does without.
+    # Not imported here: torch works without NumPy, and so may the script.
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, (numpy.generic, numpy.ndarray))
 
@@ -148,6 +153,13 @@ _FACTORIES: dict[str | None, Any] = {
     kind.__name__: kind for kind in (int, float, list, dict, set, str, tuple, bool)
 }
 
+# The two functions that SWALR keeps in its state up to torch 2.9.
+_ANNEALING: dict[str, Any] = {
+    name: getattr(SWALR, name)
+    for name in ("_cosine_anneal", "_linear_anneal")
+    if hasattr(SWALR, name)
+}
+
 _RESTORE: dict[str, Callable[[Any], Any]] = {
     "path": Path,
     "bytes": lambda value: b"",
@@ -155,5 +167,6 @@ _RESTORE: dict[str, Callable[[Any], Any]] = {
     "namespace": lambda value: argparse.Namespace(**from_plain(value)),
     "datetime": datetime.fromisoformat,
     "timedelta": lambda value: timedelta(*value),
+    "annealing": _ANNEALING.__getitem__,
     "ndarray": lambda tensor: tensor.numpy(),
 }

@@ -1,26 +1,23 @@
-"""The state of a training run as one dict, taken from the live objects and given back to them."""
+"""The objects registered with a session: their states, captured into a dict and restored."""
 
 import abc
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from orchestrator.errors import ConfigError, MismatchError
-from orchestrator.training.exits import say
 from orchestrator.training.state.accelerate import is_optimizer
 from orchestrator.training.state.compatibility import compare
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.plain_values import from_plain, to_plain
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.wrappers import unwrapped, with_names_of, with_plain_names
 
-SUFFIX = "_state_dict"
-RESERVED = frozenset({"epoch", "step", "state", "rng", "data"})
 SHOWN_DIFFERENCES = 12
-# What a machine reports about itself; both are RuntimeErrors. torch 2.6 and 2.7 lack the second.
+# Failures of the device, not of the state; both are RuntimeErrors. torch 2.7 lacks the second.
 DEVICE_ERRORS = (
     torch.OutOfMemoryError,
     getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
@@ -29,83 +26,21 @@ DEVICE_ERRORS = (
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What can be registered with a session."""
+    """An object that can be registered with a session."""
 
     def state_dict(self) -> Any:
-        """The state as tensors and plain values."""
+        """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Take over what ``state_dict`` returned."""
+        """Load what ``state_dict`` returned."""
 
 
 class Composite(abc.ABC):
-    """What is registered in the place of modules and optimizers that its state contains."""
+    """One registered object whose state contains those of several modules and optimizers."""
 
     @abc.abstractmethod
     def parts(self) -> Iterable[Any]:
-        """These modules and optimizers."""
-
-
-@dataclass
-class Progress:
-    """The counters: completed epochs and steps, and the latest metrics."""
-
-    epoch: int = 0
-    step: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
-    refuses_bad_metrics: bool = True
-    """Only before the run's first save: later one bad value must not cost what was trained."""
-    noted_at: dict[str, int] = field(default_factory=dict)
-    """The step whose weights each metric was measured on, as far as that is known."""
-    _reported: set[str] = field(default_factory=set)
-
-    def note(self, metrics: dict[str, Any]) -> None:
-        """Keep the latest metrics; those on a device are not waited for.
-
-        Others become numbers, in ``metrics`` itself, since a loop may go on adding to its tensor.
-        """
-        for name, value in metrics.items():
-            if isinstance(value, torch.Tensor):
-                is_number = value.is_cpu and value.numel() == 1
-                metrics[name] = value.item() if is_number else value.detach()
-            self.noted_at[name] = self.step
-        self.metrics.update(metrics)
-
-    def metric_values(self) -> dict[str, float]:
-        """The metrics as numbers; waits for the device where one is a tensor on it.
-
-        One that is not a single number is refused with ConfigError, or left out with one warning.
-        """
-        values = {}
-        for name, value in self.metrics.items():
-            try:
-                values[name] = number(name, value)
-            except ConfigError as error:
-                if self.refuses_bad_metrics:
-                    raise
-                if name not in self._reported:
-                    self._reported.add(name)
-                    say(f"{error}; it is left out, and training goes on")
-        return values
-
-    def measured_here(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Those of ``values`` that were noted at this step, and so belong to these weights."""
-        return {n: value for n, value in values.items() if self.noted_at.get(n) == self.step}
-
-
-def number(name: str, value: Any) -> float:
-    """A metric as a number; waits for the device that it is on. Raises ConfigError."""
-    if name in RESERVED or name.endswith(SUFFIX):
-        raise ConfigError(f"cannot keep the metric {name}: the checkpoint has its own")
-    try:
-        if isinstance(value, torch.Tensor) and value.numel() != 1:
-            raise ValueError(f"a tensor of the shape {list(value.shape)}")
-        # What the device has to say, such as a failed kernel, passes as it is.
-        return float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"cannot keep the metric {name}: it is not one number ({error})"
-        ) from None
+        """Return these modules and optimizers."""
 
 
 class Registry:
@@ -113,12 +48,15 @@ class Registry:
 
     def __init__(self) -> None:
         self.generators: dict[str, Any] = {}
-        """The script's own random generators: streams, which are kept among the others."""
+        """The script's random generators, whose states are stored with the other streams."""
         self._objects: dict[str, Stateful] = {}
         self._prepared: list[Any] = []
 
     def add(self, objects: Mapping[str, Any]) -> None:
-        """Register more. Raises ConfigError for a taken name or an object without the methods."""
+        """Register objects by name; random generators go to ``generators``.
+
+        Raises ConfigError for a name in use and for an object that has no state_dict().
+        """
         for name, value in objects.items():
             if name in self._objects or name in self.generators:
                 raise ConfigError(f"cannot register {name}: that name is taken")
@@ -135,9 +73,9 @@ class Registry:
             self._objects[name] = unwrapped(value)
 
     def add_scalers(self) -> None:
-        """Register as ``scaler`` what prepared optimizers step with, unless the script has done so.
+        """Register the gradient scalers of prepared optimizers that the script has not registered.
 
-        Raises ConfigError where that name is taken.
+        Their name is ``scaler``. Raises ConfigError if that name is in use.
         """
         for optimizer in self._prepared:
             scaler = optimizer.scaler
@@ -146,31 +84,31 @@ class Registry:
 
     @property
     def accumulates(self) -> bool:
-        """Whether gradients wait for further batches; they are in no checkpoint."""
+        """Whether gradients are being accumulated, which no checkpoint contains."""
         return any(not optimizer.gradient_state.sync_gradients for optimizer in self._prepared)
 
     def capture(self) -> dict[str, Any]:
-        """``<name>_state_dict`` for each object. Raises UnstorableError."""
+        """Return each object's state under ``<name>_state_dict``. Raises UnstorableError."""
         return {
             name + SUFFIX: to_plain(_state_of(value), name + SUFFIX)
             for name, value in self._objects.items()
         }
 
     def load(self, key: str, state: Any) -> None:
-        """Give one object the state that ``capture`` has under ``key``."""
+        """Load into one object the state that ``capture`` returned under ``key``."""
         value = self._objects[key.removesuffix(SUFFIX)]
-        value.load_state_dict(_fitted(value, from_plain(state)))
+        value.load_state_dict(_with_live_names(value, from_plain(state)))
 
     def parameters(self) -> list[torch.Tensor]:
-        """The floating or complex parameters of every registered module.
+        """Return the floating point and complex parameters of every registered module.
 
-        Buffers are left out: an attention mask holds infinities on purpose.
+        Buffers are left out: an attention mask contains infinities on purpose.
         """
         modules = [part for part in self._parts() if isinstance(part, torch.nn.Module)]
         return [parameter for module in modules for parameter in parameters_of(module)]
 
     def storages_of_optimizers(self) -> frozenset[int]:
-        """The storages, by ``_cdata``, that change only in an optimizer's step."""
+        """Return the ``_cdata`` of each storage that changes only in an optimizer's step."""
         tensors: list[torch.Tensor] = []
         for value in self._parts():
             if isinstance(value, torch.optim.Optimizer):
@@ -180,18 +118,21 @@ class Registry:
         return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def _parts(self) -> Iterator[Any]:
-        """The registered objects, and what those that are Composite consist of."""
+        """Yield the registered objects, and the parts of each Composite."""
         for value in self._objects.values():
             yield value
             if isinstance(value, Composite):
                 yield from value.parts()
 
     def is_finite(self) -> bool:
-        """Whether every parameter of every registered module is finite."""
+        """Return whether every parameter of every registered module is finite."""
         return all(map(all_finite, self.parameters()))
 
     def restore_classic(self, content: Mapping[str, Any], source: Path) -> list[str]:
-        """Like ``restore``, but objects that the file does not know are left alone and returned."""
+        """Restore the objects that the file contains, and return the names of the others.
+
+        Raises MismatchError as ``restore`` does.
+        """
         absent = [name for name in self._objects if name + SUFFIX not in content]
         self.restore(content, source, optional=absent)
         return absent
@@ -204,11 +145,12 @@ class Registry:
         *,
         borrowed: bool = False,
     ) -> None:
-        """Compare everything with the live objects and only then hand it over.
+        """Compare every state in ``content`` with its live object, then load all of them.
 
-        Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors lie in
-        a slot or a mapped file, so that objects which would keep them get copies. Raises
-        MismatchError with what differs.
+        Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors belong to
+        a slot or a mapped file, so objects that would keep them get copies. Raises MismatchError
+        with all differences, before any object has changed, or for the first object that refuses
+        its state.
         """
         present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
         missing = [n for n in self._objects if n not in present and n not in set(optional)]
@@ -216,12 +158,12 @@ class Registry:
         differences = [f"{name} is registered, but not in the file" for name in missing]
         differences += [f"{name} is in the file, but not registered" for name in unused]
         states = {
-            name: _fitted(value, from_plain(content[name + SUFFIX]))
+            name: _with_live_names(value, from_plain(content[name + SUFFIX]))
             for name, value in self._objects.items()
             if name in present
         }
         for name, state in states.items():
-            differences += [f"{name}: {text}" for text in compare(self._objects[name], state)]
+            differences += [f"{name}: {line}" for line in compare(self._objects[name], state)]
         if differences:
             raise _mismatch(source, differences)
         for name, state in states.items():
@@ -230,10 +172,10 @@ class Registry:
             try:
                 self._objects[name].load_state_dict(state)
             except DEVICE_ERRORS:
-                raise  # the device is full or broken, which says nothing about the file
+                raise  # the device is full or broken; the file may be right
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-                # So it is when a module fails while copying a tensor whose shape has been
-                # compared; torch keeps only the text of that exception.
+                # torch writes this when copying a tensor into a module fails. The shapes have been
+                # compared, so the cause is the device; torch keeps only the text of its exception.
                 if "an exception occurred" in str(error):
                     raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
@@ -244,28 +186,31 @@ def _state_of(value: Stateful) -> Any:
     return with_plain_names(state) if isinstance(value, torch.nn.Module) else state
 
 
-def _fitted(value: Stateful, state: Any) -> Any:
+def _with_live_names(value: Stateful, state: Any) -> Any:
     return with_names_of(value, state) if isinstance(value, torch.nn.Module) else state
 
 
 def _copies_what_it_loads(value: Stateful) -> bool:
-    """Whether it is a module of the usual kind, which keeps nothing of what it is given."""
-    usual = torch.nn.Module
-    return type(value).load_state_dict is usual.load_state_dict and all(
-        type(part).set_extra_state is usual.set_extra_state
-        for part in (value.modules() if isinstance(value, usual) else ())
+    """Return whether this is a module whose ``load_state_dict`` copies every tensor.
+
+    That holds for every module that overrides neither it nor ``set_extra_state``.
+    """
+    base = torch.nn.Module
+    return type(value).load_state_dict is base.load_state_dict and all(
+        type(part).set_extra_state is base.set_extra_state
+        for part in (value.modules() if isinstance(value, base) else ())
     )
 
 
 def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Its floating or complex parameters, without their gradients."""
+    """Return a module's floating point and complex parameters, detached."""
     return [p.detach() for p in module.parameters() if p.is_floating_point() or p.is_complex()]
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is finite."""
-    # A sum needs no memory of the tensor's size. It is finite only if every element is; that it
-    # is not may also be an overflow.
+    """Return whether every element is finite."""
+    # A sum takes no memory of the tensor's size, and is finite only if every element is. An
+    # infinite sum may also be an overflow, so the elements are checked then.
     return bool(torch.isfinite(torch.sum(tensor))) or bool(torch.isfinite(tensor).all())
 
 
@@ -276,5 +221,5 @@ def _mismatch(source: Path, differences: list[str]) -> MismatchError:
     return MismatchError(
         f"cannot resume from {source}: it does not fit the objects of this script\n  "
         + "\n  ".join(shown)
-        + "\nuse the script that made it, or start anew with another run directory"
+        + "\nuse the script that made it, or start over with another run directory"
     )

@@ -1,4 +1,4 @@
-"""Reads checkpoints into the parts that a session takes over."""
+"""Loading of checkpoints and snapshots into the parts that a session restores."""
 
 import copy
 import os
@@ -12,17 +12,16 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.state.plain_values import from_plain
-from orchestrator.training.state.registry import RESERVED, SUFFIX, Progress
-
-_VERSIONS = {"torch": str(torch.__version__)}
+from orchestrator.training.state.progress import RESERVED, SUFFIX, Progress
+from orchestrator.training.state.versions import VERSIONS
 
 
 @dataclass(frozen=True)
-class Restored:
-    """The content of a state.pt and of its manifest; ``content`` holds the state_dicts.
+class LoadedState:
+    """The parts of a state file and its manifest; ``content`` holds the state_dicts.
 
-    Its tensors are borrowed: they lie in a mapped file or, with ``in_memory``, in a slot that a
-    later snapshot will overwrite.
+    The tensors in ``content`` are borrowed: they belong to a mapped file, or to a slot that a later
+    snapshot will overwrite.
     """
 
     content: dict[str, Any]
@@ -32,40 +31,39 @@ class Restored:
     streams: dict[str, Any]
     problems: list[str]
     digests: dict[str, str]
-    in_memory: bool
 
 
-def read_state(checkpoint: Checkpoint) -> Restored:
+def read_state(checkpoint: Checkpoint) -> LoadedState:
     """Read a checkpoint's state.
 
-    Its digest has been verified, so that a failure says nothing of the disk: memory may be short,
-    torch another one. It is raised as RuntimeError, a failure like any other, and never a reason to
-    set the checkpoint aside at once.
+    Raises RuntimeError if that fails. The digest has been verified before, so the cause is not a
+    damaged file but, for example, short memory or another version of torch. The run fails as after
+    any exception, and the checkpoint is not put into quarantine at once.
     """
     return _read(
         checkpoint.state_file,
         checkpoint.manifest,
-        "its bytes are those that were written, so it stays where it is: run again, or move the "
-        "checkpoint away to resume from an older one",
+        "the file is intact, so the checkpoint is kept: run again, or move it away to resume from "
+        "an older one",
     )
 
 
-def read_snapshot(snapshot: Snapshot) -> Restored:
-    """Read the image in a slot, without copying its tensors. Raises RuntimeError."""
+def read_snapshot(snapshot: Snapshot) -> LoadedState:
+    """Read the snapshot in a slot, without copying its tensors. Raises RuntimeError."""
     path = Path(f"/dev/fd/{snapshot.descriptor}")
-    # torch looks for the end of the file at the end of what it maps.
+    # torch expects the end of the archive at the end of the mapped file.
     os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
-    advice = "this snapshot in memory is given up: run again to resume from the newest checkpoint"
-    return _read(path, snapshot.manifest, advice, in_memory=True)
+    advice = "this snapshot in memory is discarded: run again to resume from the newest checkpoint"
+    return _read(path, snapshot.manifest, advice)
 
 
-def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = False) -> Restored:
+def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:
     try:
         content = load(source, mmap=True)
         for key in ("state", "rng", "data"):
             content[key] = copy.deepcopy(content[key])
         position = content["data"]
-        return Restored(
+        return LoadedState(
             content=content,
             state=from_plain(content["state"]),
             progress=Progress(
@@ -73,30 +71,30 @@ def _read(source: Path, manifest: Manifest, advice: str, *, in_memory: bool = Fa
                 content["step"],
                 {k: v for k, v in content.items() if k not in RESERVED and not k.endswith(SUFFIX)},
                 refuses_bad_metrics=False,
-                noted_at=dict.fromkeys(manifest.metrics, content["step"]),
+                measured_at=dict.fromkeys(manifest.metrics, content["step"]),
             ),
             position=position,
             streams=content["rng"],
             problems=_doubts(manifest),
             digests=manifest.digests,
-            in_memory=in_memory,
         )
-    except Exception as error:  # torch raises many kinds, some with an empty message
+    except Exception as error:  # torch raises many classes, some with an empty message
         raise RuntimeError(f"cannot load {source}: {first_line(error)}; {advice}") from error
 
 
 def _doubts(manifest: Manifest) -> list[str]:
-    """Why a run resumed from here may differ from one that was not interrupted."""
-    changed = [
-        f"it was made with {name} {version}, this is {_VERSIONS[name]}"
-        for name, version in manifest.versions.items()
-        if name in _VERSIONS and version != _VERSIONS[name]
-    ]
-    return manifest.doubts + changed
+    """Return why a run resumed from here may differ from one that was not interrupted."""
+    saved, current = manifest.versions.get("torch"), VERSIONS["torch"]
+    if saved is None or saved == current:
+        return list(manifest.doubts)
+    return [*manifest.doubts, f"it was made with torch {saved}, this is {current}"]
 
 
 def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """What a ``torch.save`` file holds, by the safe load; raises many kinds of exceptions."""
+    """Return the dict in a ``torch.save`` file, read by the safe load.
+
+    Raises TypeError if the file holds no dict, and every kind of exception that torch raises.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except RuntimeError:
@@ -109,5 +107,5 @@ def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """Its class and the beginning of its text, which torch makes long."""
+    """Return the class and the first line of an exception; torch's messages have many lines."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,8 +1,7 @@
-"""The random number streams of a training process: capture and restore.
+"""The random number streams of a training process: capture, restore, and separate streams.
 
-Python, NumPy's legacy generator, torch on the CPU and on every CUDA or MPS device, and what
-generators a script has registered. Taking them
-changes none of them, and restoring one after the other leaves each as it was when taken.
+The streams are those of Python, of NumPy's legacy generator, of torch on the CPU and on every CUDA
+or MPS device, and of the generators that a script has registered. Capturing changes none of them.
 """
 
 import contextlib
@@ -15,15 +14,20 @@ from typing import Any
 
 import torch
 
-from orchestrator.training.state.generators import set_state, state_of
+from orchestrator.training.state.generators import (
+    set_state,
+    set_state_of_python,
+    state_of,
+    state_of_python,
+)
 
 
 def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All streams, as values that the safe load accepts; ``generators`` are the script's own."""
-    version, keys, gauss = random.getstate()
-    # As a tensor: the pickled part of a snapshot then keeps its length from one to the next.
-    python = {"version": version, "keys": torch.tensor(keys), "gauss": gauss}
-    streams: dict[str, Any] = {"python": python, "torch": torch.get_rng_state()}
+    """Return all streams, as values that the safe load accepts.
+
+    ``generators`` are those that the script has registered, by name.
+    """
+    streams: dict[str, Any] = {"python": state_of_python(random), "torch": torch.get_rng_state()}
     if numpy := sys.modules.get("numpy"):
         name, keys, position, has_gauss, gauss = numpy.random.get_state()
         streams["numpy"] = {
@@ -44,7 +48,7 @@ def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def restore(streams: dict[str, Any], generators: Mapping[str, Any] | None = None) -> list[str]:
-    """Put the streams back; returns why any could not be, for the session's exactness."""
+    """Restore the streams, and return why any of them could not be restored, one text each."""
     generators = generators or {}
     setters = _RESTORE | {
         f"generator {name}": partial(set_state, generator) for name, generator in generators.items()
@@ -58,7 +62,7 @@ def restore(streams: dict[str, Any], generators: Mapping[str, Any] | None = None
             continue
         try:
             setters[name](state)
-        # A damaged state, or a library that is not here, raises any kind.
+        # A damaged state or a missing library may raise any exception.
         except Exception as error:
             problems.append(f"the random stream {name} could not be restored ({error})")
     current = capture().keys() | (setters.keys() - _RESTORE.keys())
@@ -68,15 +72,16 @@ def restore(streams: dict[str, Any], generators: Mapping[str, Any] | None = None
 
 @contextlib.contextmanager
 def scoped(seed: int) -> Iterator[None]:
-    """Inside, the CPU streams are a function of ``seed``; afterwards they are as before."""
+    """Seed the CPU streams with ``seed`` inside the block, and restore them after it."""
     with Streams(seed):
         yield
 
 
 class Streams:
-    """CPU streams of their own, and ``generators``, that go on from one ``with`` to the next.
+    """Separate CPU streams, and states of ``generators``, for the ``with`` blocks of this object.
 
-    Outside of it everything is as before.
+    They are seeded in the first block, and each block continues where the one before ended. Outside
+    of the blocks the streams of the process are unchanged.
     """
 
     def __init__(self, seed: int, generators: Iterable[torch.Generator] = ()) -> None:
@@ -112,12 +117,12 @@ class Streams:
         torch.set_rng_state(state[1])
         if state[2] is not None:
             sys.modules["numpy"].random.set_state(state[2])
-        for generator, own in zip(self._generators, state[3], strict=True):
-            generator.set_state(own)
+        for generator, generator_state in zip(self._generators, state[3], strict=True):
+            generator.set_state(generator_state)
 
 
 def drawing(begin: Callable[[], Iterator[Any]], streams: Streams) -> Iterator[Any]:
-    """What the iterator yields; it draws from ``streams`` whenever it is asked."""
+    """Yield the items of the iterator that ``begin`` returns; both run inside ``streams``."""
     end = object()
     with streams:
         iterator = begin()
@@ -130,27 +135,24 @@ def drawing(begin: Callable[[], Iterator[Any]], streams: Streams) -> Iterator[An
 
 
 def derive_seed(*parts: int) -> int:
-    """63 bits that depend on every part; equal parts give equal seeds on every machine."""
+    """Return a seed of 63 bits from the parts; equal parts give equal seeds on every machine."""
     text = ",".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def seed_all(seed: int) -> None:
-    """Seed the CPU streams. torch.manual_seed would seed every device too."""
+    """Seed the CPU streams."""
     random.seed(seed)
+    # Not torch.manual_seed(), which would seed every device too.
     torch.default_generator.manual_seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed % 2**32)
 
 
 def cuda_in_use() -> bool:
-    """Whether this process has touched a CUDA device."""
-    # Asking a process that has not touched CUDA for its state would create a context.
+    """Return whether this process has initialized CUDA."""
+    # Where it has not, reading the state of a device would create a context.
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-def _restore_python(state: dict[str, Any]) -> None:
-    random.setstate((state["version"], tuple(state["keys"].tolist()), state["gauss"]))
 
 
 def _restore_numpy(state: dict[str, Any]) -> None:
@@ -164,12 +166,12 @@ def _restore_numpy(state: dict[str, Any]) -> None:
 
 def _restore_cuda(states: list[torch.Tensor]) -> None:
     if len(states) != torch.cuda.device_count():
-        raise RuntimeError(f"{len(states)} devices then, {torch.cuda.device_count()} now")
+        raise RuntimeError(f"there were {len(states)} devices, and {torch.cuda.device_count()} now")
     torch.cuda.set_rng_state_all(states)
 
 
 _RESTORE: dict[str, Callable[[Any], None]] = {
-    "python": _restore_python,
+    "python": partial(set_state_of_python, random),
     "numpy": _restore_numpy,
     "torch": torch.set_rng_state,
     "cuda": _restore_cuda,

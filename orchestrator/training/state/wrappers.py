@@ -1,8 +1,8 @@
-"""Objects in wrappers: stored as they are without, and under the names that they have then.
+"""Removal of wrappers around registered objects, so that a checkpoint has the plain names.
 
-torch.compile puts ``_orig_mod.`` before the names of what it wraps, DataParallel ``module.``. A
-checkpoint without these fits the script whether it compiles its model or not, and code that knows
-nothing of either.
+torch.compile puts ``_orig_mod.`` before the names of the module that it wraps, DataParallel puts
+``module.``. A checkpoint without these prefixes fits the script whether or not it compiles its
+model, and fits code that uses neither wrapper.
 """
 
 from collections import OrderedDict
@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from orchestrator.training.state.accelerate import inside
+from orchestrator.training.state.accelerate import unprepared
 
 COMPILED = "_orig_mod"
 PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(value: Any) -> Any:
-    """What is inside of such wrappers, or of accelerate's, or what it is given."""
-    value = inside(value)
+    """Return the object inside these wrappers and those of accelerate; others as they are."""
+    value = unprepared(value)
     while isinstance(value, torch.nn.Module):
-        # By its name: importing the class takes longer than importing torch.
+        # Recognized by its attribute: importing the class takes longer than importing torch.
         if COMPILED in value._modules:
             value = value._modules[COMPILED]
         elif isinstance(value, PARALLEL):
@@ -32,33 +32,33 @@ def unwrapped(value: Any) -> Any:
 
 
 def with_plain_names(state: Any) -> Any:
-    """A module's state_dict as it would be without compiled parts in the module."""
-    return _renamed(state, _plain) if _has_compiled_names(state) else state
+    """Return a module's state_dict without the prefixes of compiled parts in its names."""
+    return _renamed(state, _plain_name) if _has_compiled_names(state) else state
 
 
 def with_names_of(module: torch.nn.Module, state: Any) -> Any:
-    """A state_dict, of a compiled module or not, with the names that this module's has."""
+    """Return a state_dict with the names that ``module`` has, with or without prefixes."""
     if not isinstance(state, Mapping):
         return state
     here = module.state_dict().keys()
     if not _has_compiled_names(state) and not _has_compiled_names(here):
         return state
-    names = {_plain(name): name for name in here}
-    names |= {_plain(name): name for name, _ in module.named_modules()}
-    return _renamed(state, lambda name: names.get(_plain(name), _plain(name)))
+    names = {_plain_name(name): name for name in here}
+    names |= {_plain_name(name): name for name, _ in module.named_modules()}
+    return _renamed(state, lambda name: names.get(_plain_name(name), _plain_name(name)))
 
 
 def _has_compiled_names(names: Any) -> bool:
     return any(COMPILED in str(name).split(".") for name in names)
 
 
-def _plain(name: str) -> str:
+def _plain_name(name: str) -> str:
     return ".".join(part for part in str(name).split(".") if part != COMPILED)
 
 
 def _renamed(state: Any, rename: Callable[[Any], str]) -> Any:
     renamed = OrderedDict((rename(name), value) for name, value in state.items())
-    # The versions of layers, by the names of modules.
+    # The versions of the layers, keyed by the names of the modules.
     if (versions := getattr(state, "_metadata", None)) is not None:
         renamed._metadata = OrderedDict(  # type: ignore[attr-defined]
             (rename(name), version) for name, version in versions.items()

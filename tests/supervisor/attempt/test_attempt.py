@@ -1,24 +1,18 @@
-"""What is known of one life of the trainer."""
+"""The facts about one attempt."""
 
 from pathlib import Path
 
+from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.attempt import Attempt
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.terminal.lossy_writer import LossyWriter
-from tests.checkpoint.support import new_store
-from tests.supervisor.checkpoints.test_snapshot_writes import take
+from tests.supervisor.support import new_queue, take_snapshot
 
 
-async def _at_once() -> None:
-    """No rotation is under way."""
-
-
-def test_what_was_handed_on_counts_before_it_is_restored(tmp_path: Path) -> None:
-    """A trainer that is stopped during its imports has lost what only memory held."""
-    store = new_store(tmp_path)
-    keeper = SnapshotWriteQueue(store, _at_once, lambda *facts: None, lambda *facts: None)
-    handed = take(keeper)
-    attempt = Attempt(store.run, 2, None, handed, keeper, LossyWriter(1))
-    attempt.left = keeper.newest_left(beyond=None)
+def test_snapshot_to_resume_from_counts_before_it_is_restored(tmp_path: Path) -> None:
+    """A trainer that is stopped during its imports has lost what only the snapshot held."""
+    queue = new_queue(tmp_path)
+    snapshot = take_snapshot(queue)
+    attempt = Attempt(RunDir(tmp_path), 2, None, snapshot, queue, LossyWriter(1))
+    attempt.final_snapshot = queue.newest_beyond(None)
     assert attempt.step == 0
-    assert attempt.last_step == handed.manifest.step
+    assert attempt.last_step == snapshot.manifest.step

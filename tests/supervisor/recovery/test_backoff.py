@@ -1,31 +1,36 @@
-"""How long the waits between attempts are."""
+"""How long the delays between attempts are."""
 
-import asyncio
-
-from orchestrator.supervisor.recovery.backoff import AttemptFailedError, retrying
+from orchestrator.checkpoint.position import Position
+from orchestrator.supervisor.recovery.backoff import (
+    FIRST_DELAY_SECONDS,
+    JITTER_SECONDS,
+    LONGEST_DELAY_SECONDS,
+    delay_seconds,
+)
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
 
-def test_waits_grow_without_progress_and_start_over_with_it() -> None:
+def test_delays_grow_without_progress_and_start_over_with_it() -> None:
     """The first retry is immediate, later ones wait longer, and progress makes them short again."""
-    budget, waits = FailureBudget(100), []
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-
-    async def run() -> None:
-        async for attempt in retrying(budget, sleep):
-            with attempt:
-                if len(waits) == 8:
-                    return
-                if len(waits) == 4:
-                    budget.refill(step=10, epoch=0)
-                budget.record(AttemptEnd(Kind.EXCEPTION))
-                raise AttemptFailedError
-
-    asyncio.run(run())
-    assert waits[0] == waits[4] == 0.0
-    for grows in (waits[:4], waits[4:]):
+    budget, delays = FailureBudget(100), []
+    for failure in range(8):
+        if failure == 4:
+            budget.refill(Position(10, 0))
+        budget.record_end(AttemptEnd(Kind.EXCEPTION))
+        delays.append(delay_seconds(budget.spent))
+    assert delays[0] == delays[4] == FIRST_DELAY_SECONDS == 0.0
+    for grows in (delays[:4], delays[4:]):
         assert grows == sorted(grows)
         assert grows[-1] >= 4.0
+
+
+def test_delays_double_within_their_jitter() -> None:
+    """After the second failure it is 1 s, then 2 s, then 4 s, and up to half a second more."""
+    for failures, least in ((2, 1.0), (3, 2.0), (4, 4.0), (7, 32.0)):
+        assert least <= delay_seconds(failures) <= least + JITTER_SECONDS
+
+
+def test_delays_stay_within_the_longest() -> None:
+    """However often a run has failed, the delay is the longest one and can be calculated."""
+    assert [delay_seconds(failures) for failures in (20, 5000)] == [LONGEST_DELAY_SECONDS] * 2

@@ -1,11 +1,11 @@
-"""What the end of an attempt means: facts in, diagnosis out."""
+"""The diagnosis of the end of an attempt: facts in, diagnosis out."""
 
 import errno
 from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.recovery.diagnosis import Diagnosis, Facts, Outcome, diagnose
+from orchestrator.supervisor.recovery.diagnosis import Diagnosis, ExitFacts, Outcome, diagnose
 from orchestrator.supervisor.recovery.symptoms import Kind
 
 
@@ -17,7 +17,7 @@ def diagnosis(**facts: Any) -> Diagnosis:
         "stop_requested": False,
         "lost_steps": 0,
     }
-    return diagnose(Facts(**(usual | facts)))
+    return diagnose(ExitFacts(**(usual | facts)))
 
 
 @pytest.mark.parametrize("text", ["\ud800", "\0", "\udfff\x1b[2J" * 10_000])
@@ -111,14 +111,14 @@ WORKER = "DataLoader worker (pid 17) is killed by signal: "
         (error(message="it became worse", cause=error("KeyError")), Kind.EXCEPTION),
     ],
 )
-def test_exceptions_are_classed(error: dict[str, Any], kind: Kind) -> None:
-    """By type, base, errno, text and traceback, of the exception and of its causes."""
+def test_exceptions_are_classified(error: dict[str, Any], kind: Kind) -> None:
+    """Type, base, errno, text and traceback decide, of the exception and of its causes."""
     assert diagnosis(returncode=1, error=error).kind is kind
 
 
 @pytest.mark.parametrize("message", [f"{WORKER}Killed. ", "DataLoader worker exited unexpectedly"])
-def test_worker_that_the_oom_killer_ended(message: str) -> None:
-    """What torch calls killed, or just gone, was the OOM killer's where that has struck."""
+def test_worker_death_is_an_oom_kill_where_the_killer_has_struck(message: str) -> None:
+    """Torch says only that a worker was killed or is gone; the cgroup's counter tells more."""
     found = diagnosis(returncode=1, error=error(message=message), oom_kills=1)
     assert found.kind is Kind.OOM_KILLED
     assert found.fingerprint is None
@@ -131,14 +131,16 @@ def test_worker_that_the_oom_killer_ended(message: str) -> None:
         (["OSError: Input/output error"], Kind.EXCEPTION),
     ],
 )
-def test_signal_of_a_worker_that_other_code_has_caught(output: list[str], kind: Kind) -> None:
-    """Torch raises it in the middle of anything; where that logs it, the output tells it."""
+def test_signal_of_a_worker_is_read_from_the_output_if_other_code_caught_it(
+    output: list[str], kind: Kind
+) -> None:
+    """Torch raises in the middle of other code, which may catch the error and only print it."""
     message = "DataLoader worker (pid(s) 17) exited unexpectedly"
     assert diagnosis(returncode=1, error=error(message=message), output=output).kind is kind
 
 
 def test_exception_without_error_file_is_read_from_the_output() -> None:
-    """A script that fails before it imports us has printed why."""
+    """A script that fails before its session opens has printed why."""
     output = [
         "loading",
         "Traceback (most recent call last):",
@@ -164,8 +166,8 @@ def test_exception_without_error_file_is_read_from_the_output() -> None:
         ("", "failed with RuntimeError (train.py:3 main)"),
     ],
 )
-def test_the_line_that_says_most_is_quoted(message: str, words: str) -> None:
-    """The first, but the last of what a loader worker raised."""
+def test_most_telling_line_of_a_message_is_quoted(message: str, words: str) -> None:
+    """It is the first line, but the last one of a loader worker's exception."""
     assert words in diagnosis(returncode=1, error=error(message=message)).cause
 
 
@@ -173,7 +175,7 @@ def mark(**facts: Any) -> str | None:
     return diagnosis(**({"returncode": 1} | facts)).fingerprint
 
 
-def test_fingerprint_ignores_what_changes_from_time_to_time() -> None:
+def test_fingerprint_ignores_varying_parts_of_a_message() -> None:
     """Numbers, addresses, dates and hashes do not make two failures differ; the rest does."""
     texts = (
         "sample 17 at 0x7f11 on 2026-11-23 10:11:12 in deadbeef01",
@@ -207,7 +209,7 @@ def test_signals_from_outside_have_no_fingerprint(number: int) -> None:
     assert mark(returncode=128 + 11) is not None
 
 
-def test_crashes_differ_by_where_they_were() -> None:
+def test_crashes_differ_by_their_innermost_frame() -> None:
     """Two segfaults are the same defect if the innermost frame is the same."""
 
     def crash(line: int) -> Diagnosis:

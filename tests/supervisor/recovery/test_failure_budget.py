@@ -1,9 +1,10 @@
-"""What counts against a run, over all of its supervisors."""
+"""The failure budget of a run, across its supervisors."""
 
 from typing import Any
 
 import pytest
 
+from orchestrator.checkpoint.position import Position
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
@@ -54,7 +55,7 @@ def stopped(step: int) -> dict[str, Any]:
 def test_failures_since_progress_are_read_from_the_journal(
     events: list[dict[str, Any]], spent: int
 ) -> None:
-    """Failures since the last real progress count, whoever supervised then."""
+    """Failures since the last progress count, under every supervisor of the run."""
     assert FailureBudget.from_journal(5, events).spent == spent
 
 
@@ -79,7 +80,7 @@ def test_failures_since_progress_are_read_from_the_journal(
 def test_ends_from_outside_are_read_from_the_journal(
     events: list[dict[str, Any]], slices: int
 ) -> None:
-    """Kills, stops in vain and vanished machines add up until there is progress."""
+    """Kills, stops in vain and machine failures add up until there is progress."""
     assert FailureBudget.from_journal(5, events).slices == slices
 
 
@@ -101,7 +102,7 @@ def test_ends_from_outside_are_read_from_the_journal(
         ),
     ],
 )
-def test_what_was_tried_is_read_from_the_journal(
+def test_earlier_demotions_and_safe_points_are_read_from_the_journal(
     events: list[dict[str, Any]], demoted: bool, ever_safe: bool
 ) -> None:
     """A new supervisor knows whether a checkpoint was demoted and whether a step ever succeeded."""
@@ -110,10 +111,12 @@ def test_what_was_tried_is_read_from_the_journal(
 
 
 def test_ends_are_read_from_the_journal() -> None:
-    """What decisions depend on survives a requeue: kind, step, what was resumed or loaded."""
+    """The facts that decide survive a requeue: kind, step, what was resumed or loaded."""
     event = exited(3, kind="crashed", resumed_step=2, loading_step=2, loading_epoch=1)
     (end,) = FailureBudget.from_journal(5, [event]).failures
-    assert end == AttemptEnd(Kind.CRASHED, "f", 3, resumed_step=2, loading=(2, 1), connected=True)
+    assert end == AttemptEnd(
+        Kind.CRASHED, "f", 3, resumed_step=2, loading=Position(2, 1), connected=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is read out of the end of the output."""
+"""What the end of the trainer's output tells."""
 
 from pathlib import Path
 
@@ -28,16 +28,14 @@ from orchestrator.supervisor.recovery.output_tail import (
         (b"\x1b[A\x1b[2Kmoved up\n", ["moved up"]),
     ],
 )
-def test_lines_are_what_a_terminal_would_show(
-    tmp_path: Path, output: bytes, lines: list[str]
-) -> None:
-    """Colours, titles and cursor movements go, and of a progress bar its last state stays."""
+def test_lines_look_as_on_a_terminal(tmp_path: Path, output: bytes, lines: list[str]) -> None:
+    """Colours, titles and cursor movements are removed; a progress bar keeps its last state."""
     (tmp_path / "log").write_bytes(output)
     assert end_of(tmp_path / "log") == lines
 
 
 def test_records_are_bounded(tmp_path: Path) -> None:
-    """However much was printed, the end of it is read, and less of it kept."""
+    """However much was printed, only its end is read, and less than that is kept."""
     log = tmp_path / "log"
     log.write_bytes(b"x" * 3 * END_BYTES + b"\n" + b"y" * 1000 + b"\n" + b"last\n" * LAST_LINES)
     lines = end_of(log)
@@ -58,7 +56,7 @@ TRACEBACK = [
 
 
 def test_traceback_at_the_end() -> None:
-    """Type without its module, message and innermost frame of the last traceback."""
+    """The last traceback gives type without module, message and innermost frame."""
     found = traceback_in(["Traceback (most recent call last):", "KeyError: 1", "", *TRACEBACK])
     assert found is not None
     assert (found["type"], found["message"]) == ("Broken", "x: y")
@@ -77,12 +75,12 @@ def test_traceback_at_the_end() -> None:
     ],
 )
 def test_no_traceback_at_the_end(lines: list[str]) -> None:
-    """One that is torn, or long past, says nothing of the end."""
+    """A traceback that is incomplete, or far from the end, does not explain the end."""
     assert traceback_in(lines) is None
 
 
 def test_stack_of_the_thread_that_was_hit() -> None:
-    """Of all threads that faulthandler prints, the current one; of two dumps, the last."""
+    """Of faulthandler's threads the current one counts, and of two dumps the last."""
     dump = [
         "Fatal Python error: Bus error",
         "Thread 0x01 (most recent call first):",

@@ -1,4 +1,4 @@
-"""The table from diagnosis to action, row by row, and that its page says the same."""
+"""The table of decisions, row by row, and its equality with the documentation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.checkpoint.position import Position
 from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.policy import (
     ALL,
@@ -40,11 +41,11 @@ def case(
 
 EXCEPTION, KILLED, HARDWARE = end(), end(Kind.KILLED), end(Kind.HARDWARE)
 SOON = end(step=11)
-LOADING = end(Kind.CRASHED, step=0, resumed_step=None, loading=(10, 1))
+LOADING = end(Kind.CRASHED, step=0, resumed_step=None, loading=Position(10, 1))
 GIVE_UP, RETRY, DEMOTE = Action.GIVE_UP, Action.RETRY, Action.DEMOTE
 CASES = {
     "complete": case(Action.FINISH, "complete", end(Kind.COMPLETE)),
-    "stopped": case(Action.STOP, "asked for", end(Kind.STOPPED), slices=3),
+    "stopped": case(Action.STOP, "was requested", end(Kind.STOPPED), slices=3),
     "stopped too early too often": case(GIVE_UP, "slice is", end(Kind.STOPPED), slices=4),
     "the same, more restarts allowed": case(
         Action.STOP, "", end(Kind.STOPPED), slices=4, allowed=4
@@ -68,7 +69,9 @@ CASES = {
     "loading again, otherwise": case(
         DEMOTE, "", replace(LOADING, kind=Kind.OOM_KILLED), replace(LOADING, kind=Kind.KILLED)
     ),
-    "loading another": case(RETRY, "", replace(LOADING, fingerprint="x", loading=(9, 1)), LOADING),
+    "loading another": case(
+        RETRY, "", replace(LOADING, fingerprint="x", loading=Position(9, 1)), LOADING
+    ),
     "loading again, loaded between": case(
         RETRY, "", replace(LOADING, fingerprint=None, kind=Kind.KILLED), LOADING, KILLED
     ),
@@ -137,7 +140,7 @@ CASES = {
     ),
     "too many failures": case(
         GIVE_UP,
-        "4 failures without a new checkpoint between them; --max-restarts allows 3",
+        "4 failures without a new checkpoint; --max-restarts allows 3",
         end(Kind.HANG),
         end(Kind.IO_ERROR),
         KILLED,
@@ -154,13 +157,13 @@ def budget_of(
 ) -> FailureBudget:
     budget = FailureBudget(**({"allowed": 3, "ever_safe": True} | facts))
     for past in (*earlier, this):
-        budget.record(past)
+        budget.record_end(past)
     return budget
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decision(name: str) -> None:
-    """Each of these ends, after these earlier ones, has this consequence for this reason."""
+def test_decision_of_each_case(name: str) -> None:
+    """Each end, after earlier ones, has the action and the reason of its case."""
     action, words, this, earlier, facts = CASES[name]
     decision = decide(this, budget_of(this, earlier, facts))
     assert decision.action == action, decision
@@ -182,39 +185,39 @@ def test_each_row_decides_something() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_has_a_last_resort(kind: Kind) -> None:
-    """For every kind there is a row that asks for nothing more."""
+    """For every kind there is a row without a condition."""
     assert any(kind in row.kinds and row.when is ALWAYS for row in TABLE)
 
 
 def test_progress_towards_a_failure_does_not_excuse_it() -> None:
-    """What is saved before the step at which a failure came refills the budget, but it is known."""
+    """A checkpoint before the failing step refills the budget; the failure is remembered."""
     this, budget = end(step=8, resumed_step=3), FailureBudget(5)
-    budget.record(this)
-    budget.refill(7, 0)
-    budget.record(this)
+    budget.record_end(this)
+    budget.refill(Position(7, 0))
+    budget.record_end(this)
     assert budget.spent == 1
     assert decide(this, budget).action is Action.GIVE_UP
-    budget.refill(9, 0)
-    budget.record(this)
+    budget.refill(Position(9, 0))
+    budget.record_end(this)
     assert decide(this, budget).action is Action.RETRY
 
 
-def test_the_checkpoint_of_epoch_0_is_progress() -> None:
+def test_checkpoint_of_epoch_0_is_progress() -> None:
     """A script that counts from 0 has saved something, and its failure may not come again."""
     this, budget = end(step=0, resumed_step=None), FailureBudget(3)
-    budget.refill(0, 0)
-    budget.record(this)
+    budget.refill(Position(0, 0))
+    budget.record_end(this)
     assert decide(this, budget).action is Action.RETRY
-    budget.refill(0, 0)
+    budget.refill(Position(0, 0))
     assert budget.spent == 1
 
 
-def test_a_step_that_succeeded_is_remembered() -> None:
+def test_safe_point_of_an_earlier_attempt_is_remembered() -> None:
     """A failure after a safe point proves the script able; a later one before it is retried."""
     budget = FailureBudget(3)
-    budget.record(end(reached_safe_point=True))
+    budget.record_end(end(reached_safe_point=True))
     early = end(fingerprint="mount", step=0, resumed_step=None)
-    budget.record(early)
+    budget.record_end(early)
     assert decide(early, budget).action is Action.RETRY
 
 
@@ -239,7 +242,7 @@ def words_of(row: DecisionRow) -> str:
 
 
 def test_page_has_the_table() -> None:
-    """docs/explanation/restarts.md has the rows in order and explains every kind and action."""
+    """The page on restarts has the rows in their order, and explains every kind and action."""
     kinds, decisions = PAGE.split("## Diagnosis")[1].split("## Decisions")
     rows = [line for line in decisions.splitlines() if line.startswith("| ")]
     assert rows[1:] == [words_of(row) for row in TABLE]

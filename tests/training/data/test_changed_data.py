@@ -74,7 +74,7 @@ def test_changed_data_is_refused_in_mid_epoch(
         train(tmp_path, changed)
     assert refusal.value.status == 78
     text = capsys.readouterr().err
-    assert "cannot go on at batch 3 of pass 1 over the data" in text
+    assert "cannot resume at batch 3 of pass 1 over the data" in text
     assert f"\n  {difference}\n" in text
     assert "--allow-data-change" in text
     monkeypatch.setenv("ORCHESTRATOR_ALLOW_DATA_CHANGE", "on")
@@ -103,7 +103,7 @@ def test_changed_data_at_an_epochs_edge_is_a_doubt(tmp_path: Path) -> None:
     assert exactness == "APPROXIMATE: pass 1 over the data: samples 24 then, 32 now"
 
 
-def test_other_samples_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_next_samples_are_a_doubt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sampler of the same kind that gives other samples makes a run APPROXIMATE, with a word."""
     weights = [0.0] * 12 + [1.0] * 12
 
@@ -112,7 +112,7 @@ def test_other_samples_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture
 
     train(tmp_path, weighted(weights), stop=3)
     _, exactness = train(tmp_path, weighted(weights[::-1]))
-    reason = "pass 1 over the data goes on with other samples than were to come next"
+    reason = "pass 1 over the data continues with other samples than expected"
     assert exactness == f"APPROXIMATE: {reason}"
     assert f"turns out to be APPROXIMATE: {reason}" in capsys.readouterr().err
     journal = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
@@ -151,7 +151,7 @@ class Counter(IterableDataset[torch.Tensor]):
         ("edge", [6, 12]),
     ],
 )
-def test_loader_with_a_state_is_asked_for_it(tmp_path: Path, place: str, stops: list[int]) -> None:
+def test_loader_with_a_state_continues_by_it(tmp_path: Path, place: str, stops: list[int]) -> None:
     """The loader of torchdata continues in mid-epoch, again and again, and at the edge."""
     whole, _ = train(tmp_path / "whole", StatefulDataLoader(Counter(), 4))
     seen: list[Any] = []
@@ -166,7 +166,7 @@ def test_loader_with_a_state_is_asked_for_it(tmp_path: Path, place: str, stops: 
     assert dataset.read == 24 * EPOCHS - 4 * stops[-1]
 
 
-def test_epoch_that_ends_in_a_life_without_batches(tmp_path: Path) -> None:
+def test_epoch_that_ends_in_an_attempt_without_batches(tmp_path: Path) -> None:
     """Cut at the last step of an epoch and again at its edge: the next epoch is not left out."""
     whole, _ = train(tmp_path / "whole", StatefulDataLoader(Counter(), 4))
     seen: list[Any] = []
@@ -178,7 +178,7 @@ def test_epoch_that_ends_in_a_life_without_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_state_of_a_loader_with_workers(tmp_path: Path, persistent: bool) -> None:
+def test_stateful_loader_with_workers_is_a_doubt(tmp_path: Path, persistent: bool) -> None:
     """The position is restored; that the workers' random numbers are not is said."""
 
     def make() -> Any:

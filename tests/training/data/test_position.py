@@ -342,7 +342,7 @@ def test_skipped_samples_are_never_read(tmp_path: Path, batch_size: int | None) 
     drop_last=st.booleans(),
     data=st.data(),
 )
-def test_any_sizes(
+def test_cut_epoch_of_any_size_loses_and_repeats_nothing(
     size: int, batch_size: int, shuffle: bool, drop_last: bool, data: st.DataObject
 ) -> None:
     """Two cuts in an epoch of any size lose and repeat nothing."""
@@ -443,7 +443,7 @@ def test_resumed_position_is_kept_before_the_first_batch() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), lambda: [*range(6)]])
-def test_without_positions_batches_are_read_and_dropped(make: Loader) -> None:
+def test_loader_without_positions_is_read_up_to_the_cut(make: Loader) -> None:
     """An iterable dataset, or any iterable, continues by reading on, with one warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""`checkpoints export` and `import`: what other programs read of ours, and we of theirs."""
+"""`checkpoints export` and `import` exchange weights with other programs."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
 from tests.checkpoint.support import manifest_of
-from tests.training.support import new_life
+from tests.training.support import as_new_process
 
 STEPS, EPOCHS = 6, 2
 FILES = {"state-dict": "model.pt", "safetensors": "model.safetensors", "classic": "checkpoint.pt"}
 
 
 class Odd(nn.Module):
-    """Everything about a state_dict that a format can get wrong."""
+    """A model with every property of a state_dict that a format can get wrong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Odd(nn.Module):
         self.register_buffer("back", line[2:])
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return the logits."""
         features = self.norm(self.embedding(numbers)) * self.scale + self.brain.sum().float()
         return torch.as_tensor(self.head(features))
 
@@ -63,8 +63,8 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
 
 
 def train(run_dir: Path, parts: dict[str, Any], epochs: int = EPOCHS) -> Session:
-    """Train the rest of so many epochs."""
-    new_life()
+    """Train until ``epochs`` epochs are complete."""
+    as_new_process()
     session = Session(run_dir=run_dir, **parts)
     with session:
         for _ in session.epochs(epochs):
@@ -79,7 +79,7 @@ def train(run_dir: Path, parts: dict[str, Any], epochs: int = EPOCHS) -> Session
 
 @pytest.fixture
 def trained(tmp_path: Path) -> dict[str, Any]:
-    """The parts of a run that has completed in the directory ``run``."""
+    """Return the registered objects of a run that has completed in the directory ``run``."""
     torch.manual_seed(0)
     parts = parts_of(Odd())
     train(tmp_path / "run", parts)
@@ -87,26 +87,26 @@ def trained(tmp_path: Path) -> dict[str, Any]:
 
 
 def command(*words: str | Path) -> None:
-    """A command line, in this process."""
+    """Run a command line in this process."""
     arguments = parse(["checkpoints", *map(str, words)])
-    arguments.do(arguments)
+    arguments.run_command(arguments)
 
 
-def assert_same(mine: Any, other: Any) -> None:
-    """The same types, shapes and bits."""
-    if isinstance(other, torch.Tensor):
-        assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
-        assert torch.equal(mine, other)
-    elif isinstance(other, dict):
-        assert mine.keys() == other.keys()
-        for key in other:
-            assert_same(mine[key], other[key])
-    elif isinstance(other, (list, tuple)):
-        assert len(mine) == len(other)
-        for a, b in zip(mine, other, strict=True):
+def assert_same(value: Any, expected: Any) -> None:
+    """Assert equal types, shapes and bits."""
+    if isinstance(expected, torch.Tensor):
+        assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
+        assert torch.equal(value, expected)
+    elif isinstance(expected, dict):
+        assert value.keys() == expected.keys()
+        for key in expected:
+            assert_same(value[key], expected[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(value) == len(expected)
+        for a, b in zip(value, expected, strict=True):
             assert_same(a, b)
     else:
-        assert mine == other
+        assert value == expected
 
 
 def newest(run_dir: Path) -> Any:
@@ -116,8 +116,10 @@ def newest(run_dir: Path) -> Any:
 # --- export --------------------------------------------------------------------------------------
 
 
-def test_a_bare_state_dict_is_the_models(trained: dict[str, Any], tmp_path: Path) -> None:
-    """torch.load with its safe default has every value, tied weights tied, fit for the model."""
+def test_exported_state_dict_equals_that_of_the_model(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
+    """The safe load reads every value, tied weights stay tied, and a model loads the state."""
     command("export", "run", "--as", "state-dict")
     state = torch.load("model.pt", weights_only=True)
     assert_same(dict(state), dict(trained["model"].state_dict()))
@@ -128,14 +130,14 @@ def test_a_bare_state_dict_is_the_models(trained: dict[str, Any], tmp_path: Path
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-def test_any_registered_object_can_be_exported(trained: dict[str, Any]) -> None:
-    """By its name, an optimizer say; the file is called after it."""
+def test_export_of_any_registered_object(trained: dict[str, Any]) -> None:
+    """An object such as an optimizer is exported by its name, and the file has that name."""
     command("export", "run", "--as", "state-dict", "--name", "optimizer")
     assert_same(torch.load("optimizer.pt"), trained["optimizer"].state_dict())
 
 
-def test_safetensors_have_every_value_once(trained: dict[str, Any]) -> None:
-    """Of names for one tensor the first is in the file, and the text has the others."""
+def test_safetensors_contain_every_tensor_once(trained: dict[str, Any]) -> None:
+    """If several names share a tensor, the first is in the file, the others in its text."""
     command("export", "run", "-o", "weights.safetensors")
     expected = dict(trained["model"].state_dict())
     del expected["head.weight"]
@@ -146,11 +148,11 @@ def test_safetensors_have_every_value_once(trained: dict[str, Any]) -> None:
     assert (text["format"], text["step"], text["epoch"]) == ("pt", str(STEPS), str(EPOCHS))
 
 
-def test_safetensors_load_with_the_packages_own_loader(tmp_path: Path) -> None:
-    """A model with tied weights takes over all of them, strictly."""
+def test_safetensors_load_with_the_loader_of_their_package(tmp_path: Path) -> None:
+    """The strict loader of safetensors loads an export of a model with tied weights."""
     models = Odd(), Odd()
     for model in models:
-        # It refuses models with such, whatever the file.
+        # It refuses models with overlapping or conjugated buffers.
         del model.front, model.back, model.mirrored
     train(tmp_path / "run", parts_of(models[0]))
     command("export", "run", "--as", "safetensors")
@@ -158,8 +160,8 @@ def test_safetensors_load_with_the_packages_own_loader(tmp_path: Path) -> None:
     assert_same(dict(models[1].state_dict()), dict(models[0].state_dict()))
 
 
-def test_safetensors_of_names_that_look_like_text(tmp_path: Path) -> None:
-    """Tensors named by numbers are taken for no ties by the step and the epoch in the text."""
+def test_safetensors_of_tensors_named_by_numbers(tmp_path: Path) -> None:
+    """The step and epoch in the text are not mistaken for ties of tensors named by numbers."""
     parts = {"model": nn.ParameterList([torch.rand(1), torch.rand(2)])}
     with Session(run_dir="run", **parts) as session:
         session.step()
@@ -168,8 +170,8 @@ def test_safetensors_of_names_that_look_like_text(tmp_path: Path) -> None:
     assert list(torch.load(newest(Path("other")).state_file)["model_state_dict"]) == ["0", "1"]
 
 
-def test_a_classic_file_serves_classic_code(trained: dict[str, Any]) -> None:
-    """The four entries are what the tutorial's resume code expects, and nothing of ours is left."""
+def test_exported_classic_file_fits_common_resume_code(trained: dict[str, Any]) -> None:
+    """The entries are those of PyTorch's tutorial, without entries of the orchestrator."""
     command("export", "run", "--as", "classic")
     checkpoint = torch.load("checkpoint.pt", weights_only=True)
     parts = parts_of(Odd())
@@ -182,8 +184,8 @@ def test_a_classic_file_serves_classic_code(trained: dict[str, Any]) -> None:
     assert checkpoint.keys().isdisjoint({"rng", "data", "state"})
 
 
-def test_a_file_is_replaced_only_with_force(trained: dict[str, Any]) -> None:
-    """Another file of that name stays as it is, whatever the form, until that is asked for."""
+def test_export_replaces_a_file_only_with_force(trained: dict[str, Any]) -> None:
+    """An existing file is not replaced by an export of any form without --force."""
     for form, name in {**FILES, "whole": "checkpoint.pt"}.items():
         Path(name).write_text("precious")
         with pytest.raises(OrchestratorError, match=f"cannot write {name}: .* --force"):
@@ -198,8 +200,8 @@ def test_a_file_is_replaced_only_with_force(trained: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("--as", "state-dict", "--name", "ema"), "there is none in it, but model, optimizer"),
-        (("--as", "safetensors", "--name", "optimizer"), "state is of the kind dict"),
+        (("--as", "state-dict", "--name", "ema"), "it contains only model, optimizer"),
+        (("--as", "safetensors", "--name", "optimizer"), "state is of the type dict"),
         (("--as", "classic", "--name", "model"), "cannot export model alone as classic"),
         (("--name", "model"), "cannot export model alone as whole"),
         (("--as", "classic", "-o", "missing/file.pt"), "No such file or directory"),
@@ -208,18 +210,18 @@ def test_a_file_is_replaced_only_with_force(trained: dict[str, Any]) -> None:
         (("--force", "-o", "run"), "not a regular file"),
     ],
 )
-def test_an_export_that_cannot_be_says_why(
+def test_impossible_export_is_explained(
     trained: dict[str, Any], tmp_path: Path, words: tuple[str, ...], text: str
 ) -> None:
-    """The reason names what is there to choose from, and no file is left."""
+    """The message gives the reason or the choices, and no file is left."""
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(OrchestratorError, match=text):
         command("export", "run", *words)
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_what_safetensors_cannot_hold_is_named(tmp_path: Path) -> None:
-    """A type of numbers that the format lacks is refused; a state_dict has it."""
+def test_dtype_that_safetensors_lack_is_named(tmp_path: Path) -> None:
+    """A dtype that the format lacks is refused by name; a state_dict can hold it."""
     model = nn.Linear(1, 1).to(torch.complex128)
     with Session(run_dir="run", model=model) as session:
         session.step()
@@ -229,8 +231,8 @@ def test_what_safetensors_cannot_hold_is_named(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["model.pt", "run"]
 
 
-def test_a_damaged_checkpoint_is_not_exported(trained: dict[str, Any]) -> None:
-    """A bit that has changed is noticed before anything is read."""
+def test_damaged_checkpoint_is_not_exported(trained: dict[str, Any]) -> None:
+    """A changed bit is detected before anything is exported."""
     damaged = newest(Path("run"))
     data = bytearray(damaged.state_file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -241,10 +243,10 @@ def test_a_damaged_checkpoint_is_not_exported(trained: dict[str, Any]) -> None:
         assert not Path(name).exists()
 
 
-def test_without_the_package_safetensors_says_so(
+def test_missing_safetensors_package_is_explained(
     trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What to install is named; the other forms do without it."""
+    """Without the package, the message says what to install, and other forms still work."""
     command("export", "run", "--as", "safetensors")
     for name in [n for n in sys.modules if n.partition(".")[0] == "safetensors"]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -258,8 +260,8 @@ def test_without_the_package_safetensors_says_so(
 
 
 @pytest.mark.parametrize("form", FILES)
-def test_what_was_exported_comes_back(trained: dict[str, Any], form: str) -> None:
-    """Value by value, in a new run that goes on from it and says what it cannot know."""
+def test_exported_file_can_be_imported(trained: dict[str, Any], form: str) -> None:
+    """A new run continues from an imported export with equal values, and is APPROXIMATE."""
     command("export", "run", "--as", form)
     command("import", FILES[form], "new")
     imported = newest(Path("new"))
@@ -274,14 +276,16 @@ def test_what_was_exported_comes_back(trained: dict[str, Any], form: str) -> Non
         if form == "classic":
             assert_same(parts["optimizer"].state_dict(), trained["optimizer"].state_dict())
     assert session.resumed_from == imported.path
-    reason = f"it goes on from {FILES[form]}, which has no random streams and no place in data"
-    assert session.exactness == f"APPROXIMATE: {reason}"
+    assert session.exactness == (
+        f"APPROXIMATE: it continues from {FILES[form]}, which has no random streams and no "
+        "position in the data"
+    )
 
 
-def test_a_run_that_was_imported_resumes_as_any_other(
+def test_run_from_an_import_resumes_as_any_other(
     trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its later checkpoints are whole ones of this run, and keep the doubt."""
+    """Its later checkpoints are complete, and keep the reason for APPROXIMATE."""
     command("export", "run", "--as", "classic")
     command("import", "checkpoint.pt", "new")
     torch.manual_seed(1)
@@ -290,12 +294,12 @@ def test_a_run_that_was_imported_resumes_as_any_other(
     again = parts_of(Odd())
     session = train(Path("new"), again, EPOCHS + 2)
     assert session.global_step == STEPS * 2
-    assert str(session.exactness).startswith("APPROXIMATE: it goes on from checkpoint.pt")
+    assert str(session.exactness).startswith("APPROXIMATE: it continues from checkpoint.pt")
     assert "resumed at step 6" in capsys.readouterr().err
 
 
-def test_a_classic_file_of_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What scripts write for themselves: counted from its epoch; the rest is left out and named."""
+def test_import_of_a_classic_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that a script wrote is imported with its epoch; unknown entries are named."""
     model = nn.Linear(2, 1)
     content = {"epoch": 3, "model_state_dict": model.state_dict(), "loss": torch.tensor([0.5])}
     torch.save(content | {"args": {"lr": 1}, "best": 0.7}, "old.pth")
@@ -306,8 +310,8 @@ def test_a_classic_file_of_a_script(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert torch.load(imported.state_file).keys() == {"epoch", "step", "loss", "model_state_dict"}
 
 
-def test_weights_alone_get_a_name_and_counts(tmp_path: Path) -> None:
-    """They become those of the object that is named, after as many epochs and steps as is said."""
+def test_import_of_weights_alone_takes_a_name_and_counters(tmp_path: Path) -> None:
+    """Weights alone become those of the named object, at the given epoch and step."""
     torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
     command("import", "weights.pt", "new", "--name", "net", "--epoch", "2", "--step", "40")
     session = Session(run_dir="new", net=nn.Linear(2, 1))
@@ -315,8 +319,8 @@ def test_weights_alone_get_a_name_and_counts(tmp_path: Path) -> None:
         assert (session.epoch, session.global_step) == (2, 40)
 
 
-def test_an_import_does_not_go_back(trained: dict[str, Any]) -> None:
-    """A run with a later checkpoint would not go on from the file: refused, with what to do."""
+def test_import_of_an_earlier_step_is_refused(trained: dict[str, Any]) -> None:
+    """A run with a later checkpoint would not use the file, so the import is refused."""
     command("export", "run", "--as", "state-dict")
     before = os.listdir("run/checkpoints")
     with pytest.raises(OrchestratorError, match=f"has a checkpoint of step {STEPS}.*--step 7"):
@@ -326,24 +330,24 @@ def test_an_import_does_not_go_back(trained: dict[str, Any]) -> None:
     assert newest(Path("run")).manifest.step == STEPS + 1
 
 
-def test_a_complete_run_goes_on_from_an_import(trained: dict[str, Any]) -> None:
-    """It is no longer complete, the journal tells of the file, and training begins with that."""
+def test_complete_run_continues_from_an_import(trained: dict[str, Any]) -> None:
+    """The run is no longer complete, the journal names the file, and training starts from it."""
     command("export", "run", "--as", "classic")
     assert Path("run/done.json").exists()
     command("import", "checkpoint.pt", "run")
     assert not Path("run/done.json").exists()
-    told = json.loads(Path("run/journal.jsonl").read_text().splitlines()[-1])
-    assert (told["event"], told["source"]) == ("checkpoint_published", "checkpoint.pt")
+    event = json.loads(Path("run/journal.jsonl").read_text().splitlines()[-1])
+    assert (event["event"], event["source"]) == ("checkpoint_published", "checkpoint.pt")
     session = train(Path("run"), parts_of(Odd()), EPOCHS + 1)
     assert str(session.resumed_from).endswith(f"step-{STEPS:012d}-2")
 
 
-def test_a_run_in_use_takes_no_import(tmp_path: Path) -> None:
-    """Whoever trains there would be overtaken."""
+def test_import_into_a_run_in_use_is_refused(tmp_path: Path) -> None:
+    """An import is refused while a process trains in the run directory."""
     torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
-    place = RunDir(tmp_path / "run")
-    place.create()
-    lock = RunLock(place)
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.create()
+    lock = RunLock(run_dir)
     try:
         with pytest.raises(OrchestratorError, match="is training in it"):
             command("import", "weights.pt", "run")
@@ -380,7 +384,7 @@ def damaged_safetensors(path: Path) -> None:
         (lambda path: path.write_text("text"), "give a file that torch.load reads"),
         (lambda path: path.write_bytes(b""), "give a file that torch.load reads"),
         (lambda path: torch.save([1], path), "it holds a list"),
-        (lambda path: torch.save({}, path), "no '<name>_state_dict'"),
+        (lambda path: torch.save({}, path), "must have an 'epoch' and a '<name>_state_dict'"),
         (lambda path: torch.save({"epoch": 1, "weights": 1}, path), "its keys are epoch, weights"),
         (lambda path: torch.save({"state": {}, "param_groups": []}, path), "state, param_groups"),
         (lambda path: torch.save(nn.Linear(1, 1), path), "Weights only load failed"),
@@ -390,7 +394,7 @@ def damaged_safetensors(path: Path) -> None:
         ),
         (
             lambda path: torch.save({"epoch": 1, "step": 10**12, "model_state_dict": {}}, path),
-            "'step' is 1000000000000, not a whole number from 0 on to at most 999999999999",
+            "'step' is 1000000000000, not a whole number of at least 0 and at most 999999999999",
         ),
         (
             lambda path: torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, path),
@@ -400,19 +404,19 @@ def damaged_safetensors(path: Path) -> None:
         (lambda path: torch.save({"epoch": 1, "m_state_dict": doubled(40)}, path), "too often"),
         (
             lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),
-            "'epoch' is -1, not a whole number from 0 on",
+            "'epoch' is -1, not a whole number of at least 0",
         ),
         (
             lambda path: torch.save({"w": torch.tensor([1, float("nan")])}, path),
-            "w of model is not",
+            "w of model contains NaN",
         ),
         (damaged_safetensors, "cannot read file: .*not fully covered"),
     ],
 )
-def test_a_file_that_is_none_is_refused(
+def test_unusable_file_is_not_imported(
     tmp_path: Path, make: Callable[[Path], Any], text: str
 ) -> None:
-    """The reason is said, and no run is made of it."""
+    """The message gives the reason, and no run directory is created."""
     make(tmp_path / "file")
     with pytest.raises(OrchestratorError, match=text) as refused:
         command("import", "file", "new")
@@ -420,22 +424,22 @@ def test_a_file_that_is_none_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_an_import_keeps_its_name_out_of_the_way(tmp_path: Path) -> None:
-    """A name that no keyword can have is refused at once."""
-    with pytest.raises(OrchestratorError, match="no name of a keyword"):
+def test_import_with_an_invalid_name_is_refused(tmp_path: Path) -> None:
+    """A name that cannot be a keyword argument is refused at once."""
+    with pytest.raises(OrchestratorError, match="not a name that a keyword"):
         command("import", "file", "new", "--name", "my model")
 
 
-def test_an_imported_checkpoint_verifies(trained: dict[str, Any]) -> None:
-    """It is published like any other: manifest, digest, format."""
+def test_imported_checkpoint_can_be_verified(trained: dict[str, Any]) -> None:
+    """An imported checkpoint has a manifest and a digest like any other."""
     command("export", "run", "--as", "safetensors")
     command("import", "model.safetensors", "new")
     command("verify", "new")
     assert read_checkpoint(newest(Path("new")).path).manifest.healthy
 
 
-def test_what_a_framework_has_saved_stays_its_own(tmp_path: Path) -> None:
-    """Who wants to export is told where its files are; an import would not be read there."""
+def test_run_of_a_framework_is_neither_exported_nor_imported(tmp_path: Path) -> None:
+    """An export names the framework's files; an import is refused, as it would not be read."""
     (tmp_path / "saved").mkdir()
     RunDir(Path("run")).create()
     (tmp_path / "saved" / "weights.bin").write_bytes(b"weights")
@@ -446,5 +450,5 @@ def test_what_a_framework_has_saved_stays_its_own(tmp_path: Path) -> None:
         with pytest.raises(OrchestratorError, match="copy its files from run/.*/content"):
             command("export", "run", "--as", form)
     torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
-    with pytest.raises(OrchestratorError, match="what trains there is the trainer of transformers"):
+    with pytest.raises(OrchestratorError, match="the run belongs to the trainer of transformers"):
         command("import", "weights.pt", "run", "--step", "8")

@@ -19,64 +19,64 @@ def test_pace_keeps_to_its_budget() -> None:
     """A cost of 10 ms at 1% is due again after a second."""
     clock = Clock()
     pace = SnapshotPace(0.01, None, clock)
-    pace.took(5.0)
+    pace.record(5.0)
     for _ in range(LEARNING):
-        pace.took(0.01)
+        pace.record(0.01)
     assert pace.interval_seconds == pytest.approx(1.0)
     assert pace.next_ns == pytest.approx(101e9)
 
 
-def test_the_first_measurements_follow_soon() -> None:
+def test_first_snapshots_follow_soon() -> None:
     """One that was taken in a bad moment does not stretch the interval for long."""
     clock = Clock()
     pace = SnapshotPace(0.01, None, clock)
     for seconds in (5.0, 0.3):
-        pace.took(seconds)
+        pace.record(seconds)
     assert pace.next_ns == pytest.approx(103e9)
     for _ in range(LEARNING):
-        pace.took(0.01)
+        pace.record(0.01)
     assert pace.interval_seconds == pytest.approx(1.0)
 
 
-def test_what_an_earlier_process_has_learned_holds() -> None:
+def test_learned_interval_holds_in_the_next_process() -> None:
     """The next process begins with that interval, after a few that follow soon."""
     clock = Clock()
     pace = SnapshotPace(0.01, 4.0, clock)
     assert pace.next_ns == 0
     for _ in range(LEARNING):
-        pace.took(0.3)
+        pace.record(0.3)
         assert pace.next_ns == pytest.approx(100.4e9)
     pace = SnapshotPace(0.01, 4.0, clock)
     for seconds in (5.0, 0.3, 0.04, 0.04):
-        pace.took(seconds)
+        pace.record(seconds)
     assert pace.next_ns == pytest.approx(104e9)
     assert SnapshotPace(None, 4.0, clock).next_ns == NEVER
 
 
-def test_first_snapshot_is_no_measure() -> None:
+def test_first_snapshot_is_not_measured() -> None:
     """The first one lays out and faults pages in: the second is due at once."""
     pace = SnapshotPace(0.01, None, Clock())
     assert pace.next_ns == 0
-    pace.took(3.0)
+    pace.record(3.0)
     assert pace.next_ns == 0
 
 
-def test_pace_does_not_follow_noise() -> None:
+def test_pace_ignores_noise() -> None:
     """The interval stays while the cost moves by less than a quarter, and follows what lasts."""
     pace = SnapshotPace(0.01, None, Clock())
     for seconds in (0.0, 0.010, 0.011, 0.009, 0.012):
-        pace.took(seconds)
+        pace.record(seconds)
         assert pace.interval_seconds in (None, pytest.approx(1.0))
     for _ in range(20):
-        pace.took(0.1)
+        pace.record(0.1)
     assert pace.interval_seconds == pytest.approx(10.0, rel=0.3)
 
 
-def test_without_a_budget_nothing_is_due() -> None:
+def test_snapshots_without_a_budget_are_never_due() -> None:
     """Snapshots that are off are never due, whatever others cost."""
     pace = SnapshotPace(None)
-    pace.took(0.1)
-    pace.took(0.1)
+    pace.record(0.1)
+    pace.record(0.1)
     assert pace.next_ns == NEVER
     assert pace.interval_seconds is None
 
@@ -84,26 +84,26 @@ def test_without_a_budget_nothing_is_due() -> None:
 def test_failed_writes_are_retried_ever_more_rarely() -> None:
     """The delay doubles from failure to failure, and a success makes it short again."""
     schedule = Schedule(Every(500, "steps"))
-    schedule.begun(0, 0)
+    schedule.begin(0, 0)
     delays = []
     for _ in range(3):
-        schedule.failed()
+        schedule.record_failure()
         before = schedule.next_time_ns
-        schedule.begun(1, 0)
+        schedule.begin(1, 0)
         delays.append(before)
-    schedule.failed()
+    schedule.record_failure()
     assert delays[0] < delays[1] < delays[2] < schedule.next_time_ns
-    schedule.succeeded()
-    schedule.failed()
+    schedule.record_success()
+    schedule.record_failure()
     assert schedule.next_time_ns < delays[2]
 
 
-def test_slow_disk_stretches_a_time_and_not_a_place() -> None:
+def test_slow_disk_stretches_an_interval_and_not_a_step_count() -> None:
     """A time between checkpoints grows with what writing costs; named places stay."""
     by_time, by_steps = Schedule(Every(1, "seconds")), Schedule(Every(10, "steps"))
     for schedule in (by_time, by_steps):
-        schedule.begun(3, 0, least_seconds=1000.0)
+        schedule.begin(3, 0, least_seconds=1000.0)
     fresh = Schedule(Every(1, "seconds"))
-    fresh.begun(3, 0)
+    fresh.begin(3, 0)
     assert by_time.next_time_ns - fresh.next_time_ns > 900e9
     assert by_steps.next_step == 10

@@ -29,14 +29,14 @@ def path(tmp_path: Path) -> Path:
 def write(path: Path, *places: tuple[int, int, bool], attempt: int = 1) -> None:
     file = MetricsFile(path, attempt)
     for step, epoch, is_poll in places:
-        file.note(step, epoch, {"loss": step / 2}, is_poll=is_poll)
+        file.record(step, epoch, {"loss": step / 2}, is_poll=is_poll)
     file.flush()
 
 
-def test_a_line_says_where_when_and_what(path: Path) -> None:
+def test_line_has_step_time_attempt_and_metrics(path: Path) -> None:
     """It has step, epoch, time, attempt and metrics, in JSON that is strict."""
     file = MetricsFile(path, 3)
-    file.note(7, 1, {"loss": 0.5, "worst": float("nan"), "text": "no number"}, is_poll=False)
+    file.record(7, 1, {"loss": 0.5, "worst": float("nan"), "text": "no number"}, is_poll=False)
     file.flush()
     line = lines_of(path)[0]
     assert line.pop("time").endswith("+00:00")
@@ -60,7 +60,9 @@ def test_a_line_says_where_when_and_what(path: Path) -> None:
         ((9, 9), 5),
     ],
 )
-def test_what_will_be_done_again_is_cut_off(path: Path, place: tuple[int, int], left: int) -> None:
+def test_lines_of_steps_to_be_done_again_are_cut_off(
+    path: Path, place: tuple[int, int], left: int
+) -> None:
     """A resumed run's file ends where it was resumed; a torn last line is gone in any case."""
     places = [(1, 0, False), (2, 0, False), (2, 0, True), (3, 1, False), (4, 1, False)]
     write(path, *places)
@@ -70,7 +72,7 @@ def test_what_will_be_done_again_is_cut_off(path: Path, place: tuple[int, int], 
     assert places_of(path) == places[:left]
 
 
-def test_a_line_after_a_torn_one_is_whole(path: Path) -> None:
+def test_line_after_a_torn_one_is_whole(path: Path) -> None:
     """What a full disk left of a line costs no other line, nor what is cut off later."""
     write(path, (1, 0, False))
     with path.open("ab") as file:
@@ -81,22 +83,22 @@ def test_a_line_after_a_torn_one_is_whole(path: Path) -> None:
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 3
 
 
-def test_a_long_run_is_thinned_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_a_long_run_are_thinned_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file never holds many more steps than allowed, evenly spaced; polls stay."""
     monkeypatch.setattr(metrics, "MOST_STEPS", 8)
     file = MetricsFile(path, None)
     most = 0
     for step in range(1, 101):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         if step == 5:
-            file.note(step, 0, {"accuracy": 0.0}, is_poll=True)
+            file.record(step, 0, {"accuracy": 0.0}, is_poll=True)
         file.flush()
         most = max(most, len(places_of(path)))
     assert most <= 8 + 2
     assert places_of(path) == [(5, 0, True), *((step, 0, False) for step in range(16, 101, 16))]
 
 
-def test_a_run_that_goes_back_is_thinned_out_all_the_same(
+def test_lines_of_a_run_that_goes_back_are_thinned_out(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resumed before the place where lines became fewer, it ends with the same lines."""
@@ -105,17 +107,17 @@ def test_a_run_that_goes_back_is_thinned_out_all_the_same(
     file = MetricsFile(path, 2)
     file.resume(5, 0)
     for step in range(6, 14):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         file.flush()
     assert [step for step, _, _ in places_of(path)] == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_fast_loop_has_fewer_lines(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_loop_has_fewer_lines(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where many steps come between two flushes, from then on every second has a line, or fewer."""
     monkeypatch.setattr(metrics, "MOST_AT_ONCE", 10)
     file = MetricsFile(path, None)
     for step in range(1, 101):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         if step % 25 == 0:
             file.flush()
     steps = [step for step, _, _ in places_of(path)]
@@ -129,18 +131,18 @@ def test_strides_are_powers_of_two() -> None:
     assert [stride_at(step) for step in steps] == [1, 1, 1, 2, 2, 4, 8, 16]
 
 
-def test_a_file_that_cannot_be_written_stops_nothing(
+def test_file_that_cannot_be_written_does_not_end_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is said once, and the steps are not kept for later."""
     file = MetricsFile(tmp_path / "missing" / "metrics.jsonl", None)
     for step in range(3):
-        file.note(step, 0, {"loss": 0.0}, is_poll=False)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
         file.flush()
     assert capsys.readouterr().err.count("cannot write") == 1
 
 
-def test_an_interrupted_run_has_the_lines_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_interrupted_run_has_the_lines_of_an_uninterrupted_one(tmp_path: Path) -> None:
     """Stopped and resumed twice, each step has its one line, with the same values."""
     assert Training().run(tmp_path / "whole")
     for cut in (5, 14):
@@ -158,7 +160,7 @@ def test_an_interrupted_run_has_the_lines_of_an_uninterrupted_one(tmp_path: Path
     assert [line["step"] for line in whole if line["poll"]] == [6, 12, 18]
 
 
-def test_a_running_total_is_written_as_it_was(tmp_path: Path) -> None:
+def test_running_total_has_the_value_of_each_step(tmp_path: Path) -> None:
     """A tensor that the loop goes on adding to has the value of each step in that step's line."""
     total = torch.zeros(())
     with Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1)) as session:
@@ -169,7 +171,7 @@ def test_a_running_total_is_written_as_it_was(tmp_path: Path) -> None:
     assert totals == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_a_new_beginning_is_a_new_file(tmp_path: Path) -> None:
+def test_run_without_checkpoints_begins_a_new_file(tmp_path: Path) -> None:
     """A run of which no checkpoint is left begins its metrics anew."""
     write(tmp_path / "metrics.jsonl", (1, 0, False), (2, 0, False))
     with Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1)) as session:

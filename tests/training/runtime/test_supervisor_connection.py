@@ -79,17 +79,17 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 @pytest.mark.usefixtures("silent_supervisor")
 def test_stopped_supervisor_does_not_stop_the_trainer() -> None:
     """Metrics that nobody takes are dropped: training never waits for those who watch it."""
-    home = Supervised()
+    backend = Supervised()
 
     def show() -> None:
         for number in range(MESSAGES):
-            home.show({"loss": number / 7})
+            backend.report_metrics({"loss": number / 7})
 
     watched = threading.Thread(target=show, daemon=True)
     watched.start()
     watched.join(DEADLINE_SECONDS)
     blocked = watched.is_alive()
-    home.leave(None, None)
+    backend.leave(None, None)
     watched.join(DEADLINE_SECONDS)
     assert not blocked
 

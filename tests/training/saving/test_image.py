@@ -16,7 +16,7 @@ from orchestrator.errors import UnstorableError
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training.saving.image import InexpressibleError, freeze, lay_out
-from orchestrator.training.saving.snapshotter import Content, Snapshotter
+from orchestrator.training.saving.snapshotter import SnapshotContent, Snapshotter
 from tests.training.support import draft_of, result_of
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
@@ -34,7 +34,7 @@ def snapshotter() -> Iterator[Snapshotter]:
 
 
 def image_of(snapshotter: Snapshotter, state: Any) -> bytes:
-    taking = snapshotter.take(Content({"step": 1, "state": state}, draft_of(1), []))
+    taking = snapshotter.take(SnapshotContent({"step": 1, "state": state}, draft_of(1), []))
     assert taking is not None
     return bytes_of(result_of(taking))
 
@@ -153,7 +153,7 @@ def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: An
     assert sharing(actual) == sharing(expected)
 
 
-def test_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
+def test_image_holds_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
     """Tensors whose meaning lies beside their bytes keep it."""
     complex_ = torch.randn(3, dtype=torch.complex64)
     state = {
@@ -181,12 +181,12 @@ def test_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
     ],
     ids=["sparse", "csr", "quantised", "quantised by channel"],
 )
-def test_what_an_image_cannot_express_is_saved_plainly(
+def test_state_that_an_image_cannot_express_is_saved_plainly(
     snapshotter: Snapshotter, tensor: torch.Tensor
 ) -> None:
     """Sparse tensors and the like take torch.save's own way into memory, with one warning."""
     state = {"odd": tensor, "even": torch.ones(2)}
-    with pytest.warns(UserWarning, match="slower way of torch.save"):
+    with pytest.warns(UserWarning, match="slower torch.save"):
         image_of(snapshotter, state)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -197,14 +197,14 @@ def test_what_an_image_cannot_express_is_saved_plainly(
     assert torch.equal(read["even"], torch.ones(2))
 
 
-def test_bytes_seen_as_two_types_are_refused(snapshotter: Snapshotter) -> None:
+def test_storage_seen_as_two_types_is_refused(snapshotter: Snapshotter) -> None:
     """What torch.save refuses is an error that says so, not a traceback."""
     numbers = torch.randn(3, dtype=torch.complex64)
     with pytest.raises(UnstorableError, match="different types"):
         image_of(snapshotter, [numbers, numbers.imag])
 
 
-def test_state_that_changes_its_shape_is_laid_out_anew(snapshotter: Snapshotter) -> None:
+def test_state_that_changes_its_shape_is_laid_out_again(snapshotter: Snapshotter) -> None:
     """Optimizer state that appears later, and an embedding that grows, are in the next image."""
     model = torch.nn.Embedding(10, 4)
     optimizer = torch.optim.Adam(model.parameters())
@@ -239,7 +239,7 @@ def test_tensors_may_change_as_soon_as_the_snapshot_is_begun(snapshotter: Snapsh
     before = [parameter.clone() for parameter in model.parameters()]
     history = [1.0]
     state = {"model": model.state_dict(), "history": history}
-    taking = snapshotter.take(Content({"step": 1, "state": state}, draft_of(1), []))
+    taking = snapshotter.take(SnapshotContent({"step": 1, "state": state}, draft_of(1), []))
     assert taking is not None
     with torch.no_grad():
         model.weight.add_(1)
@@ -263,7 +263,7 @@ def test_layout_is_taken_from_what_torch_save_skips() -> None:
 def test_non_finite_parameter_makes_the_snapshot_unhealthy(snapshotter: Snapshotter) -> None:
     """A NaN or an infinity among the parameters is found in the image; a large sum is none."""
     parameter = torch.nn.Parameter(torch.ones(1000, dtype=torch.float16))
-    content = Content({"step": 1, "p": parameter}, draft_of(1), [parameter])
+    content = SnapshotContent({"step": 1, "p": parameter}, draft_of(1), [parameter])
     for value, healthy in ((6e4, True), (float("inf"), False), (float("nan"), False), (0, True)):
         with torch.no_grad():
             parameter[:900] = value
@@ -272,16 +272,16 @@ def test_non_finite_parameter_makes_the_snapshot_unhealthy(snapshotter: Snapshot
         assert result_of(taking).manifest.healthy is healthy
 
 
-def test_every_warning_is_ours(snapshotter: Snapshotter) -> None:
+def test_snapshot_of_ordinary_state_warns_of_nothing(snapshotter: Snapshotter) -> None:
     """A snapshot of ordinary state warns of nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image_of(snapshotter, torch.nn.Linear(3, 3).state_dict())
 
 
-def test_manifest_of_the_snapshot(snapshotter: Snapshotter) -> None:
+def test_snapshot_has_the_manifest_of_its_checkpoint(snapshotter: Snapshotter) -> None:
     """The draft that was handed over comes back with the image."""
     draft = Manifest("a run", 7, 2, Reason.PERIODIC, {"loss": 0.5}, True, "now", {}, {"torch": "2"})
-    taking = snapshotter.take(Content({"step": 7}, draft, []))
+    taking = snapshotter.take(SnapshotContent({"step": 7}, draft, []))
     assert taking is not None
     assert result_of(taking).manifest == draft

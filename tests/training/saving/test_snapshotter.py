@@ -14,7 +14,7 @@ from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training import Session
 from orchestrator.training.saving.slot_memory import INLINE_BYTES, with_spare
-from orchestrator.training.saving.snapshotter import LEFT_FREE_BYTES, Content, Snapshotter
+from orchestrator.training.saving.snapshotter import LEFT_FREE_BYTES, SnapshotContent, Snapshotter
 from tests.support import DEADLINE_SECONDS, wait_until
 from tests.training.support import draft_of, result_of
 
@@ -35,7 +35,7 @@ def snapshotter(slots: Slots, available_bytes: int = PLENTY) -> Snapshotter:
 
 
 def take(taker: Snapshotter, step: int, state: dict[str, Any] = SMALL) -> Snapshot | None:
-    taking = taker.take(Content({"step": step, **state}, draft_of(step), []))
+    taking = taker.take(SnapshotContent({"step": step, **state}, draft_of(step), []))
     return None if taking is None else result_of(taking)
 
 
@@ -43,7 +43,7 @@ def steps(slots: Slots) -> list[int]:
     return [snapshot.manifest.step for snapshot in slots.snapshots()]
 
 
-def test_newest_is_never_overwritten(slots: Slots) -> None:
+def test_newest_snapshot_is_never_overwritten(slots: Slots) -> None:
     """Snapshots alternate between the slots, so that one is complete at every moment."""
     taker = snapshotter(slots)
     for step in range(1, 6):
@@ -69,19 +69,19 @@ def test_slot_that_is_being_written_is_left_alone(slots: Slots) -> None:
     taker.close()
 
 
-def test_wait_for_a_slot_ends(slots: Slots) -> None:
+def test_wait_for_a_slot_ends_at_the_deadline(slots: Slots) -> None:
     """With a deadline a snapshot waits for a slot, and not for ever."""
     taker = snapshotter(slots)
     first = take(taker, 1)
     take(taker, 2)
     assert first is not None
     taker.hold(first.slot, Future())
-    content = Content({"step": 3, **SMALL}, draft_of(3), [])
+    content = SnapshotContent({"step": 3, **SMALL}, draft_of(3), [])
     assert taker.take(content, time.monotonic() + 0.05) is None
     taker.close()
 
 
-def test_one_slot_where_memory_is_short(slots: Slots) -> None:
+def test_short_memory_leaves_one_slot(slots: Slots) -> None:
     """With room for one image there is one slot, which is said once with the figures."""
     needed = with_spare(4000)
     taker = snapshotter(slots, available_bytes=LEFT_FREE_BYTES + 2 * needed - 1)
@@ -99,7 +99,7 @@ def test_one_slot_where_memory_is_short(slots: Slots) -> None:
     taker.close()
 
 
-def test_no_snapshot_where_there_is_no_memory(slots: Slots) -> None:
+def test_missing_memory_leaves_no_snapshots(slots: Slots) -> None:
     """Without room for one image there are no snapshots, which is said with the figures."""
     taker = snapshotter(slots, available_bytes=1000)
     with pytest.warns(UserWarning, match="none are taken"):
@@ -109,7 +109,7 @@ def test_no_snapshot_where_there_is_no_memory(slots: Slots) -> None:
     taker.close()
 
 
-def test_large_memory_is_populated_beside_the_training(slots: Slots) -> None:
+def test_large_memory_is_populated_in_the_background(slots: Slots) -> None:
     """A large first snapshot is not taken until its memory is there; nobody waits for that."""
     state = {"tensor": torch.zeros(INLINE_BYTES // 4 + 1)}
     taker = snapshotter(slots)
@@ -123,13 +123,15 @@ def test_snapshot_with_a_deadline_waits_for_memory(slots: Slots) -> None:
     """A stop waits for the memory rather than go without."""
     state = {"step": 1, "tensor": torch.zeros(INLINE_BYTES // 4 + 1)}
     taker = snapshotter(slots)
-    taking = taker.take(Content(state, draft_of(1), []), time.monotonic() + DEADLINE_SECONDS)
+    taking = taker.take(
+        SnapshotContent(state, draft_of(1), []), time.monotonic() + DEADLINE_SECONDS
+    )
     assert taking is not None
     result_of(taking)
     taker.close()
 
 
-def test_memory_of_the_attempt_before_is_not_counted_again(slots: Slots) -> None:
+def test_memory_of_the_previous_attempt_is_not_counted_again(slots: Slots) -> None:
     """A trainer that inherits filled slots needs no more memory for the same state."""
     first = snapshotter(slots)
     take(first, 1)

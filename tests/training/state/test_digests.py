@@ -1,4 +1,4 @@
-"""Digests: equal for what is equal, however it lies in memory."""
+"""Digests are equal for equal values, whatever their layout in memory."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -12,7 +12,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
 from orchestrator.training.state.digests import SAMPLE_BYTES, digest, digest_parts
 
-LONG = SAMPLE_BYTES  # elements of four bytes: twice what both ends have
+LONG = SAMPLE_BYTES  # elements of four bytes: twice the bytes of both ends
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ LONG = SAMPLE_BYTES  # elements of four bytes: twice what both ends have
     ],
 )
 def test_equal_values_have_equal_digests(one: Any, other: Any) -> None:
-    """The order of keys, the kind of sequence, strides and offsets do not matter."""
+    """The order of keys, the type of a sequence, strides and offsets do not count."""
     assert digest(one) == digest(other)
 
 
@@ -47,15 +47,15 @@ def test_equal_values_have_equal_digests(one: Any, other: Any) -> None:
     ],
 )
 def test_different_values_have_different_digests(one: Any, other: Any) -> None:
-    """A key, a kind, a shape, a bit at either end of a tensor: each shows."""
+    """Another key, type, shape or bit at either end of a tensor changes the digest."""
     assert digest(one) != digest(other)
 
 
 @pytest.mark.parametrize("budget", ["1%", "no memory"])
-def test_checkpoint_has_the_digests_of_what_is_in_it(
+def test_checkpoint_records_the_digests_of_its_parts(
     tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether its bytes came from the image in memory or straight from the objects."""
+    """The manifest has the right digests with a snapshot in memory and without one."""
     if budget == "no memory":
         monkeypatch.setattr("orchestrator.system.memory.available_bytes", lambda: 0)
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Random generators of the script's own, and modules in wrappers: kept like the rest."""
+"""Registered random generators and wrapped modules are captured and restored."""
 
 import io
 import random
@@ -28,7 +28,7 @@ GENERATORS: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {
 }
 
 
-def through_a_file(value: Any) -> Any:
+def saved_and_loaded(value: Any) -> Any:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     buffer.seek(0)
@@ -36,35 +36,35 @@ def through_a_file(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_registered_generator_goes_on(name: str) -> None:
-    """What a generator would draw next it draws after a trip through a file, in a new one."""
+def test_registered_generator_continues_after_a_restore(name: str) -> None:
+    """A new generator with the saved state draws what the saved one would have drawn next."""
     make, draw = GENERATORS[name]
-    begun, fresh = make(1), make(2)
-    draw(begun)  # an odd number of normal draws leaves a second one in some
+    saved, fresh = make(1), make(2)
+    draw(saved)  # after an odd number of normal draws, some generators have one cached
     registry = Registry()
-    registry.add({"mine": begun})
+    registry.add({"noise": saved})
     assert registry.capture() == {}
-    streams = through_a_file(rng.capture(registry.generators))
-    expected = [draw(begun) for _ in range(3)]
-    assert rng.restore(streams, {"mine": fresh}) == []
+    streams = saved_and_loaded(rng.capture(registry.generators))
+    expected = [draw(saved) for _ in range(3)]
+    assert rng.restore(streams, {"noise": fresh}) == []
     assert [draw(fresh) for _ in range(3)] == expected
 
 
-def test_generator_that_does_not_fit_is_a_doubt() -> None:
-    """One that is new, gone or of another kind is named, and the others are restored."""
+def test_generator_that_does_not_fit_is_reported() -> None:
+    """A generator that is new, missing or of another kind is reported by name."""
     streams = rng.capture({"gone": random.Random(1), "other": np.random.default_rng(1)})
     here = {"new": random.Random(1), "other": np.random.Generator(np.random.Philox(1))}
     problems = rng.restore(streams, here)
     assert problems == [
         "the random stream generator gone is unknown here",
         "the random stream generator other could not be restored "
-        "(it was of the kind PCG64, now Philox)",
+        "(its kind was PCG64, and is Philox now)",
         "the checkpoint has no random stream generator new",
     ]
 
 
 class Nested(nn.Module):
-    """A model that may have compiled a part of itself, with a layer whose version counts."""
+    """A model with a part that may be compiled, and a layer that has a version."""
 
     def __init__(self, compiled: bool) -> None:
         super().__init__()
@@ -85,22 +85,22 @@ WRAPPED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("into", sorted(WRAPPED.keys() - {"averaged"}))
 @pytest.mark.parametrize("of", sorted(WRAPPED.keys() - {"averaged"}))
-def test_wrappers_do_not_show(of: str, into: str) -> None:
-    """A model is stored under its plain names, and fits itself in any other wrapper."""
+def test_wrapped_model_is_stored_under_plain_names(of: str, into: str) -> None:
+    """A model is stored under its plain names, and its state fits it in any other wrapper."""
     saved, live = WRAPPED[of](), WRAPPED[into]()
-    registry, others = Registry(), Registry()
+    registry, live_registry = Registry(), Registry()
     registry.add({"model": saved})
-    others.add({"model": live})
-    content = through_a_file(registry.capture())
+    live_registry.add({"model": live})
+    content = saved_and_loaded(registry.capture())
     state = content["model_state_dict"]
     assert state.keys() == Nested(False).state_dict().keys()
     assert state._metadata["part.1"]["version"] == 2
-    others.restore(content, source=io.__file__)  # type: ignore[arg-type]
-    for mine, other in zip(saved.parameters(), live.parameters(), strict=True):
-        assert torch.equal(mine, other)
+    live_registry.restore(content, source=io.__file__)  # type: ignore[arg-type]
+    for expected, restored in zip(saved.parameters(), live.parameters(), strict=True):
+        assert torch.equal(expected, restored)
 
 
 def test_averaged_model_is_not_unwrapped() -> None:
-    """The average has a count of its own beside the module in it."""
+    """An averaged model stays as it is: it has a counter beside the module inside it."""
     averaged = WRAPPED["averaged"]()
     assert unwrapped(averaged) is averaged

@@ -1,4 +1,4 @@
-"""Whole states through the file: everything that is supported, at any depth."""
+"""Nested states come back from a file with every supported type, at any depth."""
 
 import argparse
 import io
@@ -42,7 +42,7 @@ class Plain(Enum):
     ONE = 1
 
 
-class Mine:
+class Custom:
     pass
 
 
@@ -91,7 +91,7 @@ def round_trip(value: Any) -> Any:
 
 
 def expected(value: Any) -> Any:
-    """What ``value`` comes back as: itself, or what a subclass of a plain type contains."""
+    """Return ``value`` itself, or the plain value that a subclass of a plain type contains."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, np.generic):
@@ -100,7 +100,7 @@ def expected(value: Any) -> Any:
 
 
 def same(back: Any, value: Any) -> bool:
-    """Whether a value came back with its type, bit for bit."""
+    """Return whether a value came back with its type, bit for bit."""
     value = expected(value)
     if isinstance(value, torch.Tensor):
         same_kind = type(back) is type(value) and back.dtype == value.dtype
@@ -185,22 +185,22 @@ def nest(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.recursive(leaves, nest, max_leaves=8))
-def test_any_state_comes_back(value: Any) -> None:
-    """A nested state of everything supported comes back from the file bit for bit."""
+def test_nested_state_comes_back(value: Any) -> None:
+    """A nested state of supported types comes back from the file bit for bit."""
     assert same(round_trip(value), value)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.recursive(leaves, nest, max_leaves=8))
-def test_saving_leaves_the_live_state_alone(value: Any) -> None:
-    """Conversion makes new containers and never writes into those of the script."""
+def test_conversion_does_not_change_the_live_state(value: Any) -> None:
+    """Conversion makes new containers and never changes those of the script."""
     before = repr(value)
     to_plain(value, "state")
     assert repr(value) == before
 
 
-def test_what_needs_no_conversion_stays_the_same_object() -> None:
-    """Beside a converted value, the others are not copied: tied tensors stay tied."""
+def test_value_that_needs_no_conversion_stays_the_same_object() -> None:
+    """Values next to a converted one are not copied, so tied tensors stay tied."""
     weight, inner = torch.randn(4), OrderedDict(a=[1, (2, {3})])
     state = {"path": Path("x"), "weight": weight, "tied": weight, "inner": inner}
     plain = to_plain(state, "state")
@@ -210,8 +210,8 @@ def test_what_needs_no_conversion_stays_the_same_object() -> None:
     assert from_plain(loaded)["inner"] is inner
 
 
-def test_views_share_their_storage_after_the_trip() -> None:
-    """Tied and overlapping tensors write into each other after loading as they did before."""
+def test_views_share_their_storage_after_loading() -> None:
+    """Tied and overlapping tensors share their memory after loading as before."""
     base = torch.arange(6.0)
     back = round_trip({"path": Path("x"), "base": base, "tail": base[4:], "tied": base})
     back["base"][5] = 77
@@ -220,22 +220,22 @@ def test_views_share_their_storage_after_the_trip() -> None:
 
 
 def test_tied_module_stays_tied() -> None:
-    """A module whose layers share a weight loads into one whose layers share it."""
+    """Layers that share a weight still share it after loading."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     model[1].weight = model[0].weight
     back = round_trip({"model": model.state_dict(), "path": Path("x")})["model"]
     assert back["0.weight"].data_ptr() == back["1.weight"].data_ptr()
 
 
-def test_attributes_survive_beside_a_converted_value() -> None:
-    """A state_dict keeps its layer versions also where one of its entries is converted."""
+def test_attributes_are_kept_next_to_a_converted_value() -> None:
+    """A state_dict keeps its layer versions when one of its entries is converted."""
     state = OrderedDict(weight=torch.ones(1), extra=np.float64(1.0), where=Path("x"))
     state._metadata = {"": {"version": 2}}  # type: ignore[attr-defined]
     assert round_trip(state)._metadata == {"": {"version": 2}}
 
 
 def test_sets_of_converted_values_come_back() -> None:
-    """What can be a member of a set in the script can be one in the file, or is refused."""
+    """A set of values that need conversion comes back equal, or is refused by name."""
     value = {Path("a"), datetime(2026, 1, 2), timedelta(days=1)}
     try:
         back = round_trip({"seen": value})
@@ -245,8 +245,8 @@ def test_sets_of_converted_values_come_back() -> None:
         assert back == {"seen": value}
 
 
-def test_default_dict_still_has_its_default() -> None:
-    """A script that counts in a defaultdict can go on counting after a resume, or is refused."""
+def test_default_dict_keeps_its_default() -> None:
+    """A script can keep counting in a defaultdict after a resume, or is refused by name."""
     try:
         back = round_trip({"count": defaultdict(int, {"a": 1})})
     except UnstorableError as error:
@@ -256,7 +256,7 @@ def test_default_dict_still_has_its_default() -> None:
         assert back["count"] == {"a": 1, "b": 1}
 
 
-PLACES: dict[str, Callable[[Any], Any]] = {
+PATHS: dict[str, Callable[[Any], Any]] = {
     "state": lambda bad: bad,
     "state['a']": lambda bad: {"a": bad},
     "state[3]": lambda bad: {3: bad},
@@ -268,52 +268,52 @@ PLACES: dict[str, Callable[[Any], Any]] = {
 MASKED = np.ma.array([1, 2], mask=[False, True])  # type: ignore[no-untyped-call]
 UNSTORABLE: dict[str, Any] = {
     "lambda": lambda: 0,
-    "object": Mine(),
-    "class": Mine,
+    "object": Custom(),
+    "class": Custom,
     "open-file": open(os.devnull),  # noqa: SIM115
     "module": torch.nn.Linear(1, 1),
     "generator": np.random.default_rng(0),
     "enum": Plain.ONE,
     "tensor-subclass": torch.ones(2).as_subclass(Subclass),
     "text-array": np.array(["text"]),
-    "object-array": np.array([Mine()]),
+    "object-array": np.array([Custom()]),
     "structured-array": np.zeros(2, dtype=[("a", "i4")]),
 }
-# Each of these has a value that torch.load's safe default does not give back, or not unchanged.
+# The safe load refuses or changes each of these unless it is converted.
 SUBTLE: dict[str, Any] = {
     "long-double": np.longdouble(1),
     "nanoseconds": np.datetime64("2026-01-02", "ns"),
     "foreign-byte-order": np.arange(3, dtype=np.dtype("i4").newbyteorder()),
     "masked-array": MASKED,
     "path-in-a-key": {(Path("a"), 1): 2},
-    "our-own-tag": {TAG: "x"},
+    "reserved-tag": {TAG: "x"},
     "empty-bytes": b"",
     "empty-bytes-in-a-key": {b"": 1},
     "integer-of-more-than-2040-bits": 1 << 2100,
 }
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", PATHS)
 @pytest.mark.parametrize("kind", ["lambda", "tensor-subclass"])
-def test_refusal_names_the_exact_place(kind: str, where: str) -> None:
-    """The refusal says where the value is, through every kind of container."""
+def test_unstorable_value_is_named_by_its_exact_path(kind: str, where: str) -> None:
+    """The error has the path to the value, through every kind of container."""
     with pytest.raises(UnstorableError) as refused:
-        to_plain(PLACES[where](UNSTORABLE[kind]), "state")
+        to_plain(PATHS[where](UNSTORABLE[kind]), "state")
     assert refused.value.where == where
     assert str(refused.value).startswith(f"cannot store {where} in a checkpoint: ")
 
 
 @pytest.mark.parametrize("kind", UNSTORABLE)
-def test_what_has_no_safe_form_is_refused(kind: str) -> None:
-    """What the safe load would not read is refused when saving."""
+def test_value_without_a_safe_form_is_refused(kind: str) -> None:
+    """A value that the safe load could not read is refused when it is saved."""
     with pytest.raises(UnstorableError) as refused:
         to_plain({"a": UNSTORABLE[kind]}, "state")
     assert refused.value.where == "state['a']"
 
 
 @pytest.mark.parametrize("kind", SUBTLE)
-def test_comes_back_the_same_or_is_refused(kind: str) -> None:
-    """A value that looks storable comes back as it was, or is refused by name; never changed."""
+def test_subtle_value_comes_back_unchanged_or_is_refused(kind: str) -> None:
+    """A value that looks storable comes back unchanged or is refused by name."""
     value = {"a": SUBTLE[kind]}
     try:
         back = round_trip(value)
@@ -324,14 +324,14 @@ def test_comes_back_the_same_or_is_refused(kind: str) -> None:
     assert np.array_equal(back["a"], value["a"])
 
 
-def test_unstorable_key_is_refused() -> None:
-    """A key that is no plain value is named as well."""
-    with pytest.raises(UnstorableError, match=r"state\['a'\]\[.*Mine.*\]"):
-        to_plain({"a": {Mine(): 1}}, "state")
+def test_unstorable_key_is_refused_by_name() -> None:
+    """A key that is not a plain value is refused, and the error has it."""
+    with pytest.raises(UnstorableError, match=r"state\['a'\]\[.*Custom.*\]"):
+        to_plain({"a": {Custom(): 1}}, "state")
 
 
-def test_tensor_attribute_does_not_make_a_file_that_cannot_be_read() -> None:
-    """An object hung on a tensor is refused or left out: the file can be read."""
+def test_tensor_with_an_attribute_can_be_loaded() -> None:
+    """An object set as an attribute of a tensor is refused or left out, so the file loads."""
     weight = torch.ones(2)
     weight.tag = Path("x")  # type: ignore[attr-defined]
     try:

@@ -1,4 +1,4 @@
-"""Values as the safe load accepts them."""
+"""Conversion of single values to a form that the safe load accepts."""
 
 import argparse
 import io
@@ -43,13 +43,13 @@ def round_trip(value: Any) -> Any:
         ({"deep": [(np.float32(0.5), {1, 2})]}, {"deep": [(0.5, {1, 2})]}),
     ],
 )
-def test_conversion(value: Any, expected: Any) -> None:
-    """What the safe load refuses comes back as the same or the plain value."""
+def test_converted_value_comes_back(value: Any, expected: Any) -> None:
+    """A value that the safe load refuses comes back equal, or as the plain value it contains."""
     assert round_trip(value) == expected
 
 
-def test_array_comes_back() -> None:
-    """A NumPy array comes back with its type and values."""
+def test_numpy_array_comes_back() -> None:
+    """A NumPy array comes back with its dtype and values."""
     array = np.arange(6, dtype=np.int16).reshape(2, 3)
     back = round_trip({"a": array})["a"]
     assert back.dtype == array.dtype
@@ -65,14 +65,14 @@ plain_values = st.recursive(
 
 
 @given(plain_values)
-def test_plain_values_pass_untouched(value: Any) -> None:
+def test_plain_value_is_returned_as_the_same_object(value: Any) -> None:
     """A value that needs no conversion is returned as the same object, and survives the file."""
     assert to_plain(value, "value") is value
     assert round_trip(value) == value
 
 
-def test_tied_tensors_and_attributes_survive() -> None:
-    """Tensors that share memory still do, and a state_dict keeps its metadata."""
+def test_tied_tensors_and_attributes_are_kept() -> None:
+    """Tensors that share memory still share it, and a state_dict keeps its metadata."""
     weight = torch.randn(3)
     state = OrderedDict(a=weight, b=weight)
     state._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def test_tied_tensors_and_attributes_survive() -> None:
 @pytest.mark.parametrize(
     "value", [print, object(), io.StringIO(), torch.nn.Linear(1, 1), np.array(["text"])]
 )
-def test_refusal_names_the_place(value: Any) -> None:
-    """What has no safe form is refused by its path."""
+def test_unstorable_value_is_refused_with_its_path(value: Any) -> None:
+    """A value that has no safe form is refused with the path to it."""
     with pytest.raises(UnstorableError, match=r"state\['a'\]\[1\]"):
         to_plain({"a": [0, value]}, "state")

@@ -1,4 +1,4 @@
-"""The state of a run: taken whole, given back whole or not at all."""
+"""The registry captures every object's state, and restores all of them or none."""
 
 import copy
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
-from orchestrator.training.state.registry import SHOWN_DIFFERENCES, Progress, Registry, all_finite
+from orchestrator.training.state.registry import SHOWN_DIFFERENCES, Registry, all_finite
 
 SOURCE = Path("state.pt")
 Content = dict[str, Any]
 
 
 class Ema:
-    """A thing of the script's own with the two methods."""
+    """An object of the script with state_dict() and load_state_dict()."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -31,7 +31,7 @@ class Ema:
 
 
 class Script:
-    """A model with buffers, two parameter groups, a scheduler; trained for some steps."""
+    """A model with buffers, two parameter groups and a scheduler, trained for ``seed`` steps."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -53,7 +53,7 @@ class Script:
         return registry
 
     def snapshot(self) -> str:
-        """Every bit of every live object."""
+        """Return every value of every live object as text."""
         with torch._tensor_str.printoptions(threshold=10_000, precision=12):  # type: ignore[attr-defined]
             return str({name: value.state_dict() for name, value in vars(self).items()})
 
@@ -72,8 +72,8 @@ def captured(script: Script) -> Content:
     return copy.deepcopy(script.registry().capture())
 
 
-def test_restore_gives_back_every_bit(trained: Script, live: Script) -> None:
-    """After restoring, the live objects are those that were captured, and they stay themselves."""
+def test_restore_loads_every_bit_into_the_live_objects(trained: Script, live: Script) -> None:
+    """Restoring loads every captured value into the live objects, without replacing them."""
     model, weight = live.model, live.model[0].weight
     assert live.snapshot() != trained.snapshot()
     live.registry().restore(captured(trained), SOURCE)
@@ -82,8 +82,8 @@ def test_restore_gives_back_every_bit(trained: Script, live: Script) -> None:
     assert live.model[0].weight is weight
 
 
-def test_captured_keys() -> None:
-    """The name decides the key in the file."""
+def test_captured_states_have_keys_by_name() -> None:
+    """The name of a registered object determines its key in the checkpoint."""
     keys = {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "ema_state_dict"}
     assert Script().registry().capture().keys() == keys
 
@@ -175,10 +175,10 @@ DIFFERENCES: list[tuple[Callable[[Content], None], str]] = [
 @pytest.mark.parametrize(
     ("damage", "text"), DIFFERENCES, ids=[damage.__name__ for damage, _ in DIFFERENCES]
 )
-def test_any_difference_is_named_and_nothing_has_changed(
+def test_mismatch_is_named_before_any_object_changes(
     trained: Script, live: Script, damage: Callable[[Content], None], text: str
 ) -> None:
-    """A file that does not fit is refused with what differs, before any live object changes."""
+    """A checkpoint that does not fit is refused with the difference, and no object changes."""
     content = captured(trained)
     damage(content)
     before = live.snapshot()
@@ -189,8 +189,8 @@ def test_any_difference_is_named_and_nothing_has_changed(
     assert str(refused.value).startswith(f"cannot resume from {SOURCE}: ")
 
 
-def test_all_differences_are_listed_together(trained: Script, live: Script) -> None:
-    """One refusal names everything that differs, in every object."""
+def test_mismatch_lists_all_differences(trained: Script, live: Script) -> None:
+    """One error names every difference in every object."""
     content = captured(trained)
     for damage in (_missing_layer, _extra_layer, _other_shape, _unregistered_name):
         damage(content)
@@ -202,8 +202,8 @@ def test_all_differences_are_listed_together(trained: Script, live: Script) -> N
     assert "scaler is in the file, but not registered" in lines
 
 
-def test_long_list_of_differences_is_cut(trained: Script, live: Script) -> None:
-    """A wholly different model does not flood the terminal, and the rest is counted."""
+def test_long_list_of_differences_is_shortened(trained: Script, live: Script) -> None:
+    """Only the first differences are shown, followed by the number of the others."""
     content = captured(trained)
     for number in range(SHOWN_DIFFERENCES + 5):
         content["model_state_dict"][f"x.{number:02}"] = torch.ones(1)
@@ -212,8 +212,8 @@ def test_long_list_of_differences_is_cut(trained: Script, live: Script) -> None:
     assert str(refused.value).count("is only in the file") == SHOWN_DIFFERENCES
 
 
-def test_objects_own_refusal_is_a_mismatch(trained: Script, live: Script) -> None:
-    """What an object's load_state_dict says against the state is passed on with its name."""
+def test_state_refused_by_its_object_is_a_mismatch(trained: Script, live: Script) -> None:
+    """The error of an object's load_state_dict is reported with the object's name."""
     content = captured(trained)
     content["ema_state_dict"] = {}
     with pytest.raises(MismatchError, match="ema: 'value'"):
@@ -221,10 +221,10 @@ def test_objects_own_refusal_is_a_mismatch(trained: Script, live: Script) -> Non
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
-def test_failing_device_is_no_mismatch(
+def test_device_error_in_load_state_dict_is_not_a_mismatch(
     trained: Script, live: Script, error: type[RuntimeError]
 ) -> None:
-    """A full or broken device while restoring is no reason never to run the script again."""
+    """A full or broken device while restoring is not reported as a mismatch of the script."""
 
     class Failing(Ema):
         def load_state_dict(self, state: dict[str, float]) -> None:
@@ -235,8 +235,10 @@ def test_failing_device_is_no_mismatch(
         live.registry().restore(captured(trained), SOURCE)
 
 
-def test_device_failing_under_a_module_is_no_mismatch(trained: Script, live: Script) -> None:
-    """A module gathers what went wrong into one text; a copy that failed is still the device's."""
+def test_device_error_while_a_module_copies_is_not_a_mismatch(
+    trained: Script, live: Script
+) -> None:
+    """A module reports a failed copy in a text of its own; the cause is still the device."""
 
     class OnFullDevice(torch.Tensor):
         def copy_(self, *args: Any, **options: Any) -> Any:
@@ -247,8 +249,8 @@ def test_device_failing_under_a_module_is_no_mismatch(trained: Script, live: Scr
         live.registry().restore(captured(trained), SOURCE)
 
 
-def test_layers_own_versions_reach_the_loading_module() -> None:
-    """A module that migrates old layouts sees its version, also beside a converted value."""
+def test_versions_of_layers_are_restored() -> None:
+    """A module that migrates old layouts sees its version, also next to a converted value."""
 
     class Versioned(nn.Module):
         _version = 3
@@ -271,8 +273,8 @@ def test_layers_own_versions_reach_the_loading_module() -> None:
     assert module.seen == 3
 
 
-def test_classic_file_may_lack_objects(trained: Script, live: Script) -> None:
-    """An object that a classic file does not know keeps its state and is reported."""
+def test_classic_file_may_lack_registered_objects(trained: Script, live: Script) -> None:
+    """An object that is missing in a classic file keeps its state and is returned by name."""
     content = captured(trained)
     del content["ema_state_dict"], content["scheduler_state_dict"]
     assert live.registry().restore_classic(content, SOURCE) == ["scheduler", "ema"]
@@ -280,8 +282,8 @@ def test_classic_file_may_lack_objects(trained: Script, live: Script) -> None:
     assert torch.equal(live.model[0].weight, trained.model[0].weight)
 
 
-def test_classic_file_that_does_not_fit_changes_nothing(trained: Script, live: Script) -> None:
-    """The comparison comes first for a classic file too."""
+def test_mismatching_classic_file_changes_no_object(trained: Script, live: Script) -> None:
+    """A classic file too is compared with every object before any of them changes."""
     content = captured(trained)
     del content["ema_state_dict"]
     _other_shape(content)
@@ -291,22 +293,22 @@ def test_classic_file_that_does_not_fit_changes_nothing(trained: Script, live: S
     assert live.snapshot() == before
 
 
-def test_name_is_taken_once() -> None:
-    """Two objects under one name would overwrite each other in the file."""
+def test_name_in_use_is_refused() -> None:
+    """A second object under the same name is refused: one would overwrite the other."""
     registry = Script().registry()
     with pytest.raises(ConfigError, match="cannot register ema: that name is taken"):
         registry.add({"ema": Ema(0)})
 
 
 @pytest.mark.parametrize("value", [3, "text", {"a": 1}, torch.ones(1), None])
-def test_only_things_with_state_are_registered(value: Any) -> None:
-    """A plain value is refused with the advice where to put it."""
+def test_value_without_state_dict_is_refused(value: Any) -> None:
+    """A plain value is refused with the advice to keep it in session.state."""
     with pytest.raises(ConfigError, match=r"no state_dict\(\).*session\.state"):
         Registry().add({"thing": value})
 
 
-def test_capture_names_what_cannot_be_stored() -> None:
-    """An object whose state has no safe form is named with the entry."""
+def test_unstorable_entry_is_named_when_captured() -> None:
+    """An entry of a state that cannot be stored is named with its object."""
     registry = Registry()
     registry.add({"ema": Ema(object())})  # type: ignore[arg-type]
     with pytest.raises(UnstorableError) as refused:
@@ -317,8 +319,8 @@ def test_capture_names_what_cannot_be_stored() -> None:
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.complex64])
-def test_non_finite_parameter_is_noticed(bad: float, dtype: torch.dtype) -> None:
-    """One bad element in one parameter of any floating type is enough."""
+def test_non_finite_parameter_is_detected(bad: float, dtype: torch.dtype) -> None:
+    """One bad element in one parameter of any floating point type is enough."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(dtype)
     registry = Registry()
     registry.add({"ema": Ema(0), "model": model})
@@ -328,14 +330,14 @@ def test_non_finite_parameter_is_noticed(bad: float, dtype: torch.dtype) -> None
     assert not registry.is_finite()
 
 
-def test_sum_that_overflows_is_no_bad_value() -> None:
-    """Finite values whose sum the type cannot hold are finite."""
+def test_finite_values_whose_sum_overflows_are_finite() -> None:
+    """A sum that the type cannot hold does not make its finite elements count as bad."""
     assert all_finite(torch.full((4,), 60_000.0, dtype=torch.float16))
     assert not all_finite(torch.tensor([float("inf"), float("-inf")]))
 
 
-def test_infinite_buffer_is_meant() -> None:
-    """An attention mask holds infinities on purpose; integer parameters cannot."""
+def test_infinite_buffer_is_not_checked() -> None:
+    """Buffers may hold infinities, as attention masks do; integer parameters cannot."""
     model = nn.Linear(2, 2)
     model.register_buffer("mask", torch.full((2, 2), float("-inf")))
     model.code = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
@@ -344,72 +346,8 @@ def test_infinite_buffer_is_meant() -> None:
     assert registry.is_finite()
 
 
-@pytest.mark.parametrize(
-    ("value", "number"),
-    [
-        (1, 1.0),
-        (True, 1.0),
-        (np.float32(0.5), 0.5),
-        (np.array(2), 2.0),
-        (torch.tensor([[3.0]]), 3.0),
-        (torch.ones(1, requires_grad=True).sum(), 1.0),
-        (torch.tensor(4, dtype=torch.int64), 4.0),
-    ],
-    ids=str,
-)
-def test_one_number_is_a_metric(value: Any, number: float) -> None:
-    """Numbers, and tensors and arrays of one element, are metrics."""
-    assert Progress(metrics={"loss": value}).metric_values() == {"loss": number}
-
-
-@pytest.mark.parametrize(
-    "value", [torch.ones(2), torch.ones(0), np.ones(3), "high", None, [1.0], 1j], ids=str
-)
-def test_more_than_one_number_is_no_metric(value: Any) -> None:
-    """Anything else is refused by the metric's name."""
-    with pytest.raises(ConfigError, match="cannot keep the metric accuracy: it is not one number"):
-        Progress(metrics={"accuracy": value}).metric_values()
-
-
-def test_bad_metric_of_a_run_that_has_saved_is_left_out(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Once there is something to lose, a bad metric costs one warning for its name and no more."""
-    progress = Progress(metrics={"norm": None, "loss": 1}, refuses_bad_metrics=False)
-    assert [progress.metric_values() for _ in range(2)] == [{"loss": 1.0}] * 2
-    progress.note({"norm": "high"})
-    progress.note({"epoch": 3})
-    assert progress.metric_values() == {"loss": 1.0}
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(":")[0] for line in lines] == [
-        "cannot keep the metric norm",
-        "cannot keep the metric epoch",
-    ]
-    assert all("training goes on" in line for line in lines)
-    progress.note({"norm": 2})
-    assert progress.metric_values() == {"loss": 1.0, "norm": 2.0}
-
-
-@pytest.mark.parametrize("name", ["epoch", "step", "state", "rng", "data", "model_state_dict"])
-def test_metric_does_not_overwrite_the_checkpoint(name: str) -> None:
-    """A metric named like an entry of the file is refused."""
-    with pytest.raises(ConfigError, match=f"cannot keep the metric {name}: "):
-        Progress(metrics={name: 1.0}).metric_values()
-
-
-def test_failure_of_the_device_is_no_bad_metric() -> None:
-    """An error that only shows when the loss is read is not the metric's, and may be transient."""
-
-    class OnBrokenDevice:
-        def __float__(self) -> float:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        Progress(metrics={"loss": OnBrokenDevice()}).metric_values()
-
-
-class KeepsWhatItIsGiven(torch.nn.Module):
-    """A module whose extra state is the very tensor that it was given."""
+class KeepsExtraState(torch.nn.Module):
+    """A module that keeps the tensor of its extra state without copying it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -422,9 +360,9 @@ class KeepsWhatItIsGiven(torch.nn.Module):
         self.table = state
 
 
-def test_nothing_restored_lies_in_memory_that_will_change() -> None:
-    """What is read from a slot is copied, whoever would keep it: optimizers, extra state."""
-    model = torch.nn.Sequential(torch.nn.Linear(3, 1), KeepsWhatItIsGiven())
+def test_restored_tensors_are_copied_from_borrowed_memory() -> None:
+    """Optimizers and extra states that would keep the tensors of a slot get copies."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), KeepsExtraState())
     optimizer = torch.optim.Adam(model.parameters())
     model[0](torch.ones(3)).backward()
     optimizer.step()
@@ -442,13 +380,14 @@ def test_nothing_restored_lies_in_memory_that_will_change() -> None:
             overwrite(item)
 
     overwrite(shared)
-    now = registry.capture()
+    current = registry.capture()
     assert torch.equal(
-        now["model_state_dict"]["0.weight"], expected["model_state_dict"]["0.weight"]
+        current["model_state_dict"]["0.weight"], expected["model_state_dict"]["0.weight"]
     )
     assert torch.equal(
-        now["model_state_dict"]["1._extra_state"], expected["model_state_dict"]["1._extra_state"]
+        current["model_state_dict"]["1._extra_state"],
+        expected["model_state_dict"]["1._extra_state"],
     )
     for key, state in expected["optimizer_state_dict"]["state"].items():
         for name, value in state.items():
-            assert torch.equal(now["optimizer_state_dict"]["state"][key][name], value)
+            assert torch.equal(current["optimizer_state_dict"]["state"][key][name], value)

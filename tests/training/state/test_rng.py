@@ -1,4 +1,4 @@
-"""The random number streams: taking, giving back, and scopes of their own."""
+"""The random number streams: capture, restore, and scopes with their own seed."""
 
 import io
 import random
@@ -11,16 +11,16 @@ import torch
 
 from orchestrator.training.state import rng
 
-GOOD_STREAMS = ("python", "torch", "numpy")
+STREAMS = ("python", "torch", "numpy")
 
 
 @pytest.fixture(autouse=True)
-def _streams_begin_somewhere() -> Iterator[None]:
+def _streams_start_mid_sequence() -> Iterator[None]:
     before = random.getstate(), torch.get_rng_state(), np.random.get_state()
     random.seed(11)
     torch.manual_seed(12)
     np.random.seed(13)
-    # An odd number of normal draws leaves a second one cached in the stream's state.
+    # After an odd number of normal draws, the state of a stream has a second one cached.
     random.gauss()
     np.random.randn()
     yield
@@ -37,7 +37,7 @@ def draws() -> dict[str, Any]:
     }
 
 
-def through_a_file(streams: dict[str, Any]) -> dict[str, Any]:
+def saved_and_loaded(streams: dict[str, Any]) -> dict[str, Any]:
     buffer = io.BytesIO()
     torch.save(streams, buffer)
     buffer.seek(0)
@@ -45,25 +45,25 @@ def through_a_file(streams: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-def test_capture_changes_nothing() -> None:
-    """What is drawn after a capture is what would have been drawn without it."""
+def test_capture_does_not_change_the_streams() -> None:
+    """A capture does not change what is drawn after it."""
     streams = rng.capture()
     after_capture = draws()
     assert rng.restore(streams) == []
     assert after_capture == draws()
 
 
-def test_restore_gives_the_same_draws() -> None:
-    """Each stream repeats its draws after a trip through a file, cached normals included."""
-    streams = through_a_file(rng.capture())
+def test_restored_streams_repeat_their_draws() -> None:
+    """Each stream repeats its draws after a save and a load, cached normal values included."""
+    streams = saved_and_loaded(rng.capture())
     first = draws()
     assert draws() != first
     assert rng.restore(streams) == []
     assert draws() == first
 
 
-def test_scope_leaves_all_streams_untouched() -> None:
-    """Neither a scope's draws nor an exception inside it can be seen outside."""
+def test_scope_does_not_change_the_streams_outside() -> None:
+    """Neither draws inside a scope nor an exception there change the streams outside."""
     streams = rng.capture()
     expected = draws()
     rng.restore(streams)
@@ -74,8 +74,8 @@ def test_scope_leaves_all_streams_untouched() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**62 + 5])
-def test_scope_is_a_function_of_its_seed(seed: int) -> None:
-    """Inside, draws depend on the seed alone and on nothing that was drawn before."""
+def test_draws_in_a_scope_depend_only_on_its_seed(seed: int) -> None:
+    """Draws inside a scope depend on its seed, and not on any draw before it."""
     with rng.scoped(seed):
         first = draws()
     draws()
@@ -84,11 +84,11 @@ def test_scope_is_a_function_of_its_seed(seed: int) -> None:
     with rng.scoped(seed + 1):
         other = draws()
     assert first == second
-    assert all(first[name] != other[name] for name in GOOD_STREAMS)
+    assert all(first[name] != other[name] for name in STREAMS)
 
 
-def test_scopes_nest() -> None:
-    """An inner scope does not disturb the outer one."""
+def test_nested_scope_does_not_change_the_outer_one() -> None:
+    """After an inner scope, the outer one continues with the draws it would have had."""
     with rng.scoped(1):
         plain = draws()
     with rng.scoped(1):
@@ -98,7 +98,7 @@ def test_scopes_nest() -> None:
 
 
 def test_unknown_stream_is_reported() -> None:
-    """A stream of another library is named, and the others are restored."""
+    """A stream of an unknown library is reported by name, and the others are restored."""
     streams = rng.capture()
     expected = draws()
     problems = rng.restore({"jax": 1, **streams})
@@ -108,7 +108,7 @@ def test_unknown_stream_is_reported() -> None:
 
 
 def test_missing_stream_is_reported() -> None:
-    """A stream that the checkpoint lacks is named."""
+    """A stream that is missing in the checkpoint is reported by name."""
     streams = rng.capture()
     del streams["numpy"]
     assert ["numpy" in problem for problem in rng.restore(streams)] == [True]
@@ -142,11 +142,11 @@ def _damaged() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "state"), _damaged())
 def test_damaged_stream_is_reported(name: str, state: Any) -> None:
-    """A damaged stream, or one of a device that is not here, is named; the others are restored."""
+    """A damaged stream, or that of a missing device, is reported; the others are restored."""
     streams = rng.capture()
     expected = draws()
     problems = rng.restore({**streams, name: state})
     assert len(problems) == 1
     assert name in problems[0]
-    mine = draws()
-    assert all(mine[other] == expected[other] for other in GOOD_STREAMS if other != name)
+    current = draws()
+    assert all(current[other] == expected[other] for other in STREAMS if other != name)

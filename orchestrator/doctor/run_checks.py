@@ -1,4 +1,4 @@
-"""Runs every check and prints the page."""
+"""Runs every check and prints the findings."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from orchestrator.client import existing_run
 from orchestrator.config import Config
-from orchestrator.doctor import disk, hosts, machine
-from orchestrator.doctor.findings import Finding, Level, Subject
+from orchestrator.doctor import disk, grace_period, machine
+from orchestrator.doctor.findings import Finding, Level, RunFacts
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 
-CHECKS: tuple[Callable[[Subject], Finding | Iterable[Finding]], ...] = (
+CHECKS: tuple[Callable[[RunFacts], Finding | Iterable[Finding]], ...] = (
     machine.versions,
     machine.capabilities,
     disk.filesystem,
@@ -26,35 +26,35 @@ CHECKS: tuple[Callable[[Subject], Finding | Iterable[Finding]], ...] = (
     machine.memory,
     machine.limits,
     machine.gpus,
-    hosts.grace,
+    grace_period.grace,
 )
 _COLOURS = {Level.OK: "\x1b[32m", Level.WARN: "\x1b[33m", Level.FAIL: "\x1b[31m"}
 
 
 def doctor(arguments: Namespace) -> ExitStatus:
-    """Look at the machine and a run directory; 78 when something would fail."""
+    """Check the machine and a run directory; return 78 if a check fails."""
     config = Config.resolve({}, os.environ, Path.cwd())
-    subject = Subject.look(_place(arguments.run_dir, config), config)
-    findings = list(examine(subject))
+    facts = RunFacts.read(_run_dir(arguments.run_dir, config), config)
+    findings = list(run_checks(facts))
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
-        print(f"the run directory {subject.run.root} on {os.uname().nodename}")
+        print(f"checking the run directory {facts.run.root} on {os.uname().nodename}")
         for finding in findings:
             print(_line(finding, is_coloured=sys.stdout.isatty()))
     fails = any(finding.level is Level.FAIL for finding in findings)
     return ExitStatus.CONFIGURATION if fails else ExitStatus.COMPLETE
 
 
-def examine(subject: Subject) -> Iterator[Finding]:
-    """What all checks say, in the page's order."""
+def run_checks(facts: RunFacts) -> Iterator[Finding]:
+    """Yield the findings of all checks in their order."""
     for check in CHECKS:
-        found = check(subject)
+        found = check(facts)
         yield from [found] if isinstance(found, Finding) else found
 
 
-def _place(argument: Path | None, config: Config) -> RunDir:
-    """The run that is meant; where there is none, the place where one would be made."""
+def _run_dir(argument: Path | None, config: Config) -> RunDir:
+    """Return the run that is meant, or the directory in which a new one would be made."""
     try:
         return existing_run(argument)
     except ConfigError:

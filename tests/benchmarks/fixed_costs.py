@@ -1,6 +1,5 @@
-"""What costs little: a step, the shortest run, a supervisor that has nothing to do."""
+"""Costs that do not depend on the state: a step, the shortest run, an idle supervisor."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ STEPS = 100_000
 IDLE_SECONDS = 20.0
 FOREIGN_FILES = 10_000
 START_SECONDS = 60.0
+STOP_SECONDS = 60.0
 
 TRAINER = """
 import time, torch
@@ -29,24 +29,24 @@ with Session(model=torch.nn.Linear(2, 1)) as session:
 
 
 def step_cost(root: Path) -> list[Figure]:
-    """session.step() when nothing is due, against calling a function that does nothing."""
+    """Measure session.step() when nothing is due, against a call of an empty function."""
     loss = torch.zeros(())
 
-    def nothing(**metrics: object) -> None:
+    def empty(**metrics: object) -> None:
         pass
 
-    def call(step: Callable[..., None]) -> float:
+    def seconds_of(step: Callable[..., None]) -> float:
         return median_seconds(lambda: [step(loss=loss) for _ in range(STEPS)]) / STEPS
 
     with Session(run_dir=root, model=torch.nn.Linear(2, 1)) as session:
         session.step(loss=loss)  # the first step of a run is saved
-        cost = call(session.step)
-    floor = call(nothing)
+        cost = seconds_of(session.step)
+    floor = seconds_of(empty)
     return [Figure("session.step(), nothing due", "us", cost * 1e6, floor * 1e6, "empty call", 5.0)]
 
 
 def shortest_run(root: Path) -> list[Figure]:
-    """`orchestrator run -- true`, against starting and ending Python."""
+    """Measure `orchestrator run -- true`, against a start and exit of Python."""
     command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root), "--", "true"]
     run = median_seconds(lambda: subprocess.run(command, check=True, capture_output=True))
     python = [sys.executable, "-c", "pass"]
@@ -55,7 +55,7 @@ def shortest_run(root: Path) -> list[Figure]:
 
 
 def idle_supervisor(root: Path) -> list[Figure]:
-    """Resident memory and share of a core while the trainer does nothing."""
+    """Measure the supervisor's memory and share of a core while the trainer sleeps."""
     bare = subprocess.Popen(
         [sys.executable, "-c", "import asyncio, time; time.sleep(600)"], stdout=subprocess.DEVNULL
     )
@@ -73,8 +73,7 @@ def idle_supervisor(root: Path) -> list[Figure]:
         floor_mebibytes = floor.memory_info().rss / 2**20
     finally:
         for running in (supervisor, bare):
-            running.send_signal(signal.SIGTERM)
-            running.wait()
+            stop(running)
     return [
         Figure("supervisor, resident", "MiB", mebibytes, floor_mebibytes, "import asyncio", 45.0),
         Figure("supervisor, idle", "% of a core", share, 0.0, "nothing", 0.5),
@@ -82,14 +81,14 @@ def idle_supervisor(root: Path) -> list[Figure]:
 
 
 def watching_foreign_files(root: Path) -> list[Figure]:
-    """Share of a core while adopt mode watches a directory with many files of others."""
+    """Measure the share of a core while adopt mode watches a directory of many other files."""
     return [
         _watching(root / "foreign", f"adopt mode, {FOREIGN_FILES} foreign files", "sample_{}.png"),
         _watching(root / "matching", "adopt mode, as many that match", "checkpoint-0{}.json"),
     ]
 
 
-def _watching(root: Path, what: str, name: str) -> Figure:
+def _watching(root: Path, label: str, name: str) -> Figure:
     out = root / "out"
     out.mkdir(parents=True)
     for number in range(FOREIGN_FILES):
@@ -105,13 +104,12 @@ def _watching(root: Path, what: str, name: str) -> Figure:
         wait_for_checkpoint(root / "run")
         share = share_of_a_core(psutil.Process(supervisor.pid))
     finally:
-        supervisor.send_signal(signal.SIGTERM)
-        supervisor.wait()
-    return Figure(what, "% of a core", share, 0.0, "nothing", 1.0)
+        stop(supervisor)
+    return Figure(label, "% of a core", share, 0.0, "nothing", 1.0)
 
 
 def share_of_a_core(process: psutil.Process) -> float:
-    """In percent, over some time from now."""
+    """Return the percentage of a core that a process uses during the next seconds."""
     before = sum(process.cpu_times()[:2])
     time.sleep(IDLE_SECONDS)
     share: float = (sum(process.cpu_times()[:2]) - before) / IDLE_SECONDS * 100
@@ -124,3 +122,12 @@ def wait_for_checkpoint(root: Path) -> None:
         if time.monotonic() > deadline:
             sys.exit(f"no checkpoint came within {START_SECONDS:g} s")
         time.sleep(0.1)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,4 +1,4 @@
-"""What a person sees of chaos: its progress, and the table in the end."""
+"""The progress display of chaos on standard error, and its final table on standard output."""
 
 import sys
 from types import TracebackType
@@ -9,14 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.chaos.report import Report, Row
+from orchestrator.chaos.report import FaultRow, Report
 from orchestrator.system.units import duration_text
 
 PIPE_COLUMNS = 120
 
 
-class Display:
-    """A bar on a terminal; elsewhere a line for each run of the script. On standard error."""
+class ProgressDisplay:
+    """Shows a progress bar on a terminal, and elsewhere a line for each trial."""
 
     def __init__(self, total: int) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,23 +43,23 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    def say(self, text: str) -> None:
-        """A line for people."""
+    def print_line(self, text: str) -> None:
+        """Print a line above the bar."""
         self._console.print(Text(text))
 
-    def injected(self) -> None:
-        """One more fault."""
+    def fault_injected(self) -> None:
+        """Advance the bar by one fault."""
         self._progress.advance(self._task)
 
     def trial_ended(self, report: Report) -> None:
-        """A run of the script is over."""
+        """Print a line after a trial, where there is no bar."""
         if not self._console.is_terminal:
             total = self._progress.tasks[0].total
-            self.say(f"{len(report.injections)} of {total:.0f} faults injected")
+            self.print_line(f"{len(report.injections)} of {total:.0f} faults injected")
 
 
-def show(report: Report) -> None:
-    """The table, and what to do with what it shows; on standard output."""
+def print_report(report: Report) -> None:
+    """Print the table of faults, the problems, and a summary."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("fault")
@@ -69,14 +69,14 @@ def show(report: Report) -> None:
         table.add_row(*_cells(row), style=None if row.is_good else "red")
     console.print(table)
     for name in report.not_reached:
-        console.print(Text(f"{name}: the script never came to this moment"))
+        console.print(Text(f"{name}: the script never reached this moment"))
     for injection in report.injections:
         if injection.problem is not None:
             console.print(Text(f"{injection.name}: {injection.problem}", style="red"))
     console.print(Text(_summary(report)))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: FaultRow) -> tuple[str, ...]:
     mean_steps, mean_seconds = row.steps_lost / row.injected, row.seconds_lost / row.injected
     return (
         row.fault,

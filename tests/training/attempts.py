@@ -1,10 +1,10 @@
-"""Runs cases of interrupted training, each life in a process of its own, cut by a real signal.
+"""Runs cases of interrupted training, each attempt in a process of its own, cut by a real signal.
 
 Importing torch takes seconds, so it is imported once, with what the first optimizer would import,
-and each life is a fork, which is safe as long as torch has not computed. Reads cases as JSON from
-standard input, writes their results to standard output:
+and each attempt is a fork, which is safe as long as torch has not computed. Reads cases as JSON
+from standard input, writes their results to standard output:
 
-    python -m tests.training.lives DIRECTORY < CASES > RESULTS
+    python -m tests.training.attempts DIRECTORY < CASES > RESULTS
 """
 
 import gc
@@ -30,7 +30,7 @@ STOPPED, COMPLETE, KILLED = 75, 0, -int(signal.SIGKILL)
 
 @dataclass
 class Case:
-    """How the loader is made, and where each life but the last is cut: place, step, signal."""
+    """How the loader is made, and where each attempt but the last is cut: place, step, signal."""
 
     loader: dict[str, Any]
     accumulate: int
@@ -39,15 +39,15 @@ class Case:
 
 @dataclass
 class Result:
-    """How the lives ended, what the last one said of itself, and what was not as uninterrupted."""
+    """How the attempts ended, how exact the last one was, and what differs from the whole run."""
 
     endings: list[int] = field(default_factory=list)
     exactness: str | None = None
     different: list[str] = field(default_factory=list)
 
 
-def live(case: Case, directory: Path, cut: tuple[str, int, str] | None) -> None:
-    """One life; the last one leaves its result beside the run."""
+def attempt(case: Case, directory: Path, cut: tuple[str, int, str] | None) -> None:
+    """One attempt; the last one leaves its result beside the run."""
     torch.set_num_threads(1)
     batch_size = SAMPLES // STEPS // case.accumulate
     training = Training(
@@ -72,13 +72,13 @@ def live(case: Case, directory: Path, cut: tuple[str, int, str] | None) -> None:
     os._exit(STOPPED)
 
 
-def in_a_process_of_its_own(*arguments: Any) -> int:
-    """Live, and return how it ended."""
+def run_attempt(*arguments: Any) -> int:
+    """Run an attempt, and return how it ended."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         try:
-            live(*arguments)
+            attempt(*arguments)
         finally:
             sys.stderr.flush()
             os._exit(1)
@@ -86,11 +86,11 @@ def in_a_process_of_its_own(*arguments: Any) -> int:
 
 
 def run(case: Case, directory: Path) -> Result:
-    """All lives of a case; the uninterrupted run is made by the main process, which is shared."""
+    """All attempts of a case; the uninterrupted run is shared, and made by the main process."""
     directory.mkdir(parents=True)
     result = Result()
     for cut in [*case.cuts, None]:
-        result.endings.append(in_a_process_of_its_own(case, directory, cut))
+        result.endings.append(run_attempt(case, directory, cut))
     return result
 
 
@@ -110,7 +110,7 @@ def compare(directory: Path, whole: Path, result: Result) -> None:
 
 def main() -> None:
     root = Path(sys.argv[1])
-    gc.freeze()  # or the first collection of each life copies every page of what was imported
+    gc.freeze()  # or the first collection of each attempt copies every page of what was imported
     cases = [Case(**case) for case in json.load(sys.stdin)]
     wholes = {}
     for case in cases:

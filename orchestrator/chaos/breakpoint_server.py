@@ -1,4 +1,4 @@
-"""The other side of the breakpoints: arms places, and decides on the processes that are held."""
+"""The server of one trial's breakpoints: arms them, and answers the processes that they hold."""
 
 import contextlib
 import json
@@ -13,30 +13,30 @@ from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCK
 from orchestrator.ipc.server import make_socket_directory
 from orchestrator.system.json_input import parse_object
 
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 MESSAGE_SECONDS = 10.0
 
 
-class Held:
-    """A process that waits for our answer."""
+class HeldProcess:
+    """A process that waits at a breakpoint for an answer."""
 
     def __init__(self, connection: socket.socket, facts: dict[str, Any]) -> None:
         self._connection = connection
         self.facts = facts
 
     @property
-    def place(self) -> str:
-        """``role:name``."""
-        return str(self.facts["place"])
+    def breakpoint(self) -> str:
+        """The breakpoint's name, ``role:name``."""
+        return str(self.facts["breakpoint"])
 
     def release(self, errno: int | None = None) -> None:
-        """Let it go on, with an OSError where ``errno`` is given; it may be dead by now."""
+        """Let the process continue, with an OSError if ``errno`` is given; it may be dead."""
         with contextlib.suppress(OSError), self._connection:
             self._connection.sendall(json.dumps({"errno": errno}).encode() + b"\n")
 
 
-class Control:
-    """The directory of one trial that its processes look into, and the socket that they ask."""
+class BreakpointServer:
+    """The directory that a trial's processes read, and the socket that they ask."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -52,34 +52,34 @@ class Control:
         self._listener.listen()
         (directory / SOCKET_LINK).symlink_to(address)
 
-    def arm(self, *places: str, from_step: int = 0) -> None:
-        """Have processes stop at these places only, at those that know of steps from one on."""
-        text = " ".join((str(from_step), *places)).encode()
+    def arm(self, *breakpoints: str, from_step: int = 0) -> None:
+        """Hold processes at these breakpoints only, and not before the step ``from_step``."""
+        text = " ".join((str(from_step), *breakpoints)).encode()
         os.pwrite(self._armed, text.ljust(ARMED_BYTES, b"\0"), 0)
 
     def disarm(self) -> None:
-        """Have none stop any more; who is on the way here is let go at the next look."""
+        """Hold no more processes; ``poll`` releases one that is about to connect."""
         self.arm()
 
-    def look(self, *places: str) -> Held | None:
-        """Wait an instant for a process at one of these places; others are let go."""
-        if not select.select([self._listener], [], [], LOOK_SECONDS)[0]:
+    def poll(self, *breakpoints: str) -> HeldProcess | None:
+        """Wait for up to 0.02 s for a process at one of these breakpoints; release any other."""
+        if not select.select([self._listener], [], [], POLL_SECONDS)[0]:
             return None
         connection, _ = self._listener.accept()
         connection.settimeout(MESSAGE_SECONDS)
         try:
             with connection.makefile() as lines:
-                held = Held(connection, parse_object(lines.readline()))
+                held = HeldProcess(connection, parse_object(lines.readline()))
         except (OSError, ValueError):
-            connection.close()  # it died while it asked
+            connection.close()  # the process died while it asked
             return None
-        if held.place in places:
+        if held.breakpoint in breakpoints:
             return held
         held.release()
         return None
 
     def close(self) -> None:
-        """Go away: a process that is held then ends by itself."""
+        """Remove the socket. A process that is held then ends by itself."""
         self.disarm()
         self._listener.close()
         shutil.rmtree(self._socket_directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How long the host waits after its SIGTERM, against what --grace counts on."""
+"""Compares --grace with the time that the host gives between SIGTERM and SIGKILL."""
 
 import os
 import re
@@ -7,46 +7,46 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.doctor.findings import Finding, Level, Subject
+from orchestrator.doctor.findings import Finding, Level, RunFacts
 from orchestrator.system.units import duration_text, parse_duration
 
-ASK_SECONDS = 10.0
+QUERY_SECONDS = 10.0
 OWN_GROUP = Path("/proc/self/cgroup")
 
 
-def grace(subject: Subject) -> Finding:
-    """Who would end us, and how long after asking."""
-    wanted = subject.config.grace
-    host, seconds = found_grace()
+def grace(facts: RunFacts) -> Finding:
+    """Check that the host waits as long as --grace says before it kills the run."""
+    wanted = facts.config.grace
+    host, seconds = host_grace()
     if seconds is None:
-        around = f"{host} is unknown" if host else "no systemd unit and no SLURM job around us"
+        around = f"{host} is unknown" if host else "this is no systemd unit and no SLURM job"
         text = f"--grace is {wanted:g} s; {around}"
-        advice = f"see to it that whatever ends the run waits for {wanted:g} s before SIGKILL"
+        advice = f"make sure that the host waits {wanted:g} s between SIGTERM and SIGKILL"
         return Finding("grace", Level.WARN if host else Level.OK, text, advice if host else "")
     text = f"--grace is {wanted:g} s; {host} is {duration_text(seconds)}"
     if seconds < wanted:
-        advice = f"raise that to {wanted:g} s, or say --grace {seconds:g}s"
+        advice = f"raise {host} to {wanted:g} s, or run with --grace {seconds:g}s"
         return Finding("grace", Level.FAIL, text, advice)
-    if (took := subject.save_seconds) is not None and took > wanted:
+    if (took := facts.save_seconds) is not None and took > wanted:
         text += f"; the last save took {duration_text(took)}"
-        return Finding("grace", Level.WARN, text, f"raise both to {2 * took:.0f} s")
+        return Finding("grace", Level.WARN, text, f"raise {host} and --grace to {2 * took:.0f} s")
     return Finding("grace", Level.OK, text)
 
 
-def found_grace(environment: Mapping[str, str] = os.environ) -> tuple[str, float | None]:
-    """The setting's name, and its seconds where it can be asked; both empty on a plain host."""
+def host_grace(environment: Mapping[str, str] = os.environ) -> tuple[str, float | None]:
+    """Return the host's setting and its seconds, None if unknown; on a plain host "" and None."""
     if "SLURM_JOB_ID" in environment:
-        answer = _ask("scontrol", "show", "config")
+        answer = _output_of("scontrol", "show", "config")
         match = re.search(r"^KillWait\s*=\s*(\d+) sec", answer, re.MULTILINE)
         return "KillWait of SLURM", float(match[1]) if match else None
     if "INVOCATION_ID" in environment and (unit := _own_unit()):
-        answer = _ask("systemctl", "show", "--property=TimeoutStopUSec", "--value", unit)
+        answer = _output_of("systemctl", "show", "--property=TimeoutStopUSec", "--value", unit)
         return f"TimeoutStopSec of {unit}", _systemd_seconds(answer.strip())
     return "", None
 
 
 def _own_unit() -> str:
-    """The service that our control group belongs to."""
+    """Return the service that this process's control group belongs to."""
     try:
         groups = OWN_GROUP.read_text()
     except OSError:
@@ -56,7 +56,7 @@ def _own_unit() -> str:
 
 
 def _systemd_seconds(text: str) -> float | None:
-    """Seconds of a span such as ``1min 30s``; None where it is none, or not known."""
+    """Return the seconds of a time span such as ``1min 30s``; None if it cannot be read."""
     if text == "infinity":
         return float("inf")
     try:
@@ -66,12 +66,13 @@ def _systemd_seconds(text: str) -> float | None:
         return None
 
 
-def _ask(*command: str) -> str:
+def _output_of(*command: str) -> str:
+    """Return what a program prints; empty if it is missing or does not answer."""
     if shutil.which(command[0]) is None:
         return ""
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False
+            command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""

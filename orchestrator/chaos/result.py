@@ -1,10 +1,10 @@
-"""What a run under faults leaves, and whether that is in order."""
+"""The result of a trial, and the check of the checkpoints that it left."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.chaos.faults import Planned
+from orchestrator.chaos.faults import PlannedFault
 from orchestrator.chaos.final_state import read_content
 from orchestrator.chaos.history import History
 from orchestrator.checkpoint.store import Store
@@ -15,7 +15,7 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 
 @dataclass
 class Injection:
-    """A fault that was injected, and what is known of it afterwards."""
+    """A fault that was injected at a time, and what it did to the run."""
 
     name: str
     at: float
@@ -27,27 +27,28 @@ class Injection:
 
 
 @dataclass
-class Result:
-    """What a run left: what it measured, its last state, and what was done to it."""
+class TrialResult:
+    """What a trial recorded, the content of its last checkpoint, and the faults it had.
+
+    ``ended`` is in monotonic seconds; ``launch_seconds`` is the time until the first step.
+    """
 
     directory: Path
     history: History
     content: dict[str, str]
     injections: list[Injection]
-    missed: list[Planned]
+    missed: list[PlannedFault]
     ended: float
     seconds: float
     launch_seconds: float
     problem: str | None = None
-    """Why the run was lost, or what is wrong with what it left."""
+    """Why the run was lost, or what is wrong with its checkpoints."""
 
 
-def look_at_what_is_left(
-    store: Store, damaged: Collection[str]
-) -> tuple[str | None, dict[str, str]]:
-    """What is wrong with the checkpoints of a finished run, and the content of the newest.
+def check_checkpoints(store: Store, damaged: Collection[str]) -> tuple[str | None, dict[str, str]]:
+    """Return what is wrong with a finished run's checkpoints, and the content of the newest.
 
-    ``damaged`` are the names of those that were damaged on purpose.
+    ``damaged`` holds the names of the checkpoints that were damaged on purpose.
     """
     try:
         checkpoints = store.all()
@@ -56,21 +57,21 @@ def look_at_what_is_left(
         content = read_content(checkpoints[-1].state_file) if checkpoints else {}
     except OrchestratorError as error:
         return str(error), {}
-    return _problem_of_quarantine(store, damaged), content
+    return _quarantine_problem(store, damaged), content
 
 
-def _problem_of_quarantine(store: Store, damaged: Collection[str]) -> str | None:
+def _quarantine_problem(store: Store, damaged: Collection[str]) -> str | None:
     events, _ = Journal(store.run.journal_file).read()
-    set_aside = {
+    quarantined = {
         Path(event["path"]).name: event
         for event in events
         if event["event"] == JournalEvent.CHECKPOINT_QUARANTINED
     }
     for name in damaged:
-        if name not in set_aside:
-            return f"{name} was damaged, and nobody has noticed"
-    for name, event in set_aside.items():
-        # Two kills in a row while it is loaded are held against a checkpoint: by design.
+        if name not in quarantined:
+            return f"{name} was damaged, and no verification noticed it"
+    for name, event in quarantined.items():
+        # A checkpoint is demoted by design when two kills in a row come while it is loaded.
         if name not in damaged and not event.get("demoted"):
-            return f"{name} is bad, though nobody has damaged it: {event['reason']}"
+            return f"{name} is bad, though no fault has damaged it: {event['reason']}"
     return None

@@ -1,0 +1,82 @@
+"""The status of a running run, for `orchestrator status` and for systemd."""
+
+import os
+import time
+from typing import Any
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.spare.pool import SparePool
+from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.run_facts import RunFacts
+from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.telemetry.status import Status, describe_checkpoint
+
+
+class LiveStatus:
+    """A view of what the parts of the supervisor know; it changes nothing."""
+
+    def __init__(
+        self,
+        facts: RunFacts,
+        store: Store,
+        catalog: CheckpointCatalog,
+        snapshots: SnapshotWriteQueue,
+        spares: SparePool,
+    ) -> None:
+        self._facts = facts
+        self._store = store
+        self._catalog = catalog
+        self._snapshots = snapshots
+        self._spares = spares
+
+    def status(self) -> Status:
+        """Return the status of the run at this moment."""
+        status = Status(
+            run_id=self._store.run_id,
+            state=self._facts.machine.state,
+            run_dir=str(self._store.run.root),
+            supervisor_pid=os.getpid(),
+            restarts=self._facts.restarts,
+            problem=self._facts.problem,
+            spare_pid=self._spares.pid,
+            spare=self._spares.status(),
+        )
+        if self._catalog.newest is not None:
+            status.newest_checkpoint = describe_checkpoint(self._catalog.newest)
+        if (attempt := self._facts.attempt) is not None:
+            self._add_attempt(status, attempt)
+        return status
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """Return the heartbeats of all threads whose work must make progress."""
+        attempt = self._facts.running_attempt
+        output = [] if attempt is None else [attempt.output.heartbeat]
+        return [self._snapshots.heartbeat, *output]
+
+    def _add_attempt(self, status: Status, attempt: Attempt) -> None:
+        status.attempt = attempt.number
+        status.metrics = attempt.metrics
+        if attempt.shows_saves:
+            status.step, status.epoch = attempt.step, attempt.epoch
+        status.snapshots = self._snapshot_facts(attempt)
+        if self._snapshots.slots and (newest := self._snapshots.slots.newest_step_and_age()):
+            step, age = newest
+            status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
+        if (silence := attempt.silence) is not None:
+            status.phase = silence.activity
+            status.silent_seconds = round(silence.seconds, 3)
+            status.hang_budget_seconds = silence.timeout_seconds
+        if not attempt.over.is_set():
+            status.trainer_pid = attempt.process.pid
+            saved = filter(None, (status.newest_checkpoint, status.newest_snapshot))
+            ages = [time.monotonic() - attempt.started, *(s["age_seconds"] for s in saved)]
+            status.lose_at_most_seconds = round(min(ages), 3)
+
+    def _snapshot_facts(self, attempt: Attempt) -> dict[str, Any] | None:
+        if not attempt.snapshot_facts:
+            return None
+        shown = ("interval_seconds", "stall_seconds", "bytes")
+        facts = {key: attempt.snapshot_facts.get(key) for key in shown}
+        return facts | {"write_seconds": self._snapshots.last_write_seconds or None}

@@ -1,0 +1,54 @@
+"""What is known of the run at this moment."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from orchestrator.rundir.journal import JournalEvent
+from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.state_machine import Event, StateMachine
+from orchestrator.supervisor.stop_request import StopRequest
+
+
+@dataclass
+class RunFacts:
+    """The facts about a run: made before all other parts, and readable by every part.
+
+    ``attempt`` is the attempt that runs, or that ran last; None before the first one of this
+    supervisor. ``restarts`` counts over all supervisors of the run. ``problem`` says why the last
+    save failed; None since a save has succeeded.
+    """
+
+    stop: StopRequest
+    is_new: bool = True
+    """Whether no supervisor of this run had started an attempt before this one."""
+    restarts: int = 0
+    problem: str | None = None
+    attempt: Attempt | None = None
+    machine: StateMachine = field(default_factory=StateMachine)
+
+    @classmethod
+    def from_journal(cls, stop: StopRequest, events: Iterable[dict[str, Any]]) -> Self:
+        """Return the facts at the start of a supervisor, from the journal's events so far."""
+        names = [event["event"] for event in events]
+        return cls(
+            stop,
+            is_new=JournalEvent.ATTEMPT_STARTED not in names,
+            restarts=names.count(JournalEvent.RESTART_SCHEDULED),
+        )
+
+    @property
+    def running_attempt(self) -> Attempt | None:
+        """The attempt, unless it is over."""
+        return None if self.attempt is None or self.attempt.over.is_set() else self.attempt
+
+    @property
+    def attempt_number(self) -> int | None:
+        """The number of ``attempt``."""
+        return None if self.attempt is None else self.attempt.number
+
+    def record_exit(self, attempt: Attempt) -> None:
+        """Record that the command of an attempt has ended and its session has left."""
+        if not attempt.over.is_set():
+            self.machine.handle(Event.EXITED)
+            attempt.over.set()

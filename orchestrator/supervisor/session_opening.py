@@ -1,0 +1,76 @@
+"""A session's first message: it is welcomed with what it needs, or refused with the reason."""
+
+from dataclasses import asdict
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.config import Config
+from orchestrator.ipc.messages import PROTOCOL_VERSION, Message
+from orchestrator.ipc.server import Peer
+from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.run_facts import RunFacts
+from orchestrator.supervisor.state_machine import Event
+
+NO_SESSION = (
+    "this run has --adopt, which is for scripts that save for themselves, but the script opens a "
+    "Session, which saves; leave one of the two out"
+)
+ATTEMPT_IS_OVER = "its attempt has ended"
+SECOND_SESSION = (
+    "a run is one training, and its command has opened a session already; give each training a "
+    "command and a run of its own (`orchestrator run --run-dir ...`), or run the script without a "
+    "supervisor and with a run_dir for each Session or OrchestratorCallback"
+)
+
+
+class SessionOpening:
+    """Opens the one session of each attempt."""
+
+    def __init__(
+        self,
+        config: Config,
+        command: list[str],
+        store: Store,
+        facts: RunFacts,
+        snapshots: SnapshotWriteQueue,
+    ) -> None:
+        self._config = config
+        self._command = command
+        self._store = store
+        self._facts = facts
+        self._snapshots = snapshots
+
+    def handle_hello(self, peer: Peer, message: Message) -> None:
+        """Welcome or refuse the session that says hello."""
+        attempt = self._facts.attempt
+        if self._config.adopt is not None:
+            peer.send({"type": "refused", "reason": NO_SESSION})
+        elif attempt is None:
+            return
+        elif attempt.over.is_set() or str(message.get("attempt")) != str(attempt.number):
+            peer.send({"type": "refused", "reason": ATTEMPT_IS_OVER})
+        elif attempt.connected:
+            attempt.refused_second_session = True
+            attempt.withhold_completion()  # before the answer may end the trainer
+            peer.send({"type": "refused", "reason": SECOND_SESSION})
+        else:
+            attempt.peer, attempt.connected = peer, True
+            attempt.session_pid = message.get("pid")
+            peer.send(self._welcome(attempt), attempt.session_descriptors)
+            self._facts.machine.handle(Event.CONNECTED)
+
+    def _welcome(self, attempt: Attempt) -> Message:
+        snapshot = attempt.resume_snapshot
+        return {
+            "type": "welcome",
+            "protocol": PROTOCOL_VERSION,
+            "run_id": self._store.run_id,
+            "command": self._command,
+            "every": asdict(self._config.every),
+            "snapshot_budget": self._config.snapshot_budget,
+            "snapshot_interval_seconds": self._snapshots.interval_seconds,
+            "allow_data_change": self._config.allow_data_change,
+            "resume_generation": snapshot.generation if snapshot else None,
+            "writing_generations": [s.generation for s in self._snapshots.pending],
+            "grace_seconds": self._config.grace,
+        }

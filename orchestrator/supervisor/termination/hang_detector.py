@@ -1,0 +1,105 @@
+"""Detects that the trainer hangs, records what it was doing, and ends it."""
+
+import asyncio
+import contextlib
+import os
+
+import structlog
+
+from orchestrator.ipc.control_page import Field, Phase
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.supervisor.attempt.activity import Activity, Silence
+from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.run_facts import RunFacts
+from orchestrator.supervisor.state_machine import Event
+from orchestrator.supervisor.termination import stack_dump
+from orchestrator.supervisor.termination.hang_timeouts import (
+    TICK_SECONDS,
+    HangClock,
+    HangTimeouts,
+    Sign,
+)
+from orchestrator.supervisor.termination.stop_ladder import STACKS_SECONDS, StopLadder
+from orchestrator.system import process_tree
+from orchestrator.system.threads import in_thread
+
+_ACTIVITIES = {
+    Phase.START: Activity.START,
+    Phase.RESTORE: Activity.START,
+    Phase.TRAIN: Activity.STEP,
+    Phase.EVALUATE: Activity.EVALUATE,
+    Phase.SAVE: Activity.SAVE,
+    Phase.DONE: Activity.DONE,
+}
+
+
+def sign_of(attempt: Attempt) -> Sign:
+    """Return the sign of life that the attempt shows now."""
+    page = attempt.page
+    safe_points, step = page.values[Field.SAFE_POINTS], page.values[Field.STEP]
+    activity = _ACTIVITIES[page.phase]
+    if not attempt.connected:
+        activity = Activity.LAUNCH
+    elif attempt.peer is None and activity is not Activity.DONE:
+        activity = Activity.END
+    elif activity is Activity.STEP and not safe_points:
+        activity = Activity.START
+    return Sign(activity, safe_points, step)
+
+
+class HangDetector:
+    """Watches each attempt for a silence that is longer than the timeout."""
+
+    def __init__(
+        self,
+        facts: RunFacts,
+        timeouts: HangTimeouts,
+        snapshots: SnapshotWriteQueue,
+        ladder: StopLadder,
+        journal: Journal,
+    ) -> None:
+        self._machine = facts.machine
+        self._timeouts = timeouts
+        self._snapshots = snapshots
+        self._ladder = ladder
+        self._journal = journal
+
+    async def watch(self, attempt: Attempt) -> None:
+        """Measure silences until the attempt is being ended; return when it is over."""
+        clock = HangClock(self._timeouts, sign_of(attempt))
+        while self._machine.allows(Event.HANG):
+            await asyncio.sleep(TICK_SECONDS)
+            sign = sign_of(attempt)
+            # A saving trainer waits for the supervisor's own write.
+            excused = sign.activity is Activity.SAVE and bool(self._snapshots.pending)
+            attempt.silence = silence = clock.tick(sign, excused)
+            if silence.is_hang and self._machine.allows(Event.HANG):
+                await self._end_hung(attempt, silence)
+        attempt.silence = None
+        await attempt.over.wait()
+
+    async def _end_hung(self, attempt: Attempt, silence: Silence) -> None:
+        """Record the stacks, ask the trainer to save in case it is only slow, then kill it."""
+        self._ladder.begin_hang()
+        self._timeouts.record_hang(silence.activity, silence.step)
+        tree = attempt.process.tree()
+        first = attempt.session_pid if attempt.session_pid in tree else attempt.process.pid
+        seems = process_tree.describe_processes(first, tree)
+        attempt.hang = f"no progress for {silence.seconds:.0f} s in {silence.activity}; {seems}"
+        facts = {
+            "phase": silence.activity,
+            "seconds": round(silence.seconds, 1),
+            "budget_seconds": silence.timeout_seconds,
+            "seems": seems,
+        }
+        self._journal.write(JournalEvent.HANG_DETECTED, attempt.number, step=silence.step, **facts)
+        file = attempt.directory.stacks_file
+        structlog.get_logger().error("the trainer hangs: restarting it", **facts, stacks=str(file))
+        tree.sort(key=lambda pid: pid != first)
+        dump = os.dup(attempt.stacks_descriptor)
+        with contextlib.suppress(TimeoutError, OSError):
+            await asyncio.wait_for(
+                in_thread(lambda: stack_dump.write(file, tree, dump)), STACKS_SECONDS
+            )
+        self._ladder.ask_hung_trainer_to_save(attempt)
