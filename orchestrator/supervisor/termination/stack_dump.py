@@ -22,6 +22,7 @@ ANSWER_SECONDS = 1.0
 # An answer that has not grown for this long is complete.
 SETTLED_SECONDS = 0.05
 POLL_SECONDS = 0.005
+LONGEST_ANSWER_BYTES = 1 << 22
 # A process tree may be large, and the restart waits for all answers.
 ALL_ANSWERS_SECONDS = 10.0
 
@@ -79,7 +80,9 @@ def _ask(process: Process, dump: int) -> str:
         time.sleep(POLL_SECONDS)
         if (now := os.fstat(dump).st_size) != size:
             size, changed = now, time.monotonic()
-    return os.pread(dump, size - begin, begin).decode(errors="replace")
+    # The processes share the memory, and may have changed its size at will.
+    length = min(max(0, size - begin), LONGEST_ANSWER_BYTES)
+    return os.pread(dump, length, begin).decode(errors="replace")
 
 
 def _seen_from_outside(pid: int) -> str:

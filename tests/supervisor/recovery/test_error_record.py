@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.rundir.paths import AttemptDir
-from orchestrator.supervisor.recovery.diagnosis import Facts, diagnose
+from orchestrator.supervisor.recovery.diagnosis import ExitFacts, diagnose
 
 HOSTILE: dict[str, Any] = {
     "surrogates": {"type": "\ud800", "message": "\udfff\0", "frame": "\0", "thread": "\ud800"},
@@ -31,6 +31,6 @@ def test_any_record_of_an_exception_is_diagnosed(tmp_path: Path, content: dict[s
     error = attempt.read_error()
     assert error is not None
     assert len(json.dumps(error)) < 1 << 19
-    found = diagnose(Facts(1, True, None, False, 0, error))
+    found = diagnose(ExitFacts(1, True, None, False, 0, error))
     assert found.cause.encode()
     assert found.fingerprint
