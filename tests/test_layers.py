@@ -198,3 +198,21 @@ def test_supervisor_does_not_load_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+# Units, scripts and what is coloured; their texts are checked where they are made.
+PRINTERS = (
+    "terminal/printing.py",
+    "cli/systemd_unit.py",
+    "cli/slurm_script.py",
+    "cli/attach.py",
+    "cli/detach.py",
+    "doctor/run_checks.py",
+)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_text_for_people_is_printed_by_one_function(module: Path) -> None:
+    """Print is called by print_text alone, which keeps escape sequences from the terminal."""
+    if name_of(module) not in PRINTERS:
+        assert not re.search(r"^ +print\(", module.read_text(), re.MULTILINE)

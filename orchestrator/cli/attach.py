@@ -14,6 +14,7 @@ from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.system.text import shown
 from orchestrator.telemetry.status import exit_status_after
 from orchestrator.terminal.logs import text_of
 from orchestrator.terminal.screen import Screen
@@ -85,7 +86,7 @@ def _headline(run: RunDir) -> str:
     tail = "; Ctrl-C leaves it running" if status["supervisor_pid"] else ""
     if (failure := status["failure"]) is not None:
         tail = f"; {failure['cause']}; see `orchestrator status {run.root}`"
-    return f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}"
+    return shown(f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}")
 
 
 def _newest_attempt(run: RunDir) -> int:

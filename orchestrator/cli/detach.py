@@ -16,6 +16,7 @@ from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.run_state import State
 from orchestrator.terminal.logs import text_of
+from orchestrator.terminal.printing import print_text
 
 # A script may import and compile for longer; `run --detach` then returns before it trains.
 START_WAIT_SECONDS = 30.0
@@ -34,12 +35,12 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
     try:
         state = _wait_for_training(run, supervisor)
     except KeyboardInterrupt:
-        print(_how_to_come_back(run, supervisor.pid, "the run goes on in the background"))
+        print_text(_how_to_come_back(run, supervisor.pid, "the run goes on in the background"))
         end_by_interrupt()
     if state is None:
         _print_log(run, log_bytes_before)
         return supervisor.returncode if supervisor.returncode >= 0 else ExitStatus.GAVE_UP
-    print(_how_to_come_back(run, supervisor.pid, state))
+    print_text(_how_to_come_back(run, supervisor.pid, state))
     return ExitStatus.COMPLETE
 
 

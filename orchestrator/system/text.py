@@ -4,6 +4,7 @@
 """
 
 import re
+from typing import Any
 
 # No encoder takes a lone surrogate, and neither an environment nor a path can hold a NUL.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -29,6 +30,15 @@ def shown(text: object) -> str:
 def shown_line(text: object) -> str:
     """Return the text as ``shown`` does, on one line."""
     return shown(text).replace("\n", "\\n")
+
+
+def shown_parts(value: Any) -> Any:
+    """Return a value of JSON with every text in it on one line as ``shown_line`` has it."""
+    if isinstance(value, dict):
+        return {shown_line(key): shown_parts(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [shown_parts(part) for part in value]
+    return shown_line(value) if isinstance(value, str) else value
 
 
 def _escape(found: re.Match[str]) -> str:
