@@ -20,7 +20,7 @@ from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 from orchestrator.system.lock_holder import signal_holder
-from orchestrator.telemetry.status import status_from_disk
+from orchestrator.telemetry.status import Status, status_from_disk
 
 REPLY_SECONDS = 5.0
 
@@ -66,7 +66,11 @@ def status_of(run: RunDir) -> dict[str, Any]:
     if owner is not None:
         with contextlib.suppress(OrchestratorError), supervisor_of(owner) as connection:
             if connection is not None:
-                return ask(connection, {"type": "status"})
+                reply = ask(connection, {"type": "status"})
+                if isinstance(reply.get("state"), str):
+                    # A supervisor of another version may lack a key.
+                    unknown = Status(run_id="", state="", run_dir=str(run.root)).to_json()
+                    return unknown | reply
     status = status_from_disk(Store.open(run, command=[])).to_json()
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.

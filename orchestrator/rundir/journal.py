@@ -93,6 +93,9 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     for key in ("attempt", "step", "status"):
         if not isinstance(record.get(key), int | None):
             raise ValueError(f"{key} is not a number")
+    for key in ("time", "path", "cause", "reason", "problem", "kind", "fingerprint"):
+        if not isinstance(record.get(key), str | None):
+            raise ValueError(f"{key} is not a text")
     return record
 
 
