@@ -1,6 +1,7 @@
 """Every path in a run directory, and the identity of a run."""
 
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
 MAXIMUM_JSON_BYTES = 1 << 24
+_ATTEMPT_NAME = re.compile(r"[0-9]{1,9}")
 # Between a run directory and the files of an attempt there are attempts/ and 0001/.
 REAL_PARENTS = 2
 DEFAULT_PARENT = Path("runs")
@@ -108,7 +110,7 @@ class RunDir:
     def last_attempt(self) -> int:
         """Return the number of the newest attempt on disk; 0 before the first. Raises OSError."""
         names = (path.name for path in self.attempts.iterdir())
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        return max((int(name) for name in names if _ATTEMPT_NAME.fullmatch(name)), default=0)
 
     def create(self) -> None:
         """Create the directories. Raises ConfigError when that is not possible."""

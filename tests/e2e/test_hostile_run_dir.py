@@ -32,7 +32,9 @@ def run_dir(tmp_path: Path) -> Path:
 def bystander() -> Iterator[subprocess.Popen[str]]:
     """A process of this user that has nothing to do with the run."""
     words = [sys.executable, "-c", SIGNALLED]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield process
@@ -54,7 +56,7 @@ def test_command_signals_no_process_that_does_not_hold_the_lock(
 ) -> None:
     """Whatever pid the lock note names, a bystander gets no signal and the command says why."""
     host = socket.gethostname()
-    for pid in (bystander.pid, -1, 2**70, str(bystander.pid)):
+    for pid in (bystander.pid, -bystander.pid, 2**70, str(bystander.pid)):
         descriptor = held_by_note(run_dir, {"pid": pid, "host": host})
         result = orchestrator(command, str(run_dir), cwd=tmp_path)
         os.close(descriptor)

@@ -1,5 +1,6 @@
 """metrics.jsonl: the metrics of a run's steps, one JSON object a line (docs/how-to/trackers.md)."""
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from orchestrator.training.state.progress import number
 MOST_STEPS = 100_000
 # A loop that makes more lines than this between two flushes gets fewer.
 MOST_AT_ONCE = 1000
-MAXIMUM_BYTES = 1 << 32
+MAXIMUM_BYTES = 1 << 31
 _LINE = re.compile(rb'\{"step": (\d+), "epoch": (\d+), "poll": (true|false), ')
 
 
@@ -107,7 +108,9 @@ def cut_off(path: Path, position: Position) -> None:
     except FileNotFoundError:
         return
     with open(descriptor, "r+b") as file:
-        content = file.read()
+        content = file.read(MAXIMUM_BYTES + 1)
+        if len(content) > MAXIMUM_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {MAXIMUM_BYTES} bytes")
         end = _end_of(content, position)
         if end < len(content):
             file.truncate(end)
