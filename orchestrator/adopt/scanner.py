@@ -207,7 +207,7 @@ class SaveScanner:
                 save.reported = rejected > EARLIER_SAVES_REPORTED
 
     def _withdraw_seals(self) -> list[ScanEvent]:
-        """Withdraw the seals of saves that are deleted or being written anew.
+        """Withdraw the seals of saves that are deleted or being written again.
 
         The last seal stays, and so does the newest when its files are deleted: without any the run
         would start from zero.

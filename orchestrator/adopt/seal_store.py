@@ -132,7 +132,7 @@ class SealStore:
         return {seal.path: seal for seal in seals if seal is not None}
 
     def withdraw(self, seal: Seal) -> None:
-        """Remove a seal whose files are deleted or written anew. Raises OSError."""
+        """Remove a seal whose files are deleted or written again. Raises OSError."""
         self.store.withdraw(seal.checkpoint)
 
     def withdraw_older(self, checkpoint: Checkpoint) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import os
+import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -36,6 +37,7 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
+    _check_script(command)
     run_dir = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
     _check_adoption(config, run_dir)
     if arguments.detach:
@@ -126,6 +128,20 @@ def check_program(program: str) -> None:
         raise ConfigError(f"cannot run {program}: {_why_not(Path(program))}")
 
 
+def _check_script(command: list[str]) -> None:
+    """Check that ``python script.py`` names a file, before a run is made for it.
+
+    Raises ConfigError.
+    """
+    if len(command) > 1 and Path(command[0]).name.startswith("python"):
+        script = Path(command[1])
+        if script.suffix == ".py" and not script.exists():
+            raise ConfigError(
+                f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to "
+                "its directory"
+            )
+
+
 def _why_not(program: Path) -> str:
     """Return why a program cannot be started, and what to write instead."""
     if program.is_dir():
@@ -162,7 +178,8 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
     if done.get("command") != recorded(command):
         log.info(
             "the run was complete, but the command has changed: continuing it; another training, "
-            "such as the next fold, needs another --run-dir"
+            "such as the next fold, needs another --run-dir",
+            completed_by=shlex.join(map(str, done.get("command") or [])),
         )
         return False
     if done.get("step") == 0:
@@ -173,6 +190,6 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
         return True
     log.info(
         f"training is complete already (step {done.get('step')}); to train further, change the "
-        f"command's arguments or delete {run_dir.done_file}"
+        f"command's arguments; if you have changed the script instead, delete {run_dir.done_file}"
     )
     return True

@@ -60,8 +60,8 @@ class RunLock:
         return _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
 
     def _lock(self) -> None:
-        is_dead = _is_dead(self._owner())
-        timeout_seconds = DEAD_OWNER_TIMEOUT_SECONDS if is_dead else BUSY_TIMEOUT_SECONDS
+        ended = has_ended(self._owner())
+        timeout_seconds = DEAD_OWNER_TIMEOUT_SECONDS if ended else BUSY_TIMEOUT_SECONDS
         deadline = time.monotonic() + timeout_seconds
         while True:
             try:
@@ -125,7 +125,7 @@ def _restrict(descriptor: int) -> None:
 
 def _describe(owner: dict[str, Any], run: RunDir) -> str:
     """Return which process keeps the lock from being taken."""
-    if owner and not _is_dead(owner):
+    if owner and not has_ended(owner):
         return f"process {owner.get('pid')} on {owner.get('host')} is training in it"
     holder = holder_of(run.lock_file)
     process = "a process" if holder is None else f"process {holder}"
@@ -134,7 +134,7 @@ def _describe(owner: dict[str, Any], run: RunDir) -> str:
     return f"{process} holds its lock, which is not the one that is noted there"
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
+def has_ended(owner: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this host and has ended."""
     pid = owner.get("pid")
     if type(pid) is not int or pid <= 0 or owner.get("host") != socket.gethostname():

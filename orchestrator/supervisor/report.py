@@ -101,6 +101,6 @@ def restart_text(delay_seconds: float, failures: int, allowed: int, restarts: in
     """Return when the next attempt begins, and how many failures and restarts there were."""
     when = "at once" if delay_seconds == 0 else f"in {duration_text(delay_seconds)}"
     return (
-        f"starting again {when} (failure {failures} since the last new checkpoint; --max-restarts "
-        f"allows {allowed}; restart {restarts} in all)"
+        f"starting again {when} (restart {restarts}; failures since the last new checkpoint: "
+        f"{failures} of at most {allowed}, see --max-restarts)"
     )

@@ -205,7 +205,9 @@ class Supervisor:
             resume_from=(
                 f"the snapshot of step {snapshot.manifest.step}"
                 if snapshot
-                else checkpoint and checkpoint.shown_path.name
+                else checkpoint.shown_path.name
+                if checkpoint
+                else "the beginning"
             ),
             run_dir=str(self._run.root),
         )

@@ -68,7 +68,7 @@ def reopened(store: Store) -> Store:
 
 
 def names(store: Store) -> list[str]:
-    """What lies in the directory of checkpoints, hidden things too."""
+    """The names in the directory of checkpoints, hidden ones too."""
     return sorted(path.name for path in store.run.checkpoints.iterdir())
 
 

@@ -71,7 +71,7 @@ def quarantined(run: Supervised) -> set[str]:
         pytest.param(PLAIN, ("--steps", "80"), "0.05", ONE_FILE, id="one-file"),
         pytest.param(PLAIN, ("--steps", "80", "--numbered"), "0.05", NUMBERED, id="numbered"),
         # A save counts when it has been at rest as long as the next one takes to come, or with
-        # that: each life may take two of them.
+        # that: each attempt may take two of them.
         pytest.param(SCRIPTS / "trainer.py", ("--steps", "60"), "0.2", TRAINER, id="trainer"),
     ],
 )

@@ -28,7 +28,7 @@ WORKERS: list[dict[str, Any]] = [
     {"num_workers": 2},
     {"num_workers": 2, "persistent_workers": True},
 ]
-LIVES_SECONDS = 350  # twenty times what they take on a quiet machine
+ATTEMPTS_SECONDS = 350  # twenty times what they take on a quiet machine
 ENDINGS = {"SIGTERM": STOPPED, "SIGKILL": KILLED}
 # One, two and three in the first of two epochs, at its edge, and at the last step.
 INTERRUPTIONS = [
@@ -68,9 +68,9 @@ def live(root: Path, cases: list[Case]) -> tuple[list[Result], str]:
     questions, answers, said = (root / name for name in ("cases.json", "results.json", "said"))
     questions.write_text(json.dumps(list(map(asdict, cases))))
     # Into files, and ended by group: a worker whose trainer is killed just as it is forked takes
-    # whoever has adopted it for its parent, and waits for ever with our pipes in its hands.
+    # the process that adopts it for its parent, and waits for ever with the pipes open.
     with open(questions) as stdin, open(answers, "w") as stdout, open(said, "w") as stderr:
-        lives = subprocess.Popen(
+        attempts = subprocess.Popen(
             [sys.executable, "-m", "tests.training.attempts", str(root)],
             cwd=Path(__file__).parents[2],
             stdin=stdin,
@@ -79,10 +79,10 @@ def live(root: Path, cases: list[Case]) -> tuple[list[Result], str]:
             start_new_session=True,
         )
     try:
-        status = lives.wait(LIVES_SECONDS)
+        status = attempts.wait(ATTEMPTS_SECONDS)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(lives.pid, signal.SIGKILL)
+            os.killpg(attempts.pid, signal.SIGKILL)
     assert status == 0, said.read_text()
     return [Result(**result) for result in json.loads(answers.read_text())], said.read_text()
 

@@ -108,7 +108,7 @@ def test_schedule_makes_the_framework_save(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_checkpoint_with_weights_that_are_not_finite_is_not_resumed_from(tmp_path: Path) -> None:
-    """A stop with such weights ends with 74, and the next life takes the checkpoint before."""
+    """A stop with such weights ends with 74, and the next attempt takes the checkpoint before."""
     framework = Framework(tmp_path)
 
     def break_weights_and_stop() -> None:

@@ -109,7 +109,7 @@ def test_epoch_with_one_step_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_epoch_with_unknown_batches_resumes_approximately(tmp_path: Path) -> None:
-    """An epoch whose batches the session does not know begins anew, and the session says so."""
+    """An epoch whose batches the session does not know starts over, and the session says so."""
 
     def run(stop: bool) -> Session:
         session = Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1))

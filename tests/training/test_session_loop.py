@@ -62,23 +62,23 @@ def stopped_at(root: Path, step: int) -> None:
 
 
 def test_stop_at_every_single_step(tmp_path: Path) -> None:
-    """A run that is interrupted at each of its steps, one life each, is the uninterrupted one."""
+    """A run that is interrupted at each of its steps is the same as the uninterrupted one."""
     whole = Training()
     assert whole.run(tmp_path / "whole")
-    lives = 0
+    attempts = 0
     while True:
         here = Training()
-        if lives:
+        if attempts:
             torch.manual_seed(999)  # a script may seed itself differently, or not at all
-        began = lives
+        began = attempts
 
         def stop(session: Session, place: str, began: int = began) -> bool:
             return place == "step" and session.global_step == began
 
         if here.run(tmp_path / "cut", stop):
             break
-        lives += 1
-    assert lives == len(whole.history)
+        attempts += 1
+    assert attempts == len(whole.history)
     assert_equal(here.result(), whole.result())
 
 

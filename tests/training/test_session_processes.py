@@ -107,7 +107,7 @@ def saved(root: Path) -> list[tuple[int, str]]:
 
 
 def test_signal_to_the_whole_process_group_is_saved(scripts: Any, tmp_path: Path) -> None:
-    """Loader workers live through what stops the trainer, then end with it; nobody is left."""
+    """Loader workers live through what stops the trainer, then end with it; no process is left."""
     script = scripts(
         """
         loader = DataLoader(Data(), 2, num_workers=2, persistent_workers=True)

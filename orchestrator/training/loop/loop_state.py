@@ -1,6 +1,6 @@
 """Where a run is in its script's loop, and what a checkpoint made there holds.
 
-A resumed script executes once more what lies between the `with` line and the batch at which it was
+A resumed script executes once more the code between the `with` line and the batch at which it was
 cut. When it arrives there, the random streams, the registered objects and the plain values that
 this code has changed are put back. The phases and what leads from one to another: loop_phase.py.
 """

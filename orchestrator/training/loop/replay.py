@@ -1,11 +1,11 @@
 """Points from which the script's code runs again after a resume.
 
-A safe point inside an evaluation lies between two places that the session knows, such as the end of
+A safe point inside an evaluation is between two places that the session knows, such as the end of
 an epoch's batches and the end of the epoch. A run resumed from there executes everything after the
 first place once more. Its checkpoint must therefore hold the state of that place: a scheduler that
 has stepped since would step twice, a random stream that has moved would move twice.
 
-In the other direction, a run that was cut among an epoch's batches repeats what lies before them
+In the other direction, a run that was cut among an epoch's batches repeats the code before them
 on its way back, and has to undo it on arrival.
 """
 

@@ -62,7 +62,7 @@ class Standalone:
             self._lock.write_owner()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self._store = Store.open(self._run_dir, sys.argv, script)
+            self._store = Store.open(self._run_dir, sys.orig_argv, script)
             if (others := others_who_may_write(self._run_dir.root)) is not None:
                 print_message(others)
             os.register_at_fork(after_in_child=self._close_in_child)
@@ -72,7 +72,7 @@ class Standalone:
         self._journal = Journal(self._run_dir.journal_file)
         self._checkpoint_journal = CheckpointJournal(self._journal)
         self._journal.write(
-            JournalEvent.RUN_STARTED, command=recorded(sys.argv), version=__version__
+            JournalEvent.RUN_STARTED, command=recorded(sys.orig_argv), version=__version__
         )
         page, descriptor = ControlPage.create()
         os.close(descriptor)
@@ -81,7 +81,7 @@ class Standalone:
             self._store,
             SharedMemory(page, Slots.create(page)),
             RunSettings(
-                command=sys.argv,
+                command=sys.orig_argv,
                 every=config.every,
                 snapshot_budget=config.snapshot_budget,
                 allow_data_change=config.allow_data_change,

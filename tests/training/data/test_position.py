@@ -197,7 +197,7 @@ def consume(position: DataPosition) -> None:
 
 
 def cut_at(*batches: int) -> dict[str, Any]:
-    """The position of an epoch whose passes were cut there, over loaders that nobody noted."""
+    """The position of an epoch whose passes were cut there, over loaders that are not recorded."""
     passes = [{"batches": count, "loader": None} for count in batches]
     return {"seed": 7, "passes": passes, "pass": None, "last_epoch": []}
 

@@ -172,7 +172,7 @@ def test_running_total_has_the_value_of_each_step(tmp_path: Path) -> None:
 
 
 def test_run_without_checkpoints_begins_a_new_file(tmp_path: Path) -> None:
-    """A run of which no checkpoint is left begins its metrics anew."""
+    """A run that has no checkpoint left starts its metrics over."""
     write(tmp_path / "metrics.jsonl", (1, 0, False), (2, 0, False))
     with Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1)) as session:
         session.step(loss=1.0)

@@ -154,7 +154,7 @@ def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: An
 
 
 def test_image_holds_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
-    """Tensors whose meaning lies beside their bytes keep it."""
+    """Tensors whose meaning is not in their bytes keep it."""
     complex_ = torch.randn(3, dtype=torch.complex64)
     state = {
         "conjugated": complex_.conj(),
