@@ -1,5 +1,6 @@
 """What is known of the run at this moment."""
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -26,6 +27,8 @@ class RunFacts:
     problem: str | None = None
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
+    launch_done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared during a launch: the session may say hello before ``attempt`` is its attempt."""
 
     @classmethod
     def from_journal(cls, stop: StopRequest, events: Iterable[dict[str, Any]]) -> Self:

@@ -138,6 +138,7 @@ class Supervisor:
 
     async def _start_attempt(self, spec: LaunchSpec) -> Attempt:
         """Choose what to resume from, and start the trainer; a failure here ends the run."""
+        self._facts.launch_done.clear()
         try:
             attempt = await self._launch_next(spec)
         except OSError as error:
@@ -154,6 +155,7 @@ class Supervisor:
             self._parts.adoption.begin(attempt)
         self._facts.attempt = attempt
         self._facts.machine.handle(Event.SPAWNED)
+        self._facts.launch_done.set()
         self._parts.service.notify_ready()
         self._ladder.begin(attempt)
         return attempt
