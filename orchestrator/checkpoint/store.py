@@ -4,6 +4,8 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 """
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +19,7 @@ from orchestrator.checkpoint.checkpoint import (
     Checkpoint,
     PublicationOrder,
     checkpoint_directories,
+    has_too_many_digits,
     read_checkpoint,
 )
 from orchestrator.checkpoint.checkpoint_cache import CheckpointCache
@@ -25,6 +28,7 @@ from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.disposal import Disposal, OwnFiles
 from orchestrator.checkpoint.external_files import copy_tree_durably
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
+from orchestrator.checkpoint.position import MAXIMUM_STEP
 from orchestrator.checkpoint.quarantine import QuarantineFolder
 from orchestrator.checkpoint.retention import (
     DEFAULT_KEEP,
@@ -42,6 +46,7 @@ from orchestrator.errors import (
 )
 from orchestrator.rundir.paths import RunDir, RunIdentity
 from orchestrator.system.durable import Disk
+from orchestrator.system.regular_files import open_regular
 
 
 @dataclass
@@ -153,6 +158,17 @@ class Store:
         except OSError as error:
             raise UnreadableError(self.run.checkpoints, error) from None
 
+    def unrecognised(self) -> list[str]:
+        """Return a sentence about each thing that looks like a checkpoint and has no such name."""
+        with contextlib.suppress(OSError):
+            names = sorted(path.name for path in self.run.checkpoints.iterdir())
+            return [
+                f"{name} has more digits than the name of a checkpoint"
+                for name in names
+                if has_too_many_digits(name)
+            ]
+        return []
+
     def newest_valid(
         self, on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None
     ) -> Checkpoint | None:
@@ -164,7 +180,7 @@ class Store:
         NoValidCheckpointError when there were candidates and none is left, since a silent start
         from zero loses a run, and UnreadableError when one cannot be judged.
         """
-        passed_over = []
+        passed_over = self.unrecognised()
         for path in reversed(self.directories()):
             try:
                 checkpoint = read_checkpoint(path)
@@ -302,7 +318,8 @@ class Store:
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Keep this checkpoint whatever the policy says. Raises OSError."""
-        (checkpoint.path / PIN_FILE).touch()
+        flags = os.O_WRONLY | os.O_CREAT
+        os.close(open_regular(checkpoint.path / PIN_FILE, flags, real_parents=1))
         self.disk.sync_directory(checkpoint.path)
 
     def unpin(self, checkpoint: Checkpoint) -> None:
@@ -322,6 +339,10 @@ def publish_directory(
     which the manifest then names. Raises OSError and whatever ``fill`` raises, after removing the
     directory.
     """
+    if manifest.step > MAXIMUM_STEP:
+        # The name would not be recognised, and the next start would begin at zero.
+        problem = f"no step above {MAXIMUM_STEP} can be saved"
+        raise OSError(errno.EOVERFLOW, problem)
     temporary = writing_path(run)
     try:
         disk.make_directory(temporary)

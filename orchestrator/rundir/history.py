@@ -6,17 +6,27 @@ journal begins and ends there as it did then. Only the events after that are rea
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import JournalEvent, parse_event
+from orchestrator.rundir.journal import (
+    MAXIMUM_BYTES,
+    MAXIMUM_LINE_BYTES,
+    JournalEvent,
+    checked_event,
+    parse_event,
+)
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import replace_disposable_file
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import open_regular, read_regular
 
 FORMAT_VERSION = 1
 # The index is written again when this much was read after it: some hundred events.
@@ -24,7 +34,9 @@ INDEX_EVERY_BYTES = 1 << 16
 # A supervisor that is killed leaves at most this many events that the index lacks.
 INDEX_EVERY_EVENTS = 300
 EDGE_BYTES = 4096
+MAXIMUM_INDEX_BYTES = 1 << 26
 RECENT_SAVES = 20
+LONGEST_SAVE_SECONDS = 1e9
 RECENT_ENDS = 200
 # A budget that allows more failures without progress than this counts too few of them.
 MOST_FAILURES = 1000
@@ -110,7 +122,7 @@ class History:
     def _add_publication(self, event: dict[str, Any]) -> None:
         self.published[_name(event)] = None
         seconds = event.get("seconds")
-        if isinstance(seconds, int | float):
+        if _is_duration(seconds):
             self.save_seconds = [*self.save_seconds, seconds][-RECENT_SAVES:]
         if (position := _published(event)) is not None:
             self._add_progress(event, position)
@@ -170,6 +182,10 @@ class History:
         return None
 
 
+def _is_duration(seconds: object) -> TypeGuard[float]:
+    return isinstance(seconds, int | float) and 0 <= seconds < LONGEST_SAVE_SECONDS
+
+
 def _name(event: dict[str, Any]) -> str:
     return Path(str(event.get("path"))).name
 
@@ -216,7 +232,7 @@ def read_history(run: RunDir) -> History:
     Raises ConfigError when the journal cannot be read.
     """
     try:
-        with open(run.journal_file, "rb") as journal:
+        with open(open_regular(run.journal_file, os.O_RDONLY), "rb") as journal:
             return _read(run, journal)
     except FileNotFoundError:
         return History()
@@ -245,10 +261,13 @@ class HistoryIndexer:
 
 def _read(run: RunDir, journal: BinaryIO) -> History:
     history, offset = _indexed(run.journal_index_file, journal)
+    if os.fstat(journal.fileno()).st_size - offset > MAXIMUM_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAXIMUM_BYTES} bytes")
     journal.seek(offset)
     begin, rest = offset, b""
-    for line in journal:
-        if not line.endswith(b"\n"):
+    # Of a line that is too long each piece counts as damaged.
+    while line := journal.readline(MAXIMUM_LINE_BYTES):
+        if not line.endswith(b"\n") and len(line) < MAXIMUM_LINE_BYTES:
             rest = line
             break
         offset += len(line)
@@ -272,17 +291,41 @@ def _add_line(history: History, line: bytes) -> None:
 def _indexed(index: Path, journal: BinaryIO) -> tuple[History, int]:
     """Return the history in the index and where it ends; an empty one without a valid index."""
     try:
-        content = json.loads(index.read_bytes())
+        content = parse_object(read_regular(index, MAXIMUM_INDEX_BYTES))
         offset = content["offset"]
         if (
             content["format_version"] == FORMAT_VERSION
             and isinstance(offset, int)
+            and 0 <= offset <= os.fstat(journal.fileno()).st_size
             and content["check"] == _check(journal, offset, content["history"])
         ):
-            return History(**content["history"]), offset
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return _checked_history(content["history"]), offset
+    except (OSError, ValueError, TypeError, KeyError):
         pass  # it is missing, damaged or another version's
     return History(), 0
+
+
+def _checked_history(content: dict[str, Any]) -> History:
+    """Return the history in an index. Raises ValueError, TypeError or KeyError for wrong types."""
+    history = History(**content)
+    marks = (history.last_mark, history.last_save, history.last_stop)
+    ends = (history.last_give_up, history.last_exit)
+    for event in (*history.since_progress, *(mark for mark in (*marks, *ends) if mark != {})):
+        checked_event(event)
+    counts = (history.damaged, history.restarts, *history.ends.values())
+    if not (
+        all(isinstance(count, int) for count in (*counts, *history.furthest))
+        and isinstance(history.attempt, int | None)
+        and all(map(_is_duration, history.save_seconds))
+        and isinstance(history.since_progress, list)
+        and isinstance(history.save_seconds, list)
+        and isinstance(history.furthest, list)
+        and len(history.furthest) == 2
+        and isinstance(history.published, dict)
+        and isinstance(history.ends, dict)
+    ):
+        raise ValueError("a part of the history has the wrong type")
+    return history
 
 
 def _write_index(index: Path, journal: BinaryIO, history: History, offset: int) -> None:

@@ -9,6 +9,16 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import append_lines
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
+
+MAXIMUM_BYTES = 1 << 30
+MAXIMUM_LINE_BYTES = 1 << 24
+_NUMBERS = (
+    *("attempt", "step", "epoch", "status", "left_step", "left_epoch"),
+    *("loading_step", "loading_epoch", "resumed_step"),
+)
+_TEXTS = ("time", "path", "cause", "reason", "problem", "kind", "fingerprint")
 
 
 class JournalEvent(StrEnum):
@@ -64,7 +74,7 @@ class Journal:
         Raises ConfigError when the file cannot be read.
         """
         try:
-            lines = self.path.read_bytes().splitlines()
+            lines = read_regular(self.path, MAXIMUM_BYTES).splitlines()
         except FileNotFoundError:
             return [], 0
         except OSError as error:
@@ -83,11 +93,25 @@ class Journal:
 
 def parse_event(line: bytes) -> dict[str, Any] | None:
     """Return the event on a line of the journal; None for a damaged line."""
-    try:
-        event: dict[str, Any] = json.loads(line)
-        JournalEvent(event["event"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    if len(line) > MAXIMUM_LINE_BYTES:
         return None
+    try:
+        return checked_event(parse_object(line))
+    except (ValueError, KeyError):
+        return None
+
+
+def checked_event(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event if what readers rely on has the right types. Raises ValueError, KeyError."""
+    JournalEvent(event["event"])
+    for key in _NUMBERS:
+        if not isinstance(event.get(key), int | None):
+            raise ValueError(f"{key} is not a number")
+    for key in _TEXTS:
+        if not isinstance(event.get(key), str | None):
+            raise ValueError(f"{key} is not a text")
+    if not isinstance(event.get("last_lines"), list | None):
+        raise ValueError("last_lines is not a list")
     return event
 
 

@@ -187,3 +187,60 @@ def test_read_only_directory_costs_only_time(run: RunDir) -> None:
         journal.write(JournalEvent.RESTART_SCHEDULED)
     run.journal_index_file.mkdir()
     assert read_history(run).restarts == 1000
+
+
+@pytest.mark.usefixtures("indexed_often")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"last_mark": {"event": "run_stopped", "status": "75"}},
+        {"last_save": []},
+        {"last_exit": {"event": "attempt_exited", "last_lines": 7}},
+        {"since_progress": [{"event": "unknown"}]},
+        {"since_progress": [7]},
+        {"save_seconds": [1e999]},
+        {"save_seconds": None},
+        {"furthest": [1]},
+        {"published": ["step-000000000007"]},
+        {"ends": {"way": "often"}},
+        {"attempt": "7"},
+        {"damaged": None},
+        {"unknown": 1},
+    ],
+)
+def test_index_with_wrong_types_is_not_used(run: RunDir, changes: dict[str, Any]) -> None:
+    """An index that another program wrote, digest included, is used only with the right types."""
+    journal = Journal(run.journal_file)
+    for _ in range(5):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    assert read_history(run).restarts == 5
+    content = json.loads(run.journal_index_file.read_bytes())
+    content["history"] |= {"restarts": 7} | changes
+    with open(run.journal_file, "rb") as file:
+        content["check"] = history_module._check(file, content["offset"], content["history"])
+    run.journal_index_file.write_text(json.dumps(content))
+    assert read_history(run).restarts == 5
+
+
+def test_line_that_is_too_long_is_damaged(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line without end is read in pieces, and the events around it count."""
+    monkeypatch.setattr(history_module, "MAXIMUM_LINE_BYTES", 200)
+    journal = Journal(run.journal_file)
+    journal.write(JournalEvent.RESTART_SCHEDULED)
+    with journal.path.open("ab") as file:
+        file.write(b"[" * 500 + b"\n")
+    journal.write(JournalEvent.RESTART_SCHEDULED)
+    history = read_history(run)
+    assert (history.restarts, history.damaged) == (2, 3)
+
+
+def test_link_in_place_of_the_index_is_not_followed(run: RunDir, tmp_path: Path) -> None:
+    """The file that a link in the place of the index leads to is neither used nor changed."""
+    journal = Journal(run.journal_file)
+    for _ in range(1000):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    other = tmp_path / "other"
+    other.write_text("{}")
+    run.journal_index_file.symlink_to(other)
+    assert read_history(run).restarts == 1000
+    assert other.read_text() == "{}"

@@ -46,15 +46,35 @@ def test_end_of_a_log_continues_in_the_older_file(path: Path) -> None:
     assert end_of(path)[-2:] == ["000000099", "000000100"]
 
 
-def test_device_is_not_renamed(tmp_path: Path) -> None:
-    """A link in the place of the log is written through, and stays."""
-    link = tmp_path / "output.log"
-    link.symlink_to("/dev/null")
-    file = RotatingFile(link, LIMIT)
-    for number in range(300):
-        file.write(line(number))
-    file.close()
-    assert link.is_symlink()
+def test_link_in_place_of_the_log_is_refused(tmp_path: Path) -> None:
+    """A link in the place of the log, or of a directory above it, leads no write and no read."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "output.log").write_bytes(line(1))
+    (tmp_path / "output.log").symlink_to(other / "output.log")
+    (tmp_path / "attempt").symlink_to(other)
+    for path, real_parents in ((tmp_path / "output.log", 0), (tmp_path / "attempt/output.log", 1)):
+        with pytest.raises(OSError, match="link"):
+            RotatingFile(path, LIMIT, real_parents=real_parents).write(line(2))
+        with pytest.raises(OSError, match="link"):
+            read_end(path, 10, real_parents=real_parents)
+    assert (other / "output.log").read_bytes() == line(1)
+    assert os.listdir(other) == ["output.log"]
+
+
+def test_directory_that_became_a_link_is_not_rotated_in(tmp_path: Path) -> None:
+    """A directory that is replaced by a link while the log is open leads no rotation elsewhere."""
+    attempt, other = tmp_path / "attempt", tmp_path / "other"
+    attempt.mkdir()
+    other.mkdir()
+    (other / "output.log").write_bytes(b"kept")
+    file = RotatingFile(attempt / "output.log", LIMIT, real_parents=1)
+    file.write(b"x" * LIMIT)
+    attempt.rename(tmp_path / "moved")
+    attempt.symlink_to(other)
+    with pytest.raises(OSError, match="directory"):
+        file.write(line(1))
+    assert os.listdir(other) == ["output.log"]
 
 
 def test_attach_follows_a_log_over_its_rotation(path: Path) -> None:
