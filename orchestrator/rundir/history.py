@@ -7,16 +7,18 @@ journal begins and ends there as it did then. Only the events after that are rea
 
 import contextlib
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import JournalEvent, parse_event
+from orchestrator.rundir.journal import JournalEvent, parse_event, utc_now
 from orchestrator.rundir.paths import RunDir
-from orchestrator.system.durable import replace_disposable_file
+from orchestrator.system.durable import replace_disposable_file, replace_file
 
 FORMAT_VERSION = 1
 # The index is written again when this much was read after it: some hundred events.
@@ -70,6 +72,9 @@ class History:
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event of the journal."""
         name = event["event"]
+        if name == JournalEvent.JOURNAL_ROTATED:
+            self._go_on_from(event)
+            return
         number = event.get("attempt")
         if isinstance(number, int):
             self.attempt = max(self.attempt or 0, number)
@@ -102,6 +107,17 @@ class History:
             del self.since_progress[-2 * MOST_FAILURES :]
             self._forget_failures()
             self.since_progress += newest
+
+    def _go_on_from(self, event: dict[str, Any]) -> None:
+        """Take over the history of the journals before this one, if it is intact."""
+        carried = event.get("history")
+        if isinstance(carried, dict) and event.get("check") == _digest_of(carried).hexdigest():
+            try:
+                vars(self).update(vars(History(**carried)))
+            except TypeError:  # another version's
+                self.damaged += 1
+        else:
+            self.damaged += 1
 
     def times_ended_like(self, event: dict[str, Any]) -> int:
         """Return how many attempts ended with the same defect at the same step as this one."""
@@ -227,6 +243,37 @@ def read_history(run: RunDir) -> History:
         ) from None
 
 
+def rotate_journal(run: RunDir, limit_bytes: int) -> None:
+    """Continue a journal that exceeds the limit in a new file, which begins with its history.
+
+    The earlier ones stay, as journal.1.jsonl and so on. Call it only under the run lock, before
+    anything is written. Raises ConfigError when the journal cannot be read.
+    """
+    # A journal that cannot be rotated just grows.
+    with contextlib.suppress(OSError):
+        if run.journal_file.stat().st_size <= limit_bytes:
+            return
+        history = asdict(read_history(run))
+        earlier = _unused_path(run.journal_file)
+        event = {
+            "time": utc_now(),
+            "event": JournalEvent.JOURNAL_ROTATED,
+            "attempt": None,
+            "previous": earlier.name,
+            "history": history,
+            "check": _digest_of(history).hexdigest(),
+        }
+        # Linked first: at every moment there is a journal with the whole history.
+        os.link(run.journal_file, earlier)
+        replace_file(run.journal_file, json.dumps(event).encode() + b"\n")
+
+
+def _unused_path(path: Path) -> Path:
+    numbers = itertools.count(1)
+    paths = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in numbers)
+    return next(candidate for candidate in paths if not os.path.lexists(candidate))
+
+
 class HistoryIndexer:
     """Keeps the index close behind a journal that this process writes."""
 
@@ -297,9 +344,13 @@ def _write_index(index: Path, journal: BinaryIO, history: History, offset: int) 
         replace_disposable_file(index, json.dumps(content).encode())
 
 
+def _digest_of(history: dict[str, Any]) -> "hashlib.blake2b":
+    return hashlib.blake2b(json.dumps(history).encode(), digest_size=16)
+
+
 def _check(journal: BinaryIO, offset: int, history: dict[str, Any]) -> str:
     """Return a digest of the history and of both ends of the journal that it was read from."""
-    digest = hashlib.blake2b(json.dumps(history).encode(), digest_size=16)
+    digest = _digest_of(history)
     for position in (0, max(0, offset - EDGE_BYTES)):
         journal.seek(position)
         digest.update(journal.read(min(EDGE_BYTES, offset - position)))

@@ -32,6 +32,7 @@ class JournalEvent(StrEnum):
     RUN_STOPPED = "run_stopped"
     RUN_COMPLETED = "run_completed"
     REQUEUED = "requeued"
+    JOURNAL_ROTATED = "journal_rotated"
 
 
 class Journal:

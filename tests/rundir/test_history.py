@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.rundir import history as history_module
-from orchestrator.rundir.history import HistoryIndexer, history_of, read_history
+from orchestrator.rundir.history import HistoryIndexer, history_of, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
@@ -187,3 +187,43 @@ def test_read_only_directory_costs_only_time(run: RunDir) -> None:
         journal.write(JournalEvent.RESTART_SCHEDULED)
     run.journal_index_file.mkdir()
     assert read_history(run).restarts == 1000
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_history_survives_rotations_of_the_journal(run: RunDir, has_index: bool) -> None:
+    """A journal that is continued in new files tells the same history, also without an index."""
+    chance = random.Random(1)
+    journal = Journal(run.journal_file)
+    for _ in range(3):
+        for event in random_events(chance, 100):
+            facts = {key: event[key] for key in event.keys() - {"event"}}
+            journal.write(JournalEvent(event["event"]), **facts)
+        expected = read_history(run)
+        rotate_journal(run, 1000)
+        if not has_index:
+            run.journal_index_file.unlink(missing_ok=True)
+        assert read_history(run) == expected
+        (first, *rest), damaged = journal.read()
+        assert (first["event"], rest, damaged) == ("journal_rotated", [], 0)
+    names = {path.name for path in run.root.glob("journal.*.jsonl")}
+    assert names == {"journal.1.jsonl", "journal.2.jsonl", "journal.3.jsonl"}
+
+
+def test_short_journal_is_not_rotated(run: RunDir) -> None:
+    """Below the limit, and before the first event, nothing changes."""
+    rotate_journal(run, 1000)
+    Journal(run.journal_file).write(JournalEvent.RUN_STARTED)
+    rotate_journal(run, 1000)
+    assert [path.name for path in run.root.glob("journal*")] == ["journal.jsonl"]
+
+
+def test_damaged_summary_of_earlier_journals_is_noticed(run: RunDir) -> None:
+    """What a bit flip made of the carried history is not believed, and is counted as damage."""
+    journal = Journal(run.journal_file)
+    for _ in range(20):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    rotate_journal(run, 1000)
+    content = journal.path.read_bytes()
+    journal.path.write_bytes(content.replace(b'"restarts": 20', b'"restarts": 28'))
+    history = read_history(run)
+    assert (history.restarts, history.damaged) == (0, 1)
