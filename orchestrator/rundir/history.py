@@ -187,7 +187,7 @@ class History:
 
 
 def _name(event: dict[str, Any]) -> str:
-    return Path(str(event.get("path"))).name
+    return os.path.basename(str(event.get("path")))
 
 
 def _count(event: dict[str, Any], key: str) -> int:
