@@ -56,6 +56,22 @@ def read_end(path: Path, maximum_bytes: int) -> bytes:
     return end
 
 
+def read_since(path: Path, size: int) -> bytes:
+    """Return what was appended since the log had this size, rotated at most once meanwhile.
+
+    Raises OSError.
+    """
+    if path.stat().st_size >= size:
+        return _from(path, size)
+    return _from(older_path(path), size) + _from(path, 0)
+
+
+def _from(path: Path, offset: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read()
+
+
 def _end_of(path: Path, maximum_bytes: int) -> bytes:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)

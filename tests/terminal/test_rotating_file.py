@@ -9,7 +9,7 @@ from orchestrator.cli.attach import Tail
 from orchestrator.supervisor.attempt.output import Output, OutputTarget
 from orchestrator.supervisor.recovery.output_tail import end_of
 from orchestrator.terminal.lossy_writer import LossyWriter
-from orchestrator.terminal.rotating_file import RotatingFile, older_path, read_end
+from orchestrator.terminal.rotating_file import RotatingFile, older_path, read_end, read_since
 
 LIMIT = 1000
 
@@ -44,6 +44,19 @@ def test_end_of_a_log_continues_in_the_older_file(path: Path) -> None:
     assert path.read_bytes() == line(100)
     assert read_end(path, 25) == line(98)[5:] + line(99) + line(100)
     assert end_of(path)[-2:] == ["000000099", "000000100"]
+
+
+@pytest.mark.parametrize("before", [0, 50, 99, 100])
+def test_what_was_appended_is_read_over_a_rotation(path: Path, before: int) -> None:
+    """What a detached supervisor said is printed whole, also where the log was rotated then."""
+    file = RotatingFile(path, LIMIT)
+    for number in range(before):
+        file.write(line(number))
+    size = path.stat().st_size if before else 0
+    for number in range(before, before + 60):
+        file.write(line(number))
+    file.close()
+    assert read_since(path, size) == b"".join(map(line, range(before, before + 60)))
 
 
 def test_device_is_not_renamed(tmp_path: Path) -> None:
