@@ -35,6 +35,9 @@ class JournalEvent(StrEnum):
     JOURNAL_ROTATED = "journal_rotated"
 
 
+_NAMES = frozenset(JournalEvent)
+
+
 class Journal:
     """Appends events and reads them back.
 
@@ -86,10 +89,9 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
     """Return the event on a line of the journal; None for a damaged line."""
     try:
         event: dict[str, Any] = json.loads(line)
-        JournalEvent(event["event"])
+        return event if event["event"] in _NAMES else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return event
 
 
 def utc_now() -> str:
