@@ -17,6 +17,7 @@ from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.run_state import State
 from orchestrator.terminal.logs import text_of
 from orchestrator.terminal.printing import print_text
+from orchestrator.terminal.rotating_file import read_since
 
 # A script may import and compile for longer; `run --detach` then returns before it trains.
 START_WAIT_SECONDS = 30.0
@@ -82,7 +83,5 @@ def _how_to_come_back(run: RunDir, pid: int, state: str) -> str:
 
 
 def _print_log(run: RunDir, since: int) -> None:
-    with open(open_regular(run.log_file, os.O_RDONLY), "rb") as log:
-        log.seek(since)
-        for line in log.read().decode(errors="replace").splitlines():
-            print(text_of(line, on_terminal=sys.stderr.isatty()), file=sys.stderr)
+    for line in read_since(run.log_file, since).decode(errors="replace").splitlines():
+        print(text_of(line, on_terminal=sys.stderr.isatty()), file=sys.stderr)

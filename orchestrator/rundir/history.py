@@ -8,11 +8,13 @@ journal begins and ends there as it did then. Only the events after that are rea
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, BinaryIO, TypeGuard
 
 from orchestrator.errors import ConfigError
@@ -22,9 +24,10 @@ from orchestrator.rundir.journal import (
     JournalEvent,
     checked_event,
     parse_event,
+    utc_now,
 )
 from orchestrator.rundir.paths import RunDir
-from orchestrator.system.durable import replace_disposable_file
+from orchestrator.system.durable import replace_disposable_file, replace_file
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import open_regular, read_regular
 
@@ -34,7 +37,6 @@ INDEX_EVERY_BYTES = 1 << 16
 # A supervisor that is killed leaves at most this many events that the index lacks.
 INDEX_EVERY_EVENTS = 300
 EDGE_BYTES = 4096
-MAXIMUM_INDEX_BYTES = 1 << 26
 RECENT_SAVES = 20
 LONGEST_SAVE_SECONDS = 1e9
 RECENT_ENDS = 200
@@ -44,6 +46,13 @@ ENDS = (JournalEvent.RUN_COMPLETED, JournalEvent.RUN_STOPPED, JournalEvent.GAVE_
 _MARKS = (*ENDS, JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 _SAVES = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
 _BULKY = ("last_lines", "stack", "command")
+_HISTORY_TYPES: dict[str, type | UnionType] = {
+    **dict.fromkeys(("damaged", "restarts", "has_attempts"), int),
+    "attempt": int | None,
+    **dict.fromkeys(("last_mark", "last_save", "last_stop", "last_give_up", "last_exit"), dict),
+    **dict.fromkeys(("save_seconds", "furthest", "since_progress"), list),
+    **dict.fromkeys(("published", "ends"), dict),
+}
 
 
 @dataclass
@@ -82,6 +91,9 @@ class History:
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event of the journal."""
         name = event["event"]
+        if name == JournalEvent.JOURNAL_ROTATED:
+            self._go_on_from(event)
+            return
         number = event.get("attempt")
         if isinstance(number, int):
             self.attempt = max(self.attempt or 0, number)
@@ -114,6 +126,16 @@ class History:
             del self.since_progress[-2 * MOST_FAILURES :]
             self._forget_failures()
             self.since_progress += newest
+
+    def _go_on_from(self, event: dict[str, Any]) -> None:
+        """Take over the history of the journals before this one, if it is intact."""
+        try:
+            carried = event["history"]
+            if event["check"] != _digest_of(carried).hexdigest():
+                raise ValueError("the history is damaged")
+            vars(self).update(vars(_checked_history(carried)))
+        except (ValueError, TypeError, KeyError, RecursionError):  # also another version's
+            self.damaged += 1
 
     def times_ended_like(self, event: dict[str, Any]) -> int:
         """Return how many attempts ended with the same defect at the same step as this one."""
@@ -187,7 +209,7 @@ def _is_duration(seconds: object) -> TypeGuard[float]:
 
 
 def _name(event: dict[str, Any]) -> str:
-    return Path(str(event.get("path"))).name
+    return os.path.basename(str(event.get("path")))
 
 
 def _count(event: dict[str, Any], key: str) -> int:
@@ -243,6 +265,40 @@ def read_history(run: RunDir) -> History:
         ) from None
 
 
+def rotate_journal(run: RunDir, limit_bytes: int) -> None:
+    """Continue a journal that exceeds the limit in a new file, which begins with its history.
+
+    The earlier ones stay, as journal.1.jsonl and so on. Call it only under the run lock, before
+    anything is written. Raises ConfigError when the journal cannot be read.
+    """
+    # A journal that cannot be rotated just grows.
+    with contextlib.suppress(OSError, RecursionError):
+        if run.journal_file.stat().st_size <= limit_bytes:
+            return
+        history = asdict(read_history(run))
+        earlier = _unused_path(run.journal_file)
+        event = {
+            "time": utc_now(),
+            "event": JournalEvent.JOURNAL_ROTATED,
+            "attempt": None,
+            "previous": earlier.name,
+            "history": history,
+            "check": _digest_of(history).hexdigest(),
+        }
+        line = json.dumps(event).encode() + b"\n"
+        if len(line) > MAXIMUM_LINE_BYTES:
+            return
+        # Linked first: at every moment there is a journal with the whole history.
+        os.link(run.journal_file, earlier)
+        replace_file(run.journal_file, line)
+
+
+def _unused_path(path: Path) -> Path:
+    numbers = itertools.count(1)
+    paths = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in numbers)
+    return next(candidate for candidate in paths if not os.path.lexists(candidate))
+
+
 class HistoryIndexer:
     """Keeps the index close behind a journal that this process writes."""
 
@@ -291,7 +347,7 @@ def _add_line(history: History, line: bytes) -> None:
 def _indexed(index: Path, journal: BinaryIO) -> tuple[History, int]:
     """Return the history in the index and where it ends; an empty one without a valid index."""
     try:
-        content = parse_object(read_regular(index, MAXIMUM_INDEX_BYTES))
+        content = parse_object(read_regular(index, MAXIMUM_LINE_BYTES))
         offset = content["offset"]
         if (
             content["format_version"] == FORMAT_VERSION
@@ -300,49 +356,53 @@ def _indexed(index: Path, journal: BinaryIO) -> tuple[History, int]:
             and content["check"] == _check(journal, offset, content["history"])
         ):
             return _checked_history(content["history"]), offset
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass  # it is missing, damaged or another version's
     return History(), 0
 
 
 def _checked_history(content: dict[str, Any]) -> History:
-    """Return the history in an index. Raises ValueError, TypeError or KeyError for wrong types."""
+    """Return the history of an index or of the journal before this one.
+
+    Raises ValueError, TypeError or KeyError for wrong types.
+    """
     history = History(**content)
+    for name, kind in _HISTORY_TYPES.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"{name} has the wrong type")
     marks = (history.last_mark, history.last_save, history.last_stop)
     ends = (history.last_give_up, history.last_exit)
-    for event in (*history.since_progress, *(mark for mark in (*marks, *ends) if mark != {})):
+    for event in (*history.since_progress, *filter(None, (*marks, *ends))):
         checked_event(event)
-    counts = (history.damaged, history.restarts, *history.ends.values())
+    step, epoch = history.furthest
     if not (
-        all(isinstance(count, int) for count in (*counts, *history.furthest))
-        and isinstance(history.attempt, int | None)
+        all(isinstance(count, int) for count in (step, epoch, *history.ends.values()))
         and all(map(_is_duration, history.save_seconds))
-        and isinstance(history.since_progress, list)
-        and isinstance(history.save_seconds, list)
-        and isinstance(history.furthest, list)
-        and len(history.furthest) == 2
-        and isinstance(history.published, dict)
-        and isinstance(history.ends, dict)
     ):
-        raise ValueError("a part of the history has the wrong type")
+        raise ValueError("a number has the wrong type")
     return history
 
 
 def _write_index(index: Path, journal: BinaryIO, history: History, offset: int) -> None:
-    content = {
-        "format_version": FORMAT_VERSION,
-        "offset": offset,
-        "check": _check(journal, offset, asdict(history)),
-        "history": asdict(history),
-    }
-    # Without the index the journal is read again: a read-only directory costs only time.
-    with contextlib.suppress(OSError):
+    # Without the index the journal is read again: a read-only directory costs only time, and so
+    # does an event that is nested too deeply to be copied.
+    with contextlib.suppress(OSError, RecursionError):
+        content = {
+            "format_version": FORMAT_VERSION,
+            "offset": offset,
+            "check": _check(journal, offset, asdict(history)),
+            "history": asdict(history),
+        }
         replace_disposable_file(index, json.dumps(content).encode())
+
+
+def _digest_of(history: dict[str, Any]) -> "hashlib.blake2b":
+    return hashlib.blake2b(json.dumps(history).encode(), digest_size=16)
 
 
 def _check(journal: BinaryIO, offset: int, history: dict[str, Any]) -> str:
     """Return a digest of the history and of both ends of the journal that it was read from."""
-    digest = hashlib.blake2b(json.dumps(history).encode(), digest_size=16)
+    digest = _digest_of(history)
     for position in (0, max(0, offset - EDGE_BYTES)):
         journal.seek(position)
         digest.update(journal.read(min(EDGE_BYTES, offset - position)))

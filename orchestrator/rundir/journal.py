@@ -13,12 +13,14 @@ from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import read_regular
 
 MAXIMUM_BYTES = 1 << 30
-MAXIMUM_LINE_BYTES = 1 << 24
-_NUMBERS = (
-    *("attempt", "step", "epoch", "status", "left_step", "left_epoch"),
-    *("loading_step", "loading_epoch", "resumed_step"),
-)
-_TEXTS = ("time", "path", "cause", "reason", "problem", "kind", "fingerprint")
+MAXIMUM_LINE_BYTES = 1 << 26
+# The types of what readers rely on; None stands for an absent value.
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("attempt", "step", "epoch", "status", "left_step", "left_epoch"), int),
+    **dict.fromkeys(("loading_step", "loading_epoch", "resumed_step"), int),
+    **dict.fromkeys(("time", "path", "cause", "reason", "problem", "kind", "fingerprint"), str),
+    "last_lines": list,
+}
 
 
 class JournalEvent(StrEnum):
@@ -42,6 +44,10 @@ class JournalEvent(StrEnum):
     RUN_STOPPED = "run_stopped"
     RUN_COMPLETED = "run_completed"
     REQUEUED = "requeued"
+    JOURNAL_ROTATED = "journal_rotated"
+
+
+_NAMES = frozenset(JournalEvent)
 
 
 class Journal:
@@ -97,21 +103,20 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         return checked_event(parse_object(line))
-    except (ValueError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 
 def checked_event(event: dict[str, Any]) -> dict[str, Any]:
-    """Return an event if what readers rely on has the right types. Raises ValueError, KeyError."""
-    JournalEvent(event["event"])
-    for key in _NUMBERS:
-        if not isinstance(event.get(key), int | None):
-            raise ValueError(f"{key} is not a number")
-    for key in _TEXTS:
-        if not isinstance(event.get(key), str | None):
-            raise ValueError(f"{key} is not a text")
-    if not isinstance(event.get("last_lines"), list | None):
-        raise ValueError("last_lines is not a list")
+    """Return an event if what readers rely on has the right types.
+
+    Raises ValueError, TypeError or KeyError otherwise.
+    """
+    if event["event"] not in _NAMES:
+        raise ValueError("it is no event of this program")
+    for key, value in event.items():
+        if value is not None and not isinstance(value, _TYPES.get(key, object)):
+            raise ValueError(f"{key} has the wrong type")
     return event
 
 

@@ -61,6 +61,22 @@ def read_end(path: Path, maximum_bytes: int, *, real_parents: int = 0) -> bytes:
     return end
 
 
+def read_since(path: Path, size: int) -> bytes:
+    """Return what was appended since the log had this size, rotated at most once meanwhile.
+
+    Raises OSError.
+    """
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        is_rotated = file.seek(0, os.SEEK_END) < size
+        file.seek(0 if is_rotated else size)
+        newest = file.read()
+    if not is_rotated:
+        return newest
+    with open(open_regular(older_path(path), os.O_RDONLY), "rb") as file:
+        file.seek(size)
+        return file.read() + newest
+
+
 def _end_of(path: Path, maximum_bytes: int, real_parents: int) -> bytes:
     with open(open_regular(path, os.O_RDONLY, real_parents=real_parents), "rb") as file:
         size = file.seek(0, os.SEEK_END)

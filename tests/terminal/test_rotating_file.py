@@ -9,7 +9,7 @@ from orchestrator.cli.attach import Tail
 from orchestrator.supervisor.attempt.output import Output, OutputTarget
 from orchestrator.supervisor.recovery.output_tail import end_of
 from orchestrator.terminal.lossy_writer import LossyWriter
-from orchestrator.terminal.rotating_file import RotatingFile, older_path, read_end
+from orchestrator.terminal.rotating_file import RotatingFile, older_path, read_end, read_since
 
 LIMIT = 1000
 
@@ -75,6 +75,19 @@ def test_directory_that_became_a_link_is_not_rotated_in(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         file.write(line(1))
     assert os.listdir(other) == ["output.log"]
+
+
+@pytest.mark.parametrize("before", [0, 50, 99, 100])
+def test_what_was_appended_is_read_over_a_rotation(path: Path, before: int) -> None:
+    """What a detached supervisor said is printed whole, also where the log was rotated then."""
+    file = RotatingFile(path, LIMIT)
+    for number in range(before):
+        file.write(line(number))
+    size = path.stat().st_size if before else 0
+    for number in range(before, before + 60):
+        file.write(line(number))
+    file.close()
+    assert read_since(path, size) == b"".join(map(line, range(before, before + 60)))
 
 
 def test_attach_follows_a_log_over_its_rotation(path: Path) -> None:

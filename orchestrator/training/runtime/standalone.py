@@ -19,7 +19,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
-from orchestrator.rundir.history import HistoryIndexer
+from orchestrator.rundir.history import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
@@ -70,6 +70,7 @@ class Standalone:
         except BaseException:
             self._lock.close()
             raise
+        rotate_journal(self._run_dir, config.log_size)
         self._journal = Journal(self._run_dir.journal_file)
         self._journal.listeners.append(HistoryIndexer(self._run_dir).on_event)
         self._checkpoint_journal = CheckpointJournal(self._journal)
