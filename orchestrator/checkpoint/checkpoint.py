@@ -105,12 +105,12 @@ def has_too_many_digits(name: str) -> bool:
     return _LONGER_NAME.fullmatch(name) is not None
 
 
-def checkpoint_directories(run: RunDir) -> list[Path]:
-    """Return what is named like a checkpoint in the run, oldest first. Raises OSError."""
+def checkpoint_names(run: RunDir) -> list[str]:
+    """Return the names of what is named like a checkpoint, oldest first. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         matches = filter(None, map(_NAME.fullmatch, os.listdir(run.checkpoints)))
-        ordered = sorted(matches, key=lambda match: (int(match[1]), int(match[2] or 1)))
-        return [run.checkpoints / match[0] for match in ordered]
+        ordered = sorted((int(match[1]), int(match[2] or 1), match[0]) for match in matches)
+        return [name for _, _, name in ordered]
     return []
 
 

@@ -18,7 +18,7 @@ from orchestrator.checkpoint.checkpoint import (
     PIN_FILE,
     Checkpoint,
     PublicationOrder,
-    checkpoint_directories,
+    checkpoint_names,
     has_too_many_digits,
     read_checkpoint,
 )
@@ -125,7 +125,7 @@ class Store:
         try:
             return publish_directory(self.run, self.disk, manifest, fill)
         except OSError as error:
-            has_older = bool(self.directories())
+            has_older = bool(self.names())
             raise CheckpointWriteError(manifest.step, error, has_older) from error
 
     # --- finding -----------------------------------------------------------------------------
@@ -136,11 +136,11 @@ class Store:
 
     def newest_first(self) -> Iterator[Checkpoint]:
         """Yield what ``all`` returns in the reverse order, each read only when it is asked for."""
-        paths = self.directories()
-        self._cache.forget_others(paths)
-        for path in reversed(paths):
+        names = self.names()
+        self._cache.forget_others(names)
+        for name in reversed(names):
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
-                checkpoint = self._cache.read(path)
+                checkpoint = self._cache.read(self.run.checkpoints / name)
                 if checkpoint.manifest.run_id == self.run_id:
                     yield checkpoint
 
@@ -153,8 +153,13 @@ class Store:
 
         Raises UnreadableError.
         """
+        folder = self.run.checkpoints
+        return [folder / name for name in self.names()]
+
+    def names(self) -> list[str]:
+        """Return the names of ``directories``. Raises UnreadableError."""
         try:
-            return checkpoint_directories(self.run)
+            return checkpoint_names(self.run)
         except OSError as error:
             raise UnreadableError(self.run.checkpoints, error) from None
 
@@ -181,7 +186,8 @@ class Store:
         from zero loses a run, and UnreadableError when one cannot be judged.
         """
         passed_over = self.unrecognised()
-        for path in reversed(self.directories()):
+        for name in reversed(self.names()):
+            path = self.run.checkpoints / name
             try:
                 checkpoint = read_checkpoint(path)
                 if checkpoint.manifest.run_id != self.run_id:
@@ -248,7 +254,7 @@ class Store:
         all of them, only the newest are. Raises UnreadableError, having deleted nothing, when one
         cannot be judged.
         """
-        is_within = len(self.directories()) <= policy.keep
+        is_within = len(self.names()) <= policy.keep
         if is_within and not self.disposal.verifies_all:
             return []
         counted = list(islice(self.newest_first(), DEFAULT_KEEP)) if is_within else self.all()
@@ -384,10 +390,10 @@ def _write_state_file(
 def _unused_path(run: RunDir, disk: Disk, step: int) -> Path:
     # What is in quarantine keeps its name: the journal and people know it by that.
     quarantined = QuarantineFolder(run, disk).checkpoints()
-    names = [path.name for path in checkpoint_directories(run)]
-    names += [path.name.partition(".")[0] for path in quarantined]
-    taken = {o.sequence for o in map(PublicationOrder.of_name, names) if o.step == step}
+    names = [*checkpoint_names(run), *(path.name.partition(".")[0] for path in quarantined)]
     base = run.checkpoints / f"step-{step:012d}"
+    same_step = (name for name in names if name.startswith(base.name))
+    taken = {PublicationOrder.of_name(name).sequence for name in same_step}
     return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
 
 
