@@ -21,9 +21,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
+from orchestrator.system.recorded_command import recorded
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal
@@ -69,8 +71,12 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     lock = RunLock(run_dir)
     lock.write_owner()
     log.record_in(run_dir.log_file, config.log_size)
+    if (others := others_who_may_write(run_dir.root)) is not None:
+        structlog.get_logger().warning(others)
     disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
     store = Store.open(run_dir, command, script_of(command), disposal)
+    for sentence in store.unrecognised():
+        structlog.get_logger().warning(f"in {run_dir.checkpoints} {sentence}, and is passed over")
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)
     if _already_complete(run_dir, command):
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
@@ -170,7 +176,7 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
     if (done := run_dir.read_done()) is None:
         return False
     log = structlog.get_logger()
-    if done.get("command") != command:
+    if done.get("command") != recorded(command):
         log.info(
             "the run was complete, but the command has changed: continuing it; another training, "
             "such as the next fold, needs another --run-dir",
