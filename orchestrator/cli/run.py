@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import os
+import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -34,6 +35,7 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
+    _check_script(command)
     run_dir = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
     _check_adoption(config, run_dir)
     if arguments.detach:
@@ -67,7 +69,7 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     lock = RunLock(run_dir)
     lock.write_owner()
     log.record_in(run_dir.log_file, config.log_size)
-    disposal = ScriptFiles() if config.adopt else OwnFiles()
+    disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
     store = Store.open(run_dir, command, script_of(command), disposal)
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)
     if _already_complete(run_dir, command):
@@ -121,6 +123,20 @@ def check_program(program: str) -> None:
         raise ConfigError(f"cannot run {program}: {_why_not(Path(program))}")
 
 
+def _check_script(command: list[str]) -> None:
+    """Check that ``python script.py`` names a file, before a run is made for it.
+
+    Raises ConfigError.
+    """
+    if len(command) > 1 and Path(command[0]).name.startswith("python"):
+        script = Path(command[1])
+        if script.suffix == ".py" and not script.exists():
+            raise ConfigError(
+                f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to "
+                "its directory"
+            )
+
+
 def _why_not(program: Path) -> str:
     """Return why a program cannot be started, and what to write instead."""
     if program.is_dir():
@@ -157,7 +173,8 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
     if done.get("command") != command:
         log.info(
             "the run was complete, but the command has changed: continuing it; another training, "
-            "such as the next fold, needs another --run-dir"
+            "such as the next fold, needs another --run-dir",
+            completed_by=shlex.join(map(str, done.get("command") or [])),
         )
         return False
     if done.get("step") == 0:
@@ -168,6 +185,6 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
         return True
     log.info(
         f"training is complete already (step {done.get('step')}); to train further, change the "
-        f"command's arguments or delete {run_dir.done_file}"
+        f"command's arguments; if you have changed the script instead, delete {run_dir.done_file}"
     )
     return True

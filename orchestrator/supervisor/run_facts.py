@@ -1,9 +1,11 @@
 """What is known of the run at this moment."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Self
 
 from orchestrator.rundir.history import History
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.state_machine import Event, StateMachine
 from orchestrator.supervisor.stop_request import StopRequest
@@ -21,15 +23,24 @@ class RunFacts:
     stop: StopRequest
     is_new: bool = True
     """Whether no supervisor of this run had started an attempt before this one."""
+    was_complete: bool = False
+    """Whether the last supervisor of this run ended it as complete."""
     restarts: int = 0
     problem: str | None = None
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
+    launch_done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared during a launch: the session may say hello before ``attempt`` is its attempt."""
 
     @classmethod
     def from_history(cls, stop: StopRequest, history: History) -> Self:
         """Return the facts at the start of a supervisor."""
-        return cls(stop, is_new=not history.has_attempts, restarts=history.restarts)
+        return cls(
+            stop,
+            is_new=not history.has_attempts,
+            was_complete=history.last_mark.get("event") == JournalEvent.RUN_COMPLETED,
+            restarts=history.restarts,
+        )
 
     @property
     def running_attempt(self) -> Attempt | None:

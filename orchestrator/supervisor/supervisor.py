@@ -137,6 +137,7 @@ class Supervisor:
 
     async def _start_attempt(self, spec: LaunchSpec) -> Attempt:
         """Choose what to resume from, and start the trainer; a failure here ends the run."""
+        self._facts.launch_done.clear()
         try:
             attempt = await self._launch_next(spec)
         except OSError as error:
@@ -153,6 +154,7 @@ class Supervisor:
             self._parts.adoption.begin(attempt)
         self._facts.attempt = attempt
         self._facts.machine.handle(Event.SPAWNED)
+        self._facts.launch_done.set()
         self._parts.service.notify_ready()
         self._ladder.begin(attempt)
         return attempt
@@ -203,7 +205,9 @@ class Supervisor:
             resume_from=(
                 f"the snapshot of step {snapshot.manifest.step}"
                 if snapshot
-                else checkpoint and checkpoint.shown_path.name
+                else checkpoint.shown_path.name
+                if checkpoint
+                else "the beginning"
             ),
             run_dir=str(self._run.root),
         )

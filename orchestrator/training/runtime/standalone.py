@@ -26,7 +26,7 @@ from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
-from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
 from orchestrator.training.runtime.local_writer import LocalWriter
 
 _JOURNAL_EVENTS = {
@@ -61,7 +61,7 @@ class Standalone:
             self._lock.write_owner()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self._store = Store.open(self._run_dir, sys.argv, script)
+            self._store = Store.open(self._run_dir, sys.orig_argv, script)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.close()
@@ -70,15 +70,15 @@ class Standalone:
         self._journal = Journal(self._run_dir.journal_file)
         self._journal.listeners.append(HistoryIndexer(self._run_dir).on_event)
         self._checkpoint_journal = CheckpointJournal(self._journal)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
+        self._journal.write(JournalEvent.RUN_STARTED, command=sys.orig_argv, version=__version__)
         page, descriptor = ControlPage.create()
         os.close(descriptor)
-        self._facts = RunFacts(
+        self._facts = TrainerFacts(
             self._run_dir,
             self._store,
             SharedMemory(page, Slots.create(page)),
             RunSettings(
-                command=sys.argv,
+                command=sys.orig_argv,
                 every=config.every,
                 snapshot_budget=config.snapshot_budget,
                 allow_data_change=config.allow_data_change,
@@ -102,7 +102,7 @@ class Standalone:
             )
 
     @property
-    def facts(self) -> RunFacts:
+    def facts(self) -> TrainerFacts:
         """What is known of the run."""
         return self._facts
 

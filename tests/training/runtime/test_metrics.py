@@ -36,7 +36,7 @@ def write(path: Path, *places: tuple[int, int, bool], attempt: int = 1) -> None:
 
 
 def test_line_has_step_time_attempt_and_metrics(path: Path) -> None:
-    """It has step, epoch, time, attempt and metrics, in JSON that is strict."""
+    """A line has step, epoch, time, attempt and metrics, in strict JSON."""
     file = MetricsFile(path, 3)
     file.record(7, 1, {"loss": 0.5, "worst": float("nan"), "text": "no number"}, is_poll=False)
     file.flush()
@@ -75,7 +75,7 @@ def test_lines_of_steps_to_be_done_again_are_cut_off(
 
 
 def test_line_after_a_torn_one_is_whole(path: Path) -> None:
-    """What a full disk left of a line costs no other line, nor what is cut off later."""
+    """Half a line that a full disk left costs no other line, nor what is cut off later."""
     write(path, (1, 0, False))
     with path.open("ab") as file:
         file.write(b'{"step": 2, "ep')
@@ -225,7 +225,7 @@ def test_running_total_has_the_value_of_each_step(tmp_path: Path) -> None:
 
 
 def test_run_without_checkpoints_begins_a_new_file(tmp_path: Path) -> None:
-    """A run of which no checkpoint is left begins its metrics anew."""
+    """A run that has no checkpoint left starts its metrics over."""
     write(tmp_path / "metrics.jsonl", (1, 0, False), (2, 0, False))
     with Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1)) as session:
         session.step(loss=1.0)
