@@ -141,8 +141,9 @@ class Store:
         for name in reversed(names):
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 checkpoint = self._cache.read(self.run.checkpoints / name)
-                if checkpoint.manifest.run_id == self.run_id:
-                    yield checkpoint
+                located = self.disposal.locate(checkpoint)
+                if located is not None and checkpoint.manifest.run_id == self.run_id:
+                    yield located
 
     def newest_healthy(self) -> Checkpoint | None:
         """Return the newest readable checkpoint whose values are finite, not verified."""
@@ -196,6 +197,14 @@ class Store:
                 if not checkpoint.manifest.healthy:
                     passed_over.append(f"{path.name} holds non-finite values")
                     continue
+                located = self.disposal.locate(checkpoint)
+                if located is None:
+                    elsewhere = checkpoint.resume_path
+                    passed_over.append(
+                        f"{path.name} is of {elsewhere}, which this command does not name"
+                    )
+                    continue
+                checkpoint = located
                 self.verified.forget(checkpoint.name)
                 self.verified.verify(checkpoint, to_load=True)
             except CheckpointInvalidError as error:

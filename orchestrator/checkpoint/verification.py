@@ -49,9 +49,10 @@ def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None
 
 
 def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
-    """Return the folders between the checkpoint's directory and the file of this name."""
-    file = checkpoint.contents.folder / name
-    return [folder for folder in file.parents if checkpoint.path in folder.parents]
+    """Return the folders between the checkpoint's directory, or its files', and this file."""
+    root = checkpoint.contents.folder
+    roots = {checkpoint.path, root}
+    return [folder for folder in (root / name).parents if not roots.isdisjoint(folder.parents)]
 
 
 def export_state(

@@ -73,7 +73,7 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     log.record_in(run_dir.log_file, config.log_size)
     if (others := others_who_may_write(run_dir.root)) is not None:
         structlog.get_logger().warning(others)
-    disposal = ScriptFiles() if config.adopt else OwnFiles()
+    disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
     store = Store.open(run_dir, command, script_of(command), disposal)
     for sentence in store.unrecognised():
         structlog.get_logger().warning(f"in {run_dir.checkpoints} {sentence}, and is passed over")

@@ -30,7 +30,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class CheckedRun:
     """The run to check, which need not exist yet, its settings, and measurements of its past.
 
     ``checkpoint_bytes`` is the size of the newest checkpoint, ``kept_bytes`` that of all of them,
@@ -52,7 +52,7 @@ class RunFacts:
         return path
 
     @classmethod
-    def read(cls, run: RunDir, config: Config) -> "RunFacts":
+    def read(cls, run: RunDir, config: Config) -> "CheckedRun":
         """Read the run's checkpoints and journal, as far as they are readable."""
         if not run.run_file.exists():
             return cls(run, config)

@@ -45,9 +45,10 @@ def log_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
     log = structlog.get_logger()
     where = str(newest.shown_path) if newest else None
     if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
+        lost = {} if verdict.lost_steps is None else {"lost_steps": verdict.lost_steps}
         log.error(
             f"stopped, but {_steps(verdict.lost_steps)} not saved; {AGAIN_TO_RESUME}",
-            lost_steps=verdict.lost_steps,
+            **lost,
             checkpoint=where,
         )
     elif newest is None:

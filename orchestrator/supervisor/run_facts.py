@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from orchestrator.rundir.history import History
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.state_machine import Event, StateMachine
 from orchestrator.supervisor.stop_request import StopRequest
@@ -22,6 +23,8 @@ class RunFacts:
     stop: StopRequest
     is_new: bool = True
     """Whether no supervisor of this run had started an attempt before this one."""
+    was_complete: bool = False
+    """Whether the last supervisor of this run ended it as complete."""
     restarts: int = 0
     problem: str | None = None
     attempt: Attempt | None = None
@@ -32,7 +35,12 @@ class RunFacts:
     @classmethod
     def from_history(cls, stop: StopRequest, history: History) -> Self:
         """Return the facts at the start of a supervisor."""
-        return cls(stop, is_new=not history.has_attempts, restarts=history.restarts)
+        return cls(
+            stop,
+            is_new=not history.has_attempts,
+            was_complete=history.last_mark.get("event") == JournalEvent.RUN_COMPLETED,
+            restarts=history.restarts,
+        )
 
     @property
     def running_attempt(self) -> Attempt | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from orchestrator.adopt.ongoing_saves import OngoingSaves
 from orchestrator.adopt.seal_store import SealStore
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
@@ -92,7 +93,8 @@ def wire(
     stop = StopRequest(config.grace)
     facts = RunFacts.from_history(stop, history)
     budget = FailureBudget.from_journal(config.max_restarts, history.since_progress)
-    spares = SparePool(command, config.spare, stop.wanted.is_set)
+    # A spare is for sessions: it takes over what one has imported.
+    spares = SparePool(command, config.spare and config.adopt is None, stop.wanted.is_set)
     checkpoint_journal = CheckpointJournal(journal)
     catalog = CheckpointCatalog(
         store, config.retention, checkpoint_journal, budget, history.published
@@ -100,7 +102,8 @@ def wire(
     save_requests = SaveRequests(facts, is_possible=config.adopt is None)
     publisher = Publisher(facts, catalog, save_requests, checkpoint_journal)
     snapshots = SnapshotWriteQueue(store, catalog, stop, publisher)
-    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer))
+    script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
+    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
     status = LiveStatus(facts, store, catalog, snapshots, spares)
     message_handlers = MessageHandlers(

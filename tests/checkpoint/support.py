@@ -63,7 +63,7 @@ def new_store(root: Path, steps: Iterable[int] = (), disk: Disk | None = None) -
 
 
 def reopened(store: Store) -> Store:
-    """The same store as another process sees it, which has verified nothing yet."""
+    """The store as another process sees it, which has verified nothing yet."""
     return Store(store.run, store.run_id)
 
 

@@ -46,7 +46,7 @@ RECORD: dict[str, Any] = {
     ],
 )
 def test_paragraph_says_where_and_what_next(facts: dict[str, Any], where: str) -> None:
-    """It has the place, advice if there is any, what is saved, what happens now, and the output."""
+    """The paragraph says where, what is saved, what happens now, and names the output."""
     lines = paragraph(RECORD | facts, "step 7", "gave up", "output.log")
     assert lines[0] == where
     assert lines[-3:] == ["saved: step 7", "now: gave up", "its whole output: output.log"]

@@ -64,7 +64,7 @@ def test_interrupted_runs_equal_the_uninterrupted_one(
 
 
 def live(root: Path, cases: list[Case]) -> tuple[list[Result], str]:
-    """What came of each case, and what was said meanwhile."""
+    """Return the result of each case, and what was printed meanwhile."""
     questions, answers, said = (root / name for name in ("cases.json", "results.json", "said"))
     questions.write_text(json.dumps(list(map(asdict, cases))))
     # Into files, and ended by group: a worker whose trainer is killed just as it is forked takes
@@ -108,7 +108,7 @@ def test_worker_count_does_not_change_the_data(tmp_path: Path) -> None:
 
 
 def removed(*keys: str) -> Callable[[dict[str, Any]], None]:
-    """Have the state be without an entry."""
+    """Remove an entry from the state."""
 
     def remove(content: dict[str, Any]) -> None:
         for key in keys[:-1]:
@@ -119,7 +119,7 @@ def removed(*keys: str) -> Callable[[dict[str, Any]], None]:
 
 
 def as_at_the_start(name: str) -> Callable[[dict[str, Any]], None]:
-    """Have the state of an object be that of a new one."""
+    """Replace the state of an object by that of a new one."""
 
     def reset(content: dict[str, Any]) -> None:
         content[f"{name}_state_dict"] = getattr(Training(), name).state_dict()

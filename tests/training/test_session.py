@@ -182,7 +182,7 @@ def test_mismatch_touches_nothing_and_lists_layers(
 def test_missing_and_unused_names_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is registered must be in the file, and the other way round."""
+    """Every registered object must be in the file, and the other way round."""
     train(tmp_path, 2)
     as_new_process()
     with pytest.raises(TrainingRefused), Session(run_dir=tmp_path, net=torch.nn.Linear(2, 1)):

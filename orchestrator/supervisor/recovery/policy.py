@@ -10,7 +10,7 @@ from enum import StrEnum
 from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
-# This many stops in vain prove nothing yet, however few restarts are allowed.
+# This many stops that saved nothing prove nothing yet, however few restarts are allowed.
 LEAST_SLICES = 3
 HARDWARE_TRIES = 2
 # A failure this soon after resuming may come from the state that was resumed.

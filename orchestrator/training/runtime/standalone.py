@@ -28,7 +28,7 @@ from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
-from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
 from orchestrator.training.runtime.local_writer import LocalWriter
 
 _JOURNAL_EVENTS = {
@@ -79,7 +79,7 @@ class Standalone:
         )
         page, descriptor = ControlPage.create()
         os.close(descriptor)
-        self._facts = RunFacts(
+        self._facts = TrainerFacts(
             self._run_dir,
             self._store,
             SharedMemory(page, Slots.create(page)),
@@ -108,7 +108,7 @@ class Standalone:
             )
 
     @property
-    def facts(self) -> RunFacts:
+    def facts(self) -> TrainerFacts:
         """What is known of the run."""
         return self._facts
 

@@ -36,7 +36,7 @@ def write(path: Path, *places: tuple[int, int, bool], attempt: int = 1) -> None:
 
 
 def test_line_has_step_time_attempt_and_metrics(path: Path) -> None:
-    """It has step, epoch, time, attempt and metrics, in JSON that is strict."""
+    """A line has step, epoch, time, attempt and metrics, in strict JSON."""
     file = MetricsFile(path, 3)
     file.record(7, 1, {"loss": 0.5, "worst": float("nan"), "text": "no number"}, is_poll=False)
     file.flush()
@@ -75,7 +75,7 @@ def test_lines_of_steps_to_be_done_again_are_cut_off(
 
 
 def test_line_after_a_torn_one_is_whole(path: Path) -> None:
-    """What a full disk left of a line costs no other line, nor what is cut off later."""
+    """Half a line that a full disk left costs no other line, nor what is cut off later."""
     write(path, (1, 0, False))
     with path.open("ab") as file:
         file.write(b'{"step": 2, "ep')
