@@ -18,7 +18,7 @@ MANIFEST_FILE = "manifest.json"
 
 PIN_FILE = "pinned"
 
-# A link or directory instead of a file, and a disk that has lost the bytes.
+# A link or directory in the place of a file, and a disk that has lost the bytes.
 _DAMAGE = {
     errno.ENOTDIR,
     errno.EISDIR,

@@ -216,6 +216,15 @@ def _typed(content: JsonObject, key: str, kind: type[T]) -> T:
     return value
 
 
+def _path_of_files(text: str, *, absolute: bool) -> str:
+    """Return a path of a script's files in its only form, without links of ``..`` in the middle."""
+    parts = text.split("/")
+    below = "/".join(parts[parts.count("..") :] if not absolute else parts[1:])
+    if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not _is_path(text):
+        raise ValueError(f"manifest.json has the path {text!r}, which is not in its plain form")
+    return text
+
+
 def _text(value: object) -> str:
     """Return a text that every encoder takes: lone surrogates, which only paths need, escaped."""
     return str(value).encode(errors="backslashreplace").decode()
@@ -223,23 +232,6 @@ def _text(value: object) -> str:
 
 def _texts(content: JsonObject) -> dict[str, str]:
     return {_text(key): _text(value) for key, value in content.items()}
-
-
-def _path_of_files(text: str, *, absolute: bool) -> str:
-    """Return a path of a script's files in its only form, without links of ``..`` in the middle."""
-    parts = text.split("/")
-    below = "/".join(parts[parts.count("..") :] if not absolute else parts[1:])
-    if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not _is_storable(text):
-        raise ValueError(f"manifest.json has the path {text!r}, which is not in its plain form")
-    return text
-
-
-def _is_storable(name: str) -> bool:
-    """Return whether a file can have this name; a lone half of a surrogate pair cannot be."""
-    try:
-        return bool(os.fsencode(name))
-    except UnicodeError:
-        return False
 
 
 def _count(content: JsonObject, key: str, maximum: int | None = None) -> int:
@@ -251,11 +243,20 @@ def _count(content: JsonObject, key: str, maximum: int | None = None) -> int:
     return value
 
 
+def _is_path(name: str) -> bool:
+    """Return whether the system can encode a name."""
+    try:
+        os.fsencode(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _file_records(files: dict[str, JsonObject], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
-        if not allowed.fullmatch(name) or not _is_storable(name):
+        if not allowed.fullmatch(name) or not _is_path(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
         records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
     return records
