@@ -20,7 +20,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
 from orchestrator.system.stop_signals import end_by_interrupt
@@ -40,12 +42,13 @@ def run(arguments: Namespace) -> int:
         return detach.start(run_dir, ["run", *option_words(options), "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
-    console = Console()
-    log = Log(console.screen, in_json=_logs_json(config))
-    try:
-        ending = _run(config, command, run_dir, console, log)
-    finally:
-        log.close()
+    with lifeline(run_dir.lock_file, _orphan_ending(config)):
+        console = Console()
+        log = Log(console.screen, in_json=_logs_json(config))
+        try:
+            ending = _run(config, command, run_dir, console, log)
+        finally:
+            log.close()
     if ending.by_interrupt and ending.status in (
         ExitStatus.STOPPED_SAVED,
         ExitStatus.STOPPED_UNSAVED,
@@ -61,10 +64,14 @@ def _logs_json(config: Config) -> bool:
     return config.log_format == "json"
 
 
+def _orphan_ending(config: Config) -> OrphanEnding:
+    return OrphanEnding(config.grace, config.stop_signal)
+
+
 def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, log: Log) -> Ending:
     notifier = Notifier.from_environment(os.environ)
     run_dir.create()
-    lock = RunLock(run_dir)
+    lock = RunLock(run_dir, _orphan_ending(config))
     lock.write_owner()
     log.record_in(run_dir.log_file)
     disposal = ScriptFiles() if config.adopt else OwnFiles()
@@ -73,7 +80,8 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     if _already_complete(run_dir, command):
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    return asyncio.run(Supervisor(wire(config, command, store, lock, console, notifier)).run())
+    supervisor = Supervisor(wire(config, command, store, lock, console, notifier))
+    return asyncio.run(supervisor.run())
 
 
 def _check_adoption(config: Config, run_dir: RunDir) -> None:

@@ -13,6 +13,7 @@ from typing import Self
 from orchestrator.system.capabilities import Capability, is_available
 
 PAGE_BYTES = 4096
+PAGE_NAME = "orchestrator-page"
 PAGE_VERSION = 1
 
 
@@ -75,7 +76,7 @@ class ControlPage:
     @classmethod
     def create(cls) -> tuple[Self, int]:
         """Create a zeroed page, and return it with the descriptor to pass to the trainer."""
-        descriptor = anonymous_file("orchestrator-page")
+        descriptor = anonymous_file(PAGE_NAME)
         os.ftruncate(descriptor, PAGE_BYTES)
         page = cls(descriptor)
         page.values[Field.VERSION] = PAGE_VERSION
