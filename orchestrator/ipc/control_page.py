@@ -11,9 +11,9 @@ from enum import IntEnum
 from typing import Self
 
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.process_tree import PAGE_NAME
 
 PAGE_BYTES = 4096
-PAGE_NAME = "orchestrator-page"
 PAGE_VERSION = 1
 
 

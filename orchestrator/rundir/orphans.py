@@ -12,9 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.ipc.control_page import PAGE_NAME
 from orchestrator.system.capabilities import Capability, is_available
-from orchestrator.system.process_tree import Process
+from orchestrator.system.process_tree import PAGE_NAME, Process
 
 POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
