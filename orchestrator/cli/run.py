@@ -25,6 +25,7 @@ from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
+from orchestrator.system.given_descriptors import given_descriptors
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal
@@ -42,11 +43,12 @@ def run(arguments: Namespace) -> int:
         return detach.start(run_dir, ["run", *option_words(options), "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
+    given = given_descriptors()
     with lifeline(run_dir.lock_file, _orphan_ending(config)):
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
         try:
-            ending = _run(config, command, run_dir, console, log)
+            ending = _run(config, command, run_dir, console, log, given)
         finally:
             log.close()
     if ending.by_interrupt and ending.status in (
@@ -68,7 +70,14 @@ def _orphan_ending(config: Config) -> OrphanEnding:
     return OrphanEnding(config.grace, config.stop_signal)
 
 
-def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, log: Log) -> Ending:
+def _run(
+    config: Config,
+    command: list[str],
+    run_dir: RunDir,
+    console: Console,
+    log: Log,
+    given: tuple[int, ...],
+) -> Ending:
     notifier = Notifier.from_environment(os.environ)
     run_dir.create()
     lock = RunLock(run_dir, _orphan_ending(config))
@@ -80,7 +89,7 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     if _already_complete(run_dir, command):
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    supervisor = Supervisor(wire(config, command, store, lock, console, notifier))
+    supervisor = Supervisor(wire(config, command, store, lock, console, notifier), given)
     return asyncio.run(supervisor.run())
 
 

@@ -60,14 +60,20 @@ class LineBuffer:
 class Connection:
     """A blocking connection to the supervisor, for the trainer and the command line."""
 
-    def __init__(self, path: str, timeout_seconds: float) -> None:
-        """Connect. Raises OSError when no process listens on the socket."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(
+        self, path: str, timeout_seconds: float, connected: socket.socket | None = None
+    ) -> None:
+        """Connect, or use a ``connected`` socket.
+
+        Raises OSError when no process listens on the socket at ``path``.
+        """
+        self._socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_seconds)
         self._buffer = LineBuffer()
         self._waiting: list[Message] = []
         try:
-            self._socket.connect(path)
+            if connected is None:
+                self._socket.connect(path)
         except OSError:
             self._socket.close()
             raise

@@ -6,10 +6,11 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
+from orchestrator.ipc.invitation import Invitation
 from orchestrator.ipc.messages import (
     RECEIVE_BYTES,
     LineBuffer,
@@ -21,6 +22,7 @@ from orchestrator.ipc.messages import (
 
 SOCKET_NAME = "socket"
 ACCEPT_RETRY_SECONDS = 0.2
+CHECK_SECONDS = 1.0
 DIRECTORY_PREFIX = "orchestrator-"
 # sun_path has 108 bytes on Linux and 104 on macOS, one of them the final zero.
 MAXIMUM_PATH_BYTES = 103
@@ -50,38 +52,77 @@ Handler = Callable[[Peer, Message], Awaitable[None]]
 class MessageServer:
     """Accepts connections of the same user, and passes each message to a handler."""
 
-    def __init__(self, handle: Handler) -> None:
-        """Listen. Raises ConfigError when no directory has a short enough path for a socket."""
+    def __init__(self, handle: Handler, directory: Path | None = None) -> None:
+        """Listen in ``directory`` if its path is short enough, else in a temporary one.
+
+        Raises ConfigError when no directory has a short enough path for a socket.
+        """
         self._handle = handle
-        self._directory = make_socket_directory()
-        self.path = str(self._directory / SOCKET_NAME)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind(self.path)
-        self._listener.listen(64)
+        self._address = SocketAddress(directory)
+        self.invitation = Invitation()
+        """The way for processes that inherit a descriptor."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self) -> None:
-        """Start accepting connections."""
-        self._add(self._accept())
+    @property
+    def path(self) -> str:
+        """Where the command line connects, and a trainer that was not invited."""
+        return self._address.path
+
+    def start(self, on_move: Callable[[str], None] | None = None) -> None:
+        """Start accepting connections; ``on_move`` is told each new path of the socket."""
+        accepting = self._add(self._accept())
+        self._add(self._receive_invited())
+        self._add(self._keep_address(accepting, on_move))
 
     def close(self) -> None:
         """Close all connections, and remove the socket from the filesystem."""
         for task in self._tasks:
             task.cancel()
-        self._listener.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._address.close()
+        self.invitation.close()
 
-    def _add(self, work: Awaitable[None]) -> None:
+    def _add(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _keep_address(
+        self, accepting: asyncio.Task[None], on_move: Callable[[str], None] | None
+    ) -> None:
+        """Make the socket again when it is gone: a log-out and cleaners remove directories."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            if self._address.is_there():
+                continue
+            with contextlib.suppress(OSError, ConfigError):  # until there is room for it
+                accepting.cancel()
+                await asyncio.wait({accepting})  # it removes a descriptor that must not be reused
+                self._address.renew()
+                accepting = self._add(self._accept())
+                if on_move is not None:
+                    on_move(self.path)
+
+    async def _receive_invited(self) -> None:
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.invitation.receiver, arrived.set)
+        try:
+            while True:
+                await arrived.wait()
+                arrived.clear()
+                with contextlib.suppress(OSError):
+                    while True:
+                        if (connection := self.invitation.receive()) is not None:
+                            connection.setblocking(False)
+                            self._add(self._serve(connection))
+        finally:
+            loop.remove_reader(self.invitation.receiver)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, _ = await loop.sock_accept(self._address.listener)
             except OSError:
                 # For example too many open files: clients wait until some have been closed.
                 await asyncio.sleep(ACCEPT_RETRY_SECONDS)
@@ -101,6 +142,64 @@ class MessageServer:
                     for message in buffer.feed(data):
                         await self._handle(peer, message)
             await self._handle(peer, {"type": "lost"})
+
+
+class SocketAddress:
+    """The socket that listens at a path, which can be made again."""
+
+    def __init__(self, directory: Path | None) -> None:
+        """Listen. Raises ConfigError when no directory is suitable."""
+        self._preferred = directory
+        self._temporary: Path | None = None
+        self._listen()
+
+    def renew(self) -> None:
+        """Listen again, at the same path if that is possible. Raises OSError, ConfigError."""
+        self.listener.close()
+        self._listen()
+
+    def is_there(self) -> bool:
+        """Return whether the path leads to the socket; touch a directory that may be swept."""
+        try:
+            if self._temporary is not None:
+                os.utime(self._temporary)
+                os.utime(self.path)
+            return os.lstat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket from the filesystem."""
+        self.listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _listen(self) -> None:
+        if self._preferred is not None:
+            with contextlib.suppress(OSError):  # it is gone, or its filesystem has no sockets
+                path = (self._preferred / SOCKET_NAME).absolute()
+                if len(os.fsencode(path)) <= MAXIMUM_PATH_BYTES:
+                    path.unlink(missing_ok=True)
+                    self._bind(path)
+                    self._temporary = None
+                    return
+        self._temporary = make_socket_directory()
+        self._bind(self._temporary / SOCKET_NAME)
+
+    def _bind(self, path: Path) -> None:
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.setblocking(False)
+        try:
+            self.listener.bind(str(path))
+            # Some systems do not say whose a connection is; nothing can connect before listen().
+            path.chmod(0o600)
+            self.listener.listen(64)
+        except OSError:
+            self.listener.close()
+            raise
+        self.path, self._inode = str(path), os.lstat(path).st_ino
 
 
 def remove_stale_socket(socket_path: object) -> None:

@@ -61,12 +61,14 @@ class SparePool:
         self._spare: SpareProcess | None = None
         self._previous: SpareProcess | None = None
         self._environment: Mapping[str, str] = {}
+        self._inherited: tuple[int, ...] = ()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._log = structlog.get_logger()
 
-    def open(self, environment: Mapping[str, str]) -> None:
-        """Start; ``environment`` contains the variables that all attempts have in common."""
+    def open(self, environment: Mapping[str, str], inherited: tuple[int, ...] = ()) -> None:
+        """Start; all attempts have the variables and the descriptors in common."""
         self._environment = environment
+        self._inherited = inherited
         if self._never is None:
             self._start_task(self._watch_memory())
 
@@ -141,7 +143,9 @@ class SparePool:
             self._reason = NO_MEMORY
             return
         try:
-            self._spare = SpareProcess(self._command, self._environment, self._modules_file)
+            self._spare = SpareProcess(
+                self._command, self._environment, self._modules_file, self._inherited
+            )
         except OSError as error:
             self._reason = f"it cannot be started: {error.strerror}"
             return

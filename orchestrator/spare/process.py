@@ -59,9 +59,13 @@ class SpareProcess:
     """One spare process and the connection to it."""
 
     def __init__(
-        self, command: PythonCommand, environment: Mapping[str, str], modules_file: Path
+        self,
+        command: PythonCommand,
+        environment: Mapping[str, str],
+        modules_file: Path,
+        inherited: tuple[int, ...] = (),
     ) -> None:
-        """Start it. Raises OSError."""
+        """Start it with ``inherited`` descriptors for its forks. Raises OSError."""
         loop = asyncio.get_running_loop()
         self.modules = Modules.read(modules_file)
         """The modules for which the spare was started."""
@@ -84,7 +88,7 @@ class SpareProcess:
                 stdout=self._output,
                 stderr=self._output,
                 start_new_session=True,
-                pass_fds=(spare_end.fileno(),),
+                pass_fds=(spare_end.fileno(), *inherited),
             )
 
     @property

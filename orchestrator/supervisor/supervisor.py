@@ -16,6 +16,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError, NoThreadError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.ipc.server import MessageServer, remove_stale_socket
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
@@ -51,8 +52,10 @@ class Ending:
 class Supervisor:
     """One run under supervision, from the first attempt to the end."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, given: tuple[int, ...] = ()) -> None:
+        """``given`` are descriptors that the command inherits from this process's parent."""
         self._parts = parts
+        self._given = given
         self._run = parts.store.run
         self._facts, self._stop = parts.facts, parts.facts.stop
         self._catalog, self._snapshots = parts.catalog, parts.snapshots
@@ -79,7 +82,7 @@ class Supervisor:
             on_resize=self._on_resize,
         )
         remove_stale_socket(parts.lock.previous_owner.get("socket"))
-        server = MessageServer(parts.message_handlers.handle)
+        server = MessageServer(parts.message_handlers.handle, self._run.root)
         try:
             async with beside(parts.service.run()):
                 status = await self._run_with(server)
@@ -91,18 +94,28 @@ class Supervisor:
 
     async def _run_with(self, server: MessageServer) -> ExitStatus:
         parts = self._parts
-        server.start()
-        parts.lock.write_owner(socket=server.path)
+        invitation = server.invitation
+        environment = common_environment(
+            self._run, parts.store.run_id, server.path, invitation.text
+        )
+
+        def publish_path(path: str) -> None:
+            environment[SOCKET_VARIABLE] = path
+            parts.lock.write_owner(socket=path)
+
+        server.start(publish_path)
+        publish_path(server.path)
         spec = LaunchSpec(
             command=parts.command,
             resume_argument=parts.config.resume_arg,
-            environment=common_environment(self._run, parts.store.run_id, server.path),
+            environment=environment,
             lock_descriptor=parts.lock.descriptor,
+            inherited=(invitation.descriptor, *self._given),
             stop_signal=parts.config.stop_signal,
             unrelated=parts.unrelated,
         )
         try:
-            self._spares.open(spec.environment)
+            self._spares.open(spec.environment, spec.inherited)
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=parts.command, version=__version__
             )

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import socket
 import stat
 import tempfile
@@ -323,3 +324,31 @@ def test_only_a_stale_socket_directory_is_removed(
     remove_stale_socket(None)
     assert not own.exists()
     assert (other / "socket").exists()
+
+
+@pytest.mark.parametrize("removed", ["socket", "directory", "parent"])
+def test_removed_socket_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    """A supervisor whose socket, directory or directory's parent was removed listens again."""
+    parent = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(parent))
+
+    async def scenario() -> None:
+        supervisor = Supervisor()
+        moved: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        supervisor.server.start(moved.set_result)
+        path = Path(supervisor.server.path)
+        if removed == "socket":
+            path.unlink()
+        else:
+            shutil.rmtree(path.parent if removed == "directory" else parent)
+        assert await asyncio.wait_for(moved, DEADLINE_SECONDS) == supervisor.server.path
+        client = await supervisor.connect()
+        await client.ping(1)
+        client.writer.close()
+        supervisor.server.close()
+        assert not Path(supervisor.server.path).exists()
+
+    asyncio.run(scenario())
+    shutil.rmtree(parent, ignore_errors=True)
