@@ -94,7 +94,7 @@ class TrainerProcess:
 
     def ask_to_end(self) -> None:
         """Signal the command itself, never its group."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it has ended, or is root's, as sudo is
             self._handle.send_signal(self._stop_signal)
 
     def tree(self) -> list[int]:
@@ -103,7 +103,7 @@ class TrainerProcess:
 
     def kill_tree(self) -> None:
         """Send SIGKILL to the command and all its descendants; do not wait for their end."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it has ended, or is root's, as sudo is
             self._handle.kill()
         process_tree.kill_descendants(self._unrelated.pids())
 

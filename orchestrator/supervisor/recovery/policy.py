@@ -105,6 +105,10 @@ SHORT_SLICES = Condition(
     f"more ends from outside than --max-restarts and {LEAST_SLICES} since the last progress",
     lambda end, budget: budget.slices > max(budget.allowed, LEAST_SLICES),
 )
+BEFORE_SESSION = Condition(
+    "the command has not opened a session",
+    lambda end, budget: not end.connected,
+)
 BUDGET_SPENT = Condition(
     "more failures than --max-restarts since the last progress",
     lambda end, budget: budget.spent > budget.allowed,
@@ -180,6 +184,12 @@ TABLE = (
         "the same failure came again at step {step}",
     ),
     DecisionRow(OUTSIDE, SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
+    DecisionRow(
+        frozenset({Kind.TERMINATED}),
+        BEFORE_SESSION,
+        Action.REQUEUE,
+        "a stop reached the command before it opened a session; run the same command again",
+    ),
     DecisionRow(
         ALL,
         BUDGET_SPENT,

@@ -56,6 +56,9 @@ CASES = {
     "too little memory for a step": case(
         GIVE_UP, "its first safe point", end(Kind.CUDA_OUT_OF_MEMORY), ever_safe=False
     ),
+    "stopped before its session": case(
+        Action.REQUEUE, "before it opened a session", end(Kind.TERMINATED), ever_safe=False
+    ),
     "killed before the first step": case(RETRY, "", KILLED, ever_safe=False),
     "disk failed before the first step": case(RETRY, "", end(Kind.IO_ERROR), ever_safe=False),
     "snapshot unloadable": case(
