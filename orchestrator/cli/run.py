@@ -22,6 +22,7 @@ from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.spare.python_command import missing_script
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
@@ -37,6 +38,8 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
+    if (script := missing_script(command)) is not None:
+        raise ConfigError(f"cannot run {script}: there is no such file; correct its name")
     run_dir = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
     _check_adoption(config, run_dir)
     if arguments.detach:

@@ -14,7 +14,7 @@ import structlog
 from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.errors import ConfigError, NoThreadError, OrchestratorError
+from orchestrator.errors import ConfigError, LimitReachedError, NoThreadError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.ipc.server import MessageServer, remove_stale_socket
@@ -161,7 +161,7 @@ class Supervisor:
             raise
         self._catalog.attempt_number = attempt.number
         self._record_start(attempt)
-        self._parts.budget.begin_attempt()
+        self._parts.budget.begin_attempt(time.time())
         if self._parts.adoption is not None:
             self._parts.adoption.begin(attempt)
         self._facts.attempt = attempt
@@ -172,6 +172,8 @@ class Supervisor:
 
     async def _launch_next(self, spec: LaunchSpec) -> Attempt:
         parts, or_stop = self._parts, self._stop.or_stop
+        if (limit := parts.budget.limit_reached()) is not None:
+            raise LimitReachedError(limit)
         if not self._snapshots.pending:  # a sweep would remove the files of a write
             await or_stop(self._catalog.sweep())
         if self._facts.attempt is None:
@@ -233,7 +235,7 @@ class Supervisor:
 
     async def _supervise(self, attempt: Attempt) -> None:
         """Wait for the end of the attempt, and clean up after it."""
-        async with beside(attempt.memory_watch.run()):
+        async with beside(attempt.memory_watch.run(), self._stop_when_time_is_up()):
             await self._wait_until_over(attempt)
         self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
@@ -241,6 +243,12 @@ class Supervisor:
         users = remains.seen | {attempt.session_pid or attempt.process.pid}
         self._former_processes = asyncio.ensure_future(all_gone(remains, users))
         ignore_outcome(self._former_processes)  # where no attempt follows
+
+    async def _stop_when_time_is_up(self) -> None:
+        seconds = self._parts.budget.seconds_left()
+        if seconds is not None:
+            await asyncio.sleep(max(0.0, seconds))
+            self._ladder.on_notice("--give-up-after")
 
     async def _wait_until_over(self, attempt: Attempt) -> None:
         """Wait until the attempt has ended, or was given up as unkillable.

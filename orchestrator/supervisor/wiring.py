@@ -27,7 +27,7 @@ from orchestrator.supervisor.message_handlers import (
     TrainerMessages,
 )
 from orchestrator.supervisor.publishing import Publisher
-from orchestrator.supervisor.recovery.failure_budget import FailureBudget
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget, TotalLimits
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
@@ -88,7 +88,9 @@ def wire(
         )
     stop = StopRequest(config.grace)
     facts = RunFacts.from_journal(stop, events)
-    budget = FailureBudget.from_journal(config.max_restarts, events)
+    budget = FailureBudget.from_journal(
+        config.max_restarts, events, TotalLimits(config.max_attempts, config.give_up_after)
+    )
     spares = SparePool(command, config.spare, stop.wanted.is_set)
     checkpoint_journal = CheckpointJournal(journal)
     catalog = CheckpointCatalog(store, config.retention, checkpoint_journal, budget, events)

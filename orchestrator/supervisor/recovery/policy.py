@@ -113,12 +113,21 @@ BUDGET_SPENT = Condition(
     "more failures than --max-restarts since the last progress",
     lambda end, budget: budget.spent > budget.allowed,
 )
+TIME_IS_UP = Condition(
+    "the time of --give-up-after is over",
+    lambda end, budget: budget.time_is_up,
+)
+ATTEMPTS_SPENT = Condition(
+    "all attempts of --max-attempts were made",
+    lambda end, budget: budget.attempts_are_spent,
+)
 HARDWARE_AGAIN = Condition(
     "twice since the last progress",
     lambda end, budget: sum(e.kind is Kind.HARDWARE for e in budget.failures) >= HARDWARE_TRIES,
 )
 
 ALL = frozenset(Kind)
+FAILURES = ALL - {Kind.COMPLETE, Kind.STOPPED, Kind.REFUSED, Kind.FAILED_AFTERWARDS}
 SCRIPT = frozenset(
     {
         Kind.ENDED_EARLY,
@@ -145,6 +154,12 @@ _SHORT_SLICES_REASON = (
 
 TABLE = (
     DecisionRow(frozenset({Kind.COMPLETE}), ALWAYS, Action.FINISH, "training is complete"),
+    DecisionRow(
+        FAILURES | {Kind.STOPPED}, TIME_IS_UP, Action.GIVE_UP, "the time of --give-up-after is over"
+    ),
+    DecisionRow(
+        FAILURES, ATTEMPTS_SPENT, Action.GIVE_UP, "all {attempts} attempts of --max-attempts failed"
+    ),
     DecisionRow(frozenset({Kind.STOPPED}), SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
     DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was requested"),
     DecisionRow(
@@ -214,6 +229,7 @@ def decide(end: AttemptEnd, budget: FailureBudget) -> Decision:
         resumed=end.resumed_step,
         loading=end.loading.step if end.loading else None,
         slices=budget.slices,
+        attempts=budget.attempts,
         spent=budget.spent,
         allowed=budget.allowed,
     )
