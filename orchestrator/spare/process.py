@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class SpareProcess:
         loop = asyncio.get_running_loop()
         self.modules = Modules.read(modules_file)
         """The modules for which the spare was started."""
+        self._begun = time.monotonic()
         self.ready: asyncio.Future[bool] = loop.create_future()
         self.problem: str | None = None
         self.problem_is_permanent = True
@@ -90,6 +92,11 @@ class SpareProcess:
                 start_new_session=True,
                 pass_fds=(spare_end.fileno(), *inherited),
             )
+
+    @property
+    def age_seconds(self) -> float:
+        """The time since it was started."""
+        return time.monotonic() - self._begun
 
     @property
     def is_ready(self) -> bool:
