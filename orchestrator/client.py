@@ -18,14 +18,16 @@ from orchestrator.errors import (
     OrchestratorError,
 )
 from orchestrator.ipc.messages import Connection, Message
-from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.lock import has_ended, lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
-from orchestrator.telemetry.status import status_from_disk
+from orchestrator.system.lock_holder import signal_holder
+from orchestrator.telemetry.status import Status, status_from_disk
 
 REPLY_SECONDS = 5.0
 # The supervisor looks for its socket every second.
 REBUILD_SECONDS = 2.0
 RETRY_SECONDS = 0.1
+ENDED_SUPERVISOR = "the supervisor has ended; its trainer is saving, and then ends too"
 
 
 def existing_run(argument: Path | None) -> RunDir:
@@ -37,25 +39,31 @@ def existing_run(argument: Path | None) -> RunDir:
     run = RunDir(root or _only_run())
     if not run.run_file.exists():
         raise ConfigError(
-            f"cannot find a run in {run.root}: there is no {run.run_file}; name the directory of "
-            "a run, or start one with `orchestrator run -- python train.py`"
+            f"cannot find a run in {run.root}: there is no {run.run_file}; {_choice()}"
         )
     return run
 
 
 def _only_run() -> Path:
-    found = sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
+    found = _default_runs()
     if not found:
-        raise ConfigError(
-            f"cannot find a run: there is none in ./{DEFAULT_PARENT}; start one with "
-            "`orchestrator run -- python train.py` or give its directory"
-        )
+        raise ConfigError(f"cannot find a run: there is none in ./{DEFAULT_PARENT}; {_choice()}")
     if len(found) > 1:
         raise ConfigError(
-            f"cannot tell which run is meant: ./{DEFAULT_PARENT} holds {len(found)}; "
-            f"give the directory of one: {', '.join(map(str, found))}"
+            f"cannot tell which run is meant: ./{DEFAULT_PARENT} holds {len(found)}; {_choice()}"
         )
     return found[0]
+
+
+def _default_runs() -> list[Path]:
+    return sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
+
+
+def _choice() -> str:
+    """Return what to type instead."""
+    if found := _default_runs():
+        return f"give the directory of a run: {', '.join(map(str, found))}"
+    return "start one with `orchestrator run -- python train.py` or give its directory"
 
 
 def open_store(argument: Path | None) -> Store:
@@ -69,12 +77,19 @@ def status_of(run: RunDir) -> dict[str, Any]:
     if owner is not None:
         with contextlib.suppress(OrchestratorError), supervisor_of(owner) as connection:
             if connection is not None:
-                return ask(connection, {"type": "status"})
+                reply = ask(connection, {"type": "status"})
+                if isinstance(reply.get("state"), str):
+                    # A supervisor of another version may lack a key.
+                    unknown = Status(run_id="", state="", run_dir=str(run.root)).to_json()
+                    return unknown | reply
     status = status_from_disk(Store.open(run, command=[])).to_json()
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.
         holder = "supervisor_pid" if "socket" in owner else "trainer_pid"
-        status |= {"state": "running", "failure": None, holder: owner.get("pid")}
+        if has_ended(owner):
+            status |= {"state": "interrupted", "problem": ENDED_SUPERVISOR}
+        else:
+            status |= {"state": "running", "failure": None, holder: owner.get("pid")}
     return status
 
 
@@ -95,6 +110,17 @@ def owner_here(run: RunDir) -> dict[str, Any] | None:
             f"process {owner.get('pid')}; run the command there"
         )
     return owner
+
+
+def signal_script(place: RunDir, owner: dict[str, Any], number: int) -> None:
+    """Signal the script that works on the run without a supervisor. Raises ConfigError."""
+    try:
+        signal_holder(owner["pid"], place.lock_file, number)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot signal the owner of {place.root}: {error.args[-1]}; the note in "
+            f"{place.lock_file} is not to be trusted: see who may write there"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -157,7 +183,7 @@ def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) 
             )
         verify(made_at_step[-1], to_load=to_load)
         return made_at_step[-1]
-    for candidate in reversed(store.all()):
+    for candidate in store.newest_first():
         if candidate.manifest.healthy:
             with contextlib.suppress(CheckpointInvalidError):
                 verify(candidate, to_load=to_load)

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from orchestrator.chaos.display import ProgressDisplay, print_report
+from orchestrator.chaos.experiment_report import Report
 from orchestrator.chaos.faults import (
     Fault,
     PlannedFault,
@@ -20,9 +21,9 @@ from orchestrator.chaos.faults import (
 )
 from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
 from orchestrator.chaos.reference import Reference, check_undisturbed
-from orchestrator.chaos.report import Report
 from orchestrator.chaos.result import Injection, TrialResult
 from orchestrator.chaos.trial import Trial, TrialTiming
+from orchestrator.terminal.printing import print_text
 
 FAILED = 1
 NO_FAULT = "no fault at all"
@@ -51,7 +52,7 @@ def chaos(arguments: Namespace) -> int:
         display.print_line(f"ended by {interruption}; its runs are ended and removed")
         return interruption.end()
     if arguments.json:
-        print(json.dumps(report.to_json()))
+        print_text(json.dumps(report.to_json()))
     else:
         print_report(report)
     return 0 if report.is_good else FAILED

@@ -5,13 +5,16 @@ The format is docs/reference/checkpoint-format.md.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Self, TypeVar
 
-from orchestrator.checkpoint.position import Position
+from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP, Position
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
@@ -59,18 +62,35 @@ class Adopted:
     """Whether the files are copies beside the manifest, since the script overwrites its own."""
     modified_ns: dict[str, int]
     """The modification time of each file."""
+    number: int | None = None
+    """The number in the name, if there is one."""
+    path_from_run: str | None = None
+    """The path relative to the run directory, for a project that is moved as a whole."""
 
     @classmethod
     def from_json(cls, content: JsonObject) -> Self:
         """Parse and check the object. Raises ValueError, KeyError and TypeError."""
+        relative = content.get("path_from_run")
+        has_number = content.get("number") is not None
         return cls(
-            path=_typed(content, "path", str),
+            number=_count(content, "number") if has_number else None,
+            path=_path_of_files(_typed(content, "path", str), absolute=True),
             is_directory=_typed(content, "is_directory", bool),
             numbered=_typed(content, "numbered", bool),
             written_here=_typed(content, "written_here", bool),
             kept=_typed(content, "kept", bool),
             modified_ns={k: int(v) for k, v in _typed(content, "modified_ns", dict).items()},
+            path_from_run=None
+            if relative is None
+            else _path_of_files(_typed(content, "path_from_run", str), absolute=False),
         )
+
+    def check_names(self, files: Iterable[str]) -> None:
+        """Check that these files of the manifest are the ones described here. Raises ValueError."""
+        if self.modified_ns.keys() != set(files):
+            raise ValueError("manifest.json has modified_ns for other files than it names")
+        if not self.is_directory and self.modified_ns.keys() != {os.path.basename(self.path)}:
+            raise ValueError(f"manifest.json names other files than {self.path!r}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,8 @@ class Manifest:
     versions: dict[str, str]
     digests: dict[str, str] = field(default_factory=dict)
     """Digests of the parts of state.pt; a session compares them with its state after resuming."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """The class of each registered object, by its name; empty where they are not known."""
     doubts: list[str] = field(default_factory=list)
     """Reasons why this may differ from the checkpoint of a run that was never interrupted."""
     framework: str | None = None
@@ -117,9 +139,11 @@ class Manifest:
         """Return the text of manifest.json; non-finite metrics become strings, as JSON needs."""
         content: JsonObject = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        for key in ("framework", "adopted"):
-            if content[key] is None:
+        for key in ("framework", "adopted", "classes"):
+            if not content[key]:
                 del content[key]
+        if self.adopted is not None:
+            content["adopted"] = {k: v for k, v in asdict(self.adopted).items() if v is not None}
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -128,40 +152,43 @@ class Manifest:
         manifest = cls.draft_from_json(text)
         if not manifest.files:
             raise ValueError("manifest.json names no files")
+        if manifest.adopted is not None:
+            manifest.adopted.check_names(manifest.files)
         return manifest
 
     @classmethod
     def draft_from_json(cls, text: bytes) -> Self:
         """Parse and check a text that may still lack files, as a snapshot's. Raises ValueError."""
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content: JsonObject = parse_object(text, has_paths=True)
+        except ValueError as error:
             raise ValueError(f"manifest.json is not JSON ({error})") from None
-        if not isinstance(content, dict):
-            raise ValueError("manifest.json is not an object")
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
         try:
-            framework = _typed(content, "framework", str) if "framework" in content else None
+            framework = None
+            if "framework" in content:
+                framework = _text(_typed(content, "framework", str))
             adopted = None
             if content.get("adopted") is not None:
                 adopted = Adopted.from_json(_typed(content, "adopted", dict))
             of_session = framework is None and adopted is None
             return cls(
-                run_id=_typed(content, "run_id", str),
-                step=_count(content, "step"),
-                epoch=_count(content, "epoch"),
-                reason=Reason(content["reason"]),
-                metrics={k: float(v) for k, v in _typed(content, "metrics", dict).items()},
+                run_id=storable(_typed(content, "run_id", str)),
+                step=_count(content, "step", MAXIMUM_STEP),
+                epoch=_count(content, "epoch", MAXIMUM_EPOCH),
+                reason=Reason(_typed(content, "reason", str)),
+                metrics={_text(k): float(v) for k, v in _typed(content, "metrics", dict).items()},
                 healthy=_typed(content, "healthy", bool),
-                time=_typed(content, "time", str),
+                time=_text(_typed(content, "time", str)),
                 files=_file_records(
                     _typed(content, "files", dict), PLAIN_NAME if of_session else NAME_BELOW
                 ),
-                versions=_typed(content, "versions", dict),
-                digests=_typed(content, "digests", dict),
-                doubts=list(map(str, _typed(content, "doubts", list))),
+                versions=_texts(_typed(content, "versions", dict)),
+                digests=_texts(_typed(content, "digests", dict)),
+                classes=_texts(_typed(content, "classes", dict)) if "classes" in content else {},
+                doubts=list(map(_text, _typed(content, "doubts", list))),
                 framework=framework,
                 adopted=adopted,
             )
@@ -189,18 +216,47 @@ def _typed(content: JsonObject, key: str, kind: type[T]) -> T:
     return value
 
 
-def _count(content: JsonObject, key: str) -> int:
+def _path_of_files(text: str, *, absolute: bool) -> str:
+    """Return a path of a script's files in its only form, without links of ``..`` in the middle."""
+    parts = text.split("/")
+    below = "/".join(parts[parts.count("..") :] if not absolute else parts[1:])
+    if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not _is_path(text):
+        raise ValueError(f"manifest.json has the path {text!r}, which is not in its plain form")
+    return text
+
+
+def _text(value: object) -> str:
+    """Return a text that every encoder takes: lone surrogates, which only paths need, escaped."""
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def _texts(content: JsonObject) -> dict[str, str]:
+    return {_text(key): _text(value) for key, value in content.items()}
+
+
+def _count(content: JsonObject, key: str, maximum: int | None = None) -> int:
     value = _typed(content, key, int)
+    if maximum is not None and value > maximum:
+        raise ValueError(f"manifest.json has {key} = {value}, and the most is {maximum}")
     if value < 0 or isinstance(value, bool):
         raise ValueError(f"manifest.json has {key} = {value!r}, not a count")
     return value
+
+
+def _is_path(name: str) -> bool:
+    """Return whether the system can encode a name."""
+    try:
+        os.fsencode(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _file_records(files: dict[str, JsonObject], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
-        if not allowed.fullmatch(name):
+        if not allowed.fullmatch(name) or not _is_path(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
         records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
     return records

@@ -4,9 +4,12 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 """
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -15,16 +18,24 @@ from orchestrator.checkpoint.checkpoint import (
     PIN_FILE,
     Checkpoint,
     PublicationOrder,
-    checkpoint_directories,
+    checkpoint_names,
+    has_too_many_digits,
     read_checkpoint,
 )
+from orchestrator.checkpoint.checkpoint_cache import CheckpointCache
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.disposal import Disposal, OwnFiles
 from orchestrator.checkpoint.external_files import copy_tree_durably
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
+from orchestrator.checkpoint.position import MAXIMUM_STEP
 from orchestrator.checkpoint.quarantine import QuarantineFolder
-from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
+from orchestrator.checkpoint.retention import (
+    DEFAULT_KEEP,
+    Candidate,
+    RetentionPolicy,
+    names_to_keep,
+)
 from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path, writing_path
 from orchestrator.checkpoint.verification_cache import VerificationCache
 from orchestrator.errors import (
@@ -35,6 +46,7 @@ from orchestrator.errors import (
 )
 from orchestrator.rundir.paths import RunDir, RunIdentity
 from orchestrator.system.durable import Disk
+from orchestrator.system.regular_files import open_regular
 
 
 @dataclass
@@ -49,6 +61,7 @@ class Store:
     disk: Disk = field(default_factory=Disk)
     disposal: Disposal = field(default_factory=OwnFiles)
     verified: VerificationCache = field(default_factory=VerificationCache, init=False)
+    _cache: CheckpointCache = field(default_factory=CheckpointCache, init=False, compare=False)
 
     @classmethod
     def open(
@@ -64,9 +77,11 @@ class Store:
         ConfigError when run.json is damaged or belongs to another ``script``.
         """
         known_id = None
-        for path in cls(run, run_id="").directories():
-            with contextlib.suppress(CheckpointInvalidError, UnreadableError):
-                known_id = read_checkpoint(path).manifest.run_id
+        if not run.run_file.exists():
+            for path in reversed(cls(run, run_id="").directories()):
+                with contextlib.suppress(CheckpointInvalidError, UnreadableError):
+                    known_id = read_checkpoint(path).manifest.run_id
+                    break
         run_id = RunIdentity.open(run, command, known_id, script).run_id
         return cls(run, run_id, disposal=disposal or OwnFiles())
 
@@ -110,31 +125,55 @@ class Store:
         try:
             return publish_directory(self.run, self.disk, manifest, fill)
         except OSError as error:
-            has_older = bool(self.directories())
+            has_older = bool(self.names())
             raise CheckpointWriteError(manifest.step, error, has_older) from error
 
     # --- finding -----------------------------------------------------------------------------
 
     def all(self) -> list[Checkpoint]:
         """Return the run's readable checkpoints, oldest first, without reading their files."""
-        return list(self._readable())
+        return list(self.newest_first())[::-1]
 
-    def _readable(self) -> Iterator[Checkpoint]:
-        for path in self.directories():
+    def newest_first(self) -> Iterator[Checkpoint]:
+        """Yield what ``all`` returns in the reverse order, each read only when it is asked for."""
+        names = self.names()
+        self._cache.forget_others(names)
+        for name in reversed(names):
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
-                checkpoint = read_checkpoint(path)
-                if checkpoint.manifest.run_id == self.run_id:
-                    yield checkpoint
+                checkpoint = self._cache.read(self.run.checkpoints / name)
+                located = self.disposal.locate(checkpoint)
+                if located is not None and checkpoint.manifest.run_id == self.run_id:
+                    yield located
+
+    def newest_healthy(self) -> Checkpoint | None:
+        """Return the newest readable checkpoint whose values are finite, not verified."""
+        return next((c for c in self.newest_first() if c.manifest.healthy), None)
 
     def directories(self) -> list[Path]:
         """Return everything that is named like a checkpoint, oldest first.
 
         Raises UnreadableError.
         """
+        folder = self.run.checkpoints
+        return [folder / name for name in self.names()]
+
+    def names(self) -> list[str]:
+        """Return the names of ``directories``. Raises UnreadableError."""
         try:
-            return checkpoint_directories(self.run)
+            return checkpoint_names(self.run)
         except OSError as error:
             raise UnreadableError(self.run.checkpoints, error) from None
+
+    def unrecognised(self) -> list[str]:
+        """Return a sentence about each thing that looks like a checkpoint and has no such name."""
+        with contextlib.suppress(OSError):
+            names = sorted(path.name for path in self.run.checkpoints.iterdir())
+            return [
+                f"{name} has more digits than the name of a checkpoint"
+                for name in names
+                if has_too_many_digits(name)
+            ]
+        return []
 
     def newest_valid(
         self, on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None
@@ -147,8 +186,9 @@ class Store:
         NoValidCheckpointError when there were candidates and none is left, since a silent start
         from zero loses a run, and UnreadableError when one cannot be judged.
         """
-        passed_over = []
-        for path in reversed(self.directories()):
+        passed_over = self.unrecognised()
+        for name in reversed(self.names()):
+            path = self.run.checkpoints / name
             try:
                 checkpoint = read_checkpoint(path)
                 if checkpoint.manifest.run_id != self.run_id:
@@ -157,6 +197,14 @@ class Store:
                 if not checkpoint.manifest.healthy:
                     passed_over.append(f"{path.name} holds non-finite values")
                     continue
+                located = self.disposal.locate(checkpoint)
+                if located is None:
+                    elsewhere = checkpoint.resume_path
+                    passed_over.append(
+                        f"{path.name} is of {elsewhere}, which this command does not name"
+                    )
+                    continue
+                checkpoint = located
                 self.verified.forget(checkpoint.name)
                 self.verified.verify(checkpoint, to_load=True)
             except CheckpointInvalidError as error:
@@ -179,7 +227,7 @@ class Store:
 
     def newest_verified(self) -> Checkpoint | None:
         """Return the newest healthy checkpoint that has not changed since it was verified here."""
-        for checkpoint in reversed(self.all()):
+        for checkpoint in self.newest_first():
             if checkpoint.manifest.healthy and self.verified.is_current(checkpoint):
                 return checkpoint
         return None
@@ -196,7 +244,7 @@ class Store:
 
         Raises OSError when the move fails.
         """
-        elsewhere = self.disposal.gather(path, self._readable(), self.disk)
+        elsewhere = self.disposal.gather(path, self.all(), self.disk)
         if elsewhere is not None:
             reason = f"{reason}; its files are {elsewhere}"
         self.quarantine_folder.move_in(path, reason)
@@ -210,14 +258,17 @@ class Store:
     ) -> list[Checkpoint]:
         """Delete what the policy does not keep, and return it. Call it after a publish only.
 
-        Every checkpoint that counts is verified first (its bytes are read again only if a file
-        changed since the last time), so that a deletion never rests on a bad one. Raises
-        UnreadableError, having deleted nothing, when one cannot be judged.
+        Before a deletion every checkpoint that counts is verified (its bytes are read again only if
+        a file changed since the last time), so that none rests on a bad one. While the policy keeps
+        all of them, only the newest are. Raises UnreadableError, having deleted nothing, when one
+        cannot be judged.
         """
-        if not self.disposal.verifies_all and len(self.directories()) <= policy.keep:
+        is_within = len(self.names()) <= policy.keep
+        if is_within and not self.disposal.verifies_all:
             return []
+        counted = list(islice(self.newest_first(), DEFAULT_KEEP)) if is_within else self.all()
         valid = []
-        for checkpoint in self.all():
+        for checkpoint in counted:
             try:
                 self.verified.verify(checkpoint)
             except CheckpointInvalidError as error:
@@ -225,6 +276,8 @@ class Store:
                 on_quarantine(error)
                 continue
             valid.append(checkpoint)
+        if is_within:
+            return []
         keep = names_to_keep([_candidate(c) for c in valid], policy, in_use)
         return [c for c in valid if c.name not in keep and self.delete(c)]
 
@@ -280,7 +333,8 @@ class Store:
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Keep this checkpoint whatever the policy says. Raises OSError."""
-        (checkpoint.path / PIN_FILE).touch()
+        flags = os.O_WRONLY | os.O_CREAT
+        os.close(open_regular(checkpoint.path / PIN_FILE, flags, real_parents=1))
         self.disk.sync_directory(checkpoint.path)
 
     def unpin(self, checkpoint: Checkpoint) -> None:
@@ -300,6 +354,10 @@ def publish_directory(
     which the manifest then names. Raises OSError and whatever ``fill`` raises, after removing the
     directory.
     """
+    if manifest.step > MAXIMUM_STEP:
+        # The name would not be recognised, and the next start would begin at zero.
+        problem = f"no step above {MAXIMUM_STEP} can be saved"
+        raise OSError(errno.EOVERFLOW, problem)
     temporary = writing_path(run)
     try:
         disk.make_directory(temporary)
@@ -341,10 +399,10 @@ def _write_state_file(
 def _unused_path(run: RunDir, disk: Disk, step: int) -> Path:
     # What is in quarantine keeps its name: the journal and people know it by that.
     quarantined = QuarantineFolder(run, disk).checkpoints()
-    names = [path.name for path in checkpoint_directories(run)]
-    names += [path.name.partition(".")[0] for path in quarantined]
-    taken = {o.sequence for o in map(PublicationOrder.of_name, names) if o.step == step}
+    names = [*checkpoint_names(run), *(path.name.partition(".")[0] for path in quarantined)]
     base = run.checkpoints / f"step-{step:012d}"
+    same_step = (name for name in names if name.startswith(base.name))
+    taken = {PublicationOrder.of_name(name).sequence for name in same_step}
     return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
 
 

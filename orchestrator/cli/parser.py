@@ -17,6 +17,7 @@ from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.terminal.printing import print_text
 
 RUN_HELP = """Run the same command again to resume.
 
@@ -57,7 +58,7 @@ def main() -> NoReturn:
         arguments = parse(sys.argv[1:])
         sys.exit(arguments.run_command(arguments))
     except OrchestratorError as error:
-        print(error, file=sys.stderr)
+        print_text(error, to_stderr=True)
         sys.exit(error.status)
     except BrokenPipeError:
         # In `orchestrator checkpoints list | head`, no process reads the rest.
@@ -75,7 +76,10 @@ def parse(words: Sequence[str]) -> Namespace:
     arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
     if unknown:
-        arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
+        advice = "" if "--" in words else "; put -- before the command"
+        arguments.parser.error(
+            f"unknown arguments: {' '.join(unknown)}{advice if arguments.takes_command else ''}"
+        )
     if arguments.takes_command:
         arguments.command += tail
         if not arguments.command:
@@ -103,7 +107,8 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Stop or kill a PyTorch training run in any way and lose (almost) nothing.",
+        description="Stop or kill a PyTorch training run in any way, and lose nothing, or a few "
+        "seconds of work.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)

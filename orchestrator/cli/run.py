@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import os
+import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -21,12 +22,14 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
+from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.spare.python_command import missing_script
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
 from orchestrator.system.given_descriptors import given_descriptors
+from orchestrator.system.recorded_command import recorded
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal
@@ -39,7 +42,10 @@ def run(arguments: Namespace) -> int:
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
     if (script := missing_script(command)) is not None:
-        raise ConfigError(f"cannot run {script}: there is no such file; correct its name")
+        raise ConfigError(
+            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
+            "directory"
+        )
     run_dir = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
     _check_adoption(config, run_dir)
     if arguments.detach:
@@ -85,9 +91,13 @@ def _run(
     run_dir.create()
     lock = RunLock(run_dir, _orphan_ending(config))
     lock.write_owner()
-    log.record_in(run_dir.log_file)
-    disposal = ScriptFiles() if config.adopt else OwnFiles()
+    log.record_in(run_dir.log_file, config.log_size)
+    if (others := others_who_may_write(run_dir.root)) is not None:
+        structlog.get_logger().warning(others)
+    disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
     store = Store.open(run_dir, command, script_of(command), disposal)
+    for sentence in store.unrecognised():
+        structlog.get_logger().warning(f"in {run_dir.checkpoints} {sentence}, and is passed over")
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)
     if _already_complete(run_dir, command):
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
@@ -120,7 +130,8 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
 
 def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
     """Check that a run holds a script's own checkpoints only, or none. Raises ConfigError."""
-    for checkpoint in store.all():
+    # Each start checks the newest, so all others are like it.
+    if (checkpoint := next(store.newest_first(), None)) is not None:
         is_adopted = checkpoint.manifest.adopted is not None
         if is_adopted and not adopting:
             raise ConfigError(
@@ -173,10 +184,11 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
     if (done := run_dir.read_done()) is None:
         return False
     log = structlog.get_logger()
-    if done.get("command") != command:
+    if done.get("command") != recorded(command):
         log.info(
             "the run was complete, but the command has changed: continuing it; another training, "
-            "such as the next fold, needs another --run-dir"
+            "such as the next fold, needs another --run-dir",
+            completed_by=shlex.join(map(str, done.get("command") or [])),
         )
         return False
     if done.get("step") == 0:
@@ -187,6 +199,6 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
         return True
     log.info(
         f"training is complete already (step {done.get('step')}); to train further, change the "
-        f"command's arguments or delete {run_dir.done_file}"
+        f"command's arguments; if you have changed the script instead, delete {run_dir.done_file}"
     )
     return True

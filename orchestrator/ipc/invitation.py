@@ -34,6 +34,8 @@ class Invitation:
     def receive(self) -> socket.socket | None:
         """Return the next connection that has arrived. Raises BlockingIOError if there is none."""
         _, descriptors, _, _ = socket.recv_fds(self.receiver, 1, 1)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
         return socket.socket(fileno=descriptors[0]) if descriptors else None
 
     def close(self) -> None:

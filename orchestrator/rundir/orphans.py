@@ -97,7 +97,7 @@ class OrphanEnding:
             time.sleep(POLL_SECONDS)
 
 
-def has_ended(pid: int) -> bool:
+def process_has_ended(pid: int) -> bool:
     """Return whether no process has this id, or only its exit status is left."""
     try:
         os.kill(pid, 0)

@@ -1,17 +1,27 @@
 """Every path in a run directory, and the identity of a run."""
 
-import json
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.error_record import checked_error
 from orchestrator.rundir.journal import utc_now
+from orchestrator.rundir.ownership import refuse_unsafe
 from orchestrator.system.durable import write_json
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.recorded_command import recorded
+from orchestrator.system.regular_files import read_regular
+from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
+MAXIMUM_JSON_BYTES = 1 << 24
+_ATTEMPT_NAME = re.compile(r"[0-9]{1,9}")
+# Between a run directory and the files of an attempt there are attempts/ and 0001/.
+REAL_PARENTS = 2
 DEFAULT_PARENT = Path("runs")
 
 
@@ -35,6 +45,11 @@ class RunDir:
     def journal_file(self) -> Path:
         """The events of the run, one JSON object on each line."""
         return self.root / "journal.jsonl"
+
+    @property
+    def journal_index_file(self) -> Path:
+        """A summary of the journal, which may be deleted at any time."""
+        return self.root / "journal.index.json"
 
     @property
     def metrics_file(self) -> Path:
@@ -100,7 +115,7 @@ class RunDir:
     def last_attempt(self) -> int:
         """Return the number of the newest attempt on disk; 0 before the first. Raises OSError."""
         names = (path.name for path in self.attempts.iterdir())
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        return max((int(name) for name in names if _ATTEMPT_NAME.fullmatch(name)), default=0)
 
     def create(self) -> None:
         """Create the directories. Raises ConfigError when that is not possible."""
@@ -122,6 +137,7 @@ class RunDir:
                 f"cannot write to the run directory {self.root}; "
                 "fix its permissions or name another with --run-dir"
             )
+        refuse_unsafe([self.root, self.checkpoints, self.attempts])
 
     def read_done(self) -> dict[str, Any] | None:
         """Return the content of done.json; None while the training is not complete.
@@ -180,9 +196,10 @@ class AttemptDir:
     def read_error(self) -> dict[str, Any] | None:
         """Return the content of error.json; None when it is missing or damaged."""
         try:
-            return _read_json(self.error_file, "move it away")
+            content = _read_json(self.error_file, "move it away", real_parents=REAL_PARENTS)
         except ConfigError:
             return None
+        return None if content is None else checked_error(content)
 
 
 @dataclass(frozen=True)
@@ -212,7 +229,8 @@ class RunIdentity:
         name = None if script is None else _name_of(script)
         content = _read_json(run.run_file, advice)
         if content is None:
-            identity = cls(checkpoint_run_id or secrets.token_hex(8), command, utc_now(), name)
+            new_id = checkpoint_run_id or secrets.token_hex(8)
+            identity = cls(new_id, recorded(command), utc_now(), name)
             try:
                 write_json(run.run_file, {"format_version": FORMAT_VERSION, **identity.__dict__})
             except OSError as error:
@@ -225,34 +243,32 @@ class RunIdentity:
                 "use the program that wrote it"
             )
         version, run_id = content.get("format_version"), content.get("run_id")
-        recorded = content.get("command")
-        if version is None or not isinstance(run_id, str) or not isinstance(recorded, list):
+        words = content.get("command")
+        if version is None or not isinstance(run_id, str) or not isinstance(words, list):
             raise _damaged(
                 run.run_file,
                 "format_version, run_id or command is missing or has the wrong type",
                 advice,
             )
         first = content.get("script")
-        if None not in (name, first) and name != first:
+        if None not in (name, first) and storable(name or "") != first:
             raise ConfigError(
                 f"cannot train {name} in {run.root}: it contains the run of {first}, and {name} "
                 "would resume from its checkpoints; name another directory with --run-dir, or, if "
                 f"the script was only renamed, move {run.run_file} away"
             )
-        return cls(run_id, recorded, str(content.get("created")), first)
+        return cls(run_id, words, str(content.get("created")), first)
 
 
-def _read_json(path: Path, advice: str) -> dict[str, Any] | None:
+def _read_json(path: Path, advice: str, *, real_parents: int = 0) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_object(read_regular(path, MAXIMUM_JSON_BYTES, real_parents=real_parents))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(path, str(error), advice) from None
-    if not isinstance(content, dict):
-        raise _damaged(path, "it is not a JSON object", advice)
     return content
 
 

@@ -19,6 +19,10 @@ from orchestrator.supervisor.recovery.symptoms import Kind
 from orchestrator.supervisor.stop_request import StopRequest
 
 NOT_THERE = frozenset({Kind.IO_ERROR, Kind.HARDWARE})
+NOT_READ = (
+    "the script begins from zero each time: it has not read the checkpoint that it was offered, "
+    "and got no further than before; name its option with --resume-arg"
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Judge:
         decision = Decision(Action.STOP, "a stop came before it was decided")
         try:
             decision = await self._prepare(attempt, end, decide(end, self._budget))
+            if decision.action is Action.GIVE_UP and attempt.adopted and attempt.adopted.is_unread:
+                decision = Decision(Action.GIVE_UP, NOT_READ)
         finally:
             record = write_exit_record(
                 attempt,

@@ -11,11 +11,13 @@ import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.regular_files import open_folder, open_regular
 
 WRITE_BUFFER_BYTES = 1 << 20
 # The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
@@ -91,7 +93,11 @@ class DirectFile(io.FileIO):
 
         Only the last write of a file may have a length that is not a multiple of the block size.
         """
-        view = memoryview(data).cast("B")
+        # Released on an error too, whose traceback would otherwise keep shared memory mapped.
+        with memoryview(data) as given, given.cast("B") as view:
+            return self._write_all(view)
+
+    def _write_all(self, view: memoryview) -> int:
         done = 0
         while done < len(view):
             remaining = len(view) - done
@@ -99,7 +105,8 @@ class DirectFile(io.FileIO):
                 self._switch_to_buffered()
             length = remaining - remaining % DIRECT_BLOCK_BYTES if self._is_direct else remaining
             try:
-                done += os.write(self.fileno(), view[done : done + length])
+                with view[done : done + length] as part:
+                    done += os.write(self.fileno(), part)
             except OSError as error:
                 # Some filesystems accept the flag and refuse the write.
                 if not (self._is_direct and error.errno == errno.EINVAL):
@@ -161,7 +168,7 @@ def append_lines(path: Path, lines: bytes) -> bool:
     Raises OSError.
     """
     # One write with O_APPEND, so that lines of two processes never mix.
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -186,3 +193,33 @@ def replace_file(path: Path, content: bytes, disk: Disk | None = None) -> None:
     with atomic_replacement(path, disk, replace=True) as temporary, disk.create(temporary) as file:
         file.write(content)
         disk.sync(file)
+
+
+def replace_disposable_file(path: Path, content: bytes) -> None:
+    """Replace a file whose loss costs nothing: nothing is synced. Raises OSError.
+
+    Another process sees the old content or the new. After a power cut it may be damaged, which the
+    reader must notice.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def rotate(path: Path, older: Path, *, real_parents: int = 0) -> None:
+    """Give a log the name of the older one beside it, which is replaced; nothing is synced.
+
+    A name that leads elsewhere, such as a device's, is left alone. None of the last
+    ``real_parents`` directories above the file may be a link. Raises OSError.
+    """
+    folder = open_folder(path, real_parents)
+    try:
+        if stat.S_ISREG(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.replace(path.name, older.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -11,7 +11,10 @@ from typing import Any
 
 import structlog
 
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.text import shown, shown_line
 from orchestrator.terminal.lossy_writer import LossyWriter
+from orchestrator.terminal.rotating_file import RotatingFile
 from orchestrator.terminal.screen import Screen
 
 LAST_LINES_SECONDS = 1.0
@@ -48,9 +51,9 @@ class Log:
             logger_factory=structlog.WriteLoggerFactory(self),  # type: ignore[arg-type]
         )
 
-    def record_in(self, path: Path) -> None:
-        """Also write the log to a file from now on; `orchestrator attach` reads it."""
-        self._record.path = path
+    def record_in(self, path: Path, limit_bytes: int) -> None:
+        """Also write the log to a file from now on, rotated at a size; `attach` reads it."""
+        self._record.file = RotatingFile(path, limit_bytes)
         if self._writer is not None and _is_standard_error(path):
             self._writer.close(LAST_LINES_SECONDS)
             self._writer = None
@@ -76,17 +79,17 @@ class _Record:
     """Appends each event to a file, as JSON."""
 
     def __init__(self) -> None:
-        self.path: Path | None = None
+        self.file: RotatingFile | None = None
 
     def __call__(
         self, logger: Any, method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
         # A full disk loses these lines and must not end the run.
         with contextlib.suppress(OSError):
-            if self.path is not None:
-                line = json.dumps(event, default=str)
-                with open(self.path, "ab", buffering=0) as file:
-                    file.write(line.encode() + b"\n")
+            if self.file is not None:
+                self.file.write(json.dumps(event, default=str).encode() + b"\n")
+                # A file that was moved away is made again.
+                self.file.close()
         return event
 
 
@@ -107,19 +110,25 @@ class _Paragraphs:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         """Return the text of an event whose timestamp is in UTC, ISO 8601."""
         local_time = datetime.fromisoformat(event["timestamp"]).astimezone()
-        shown = {**event, "timestamp": local_time.strftime(self._time_format)}
+        harmless = {shown_line(key): _harmless(value) for key, value in event.items()}
+        harmless["timestamp"] = local_time.strftime(self._time_format)
         if "details" not in event:
-            return str(self._render_line(logger, method, shown))
-        head = {key: shown[key] for key in ("event", "level", "timestamp")}
-        lines = [f"    {line}" for line in event["details"]]
+            return str(self._render_line(logger, method, harmless))
+        head = {key: harmless[key] for key in ("event", "level", "timestamp")}
+        lines = [f"    {shown(line)}" for line in event["details"]]
         return "\n".join([str(self._render_line(logger, method, head)), *lines])
 
 
+def _harmless(value: Any) -> Any:
+    """Return a value as a terminal may be sent it; numbers stay what they are."""
+    return value if isinstance(value, int | float | None) else shown(value)
+
+
 def text_of(line: str, *, on_terminal: bool) -> str:
-    """Return a line of the log's JSON as text for people; any other line unchanged."""
+    """Return a line of the log's JSON as text for people; any other line as ``shown`` has it."""
     try:
-        event = json.loads(line)
+        event = parse_object(line)
         render = _Paragraphs(is_coloured=on_terminal, with_date=not on_terminal)
         return render(None, event["level"], event)
     except (ValueError, TypeError, KeyError):
-        return line
+        return shown(line)

@@ -193,7 +193,7 @@ def test_run_without_checkpoints_starts_from_zero(empty: Store) -> None:
 
 
 def test_other_files_are_no_checkpoints(empty: Store) -> None:
-    """What is not named like a checkpoint is neither used nor touched."""
+    """Entries that are not named like a checkpoint are neither used nor touched."""
     others = ["notes.txt", "step-7", "step-000000000007.bak", ".writing-abc", "xstep-000000000007"]
     for name in others:
         (empty.run.checkpoints / name).mkdir()
@@ -321,7 +321,7 @@ def test_link_in_the_place_of_a_file_is_named(store: Store) -> None:
 
 
 def test_quarantine_replaces_no_entry_of_the_same_name(store: Store) -> None:
-    """What is in quarantine already stays as it is."""
+    """Entries that are in quarantine already stay as they are."""
     for _ in range(3):
         (path_of(store, 300) / "state.pt").write_bytes(b"")
         reopened(store).newest_valid()
@@ -614,7 +614,7 @@ def test_publication_order_is_in_the_name(name: str, order: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("name", ["", "step-1", "step-000000001200-", "quarantine", ".writing-a"])
 def test_other_names_have_no_publication_order(name: str) -> None:
-    """What is not named like a checkpoint is refused."""
+    """A directory that is not named like a checkpoint is refused."""
     with pytest.raises(ValueError, match="not the name of a checkpoint"):
         PublicationOrder.of_name(name)
 
@@ -644,10 +644,10 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
     stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     real_open = os.open
 
-    def refuse(path: str | Path, *arguments: int) -> int:
+    def refuse(path: str | Path, *arguments: int, **keywords: int) -> int:
         if Path(path).name == "state.pt":
             raise stale
-        return real_open(path, *arguments)
+        return real_open(path, *arguments, **keywords)
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UnreadableError, match="fix this and run again"):
@@ -655,3 +655,34 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
     with pytest.raises(UnreadableError):
         store.apply_retention(KEEP_TWO)
     assert len(store.directories()) == 2
+
+
+@pytest.mark.parametrize("step", [10**12, 10**13, 2**63])
+def test_step_that_no_name_holds_is_refused(tmp_path: Path, step: int) -> None:
+    """A step of more than twelve digits is not published, and no manifest that has one is valid."""
+    store = new_store(tmp_path / "run")
+    with pytest.raises(CheckpointWriteError, match="no step above 999999999999"):
+        publish(store, step)
+    assert list(store.run.checkpoints.iterdir()) == []
+    last = publish(store, 10**12 - 1)
+    assert reopened(store).newest_valid() == last
+    manifest = last.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("999999999999", str(step)))
+    with pytest.raises(CheckpointInvalidError, match="the most is 999999999999"):
+        read_checkpoint(last.path)
+
+
+@pytest.mark.parametrize(
+    "name", ["step-1000000000000", "step-1000000000000-2", "step-0000000000007"]
+)
+def test_name_that_looks_like_a_checkpoint_prevents_a_silent_start(
+    tmp_path: Path, name: str
+) -> None:
+    """A run does not begin at zero beside something that looks like a checkpoint."""
+    store = new_store(tmp_path / "run", (7,))
+    path_of(store, 7).rename(store.run.checkpoints / name)
+    with pytest.raises(NoValidCheckpointError, match=f"{name} has more digits"):
+        store.newest_valid()
+    publish(store, 8)
+    assert store.newest_valid() is not None
+    assert store.unrecognised() == [f"{name} has more digits than the name of a checkpoint"]

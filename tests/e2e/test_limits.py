@@ -46,5 +46,5 @@ def test_mistyped_script_leaves_nothing(tmp_path: Path, command: list[str]) -> N
     """A script that is not there is refused before the run's directory is made."""
     result = orchestrator("run", "--", *command, cwd=tmp_path)
     assert result.returncode == 78
-    assert "cannot run tarin." in result.stderr
+    assert "cannot find the script tarin." in result.stderr
     assert list(tmp_path.iterdir()) == []

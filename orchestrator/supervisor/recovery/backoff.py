@@ -11,7 +11,7 @@ MOST_DOUBLINGS = 16
 
 
 def delay_seconds(failures: int, *, must_wait: bool = False) -> float:
-    """Return the delay after so many failures without progress: none, then 1 s, 2 s, ... 60 s.
+    """Return the delay after this many failures without progress: none, then 1 s, 2 s, ... 60 s.
 
     With ``must_wait``, for what is not there yet, the delays are 2 s, 4 s, 8 s, ... 60 s.
 

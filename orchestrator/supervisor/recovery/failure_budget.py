@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from orchestrator.checkpoint.position import Position
+from orchestrator.rundir.history import History
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.recovery.diagnosis import Outcome
 from orchestrator.supervisor.recovery.symptoms import Kind
@@ -156,21 +157,24 @@ class FailureBudget:
             self.slices += 1
 
     @classmethod
-    def from_journal(
-        cls,
-        allowed: int,
-        events: list[dict[str, Any]],
-        limits: TotalLimits | None = None,
-    ) -> Self:
+    def from_history(cls, allowed: int, history: History, limits: TotalLimits) -> Self:
         """Return the budget that earlier supervisors of this run have left."""
-        budget = cls(allowed, limits=limits or TotalLimits())
+        budget = cls.from_journal(allowed, history.since_progress)
+        budget.limits, budget.attempts = limits, history.attempts_since_give_up
+        budget.begun = None if history.begun is None else _seconds_of(history.begun)
+        return budget
+
+    @classmethod
+    def from_journal(cls, allowed: int, events: list[dict[str, Any]]) -> Self:
+        """Return the budget without total limits that these events of the journal have left."""
+        budget = cls(allowed)
         alive = False
         for event in events:
             match event["event"]:
                 case JournalEvent.ATTEMPT_STARTED:
                     if alive:
                         budget._record_missing_end()
-                    budget.begin_attempt(_time(event))
+                    budget._progressed = False
                     alive = True
                 case JournalEvent.CHECKPOINT_PUBLISHED if event.get("healthy", True):
                     budget.refill(_position(event, "step", "epoch"))
@@ -186,8 +190,7 @@ class FailureBudget:
                     # no rerun may set aside yet another checkpoint.
                     budget.failures.clear()
                     budget.not_passed.clear()
-                    budget.slices = budget.attempts = 0
-                    budget.begun = None
+                    budget.slices = 0
         if alive:
             budget._record_missing_end()
         return budget
@@ -215,9 +218,10 @@ def _count(event: dict[str, Any], key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _time(event: dict[str, Any]) -> float:
-    with contextlib.suppress(ValueError):
-        return datetime.fromisoformat(str(event.get("time"))).timestamp()
+def _seconds_of(text: str) -> float:
+    """Return the seconds since the epoch; the present for a text that is no time."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(text).timestamp()
     return time.time()
 
 

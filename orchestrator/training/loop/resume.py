@@ -1,6 +1,8 @@
 """Restores what a run continues from: a snapshot, a checkpoint, or a file in the classic form."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
@@ -15,8 +17,15 @@ from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
-def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState) -> Path | None:
+def resume_newest(
+    backend: RunBackend,
+    registry: Registry,
+    loop_state: LoopState,
+    before_restore: Callable[[dict[str, Any]], object] | None,
+) -> Path | None:
     """Restore the newest state of a session's run; return its checkpoint, None in a new run.
+
+    ``before_restore`` is the script's function of that name.
 
     Raises:
         ConfigError: A framework has saved it.
@@ -34,7 +43,9 @@ def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState
         loop_state.mark_resumed(list(newest.manifest.doubts))
     else:
         restored = _read(newest, backend)
-        registry.restore(restored.content, source, borrowed=True)
+        if before_restore is not None:
+            before_restore(restored.state)
+        registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
         loop_state.resume(restored)
     report_resumed(backend, newest, source, loop_state.exactness)
     return source
@@ -60,7 +71,9 @@ def report_resumed(
     """Print and report at which step, from what, and how exactly the run was resumed."""
     step, from_memory = state.manifest.step, isinstance(state, Snapshot)
     where = "memory" if from_memory else source.name
-    print_message(f"resumed at step {step} from {where}: {exactness}")
+    # Nothing is known of a replay buffer, an environment or a queue that nobody has registered.
+    covers = " (all that is registered)" if exactness == "EXACT" else ""
+    print_message(f"resumed at step {step} from {where}: {exactness}{covers}")
     backend.report(
         Report.RESUMED,
         path=str(source),

@@ -12,6 +12,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
+from orchestrator.system.recorded_command import recorded
 from orchestrator.training.exits import describe, print_message, status_of
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.runtime.local_writer import report_failure
@@ -56,8 +57,14 @@ class RunMembership:
         self._done_file = facts.run_dir.done_file
         self._shield = WorkerShield()
         self._has_reported_stop = False
+        self._pid = os.getpid()
         self.stop_signals.install()
         self._shield.install()
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process has joined the run, and is no fork of the one that has."""
+        return os.getpid() == self._pid
 
     def report_stop(self, step: int) -> None:
         """Report, once, that the stop has reached the loop after ``step`` steps."""
@@ -78,7 +85,7 @@ class RunMembership:
         if steps_at_start == progress.step and self._done_file.exists():
             print_message(self._complete_already(progress.step))
             facts = self.backend.facts
-            if (facts.run_dir.read_done() or {}).get("command") == facts.settings.command:
+            if (facts.run_dir.read_done() or {}).get("command") == recorded(facts.settings.command):
                 return
         else:
             for attempt in patient_retrying(self.stop_signals):
@@ -105,7 +112,7 @@ class RunMembership:
             "step": progress.step,
             "epoch": progress.epoch,
             "time": utc_now(),
-            "command": self.backend.facts.settings.command,
+            "command": recorded(self.backend.facts.settings.command),
         }
         try:
             write_json(self._done_file, done)

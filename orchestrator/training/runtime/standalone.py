@@ -19,13 +19,16 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.rundir.history import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
-from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
 from orchestrator.training.runtime.local_writer import LocalWriter
 
 _JOURNAL_EVENTS = {
@@ -60,22 +63,28 @@ class Standalone:
             self._lock.write_owner()
             # There is no script in an interactive session, nor with -c.
             script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self._store = Store.open(self._run_dir, sys.argv, script)
+            self._store = Store.open(self._run_dir, sys.orig_argv, script)
+            if (others := others_who_may_write(self._run_dir.root)) is not None:
+                print_message(others)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.close()
             raise
+        rotate_journal(self._run_dir, config.log_size)
         self._journal = Journal(self._run_dir.journal_file)
+        self._journal.listeners.append(HistoryIndexer(self._run_dir).on_event)
         self._checkpoint_journal = CheckpointJournal(self._journal)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
+        self._journal.write(
+            JournalEvent.RUN_STARTED, command=recorded(sys.orig_argv), version=__version__
+        )
         page, descriptor = ControlPage.create()
         os.close(descriptor)
-        self._facts = RunFacts(
+        self._facts = TrainerFacts(
             self._run_dir,
             self._store,
             SharedMemory(page, Slots.create(page)),
             RunSettings(
-                command=sys.argv,
+                command=sys.orig_argv,
                 every=config.every,
                 snapshot_budget=config.snapshot_budget,
                 allow_data_change=config.allow_data_change,
@@ -99,7 +108,7 @@ class Standalone:
             )
 
     @property
-    def facts(self) -> RunFacts:
+    def facts(self) -> TrainerFacts:
         """What is known of the run."""
         return self._facts
 
@@ -110,6 +119,8 @@ class Standalone:
             NoValidCheckpointError: There are checkpoints, and none of them is valid.
         """
         self._store.sweep()
+        for sentence in self._store.unrecognised():
+            print_message(f"in {self._run_dir.checkpoints} {sentence}, and is passed over")
         self._resumed_from = self._newest = self._store.newest_valid(self._report_quarantine)
         return self._resumed_from
 

@@ -61,7 +61,7 @@ CASES = {
     "time is up": case(
         GIVE_UP, "--give-up-after", end(Kind.STOPPED), limits=TotalLimits(seconds=9), begun=0.0
     ),
-    "stopped too early too often": case(GIVE_UP, "slice is", end(Kind.STOPPED), slices=4),
+    "stopped too early too often": case(GIVE_UP, "attempt is", end(Kind.STOPPED), slices=4),
     "the same, more restarts allowed": case(
         Action.STOP, "", end(Kind.STOPPED), slices=4, allowed=4
     ),
@@ -149,7 +149,7 @@ CASES = {
     "killed again": case(RETRY, "", KILLED, KILLED, KILLED),
     "killed too often": case(
         GIVE_UP,
-        "each slice is shorter than the checkpoint interval: 4 times",
+        "each attempt is shorter than the checkpoint interval: 4 times",
         KILLED,
         *[KILLED] * 3,
     ),
@@ -241,14 +241,14 @@ def test_safe_point_of_an_earlier_attempt_is_remembered() -> None:
 
 NAMES = {
     ALL: "any",
-    FAILURES: "any but `complete`, `stopped`, `refused`, `failed_afterwards`",
-    FAILURES | {Kind.STOPPED}: "any but `complete`, `refused`, `failed_afterwards`",
+    FAILURES: "any except `complete`, `stopped`, `refused`, `failed_afterwards`",
+    FAILURES | {Kind.STOPPED}: "any except `complete`, `refused`, `failed_afterwards`",
     OUTSIDE: "outside",
     SCRIPT: "script",
     SHORTAGE: "shortage",
     SCRIPT | SHORTAGE: "script, shortage",
     SCRIPT | SHORTAGE | {Kind.HANG}: "script, shortage, `hang`",
-    POISON: "script but `import_error` and `usage`",
+    POISON: "script except `import_error` and `usage`",
 }
 
 
@@ -257,7 +257,7 @@ def words_of(row: DecisionRow) -> str:
     kinds = NAMES.get(row.kinds, by_name)
     if row.kinds > POISON and row.kinds not in NAMES:
         others = ", ".join(f"`{kind}`" for kind in Kind if kind in row.kinds - POISON)
-        kinds = f"{NAMES[POISON]}, {others}"
+        kinds = f"{NAMES[POISON]}; also {others}"
     return f"| {kinds} | {row.when.words or 'always'} | `{row.action}` |"
 
 
