@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.ipc.invitation import accept_invitation
 from orchestrator.ipc.messages import MAXIMUM_LINE_BYTES, Message
 from orchestrator.ipc.server import (
     MAXIMUM_CONNECTIONS,
@@ -396,6 +397,22 @@ def test_leaked_connections_do_not_lock_out_others() -> None:
         await trainer.ping(2)
 
     talk(scenario)
+
+
+def test_invited_connection_is_kept() -> None:
+    """A silent session that came by the invitation outlives the time and the number of others."""
+
+    async def scenario(supervisor: Supervisor) -> None:
+        connected = accept_invitation(supervisor.server.invitation.text, DEADLINE_SECONDS)
+        assert connected is not None
+        invited = Client(*await asyncio.open_unix_connection(sock=connected))
+        silent = await supervisor.connect()
+        assert await silent.is_dropped()
+        for _ in range(2 * MAXIMUM_CONNECTIONS):
+            await (await supervisor.connect()).ping(1)
+        await invited.ping(2)
+
+    talk(scenario, first_message_seconds=0.5)
 
 
 def test_silent_connection_is_closed() -> None:
