@@ -21,10 +21,14 @@ from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.spare.python_command import missing_script
+from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
+from orchestrator.system.given_descriptors import given_descriptors
 from orchestrator.system.recorded_command import recorded
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
@@ -37,19 +41,25 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
-    _check_script(command)
+    if (script := missing_script(command)) is not None:
+        raise ConfigError(
+            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
+            "directory"
+        )
     run_dir = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
     _check_adoption(config, run_dir)
     if arguments.detach:
         return detach.start(run_dir, ["run", *option_words(options), "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
-    console = Console()
-    log = Log(console.screen, in_json=_logs_json(config))
-    try:
-        ending = _run(config, command, run_dir, console, log)
-    finally:
-        log.close()
+    given = given_descriptors()
+    with lifeline(run_dir.lock_file, _orphan_ending(config)):
+        console = Console()
+        log = Log(console.screen, in_json=_logs_json(config))
+        try:
+            ending = _run(config, command, run_dir, console, log, given)
+        finally:
+            log.close()
     if ending.by_interrupt and ending.status in (
         ExitStatus.STOPPED_SAVED,
         ExitStatus.STOPPED_UNSAVED,
@@ -65,10 +75,21 @@ def _logs_json(config: Config) -> bool:
     return config.log_format == "json"
 
 
-def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, log: Log) -> Ending:
+def _orphan_ending(config: Config) -> OrphanEnding:
+    return OrphanEnding(config.grace, config.stop_signal)
+
+
+def _run(
+    config: Config,
+    command: list[str],
+    run_dir: RunDir,
+    console: Console,
+    log: Log,
+    given: tuple[int, ...],
+) -> Ending:
     notifier = Notifier.from_environment(os.environ)
     run_dir.create()
-    lock = RunLock(run_dir)
+    lock = RunLock(run_dir, _orphan_ending(config))
     lock.write_owner()
     log.record_in(run_dir.log_file, config.log_size)
     if (others := others_who_may_write(run_dir.root)) is not None:
@@ -81,7 +102,8 @@ def _run(config: Config, command: list[str], run_dir: RunDir, console: Console, 
     if _already_complete(run_dir, command):
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    return asyncio.run(Supervisor(wire(config, command, store, lock, console, notifier)).run())
+    supervisor = Supervisor(wire(config, command, store, lock, console, notifier), given)
+    return asyncio.run(supervisor.run())
 
 
 def _check_adoption(config: Config, run_dir: RunDir) -> None:
@@ -127,20 +149,6 @@ def check_program(program: str) -> None:
     """Check that a command can be started. Raises ConfigError."""
     if shutil.which(program) is None:
         raise ConfigError(f"cannot run {program}: {_why_not(Path(program))}")
-
-
-def _check_script(command: list[str]) -> None:
-    """Check that ``python script.py`` names a file, before a run is made for it.
-
-    Raises ConfigError.
-    """
-    if len(command) > 1 and Path(command[0]).name.startswith("python"):
-        script = Path(command[1])
-        if script.suffix == ".py" and not script.exists():
-            raise ConfigError(
-                f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to "
-                "its directory"
-            )
 
 
 def _why_not(program: Path) -> str:
