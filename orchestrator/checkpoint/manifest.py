@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from orchestrator.checkpoint.position import Position
 
@@ -97,6 +97,10 @@ class Manifest:
     """The framework whose trainer has saved the files; None for the state of a session."""
     adopted: Adopted | None = None
     """What the script has saved for itself; None for what a session or a framework has saved."""
+    start: dict[str, Any] | None = None
+    """How the training was started (rundir/start.py); None in older checkpoints."""
+    options: dict[str, dict[str, Any]] | None = None
+    """The options of each optimizer as the script had set them, before any step."""
 
     @property
     def position(self) -> Position:
@@ -117,7 +121,7 @@ class Manifest:
         """Return the text of manifest.json; non-finite metrics become strings, as JSON needs."""
         content: JsonObject = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        for key in ("framework", "adopted"):
+        for key in ("framework", "adopted", "start", "options"):
             if content[key] is None:
                 del content[key]
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
@@ -164,6 +168,8 @@ class Manifest:
                 doubts=list(map(str, _typed(content, "doubts", list))),
                 framework=framework,
                 adopted=adopted,
+                start=_typed(content, "start", dict) if "start" in content else None,
+                options=_typed(content, "options", dict) if "options" in content else None,
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None

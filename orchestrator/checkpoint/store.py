@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.checkpoint.checkpoint import (
     MANIFEST_FILE,
@@ -34,6 +34,7 @@ from orchestrator.errors import (
     UnreadableError,
 )
 from orchestrator.rundir.paths import RunDir, RunIdentity
+from orchestrator.rundir.start import Start
 from orchestrator.system.durable import Disk
 
 
@@ -48,6 +49,8 @@ class Store:
     run_id: str
     disk: Disk = field(default_factory=Disk)
     disposal: Disposal = field(default_factory=OwnFiles)
+    start: Start | None = None
+    """How the training that saves here was started; None where only something is looked up."""
     verified: VerificationCache = field(default_factory=VerificationCache, init=False)
 
     @classmethod
@@ -57,18 +60,29 @@ class Store:
         command: list[str],
         script: str | None = None,
         disposal: Disposal | None = None,
+        start: Start | None = None,
+        *,
+        accept_other: bool = False,
     ) -> Self:
         """Open the store of the run in this directory, which becomes a new run if there is none.
 
         A lost run.json is written again, with the id that the newest checkpoint carries. Raises
-        ConfigError when run.json is damaged or belongs to another ``script``.
+        ConfigError when run.json is damaged or belongs to another ``script``, unless
+        ``accept_other``.
         """
         known_id = None
         for path in cls(run, run_id="").directories():
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 known_id = read_checkpoint(path).manifest.run_id
-        run_id = RunIdentity.open(run, command, known_id, script).run_id
-        return cls(run, run_id, disposal=disposal or OwnFiles())
+        identity = RunIdentity.open(
+            run, command, known_id, script, start, accept_other=accept_other
+        )
+        return cls(run, identity.run_id, disposal=disposal or OwnFiles(), start=start)
+
+    @property
+    def start_record(self) -> dict[str, Any] | None:
+        """``start`` as manifests keep it."""
+        return None if self.start is None else self.start.to_json()
 
     # --- publishing --------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.safe_points import SafePoints
 from orchestrator.training.saving.saver import Saver
 from orchestrator.training.saving.session_saves import SessionSaves
+from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import detach
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.stop import TrainingStopped
@@ -85,6 +86,7 @@ class Session:
         *,
         run_dir: str | Path | None = None,
         start_from: str | Path | None = None,
+        keep_options: Iterable[str] = (),
         **objects: Any,
     ) -> None:
         """Register the objects whose states are saved and restored.
@@ -94,6 +96,8 @@ class Session:
             start_from: A file in the classic form {'epoch', 'model_state_dict',
                 'optimizer_state_dict', 'loss'} with which a run begins that has no checkpoints of
                 its own.
+            keep_options: The optimizer options, such as ("lr",), that a resumed run takes from the
+                script and not from the checkpoint. A learning rate goes on where its schedule is.
             **objects: Models, optimizers, schedulers, scalers: whatever has ``state_dict()`` and
                 ``load_state_dict()``; and random generators of Python, NumPy or torch. The name of
                 each is its key in the checkpoint, followed by ``_state_dict``.
@@ -105,6 +109,9 @@ class Session:
         self.resumed_from: Path | None = None
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._start_from = Path(start_from) if start_from is not None else None
+        self._keep_options = (
+            (keep_options,) if isinstance(keep_options, str) else tuple(keep_options)
+        )
         self._registry = Registry()
         with refusing():
             self._registry.add(objects)
@@ -134,8 +141,9 @@ class Session:
         backend, page = membership.backend, membership.page
         settings = backend.facts.settings
         self._run_id = backend.facts.store.run_id
-        saver = Saver(backend, self._registry)
         self._registry.add_scalers()
+        options = OptimizerOptions(self._registry, self._keep_options)
+        saver = Saver(backend, self._registry, options)
         self._loop_state = LoopState(
             self._registry,
             self.state,
@@ -144,7 +152,7 @@ class Session:
         )
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
-        self.resumed_from = resume_newest(backend, self._registry, self._loop_state)
+        self.resumed_from = resume_newest(backend, self._registry, self._loop_state, options)
         if self.resumed_from is not None:
             due.schedule.begin(self.global_step, self.epoch)
         elif self._start_from is not None:

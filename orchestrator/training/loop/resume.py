@@ -1,21 +1,26 @@
 """Restores what a run continues from: a snapshot, a checkpoint, or a file in the classic form."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
+from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
-def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState) -> Path | None:
+def resume_newest(
+    backend: RunBackend, registry: Registry, loop_state: LoopState, options: OptimizerOptions
+) -> Path | None:
     """Restore the newest state of a session's run; return its checkpoint, None in a new run.
 
     Raises:
@@ -36,7 +41,9 @@ def resume_newest(backend: RunBackend, registry: Registry, loop_state: LoopState
         restored = _read(newest, backend)
         registry.restore(restored.content, source, borrowed=True)
         loop_state.resume(restored)
-    report_resumed(backend, newest, source, loop_state.exactness)
+    replaced = options.after_restore(newest.manifest.options)
+    loop_state.add_problems(options.doubts)
+    report_resumed(backend, newest, source, loop_state.exactness, replaced)
     return source
 
 
@@ -55,18 +62,34 @@ def checkpoint_of(backend: RunBackend, framework: str) -> Checkpoint | None:
 
 
 def report_resumed(
-    backend: RunBackend, state: Snapshot | Checkpoint, source: Path, exactness: str | None
+    backend: RunBackend,
+    state: Snapshot | Checkpoint,
+    source: Path,
+    exactness: str | None,
+    replaced: Sequence[str] = (),
 ) -> None:
-    """Print and report at which step, from what, and how exactly the run was resumed."""
+    """Print and report at which step, from what, and how exactly the run was resumed.
+
+    Below that stand what differs from the start that saved the state, and the options of this
+    start that the state has ``replaced``.
+    """
     step, from_memory = state.manifest.step, isinstance(state, Snapshot)
     where = "memory" if from_memory else source.name
-    print_message(f"resumed at step {step} from {where}: {exactness}")
+    start, earlier = backend.facts.store.start, Start.from_json(state.manifest.start)
+    differences = start.differences_from(earlier) if start and earlier else []
+    differences += replaced
+    lines = [f"resumed at step {step} from {where}: {exactness}"]
+    if differences:
+        lines += ["WARNING: this start differs from the one that saved it", *differences]
+        lines.append(OTHER_EXPERIMENT)
+    print_message("\n    ".join(lines))
     backend.report(
         Report.RESUMED,
         path=str(source),
         step=step,
         from_memory=from_memory,
         exactness=exactness,
+        differences=differences,
     )
 
 

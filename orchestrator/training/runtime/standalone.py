@@ -19,9 +19,12 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_arguments
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
-from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.pattern import run_dir_of
+from orchestrator.rundir.start import Start, is_notebook
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
@@ -38,6 +41,19 @@ _trained: set[Path] = set()
 """The run directories that this process trains, or has trained to their end."""
 
 
+def _run_dir(pattern: Path | None, start: Start) -> RunDir:
+    """Return the run's directory, which a later change of the working directory does not move.
+
+    Raises ConfigError where it would be shared by all notebooks, or a pattern is wrong.
+    """
+    if pattern is None and is_notebook() and start.script is None:
+        raise ConfigError(
+            "cannot name the run: this notebook does not know its own name, and all notebooks of "
+            "this folder would share one run; give Session(run_dir='runs/my-notebook')"
+        )
+    return RunDir(run_dir_of(pattern, start.script or sys.argv[0], start).absolute())
+
+
 class Standalone:
     """The backend of a session in a process without a supervisor."""
 
@@ -50,17 +66,21 @@ class Standalone:
         """
         config = Config.resolve({}, os.environ, Path.cwd())
         self._policy = config.retention
-        self._run_dir = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
-        self._resolved_path = self._run_dir.root.resolve()  # the script may change its directory
+        start = Start.of_process()
+        self._run_dir = _run_dir(run_dir or config.run_dir, start)
+        self._resolved_path = self._run_dir.root.resolve()
         self._refuse_second_training()
         self._run_dir.create()
         self._lock = RunLock(self._run_dir)
         self._has_left = False
         try:
             self._lock.write_owner()
-            # There is no script in an interactive session, nor with -c.
-            script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self._store = Store.open(self._run_dir, sys.argv, script)
+            accept_other = os.environ.get(CONTINUE_VARIABLE) == "on"
+            self._store = Store.open(
+                self._run_dir, sys.argv, start.script, start=start, accept_other=accept_other
+            )
+            if not accept_other:
+                refuse_other_arguments(self._run_dir, start)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.close()

@@ -24,6 +24,7 @@ from orchestrator.ipc.messages import (
 )
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.start import Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
@@ -72,7 +73,7 @@ class Supervised:
         }
         self._facts = RunFacts(
             run_dir,
-            Store(run_dir, welcome["run_id"]),
+            Store(run_dir, welcome["run_id"], start=Start.from_json(welcome["start"])),
             SharedMemory(
                 self._connection.page,
                 self._connection.slots,

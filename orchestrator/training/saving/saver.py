@@ -26,6 +26,7 @@ from orchestrator.training.runtime.worker_signals import sigchld_default
 from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent, Snapshotter
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
+from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.versions import VERSIONS
 
@@ -42,13 +43,15 @@ class Saver:
         pace: When the next snapshot is due.
     """
 
-    def __init__(self, backend: RunBackend, registry: Registry) -> None:
+    def __init__(self, backend: RunBackend, registry: Registry, options: OptimizerOptions) -> None:
         facts = backend.facts
         self._budget = facts.settings.snapshot_budget
         self.pace = SnapshotPace(self._budget, facts.settings.snapshot_interval_seconds)
         self._write_seconds = 0.0
         self._thread_seconds = 0.0
         self._backend = backend
+        self._options = options
+        self._start = facts.store.start_record
         self._registry = registry
         self._snapshotter = Snapshotter(facts.memory.slots)
         self._writes: list[Future[Checkpoint]] = []
@@ -214,6 +217,8 @@ class Saver:
             versions=VERSIONS,
             digests={"next_batch": digest_of_next(saved.state["data"])},
             doubts=saved.doubts,
+            start=self._start,
+            options=self._options.as_set,
         )
 
 
