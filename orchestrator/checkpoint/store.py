@@ -122,6 +122,8 @@ class Store:
         self, manifest: Manifest, fill: Callable[[Path], dict[str, FileRecord]]
     ) -> Checkpoint:
         try:
+            # The script may have moved or deleted the run directory.
+            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             return publish_directory(self.run, self.disk, manifest, fill)
         except OSError as error:
             has_older = bool(self.directories())

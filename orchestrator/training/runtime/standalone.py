@@ -24,11 +24,12 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
-from orchestrator.rundir.start import Start, is_notebook
+from orchestrator.rundir.start import Start, has_changed_directory, is_notebook
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
 from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 
 _JOURNAL_EVENTS = {
@@ -70,6 +71,7 @@ class Standalone:
         self._run_dir = _run_dir(run_dir or config.run_dir, start)
         self._resolved_path = self._run_dir.root.resolve()
         self._refuse_second_training()
+        self._hint_at_new_directory(run_dir or config.run_dir)
         self._run_dir.create()
         self._lock = RunLock(self._run_dir)
         self._has_left = False
@@ -104,9 +106,20 @@ class Standalone:
         self._local_writer = LocalWriter(self)
         self._tracker_variables = TrackerVariables(self._run_dir, self._store.run_id)
         self._mlflow = MlflowWatch(self._run_dir)
+        self._directory_watch = DirectoryWatch(self._run_dir)
         self._resumed_from: Checkpoint | None = None
         self._newest: Checkpoint | None = None
         _trained.add(self._resolved_path)
+
+    def _hint_at_new_directory(self, given: Path | None) -> None:
+        is_relative = given is None or not given.is_absolute()
+        if is_relative and has_changed_directory() and not self._run_dir.run_file.exists():
+            print_message(
+                f"the script has changed its working directory, and a new run begins in "
+                f"{self._run_dir.root}; if that directory is a new one for each start, as with "
+                "Hydra, the run will not be found again: give Session(run_dir=...) or "
+                "ORCHESTRATOR_RUN_DIR an absolute path, or use `orchestrator run`"
+            )
 
     def _refuse_second_training(self) -> None:
         # It would begin at the end of the first, whatever its model: another fold, say, would be
@@ -148,7 +161,8 @@ class Standalone:
             self._journal.write(_JOURNAL_EVENTS[report], **facts)
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
-        """Record the script's MLflow run, if it has one by now; no supervisor shows metrics."""
+        """Check once a second what may have changed; no supervisor shows metrics."""
+        self._directory_watch.check()
         self._mlflow.poll()
 
     def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
@@ -166,7 +180,9 @@ class Standalone:
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how the session ended and free the run."""
+        self._directory_watch.check()
         self._local_writer.finish()
+        self._directory_watch.close()
         step = self._facts.memory.page.values[Field.STEP]
         if status is ExitStatus.COMPLETE:
             self._journal.write(JournalEvent.RUN_COMPLETED, step=step)

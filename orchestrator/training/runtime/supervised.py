@@ -30,6 +30,7 @@ from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MlflowWatch
 from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 from orchestrator.training.runtime.supervisor_connection import SupervisorConnection
 
@@ -95,6 +96,7 @@ class Supervised:
         modules_file = self._attempt_files.modules_file
         self._module_report = ModuleReport(modules_file, self._report_modules)
         self._mlflow = MlflowWatch(run_dir)
+        self._directory_watch = DirectoryWatch(run_dir)
         self._connection.listen()
 
     @property
@@ -137,6 +139,7 @@ class Supervised:
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Report the metrics, and what else a supervisor hears about once a second."""
+        self._directory_watch.check()
         self._connection.offer("metrics", metrics=json_metrics(metrics))
         self._module_report.write_if_due()
         self._mlflow.poll()
@@ -146,6 +149,8 @@ class Supervised:
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Leave the exception's description in error.json, report the status, disconnect."""
+        self._directory_watch.check()
+        self._directory_watch.close()
         if error is not None:
             # A full disk must not replace the exception that the user has to see.
             with contextlib.suppress(OSError):
