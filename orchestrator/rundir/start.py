@@ -116,10 +116,18 @@ class Start:
     @classmethod
     def from_json(cls, content: Mapping[str, Any] | None) -> Self | None:
         """Return what ``to_json`` has made; None where that is absent or of another form."""
+        if content is None:
+            return None
         try:
-            return None if content is None else cls(**content)
+            start = cls(**content)
         except TypeError:
             return None
+        words = [start.command, start.arguments]
+        is_readable = all(
+            isinstance(part, list) and all(isinstance(word, str) for word in part) for part in words
+        )
+        is_readable = is_readable and isinstance(start.configuration, dict)
+        return start if is_readable and isinstance(start.git, dict | None) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as the manifests and done.json keep it, cut to a bounded size."""

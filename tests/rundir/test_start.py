@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,3 +268,19 @@ def test_both_modes_know_a_program_by_the_same_path(tmp_path: Path) -> None:
             start = Start.of_command(command)
         told.add(f"{start.script} {start.arguments}")
     assert told == {f"{tmp_path}/a/train.py ['--lr', '1']"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        {},
+        {"command": 1, "arguments": [], "directory": "/"},
+        {"command": [], "arguments": [1], "directory": "/"},
+        {"command": [], "arguments": [], "directory": "/", "git": 7},
+        {"command": [], "arguments": [], "directory": "/", "of a later version": 7},
+    ],
+)
+def test_record_of_another_form_is_not_compared(content: dict[str, Any] | None) -> None:
+    """A manifest is data from the disk: what cannot be read there is treated as not known."""
+    assert Start.from_json(content) is None

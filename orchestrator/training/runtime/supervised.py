@@ -74,7 +74,7 @@ class Supervised:
         }
         self._facts = RunFacts(
             run_dir,
-            Store(run_dir, welcome["run_id"], start=Start.from_json(welcome["start"])),
+            Store(run_dir, welcome["run_id"], start=Start.from_json(welcome.get("start"))),
             SharedMemory(
                 self._connection.page,
                 self._connection.slots,
