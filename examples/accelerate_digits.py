@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split  # type: ignore[import-unty
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from orchestrator.training import Session
+from orchestrator import Session
 
 
 class NoisyDigits(Dataset[tuple[Tensor, Tensor]]):

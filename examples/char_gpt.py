@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orchestrator.training import Session
+from orchestrator import Session
 
 VOCABULARY = 256  # each character is one byte
 

@@ -77,7 +77,7 @@ def wait_for(question: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while (answer := question()) is None:
         if time.monotonic() > deadline:
-            sys.exit(f"the demo waited {DEADLINE_SECONDS:g} s in vain; last status: {status()}")
+            sys.exit(f"the demo gave up after {DEADLINE_SECONDS:g} s; last status: {status()}")
         time.sleep(POLL_SECONDS)
     return answer
 

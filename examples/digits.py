@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from orchestrator.training import Session
+from orchestrator import Session
 
 
 class ShiftedDigits(Dataset[tuple[Tensor, Tensor]]):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from orchestrator.training import Session
+from orchestrator import Session
 
 
 def main() -> None:

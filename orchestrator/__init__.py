@@ -1,4 +1,4 @@
-"""A resumable training orchestrator: stop or kill a PyTorch run, lose nothing or almost nothing.
+"""A resumable training orchestrator: stop or kill a PyTorch run, lose nothing, or seconds.
 
 The command line is ``orchestrator`` (or ``python -m orchestrator``). A training script imports
 ``Session``, which loads PyTorch. Importing the package alone does not.

@@ -17,11 +17,12 @@ from orchestrator.errors import (
     OrchestratorError,
 )
 from orchestrator.ipc.messages import Connection, Message
-from orchestrator.rundir.lock import lock_owner
+from orchestrator.rundir.lock import has_ended, lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 from orchestrator.telemetry.status import status_from_disk
 
 REPLY_SECONDS = 5.0
+ENDED_SUPERVISOR = "the supervisor has ended; its trainer is saving, and then ends too"
 
 
 def existing_run(argument: Path | None) -> RunDir:
@@ -33,25 +34,31 @@ def existing_run(argument: Path | None) -> RunDir:
     run = RunDir(root or _only_run())
     if not run.run_file.exists():
         raise ConfigError(
-            f"cannot find a run in {run.root}: there is no {run.run_file}; name the directory of "
-            "a run, or start one with `orchestrator run -- python train.py`"
+            f"cannot find a run in {run.root}: there is no {run.run_file}; {_choice()}"
         )
     return run
 
 
 def _only_run() -> Path:
-    found = sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
+    found = _default_runs()
     if not found:
-        raise ConfigError(
-            f"cannot find a run: there is none in ./{DEFAULT_PARENT}; start one with "
-            "`orchestrator run -- python train.py` or give its directory"
-        )
+        raise ConfigError(f"cannot find a run: there is none in ./{DEFAULT_PARENT}; {_choice()}")
     if len(found) > 1:
         raise ConfigError(
-            f"cannot tell which run is meant: ./{DEFAULT_PARENT} holds {len(found)}; "
-            f"give the directory of one: {', '.join(map(str, found))}"
+            f"cannot tell which run is meant: ./{DEFAULT_PARENT} holds {len(found)}; {_choice()}"
         )
     return found[0]
+
+
+def _default_runs() -> list[Path]:
+    return sorted(path.parent for path in DEFAULT_PARENT.glob("*/run.json"))
+
+
+def _choice() -> str:
+    """Return what to type instead."""
+    if found := _default_runs():
+        return f"give the directory of a run: {', '.join(map(str, found))}"
+    return "start one with `orchestrator run -- python train.py` or give its directory"
 
 
 def open_store(argument: Path | None) -> Store:
@@ -70,7 +77,10 @@ def status_of(run: RunDir) -> dict[str, Any]:
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.
         holder = "supervisor_pid" if "socket" in owner else "trainer_pid"
-        status |= {"state": "running", "failure": None, holder: owner.get("pid")}
+        if has_ended(owner):
+            status |= {"state": "interrupted", "problem": ENDED_SUPERVISOR}
+        else:
+            status |= {"state": "running", "failure": None, holder: owner.get("pid")}
     return status
 
 
@@ -144,7 +154,7 @@ def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) 
             )
         verify(made_at_step[-1], to_load=to_load)
         return made_at_step[-1]
-    for candidate in reversed(store.all()):
+    for candidate in store.newest_first():
         if candidate.manifest.healthy:
             with contextlib.suppress(CheckpointInvalidError):
                 verify(candidate, to_load=to_load)

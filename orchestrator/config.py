@@ -22,7 +22,7 @@ from orchestrator.checkpoint.retention import (
     RetentionPolicy,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.system.units import parse_duration
+from orchestrator.system.units import parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
@@ -30,6 +30,7 @@ PROJECT_FILE = "pyproject.toml"
 
 # The supervisor checks the heartbeat once a second.
 LEAST_HANG_SECONDS = 2.0
+LEAST_LOG_BYTES = 1 << 20
 
 _SWITCH = {"on": True, "off": False}
 _STEPS_OR_EPOCHS = re.compile(r"(\d+)(steps?|epochs?)")
@@ -119,6 +120,13 @@ def _parse_log_format(text: str) -> Literal["auto", "text", "json"]:
         case "auto" | "text" | "json" as word:
             return word
     raise ValueError("write auto, text or json")
+
+
+def _parse_log_size(text: str) -> int:
+    size = parse_size(text)
+    if size < LEAST_LOG_BYTES:
+        raise ValueError("at least 1M: the end of the output tells why a trainer has failed")
+    return size
 
 
 def _parse_signal(text: str) -> signal.Signals:
@@ -264,6 +272,13 @@ class Config:
         "Form of the supervisor's messages: text for people, or one JSON object a line. Default: "
         "auto, JSON in the systemd journal and text everywhere else.",
         "auto",
+    )
+    log_size: int = _option(
+        _parse_log_size,
+        "SIZE",
+        "When output.log or supervisor.log would exceed SIZE, it is renamed to output.1.log or "
+        "supervisor.1.log, and the one before that is deleted. At least 1M. Default: 256M.",
+        256 << 20,
     )
 
     @property

@@ -4,6 +4,7 @@ OrchestratorError                 carries the exit status that tells a scheduler
 ├── ConfigError                   an option, a file or a directory is not usable: correct it
 │   ├── MismatchError             the checkpoint does not fit the script's objects: fix the script
 │   ├── UnstorableError           a checkpoint cannot hold a value: convert it or leave it out
+│   │   └── FreedStorageError     a tensor has no memory at this moment: save when it has
 │   └── UnreadableError           the system refuses to read a checkpoint, which may be valid
 ├── RunInUseError                 another process trains in this run: wait for it, or stop it
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
@@ -44,6 +45,14 @@ class UnstorableError(ConfigError):
             "keep tensors, numbers, strings, lists, tuples, sets and dicts of these"
         )
         self.where = where
+        self.problem = problem
+
+
+class FreedStorageError(UnstorableError):
+    """The memory of a tensor has been given back, so that there is nothing to store now."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where, "its storage is freed or too small at this moment")
 
 
 class UnreadableError(ConfigError):

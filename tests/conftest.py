@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings of all tests."""
 
 import gc
 import os
@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
-    """Under nohup, or in the background of a shell, signals are ignored: not by what we start."""
+    """Restore signals that nohup or a shell's background ignores: started processes need them."""
     for number, handler in (
         (signal.SIGHUP, signal.SIG_DFL),
         (signal.SIGINT, signal.default_int_handler),
@@ -36,6 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What we have imported stays: no collection is to go through it, or copy it in a fork."""
+    """Freeze the imported objects, so that no collection visits them or copies them in a fork."""
     gc.collect()
     gc.freeze()

@@ -135,12 +135,15 @@ def test_command_line_page_is_generated() -> None:
 
 
 def test_paths_through_the_source() -> None:
-    """Each path of the page that explains the source names files that exist, at most five each."""
+    """Each path through the source has at most five files, which exist and hold what it names."""
     paths = HOW_IT_WORKS.split("\n### ")[1:]
     assert len(paths) == 6
     for path in paths:
         files = re.findall(r"^\d\. `([\w/.]+)`", path, re.MULTILINE)
         assert 1 < len(files) <= MOST_FILES_OF_A_PROCESS
+        sources = "".join((ROOT / file).read_text() for file in files)
+        for name in re.findall(r"`(?:\w+\.)?(\w+)(?:\(\))?`", path):
+            assert name in sources + EVENTS, name
     for name in re.findall(r"`(orchestrator/[\w/]+\.py)`", "".join(PAGES.values())):
         assert (ROOT / name).exists(), name
 

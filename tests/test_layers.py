@@ -97,7 +97,7 @@ def imports_of(module: Path) -> frozenset[str]:
 
 
 def room(name: str, inside: str) -> str | None:
-    """The part of a package in which a module lies; None for one that lies outside of it."""
+    """The part of a package that holds a module; None for a module outside of it."""
     parts = name.split(".")
     above = ["orchestrator", *([inside] if inside else [])]
     return parts[len(above)] if parts[: len(above)] == above and len(parts) > len(above) else None

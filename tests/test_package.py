@@ -12,7 +12,7 @@ RELATIVE = re.compile(
 
 
 def test_the_page_on_the_index_has_no_relative_links() -> None:
-    """What becomes of the README has no link or picture that is only found in the repository."""
+    """The README on the index has no link or picture that is only found in the repository."""
     text = (ROOT / "README.md").read_text()
     for rule in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"][
         "substitutions"

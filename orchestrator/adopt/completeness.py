@@ -5,6 +5,8 @@ having everything that an earlier checkpoint of the run has, each file proven wh
 in that checkpoint.
 """
 
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ from orchestrator.adopt.formats import (
     DCP_METADATA,
     DCP_SUFFIX,
     IncompleteError,
+    check_allocation,
     dcp_sizes,
     read_json,
     shows_whole,
@@ -25,6 +28,8 @@ TRAINER_FILES = ("training_args.bin", "optimizer.pt", "scheduler.pt")
 # Accelerate writes the random states after these.
 ACCELERATE_FILES = ("optimizer.bin", "scheduler.bin", "sampler.bin")
 ACCELERATE_RANDOM_STATES = "random_states_"
+ACCELERATE_MODEL = re.compile(r"\.safetensors$|(^|/)pytorch_model[^/]*\.bin$")
+ACCELERATE_REST_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
 
     Raises IncompleteError when something is missing, and OSError when the files cannot be read.
     """
+    if saved.states and not any(saved.sizes.values()):
+        raise IncompleteError(
+            "it is empty" if saved.is_directory else f"{saved.path.name} is empty"
+        )
+    for name, size in saved.sizes.items():
+        check_allocation(saved.root / name, size)
     silent = {n: size for n, size in saved.sizes.items() if not shows_whole(saved.root / n, size)}
     if not saved.is_directory:
         return Completeness(not silent, "its format does not show whether it is complete")
@@ -51,7 +62,7 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
     _check_indexes(saved)
     measured = _check_dcp(saved)
     is_trainer = _check_trainer(saved)
-    _check_accelerate(saved)
+    is_accelerate = _check_accelerate(saved) and not silent
     if usual is not None:
         lacking = kinds_of(usual) - kinds_of(saved.states)
         if lacking:
@@ -65,7 +76,8 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
             False, f"the format of {min(doubtful)} does not show whether it is complete"
         )
     is_dcp = measured == saved.states.keys()
-    return Completeness(is_dcp or is_trainer, "nothing in it shows that it is complete")
+    proven = is_dcp or is_trainer or is_accelerate
+    return Completeness(proven, "nothing in it shows that it is complete")
 
 
 def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
@@ -102,8 +114,11 @@ def _check_dcp(saved: SavedFiles) -> set[str]:
     for folder in folders:
         metadata = f"{folder}/{DCP_METADATA}".lstrip("/")
         _require(saved, metadata, "which is written last")
+        sizes = dcp_sizes(saved.root / metadata)
+        if sizes is None:
+            continue
         measured.add(metadata)
-        for shard, least in dcp_sizes(saved.root / metadata).items():
+        for shard, least in sizes.items():
             name = f"{folder}/{shard}".lstrip("/")
             _require(saved, name, f"which {metadata} names")
             if saved.states[name].bytes < least:
@@ -119,11 +134,18 @@ def _check_trainer(saved: SavedFiles) -> bool:
     return TRAINER_STATE in saved.states
 
 
-def _check_accelerate(saved: SavedFiles) -> None:
-    if any(name in saved.states for name in ACCELERATE_FILES) and not any(
-        name.startswith(ACCELERATE_RANDOM_STATES) for name in saved.states
-    ):
+def _check_accelerate(saved: SavedFiles) -> bool:
+    """Return whether it is a directory of Accelerate's that was at rest after its last file.
+
+    Only objects that the script has registered are written after the random states, at once.
+    """
+    has_states = any(name.startswith(ACCELERATE_RANDOM_STATES) for name in saved.states)
+    is_accelerate = any(name in saved.states for name in ACCELERATE_FILES)
+    if is_accelerate and not has_states:
         raise IncompleteError("it lacks the random states, which Accelerate writes last")
+    has_model = any(ACCELERATE_MODEL.search(name) for name in saved.states)
+    at_rest = time.time_ns() - saved.last_change_ns > ACCELERATE_REST_NS
+    return is_accelerate and has_model and at_rest
 
 
 def _require(saved: SavedFiles, name: str, why: str) -> None:

@@ -38,7 +38,7 @@ class SavedFiles:
             if stat.S_ISREG(found.st_mode):
                 return cls(path, False, {path.name: _state(found)})
             if stat.S_ISDIR(found.st_mode):
-                return cls(path, True, dict(_walk(path, "")))
+                return cls(path, True, dict(_walk(path)))
         except OSError:
             pass
         return None
@@ -69,14 +69,17 @@ class SavedFiles:
         return max(self.modified_ns.values(), default=0)
 
 
-def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, FileState]]:
-    with os.scandir(directory) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
-            elif entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
-                    yield prefix + entry.name, _state(entry.stat(follow_symlinks=False))
+def _walk(directory: Path) -> Iterator[tuple[str, FileState]]:
+    waiting = [""]  # not by recursion: a hostile tree is deeper than the stack
+    while waiting:
+        prefix = waiting.pop()
+        with os.scandir(directory / prefix) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{prefix}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield prefix + entry.name, _state(entry.stat(follow_symlinks=False))
 
 
 def _state(found: os.stat_result) -> FileState:

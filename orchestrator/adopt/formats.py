@@ -1,26 +1,44 @@
 """Checks that a file is whole, as far as its format shows, without running any pickle."""
 
-import contextlib
 import json
 import os
-import pickle
-import pickletools
 import struct
 import zipfile
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LARGEST_JSON_BYTES = 256 << 20
+from orchestrator.adopt.pickle_reader import (
+    DamagedPickleError,
+    PickledObject,
+    PickleTooLargeError,
+    ends_with_pickle,
+    read_pickle,
+)
+
+LARGEST_JSON_BYTES = 64 << 20
+# Each bracket and each comma may stand for an object of a hundred bytes.
+MOST_JSON_ITEMS = 4_000_000
+# The limit of safetensors itself.
+LARGEST_HEADER_BYTES = 100_000_000
+LARGEST_ZIP_DIRECTORY_BYTES = 16 << 20
+LARGEST_PICKLE_BYTES = 1 << 30
+# Inflating this takes about a second.
+LARGEST_COMPRESSED_PICKLE_BYTES = 64 << 20
+MOST_PICKLES = 8
 ZIP_MAGIC = b"PK\x03\x04"
 DCP_METADATA = ".metadata"
 DCP_SUFFIX = ".distcp"
 PICKLE_SUFFIXES = {".pkl", ".pickle"}
-# Reading this many takes some seconds; a longer pickle holds numbers one by one.
-MOST_OPCODES = 5_000_000
-LONGEST_READ_BYTES = 1 << 20
+# Of a file of this size, at least this part must be on the disk, or it is one that a script has
+# only stretched so far. Filesystems that compress reach no such ratio with weights.
+LARGE_FILE_BYTES = 4 << 30
+LEAST_ALLOCATED_SHARE = 1 / 16
 # An empty file of these kinds is one whose writing has just begun.
-_NEVER_EMPTY = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".json", ".npz", DCP_SUFFIX}
+_NEVER_EMPTY = {
+    *(".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".msgpack", ".model", ".weights"),
+    *(".pkl", ".pickle", ".json", ".npz", ".npy", ".zip", ".gz", ".h5", ".keras", ".onnx"),
+    DCP_SUFFIX,
+}
 
 
 class IncompleteError(Exception):
@@ -34,30 +52,59 @@ def shows_whole(path: Path, size: int) -> bool:
     """
     if size == 0 and path.suffix in _NEVER_EMPTY:
         raise IncompleteError(f"{path.name} is empty")
-    if path.suffix == ".json":
-        read_json(path)
-        return True
     if path.suffix == DCP_SUFFIX:
         return False  # pieces in a row; only .metadata knows their sizes
+    try:
+        return _shows_whole(path, size)
+    except (OSError, IncompleteError):
+        raise
+    except Exception as error:
+        # A file may hold anything, and a reader of its format may raise anything: that file is
+        # damaged, and the others are examined all the same.
+        problem = f"{path.name} is damaged: {type(error).__name__}"
+        raise IncompleteError(problem) from None
+
+
+def _shows_whole(path: Path, size: int) -> bool:
+    if path.suffix == ".json":
+        return read_json(path) is not None
     with open(path, "rb") as file:
         if path.suffix == ".safetensors":
             _check_safetensors(path.name, file, size)
             return True
         if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
-            _check_zip(path.name, file)
-            return True
+            return _zip_shows_whole(path.name, file)
         if path.suffix in PICKLE_SUFFIXES:
             file.seek(0)
-            return _is_one_pickle(file)
+            return ends_with_pickle(file, size)
     return False
 
 
+def check_allocation(path: Path, size: int) -> None:
+    """Check that a large file is not mostly holes, as one that was stretched to its length.
+
+    Reading terabytes of zeros would keep every other save waiting. Raises IncompleteError, OSError.
+    """
+    if size < LARGE_FILE_BYTES:
+        return
+    allocated = path.stat().st_blocks * 512
+    if allocated < size * LEAST_ALLOCATED_SHARE:
+        raise IncompleteError(f"{path.name} is mostly holes: {allocated} of {size} bytes are there")
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file; return None if it is too large. Raises IncompleteError and OSError."""
+    """Read a JSON file; return None if that would take too much memory.
+
+    Raises IncompleteError and OSError.
+    """
     if path.stat().st_size > LARGEST_JSON_BYTES:
         return None
+    with open(path, "rb") as file:
+        text = file.read(LARGEST_JSON_BYTES)
+    if sum(map(text.count, (b"[", b"{", b","))) > MOST_JSON_ITEMS:
+        return None
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise IncompleteError(f"{path.name} is not complete JSON") from None
 
@@ -65,130 +112,106 @@ def read_json(path: Path) -> Any:
 def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
     try:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
-        if header_bytes > size:
+        if header_bytes > min(size, LARGEST_HEADER_BYTES):
             raise ValueError
         header = json.loads(file.read(header_bytes))
         ends = [t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"]
         needed = 8 + header_bytes + max(ends, default=0)
-    except (ValueError, struct.error, LookupError, TypeError, AttributeError):
+    except (ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError):
         raise IncompleteError(f"{name} has an incomplete header") from None
     if size != needed:
         raise IncompleteError(f"{name} has {size} bytes, not {needed}")
 
 
-def _check_zip(name: str, file: BinaryIO) -> None:
+class _BoundedReads:
+    """A file for zipfile, which reads the whole directory of an archive at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._file = file
+
+    def read(self, count: int = -1) -> bytes:
+        wanted = LARGEST_ZIP_DIRECTORY_BYTES + 1 if count < 0 else count
+        if wanted <= LARGEST_ZIP_DIRECTORY_BYTES:
+            return self._file.read(wanted)
+        content = self._file.read(LARGEST_ZIP_DIRECTORY_BYTES + 1)
+        if len(content) > LARGEST_ZIP_DIRECTORY_BYTES:
+            raise _TooLargeError
+        return content
+
+
+class _TooLargeError(Exception):
+    """Nothing is known to be wrong, but to find out would take too much memory or time."""
+
+
+def _zip_shows_whole(name: str, file: BinaryIO) -> bool:
     """Check that a torch.save file has its zip directory and every storage that its pickle names.
 
     A file that torch had to close early, on a full disk or an exception, has a directory too.
     """
+    bounded: Any = _BoundedReads(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(bounded) as archive:
             members = set(archive.namelist())
-            for pickled in [m for m in members if m.rpartition("/")[2] == "data.pkl"]:
-                reader = _Reader(archive.open(pickled))
-                reader.load()
+            pickles = sorted(m for m in members if m.rpartition("/")[2] == "data.pkl")
+            if len(pickles) > MOST_PICKLES:
+                return False
+            for pickled in pickles:
                 folder = pickled.removesuffix("data.pkl") + "data/"
-                if missing := {folder + key for key in reader.storages} - members:
+                named = {folder + key for key in _storages(archive, archive.getinfo(pickled))}
+                if missing := named - members:
                     raise IncompleteError(f"{name} lacks {min(missing)}")
+    except (_TooLargeError, PickleTooLargeError):
+        return False
     except zipfile.BadZipFile:
         raise IncompleteError(f"{name} is cut off") from None
-    except NotImplementedError:  # it asks for encryption, say, or a later version of the format
+    except NotImplementedError:  # it asks for a later version of the format, say
         raise IncompleteError(f"{name} has a damaged directory") from None
-    except _PICKLE_ERRORS:
+    except (DamagedPickleError, EOFError):
         raise IncompleteError(f"{name} has an incomplete data.pkl") from None
+    return True
 
 
-def _is_one_pickle(file: BinaryIO) -> bool:
-    """Return whether the file ends with the pickle's STOP; joblib, say, adds bytes after it."""
-    skimmed: Any = _Skimmed(file)
-    with contextlib.suppress(*_PICKLE_ERRORS):
-        for opcode, _, _ in islice(pickletools.genops(skimmed), MOST_OPCODES):
-            if opcode.name == "STOP":
-                return not file.read(1)
-    return False
+def _storages(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> set[str]:
+    """Return the keys of the storages that a data.pkl names."""
+    stored = info.compress_type == zipfile.ZIP_STORED
+    if info.file_size > (LARGEST_PICKLE_BYTES if stored else LARGEST_COMPRESSED_PICKLE_BYTES):
+        raise _TooLargeError
+    with archive.open(info) as pickled:
+        content = read_pickle(pickled, info.file_size)  # type: ignore[arg-type]
+    return {
+        identity[2]
+        for identity in content.persistent_ids
+        if isinstance(identity, tuple)
+        and len(identity) > 2
+        and identity[0] == "storage"
+        and isinstance(identity[2], str)
+    }
 
 
-class _Skimmed:
-    """A file that skips long arguments, such as arrays: pickletools needs only their length."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.readline = file.readline
-        self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-
-    def read(self, count: int) -> bytes | range:
-        if count <= LONGEST_READ_BYTES:
-            return self._file.read(count)
-        here = self._file.tell()
-        return range(self._file.seek(min(here + count, self._size)) - here)
-
-
-def dcp_sizes(metadata: Path) -> dict[str, int]:
+def dcp_sizes(metadata: Path) -> dict[str, int] | None:
     """Return the files that torch.distributed.checkpoint's .metadata names, with least sizes.
 
-    The sizes are in bytes. Raises IncompleteError and OSError.
+    The sizes are in bytes; None where reading them would take too much memory or time. Raises
+    IncompleteError and OSError.
     """
-    sizes: dict[str, int] = {}
     try:
         with open(metadata, "rb") as file:
-            stored = _Reader(file).load().state["storage_data"]
-        for piece in stored.values():
-            name, end = piece.state["relative_path"], piece.state["offset"] + piece.state["length"]
-            sizes[str(name)] = max(sizes.get(str(name), 0), int(end))
-    except _PICKLE_ERRORS:
+            content = read_pickle(file, os.fstat(file.fileno()).st_size)
+    except PickleTooLargeError:
+        return None
+    except DamagedPickleError:
         raise IncompleteError(f"{metadata.name} is incomplete") from None
+    if not isinstance(content.root, PickledObject) or "storage_data" not in _state(content.root):
+        raise IncompleteError(f"{metadata.name} is incomplete")
+    sizes: dict[str, int] = {}
+    for piece in content.objects:
+        state = _state(piece)
+        name, offset, length = (state.get(key) for key in ("relative_path", "offset", "length"))
+        if isinstance(name, str) and isinstance(offset, int) and isinstance(length, int):
+            sizes[name] = max(sizes.get(name, 0), offset + length)
     return sizes
 
 
-# The exceptions that a damaged pickle, or one of an unexpected shape, may raise.
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-    MemoryError,
-)
-
-
-class _Inert:
-    """A stand-in for every object of a pickle: it accepts everything and does nothing."""
-
-    state: Any = None
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-    def add(self, item: Any) -> None:
-        pass
-
-
-class _Reader(pickle.Unpickler):
-    """An unpickler that imports and calls nothing that the pickle names."""
-
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
-        self.storages: set[str] = set()
-
-    def find_class(self, module: str, name: str) -> Any:
-        return _Inert
-
-    def persistent_load(self, identity: Any) -> Any:
-        if isinstance(identity, tuple) and identity[:1] == ("storage",):
-            self.storages.add(str(identity[2]))
-        return _Inert()
+def _state(made: PickledObject) -> dict[str, Any]:
+    return made.state if isinstance(made.state, dict) else {}

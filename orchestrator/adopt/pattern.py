@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
@@ -43,10 +44,15 @@ class PatternLevel:
         except re.error as error:
             raise ValueError(f"{text} has a [...] that names no characters: {error}") from None
 
+    def fits(self, name: str) -> bool:
+        """Return whether a component of a path is the plain name, or matches."""
+        return self.text == name if self.matches is None else bool(self.matches.fullmatch(name))
+
     def within(self, directory: Path) -> list[Path]:
-        """Return the paths in ``directory`` that match; a wildcard does not match links."""
+        """Return the paths in ``directory`` that match; links do not count."""
         if self.matches is None:
-            return [directory / self.text] if os.path.lexists(directory / self.text) else []
+            path = directory / self.text
+            return [path] if os.path.lexists(path) and not path.is_symlink() else []
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             return [
                 directory / entry.name
@@ -115,12 +121,24 @@ class Pattern:
             parents = [path for path in paths if path.is_dir()]
             directories += parents
             paths = [found for parent in parents for found in level.within(parent)]
-        if not self.tells_steps:  # a wildcard has passed over links already
-            paths = [path for path in paths if not path.is_symlink()]
         if self.is_one_path:
             # A directory that is written over changes only inside.
             directories += [path for path in paths if path.is_dir()]
         return directories, paths
+
+    def names(self, path: Path) -> bool:
+        """Return whether exactly this path is named, with no link below the part without wildcards.
+
+        What a manifest says is not to be trusted: only a path that the person who gave the pattern
+        has named may be moved, deleted or written to.
+        """
+        base = os.path.join(self.base, "")
+        if not str(path).startswith(base):
+            return False
+        below = str(path)[len(base) :].split("/")
+        if len(below) != len(self.levels) or not all(map(PatternLevel.fits, self.levels, below)):
+            return False
+        return not any(map(os.path.islink, accumulate(below, os.path.join, initial=base)))
 
     def covers(self, path: Path) -> bool:
         """Return whether this absolute path is, or would be, a match or inside of one."""
@@ -133,11 +151,7 @@ class Pattern:
         if not Path(path).is_relative_to(self.base):
             return self.base.is_relative_to(path)  # the base may be about to appear
         parts = Path(path).relative_to(self.base).parts
-        named = zip(self.levels, parts, strict=False)
-        return all(
-            level.matches.fullmatch(part) if level.matches else level.text == part
-            for level, part in named
-        )
+        return all(level.fits(part) for level, part in zip(self.levels, parts, strict=False))
 
     def step_of(self, path: Path) -> int | None:
         """Return the number after ``step`` in the name, else the last that a wildcard matches."""

@@ -66,4 +66,13 @@ class Failed:
     problem: str
 
 
-ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed
+@dataclass(frozen=True)
+class Renumbered:
+    """An attempt that has resumed counts from zero again."""
+
+    path: Path
+    number: int
+    resumed_number: int
+
+
+ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed | Renumbered

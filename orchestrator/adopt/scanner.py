@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import assert_never
 
 from orchestrator.adopt.completeness import check_all_new, examine
+from orchestrator.adopt.descent import Descent
 from orchestrator.adopt.files import SavedFiles, kind_of
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
@@ -20,20 +21,27 @@ from orchestrator.adopt.scan_events import (
     Failed,
     LeftAlone,
     Moment,
+    Renumbered,
     ScanEvent,
     Sealed,
     SetAside,
     Withdrawn,
 )
-from orchestrator.adopt.seal_policy import Decision, SaveFacts, judge
+from orchestrator.adopt.seal_policy import Decision, Proof, SaveFacts, judge
 from orchestrator.adopt.seal_store import Seal, Sealing, SealStore
 from orchestrator.adopt.sealer import Sealer
 from orchestrator.adopt.tracked_saves import SaveTracker, TrackedSave
 from orchestrator.adopt.write_ledger import WriteLedger
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.system.open_files import open_for_writing
 
 # Accept only this many checkpoints from before the run: reading all of them may take hours.
 EARLIER_SAVES_ACCEPTED = 2
+# The times of files may lag behind the clock by this much.
+FILE_CLOCK_NS = 20_000_000
+# How long it counts that the trainer had a file open.
+OPEN_FILES_SECONDS = 2.0
 # Report only this many rejected ones from before the run: a pattern may match thousands.
 EARLIER_SAVES_REPORTED = 5
 
@@ -52,12 +60,16 @@ class SaveScanner:
         """Where saves may appear, as of the last full scan."""
         self.has_matched = False
         """Whether anything has ever matched the pattern."""
+        self.stop_ns: int | None = None
+        """When a stop was requested, in nanoseconds of the clock; None before that."""
         self._pattern = pattern
         self._store = store
         self._ledger = ledger
         self._clock = clock
         self._tracker = SaveTracker(ledger, clock)
         self._sealer = Sealer(store, clock)
+        self._descent = ledger.descent
+        self._has_seals = False
 
     @property
     def pending(self) -> bool:
@@ -72,6 +84,21 @@ class SaveScanner:
     def forget_write_habits(self) -> None:
         """Forget whether the script replaces its files: another trainer begins."""
         self._sealer.forget_write_habits()
+
+    def begin_attempt(self, resumed: Checkpoint | None) -> None:
+        """Begin with an attempt that is offered this checkpoint."""
+        self.forget_write_habits()
+        adopted = None if resumed is None else resumed.manifest.adopted
+        step = None if resumed is None else resumed.manifest.step
+        number = None
+        if adopted is not None and adopted.numbered:
+            number = step if adopted.number is None else adopted.number
+        self._descent = Descent(time.time_ns() - FILE_CLOCK_NS, step, number)
+        self._ledger.record_descent(self._descent)
+
+    def record_reading(self, is_unread: bool) -> None:
+        """Record whether the script has not opened the checkpoint that it was offered."""
+        self._descent.is_unread = is_unread
 
     def scan(self, moment: Moment, reason: Reason) -> list[ScanEvent]:
         """Scan everything that matches; ``reason`` is the one of new checkpoints."""
@@ -92,6 +119,10 @@ class SaveScanner:
     def _judge_all(
         self, seals: Mapping[Path, Seal], moment: Moment, reason: Reason
     ) -> list[ScanEvent]:
+        for save in self._tracker.unsettled():
+            if self._sealer.has_sealed(save.files):
+                self._tracker.drop(save.path)
+        self._has_seals = self._has_seals or bool(seals)
         saves = sorted(self._tracker.unsettled(), key=self._order)
         if moment in STARTS:
             self._pass_over_older(saves, seals, moment)
@@ -105,27 +136,50 @@ class SaveScanner:
                 quiet_seconds=self._clock() - save.unchanged_since,
                 followed=begun[kind_of(save.path.name)] > save.files.last_change_ns,
                 postponed=self._sealer.is_postponed(save.path),
+                # While it runs this is looked up only if nothing else is in the way.
+                held_open=save.held_open and moment is not Moment.RUNNING,
             )
             try:
-                event = self._act(save, self._decide(save, facts, seals), reason)
+                decision = self._decide(save, facts, seals)
+                if decision is Decision.SEAL:
+                    events += self._note_renumbering(save)
+                event = self._act(save, decision, reason)
             except FileNotFoundError:
                 continue  # the script has deleted it meanwhile
-            except OSError as error:
+            except Exception as error:
+                # Whatever it is: one bad file does not stop the others from being looked at.
                 self._sealer.postpone(save.path)
-                event = Failed(save.path, str(error))
+                event = Failed(save.path, str(error) or repr(error))
             events += [event] if event is not None else []
         return events
 
     def _order(self, save: TrackedSave) -> tuple[int, int]:
         """Return the step and the time of a save; only the time where names have no numbers."""
-        return self._pattern.step_of(save.path) or 0, save.files.last_change_ns
+        number, written_ns = self._pattern.step_of(save.path), save.files.last_change_ns
+        step = 0 if number is None else self._descent.step_of(number, written_ns, 0)
+        return step, written_ns
 
     def _decide(self, save: TrackedSave, facts: SaveFacts, seals: Mapping[Path, Seal]) -> Decision:
         decision = judge(facts)
         if decision is Decision.EXAMINE:
             self._examine(save, seals)
-            decision = judge(replace(facts, proof=save.proof))
+            facts = replace(facts, proof=save.proof)
+            decision = judge(facts)
+        if decision is Decision.SEAL and facts.moment is Moment.RUNNING:
+            decision = judge(replace(facts, held_open=self._is_held_open(save)))
         return decision
+
+    def _is_held_open(self, save: TrackedSave) -> bool:
+        """Return whether the trainer is writing to it; a format that proves it whole need not ask.
+
+        Every descriptor of the trainer is looked at, and therefore not at every scan.
+        """
+        if save.proof is Proof.PROVEN:
+            return False
+        if self._clock() >= save.held_open_until:
+            save.held_open = bool(open_for_writing([save.path]))
+            save.held_open_until = self._clock() + OPEN_FILES_SECONDS
+        return save.held_open
 
     def _examine(self, save: TrackedSave, seals: Mapping[Path, Seal]) -> None:
         """Find out whether a save is whole. Raises OSError."""
@@ -142,6 +196,11 @@ class SaveScanner:
             save.completeness = examine(files, usual)
         except IncompleteError as error:
             save.problem = str(error)
+        except OSError:
+            raise
+        except Exception as error:
+            # Its files hold what no check expects; the other saves are looked at all the same.
+            save.problem = f"it cannot be examined: {error!r}"
 
     def _act(self, save: TrackedSave, decision: Decision, reason: Reason) -> ScanEvent | None:
         match decision:
@@ -154,21 +213,53 @@ class SaveScanner:
             case _:
                 assert_never(decision)
 
+    def _is_after_stop(self, files: SavedFiles) -> bool:
+        """Return whether all of a save was written after the request to stop."""
+        return self.stop_ns is not None and files.first_change_ns >= self.stop_ns - FILE_CLOCK_NS
+
+    def _note_renumbering(self, save: TrackedSave) -> list[ScanEvent]:
+        number, descent = self._pattern.step_of(save.path), self._descent
+        if descent.numbers_anew or not descent.is_renumbered(number, save.files.last_change_ns):
+            return []
+        descent.numbers_anew = True
+        self._ledger.record_descent(descent)
+        assert number is not None
+        assert descent.number is not None
+        return [Renumbered(save.path, number, descent.number)]
+
     def _seal(self, save: TrackedSave, reason: Reason) -> ScanEvent | None:
+        number, written_ns = self._pattern.step_of(save.path), save.files.last_change_ns
+        highest = self._store.highest_step if number is None else 0
+        step = self._descent.step_of(number, written_ns, highest)
         checkpoint = self._sealer.seal(
             Sealing(
                 save.files,
-                self._pattern.step_of(save.path),
-                reason,
+                step,
+                number,
+                Reason.EMERGENCY if self._is_after_stop(save.files) else reason,
                 written_here=self._ledger.was_written_here(save.path),
-                keep=self._pattern.is_one_path,
+                keep=self._may_be_rewritten(save.path, number),
+                keeps_all_versions=self._pattern.is_one_path,
             )
         )
         if checkpoint is None:
             return None  # it has changed meanwhile, which the next scan sees
+        if self._descent.is_unread and number is None:
+            self._descent.unread_saves += 1
+            self._ledger.record_descent(self._descent)
+        self._has_seals = True
         self._ledger.forget(save.path)
         self._tracker.drop(save.path)
         return Sealed(checkpoint, save.files.first_change_ns)
+
+    def _may_be_rewritten(self, path: Path, number: int | None) -> bool:
+        """Return whether the next save may destroy this one, so that a copy must be kept."""
+        if not self._pattern.tells_steps or self._ledger.has_rewrites:
+            return True
+        if number is None and not any(map(str.isdigit, path.name)):
+            return True  # last.ckpt, say; a name with a date or a hash comes once
+        # Nothing is known yet of how the script names its saves.
+        return not self._has_seals and self._ledger.was_written_here(path)
 
     def _reject(self, save: TrackedSave) -> ScanEvent | None:
         """Set a save of the run aside; report another one, once. Raises OSError."""
@@ -207,7 +298,7 @@ class SaveScanner:
                 save.reported = rejected > EARLIER_SAVES_REPORTED
 
     def _withdraw_seals(self) -> list[ScanEvent]:
-        """Withdraw the seals of saves that are deleted or being written anew.
+        """Withdraw the seals of saves that are deleted or being written again.
 
         The last seal stays, and so does the newest when its files are deleted: without any the run
         would start from zero.
@@ -217,7 +308,11 @@ class SaveScanner:
         newest = max(seals.values(), key=lambda seal: seal.checkpoint.order, default=None)
         for path, seal in seals.items():
             files = SavedFiles.at(path)
-            if seal.adopted.kept or (files and files.modified_ns == seal.adopted.modified_ns):
+            if files is not None and files.modified_ns == seal.adopted.modified_ns:
+                continue
+            if files is not None and _has_rewritten(files.modified_ns, seal.adopted.modified_ns):
+                self._ledger.record_rewriting()
+            if seal.adopted.kept and (files is not None or self._pattern.is_one_path):
                 continue
             if len(seals) == 1 or (files is None and seal is newest):
                 continue
@@ -231,3 +326,8 @@ class SaveScanner:
                 why = "the script has deleted it" if deleted else "it is being written again"
                 events.append(Withdrawn(seal.checkpoint, why))
         return events
+
+
+def _has_rewritten(now: Mapping[str, int], before: Mapping[str, int]) -> bool:
+    """Return whether a file was written again; a new one beside the others destroys nothing."""
+    return any(now[name] != before[name] for name in now.keys() & before.keys())

@@ -8,9 +8,11 @@ import errno
 import secrets
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.adopt.files import SavedFiles
+from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, AdoptedFiles
 from orchestrator.checkpoint.manifest import Adopted
@@ -18,13 +20,35 @@ from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.system.durable import Disk
 
 
+@dataclass(frozen=True)
 class ScriptFiles:
-    """The ``Disposal`` of a run whose script saves for itself.
+    """The ``Disposal`` of a run whose script saves for itself under names that match ``pattern``.
 
-    Its checkpoints may be large and many, so nothing is read while retention keeps all of them.
+    A manifest may have been written by anybody. Nothing at a path that the pattern of this command
+    does not name is used, moved or deleted. Checkpoints may be large and many, so nothing is read
+    while retention keeps all of them.
     """
 
+    pattern: Pattern
     verifies_all = False
+
+    def locate(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Return the checkpoint with the path that the pattern names; None if it names none.
+
+        The path may be another one than it was, where the project was moved.
+        """
+        contents = checkpoint.contents
+        if not isinstance(contents, AdoptedFiles):
+            return checkpoint
+        paths = dict.fromkeys((contents.path_from_run, Path(contents.adopted.path)))
+        named = [path for path in paths if path is not None and self.pattern.names(path)]
+        if not named:
+            return None
+        if len(paths) == 1:
+            return checkpoint  # nothing has moved
+        named.sort(key=lambda path: not path.exists())
+        adopted = replace(contents.adopted, path=str(named[0]), path_from_run=None)
+        return replace(checkpoint, manifest=replace(checkpoint.manifest, adopted=adopted))
 
     def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
         """Move what the seal in ``path`` stands for into that directory, if the run wrote it.
@@ -32,9 +56,10 @@ class ScriptFiles:
         Return where the files are now, if they had to stay on another disk. Raises OSError.
         """
         try:
-            adopted = read_checkpoint(path).manifest.adopted
+            located = self.locate(read_checkpoint(path))
         except (CheckpointInvalidError, UnreadableError):
             return None
+        adopted = None if located is None else located.manifest.adopted
         if adopted is None or adopted.kept or not adopted.written_here:
             return None
         if not _is_newest_seal(path, adopted, checkpoints):
@@ -47,19 +72,30 @@ class ScriptFiles:
 
     def may_delete(self, checkpoint: Checkpoint) -> bool:
         """Return whether the store holds a copy, or the run wrote the files as they are now."""
-        contents = checkpoint.contents
-        if not isinstance(contents, AdoptedFiles):
+        located = self.locate(checkpoint)
+        if located is None or not isinstance(contents := located.contents, AdoptedFiles):
             return False
         return contents.adopted.kept or _is_unchanged_work(contents.adopted)
+
+    def _takes_files_along(self, adopted: Adopted) -> bool:
+        """Return whether the script's own files go with the seal.
+
+        Beside a copy they do so only where there are other paths: otherwise the files would be
+        taken for a new checkpoint.
+        """
+        if not adopted.kept:
+            return True
+        return not self.pattern.is_one_path and _is_unchanged_work(adopted)
 
     def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:
         """Remove the seal in ``trash``, and the script's files unless it holds a copy of them.
 
         Raises OSError; the scanner finds the files that are left, as any that the script has saved.
         """
-        contents = checkpoint.contents
+        located = self.locate(checkpoint)
+        contents = None if located is None else located.contents
         try:
-            if isinstance(contents, AdoptedFiles) and not contents.adopted.kept:
+            if isinstance(contents, AdoptedFiles) and self._takes_files_along(contents.adopted):
                 _remove(move_out_of_sight(contents.script_path, trash, disk))
         finally:
             shutil.rmtree(trash, ignore_errors=True)

@@ -42,8 +42,9 @@ class SaveFacts:
     """What a decision depends on.
 
     ``quiet_seconds`` is the time without a change. ``followed`` says that the script has begun
-    another save of the same kind since. ``postponed`` says that sealing this path must wait,
-    because it takes too large a share of the time or the disk has refused it.
+    another save of the same kind since. ``held_open`` says that a process of the trainer had a file
+    of it open for writing when that was last looked at. ``postponed`` says that sealing this path
+    must wait, because it takes too large a share of the time or the disk has refused it.
     """
 
     proof: Proof
@@ -52,6 +53,7 @@ class SaveFacts:
     quiet_seconds: float
     followed: bool = False
     postponed: bool = False
+    held_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ CHANGING = Condition(
     lambda facts: facts.is_directory and facts.quiet_seconds < QUIET_SECONDS and not facts.followed,
 )
 FOLLOWED = Condition("a later save has begun", lambda facts: facts.followed)
+HELD_OPEN = Condition("a process has it open for writing", lambda facts: facts.held_open)
 LONG_QUIET = Condition(
     f"nothing has changed for {LONG_QUIET_SECONDS:g} s",
     lambda facts: facts.quiet_seconds >= LONG_QUIET_SECONDS,
@@ -100,6 +103,8 @@ TABLE = (
     DecisionRow(NOT_EXAMINED, ANY_MOMENT, ALWAYS, Decision.EXAMINE),
     DecisionRow(PROVEN, ANY_MOMENT, ALWAYS, Decision.SEAL),
     DecisionRow(UNPROVEN, ALL_WRITTEN, ALWAYS, Decision.SEAL),
+    DecisionRow(UNPROVEN, RUNNING, HELD_OPEN, Decision.WAIT),
+    DecisionRow(UNPROVEN, frozenset({Moment.FAILED}), HELD_OPEN, Decision.REJECT),
     DecisionRow(UNPROVEN, ANY_MOMENT, FOLLOWED, Decision.SEAL),
     # At a later start the time without a change is only known from then on.
     DecisionRow(UNPROVEN, ANY_MOMENT - {Moment.LATER_START}, LONG_QUIET, Decision.SEAL),

@@ -7,6 +7,7 @@ Of a path that the script overwrites with each save the seal holds a copy.
 import contextlib
 import os
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,16 +44,18 @@ class Seal:
 class Sealing:
     """How files become a checkpoint.
 
-    ``step`` is None where the name has no number. ``keep`` asks for a copy in the store. ``link``
-    says that the script replaces its files and never writes into them, so that a hard link is a
-    copy.
+    ``number`` is the one in the name, None where there is none. ``keep`` asks for a copy in the
+    store; with ``keeps_all_versions`` only retention deletes earlier copies. ``link`` says that the
+    script replaces its files and never writes into them, so that a hard link is a copy.
     """
 
     files: SavedFiles
-    step: int | None
+    step: int
+    number: int | None
     reason: Reason
     written_here: bool
     keep: bool
+    keeps_all_versions: bool = False
     link: bool = False
 
 
@@ -94,12 +97,10 @@ class SealStore:
         return checkpoint
 
     def _manifest(self, sealing: Sealing) -> Manifest:
-        files, step = sealing.files, sealing.step
-        if step is None:
-            step = 1 + max((c.manifest.step for c in self.store.all()), default=0)
+        files = sealing.files
         return Manifest(
             run_id=self.store.run_id,
-            step=step,
+            step=sealing.step,
             epoch=0,
             reason=sealing.reason,
             metrics={},
@@ -112,10 +113,12 @@ class SealStore:
             adopted=Adopted(
                 path=str(files.path),
                 is_directory=files.is_directory,
-                numbered=sealing.step is not None,
+                numbered=sealing.number is not None,
+                number=sealing.number,
                 written_here=sealing.written_here,
                 kept=sealing.keep,
                 modified_ns=files.modified_ns,
+                path_from_run=os.path.relpath(files.path, os.path.abspath(self.store.run.root)),
             ),
         )
 
@@ -128,20 +131,37 @@ class SealStore:
                 os.utime(target / name, ns=(modified, modified))
 
     def seals(self) -> dict[Path, Seal]:
-        """Return the newest seal of each path of the script."""
-        seals = (_seal_of(checkpoint) for checkpoint in self.store.all())
-        return {seal.path: seal for seal in seals if seal is not None}
+        """Return the seal of what each path of the script holds, or else the one sealed last."""
+        of_path: dict[Path, list[Seal]] = defaultdict(list)
+        for seal in map(_seal_of, self.store.all()):
+            if seal is not None:
+                of_path[seal.path].append(seal)
+        return {path: _current(path, seals) for path, seals in of_path.items()}
+
+    @property
+    def highest_step(self) -> int:
+        """The highest step of the run's checkpoints; 0 without any."""
+        return max((checkpoint.manifest.step for checkpoint in self.store.all()), default=0)
 
     def withdraw(self, seal: Seal) -> None:
-        """Remove a seal whose files are deleted or written anew. Raises OSError."""
+        """Remove a seal whose files are deleted or written again. Raises OSError."""
         self.store.withdraw(seal.checkpoint)
 
-    def withdraw_older(self, checkpoint: Checkpoint) -> None:
-        """Remove all earlier seals of a path that was sealed again: their files are gone."""
+    def withdraw_older(self, checkpoint: Checkpoint, kept_versions: int | None = None) -> None:
+        """Remove the earlier seals of a path that was sealed again: their files are gone.
+
+        Of those that hold copies, the newest ``kept_versions`` stay, or all of them.
+        """
         newest = _seal_of(checkpoint)
-        for older in map(_seal_of, self.store.all()):
-            same = newest and older and not older.adopted.kept and older.path == newest.path
-            if older and same and older.checkpoint.name != checkpoint.name:
+        versions = 0
+        for older in reversed(list(map(_seal_of, self.store.all()))):
+            if older is None or newest is None or older.path != newest.path:
+                continue
+            versions += older.adopted.kept
+            stays = older.adopted.kept and (
+                kept_versions is None or versions <= kept_versions or older.checkpoint.pinned
+            )
+            if not stays and older.checkpoint.name != checkpoint.name:
                 with contextlib.suppress(OSError):  # perhaps it is being deleted
                     self.withdraw(older)
 
@@ -188,6 +208,14 @@ class SealStore:
             reason = f"{reason}; its files are {moved_to}"
         quarantine.write_note(directory, path.name, reason)
         return moved_to
+
+
+def _current(path: Path, seals: list[Seal]) -> Seal:
+    if len(seals) > 1 and (files := SavedFiles.at(path)) is not None:
+        for seal in reversed(seals):
+            if seal.adopted.modified_ns == files.modified_ns:
+                return seal
+    return max(seals, key=lambda seal: max(seal.adopted.modified_ns.values()))
 
 
 def _seal_of(checkpoint: Checkpoint) -> Seal | None:

@@ -11,6 +11,8 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 
 # A file that the script overwrites all the time is copied no more than this share of the time.
 SEALING_SHARE = 0.1
+# Of a path among others that the script writes over, so many copies stay.
+KEPT_VERSIONS = 2
 # What the disk has refused is tried again after this time.
 RETRY_SECONDS = 60.0
 
@@ -34,6 +36,13 @@ class Sealer:
         """Return whether sealing this path must wait."""
         return self._clock() < self._not_before.get(path, 0.0)
 
+    def has_sealed(self, files: SavedFiles) -> bool:
+        """Return whether this version was sealed before, in the running attempt.
+
+        Retention may have deleted that checkpoint, and there is no reason to make it again.
+        """
+        return self._last_sealed.get(files.path) == files
+
     def postpone(self, path: Path) -> None:
         """Try this path again after RETRY_SECONDS."""
         self._not_before[path] = self._clock() + RETRY_SECONDS
@@ -53,13 +62,14 @@ class Sealer:
         now = self._clock()
         self._not_before[path] = now + (now - began) / SEALING_SHARE
         if checkpoint is not None:
-            self._store.withdraw_older(checkpoint)
+            versions = None if sealing.keeps_all_versions else KEPT_VERSIONS
+            self._store.withdraw_older(checkpoint, versions)
             self._last_sealed[path] = sealing.files
         return checkpoint
 
 
 def _has_replaced(previous: SavedFiles | None, files: SavedFiles) -> bool:
-    """Return whether the script put new files in the place of the old ones."""
+    """Return whether the script replaced the old files by new ones."""
     if previous is None:
         return False
     both = previous.states.keys() & files.states.keys()

@@ -25,6 +25,10 @@ class TrackedSave:
     completeness: Completeness | None = None
     problem: str | None = None
     """Why it is incomplete."""
+    held_open: bool = False
+    """Whether the trainer had a file of it open for writing when that was last looked at."""
+    held_open_until: float = 0.0
+    """By the scanner's clock: how long that counts."""
     reported: bool = False
     """Whether it was reported, or need not be, that this is no checkpoint."""
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orchestrator.adopt.descent import Descent
 from orchestrator.system.durable import write_json
 
 
@@ -19,11 +20,15 @@ class WriteLedger:
         self._file = file
         self._here: set[str] = set()
         self._previous: dict[str, dict[str, int]] = {}
+        self._has_rewrites = False
+        self._descent = Descent(0)
         # A damaged file costs little: what a killed save has left then stays where it is.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             content: dict[str, Any] = json.loads(file.read_bytes())
             self._previous = {p: dict(times) for p, times in content["previous"].items()}
             self._here = set(map(str, content["here"]))
+            self._has_rewrites = bool(content["has_rewrites"])
+            self._descent = Descent.from_json(content["descent"])
 
     def record_write(self, path: Path) -> None:
         """Record that ``path`` has appeared or changed while a trainer was running."""
@@ -40,6 +45,27 @@ class WriteLedger:
         self._previous[str(path)] = previous
         self._save()
 
+    @property
+    def has_rewrites(self) -> bool:
+        """Whether the script has written over a name that it had saved under before."""
+        return self._has_rewrites
+
+    def record_rewriting(self) -> None:
+        """Record that the script writes over a name that it had saved under before."""
+        if not self._has_rewrites:
+            self._has_rewrites = True
+            self._save()
+
+    @property
+    def descent(self) -> Descent:
+        """What the newest attempt has resumed from."""
+        return self._descent
+
+    def record_descent(self, descent: Descent) -> None:
+        """Record what the attempt that begins, or goes on, has resumed from."""
+        self._descent = descent
+        self._save()
+
     def times_before_rewrite(self, path: Path) -> dict[str, int]:
         """Return the modification times of the files before a rewrite; empty if there was none."""
         return self._previous.get(str(path), {})
@@ -53,4 +79,10 @@ class WriteLedger:
 
     def _save(self) -> None:
         with contextlib.suppress(OSError):
-            write_json(self._file, {"here": sorted(self._here), "previous": self._previous})
+            content = {
+                "here": sorted(self._here),
+                "previous": self._previous,
+                "has_rewrites": self._has_rewrites,
+                "descent": self._descent.to_json(),
+            }
+            write_json(self._file, content)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.chaos.report import FaultRow, Report
+from orchestrator.chaos.experiment_report import FaultRow, Report
 from orchestrator.system.units import duration_text
 
 PIPE_COLUMNS = 120

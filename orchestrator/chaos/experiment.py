@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from orchestrator.chaos.display import ProgressDisplay, print_report
+from orchestrator.chaos.experiment_report import Report
 from orchestrator.chaos.faults import (
     Fault,
     PlannedFault,
@@ -21,7 +22,6 @@ from orchestrator.chaos.faults import (
 from orchestrator.chaos.history import Divergence
 from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
 from orchestrator.chaos.reference import Reference, check_undisturbed
-from orchestrator.chaos.report import Report
 from orchestrator.chaos.result import Injection, TrialResult
 from orchestrator.chaos.trial import Trial, TrialTiming
 

@@ -103,7 +103,9 @@ class Trial:
         deadline = time.monotonic() + self.timing.patience_seconds
         while time.monotonic() < deadline:
             yield
-        raise RunLostError(f"waited {self.timing.patience_seconds:.0f} s in vain for {awaited}")
+        raise RunLostError(
+            f"gave up waiting for {awaited} after {self.timing.patience_seconds:.0f} s"
+        )
 
     def _poll(self, breakpoints: tuple[str, ...]) -> HeldProcess | None:
         self.interrupts.check()

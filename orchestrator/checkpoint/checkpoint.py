@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ MANIFEST_FILE = "manifest.json"
 
 PIN_FILE = "pinned"
 
-# A link or directory in the place of a file, and a disk that has lost the bytes.
+# A link or directory instead of a file, and a disk that has lost the bytes.
 _DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO, errno.ENXIO}
 
 _NAME = re.compile(r"step-(\d{12})(?:-(\d+))?")
@@ -93,8 +94,9 @@ def is_checkpoint_name(name: str) -> bool:
 def checkpoint_directories(run: RunDir) -> list[Path]:
     """Return what is named like a checkpoint in the run, oldest first. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
-        paths = [path for path in run.checkpoints.iterdir() if is_checkpoint_name(path.name)]
-        return sorted(paths, key=lambda path: PublicationOrder.of_name(path.name))
+        matches = filter(None, map(_NAME.fullmatch, os.listdir(run.checkpoints)))
+        ordered = sorted(matches, key=lambda match: (int(match[1]), int(match[2] or 1)))
+        return [run.checkpoints / match[0] for match in ordered]
     return []
 
 

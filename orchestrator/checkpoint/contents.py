@@ -3,6 +3,7 @@
 Each kind knows where its files are and what a trainer resumes from.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +82,20 @@ class AdoptedFiles:
 
     @property
     def script_path(self) -> Path:
-        """The file or directory that the script wrote."""
-        return Path(self.adopted.path)
+        """The file or directory that the script wrote.
+
+        In a project that was moved as a whole it is where the run directory's move has taken it.
+        """
+        moved = self.path_from_run
+        return moved if moved is not None and os.path.lexists(moved) else Path(self.adopted.path)
+
+    @property
+    def path_from_run(self) -> Path | None:
+        """The script's path as seen from the run directory as it is now; None if not recorded."""
+        if self.adopted.path_from_run is None:
+            return None
+        run = os.path.join(os.path.abspath(self.directory), "..", "..")
+        return Path(os.path.normpath(os.path.join(run, self.adopted.path_from_run)))
 
     @property
     def folder(self) -> Path:

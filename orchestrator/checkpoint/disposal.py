@@ -11,10 +11,16 @@ from orchestrator.system.durable import Disk
 
 
 class Disposal(Protocol):
-    """What a store asks before it quarantines or deletes a checkpoint."""
+    """What a store asks before it uses, quarantines or deletes a checkpoint."""
 
     verifies_all: bool
-    """Whether retention verifies every checkpoint, even while the policy keeps all of them."""
+    """Whether retention verifies checkpoints even while the policy keeps all of them."""
+
+    def locate(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Return the checkpoint with the path at which its files are now.
+
+        Return None where its files are not among those that the command has named.
+        """
 
     def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
         """Bring files from elsewhere into the directory ``path``, which goes to quarantine.
@@ -35,12 +41,18 @@ class OwnFiles:
 
     verifies_all = True
 
+    def locate(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Return the checkpoint: its files are in its own directory, or are only read."""
+        return checkpoint
+
     def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
         """Return None: every file is in the directory."""
         return None
 
     def may_delete(self, checkpoint: Checkpoint) -> bool:
         """Return whether the directory holds the checkpoint's files and no others."""
+        if checkpoint.manifest.adopted is not None:
+            return False
         return files_below(checkpoint.path) == _own_names(checkpoint)
 
     def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:

@@ -5,6 +5,7 @@ The format is docs/reference/checkpoint-format.md.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -59,18 +60,35 @@ class Adopted:
     """Whether the files are copies beside the manifest, since the script overwrites its own."""
     modified_ns: dict[str, int]
     """The modification time of each file."""
+    number: int | None = None
+    """The number in the name, if there is one."""
+    path_from_run: str | None = None
+    """The path relative to the run directory, for a project that is moved as a whole."""
 
     @classmethod
     def from_json(cls, content: JsonObject) -> Self:
         """Parse and check the object. Raises ValueError, KeyError and TypeError."""
+        relative = content.get("path_from_run")
+        has_number = content.get("number") is not None
         return cls(
-            path=_typed(content, "path", str),
+            number=_count(content, "number") if has_number else None,
+            path=_path_of_files(_typed(content, "path", str), absolute=True),
             is_directory=_typed(content, "is_directory", bool),
             numbered=_typed(content, "numbered", bool),
             written_here=_typed(content, "written_here", bool),
             kept=_typed(content, "kept", bool),
             modified_ns={k: int(v) for k, v in _typed(content, "modified_ns", dict).items()},
+            path_from_run=None
+            if relative is None
+            else _path_of_files(_typed(content, "path_from_run", str), absolute=False),
         )
+
+    def check_names(self, files: Iterable[str]) -> None:
+        """Check that these files of the manifest are the ones described here. Raises ValueError."""
+        if self.modified_ns.keys() != set(files):
+            raise ValueError("manifest.json has modified_ns for other files than it names")
+        if not self.is_directory and self.modified_ns.keys() != {os.path.basename(self.path)}:
+            raise ValueError(f"manifest.json names other files than {self.path!r}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,8 @@ class Manifest:
     versions: dict[str, str]
     digests: dict[str, str] = field(default_factory=dict)
     """Digests of the parts of state.pt; a session compares them with its state after resuming."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """The class of each registered object, by its name; empty where they are not known."""
     doubts: list[str] = field(default_factory=list)
     """Reasons why this may differ from the checkpoint of a run that was never interrupted."""
     framework: str | None = None
@@ -121,9 +141,11 @@ class Manifest:
         """Return the text of manifest.json; non-finite metrics become strings, as JSON needs."""
         content: JsonObject = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        for key in ("framework", "adopted", "start", "options"):
-            if content[key] is None:
+        for key in ("framework", "adopted", "classes", "start", "options"):
+            if not content[key]:
                 del content[key]
+        if self.adopted is not None:
+            content["adopted"] = {k: v for k, v in asdict(self.adopted).items() if v is not None}
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -132,6 +154,8 @@ class Manifest:
         manifest = cls.draft_from_json(text)
         if not manifest.files:
             raise ValueError("manifest.json names no files")
+        if manifest.adopted is not None:
+            manifest.adopted.check_names(manifest.files)
         return manifest
 
     @classmethod
@@ -165,6 +189,7 @@ class Manifest:
                 ),
                 versions=_typed(content, "versions", dict),
                 digests=_typed(content, "digests", dict),
+                classes=_typed(content, "classes", dict) if "classes" in content else {},
                 doubts=list(map(str, _typed(content, "doubts", list))),
                 framework=framework,
                 adopted=adopted,
@@ -195,6 +220,23 @@ def _typed(content: JsonObject, key: str, kind: type[T]) -> T:
     return value
 
 
+def _path_of_files(text: str, *, absolute: bool) -> str:
+    """Return a path of a script's files in its only form, without links of ``..`` in the middle."""
+    parts = text.split("/")
+    below = "/".join(parts[parts.count("..") :] if not absolute else parts[1:])
+    if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not _is_storable(text):
+        raise ValueError(f"manifest.json has the path {text!r}, which is not in its plain form")
+    return text
+
+
+def _is_storable(name: str) -> bool:
+    """Return whether a file can have this name; a lone half of a surrogate pair cannot be."""
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeError:
+        return False
+
+
 def _count(content: JsonObject, key: str) -> int:
     value = _typed(content, key, int)
     if value < 0 or isinstance(value, bool):
@@ -206,7 +248,7 @@ def _file_records(files: dict[str, JsonObject], allowed: re.Pattern[str]) -> dic
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
-        if not allowed.fullmatch(name):
+        if not allowed.fullmatch(name) or not _is_storable(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
         records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
     return records

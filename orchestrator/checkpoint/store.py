@@ -7,6 +7,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +19,19 @@ from orchestrator.checkpoint.checkpoint import (
     checkpoint_directories,
     read_checkpoint,
 )
+from orchestrator.checkpoint.checkpoint_cache import CheckpointCache
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.disposal import Disposal, OwnFiles
 from orchestrator.checkpoint.external_files import copy_tree_durably
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
 from orchestrator.checkpoint.quarantine import QuarantineFolder
-from orchestrator.checkpoint.retention import Candidate, RetentionPolicy, names_to_keep
+from orchestrator.checkpoint.retention import (
+    DEFAULT_KEEP,
+    Candidate,
+    RetentionPolicy,
+    names_to_keep,
+)
 from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path, writing_path
 from orchestrator.checkpoint.verification_cache import VerificationCache
 from orchestrator.errors import (
@@ -52,6 +59,7 @@ class Store:
     start: Start | None = None
     """How the training that saves here was started; None where only something is looked up."""
     verified: VerificationCache = field(default_factory=VerificationCache, init=False)
+    _cache: CheckpointCache = field(default_factory=CheckpointCache, init=False, compare=False)
 
     @classmethod
     def open(
@@ -71,9 +79,11 @@ class Store:
         ``accept_other``.
         """
         known_id = None
-        for path in cls(run, run_id="").directories():
-            with contextlib.suppress(CheckpointInvalidError, UnreadableError):
-                known_id = read_checkpoint(path).manifest.run_id
+        if not run.run_file.exists():
+            for path in reversed(cls(run, run_id="").directories()):
+                with contextlib.suppress(CheckpointInvalidError, UnreadableError):
+                    known_id = read_checkpoint(path).manifest.run_id
+                    break
         identity = RunIdentity.open(
             run, command, known_id, script, start, accept_other=accept_other
         )
@@ -133,14 +143,22 @@ class Store:
 
     def all(self) -> list[Checkpoint]:
         """Return the run's readable checkpoints, oldest first, without reading their files."""
-        return list(self._readable())
+        return list(self.newest_first())[::-1]
 
-    def _readable(self) -> Iterator[Checkpoint]:
-        for path in self.directories():
+    def newest_first(self) -> Iterator[Checkpoint]:
+        """Yield what ``all`` returns in the reverse order, each read only when it is asked for."""
+        paths = self.directories()
+        self._cache.forget_others(paths)
+        for path in reversed(paths):
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
-                checkpoint = read_checkpoint(path)
-                if checkpoint.manifest.run_id == self.run_id:
-                    yield checkpoint
+                checkpoint = self._cache.read(path)
+                located = self.disposal.locate(checkpoint)
+                if located is not None and checkpoint.manifest.run_id == self.run_id:
+                    yield located
+
+    def newest_healthy(self) -> Checkpoint | None:
+        """Return the newest readable checkpoint whose values are finite, not verified."""
+        return next((c for c in self.newest_first() if c.manifest.healthy), None)
 
     def directories(self) -> list[Path]:
         """Return everything that is named like a checkpoint, oldest first.
@@ -173,6 +191,14 @@ class Store:
                 if not checkpoint.manifest.healthy:
                     passed_over.append(f"{path.name} holds non-finite values")
                     continue
+                located = self.disposal.locate(checkpoint)
+                if located is None:
+                    elsewhere = checkpoint.resume_path
+                    passed_over.append(
+                        f"{path.name} is of {elsewhere}, which this command does not name"
+                    )
+                    continue
+                checkpoint = located
                 self.verified.forget(checkpoint.name)
                 self.verified.verify(checkpoint, to_load=True)
             except CheckpointInvalidError as error:
@@ -195,7 +221,7 @@ class Store:
 
     def newest_verified(self) -> Checkpoint | None:
         """Return the newest healthy checkpoint that has not changed since it was verified here."""
-        for checkpoint in reversed(self.all()):
+        for checkpoint in self.newest_first():
             if checkpoint.manifest.healthy and self.verified.is_current(checkpoint):
                 return checkpoint
         return None
@@ -212,7 +238,7 @@ class Store:
 
         Raises OSError when the move fails.
         """
-        elsewhere = self.disposal.gather(path, self._readable(), self.disk)
+        elsewhere = self.disposal.gather(path, self.all(), self.disk)
         if elsewhere is not None:
             reason = f"{reason}; its files are {elsewhere}"
         self.quarantine_folder.move_in(path, reason)
@@ -226,14 +252,17 @@ class Store:
     ) -> list[Checkpoint]:
         """Delete what the policy does not keep, and return it. Call it after a publish only.
 
-        Every checkpoint that counts is verified first (its bytes are read again only if a file
-        changed since the last time), so that a deletion never rests on a bad one. Raises
-        UnreadableError, having deleted nothing, when one cannot be judged.
+        Before a deletion every checkpoint that counts is verified (its bytes are read again only if
+        a file changed since the last time), so that none rests on a bad one. While the policy keeps
+        all of them, only the newest are. Raises UnreadableError, having deleted nothing, when one
+        cannot be judged.
         """
-        if not self.disposal.verifies_all and len(self.directories()) <= policy.keep:
+        is_within = len(self.directories()) <= policy.keep
+        if is_within and not self.disposal.verifies_all:
             return []
+        counted = list(islice(self.newest_first(), DEFAULT_KEEP)) if is_within else self.all()
         valid = []
-        for checkpoint in self.all():
+        for checkpoint in counted:
             try:
                 self.verified.verify(checkpoint)
             except CheckpointInvalidError as error:
@@ -241,6 +270,8 @@ class Store:
                 on_quarantine(error)
                 continue
             valid.append(checkpoint)
+        if is_within:
+            return []
         keep = names_to_keep([_candidate(c) for c in valid], policy, in_use)
         return [c for c in valid if c.name not in keep and self.delete(c)]
 

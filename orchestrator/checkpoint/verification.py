@@ -35,7 +35,7 @@ def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None
     """Verify the files of the checkpoint's names in ``folder``; raises as ``verify`` does."""
     for name, record in checkpoint.manifest.files.items():
         if any(above.is_symlink() for above in _folders_of(checkpoint, name)):
-            reason = f"{name} lies behind a symbolic link"
+            reason = f"{name} is behind a symbolic link"
             raise CheckpointInvalidError(checkpoint.path, reason)
         try:
             actual = digest_of(folder / name, direct=not to_load)
@@ -49,9 +49,10 @@ def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None
 
 
 def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
-    """Return the folders between the checkpoint's directory and the file of this name."""
-    file = checkpoint.contents.folder / name
-    return [folder for folder in file.parents if checkpoint.path in folder.parents]
+    """Return the folders between the checkpoint's directory, or its files', and this file."""
+    root = checkpoint.contents.folder
+    roots = {checkpoint.path, root}
+    return [folder for folder in (root / name).parents if not roots.isdisjoint(folder.parents)]
 
 
 def export_state(

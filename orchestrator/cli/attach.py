@@ -1,5 +1,7 @@
 """`orchestrator attach`: shows the live output of a run on any terminal."""
 
+import contextlib
+import os
 import sys
 import time
 from argparse import Namespace
@@ -8,12 +10,13 @@ from typing import NoReturn
 
 from orchestrator.client import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.history import read_history
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.status import exit_status_after
 from orchestrator.terminal.logs import text_of
+from orchestrator.terminal.rotating_file import older_path
 from orchestrator.terminal.screen import Screen
 
 POLL_SECONDS = 0.2
@@ -21,6 +24,7 @@ FIRST_LINES = 20
 FIRST_BYTES = 1 << 14
 READ_BYTES = 1 << 20
 LAST_LINES_SECONDS = 5.0
+SETTLED_NS = 2_000_000_000
 
 
 def attach(arguments: Namespace) -> ExitStatus:
@@ -32,8 +36,7 @@ def attach(arguments: Namespace) -> ExitStatus:
     except KeyboardInterrupt:
         _detach(run, viewer)
     viewer.close()
-    events, _ = Journal(run.journal_file).read()
-    return exit_status_after(events)
+    return exit_status_after(read_history(run))
 
 
 def _detach(run: RunDir, viewer: "_Viewer") -> NoReturn:
@@ -48,7 +51,8 @@ def _detach(run: RunDir, viewer: "_Viewer") -> NoReturn:
 
 
 def _follow(run: RunDir, viewer: "_Viewer") -> None:
-    number = _newest_attempt(run)
+    attempts = NewestAttempt(run)
+    number = attempts.number()
     output = Tail(run.attempt(number).output_file)
     log = Tail(run.log_file)
     viewer.print_output(output.last_lines(FIRST_LINES))
@@ -60,7 +64,7 @@ def _follow(run: RunDir, viewer: "_Viewer") -> None:
         # This comes first, so that what the run wrote before its end is read below.
         is_over = lock_owner(run) is None
         _print_all(output, viewer)
-        if (newest := _newest_attempt(run)) > number:
+        if (newest := attempts.number()) > number:
             _print_all(output, viewer)
             number = newest
             output = Tail(run.attempt(number).output_file)
@@ -86,37 +90,72 @@ def _headline(run: RunDir) -> str:
     return f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}"
 
 
-def _newest_attempt(run: RunDir) -> int:
-    names = (path.name for path in run.attempts.glob("*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+class NewestAttempt:
+    """Finds the newest attempt on disk, and lists the directory only when it has changed."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._listed_at: int | None = None
+        self._number = 0
+
+    def number(self) -> int:
+        """Return the number of the newest attempt; 0 before the first."""
+        with contextlib.suppress(OSError):
+            changed_at = os.stat(self._run.attempts).st_mtime_ns
+            if changed_at != self._listed_at:
+                self._number = self._run.last_attempt()
+                # A directory that has just changed may change again within one tick of its clock.
+                settled = time.time_ns() - changed_at > SETTLED_NS
+                self._listed_at = changed_at if settled else None
+        return self._number
 
 
 class Tail:
-    """Reads what is appended to a file, which need not exist yet."""
+    """Reads what is appended to a log, which need not exist yet, and which may be rotated."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
+        self._inode: int | None = None
         self._rest = b""
 
     def last_lines(self, count: int) -> bytes:
         """Return the last lines of the file; ``read`` and ``lines`` continue after them."""
-        if not self._path.exists():
+        try:
+            with open(self._path, "rb") as file:
+                self._inode = os.fstat(file.fileno()).st_ino
+                self._offset = file.seek(0, 2)
+                file.seek(max(0, self._offset - FIRST_BYTES))
+                data = file.read(FIRST_BYTES)
+        except FileNotFoundError:
             return b""
-        with open(self._path, "rb") as file:
-            self._offset = file.seek(0, 2)
-            file.seek(max(0, self._offset - FIRST_BYTES))
-            data = file.read(FIRST_BYTES)
         return b"".join(data.splitlines(keepends=True)[-count:])
 
     def read(self) -> bytes:
         """Return up to 1 MiB of new data; empty when there is none."""
+        data = self._read_from(self._path)
+        if data is None:
+            # Rotated: what is left of the file that was followed comes first.
+            data = self._read_from(older_path(self._path))
+            if not data:
+                self._inode, self._offset = None, 0
+                data = self._read_from(self._path)
+        return data or b""
+
+    def _read_from(self, path: Path) -> bytes | None:
+        """Return new data from the file that is followed; None if ``path`` is another file."""
         try:
-            with open(self._path, "rb") as file:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                inode = status.st_ino
+                # A number may be given again after a deletion.
+                if self._inode not in (None, inode) or status.st_size < self._offset:
+                    return None
                 file.seek(self._offset)
                 data = file.read(READ_BYTES)
         except FileNotFoundError:
             return b""
+        self._inode = inode
         self._offset += len(data)
         return data
 

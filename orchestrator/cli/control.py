@@ -26,7 +26,7 @@ from orchestrator.errors import (
     NoValidCheckpointError,
 )
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.history import read_history
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import status_from_disk
@@ -105,8 +105,7 @@ def _report_end(store: Store) -> ExitStatus:
             f"see `orchestrator status {store.run.root}`"
         )
         return ExitStatus.GAVE_UP if final.state == State.FAILED else ExitStatus.STOPPED_UNSAVED
-    events, _ = Journal(store.run.journal_file).read()
-    record = [event for event in events if event["event"] == JournalEvent.RUN_STOPPED][-1]
+    record = read_history(store.run).last_stop
     if record.get("status") != ExitStatus.STOPPED_SAVED:
         lost = (record.get("step") or 0) - (final.step or 0)
         print(

@@ -75,7 +75,10 @@ def parse(words: Sequence[str]) -> Namespace:
     arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
     if unknown:
-        arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
+        advice = "" if "--" in words else "; put -- before the command"
+        arguments.parser.error(
+            f"unknown arguments: {' '.join(unknown)}{advice if arguments.takes_command else ''}"
+        )
     if arguments.takes_command:
         arguments.command += tail
         if not arguments.command:
@@ -103,7 +106,8 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Stop or kill a PyTorch training run in any way and lose (almost) nothing.",
+        description="Stop or kill a PyTorch training run in any way, and lose nothing, or a few "
+        "seconds of work.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)

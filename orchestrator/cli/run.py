@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import os
+import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -41,6 +42,7 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
+    _check_script(command)
     start = Start.of_command(command)
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
@@ -53,7 +55,7 @@ def run(arguments: Namespace) -> int:
     log = Log(console.screen, in_json=_logs_json(config))
     accept_other = arguments.accept_other or os.environ.get(CONTINUE_VARIABLE) == "on"
     try:
-        lock = _lock(run_dir, log)
+        lock = _lock(run_dir, log, config.log_size)
         store = _open_store(config, run_dir, start, accept_other=accept_other)
         ending = _run(config, store, lock, console)
     finally:
@@ -73,18 +75,18 @@ def _logs_json(config: Config) -> bool:
     return config.log_format == "json"
 
 
-def _lock(run_dir: RunDir, log: Log) -> RunLock:
+def _lock(run_dir: RunDir, log: Log, log_size: int) -> RunLock:
     run_dir.create()
     lock = RunLock(run_dir)
     lock.write_owner()
-    log.record_in(run_dir.log_file)
+    log.record_in(run_dir.log_file, log_size)
     return lock
 
 
 def _open_store(config: Config, run_dir: RunDir, start: Start, *, accept_other: bool) -> Store:
     """Open the run's store; raise ConfigError where this command must not train in the run."""
     command = start.command
-    disposal = ScriptFiles() if config.adopt else OwnFiles()
+    disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
     store = Store.open(
         run_dir, command, script_of(command), disposal, start, accept_other=accept_other
     )
@@ -108,11 +110,11 @@ def _run(config: Config, store: Store, lock: RunLock, console: Console) -> Endin
 
 def _tell_differences(store: Store, start: Start) -> None:
     """Tell what differs from the start that made the newest checkpoint; a session tells itself."""
-    checkpoints = store.all()
-    earlier = Start.from_json(checkpoints[-1].manifest.start) if checkpoints else None
-    if earlier is not None and (lines := start.differences_from(earlier)):
+    newest = next(store.newest_first(), None)
+    earlier = None if newest is None else Start.from_json(newest.manifest.start)
+    if newest is not None and earlier and (lines := start.differences_from(earlier)):
         structlog.get_logger().warning(
-            f"{checkpoints[-1].name} was made by another start; {OTHER_EXPERIMENT}", details=lines
+            f"{newest.name} was made by another start; {OTHER_EXPERIMENT}", details=lines
         )
 
 
@@ -140,7 +142,8 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
 
 def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
     """Check that a run holds a script's own checkpoints only, or none. Raises ConfigError."""
-    for checkpoint in store.all():
+    # Each start checks the newest, so all others are like it.
+    if (checkpoint := next(store.newest_first(), None)) is not None:
         is_adopted = checkpoint.manifest.adopted is not None
         if is_adopted and not adopting:
             raise ConfigError(
@@ -160,6 +163,20 @@ def check_program(program: str) -> None:
         raise ConfigError(f"cannot run {program}: {_why_not(Path(program))}")
 
 
+def _check_script(command: list[str]) -> None:
+    """Check that ``python script.py`` names a file, before a run is made for it.
+
+    Raises ConfigError.
+    """
+    if len(command) > 1 and Path(command[0]).name.startswith("python"):
+        script = Path(command[1])
+        if script.suffix == ".py" and not script.exists():
+            raise ConfigError(
+                f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to "
+                "its directory"
+            )
+
+
 def _why_not(program: Path) -> str:
     """Return why a program cannot be started, and what to write instead."""
     if program.is_dir():
@@ -174,7 +191,10 @@ def _already_complete(run_dir: RunDir, start: Start) -> bool:
         return False
     log = structlog.get_logger()
     if has_other_arguments(done, start):
-        log.info("the run was complete; it is trained further with other arguments (--continue)")
+        log.info(
+            "the run was complete; it is trained further with other arguments (--continue)",
+            completed_by=shlex.join(map(str, done.get("command") or [])),
+        )
         return False
     if done.get("step") == 0:
         log.warning(
@@ -183,8 +203,9 @@ def _already_complete(run_dir: RunDir, start: Start) -> bool:
         )
         return True
     log.info(
-        f"training is complete already (step {done.get('step')}); to train further, add "
-        f"--continue and change the command's arguments, or delete {run_dir.done_file}"
+        f"training is complete already (step {done.get('step')}); to train further, change the "
+        "command's arguments and add --continue; if you have changed the script instead, delete "
+        f"{run_dir.done_file}"
     )
     earlier = Start.from_json(done.get("start"))
     if earlier is not None and (lines := start.differences_from(earlier)):

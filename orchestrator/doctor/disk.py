@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.checkpoint.retention import DEFAULT_KEEP
-from orchestrator.doctor.findings import Finding, Level, RunFacts
+from orchestrator.doctor.findings import CheckedRun, Finding, Level
 from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.durable import Disk
 from orchestrator.system.units import duration_text, size_text
@@ -31,7 +31,7 @@ TRIAL_SHARE = 0.1
 SLOW_BYTES_PER_SECOND = 50e6
 
 
-def filesystem(facts: RunFacts) -> Finding:
+def filesystem(facts: CheckedRun) -> Finding:
     """Check that a lock on the filesystem keeps a second supervisor away."""
     kind, options = mount_of(facts.directory)
     if problem := _lock_problem(facts.directory):
@@ -49,7 +49,7 @@ def filesystem(facts: RunFacts) -> Finding:
     return Finding("filesystem", Level.OK, f"{kind}; flock works{note}")
 
 
-def free_space(facts: RunFacts) -> Finding:
+def free_space(facts: CheckedRun) -> Finding:
     """Check that the checkpoints that --keep asks for fit, and one more that is being written."""
     room = os.statvfs(facts.directory)
     free = room.f_bavail * room.f_frsize
@@ -73,7 +73,7 @@ def free_space(facts: RunFacts) -> Finding:
     return Finding("free space", Level.OK, text)
 
 
-def speed(facts: RunFacts) -> Iterator[Finding]:
+def speed(facts: CheckedRun) -> Iterator[Finding]:
     """Measure the speed of a write of up to 128 MiB, with O_DIRECT and buffered."""
     room = os.statvfs(facts.directory)
     size = min(TRIAL_BYTES, int(TRIAL_SHARE * room.f_bavail * room.f_frsize))
@@ -96,7 +96,7 @@ def speed(facts: RunFacts) -> Iterator[Finding]:
     yield _judge_speed(facts, text, max(rates.values()))
 
 
-def _judge_speed(facts: RunFacts, text: str, rate: float) -> Finding:
+def _judge_speed(facts: CheckedRun, text: str, rate: float) -> Finding:
     if rate < SLOW_BYTES_PER_SECOND:
         advice = "checkpoints take long to write there; put the run directory on a faster disk"
         return Finding("disk speed", Level.WARN, text, advice)
@@ -109,7 +109,7 @@ def _judge_speed(facts: RunFacts, text: str, rate: float) -> Finding:
     return Finding("disk speed", Level.OK, text)
 
 
-def clock(facts: RunFacts) -> Finding:
+def clock(facts: CheckedRun) -> Finding:
     """Check that the clocks of system and disk agree, and that no checkpoint is in the future."""
     try:
         with _trial_path(facts.directory) as path:

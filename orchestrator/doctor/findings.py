@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.history import read_history
 from orchestrator.rundir.paths import RunDir
 
 
@@ -30,7 +30,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class CheckedRun:
     """The run to check, which need not exist yet, its settings, and measurements of its past.
 
     ``checkpoint_bytes`` is the size of the newest checkpoint, ``kept_bytes`` that of all of them,
@@ -52,17 +52,15 @@ class RunFacts:
         return path
 
     @classmethod
-    def read(cls, run: RunDir, config: Config) -> "RunFacts":
+    def read(cls, run: RunDir, config: Config) -> "CheckedRun":
         """Read the run's checkpoints and journal, as far as they are readable."""
         if not run.run_file.exists():
             return cls(run, config)
         try:
             sizes = [c.manifest.total_bytes for c in Store.open(run, command=[]).all()]
-            events, _ = Journal(run.journal_file).read()
+            seconds = read_history(run).save_seconds
         except OrchestratorError:
             return cls(run, config)
-        published = [e for e in events if e["event"] == JournalEvent.CHECKPOINT_PUBLISHED]
-        seconds = [e["seconds"] for e in published if isinstance(e.get("seconds"), float)]
         return cls(
             run,
             config,

@@ -7,14 +7,14 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.doctor.findings import Finding, Level, RunFacts
+from orchestrator.doctor.findings import CheckedRun, Finding, Level
 from orchestrator.system.units import duration_text, parse_duration
 
 QUERY_SECONDS = 10.0
 OWN_GROUP = Path("/proc/self/cgroup")
 
 
-def grace(facts: RunFacts) -> Finding:
+def grace(facts: CheckedRun) -> Finding:
     """Check that the host waits as long as --grace says before it kills the run."""
     wanted = facts.config.grace
     host, seconds = host_grace()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from orchestrator import __version__
-from orchestrator.doctor.findings import Finding, Level, RunFacts
+from orchestrator.doctor.findings import CheckedRun, Finding, Level
 from orchestrator.system.capabilities import Capability, describe_fallback, is_available
 from orchestrator.system.memory import available_bytes, limit_bytes
 from orchestrator.system.requirements import LEAST_VERSIONS, too_old
@@ -22,7 +22,7 @@ MIN_PROCESSES = 1024
 SLOTS_SHARE = 2 * 9 / 8
 
 
-def versions(facts: RunFacts) -> Finding:
+def versions(facts: CheckedRun) -> Finding:
     """Check that the required packages are installed and new enough, and report the versions."""
     shown, wrong = [f"orchestrator {__version__}", f"Python {platform.python_version()}"], []
     wanted = []
@@ -44,7 +44,7 @@ def versions(facts: RunFacts) -> Finding:
     return Finding("versions", Level.OK, f"{text}, {platform.system()} {platform.release()}")
 
 
-def memory(facts: RunFacts) -> Finding:
+def memory(facts: CheckedRun) -> Finding:
     """Check that two snapshots of the state fit into memory."""
     available = available_bytes()
     allowed = limit_bytes("self")
@@ -65,7 +65,7 @@ def memory(facts: RunFacts) -> Finding:
     return Finding("memory", Level.OK, text)
 
 
-def limits(facts: RunFacts) -> Iterator[Finding]:
+def limits(facts: CheckedRun) -> Iterator[Finding]:
     """Check the limits on open files, processes, file sizes and address space (ulimit)."""
     found = []
     files, processes = _limit("RLIMIT_NOFILE"), _limit("RLIMIT_NPROC")
@@ -99,7 +99,7 @@ def _limit(name: str) -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def gpus(facts: RunFacts) -> Finding:
+def gpus(facts: CheckedRun) -> Finding:
     """Check that nvidia-smi answers, and report the GPUs."""
     if shutil.which(GPU_QUERY[0]) is None:
         return Finding("GPUs", Level.OK, "none: there is no nvidia-smi")
@@ -117,7 +117,7 @@ def gpus(facts: RunFacts) -> Finding:
     return Finding("GPUs", Level.OK, "; ".join(answer.stdout.strip().splitlines()) or "none")
 
 
-def capabilities(facts: RunFacts) -> Iterator[Finding]:
+def capabilities(facts: CheckedRun) -> Iterator[Finding]:
     """Report the optional features that this system lacks, and what is done without them."""
     missing = [capability for capability in Capability if not is_available(capability)]
     for capability in missing:

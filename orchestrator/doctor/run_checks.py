@@ -11,12 +11,12 @@ from pathlib import Path
 from orchestrator.client import existing_run
 from orchestrator.config import Config
 from orchestrator.doctor import disk, grace_period, machine
-from orchestrator.doctor.findings import Finding, Level, RunFacts
+from orchestrator.doctor.findings import CheckedRun, Finding, Level
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 
-CHECKS: tuple[Callable[[RunFacts], Finding | Iterable[Finding]], ...] = (
+CHECKS: tuple[Callable[[CheckedRun], Finding | Iterable[Finding]], ...] = (
     machine.versions,
     machine.capabilities,
     disk.filesystem,
@@ -34,19 +34,20 @@ _COLOURS = {Level.OK: "\x1b[32m", Level.WARN: "\x1b[33m", Level.FAIL: "\x1b[31m"
 def doctor(arguments: Namespace) -> ExitStatus:
     """Check the machine and a run directory; return 78 if a check fails."""
     config = Config.resolve({}, os.environ, Path.cwd())
-    facts = RunFacts.read(_run_dir(arguments.run_dir, config), config)
+    facts = CheckedRun.read(_run_dir(arguments.run_dir, config), config)
     findings = list(run_checks(facts))
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
-        print(f"checking the run directory {facts.run.root} on {os.uname().nodename}")
+        kind = "the run directory" if facts.run.run_file.exists() else "for a new run in"
+        print(f"checking {kind} {facts.run.root} on {os.uname().nodename}")
         for finding in findings:
             print(_line(finding, is_coloured=sys.stdout.isatty()))
     fails = any(finding.level is Level.FAIL for finding in findings)
     return ExitStatus.CONFIGURATION if fails else ExitStatus.COMPLETE
 
 
-def run_checks(facts: RunFacts) -> Iterator[Finding]:
+def run_checks(facts: CheckedRun) -> Iterator[Finding]:
     """Yield the findings of all checks in their order."""
     for check in CHECKS:
         found = check(facts)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import structlog
 
@@ -15,7 +14,7 @@ from orchestrator.hosts.laptop.sleep import save_before_sleep
 from orchestrator.hosts.preemption import wait_for_command, wait_for_file
 from orchestrator.hosts.slurm.job import Job
 from orchestrator.hosts.slurm.time_limit import SlurmJobMonitor
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.writer import WRITE_ALLOWANCE
 from orchestrator.system.subprocesses import SubprocessRunner
@@ -33,11 +32,11 @@ class HostEvents:
         config: Config,
         run: RunDir,
         journal: Journal,
-        events: list[dict[str, Any]],
+        last_save_seconds: float,
         save_seconds: Callable[[], float],
         request_stop: Callable[[str], None],
     ) -> None:
-        """``events`` is the content of the journal, which tells how long earlier saves took.
+        """``last_save_seconds`` is how long the last save before this start took; 0 if unknown.
 
         ``save_seconds`` returns how long a save may take now, 0 before the first one.
         ``request_stop`` must do nothing if a stop is already under way.
@@ -47,14 +46,14 @@ class HostEvents:
         self._run = run
         self._journal = journal
         self._request_stop = request_stop
-        last_save_seconds = WRITE_ALLOWANCE * _last_save_seconds(events)
+        earlier_seconds = WRITE_ALLOWANCE * last_save_seconds
         self._job: SlurmJobMonitor | None = None
         if (job := Job.from_environment(os.environ)) is not None:
             self._job = SlurmJobMonitor(
                 job,
                 self.subprocesses,
                 config.grace,
-                lambda: save_seconds() or last_save_seconds,
+                lambda: save_seconds() or earlier_seconds,
                 request_stop,
             )
         self._tasks: list[asyncio.Future[None]] = []
@@ -89,12 +88,3 @@ class HostEvents:
         by_person = stop_source is not None and stop_source.startswith(PERSONAL_SOURCES)
         if self._config.slurm_requeue and self._job and status in STOPPED and not by_person:
             await self._job.requeue(self._run, self._journal)
-
-
-def _last_save_seconds(events: list[dict[str, Any]]) -> float:
-    """Return how long the last checkpoint with a known duration took; 0 without one."""
-    for event in reversed(events):
-        seconds = event.get("seconds")
-        if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED and isinstance(seconds, float):
-            return seconds
-    return 0.0

@@ -74,14 +74,21 @@ class Journal:
             ) from None
         events, damaged = [], 0
         for line in filter(None, lines):
-            try:
-                record = json.loads(line)
-                JournalEvent(record["event"])
-            except (ValueError, TypeError, KeyError, RecursionError):
+            if (event := parse_event(line)) is None:
                 damaged += 1
-                continue
-            events.append(record)
+            else:
+                events.append(event)
         return events, damaged
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """Return the event on a line of the journal; None for a damaged line."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+        JournalEvent(event["event"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return event
 
 
 def utc_now() -> str:

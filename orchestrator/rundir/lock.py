@@ -54,8 +54,8 @@ class RunLock:
         return _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
 
     def _lock(self) -> None:
-        is_dead = _is_dead(self._owner())
-        timeout_seconds = DEAD_OWNER_TIMEOUT_SECONDS if is_dead else BUSY_TIMEOUT_SECONDS
+        ended = has_ended(self._owner())
+        timeout_seconds = DEAD_OWNER_TIMEOUT_SECONDS if ended else BUSY_TIMEOUT_SECONDS
         deadline = time.monotonic() + timeout_seconds
         while True:
             try:
@@ -102,7 +102,7 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
     return None
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
+def has_ended(owner: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this host and has ended."""
     pid = owner.get("pid")
     if not isinstance(pid, int) or pid <= 0 or owner.get("host") != socket.gethostname():

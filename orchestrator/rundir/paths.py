@@ -39,6 +39,11 @@ class RunDir:
         return self.root / "journal.jsonl"
 
     @property
+    def journal_index_file(self) -> Path:
+        """A summary of the journal, which may be deleted at any time."""
+        return self.root / "journal.index.json"
+
+    @property
     def metrics_file(self) -> Path:
         """The metrics of the run's steps, one JSON object on each line."""
         return self.root / "metrics.jsonl"

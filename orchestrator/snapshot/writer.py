@@ -66,6 +66,9 @@ class Writer:
         manifest = replace(snapshot.manifest, reason=reason)
         try:
             return self.store.publish(manifest, copy, direct=True)
+        except Exception:
+            self.release()
+            raise
         finally:
             self.heartbeat.pause()
 

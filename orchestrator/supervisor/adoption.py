@@ -2,14 +2,17 @@
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 
+from orchestrator.adopt.beside import find_beside
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.scan_events import (
     Failed,
     LeftAlone,
     Moment,
+    Renumbered,
     ScanEvent,
     Sealed,
     SetAside,
@@ -30,6 +33,9 @@ from orchestrator.system.priority import lower_priority
 from orchestrator.system.races import first_of
 from orchestrator.system.threads import ignore_outcome, in_thread
 
+if TYPE_CHECKING:
+    from orchestrator.adopt.file_watcher import ReadWatcher
+
 # Network filesystems, and what another machine writes on them, give no events: scan this often.
 SCAN_SECONDS = 10.0
 # With thousands of matches, each of which costs a system call, scan less often than that.
@@ -39,6 +45,8 @@ MOST_SCAN_SECONDS = 60.0
 PENDING_SECONDS = 0.25
 # Where many names match and new ones come all the time, scanning takes this share of a core.
 SCANNING_SHARE = 0.05
+# If an attempt has saved nothing that matches by then, it may save elsewhere.
+BESIDE_SECONDS = 60.0
 # If nothing that matches has come by then, the pattern may be wrong.
 UNMATCHED_SECONDS = 1800.0
 # The times of files may lag behind the clock by this much.
@@ -72,10 +80,21 @@ class Adoption:
         self._began = time.monotonic()
         self._problem: str | None = None
         self._has_warned_of_pattern = False
+        self._has_told_of_numbers = False
+        self._has_told_of_reading = False
+        self._has_looked_beside: int | None = None
+        self._has_told_of_saves_beside = False
+        self._reading: ReadWatcher | None = None
+        self._sees_events = False
         self._scan_cpu_seconds = 0.0
 
     async def take_stock(self) -> None:
         """Scan what is there before the first attempt of this supervisor."""
+        if self._facts.was_complete:
+            self._log.info(
+                "the run was complete: the script is started again, since it alone knows whether "
+                "there is more to do"
+            )
         await self._scan(Moment.FIRST_START if self._facts.is_new else Moment.LATER_START, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
@@ -83,10 +102,15 @@ class Adoption:
 
         Raises ConfigError where something else is there that no trainer of this run wrote.
         """
-        if chosen is None or (adopted := chosen.manifest.adopted) is None or not adopted.kept:
+        if chosen is None or (adopted := chosen.manifest.adopted) is None:
             return
-        seal = Seal(chosen, adopted)
-        await in_thread(lambda: self._put_back(seal))
+        if adopted.kept:
+            seal = Seal(chosen, adopted)
+            await in_thread(lambda: self._put_back(seal))
+        from orchestrator.adopt.file_watcher import ReadWatcher
+
+        self._reading = ReadWatcher()
+        self._reading.start(chosen.resume_path)
 
     def _put_back(self, seal: Seal) -> None:
         if self._store.is_in_place(seal):
@@ -104,8 +128,8 @@ class Adoption:
 
     def begin(self, attempt: Attempt) -> None:
         """Scan beside an attempt that has started."""
-        self._scanner.forget_write_habits()
         resumed = attempt.resume_checkpoint
+        self._scanner.begin_attempt(resumed)
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
         self._scanning = asyncio.ensure_future(self._scan_beside(attempt))
         ignore_outcome(self._scanning)
@@ -124,6 +148,10 @@ class Adoption:
             await asyncio.wait({self._scanning})
         await self._scan(moment, attempt)
         self._warn_of_pattern()
+        await self._warn_of_saves_beside(attempt)
+        if self._reading is not None:
+            self._reading.stop()
+            self._reading = None
 
     async def _scan_beside(self, attempt: Attempt) -> None:
         """Scan after each change, and at intervals, until the attempt is over."""
@@ -133,6 +161,7 @@ class Adoption:
 
         with DirectoryWatcher(self._pattern.may_affect_match) as changes:
             while not attempt.over.is_set():
+                self._sees_events = self._sees_events or changes.has_seen_events
                 if everywhere:
                     changes.changed.clear()
                     last_scan = time.monotonic()
@@ -143,6 +172,8 @@ class Adoption:
                 changes.watch(self._scanner.directories)
                 if time.monotonic() - self._began >= UNMATCHED_SECONDS:
                     self._warn_of_pattern()
+                if time.monotonic() - attempt.started >= BESIDE_SECONDS:
+                    await self._warn_of_saves_beside(attempt)
                 pause = min(self._scan_cpu_seconds / SCANNING_SHARE, SCAN_SECONDS)
                 await first_of(attempt.over.wait(), timeout_seconds=pause)
                 rest = PENDING_SECONDS if self._scanner.pending else interval
@@ -150,15 +181,16 @@ class Adoption:
                 everywhere = changes.changed.is_set() or time.monotonic() - last_scan >= interval
 
     async def _scan(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
-        reason = Reason.EMERGENCY if self._stop.wanted.is_set() else Reason.PERIODIC
+        self._scanner.stop_ns = self._stop.wanted_ns
+        self._scanner.record_reading(self._is_unread)
 
         def scan() -> list[ScanEvent]:
             lower_priority()
             began = time.thread_time() - self._scanner.sealing_cpu_seconds
             try:
                 if everywhere:
-                    return self._scanner.scan(moment, reason)
-                return self._scanner.scan_pending(reason)
+                    return self._scanner.scan(moment, Reason.PERIODIC)
+                return self._scanner.scan_pending(Reason.PERIODIC)
             finally:
                 ended = time.thread_time() - self._scanner.sealing_cpu_seconds
                 self._scan_cpu_seconds = ended - began
@@ -183,6 +215,7 @@ class Adoption:
                     stop_ns = self._stop.wanted_ns
                     after = stop_ns is not None and oldest_ns >= stop_ns - FILE_CLOCK_NS
                     attempt.adopted.record_save(checkpoint.manifest.step, after)
+                    self._warn_of_unread(attempt)
                 self._events.checkpoint_published(checkpoint.name, {})
             case Withdrawn(checkpoint, reason):
                 self._catalog.record_withdrawn(checkpoint, reason)
@@ -200,9 +233,58 @@ class Adoption:
                     path=str(path),
                     reason=reason,
                 )
+            case Renumbered(path, number, resumed_number):
+                if not self._has_told_of_numbers:
+                    self._has_told_of_numbers = True
+                    self._log.warning(
+                        f"the script numbers its saves anew after a resume ({path.name} comes "
+                        f"after number {resumed_number}): checkpoints are ordered by what they "
+                        "descend from, and their steps go on",
+                        path=str(path),
+                        number=number,
+                    )
             case Failed(path, problem):
                 text = f"cannot seal {path}, or set it aside: {problem}"
                 self._events.save_failed({"adopted": str(path), "problem": text})
+
+    @property
+    def _is_unread(self) -> bool:
+        """Whether the script has not opened the checkpoint that it was offered, for certain."""
+        return self._reading is not None and self._sees_events and self._reading.is_unread
+
+    def _warn_of_unread(self, attempt: Attempt) -> None:
+        if not self._is_unread or attempt.resume_checkpoint is None or attempt.adopted is None:
+            return
+        attempt.adopted.is_unread = True
+        if self._has_told_of_reading:
+            return
+        self._has_told_of_reading = True
+        path = attempt.resume_checkpoint.resume_path
+        self._log.warning(
+            f"offered, not read: the script has not opened {path}, and so begins from zero; what "
+            "it saves counts as progress only beyond the earlier attempts; tell it what to resume "
+            "from with --resume-arg (such as '--resume {path}'), or have it read "
+            "ORCHESTRATOR_RESUME_FROM"
+        )
+
+    async def _warn_of_saves_beside(self, attempt: Attempt) -> None:
+        """Tell of saves that the pattern does not match, where the attempt saved none that do."""
+        saved = attempt.adopted is not None and attempt.adopted.saves > 0
+        looked = self._has_looked_beside == attempt.number and not attempt.over.is_set()
+        if saved or looked or self._has_told_of_saves_beside:
+            return
+        self._has_looked_beside = attempt.number
+        age_ns = int((time.monotonic() - attempt.started) * 1e9)
+        since_ns = time.time_ns() - age_ns
+        beside = await in_thread(lambda: find_beside(self._pattern, since_ns))
+        if beside is None:
+            return
+        self._has_told_of_saves_beside = True
+        self._log.warning(
+            f"the script has saved {beside.path}, which --adopt {self._pattern.text} does not "
+            f"match: it will not be resumed from and is no progress; use --adopt "
+            f"'{beside.pattern_text}'"
+        )
 
     def _warn_of_pattern(self) -> None:
         if not self._scanner.has_matched and not self._has_warned_of_pattern:

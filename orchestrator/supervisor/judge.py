@@ -17,6 +17,11 @@ from orchestrator.supervisor.recovery.output_tail import end_of, last_lines
 from orchestrator.supervisor.recovery.policy import Action, Decision, decide
 from orchestrator.supervisor.stop_request import StopRequest
 
+NOT_READ = (
+    "the script begins from zero each time: it has not read the checkpoint that it was offered, "
+    "and got no further than before; name its option with --resume-arg"
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -74,6 +79,8 @@ class Judge:
         decision = Decision(Action.STOP, "a stop came before it was decided")
         try:
             decision = await self._prepare(attempt, end, decide(end, self._budget))
+            if decision.action is Action.GIVE_UP and attempt.adopted and attempt.adopted.is_unread:
+                decision = Decision(Action.GIVE_UP, NOT_READ)
         finally:
             record = write_exit_record(
                 attempt,

@@ -11,6 +11,7 @@ from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import Status, describe_checkpoint
 
 
@@ -47,6 +48,8 @@ class LiveStatus:
             status.newest_checkpoint = describe_checkpoint(self._catalog.newest)
         if (attempt := self._facts.attempt) is not None:
             self._add_attempt(status, attempt)
+            if attempt.adopted is not None:
+                self._describe_script(status)
         return status
 
     def heartbeats(self) -> list[Heartbeat]:
@@ -73,6 +76,13 @@ class LiveStatus:
             saved = filter(None, (status.newest_checkpoint, status.newest_snapshot))
             ages = [time.monotonic() - attempt.started, *(s["age_seconds"] for s in saved)]
             status.lose_at_most_seconds = round(min(ages), 3)
+
+    def _describe_script(self, status: Status) -> None:
+        """Leave out what only a session tells: phases, hang timeouts, a spare for its imports."""
+        if status.state == State.STARTING:
+            status.state = State.TRAINING
+        status.spare = status.spare_pid = None
+        status.phase = status.silent_seconds = status.hang_budget_seconds = None
 
     def _snapshot_facts(self, attempt: Attempt) -> dict[str, Any] | None:
         if not attempt.snapshot_facts:

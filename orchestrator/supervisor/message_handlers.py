@@ -147,6 +147,6 @@ class MessageHandlers:
             case "status" | "stop" | "checkpoint":
                 self._command_line.handle(peer, message)
             case "hello":
-                self._session_opening.handle_hello(peer, message)
+                await self._session_opening.handle_hello(peer, message)
             case _ if attempt is not None and peer is attempt.peer:
                 self._trainer.handle(attempt, message)

@@ -45,9 +45,10 @@ def log_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
     log = structlog.get_logger()
     where = str(newest.shown_path) if newest else None
     if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
+        lost = {} if verdict.lost_steps is None else {"lost_steps": verdict.lost_steps}
         log.error(
             f"stopped, but {_steps(verdict.lost_steps)} not saved; {AGAIN_TO_RESUME}",
-            lost_steps=verdict.lost_steps,
+            **lost,
             checkpoint=where,
         )
     elif newest is None:
@@ -101,6 +102,6 @@ def restart_text(delay_seconds: float, failures: int, allowed: int, restarts: in
     """Return when the next attempt begins, and how many failures and restarts there were."""
     when = "at once" if delay_seconds == 0 else f"in {duration_text(delay_seconds)}"
     return (
-        f"starting again {when} (failure {failures} since the last new checkpoint; --max-restarts "
-        f"allows {allowed}; restart {restarts} in all)"
+        f"starting again {when} (restart {restarts}; failures since the last new checkpoint: "
+        f"{failures} of at most {allowed}, see --max-restarts)"
     )

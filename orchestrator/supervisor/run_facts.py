@@ -1,9 +1,10 @@
 """What is known of the run at this moment."""
 
-from collections.abc import Iterable
+import asyncio
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
+from orchestrator.rundir.history import History
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.state_machine import Event, StateMachine
@@ -22,19 +23,23 @@ class RunFacts:
     stop: StopRequest
     is_new: bool = True
     """Whether no supervisor of this run had started an attempt before this one."""
+    was_complete: bool = False
+    """Whether the last supervisor of this run ended it as complete."""
     restarts: int = 0
     problem: str | None = None
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
+    launch_done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared during a launch: the session may say hello before ``attempt`` is its attempt."""
 
     @classmethod
-    def from_journal(cls, stop: StopRequest, events: Iterable[dict[str, Any]]) -> Self:
-        """Return the facts at the start of a supervisor, from the journal's events so far."""
-        names = [event["event"] for event in events]
+    def from_history(cls, stop: StopRequest, history: History) -> Self:
+        """Return the facts at the start of a supervisor."""
         return cls(
             stop,
-            is_new=JournalEvent.ATTEMPT_STARTED not in names,
-            restarts=names.count(JournalEvent.RESTART_SCHEDULED),
+            is_new=not history.has_attempts,
+            was_complete=history.last_mark.get("event") == JournalEvent.RUN_COMPLETED,
+            restarts=history.restarts,
         )
 
     @property

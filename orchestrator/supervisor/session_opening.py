@@ -40,8 +40,10 @@ class SessionOpening:
         self._facts = facts
         self._snapshots = snapshots
 
-    def handle_hello(self, peer: Peer, message: Message) -> None:
+    async def handle_hello(self, peer: Peer, message: Message) -> None:
         """Welcome or refuse the session that says hello."""
+        # A trainer that the spare has forked may be faster than the end of its launch here.
+        await self._facts.launch_done.wait()
         attempt = self._facts.attempt
         if self._config.adopt is not None:
             peer.send({"type": "refused", "reason": NO_SESSION})

@@ -24,7 +24,7 @@ from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.cleanup import all_gone
 from orchestrator.supervisor.attempt.environment import common_environment
 from orchestrator.supervisor.attempt.launcher import LaunchSpec, launch
-from orchestrator.supervisor.attempt.output import TerminalOutput
+from orchestrator.supervisor.attempt.output import OutputTarget, TerminalOutput
 from orchestrator.supervisor.judge import Verdict
 from orchestrator.supervisor.outcome import carry_out
 from orchestrator.supervisor.recovery.backoff import delay_seconds
@@ -137,6 +137,7 @@ class Supervisor:
 
     async def _start_attempt(self, spec: LaunchSpec) -> Attempt:
         """Choose what to resume from, and start the trainer; a failure here ends the run."""
+        self._facts.launch_done.clear()
         try:
             attempt = await self._launch_next(spec)
         except OSError as error:
@@ -153,6 +154,7 @@ class Supervisor:
             self._parts.adoption.begin(attempt)
         self._facts.attempt = attempt
         self._facts.machine.handle(Event.SPAWNED)
+        self._facts.launch_done.set()
         self._parts.service.notify_ready()
         self._ladder.begin(attempt)
         return attempt
@@ -169,10 +171,9 @@ class Supervisor:
             await or_stop(self._former_processes)
         await or_stop(self._spares.wait_until_ready())
         # On a full disk the last attempt has left no directory.
-        number = 1 + max(self._run.last_attempt(), self._facts.attempt_number or 0)
-        attempt = Attempt(
-            self._run, number, checkpoint, snapshot, self._snapshots, parts.console.output
-        )
+        number = 1 + (self._facts.attempt_number or self._run.last_attempt())
+        target = OutputTarget(parts.console.output, parts.config.log_size)
+        attempt = Attempt(self._run, number, checkpoint, snapshot, self._snapshots, target)
         parts.fdstore.store(number, *attempt.memory_descriptors)
         attempt.begin(await launch(spec, attempt, self._spares))
         return attempt
@@ -204,7 +205,9 @@ class Supervisor:
             resume_from=(
                 f"the snapshot of step {snapshot.manifest.step}"
                 if snapshot
-                else checkpoint and checkpoint.shown_path.name
+                else checkpoint.shown_path.name
+                if checkpoint
+                else "the beginning"
             ),
             run_dir=str(self._run.root),
         )

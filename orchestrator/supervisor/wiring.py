@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from orchestrator.adopt.ongoing_saves import OngoingSaves
 from orchestrator.adopt.seal_store import SealStore
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
@@ -11,6 +12,7 @@ from orchestrator.config import Config
 from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
+from orchestrator.rundir.history import HistoryIndexer, read_history
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import RunLock
 from orchestrator.spare.pool import SparePool
@@ -81,21 +83,26 @@ def wire(
     Raises ConfigError where the journal cannot be read.
     """
     journal = Journal(store.run.journal_file)
-    events, damaged = journal.read()
-    if damaged:
+    history = read_history(store.run)
+    if history.damaged:
         structlog.get_logger().warning(
-            "damaged lines in the journal were skipped", lines=damaged, path=journal.path
+            "damaged lines in the journal were skipped", lines=history.damaged, path=journal.path
         )
+    journal.listeners.append(HistoryIndexer(store.run).on_event)
     stop = StopRequest(config.grace)
-    facts = RunFacts.from_journal(stop, events)
-    budget = FailureBudget.from_journal(config.max_restarts, events)
-    spares = SparePool(command, config.spare, stop.wanted.is_set)
+    facts = RunFacts.from_history(stop, history)
+    budget = FailureBudget.from_journal(config.max_restarts, history.since_progress)
+    # A spare is for sessions: it takes over what one has imported.
+    spares = SparePool(command, config.spare and config.adopt is None, stop.wanted.is_set)
     checkpoint_journal = CheckpointJournal(journal)
-    catalog = CheckpointCatalog(store, config.retention, checkpoint_journal, budget, events)
+    catalog = CheckpointCatalog(
+        store, config.retention, checkpoint_journal, budget, history.published
+    )
     save_requests = SaveRequests(facts, is_possible=config.adopt is None)
     publisher = Publisher(facts, catalog, save_requests, checkpoint_journal)
     snapshots = SnapshotWriteQueue(store, catalog, stop, publisher)
-    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer))
+    script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
+    ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
     status = LiveStatus(facts, store, catalog, snapshots, spares)
     message_handlers = MessageHandlers(
@@ -114,7 +121,12 @@ def wire(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
     )
     host_events = HostEvents(
-        config, store.run, journal, events, snapshots.expected_write_seconds, ladder.on_notice
+        config,
+        store.run,
+        journal,
+        history.save_seconds[-1] if history.save_seconds else 0.0,
+        snapshots.expected_write_seconds,
+        ladder.on_notice,
     )
     hook = EventHook(config.on_event, store.run, host_events.subprocesses)
     journal.listeners.append(hook.on_journal_event)

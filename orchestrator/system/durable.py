@@ -91,7 +91,11 @@ class DirectFile(io.FileIO):
 
         Only the last write of a file may have a length that is not a multiple of the block size.
         """
-        view = memoryview(data).cast("B")
+        # Released on an error too, whose traceback would otherwise keep shared memory mapped.
+        with memoryview(data) as given, given.cast("B") as view:
+            return self._write_all(view)
+
+    def _write_all(self, view: memoryview) -> int:
         done = 0
         while done < len(view):
             remaining = len(view) - done
@@ -99,7 +103,8 @@ class DirectFile(io.FileIO):
                 self._switch_to_buffered()
             length = remaining - remaining % DIRECT_BLOCK_BYTES if self._is_direct else remaining
             try:
-                done += os.write(self.fileno(), view[done : done + length])
+                with view[done : done + length] as part:
+                    done += os.write(self.fileno(), part)
             except OSError as error:
                 # Some filesystems accept the flag and refuse the write.
                 if not (self._is_direct and error.errno == errno.EINVAL):
@@ -186,3 +191,27 @@ def replace_file(path: Path, content: bytes, disk: Disk | None = None) -> None:
     with atomic_replacement(path, disk, replace=True) as temporary, disk.create(temporary) as file:
         file.write(content)
         disk.sync(file)
+
+
+def replace_disposable_file(path: Path, content: bytes) -> None:
+    """Replace a file whose loss costs nothing: nothing is synced. Raises OSError.
+
+    Another process sees the old content or the new. After a power cut it may be damaged, which the
+    reader must notice.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def rotate(path: Path, older: Path) -> None:
+    """Give a log the name of the older one, which is replaced; nothing is synced. Raises OSError.
+
+    A name that leads elsewhere, such as a device's, is left alone.
+    """
+    if path.is_file() and not path.is_symlink():
+        os.replace(path, older)

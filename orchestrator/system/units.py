@@ -7,6 +7,7 @@ LONGEST_SECONDS = 3650 * 86400.0
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG])")
 
 
 def size_text(count: int) -> str:
@@ -17,6 +18,14 @@ def size_text(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes in ``100K``, ``64M`` or ``1.5G`` (powers of 1024). Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("write a size such as 100K, 64M or 1G")
+    return int(float(match[1]) * 1024 ** "KMG".index(match[2]) * 1024)
 
 
 def duration_text(seconds: float) -> str:

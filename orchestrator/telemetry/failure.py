@@ -1,9 +1,8 @@
 """Why a run gave up, as its journal tells it."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator.rundir.journal import JournalEvent
+from orchestrator.rundir.history import History
 from orchestrator.rundir.paths import RunDir
 
 
@@ -28,33 +27,22 @@ class Failure:
     last_line: str | None = None
 
 
-def failure_in(events: list[dict[str, Any]], run: RunDir) -> Failure | None:
-    """Return the failure that the last ``gave_up`` event of a journal tells of, if there is one."""
-    gave_up = _last(events, JournalEvent.GAVE_UP)
-    if gave_up is None:
+def failure_in(history: History, run: RunDir) -> Failure | None:
+    """Return the failure that the last ``gave_up`` event of a run tells of, if there is one."""
+    gave_up, last = history.last_give_up, history.last_exit
+    if not gave_up:
         return None
     facts = {name: gave_up.get(name) for name in ("status", "cause", "reason")}
-    exits = [event for event in events if event["event"] == JournalEvent.ATTEMPT_EXITED]
     number = gave_up.get("attempt")
-    if not isinstance(number, int) or not exits or exits[-1].get("attempt") != number:
+    if not isinstance(number, int) or last.get("attempt") != number:
         return Failure(**facts)
-    last = exits[-1]
     lines = last.get("last_lines") or [None]
     return Failure(
         **facts,
         kind=last.get("kind"),
         attempt=number,
         step=last.get("step"),
-        times=sum(_mark(event) == _mark(last) for event in exits),
+        times=history.times_ended_like(last),
         output=str(run.attempt(number).output_file),
         last_line=lines[-1],
     )
-
-
-def _last(events: list[dict[str, Any]], kind: JournalEvent) -> dict[str, Any] | None:
-    return next((event for event in reversed(events) if event["event"] == kind), None)
-
-
-def _mark(event: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what two ends have in common that come from one defect."""
-    return event.get("kind"), event.get("fingerprint"), event.get("step")

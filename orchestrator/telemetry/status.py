@@ -8,7 +8,8 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.history import History, read_history
+from orchestrator.rundir.journal import JournalEvent
 from orchestrator.telemetry.failure import failure_in
 from orchestrator.telemetry.run_state import State
 
@@ -17,7 +18,6 @@ _STATE_AFTER: dict[str, State] = {
     JournalEvent.RUN_STOPPED: State.STOPPED,
     JournalEvent.GAVE_UP: State.FAILED,
 }
-_BEGINNINGS = (JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 
 
 @dataclass
@@ -51,13 +51,9 @@ class Status:
         return asdict(self)
 
 
-def exit_status_after(events: list[dict[str, Any]]) -> ExitStatus:
-    """Return the exit status of a run's last supervisor; 74 if it was killed.
-
-    ``events`` is the content of the journal.
-    """
-    marks = (*_STATE_AFTER, *_BEGINNINGS)
-    last: dict[str, Any] = next((e for e in reversed(events) if e["event"] in marks), {})
+def exit_status_after(history: History) -> ExitStatus:
+    """Return the exit status of a run's last supervisor; 74 if it was killed."""
+    last = history.last_mark
     match last.get("event"):
         case JournalEvent.RUN_COMPLETED:
             return ExitStatus.COMPLETE
@@ -83,27 +79,21 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 def status_from_disk(store: Store) -> Status:
     """Return the status of a run that no process is training in."""
     run = store.run
-    events, _ = Journal(run.journal_file).read()
+    history = read_history(run)
     # Other events may follow the one of the end: a second Ctrl-C, a late deletion.
-    marks = (*_STATE_AFTER, *_BEGINNINGS)
-    last: str = next((e["event"] for e in reversed(events) if e["event"] in marks), "")
+    last: str = history.last_mark.get("event", "")
     state: str = _STATE_AFTER.get(last, "interrupted")
     if run.done_file.exists():
         state = State.COMPLETED
     elif not last:
         state = "new"
     status = Status(run_id=store.run_id, state=state, run_dir=str(run.root))
-    if state == State.FAILED and (failure := failure_in(events, run)) is not None:
+    if state == State.FAILED and (failure := failure_in(history, run)) is not None:
         status.failure = asdict(failure)
-    attempts = (event.get("attempt") for event in events)
-    status.attempt = max((a for a in attempts if isinstance(a, int)), default=None)
-    status.restarts = sum(e["event"] == JournalEvent.RESTART_SCHEDULED for e in events)
-    saves = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
-    last_save = next((e for e in reversed(events) if e["event"] in saves), None)
-    if last_save is not None and last_save["event"] == JournalEvent.CHECKPOINT_FAILED:
-        status.problem = str(last_save.get("problem"))
-    if checkpoints := [c for c in store.all() if c.manifest.healthy]:
-        newest = checkpoints[-1]
+    status.attempt, status.restarts = history.attempt, history.restarts
+    if history.last_save.get("event") == JournalEvent.CHECKPOINT_FAILED:
+        status.problem = str(history.last_save.get("problem"))
+    if (newest := store.newest_healthy()) is not None:
         status.newest_checkpoint = describe_checkpoint(newest)
         status.step, status.epoch = newest.manifest.step, newest.manifest.epoch
         status.metrics = json_metrics(newest.manifest.metrics)

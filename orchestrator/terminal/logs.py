@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from orchestrator.terminal.lossy_writer import LossyWriter
+from orchestrator.terminal.rotating_file import RotatingFile
 from orchestrator.terminal.screen import Screen
 
 LAST_LINES_SECONDS = 1.0
@@ -48,9 +49,9 @@ class Log:
             logger_factory=structlog.WriteLoggerFactory(self),  # type: ignore[arg-type]
         )
 
-    def record_in(self, path: Path) -> None:
-        """Also write the log to a file from now on; `orchestrator attach` reads it."""
-        self._record.path = path
+    def record_in(self, path: Path, limit_bytes: int) -> None:
+        """Also write the log to a file from now on, rotated at a size; `attach` reads it."""
+        self._record.file = RotatingFile(path, limit_bytes)
         if self._writer is not None and _is_standard_error(path):
             self._writer.close(LAST_LINES_SECONDS)
             self._writer = None
@@ -76,17 +77,17 @@ class _Record:
     """Appends each event to a file, as JSON."""
 
     def __init__(self) -> None:
-        self.path: Path | None = None
+        self.file: RotatingFile | None = None
 
     def __call__(
         self, logger: Any, method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
         # A full disk loses these lines and must not end the run.
         with contextlib.suppress(OSError):
-            if self.path is not None:
-                line = json.dumps(event, default=str)
-                with open(self.path, "ab", buffering=0) as file:
-                    file.write(line.encode() + b"\n")
+            if self.file is not None:
+                self.file.write(json.dumps(event, default=str).encode() + b"\n")
+                # A file that was moved away is made again.
+                self.file.close()
         return event
 
 

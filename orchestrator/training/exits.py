@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,36 @@ def print_message(text: str) -> None:
     # Its reader may be gone, which is no reason to lose the state.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr, flush=True)
+
+
+def describe_shortly(error: BaseException) -> str:
+    """Return the class and the first line of an exception; torch's messages have many lines."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def warn(text: str, *, depth: int = 1) -> None:
+    """Warn about the code ``depth`` calls above the caller; never raise, also where errors are.
+
+    With ``python -W error`` a notice must not end a training: it is printed there.
+    """
+    try:
+        warnings.warn(text, stacklevel=depth + 2)
+    except Warning:
+        print_message(f"warning: {text}")
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignore warnings where they are errors, such as torch's own; only while the loop waits.
+
+    The filters belong to the whole process: changing them in a thread would disturb the script.
+    """
+    if not any(action == "error" for action, *_ in warnings.filters):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class FrameworkRun:
         self._page = membership.page
         self._framework = framework
         self._resumed = resumed
-        self._progress = Progress(refuses_bad_metrics=False)
+        self._progress = Progress(refuses_bad_values=False)
         self._due = DueSaves(self._page, membership.backend.facts.settings.every)
         self._saves = FrameworkSaves(membership, self._due, self._progress, framework)
         self._safe_points = SafePoints(membership, self._due, self._saves)
@@ -80,8 +80,11 @@ class FrameworkRun:
         try:
             yield run
         except BaseException as error:
-            _leave(membership, error)
+            if membership.is_of_this_process:
+                _leave(membership, error)
             raise
+        if not membership.is_of_this_process:
+            return  # a forked child that leaves the block is not the run
         conclude(None, run._complete, partial(_leave, membership))
 
     def _complete(self) -> None:

@@ -1,6 +1,8 @@
 """The session: what a training script uses to be stopped, saved and resumed."""
 
-from collections.abc import Iterable, Iterator
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.exits import conclude, refusing
 from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
+from orchestrator.training.loop.mistakes import LoopMistakes
 from orchestrator.training.loop.resume import resume_newest, start_from_classic
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.runtime.metrics import MetricsFile
@@ -45,6 +48,7 @@ class _OpenRun:
     saves: SessionSaves
     safe_points: SafePoints
     steps_at_start: int
+    mistakes: LoopMistakes
 
 
 class Session:
@@ -87,6 +91,7 @@ class Session:
         run_dir: str | Path | None = None,
         start_from: str | Path | None = None,
         keep_options: Iterable[str] = (),
+        before_restore: Callable[[dict[str, Any]], object] | None = None,
         **objects: Any,
     ) -> None:
         """Register the objects whose states are saved and restored.
@@ -98,6 +103,9 @@ class Session:
                 its own.
             keep_options: The optimizer options, such as ("lr",), that a resumed run takes from the
                 script and not from the checkpoint. A learning rate goes on where its schedule is.
+            before_restore: Called in a run that is resumed, before the objects are restored, with
+                ``session.state`` as it was saved. It repeats what the script has done to its
+                objects in mid-training: adds a group to an optimizer, prunes a layer.
             **objects: Models, optimizers, schedulers, scalers: whatever has ``state_dict()`` and
                 ``load_state_dict()``; and random generators of Python, NumPy or torch. The name of
                 each is its key in the checkpoint, followed by ``_state_dict``.
@@ -112,11 +120,13 @@ class Session:
         self._keep_options = (
             (keep_options,) if isinstance(keep_options, str) else tuple(keep_options)
         )
+        self._before_restore = before_restore
         self._registry = Registry()
         with refusing():
             self._registry.add(objects)
         self._loop_state = LoopState(self._registry, self.state, torch.initial_seed())
         self._run: _OpenRun | None = None
+        self._is_forked = False
         self._run_id: str | None = None
 
     # --- entering and leaving ----------------------------------------------------------------
@@ -128,6 +138,7 @@ class Session:
             TrainingRefused: That is not possible: the checkpoint does not fit the objects, another
                 process works on the run, a setting is wrong. The reason has been printed.
         """
+        self._is_forked = False
         with refusing():
             membership = RunMembership(self._run_dir)
             try:
@@ -143,7 +154,9 @@ class Session:
         self._run_id = backend.facts.store.run_id
         self._registry.add_scalers()
         options = OptimizerOptions(self._registry, self._keep_options)
-        saver = Saver(backend, self._registry, options)
+        # With the hook, only the script knows what it can load.
+        watch = self._registry.layout_watch() if self._before_restore is None else None
+        saver = Saver(backend, self._registry, options, watch)
         self._loop_state = LoopState(
             self._registry,
             self.state,
@@ -152,18 +165,25 @@ class Session:
         )
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
-        self.resumed_from = resume_newest(backend, self._registry, self._loop_state, options)
+        self.resumed_from = resume_newest(
+            backend, self._registry, self._loop_state, options, self._before_restore
+        )
+        if watch is not None:
+            watch.begin(self.global_step)
         if self.resumed_from is not None:
             due.schedule.begin(self.global_step, self.epoch)
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._loop_state)
-        saves = SessionSaves(membership, due, self._loop_state, saver)
+        mistakes = LoopMistakes(self._loop_state.progress.step)
+        saves = SessionSaves(membership, due, self._loop_state, saver, mistakes)
         membership.metrics.resume(self.global_step, self.epoch)
         page[Field.STEP] = self.global_step
         page[Field.EPOCH] = self.epoch
         page[Field.PHASE] = Phase.TRAIN
         safe_points = SafePoints(membership, due, saves)
-        return _OpenRun(membership, page, membership.metrics, saves, safe_points, self.global_step)
+        _forget_in_children(self)
+        step = self._loop_state.progress.step
+        return _OpenRun(membership, page, membership.metrics, saves, safe_points, step, mistakes)
 
     def __exit__(
         self,
@@ -173,13 +193,18 @@ class Session:
     ) -> None:
         """Mark the run complete, or record how it ended; then end loader workers.
 
+        A forked child that leaves the block is not the session: nothing happens.
+
         Raises:
             TrainingRefused: The final checkpoint cannot be saved; the reason has been printed.
         """
+        if self._is_forked:
+            return
         conclude(error, self._complete, partial(self._leave, self._open_run.membership))
 
     def _complete(self) -> None:
         run = self._open_run
+        run.mistakes.check(self._registry.parts(), self._loop_state.progress.step, at_end=True)
         save = partial(run.saves.save_now, Reason.FINAL)
         run.membership.complete(self._loop_state.progress, run.steps_at_start, save)
 
@@ -190,11 +215,22 @@ class Session:
             if isinstance(error, TrainingStopped):
                 # It was being written while the workers ended.
                 run.saves.wait_for_emergency(error)
+            run.mistakes.close()
             run.saves.close()
         membership.leave(error)
 
+    def _leave_to_parent(self) -> None:
+        # The page, the slots and the connection are the parent's.
+        self._is_forked, self._run = self._run is not None, None
+
     @property
     def _open_run(self) -> _OpenRun:
+        if self._is_forked:
+            with refusing():
+                raise ConfigError(
+                    "cannot use the session in a forked child: it belongs to the process that has "
+                    "entered its `with` block; end the child with os._exit(), or leave the block"
+                )
         if self._run is None:
             _refuse_outside()
         return self._run
@@ -204,11 +240,15 @@ class Session:
     @property
     def epoch(self) -> int:
         """The number of completed epochs."""
+        if self._run is not None:
+            self._run.mistakes.asked = True
         return self._loop_state.progress.epoch
 
     @property
     def global_step(self) -> int:
         """The number of completed steps."""
+        if self._run is not None:
+            self._run.mistakes.asked = True
         return self._loop_state.progress.step
 
     @property
@@ -340,7 +380,7 @@ class Session:
         loop_state, page = self._loop_state, self._open_run.page
         with refusing():
             loop_state.begin_pass(loader)
-        used_up = yield from loop_state.data.batches(loader, self.epoch)
+        used_up = yield from loop_state.data.batches(loader, loop_state.progress.epoch)
         if used_up:
             page[PHASE] = Phase.EVALUATE
             with refusing():
@@ -403,7 +443,8 @@ class Session:
         """
         run, plain = self._open_run, detach(metrics)
         self._loop_state.begin_poll(plain)
-        run.metrics.record(self.global_step, self.epoch, plain, is_poll=True)
+        progress = self._loop_state.progress
+        run.metrics.record(progress.step, progress.epoch, plain, is_poll=True)
         run.page[PHASE] = Phase.EVALUATE
         try:
             run.safe_points.reach()
@@ -443,6 +484,16 @@ class Session:
                 return saves.save_now(Reason.REQUESTED).path
             except CheckpointWriteError:
                 return None
+
+
+def _forget_in_children(session: Session) -> None:
+    leave_to_parent = weakref.WeakMethod(session._leave_to_parent)
+
+    def in_child() -> None:
+        if (leave := leave_to_parent()) is not None:
+            leave()
+
+    os.register_at_fork(after_in_child=in_child)
 
 
 def _refuse_outside() -> NoReturn:

@@ -1,10 +1,13 @@
 """What each framework's directory must hold."""
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
@@ -116,3 +119,37 @@ def test_links_inside_a_directory_do_not_count(tmp_path: Path) -> None:
     saved = SavedFiles.at(tmp_path / "c")
     assert saved is not None
     assert "latest" not in saved.states
+
+
+def test_empty_save_never_counts(tmp_path: Path) -> None:
+    """A file of any name, or a directory of such files, is one whose writing has just begun."""
+    for name in ("model.pth.tar", "a.zip", "weights", "params.msgpack", "noext-5"):
+        (tmp_path / name).touch()
+        with pytest.raises(IncompleteError, match="is empty"):
+            found(tmp_path / name)
+    for name in ("c-1/a.npy", "c-2/DONE", "c-3/model.pth.tar"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        with pytest.raises(IncompleteError, match="is empty"):
+            found(tmp_path / Path(name).parent)
+
+
+@pytest.mark.parametrize("model", ["model.safetensors", "pytorch_model.bin", "unet/a.safetensors"])
+def test_first_directory_of_accelerate_is_proven_by_its_own_files(
+    tmp_path: Path, model: str
+) -> None:
+    """Model, optimizer and random states that have been at rest are all that it writes."""
+    path = tmp_path / "c"
+    accelerate(path)
+    (path / model).parent.mkdir(exist_ok=True)
+    if model.endswith("safetensors"):
+        safetensors.torch.save_file(STATE, path / model)
+    else:
+        torch.save(STATE, path / model)
+    assert not found(path).proven
+    for file in [file for file in path.rglob("*") if file.is_file()]:
+        os.utime(file, (time.time() - 5, time.time() - 5))
+    assert found(path).proven
+    (path / "optimizer.bin").write_bytes((path / "optimizer.bin").read_bytes()[:-100])
+    with pytest.raises(IncompleteError):
+        found(path)

@@ -30,7 +30,8 @@ class Script:
         run = RunDir(root / "run")
         run.create()
         self.now = 0.0
-        self.store = Store(run, "0123456789abcdef", disposal=ScriptFiles())
+        own = ScriptFiles(Pattern.parse(str(self.out / pattern)))
+        self.store = Store(run, "0123456789abcdef", disposal=own)
         self.seals = SealStore(self.store)
         self.ledger = WriteLedger(run.write_ledger_file)
         self.scanner = self.scanner_of(str(self.out / pattern))

@@ -27,6 +27,7 @@ DIRECTORY = {"is_directory": True}
 QUIET = {"quiet_seconds": QUIET_SECONDS}
 LONG_QUIET = {"quiet_seconds": LONG_QUIET_SECONDS}
 FOLLOWED = {"followed": True}
+HELD_OPEN = {"held_open": True}
 POSTPONED = {"postponed": True}
 
 
@@ -57,6 +58,11 @@ POSTPONED = {"postponed": True}
         (Proof.UNPROVEN, Moment.RUNNING, LONG_QUIET, Decision.SEAL),
         (Proof.UNPROVEN, Moment.RUNNING, LONG_QUIET | POSTPONED, Decision.WAIT),
         (Proof.UNPROVEN, Moment.RUNNING, FOLLOWED, Decision.SEAL),
+        # A file that is still open for writing may rest for as long as it likes.
+        (Proof.UNPROVEN, Moment.RUNNING, LONG_QUIET | HELD_OPEN, Decision.WAIT),
+        (Proof.UNPROVEN, Moment.FAILED, LONG_QUIET | HELD_OPEN, Decision.REJECT),
+        (Proof.UNPROVEN, Moment.SUCCEEDED, HELD_OPEN, Decision.SEAL),
+        (Proof.PROVEN, Moment.RUNNING, HELD_OPEN, Decision.SEAL),
         (Proof.UNPROVEN, Moment.FIRST_START, {}, Decision.SEAL),
         (Proof.UNPROVEN, Moment.SUCCEEDED, {}, Decision.SEAL),
         (Proof.UNPROVEN, Moment.LATER_START, {}, Decision.REJECT),
@@ -87,6 +93,7 @@ ALL_FACTS = [
         Moment,
         (False, True),
         (0.0, QUIET_SECONDS, LONG_QUIET_SECONDS),
+        (False, True),
         (False, True),
         (False, True),
     )

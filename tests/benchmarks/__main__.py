@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import exactness, fixed_costs, kills, snapshots
+from tests.benchmarks import age, exactness, fixed_costs, kills, snapshots
 from tests.benchmarks.figures import Figure, show, write_json
 
 GROUPS: dict[str, Callable[[Path], list[Figure]]] = {
@@ -28,6 +28,7 @@ GROUPS: dict[str, Callable[[Path], list[Figure]]] = {
     **{size.name.replace(" ", ""): partial(snapshots.figures_of, size) for size in snapshots.SIZES},
     "overhead": snapshots.overheads,
     "goodput": kills.goodput,
+    "age": age.costs_of_age,
     "cuda": snapshots.on_cuda,
 }
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.training import Session
-from orchestrator.training.data.position import DataPosition
+from orchestrator.training.data.data_position import DataPosition
 from orchestrator.training.loop.schedule import NEVER
 from orchestrator.training.state.digests import digest_parts
 from tests.benchmarks.figures import Figure, median_seconds

@@ -1,4 +1,4 @@
-"""What a disk may hold after a power loss, when the filesystem does only what fsync obliges it to.
+"""The states of a disk after a power loss, if the filesystem does only what fsync demands.
 
 A file's bytes are durable once the file was synced; the entries of a directory (what was created
 in it, renamed, removed) once that directory was synced. Of everything else any part may be there

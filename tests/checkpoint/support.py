@@ -63,12 +63,12 @@ def new_store(root: Path, steps: Iterable[int] = (), disk: Disk | None = None) -
 
 
 def reopened(store: Store) -> Store:
-    """The same store as another process sees it, which has verified nothing yet."""
+    """The store as another process sees it, which has verified nothing yet."""
     return Store(store.run, store.run_id)
 
 
 def names(store: Store) -> list[str]:
-    """What lies in the directory of checkpoints, hidden things too."""
+    """The names in the directory of checkpoints, hidden ones too."""
     return sorted(path.name for path in store.run.checkpoints.iterdir())
 
 

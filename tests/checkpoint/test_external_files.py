@@ -1,4 +1,4 @@
-"""What a framework has written becomes a checkpoint that the store treats as any other."""
+"""Files that a framework has written become a checkpoint that the store treats as any other."""
 
 import itertools
 import json

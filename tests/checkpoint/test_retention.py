@@ -160,7 +160,7 @@ def test_two_newest_healthy_checkpoints_always_stay(
 def test_pinned_and_used_checkpoints_always_stay(
     candidates: list[Candidate], policy: RetentionPolicy, in_use: set[str]
 ) -> None:
-    """What a person has pinned and what a process reads is never deleted."""
+    """A pinned checkpoint, and one that a process reads, is never deleted."""
     kept = names_to_keep(candidates, policy, in_use)
     assert in_use <= kept
     assert {c.name for c in candidates if c.pinned} <= kept

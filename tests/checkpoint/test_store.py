@@ -193,7 +193,7 @@ def test_run_without_checkpoints_starts_from_zero(empty: Store) -> None:
 
 
 def test_other_files_are_no_checkpoints(empty: Store) -> None:
-    """What is not named like a checkpoint is neither used nor touched."""
+    """Entries that are not named like a checkpoint are neither used nor touched."""
     others = ["notes.txt", "step-7", "step-000000000007.bak", ".writing-abc", "xstep-000000000007"]
     for name in others:
         (empty.run.checkpoints / name).mkdir()
@@ -321,7 +321,7 @@ def test_link_in_the_place_of_a_file_is_named(store: Store) -> None:
 
 
 def test_quarantine_replaces_no_entry_of_the_same_name(store: Store) -> None:
-    """What is in quarantine already stays as it is."""
+    """Entries that are in quarantine already stay as they are."""
     for _ in range(3):
         (path_of(store, 300) / "state.pt").write_bytes(b"")
         reopened(store).newest_valid()
@@ -614,7 +614,7 @@ def test_publication_order_is_in_the_name(name: str, order: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("name", ["", "step-1", "step-000000001200-", "quarantine", ".writing-a"])
 def test_other_names_have_no_publication_order(name: str) -> None:
-    """What is not named like a checkpoint is refused."""
+    """A directory that is not named like a checkpoint is refused."""
     with pytest.raises(ValueError, match="not the name of a checkpoint"):
         PublicationOrder.of_name(name)
 

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.doctor import disk, grace_period, machine
-from orchestrator.doctor.findings import Finding, Level, RunFacts
+from orchestrator.doctor.findings import CheckedRun, Finding, Level
 from orchestrator.doctor.run_checks import CHECKS
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE
@@ -28,8 +28,8 @@ MOUNTS = """22 27 0:21 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
 """
 
 
-def facts_of(root: Path, **measured: Any) -> RunFacts:
-    return RunFacts(RunDir(root), Config(), **measured)
+def facts_of(root: Path, **measured: Any) -> CheckedRun:
+    return CheckedRun(RunDir(root), Config(), **measured)
 
 
 def only(findings: Any) -> Finding:
@@ -162,9 +162,9 @@ def test_sizes_are_read_from_the_run(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for step in (1, 2):
         publish(store, step)
-    assert RunFacts.read(store.run, Config()).checkpoint_bytes is None
+    assert CheckedRun.read(store.run, Config()).checkpoint_bytes is None
     Store.open(store.run, ["train"])
-    learned = RunFacts.read(store.run, Config())
+    learned = CheckedRun.read(store.run, Config())
     assert (learned.checkpoint_bytes, learned.kept_bytes) == (STATE_BYTES, 2 * STATE_BYTES)
 
 

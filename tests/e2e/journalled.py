@@ -55,7 +55,7 @@ def train_session() -> None:
 
 
 def train_framework() -> None:
-    with FrameworkRun("toy", "1.0") as run:
+    with FrameworkRun.open("toy", "1.0") as run:
         source = run.resume_from
         step = json.loads((source / "step").read_text()) if source else 0
         run.begin(step, 0)
@@ -64,7 +64,7 @@ def train_framework() -> None:
             time.sleep(0.01)
             step += 1
             run.step(step, 0)
-            run.note({"loss": 1.0})
+            run.record({"loss": 1.0})
             if run.save_wanted or is_over(step):
                 output = Path("output") / str(step)
                 output.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from tests.e2e.support import (
 
 SCRIPTS = Path(__file__).parent.parent / "adopt" / "scripts"
 PLAIN = SCRIPTS / "plain.py"
+RESTARTED = SCRIPTS / "restarted.py"
 NUMBERED = ("--adopt", "out/model_*.pt", "--resume-arg", "--resume {path}")
 ONE_FILE = ("--adopt", "out/last.pt", "--resume-arg", "--resume {path}")
 TRAINER = ("--adopt", "out/checkpoint-*", "--resume-arg", "--resume_from_checkpoint {path}")
@@ -71,7 +72,7 @@ def quarantined(run: Supervised) -> set[str]:
         pytest.param(PLAIN, ("--steps", "80"), "0.05", ONE_FILE, id="one-file"),
         pytest.param(PLAIN, ("--steps", "80", "--numbered"), "0.05", NUMBERED, id="numbered"),
         # A save counts when it has been at rest as long as the next one takes to come, or with
-        # that: each life may take two of them.
+        # that: each attempt may take two of them.
         pytest.param(SCRIPTS / "trainer.py", ("--steps", "60"), "0.2", TRAINER, id="trainer"),
     ],
 )
@@ -246,6 +247,71 @@ def test_stop_without_a_save_says_so(adopt: Start) -> None:
     status, _, stderr = run.end()
     assert status == 74
     assert "stopped, but the last steps are not saved; run the same command again" in stderr
+
+
+@pytest.mark.parametrize(
+    ("way", "pattern"),
+    [("file", "out/m_*.json"), ("directory", "out/m_*"), ("renamed", "out/last.json")],
+)
+def test_stop_in_the_middle_of_a_save_lets_it_end(
+    supervise: Start, tmp_path: Path, way: str, pattern: str
+) -> None:
+    """The stop signal is sent when the save is complete, and the status is 75."""
+    command = [sys.executable, str(RESTARTED), way, "1"]
+    run = supervise(command=command, options=("--adopt", pattern))
+    run.wait_for_output("half of")
+    run.signal(signal.SIGTERM)
+    status, _, stderr = run.end()
+    assert "a save is under way" in stderr
+    assert status == 75, stderr
+    assert events(run.run, "checkpoint_published")[-1]["reason"] == "emergency"
+    assert not list(run.run.quarantine.glob("*"))
+
+
+def test_numbers_that_begin_anew_do_not_run_in_circles(supervise: Start) -> None:
+    """Each attempt resumes from what the one before it saved last, and this is said once."""
+    command = [sys.executable, str(RESTARTED), "renumber", "4"]
+    run = supervise(command=command, options=("--adopt", "out/m_*.json"))
+    status, _, stderr = run.end()
+    assert status == 0
+    begun = [first_line_of(run, attempt) for attempt in (1, 2, 3, 4)]
+    assert begun == [f"begins with work {work}" for work in (0, 2, 4, 6)]
+    assert stderr.count("numbers its saves anew") == 1
+
+
+@pytest.mark.parametrize(
+    ("way", "pattern", "advice"),
+    [
+        ("unread", "out/last.json", "offered, not read"),
+        ("elsewhere", "out/last.json", "--adopt 'out*/last.json'"),
+    ],
+)
+def test_script_that_begins_from_zero_is_told_of_once_and_makes_no_progress(
+    supervise: Start, way: str, pattern: str, advice: str
+) -> None:
+    """Three attempts come as far as each other: the budget of restarts is not refilled."""
+    command = [sys.executable, str(RESTARTED), way, "9"]
+    options = ("--adopt", pattern, "--max-restarts", "2")
+    run = supervise(command=command, options=options)
+    status, _, stderr = run.end()
+    assert status == 70
+    assert stderr.count(advice) == 1
+    if way == "unread":
+        assert events(run.run, "gave_up")[-1]["reason"].startswith("the script begins from zero")
+
+
+def test_status_of_a_script_has_no_parts_of_a_session(supervise: Start) -> None:
+    """It trains from its start, without a phase and without a spare."""
+    command = [sys.executable, str(RESTARTED), "file", "1"]
+    run = supervise(command=command, options=("--adopt", "out/m_*.json"))
+    run.wait_for_event("checkpoint_published")
+    status = run.status()
+    assert status["state"] == "training"
+    assert status["phase"] is None
+    assert status["spare"] is None
+    run.end()
+    again = supervise(command=command, options=("--adopt", "out/m_*.json"))
+    assert "the run was complete: the script is started again" in again.end()[2]
 
 
 def test_repeated_failure_tries_an_older_checkpoint_once(adopt: Start) -> None:

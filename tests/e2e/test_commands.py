@@ -147,6 +147,18 @@ def test_session_reports_that_the_training_is_complete(tmp_path: Path) -> None:
     assert "training is complete already (step 16); to train further, raise" in said
 
 
+def test_run_completed_without_a_supervisor_is_complete_with_one(tmp_path: Path) -> None:
+    """The same script with the same arguments is complete, however it was started."""
+    script = standalone(tmp_path, "--epochs", "1")
+    _, stderr = script.communicate(timeout=90)
+    assert script.returncode == 0, stderr
+    command = [sys.executable, str(TRAIN), "--epochs", "1"]
+    again = orchestrator("run", "--", *command, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "training is complete already (step 16)" in again.stderr
+    assert not events(RunDir(tmp_path / "runs" / "train"), "attempt_started")
+
+
 @pytest.mark.parametrize("supervised", [True, False])
 def test_completion_without_a_step_is_explained(
     supervise: Start, tmp_path: Path, supervised: bool

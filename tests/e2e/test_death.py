@@ -432,6 +432,6 @@ def test_slices_that_are_too_short_end_the_run(
     trainer.kill()
     status, _, stderr = last.end()
     assert status == 70, stderr
-    assert "each slice is shorter than the checkpoint interval: 4 times" in stderr
+    assert "each attempt is shorter than the checkpoint interval: 4 times" in stderr
     cause = "the trainer was ended by SIGKILL while stopping"
     assert events(run.run, "gave_up")[0]["cause"] == cause

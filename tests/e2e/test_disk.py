@@ -81,7 +81,7 @@ def test_last_save_on_a_full_disk_is_retried(small_disk: Path, supervise: Start)
     run.run.reserve_file.unlink()
     fill(small_disk / "ballast")
     wait_for(lambda: run.status()["problem"], "a problem")
-    run.wait_for_output("the last save of the run is retried for up to 5 minutes")
+    run.wait_for_output("the last save of the run is tried again for up to 5 minutes")
     (small_disk / "ballast").unlink()
     status, stdout, stderr = run.end()
     assert status == 0

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.verification import verify
+from orchestrator.client import status_of
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
@@ -64,11 +65,17 @@ def test_trainer_saves_by_itself_when_the_supervisor_is_killed(
 
 
 def test_orphan_without_safe_point_ends_after_the_grace_period(supervise: Start) -> None:
-    """A trainer that loses its supervisor and reaches no safe point is ended."""
+    """A trainer that loses its supervisor and reaches no safe point is ended.
+
+    `status` shows the run as interrupted, without the process id of the dead supervisor.
+    """
     stuck = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
     run = supervise(*SLOW, *stuck, options=("--grace", "2s"))
     run.wait_for_output("stuck")
     run.signal(signal.SIGKILL)
+    run.process.wait(30)
+    status = status_of(run.run)
+    assert (status["state"], status["supervisor_pid"]) == ("interrupted", None)
     run.end()
     assert_nothing_left(run.run)
     assert_all_valid(run.run)

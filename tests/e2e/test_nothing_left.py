@@ -27,8 +27,8 @@ Start = Callable[..., Supervised]
 # which of them are still alive.
 LEAVES_A_DAEMON = """
 if [ -e daemon ]; then
-    kill -0 $(cat daemon) 2>/dev/null && echo it lives
-    kill -0 $(cat child) 2>/dev/null && echo its child lives
+    kill -0 $(cat daemon) 2>/dev/null && echo it runs
+    kill -0 $(cat child) 2>/dev/null && echo its child runs
     exit 0
 fi
 setsid bash -c 'trap "" TERM HUP; sleep 1000 & echo $! > child; echo $$ > daemon; wait' &
@@ -49,7 +49,7 @@ def test_daemon_ends_with_its_attempt(supervise: Start, tmp_path: Path) -> None:
     run = supervise(command=["bash", "-c", LEAVES_A_DAEMON])
     assert run.end()[0] == 0
     assert len(events(run.run, "attempt_started")) == 2
-    assert "lives" not in run.run.attempt(2).output_file.read_text()
+    assert "runs" not in run.run.attempt(2).output_file.read_text()
     assert not psutil.pid_exists(int((tmp_path / "daemon").read_text()))
     assert_nothing_left(run.run)
 

@@ -30,6 +30,8 @@ TRUE = ("--", "true")
         ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
         ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than 0"),
         ((*RUN, "--every", "-5s", *TRUE), 78, "--every = -5s: write a time or a count"),
+        (("run", "python", "train.py", "--lr", "3"), 2, "--lr 3; put -- before the command"),
+        ((*RUN, "--", "python", "trian.py"), 78, "cannot find the script trian.py in "),
         (("run", "--bogus"), 2, "usage: orchestrator run [OPTIONS] -- COMMAND..."),
         (("checkpoints", "list", "--bogus"), 2, "usage: orchestrator checkpoints list"),
         (("status", "--", "run"), 2, "usage: orchestrator status"),

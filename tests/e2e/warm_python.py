@@ -202,6 +202,7 @@ def become(request: dict[str, Any], standard: Sequence[int]) -> list[str]:
 
 if __name__ == "__main__":
     words = serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    sys.orig_argv = [sys.executable, *words]
     if words[0] == "-m":
         sys.path[0], sys.argv = os.getcwd(), words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -63,7 +63,7 @@ loader = DataLoader(TensorDataset(torch.randn(8, 2), torch.randn(8, 1)), batch_s
 def test_block_of_a_frameworks_page_trains_to_completion(
     page: str, before: str, tmp_path: Path
 ) -> None:
-    """What the page shows is all that a script needs to be a run."""
+    """A script needs nothing beyond what the page shows to be a run."""
     (block,) = blocks(DOCS / "how-to" / f"{page}.md", "python")
     (tmp_path / "train.py").write_text(before + re.sub(r"\(\.\.\., ", "(**given, ", block))
     subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True, timeout=180)

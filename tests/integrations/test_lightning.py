@@ -257,7 +257,7 @@ class Tuned(Net):
 
 
 def tuned_and_trained(root: Path, cut: Cut | None = None) -> Tuned:
-    """One life of a script that looks for both with the Trainer that then trains."""
+    """One attempt of a script that looks for both with the Trainer that then trains."""
     as_new_process()
     pl.seed_everything(0, workers=True, verbose=False)
     net = Tuned()

@@ -3,11 +3,14 @@
 import ctypes
 import errno
 import fcntl
+import gc
 import os
 import random
+import resource
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,39 @@ def test_write_error_names_its_cause(tmp_path: Path, slots: Slots) -> None:
     with pytest.raises(CheckpointWriteError) as caught:
         write(Writer(failing), snapshot_of(slots, 1, 10_000), Reason.PERIODIC)
     assert caught.value.cause.errno == errno.EIO
+
+
+def mapped_slots() -> int:
+    """How often this process has mapped the memory of a slot."""
+    return Path("/proc/self/maps").read_text().count("orchestrator-slot")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let the system refuse to make a file longer than this."""
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are seen in /proc")
+@pytest.mark.parametrize("failing", ["directory", "first write", "second write", "file size"])
+def test_failed_write_leaves_no_image_mapped(tmp_path: Path, slots: Slots, failing: str) -> None:
+    """After a failed write the memory of a slot is not mapped, though its error is still held."""
+    size, errors, before = 2 * CHUNK_BYTES, [], mapped_slots()
+    gc.disable()
+    try:
+        for step in range(4):
+            fail_at = {"directory": 1, "first write": 3, "second write": 4}.get(failing)
+            store = new_store(tmp_path, disk=Disk() if fail_at is None else FailingDisk(fail_at))
+            limit = CHUNK_BYTES + 4096 if fail_at is None else 1 << 40
+            snapshot = snapshot_of(slots, step, size)
+            with files_of_at_most(limit), pytest.raises(CheckpointWriteError) as caught:
+                write(Writer(store), snapshot, Reason.PERIODIC)
+            errors.append(caught.value)
+        assert mapped_slots() == before
+    finally:
+        gc.enable()

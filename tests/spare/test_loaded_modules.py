@@ -37,7 +37,7 @@ def test_own_modules_are_separated_from_installed_ones(tmp_path: Path, words: li
 
 
 def test_modules_that_torch_generates_are_not_the_script_s_own(tmp_path: Path) -> None:
-    """What torch writes into a temporary folder and imports from there is not listed at all."""
+    """Modules that torch writes into a temporary folder and imports from there are not listed."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, torch\n"

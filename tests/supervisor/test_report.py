@@ -46,7 +46,7 @@ RECORD: dict[str, Any] = {
     ],
 )
 def test_paragraph_says_where_and_what_next(facts: dict[str, Any], where: str) -> None:
-    """It has the place, advice if there is any, what is saved, what happens now, and the output."""
+    """The paragraph says where, what is saved, what happens now, and names the output."""
     lines = paragraph(RECORD | facts, "step 7", "gave up", "output.log")
     assert lines[0] == where
     assert lines[-3:] == ["saved: step 7", "now: gave up", "its whole output: output.log"]
@@ -55,10 +55,11 @@ def test_paragraph_says_where_and_what_next(facts: dict[str, Any], where: str) -
 
 def test_restart_is_announced_with_its_delay() -> None:
     """The first restart comes at once, a later one after a delay."""
-    assert restart_text(0, 1, 5, 1).startswith("starting again at once (failure 1 ")
-    assert restart_text(2.04, 3, 5, 3).startswith("starting again in 2.0 s (failure 3 ")
+    assert restart_text(0, 1, 5, 1).startswith("starting again at once (restart 1; ")
+    assert restart_text(2.04, 3, 5, 3).startswith("starting again in 2.0 s (restart 3; ")
 
 
 def test_restart_text_counts_all_restarts() -> None:
     """A run that saves between its failures is told their whole number."""
-    assert restart_text(0, 1, 5, 8).endswith("--max-restarts allows 5; restart 8 in all)")
+    counts = "restart 8; failures since the last new checkpoint: 1 of at most 5, see --max-restarts"
+    assert restart_text(0, 1, 5, 8).endswith(f"({counts})")

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.rundir.history import history_of
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.output import OutputTarget
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.stop_request import StopRequest
@@ -27,7 +29,7 @@ def test_history_of_a_run_is_read_from_the_journal(
     events: list[dict[str, Any]], is_new: bool, restarts: int
 ) -> None:
     """A later supervisor counts the restarts of the earlier ones, and knows of their attempts."""
-    facts = RunFacts.from_journal(StopRequest(GRACE_SECONDS), events)
+    facts = RunFacts.from_history(StopRequest(GRACE_SECONDS), history_of(events))
     assert (facts.is_new, facts.restarts) == (is_new, restarts)
     assert facts.attempt_number is None
 
@@ -35,7 +37,9 @@ def test_history_of_a_run_is_read_from_the_journal(
 def test_exit_of_an_attempt_is_recorded_once(tmp_path: Path) -> None:
     """The exit of the command and the end of its session may both be seen last."""
     facts = RunFacts(StopRequest(GRACE_SECONDS))
-    attempt = Attempt(RunDir(tmp_path), 3, None, None, new_queue(tmp_path), LossyWriter(1))
+    attempt = Attempt(
+        RunDir(tmp_path), 3, None, None, new_queue(tmp_path), OutputTarget(LossyWriter(1), 1 << 20)
+    )
     facts.attempt = attempt
     facts.machine.handle(Event.SPAWNED)
     assert facts.running_attempt is attempt

@@ -63,7 +63,7 @@ def test_first_of_stops_waiting_when_the_time_is_up() -> None:
 
 
 def test_first_of_leaves_a_shielded_awaitable_alone() -> None:
-    """What must not be cancelled goes on after the race."""
+    """A shielded task continues after the race."""
 
     async def race() -> tuple[bool, bool]:
         fast, slow = Task(), Task()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.rundir.history import read_history
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.telemetry.failure import Failure, failure_in
@@ -36,8 +37,7 @@ def give_up(run: RunDir, attempt: int | None, cause: str, reason: str) -> None:
 
 
 def failure_of(run: RunDir) -> Failure | None:
-    events, _ = Journal(run.journal_file).read()
-    return failure_in(events, run)
+    return failure_in(read_history(run), run)
 
 
 def test_failure_says_what_where_how_often_and_which_file(run: RunDir) -> None:

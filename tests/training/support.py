@@ -20,7 +20,7 @@ from tests.support import DEADLINE_SECONDS
 
 
 def as_new_process() -> None:
-    """What follows stands for another process, which may open a run that this one completed."""
+    """Act as another process, which may open a run that this one completed."""
     standalone._trained.clear()
 
 

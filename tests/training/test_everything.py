@@ -1,4 +1,4 @@
-"""What else a run's course depends on: several models, averages, scalers, best values."""
+"""State beside the model: several models, averages, scalers, best values."""
 
 import signal
 from pathlib import Path
@@ -86,7 +86,7 @@ class Ensemble:
 
 @pytest.mark.parametrize("stops", [[4], [6, 7, 12], [13, 14]])
 def test_every_registered_object_continues(tmp_path: Path, stops: list[int]) -> None:
-    """Averages, scalers, schedules, lazily created state and best values are those of one life."""
+    """Averages, scalers, schedules, lazily created state and best values are as in one attempt."""
     whole = Ensemble()
     whole.run(tmp_path / "whole")
     for stop in stops:

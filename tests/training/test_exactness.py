@@ -28,7 +28,7 @@ WORKERS: list[dict[str, Any]] = [
     {"num_workers": 2},
     {"num_workers": 2, "persistent_workers": True},
 ]
-LIVES_SECONDS = 350  # twenty times what they take on a quiet machine
+ATTEMPTS_SECONDS = 350  # twenty times what they take on a quiet machine
 ENDINGS = {"SIGTERM": STOPPED, "SIGKILL": KILLED}
 # One, two and three in the first of two epochs, at its edge, and at the last step.
 INTERRUPTIONS = [
@@ -64,13 +64,13 @@ def test_interrupted_runs_equal_the_uninterrupted_one(
 
 
 def live(root: Path, cases: list[Case]) -> tuple[list[Result], str]:
-    """What came of each case, and what was said meanwhile."""
+    """Return the result of each case, and what was printed meanwhile."""
     questions, answers, said = (root / name for name in ("cases.json", "results.json", "said"))
     questions.write_text(json.dumps(list(map(asdict, cases))))
     # Into files, and ended by group: a worker whose trainer is killed just as it is forked takes
-    # whoever has adopted it for its parent, and waits for ever with our pipes in its hands.
+    # the process that adopts it for its parent, and waits for ever with the pipes open.
     with open(questions) as stdin, open(answers, "w") as stdout, open(said, "w") as stderr:
-        lives = subprocess.Popen(
+        attempts = subprocess.Popen(
             [sys.executable, "-m", "tests.training.attempts", str(root)],
             cwd=Path(__file__).parents[2],
             stdin=stdin,
@@ -79,10 +79,10 @@ def live(root: Path, cases: list[Case]) -> tuple[list[Result], str]:
             start_new_session=True,
         )
     try:
-        status = lives.wait(LIVES_SECONDS)
+        status = attempts.wait(ATTEMPTS_SECONDS)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(lives.pid, signal.SIGKILL)
+            os.killpg(attempts.pid, signal.SIGKILL)
     assert status == 0, said.read_text()
     return [Result(**result) for result in json.loads(answers.read_text())], said.read_text()
 
@@ -108,7 +108,7 @@ def test_worker_count_does_not_change_the_data(tmp_path: Path) -> None:
 
 
 def removed(*keys: str) -> Callable[[dict[str, Any]], None]:
-    """Have the state be without an entry."""
+    """Remove an entry from the state."""
 
     def remove(content: dict[str, Any]) -> None:
         for key in keys[:-1]:
@@ -119,7 +119,7 @@ def removed(*keys: str) -> Callable[[dict[str, Any]], None]:
 
 
 def as_at_the_start(name: str) -> Callable[[dict[str, Any]], None]:
-    """Have the state of an object be that of a new one."""
+    """Replace the state of an object by that of a new one."""
 
     def reset(content: dict[str, Any]) -> None:
         content[f"{name}_state_dict"] = getattr(Training(), name).state_dict()

@@ -1,4 +1,4 @@
-"""What is recorded of an exception."""
+"""The record of an exception."""
 
 import json
 

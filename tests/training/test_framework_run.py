@@ -108,7 +108,7 @@ def test_schedule_makes_the_framework_save(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_checkpoint_with_weights_that_are_not_finite_is_not_resumed_from(tmp_path: Path) -> None:
-    """A stop with such weights ends with 74, and the next life takes the checkpoint before."""
+    """A stop with such weights ends with 74, and the next attempt takes the checkpoint before."""
     framework = Framework(tmp_path)
 
     def break_weights_and_stop() -> None:
@@ -124,7 +124,7 @@ def test_checkpoint_with_weights_that_are_not_finite_is_not_resumed_from(tmp_pat
 
 
 def test_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> None:
-    """What the disk refuses is told, training goes on, and the last save is tried again."""
+    """A save that the disk refuses is reported; training continues, the last save is repeated."""
     framework = Framework(tmp_path)
 
     def fill() -> None:
@@ -169,7 +169,7 @@ def test_checkpoint_of_another_framework_is_refused(tmp_path: Path) -> None:
 def test_finished_run_is_complete_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same command again trains nothing and says so; more steps are trained on."""
+    """A repeated command trains nothing and says so; more steps continue the training."""
     Framework(tmp_path).train()
     before = published(tmp_path)
     Framework(tmp_path).train()

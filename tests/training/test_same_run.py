@@ -1,7 +1,7 @@
 """Loops of other shapes: a resumed run never differs from an uninterrupted one without saying so.
 
-Each life trains until its end or until a SIGTERM that the loop raises itself. Where a shape cannot
-be resumed exactly, the session has to refuse, to save later, or to say APPROXIMATE.
+Each attempt trains until its end or until a SIGTERM that the loop raises itself. Where a shape
+cannot be resumed exactly, the session has to refuse, to save later, or to say APPROXIMATE.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
 
 POINTS = TensorDataset(torch.arange(24.0).reshape(12, 2) / 24)
-Life = Callable[["Run", int | None], None]
+Loop = Callable[["Run", int | None], None]
 
 
 class Run:
-    """One life: a model, an optimizer, a session, and what the steps have seen."""
+    """One attempt: a model, an optimizer, a session, and what the steps have seen."""
 
     def __init__(self, root: Path) -> None:
         torch.manual_seed(0)
@@ -54,16 +54,16 @@ def term() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def assert_same_run(tmp_path: Path, life: Life, stop: int) -> None:
+def assert_same_run(tmp_path: Path, loop: Loop, stop: int) -> None:
     """The cut run equals the whole one, or the session says that it may not."""
     whole = Run(tmp_path / "whole")
-    life(whole, None)
+    loop(whole, None)
     first = Run(tmp_path / "cut")
     with pytest.raises(TrainingStopped):
-        life(first, stop)
+        loop(first, stop)
     second = Run(tmp_path / "cut")
-    life(second, None)
-    if life in EXACT_LIVES:
+    loop(second, None)
+    if loop in EXACT_LOOPS:
         assert second.session.exactness == "EXACT"
     if second.session.exactness == "EXACT":
         assert first.seen + second.seen == whole.seen
@@ -251,7 +251,7 @@ def endless_passes(run: Run, stop: int | None) -> None:
             session.step(loss=loss)
 
 
-LIVES: list[Life] = [
+LOOPS: list[Loop] = [
     two_loaders,
     evaluation_before_the_step,
     evaluation_after_the_step,
@@ -267,7 +267,7 @@ LIVES: list[Life] = [
 ]
 
 
-EXACT_LIVES: list[Life] = [
+EXACT_LOOPS: list[Loop] = [
     two_loaders,
     evaluation_before_the_batches,
     work_before_the_batches,
@@ -280,12 +280,12 @@ EXACT_LIVES: list[Life] = [
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("life", LIVES, ids=[life.__name__ for life in LIVES])
+@pytest.mark.parametrize("loop", LOOPS, ids=[loop.__name__ for loop in LOOPS])
 def test_loop_of_any_shape_resumes_like_the_uninterrupted_one(
-    tmp_path: Path, life: Life, stop: int
+    tmp_path: Path, loop: Loop, stop: int
 ) -> None:
     """Several loaders, nested evaluations and endless passes lose and repeat no batch."""
-    assert_same_run(tmp_path, life, stop)
+    assert_same_run(tmp_path, loop, stop)
 
 
 @pytest.mark.parametrize("stop", [2, 6, 8])
@@ -325,7 +325,7 @@ def step_without_batches(run: Run) -> None:
         (draw_between_two_passes, "random numbers were drawn between two passes"),
         (write_into_weights, "tensors were changed on the way"),
         (begin_a_list, "session.state['losses'] was changed on the way"),
-        (step_without_batches, "a step came before the pass"),
+        (step_without_batches, "a step ended before the script reached"),
     ],
 )
 def test_change_that_cannot_be_undone_makes_the_run_approximate(
@@ -333,7 +333,7 @@ def test_change_that_cannot_be_undone_makes_the_run_approximate(
 ) -> None:
     """Work between two passes that runs again and leaves its mark makes the run APPROXIMATE."""
 
-    def life(run: Run, stop: int | None) -> None:
+    def loop(run: Run, stop: int | None) -> None:
         with run.session as session:
             for _ in session.epochs(1):
                 for _ in session.batches(loader()):
@@ -346,14 +346,14 @@ def test_change_that_cannot_be_undone_makes_the_run_approximate(
                     session.step()
 
     with pytest.raises(TrainingStopped):
-        life(Run(tmp_path), stop=9)
+        loop(Run(tmp_path), stop=9)
     resumed = Run(tmp_path)
-    life(resumed, stop=None)
+    loop(resumed, stop=None)
     assert str(resumed.session.exactness).startswith(f"APPROXIMATE: {reason}")
 
 
 def test_state_set_by_the_script_before_its_loop_stays(tmp_path: Path) -> None:
-    """A learning rate that is set anew between the `with` line and the loop is meant."""
+    """A learning rate that is set again between the `with` line and the loop is meant."""
     for rate, stop in ((0.1, 2), (0.01, None)):
         run = Run(tmp_path)
         with contextlib.suppress(TrainingStopped), run.session as session:
@@ -369,7 +369,7 @@ def test_state_set_by_the_script_before_its_loop_stays(tmp_path: Path) -> None:
 
 
 def test_endless_passes_have_orders_of_their_own(tmp_path: Path) -> None:
-    """Each pass of a loop without epochs is shuffled anew."""
+    """Each pass of a loop without epochs is shuffled again."""
     run = Run(tmp_path)
     endless_passes(run, None)
     assert run.seen[:6] != run.seen[6:12] != run.seen[12:18]
@@ -398,7 +398,7 @@ def test_weights_swapped_in_for_an_evaluation_are_not_saved(tmp_path: Path) -> N
 def test_checkpoint_between_batch_and_step(tmp_path: Path) -> None:
     """A checkpoint that the script demands before session.step() does not repeat the batch."""
 
-    def life(run: Run, crash: bool) -> None:
+    def loop(run: Run, crash: bool) -> None:
         with run.session as session:
             for _ in session.epochs(1):
                 for (a,) in session.batches(loader()):
@@ -409,10 +409,10 @@ def test_checkpoint_between_batch_and_step(tmp_path: Path) -> None:
                     session.step(loss=loss)
 
     whole, second = Run(tmp_path / "whole"), Run(tmp_path / "cut")
-    life(whole, crash=False)
+    loop(whole, crash=False)
     with pytest.raises((ZeroDivisionError, TrainingRefused, RuntimeError)):
-        life(Run(tmp_path / "cut"), crash=True)
-    life(second, crash=False)
+        loop(Run(tmp_path / "cut"), crash=True)
+    loop(second, crash=False)
     assert second.result() == whole.result() or second.session.exactness != "EXACT"
 
 
@@ -420,7 +420,7 @@ def test_checkpoint_between_batch_and_step(tmp_path: Path) -> None:
 def test_changed_data_makes_the_run_approximate(tmp_path: Path, change: str) -> None:
     """A position in other batches is not silently taken for one in these."""
 
-    def life(data: Any, stop: bool) -> Session:
+    def loop(data: Any, stop: bool) -> Session:
         session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
         with session:
             for _ in session.epochs(1):
@@ -431,13 +431,13 @@ def test_changed_data_makes_the_run_approximate(tmp_path: Path, change: str) -> 
         return session
 
     with pytest.raises(TrainingStopped):
-        life(DataLoader(POINTS, 2, shuffle=True), stop=True)
+        loop(DataLoader(POINTS, 2, shuffle=True), stop=True)
     if change == "batch_size":
         other: Any = DataLoader(POINTS, 4, shuffle=True)
     else:
         other = DataLoader(TensorDataset(torch.ones(20, 2)), 2, shuffle=True)
     try:
-        exactness = life(other, stop=False).exactness
+        exactness = loop(other, stop=False).exactness
     except TrainingRefused as refused:
         assert refused.status == 78
     else:
@@ -450,7 +450,7 @@ def test_evaluation_that_a_resumed_run_leaves_out_is_noticed(
 ) -> None:
     """A pass that takes the place of another is not silently continued at its position."""
 
-    def life(stop: bool) -> Session:
+    def loop(stop: bool) -> Session:
         session = Session(run_dir=tmp_path, model=torch.nn.Linear(2, 1))
         with session:
             for _ in session.epochs(1):
@@ -464,8 +464,8 @@ def test_evaluation_that_a_resumed_run_leaves_out_is_noticed(
         return session
 
     with pytest.raises(TrainingStopped):
-        life(stop=True)
-    assert str(life(stop=False).exactness).startswith("APPROXIMATE: ")
+        loop(stop=True)
+    assert str(loop(stop=False).exactness).startswith("APPROXIMATE: ")
 
 
 def test_epoch_that_leaves_out_its_batches_is_noticed(tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_epoch_that_leaves_out_its_batches_is_noticed(tmp_path: Path) -> None:
     with resumed.session as session:
         for _ in session.epochs(1):
             pass
-    assert str(session.exactness).startswith("APPROXIMATE: the epoch ended before the pass")
+    assert str(session.exactness).startswith("APPROXIMATE: an epoch ended before the script")
 
 
 def test_neighbouring_seeds_order_the_data_differently(tmp_path: Path) -> None:

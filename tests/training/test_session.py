@@ -109,7 +109,7 @@ def test_epoch_with_one_step_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_epoch_with_unknown_batches_resumes_approximately(tmp_path: Path) -> None:
-    """An epoch whose batches the session does not know begins anew, and the session says so."""
+    """An epoch whose batches the session does not know starts over, and the session says so."""
 
     def run(stop: bool) -> Session:
         session = Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1))
@@ -182,7 +182,7 @@ def test_mismatch_touches_nothing_and_lists_layers(
 def test_missing_and_unused_names_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is registered must be in the file, and the other way round."""
+    """Every registered object must be in the file, and the other way round."""
     train(tmp_path, 2)
     as_new_process()
     with pytest.raises(TrainingRefused), Session(run_dir=tmp_path, net=torch.nn.Linear(2, 1)):

@@ -62,23 +62,23 @@ def stopped_at(root: Path, step: int) -> None:
 
 
 def test_stop_at_every_single_step(tmp_path: Path) -> None:
-    """A run that is interrupted at each of its steps, one life each, is the uninterrupted one."""
+    """A run that is interrupted at each of its steps is the same as the uninterrupted one."""
     whole = Training()
     assert whole.run(tmp_path / "whole")
-    lives = 0
+    attempts = 0
     while True:
         here = Training()
-        if lives:
+        if attempts:
             torch.manual_seed(999)  # a script may seed itself differently, or not at all
-        began = lives
+        began = attempts
 
         def stop(session: Session, place: str, began: int = began) -> bool:
             return place == "step" and session.global_step == began
 
         if here.run(tmp_path / "cut", stop):
             break
-        lives += 1
-    assert lives == len(whole.history)
+        attempts += 1
+    assert attempts == len(whole.history)
     assert_equal(here.result(), whole.result())
 
 
@@ -116,7 +116,7 @@ def test_stop_at_a_step_whose_loss_is_not_finite_loses_nothing(tmp_path: Path, l
 def test_stop_with_weights_that_are_not_finite_says_unsaved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What nothing resumes from does not count as saved: the status is 74, with the reason."""
+    """A checkpoint that no run resumes from is not a save: the status is 74, with the reason."""
     model = torch.nn.Linear(2, 1)
     with pytest.raises(TrainingStopped) as stopped, a_session(tmp_path, model=model) as session:
         for step in session.steps(9):
@@ -158,7 +158,7 @@ def test_sigusr2_saves_and_training_goes_on(tmp_path: Path) -> None:
 
 
 def test_poll_between_batch_and_step_saves_nothing(tmp_path: Path) -> None:
-    """What is due waits for the step, since the state belongs to neither side of it."""
+    """A due save waits for the step, since the state belongs to neither side of it."""
     loader = DataLoader(TensorDataset(torch.arange(4.0)), 1)
     with a_session(tmp_path) as session:
         for _ in session.epochs(1):
@@ -363,7 +363,7 @@ def test_classic_resume_code_reads_a_state_file(tmp_path: Path) -> None:
 
 
 def test_objects_registered_before_the_block_are_restored(tmp_path: Path) -> None:
-    """What register() adds is saved and restored like the keywords."""
+    """An object that register() adds is saved and restored like the keywords."""
     session = a_session(tmp_path)
     session.register(head=torch.nn.Linear(2, 3))
     with session:

@@ -107,7 +107,7 @@ def saved(root: Path) -> list[tuple[int, str]]:
 
 
 def test_signal_to_the_whole_process_group_is_saved(scripts: Any, tmp_path: Path) -> None:
-    """Loader workers live through what stops the trainer, then end with it; nobody is left."""
+    """Loader workers live through what stops the trainer, then end with it; no process is left."""
     script = scripts(
         """
         loader = DataLoader(Data(), 2, num_workers=2, persistent_workers=True)
@@ -216,7 +216,7 @@ def test_second_signal_ends_the_process_at_once(scripts: Any, tmp_path: Path) ->
 def test_killed_run_is_free_while_its_children_run(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a killed script has forked, a loader worker say, does not hold the run."""
+    """A process that a killed script has forked, such as a loader worker, does not hold the run."""
     script = scripts(
         """
         import multiprocessing
@@ -302,3 +302,36 @@ def test_workers_of_every_start_method_are_shielded(scripts: Any, method: str) -
     )
     assert script.line() == "exposed to []"
     assert script.status() == 0
+
+
+@pytest.mark.parametrize(
+    "leave", ["break", "sys.exit(5)", "raise ValueError", "s.step()", "s.checkpoint()"]
+)
+def test_forked_child_that_leaves_the_block_is_not_the_session(
+    leave: str, scripts: Any, tmp_path: Path
+) -> None:
+    """A child of a fork saves nothing and ends nothing, however it leaves; the parent completes."""
+    script = scripts(
+        f"""
+        parent = os.getpid()
+        with session() as s:
+            for step in s.steps(4):
+                if step == 2:
+                    child = os.fork()
+                    if child == 0:
+                        {leave}
+                    print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+                s.step()
+                if os.getpid() != parent:
+                    break
+        if os.getpid() != parent:
+            os._exit(7)
+        """
+    )
+    expected = {"break": 7, "sys.exit(5)": 5, "raise ValueError": 1}
+    assert script.line() == f"child {expected.get(leave, 78)}"
+    assert script.status() == 0
+    assert saved(tmp_path / "run")[-1] == (4, "final")
+    events = (tmp_path / "run" / "journal.jsonl").read_text()
+    assert events.count("run_completed") == 1
+    assert "run_stopped" not in events

@@ -13,14 +13,13 @@ from pathlib import Path
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.quoting import escape_value, quote_command, quote_word, quote_words
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.history import read_history
 from orchestrator.rundir.paths import RunDir
 
 # Time beyond the grace period, to end the processes and to write the snapshot in memory.
 MARGIN_SECONDS = 15
 # A disk is slower while all services of a machine stop.
 SAVE_ALLOWANCE = 3.0
-RECENT_SAVES = 20
 TEMPLATE_GRACE_SECONDS = 60
 
 _NO_RESTART = (
@@ -67,10 +66,7 @@ def check_unit_name(name: str) -> str:
 
 def slowest_save(run: RunDir) -> float | None:
     """Return how many seconds the slowest of the last saves took; None without a save."""
-    events, _ = Journal(run.journal_file).read()
-    published = [e for e in events if e["event"] == JournalEvent.CHECKPOINT_PUBLISHED]
-    seconds = [e.get("seconds") for e in published[-RECENT_SAVES:]]
-    return max((s for s in seconds if isinstance(s, int | float)), default=None)
+    return max(read_history(run).save_seconds, default=None)
 
 
 def stop_seconds(grace_seconds: float, save_seconds: float | None) -> int:

@@ -17,25 +17,28 @@ from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.activity import Silence
 from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
-from orchestrator.supervisor.attempt.output import open_output
+from orchestrator.supervisor.attempt.output import OutputTarget, open_output
 from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.telemetry.trackers import mlflow_variables
-from orchestrator.terminal.console import Sink
 
 
 @dataclass
 class AdoptedProgress:
     """The progress of a script that saves for itself: the step of what it has saved or resumed.
 
-    ``saved_after_stop``: all of a checkpoint was written after a stop was requested.
+    ``saves`` counts its own checkpoints. ``saved_after_stop``: all of a checkpoint was written
+    after a stop was requested. ``is_unread``: it saves, and has not opened what it was offered.
     """
 
     step: int
     saved_after_stop: bool = False
+    saves: int = 0
+    is_unread: bool = False
 
     def record_save(self, step: int, after_stop: bool) -> None:
         """Record a checkpoint; an earlier one may settle after a later one."""
+        self.saves += 1
         self.step = max(self.step, step)
         self.saved_after_stop = self.saved_after_stop or after_stop
 
@@ -50,7 +53,7 @@ class Attempt:
         resume_checkpoint: Checkpoint | None,
         resume_snapshot: Snapshot | None,
         snapshots: SnapshotWriteQueue,
-        printed_to: Sink,
+        printed_to: OutputTarget,
     ) -> None:
         """Prepare what a trainer needs; ``begin`` follows when it has started. Raises OSError.
 
@@ -173,7 +176,7 @@ class Attempt:
 
     @property
     def shows_saves(self) -> bool:
-        """Whether its saves are seen, so that an end without a save has been in vain."""
+        """Whether its saves are seen, so that an end without one counts as no progress."""
         return self.connected or self.adopted is not None
 
     @property

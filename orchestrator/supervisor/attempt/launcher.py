@@ -49,4 +49,6 @@ def _resume_words(argument: ResumeArgument, checkpoint: Checkpoint | None) -> li
         return []
     adopted = checkpoint.manifest.adopted
     step = checkpoint.manifest.step if adopted and adopted.numbered else None
+    if adopted is not None and adopted.number is not None:
+        step = adopted.number
     return argument.words(checkpoint.resume_path, step)

@@ -8,21 +8,36 @@ does not write to the log itself: on a full disk its print() would raise, and en
 
 import contextlib
 import fcntl
+import math
 import os
 import pty
 import sys
 import termios
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.terminal.console import Sink
+from orchestrator.terminal.rotating_file import RotatingFile
 
 COPY_BYTES = 1 << 16
+# Each copy costs the same: lines that come one after the other wait for one another.
+PAUSE_SECONDS = 0.05
+# More than this at once is no trickle of lines, and the trainer must not wait for a full pipe.
+TRICKLE_BYTES = 1024
 
 
-def open_output(log: Path, target: Sink) -> "Output":
+@dataclass(frozen=True)
+class OutputTarget:
+    """Where a trainer's output is printed, and the size at which output.log is rotated."""
+
+    sink: Sink
+    log_bytes: int
+
+
+def open_output(log: Path, target: OutputTarget) -> "Output":
     """Return a terminal if the supervisor prints to one, else a pipe. Raises OSError."""
     if sys.stdout.isatty():
         with contextlib.suppress(OSError):
@@ -33,13 +48,14 @@ def open_output(log: Path, target: Sink) -> "Output":
 class Output:
     """A pipe that the trainer writes to, and a thread that copies from it."""
 
-    def __init__(self, log: Path, target: Sink, ends: tuple[int, int]) -> None:
+    def __init__(self, log: Path, target: OutputTarget, ends: tuple[int, int]) -> None:
         """Open the log; ``ends`` are the descriptors to read from and to write to."""
         self.read_descriptor, self.write_descriptor = ends
         """The trainer holds the first too, and gets the second as standard output and error."""
         self.heartbeat = Heartbeat()
-        self._log = _Log(log)
-        self._target = target
+        self._log = _Log(RotatingFile(log, target.log_bytes))
+        self._target = target.sink
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)
 
     @property
@@ -55,6 +71,7 @@ class Output:
     def finish(self, timeout_seconds: float) -> None:
         """Copy until the last writer has closed its end, or the time is up, and close."""
         deadline = time.monotonic() + timeout_seconds
+        self._ending.set()
         self._thread.join(timeout_seconds)
         self._target.drain(max(0.0, deadline - time.monotonic()))
         if not self._thread.is_alive():
@@ -62,6 +79,7 @@ class Output:
             self._log.close()
 
     def _copy(self) -> None:
+        now = -math.inf
         # When the last writer has closed a terminal, Linux answers EIO.
         with contextlib.suppress(OSError):
             while data := os.read(self.read_descriptor, COPY_BYTES):
@@ -69,12 +87,15 @@ class Output:
                 self._log.write(data)
                 self._target.write(data)
                 self.heartbeat.pause()
+                now, earlier = time.monotonic(), now
+                if len(data) < TRICKLE_BYTES and now - earlier < 2 * PAUSE_SECONDS:
+                    self._ending.wait(PAUSE_SECONDS)
 
 
 class TerminalOutput(Output):
     """A pseudo-terminal instead of a pipe."""
 
-    def __init__(self, log: Path, target: Sink, terminal: int) -> None:
+    def __init__(self, log: Path, target: OutputTarget, terminal: int) -> None:
         super().__init__(log, target, pty.openpty())
         self._terminal = terminal
         attributes = termios.tcgetattr(self.write_descriptor)
@@ -92,24 +113,18 @@ class TerminalOutput(Output):
 class _Log:
     """output.log; what a full disk refuses is counted, and does not disturb the trainer."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
+    def __init__(self, file: RotatingFile) -> None:
+        self._file = file
         self.lost_bytes = 0
         self.write(b"")
 
     def write(self, data: bytes) -> None:
         try:
-            if self._descriptor is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(
-                    self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
-                )
+            data = data[self._file.write(data) :]
             while data:
-                data = data[os.write(self._descriptor, data) :]
+                data = data[self._file.write(data) :]
         except OSError:
             self.lost_bytes += len(data)
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        self._file.close()

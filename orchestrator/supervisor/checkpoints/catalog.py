@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -14,7 +14,6 @@ from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, OrchestratorError, UnreadableError
-from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 from orchestrator.system.priority import lower_priority
@@ -36,9 +35,9 @@ class CheckpointCatalog:
         policy: RetentionPolicy,
         journal: CheckpointJournal,
         budget: FailureBudget,
-        events: list[dict[str, Any]],
+        published: Iterable[str],
     ) -> None:
-        """Begin with the checkpoints in ``events``, which are the journal's so far.
+        """Begin with the names of the checkpoints that the journal calls ``published``.
 
         A checkpoint that a person has deleted is not known: the run may make one of the same name.
         """
@@ -49,11 +48,7 @@ class CheckpointCatalog:
         self._log = structlog.get_logger()
         self._one_rotation = asyncio.Lock()
         self._rotations: set[asyncio.Task[None]] = set()
-        self._known = {
-            Path(str(event.get("path"))).name
-            for event in events
-            if event["event"] == JournalEvent.CHECKPOINT_PUBLISHED
-        } & {path.name for path in store.directories()}
+        self._known = set(published) & {path.name for path in store.directories()}
         self.attempt_number: int | None = None
         self.chosen: Checkpoint | None = None
         self.newest: Checkpoint | None = None
@@ -103,15 +98,20 @@ class CheckpointCatalog:
         """Record that a script has deleted a checkpoint that it had saved."""
         self._record_deletion(checkpoint, reason)
         if self.newest is not None and self.newest.name == checkpoint.name:
-            self.newest = max(self._store.all(), key=lambda c: c.order, default=None)
+            self.newest = next(self._store.newest_first(), None)
 
     def record_unknown(self) -> None:
         """Record what a trainer published but could not announce before it died."""
         # If the directory cannot be read now, the next choose() reports it.
         with contextlib.suppress(UnreadableError):
-            for checkpoint in self._store.all():
-                if checkpoint.name not in self._known:
-                    self.record_published(checkpoint.name)
+            for path in self._store.directories():
+                if path.name not in self._known:
+                    self._record_if_own(path)
+
+    def _record_if_own(self, path: Path) -> None:
+        with contextlib.suppress(CheckpointInvalidError, UnreadableError):
+            if read_checkpoint(path).manifest.run_id == self._store.run_id:
+                self.record_published(path.name)
 
     def begin_rotation(self) -> None:
         """Begin to apply retention, in the background."""
@@ -184,7 +184,7 @@ class CheckpointCatalog:
                 return False
         except (CheckpointInvalidError, UnreadableError):
             return False
-        for older in reversed(self._store.all()):
+        for older in self._store.newest_first():
             if older.order < suspect.order and older.manifest.healthy:
                 with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                     verify(older)

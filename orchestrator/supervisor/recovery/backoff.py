@@ -11,7 +11,7 @@ MOST_DOUBLINGS = 16
 
 
 def delay_seconds(failures: int) -> float:
-    """Return the delay after so many failures without progress: none, then 1 s, 2 s, ... 60 s.
+    """Return the delay after this many failures without progress: none, then 1 s, 2 s, ... 60 s.
 
     A random jitter keeps runs apart that fail at the same time.
     """

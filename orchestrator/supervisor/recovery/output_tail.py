@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.terminal.rotating_file import read_end
+
 END_BYTES = 1 << 18
 LAST_LINES = 20
 LONGEST_LINE = 300
@@ -28,10 +30,7 @@ _FATAL = "Fatal Python error: "
 def end_of(log: Path) -> list[str]:
     """Return the last lines of output.log as a terminal would show them, without empty ones."""
     try:
-        with open(log, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - END_BYTES))
-            text = file.read(END_BYTES).decode(errors="replace")
+        text = read_end(log, END_BYTES).decode(errors="replace")
     except OSError:
         return []
     lines = [_as_shown(line) for line in text.split("\n")]

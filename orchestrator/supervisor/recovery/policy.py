@@ -10,7 +10,7 @@ from enum import StrEnum
 from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.symptoms import Kind
 
-# This many stops in vain prove nothing yet, however few restarts are allowed.
+# This many stops that saved nothing prove nothing yet, however few restarts are allowed.
 LEAST_SLICES = 3
 HARDWARE_TRIES = 2
 # A failure this soon after resuming may come from the state that was resumed.
@@ -89,28 +89,29 @@ SNAPSHOT_REJECTED = Condition(
     lambda end, budget: end.rejected_snapshot,
 )
 LOADING_AGAIN = Condition(
-    "twice in a row while loading the same checkpoint, and none was demoted since the last "
-    "progress",
+    "twice in a row while loading the same checkpoint, and no checkpoint has been set aside since "
+    "the run last got further",
     lambda end, budget: _loading_again(end, budget) and not budget.demoted,
 )
 AGAIN_AFTER_RESUMING = Condition(
-    "the same failure at the same step, within one step after resuming, and no checkpoint was "
-    "demoted since the last progress",
+    "the same failure at the same step, within one step after resuming, and no checkpoint has been "
+    "set aside since the run last got further",
     lambda end, budget: (
         _came_again(end, budget) and _right_after_resuming(end) and not budget.demoted
     ),
 )
 AGAIN = Condition("the same failure at the same step", _came_again)
 SHORT_SLICES = Condition(
-    f"more ends from outside than --max-restarts and {LEAST_SLICES} since the last progress",
+    f"more kills from outside than --max-restarts, and more than {LEAST_SLICES}, since the run "
+    "last got further",
     lambda end, budget: budget.slices > max(budget.allowed, LEAST_SLICES),
 )
 BUDGET_SPENT = Condition(
-    "more failures than --max-restarts since the last progress",
+    "more failures than --max-restarts since the run last got further",
     lambda end, budget: budget.spent > budget.allowed,
 )
 HARDWARE_AGAIN = Condition(
-    "twice since the last progress",
+    "twice since the run last got further",
     lambda end, budget: sum(e.kind is Kind.HARDWARE for e in budget.failures) >= HARDWARE_TRIES,
 )
 
@@ -134,9 +135,9 @@ POISON = SCRIPT - {Kind.IMPORT_ERROR, Kind.USAGE}
 LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
 
 _SHORT_SLICES_REASON = (
-    "each slice is shorter than the checkpoint interval: {slices} times since the last progress "
-    "the run was ended from outside before a new checkpoint was published; save more often "
-    "(--every), or let it run longer at a time"
+    "each attempt is shorter than the checkpoint interval: {slices} times the run was "
+    "ended from outside before a new checkpoint was published; save more often (--every), or let "
+    "it run longer at a time"
 )
 
 TABLE = (

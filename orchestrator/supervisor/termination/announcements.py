@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.attempt.attempt import Attempt
 
@@ -38,7 +39,7 @@ def announce_stop(source: str, patience_seconds: float, has_session: bool) -> No
 
 def hurrying(attempt: Attempt) -> str:
     """Return what a second request does."""
-    return HURRYING if attempt.connected else "not waiting for the command's end: killing it"
+    return HURRYING if attempt.connected else "not waiting for the command to end: killing it"
 
 
 def late(attempt: Attempt) -> str:
@@ -53,7 +54,9 @@ def late(attempt: Attempt) -> str:
 def awaited(attempt: Attempt) -> str:
     """Return what a stop waits for."""
     if attempt.peer is None:
-        return "waiting for the command's end"
+        waiting = "waiting for the command to end"
+        is_saved = attempt.reported_status == ExitStatus.STOPPED_SAVED
+        return f"the state is saved; {waiting}" if is_saved else waiting
     return "saving" if attempt.page.phase is Phase.SAVE else "waiting for the safe point"
 
 

@@ -5,6 +5,7 @@ import time
 
 import structlog
 
+from orchestrator.adopt.ongoing_saves import OngoingSaves
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import Journal, JournalEvent
@@ -15,11 +16,16 @@ from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.termination import announcements, stack_dump
 from orchestrator.supervisor.termination.announcements import Countdown
+from orchestrator.system.races import first_of
+from orchestrator.system.threads import ignore_outcome, in_thread
 from orchestrator.telemetry.run_state import State
 
 # A hung trainer has this long to write its stacks, and then this long to come back and save.
 STACKS_SECONDS = stack_dump.ALL_ANSWERS_SECONDS + 2.0
 COME_BACK_SECONDS = 3.0
+# The part of its time that a script's save may take before the script gets the stop signal.
+WAIT_FOR_SAVE_SHARE = 0.8
+SAVE_POLL_SECONDS = 0.1
 
 
 class StopLadder:
@@ -40,13 +46,17 @@ class StopLadder:
         snapshots: SnapshotWriteQueue,
         journal: Journal,
         countdown: Countdown,
+        script_saves: OngoingSaves | None = None,
     ) -> None:
+        """``script_saves`` are those of a script that saves for itself, None for a session."""
         self._facts = facts
         self._stop = facts.stop
         self._machine = facts.machine
         self._snapshots = snapshots
         self._journal = journal
         self._countdown = countdown
+        self._script_saves = script_saves
+        self._signalling: asyncio.Future[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._log = structlog.get_logger()
 
@@ -81,6 +91,8 @@ class StopLadder:
 
     def end(self) -> None:
         """Drop the deadline of an attempt that is over."""
+        if self._signalling is not None:
+            self._signalling.cancel()
         self._cancel_deadline()
         self._countdown.end()
 
@@ -162,6 +174,25 @@ class StopLadder:
             attempt.peer.send({"type": "stop"})
         else:
             # There is no session, not yet or no more: ask the command itself to end.
+            if self._script_saves is None:
+                attempt.process.ask_to_end()
+                return
+            after_save = self._ask_after_save(attempt, self._script_saves, patience_seconds)
+            self._signalling = asyncio.ensure_future(after_save)
+            ignore_outcome(self._signalling)
+
+    async def _ask_after_save(
+        self, attempt: Attempt, saves: OngoingSaves, patience_seconds: float
+    ) -> None:
+        """Signal a script that saves for itself, after a save that is seen under way."""
+        tells = True
+        deadline = time.monotonic() + WAIT_FOR_SAVE_SHARE * patience_seconds
+        while time.monotonic() < deadline and await in_thread(saves.is_under_way):
+            if tells:
+                self._log.info("a save is under way: the stop signal is sent when it has ended")
+                tells = False
+            await first_of(attempt.over.wait(), timeout_seconds=SAVE_POLL_SECONDS)
+        if not attempt.over.is_set():
             attempt.process.ask_to_end()
 
     def _set_deadline(self, seconds: float) -> None:

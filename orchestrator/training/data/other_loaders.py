@@ -1,13 +1,14 @@
 """Loaders that cannot seek to a batch: by their own state, or by reading up to the batch."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from orchestrator.training.data.own_generators import find_generators
+from orchestrator.training.exits import warn
 from orchestrator.training.state import rng
 from orchestrator.training.state.accelerate import base_of
 from orchestrator.training.state.plain_values import from_plain, to_plain
@@ -49,13 +50,13 @@ def has_own_state(loader: Iterable[Any]) -> bool:
 def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
     """Read from the beginning and drop the first batches, under the same random streams."""
     if start:
-        warnings.warn(
+        warn(
             f"skipping {start} batches by reading them: {type(loader).__name__} cannot seek to a "
             "batch; a DataLoader over a map-style dataset can, and a loader with a state_dict "
             "restores its own position",
-            stacklevel=5,
+            depth=4,
         )
-    batches = rng.drawing(lambda: iter(loader), rng.Streams(seed))
+    batches = rng.drawing(lambda: iter(loader), rng.Streams(seed, find_generators(loader)))
     return Opened(itertools.islice(batches, start, None))
 
 

@@ -6,6 +6,7 @@ the run was cut nor on the number of workers.
 
 from typing import Any
 
+from orchestrator.training.data.own_generators import OwnGenerators
 from orchestrator.training.state import rng
 
 
@@ -32,6 +33,7 @@ class SeededDataset:
     def __init__(self, dataset: Any) -> None:
         self.__dict__["_dataset"] = dataset
         self.__dict__["last_seed"] = 0
+        self.__dict__["_own_generators"] = OwnGenerators(dataset)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "last_seed":
@@ -41,21 +43,21 @@ class SeededDataset:
 
     def __getitems__(self, indices: Indices) -> Any:
         self.last_seed = indices.seed
-        with rng.scoped(indices.seed):
+        with rng.scoped(indices.seed, self._own_generators.find()):
             if hasattr(self._dataset, "__getitems__"):
                 return self._dataset.__getitems__(list(indices))
             return [self._dataset[index] for index in indices]
 
     def __getitem__(self, single: SingleIndex) -> Any:
         self.last_seed = single.seed
-        with rng.scoped(single.seed):
+        with rng.scoped(single.seed, self._own_generators.find()):
             return self._dataset[single.index]
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_dataset":
+        if name.startswith("__") or name in ("_dataset", "_own_generators"):
             raise AttributeError(name)  # unpickling asks before __dict__ is filled
         return getattr(self._dataset, name)
 
@@ -69,8 +71,10 @@ class SeededCollate:
     def __init__(self, dataset: SeededDataset, collate: Any) -> None:
         self._dataset = dataset
         self._collate = collate
+        self._own_generators = OwnGenerators(collate)
 
     def __call__(self, samples: Any) -> Any:
         """Return the batch."""
-        with rng.scoped(rng.derive_seed(self._dataset.last_seed)):
+        seed = rng.derive_seed(self._dataset.last_seed)
+        with rng.scoped(seed, self._own_generators.find()):
             return self._collate(samples)

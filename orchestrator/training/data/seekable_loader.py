@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from orchestrator.training.data.other_loaders import Opened
+from orchestrator.training.data.own_generators import find_generators
 from orchestrator.training.data.sample_seeding import (
     Indices,
     SeededCollate,
@@ -115,7 +116,7 @@ class _EpochSampler:
                 getattr(getattr(self._sampler, "sampler", None), "generator", None),
             )
             if generator is not None
-        ]
+        ] + find_generators(self._sampler, loader.sampler)
         self.seed = self.epoch = self.start = 0
         self.order = _Order(0)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-_CHANGED = "it was made outside the batches with changed weights; that part runs again"
+_CHANGED = "the run stopped in code after the batches that changes weights; that code runs again"
 _OWN_BATCHES = "the epoch starts over, since its batches do not come from session.batches()"
 _EVALUATION = "it was made inside an evaluation between two steps, which does not run again"
 
@@ -59,7 +59,7 @@ class InStep(LoopPosition):
         return step > self.number
 
     def caveats(self, step: int, *, in_evaluation: bool) -> list[str]:
-        """Return the doubts; every evaluation here lies between two steps."""
+        """Return the doubts; every evaluation here is between two steps."""
         if self.was_changed:
             return [_CHANGED]
         return [_EVALUATION] if in_evaluation else []

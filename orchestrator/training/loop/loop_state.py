@@ -1,6 +1,6 @@
 """Where a run is in its script's loop, and what a checkpoint made there holds.
 
-A resumed script executes once more what lies between the `with` line and the batch at which it was
+A resumed script executes once more the code between the `with` line and the batch at which it was
 cut. When it arrives there, the random streams, the registered objects and the plain values that
 this code has changed are put back. The phases and what leads from one to another: loop_phase.py.
 """
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from orchestrator.checkpoint.manifest import Reason, exactness_of
-from orchestrator.training.data.position import DataPosition, digest_of_next
+from orchestrator.errors import FreedStorageError
+from orchestrator.training.data.data_position import DataPosition, digest_of_next
 from orchestrator.training.loop.loop_phase import (
     TRANSITIONS,
     LoopEvent,
@@ -21,7 +22,6 @@ from orchestrator.training.loop.loop_position import InEpoch, InStep, LoopPositi
 from orchestrator.training.loop.replay import NO_REPLAY_POINT, ReplayPoint, have_same_values
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
-from orchestrator.training.state.plain_values import to_plain
 from orchestrator.training.state.progress import SUFFIX, Progress
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.restore import LoadedState
@@ -75,13 +75,17 @@ class LoopState:
         # None outside of epochs; a checkpoint holds it, and a resumed epoch begins with it.
         self._streams_at_epoch: dict[str, Any] | None = None
 
+    def registered(self) -> list[Any]:
+        """Return the registered objects and the parts of composite ones."""
+        return list(self._registry.parts())
+
     @property
     def exactness(self) -> str | None:
         """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
         return exactness_of(self._doubts()) if self._is_resumed else None
 
     def _doubts(self) -> list[str]:
-        return self._problems + self.data.problems
+        return self._problems + self.data.problems + self._registry.plain.problems
 
     def _follow(self, event: LoopEvent) -> bool:
         """Enter the phase that the table names; return whether it is another one."""
@@ -160,7 +164,13 @@ class LoopState:
         self._in_evaluation = False
 
     def _set_replay_point(self) -> None:
-        self._replay_point = ReplayPoint(self._capture(self.progress.metric_values()))
+        try:
+            state = self._capture(self.progress.metric_values())
+        except FreedStorageError:
+            if self.progress.refuses_bad_values:
+                raise
+            state = None
+        self._replay_point = ReplayPoint(state)
 
     def _leave_replay_point(self, event: LoopEvent) -> None:
         self._follow(event)
@@ -181,7 +191,9 @@ class LoopState:
         """Return what a checkpoint made here holds.
 
         Raises:
-            UnstorableError: A value has no form that can be loaded safely.
+            UnstorableError: A value has no form that can be loaded safely, in a run that has saved
+                nothing yet.
+            FreedStorageError: A tensor has no memory at this moment.
             ConfigError: A metric is not a number, in a run that has saved nothing yet.
         """
         from_point = has_replay_point(self._phase)
@@ -189,7 +201,7 @@ class LoopState:
             from_point = False
             self._position.was_changed = reason is not Reason.FINAL
         if reason in (Reason.EMERGENCY, Reason.FINAL):
-            self.progress.refuses_bad_metrics = False
+            self.progress.refuses_bad_values = False
         metrics = self.progress.metric_values()
         state = self._replay_point.state | metrics if from_point else self._capture(metrics)
         doubts = self._doubts() + state["data"]["caveats"]
@@ -197,12 +209,14 @@ class LoopState:
 
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
         returning = is_returning(self._phase)
+        plain = self._registry.plain
+        plain.is_strict = self.progress.refuses_bad_values
         return {
             "epoch": self.progress.epoch,
             "step": self.progress.step,
             **metrics,
             **self._registry.capture(),
-            "state": to_plain(self._plain_state, "session.state"),
+            "state": plain.convert("session.state", lambda: self._plain_state),
             "rng": self._streams_at_cut if returning else self._capture_streams(),
             "data": {
                 **self.data.state(),

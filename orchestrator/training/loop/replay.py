@@ -1,21 +1,22 @@
 """Points from which the script's code runs again after a resume.
 
-A safe point inside an evaluation lies between two places that the session knows, such as the end of
+A safe point inside an evaluation is between two places that the session knows, such as the end of
 an epoch's batches and the end of the epoch. A run resumed from there executes everything after the
 first place once more. Its checkpoint must therefore hold the state of that place: a scheduler that
 has stepped since would step twice, a random stream that has moved would move twice.
 
-In the other direction, a run that was cut among an epoch's batches repeats what lies before them
+In the other direction, a run that was cut among an epoch's batches repeats the code before them
 on its way back, and has to undo it on arrival.
 """
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
 
-from orchestrator.training.state.plain_values import to_plain
+from orchestrator.training.state.digests import digest
+from orchestrator.training.state.plain_values import copy_containers, to_plain
 from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.tensor_kinds import has_its_storage, is_plain
 
 _IMMUTABLE = (bool, int, float, complex, str, bytes, type(None))
 
@@ -23,14 +24,16 @@ _IMMUTABLE = (bool, int, float, complex, str, bytes, type(None))
 class ReplayPoint:
     """The state at such a place: plain values are copied, tensors are referred to and watched."""
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: dict[str, Any] | None) -> None:
+        """Keep ``state``; None where it cannot be stored at this moment."""
+        self._is_lost = state is None
         self._tensors: list[torch.Tensor] = []
-        self.state: dict[str, Any] = _copy(state, self._tensors)
+        self.state: dict[str, Any] = copy_containers(state or {}, self._tensors)
         self._fingerprints = self._compute_fingerprints()
 
     def is_intact(self) -> bool:
         """Return whether ``state`` can still be saved: no tensor has been written to since."""
-        return self._fingerprints == self._compute_fingerprints()
+        return not self._is_lost and self._fingerprints == self._compute_fingerprints()
 
     def undo(self, registry: Registry, state: dict[str, Any]) -> list[str]:
         """Put back what has changed since; return what could not be, for the session's exactness.
@@ -38,12 +41,14 @@ class ReplayPoint:
         New entries of ``state`` stay, since a script that was changed in the meantime relies on
         them. Containers stay as well, since the script may hold them under names of its own.
         """
+        if self._is_lost:
+            return ["what was changed on the way to the interrupted batch is not known"]
         problems = []
         if not self.is_intact():
             problems.append("tensors were changed on the way to the interrupted batch")
         for key, value in registry.capture().items():
             if not have_same_values(self.state[key], value):
-                registry.load(key, _copy(self.state[key], []))
+                registry.load(key, copy_containers(self.state[key], []))
         now, before = to_plain(state, "session.state"), self.state["state"]
         changed = [k for k in now | before if not have_same_values(before.get(k), now.get(k))]
         for key in changed:
@@ -63,21 +68,6 @@ class ReplayPoint:
         return [*versions, *map(_sum, self._tensors)]
 
 
-def _copy(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """Copy the containers of a value; its tensors stay the same and are added to ``tensors``."""
-    if isinstance(value, torch.Tensor):
-        tensors.append(value)
-        return value
-    if type(value) in (dict, OrderedDict):
-        copied = type(value)((key, _copy(item, tensors)) for key, item in value.items())
-        if hasattr(value, "__dict__"):
-            copied.__dict__.update(value.__dict__)  # a module's state_dict carries _metadata
-        return copied
-    if type(value) in (list, tuple, set):
-        return type(value)(_copy(item, tensors) for item in value)
-    return value
-
-
 def have_same_values(one: Any, other: Any) -> bool:
     """Return whether two states hold equal values; tensors also by the memory they share."""
     if type(one) is not type(other):
@@ -94,18 +84,30 @@ def have_same_values(one: Any, other: Any) -> bool:
 
 
 def _are_same_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+    if one.dtype != other.dtype or one.device != other.device or one.layout != other.layout:
         return False
-    if one.layout is not torch.strided or one.data_ptr() == other.data_ptr():
+    if not is_plain(one) or not is_plain(other):
+        return digest(one) == digest(other)
+    if one.shape != other.shape:
+        return False
+    if one.data_ptr() == other.data_ptr():
         return True
-    return torch.equal(one, other)
+    try:
+        return torch.equal(one, other)
+    except NotImplementedError:
+        return digest(one) == digest(other)
 
 
 def _sum(tensor: torch.Tensor) -> str:
-    if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
+    if not is_plain(tensor) or tensor.is_complex():
         return ""
-    # As text, in which NaN equals NaN.
-    return str(torch.sum(tensor.detach(), dtype=torch.float32).item())
+    if not has_its_storage(tensor):
+        return "freed"
+    try:
+        # As text, in which NaN equals NaN.
+        return str(torch.sum(tensor.detach(), dtype=torch.float32).item())
+    except NotImplementedError:
+        return ""  # bits, or several numbers in a byte
 
 
 NO_REPLAY_POINT = ReplayPoint({})

@@ -1,7 +1,8 @@
 """Restores what a run continues from: a snapshot, a checkpoint, or a file in the classic form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
@@ -19,9 +20,15 @@ from orchestrator.training.state.restore import LoadedState, read_snapshot, read
 
 
 def resume_newest(
-    backend: RunBackend, registry: Registry, loop_state: LoopState, options: OptimizerOptions
+    backend: RunBackend,
+    registry: Registry,
+    loop_state: LoopState,
+    options: OptimizerOptions,
+    before_restore: Callable[[dict[str, Any]], object] | None,
 ) -> Path | None:
     """Restore the newest state of a session's run; return its checkpoint, None in a new run.
+
+    ``before_restore`` is the script's function of that name.
 
     Raises:
         ConfigError: A framework has saved it.
@@ -39,7 +46,9 @@ def resume_newest(
         loop_state.mark_resumed(list(newest.manifest.doubts))
     else:
         restored = _read(newest, backend)
-        registry.restore(restored.content, source, borrowed=True)
+        if before_restore is not None:
+            before_restore(restored.state)
+        registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
         loop_state.resume(restored)
     replaced = options.after_restore(newest.manifest.options)
     loop_state.add_problems(options.doubts)
@@ -78,7 +87,9 @@ def report_resumed(
     start, earlier = backend.facts.store.start, Start.from_json(state.manifest.start)
     differences = start.differences_from(earlier) if start and earlier else []
     differences += replaced
-    lines = [f"resumed at step {step} from {where}: {exactness}"]
+    # Nothing is known of a replay buffer, an environment or a queue that nobody has registered.
+    covers = " (all that is registered)" if exactness == "EXACT" else ""
+    lines = [f"resumed at step {step} from {where}: {exactness}{covers}"]
     if differences:
         lines += ["WARNING: this start differs from the one that saved it", *differences]
         lines.append(OTHER_EXPERIMENT)

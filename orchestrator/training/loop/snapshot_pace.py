@@ -21,7 +21,7 @@ class SnapshotPace:
 
     Without a budget it is never due. Otherwise the first is due at once; it is not measured, since
     it prepares what the later ones use. The next few follow soon: a measurement from a bad moment
-    must not decide for long, and a process with a short life is to leave something.
+    must not decide for long, and a process that soon ends must leave a snapshot.
 
     Attributes:
         interval_seconds: The interval that was learned; None before the first measurement.

@@ -51,8 +51,8 @@ class SharedMemory:
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What is known of a run once a process has joined it; it does not change any more.
+class TrainerFacts:
+    """What a trainer knows of its run from the moment it joins it; it does not change any more.
 
     Attributes:
         run_dir: The run's directory.
@@ -91,7 +91,7 @@ class RunBackend(Protocol):
     """What a session needs of its run; ``Supervised`` and ``Standalone`` implement it."""
 
     @property
-    def facts(self) -> RunFacts:
+    def facts(self) -> TrainerFacts:
         """What is known of the run."""
 
     def newest_state(self) -> Snapshot | Checkpoint | None:

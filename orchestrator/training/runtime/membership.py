@@ -57,8 +57,14 @@ class RunMembership:
         self._done_file = facts.run_dir.done_file
         self._shield = WorkerShield()
         self._has_reported_stop = False
+        self._pid = os.getpid()
         self.stop_signals.install()
         self._shield.install()
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process has joined the run, and is no fork of the one that has."""
+        return os.getpid() == self._pid
 
     def report_stop(self, step: int) -> None:
         """Report, once, that the stop has reached the loop after ``step`` steps."""

@@ -1,5 +1,6 @@
 """metrics.jsonl: the metrics of a run's steps, one JSON object a line (docs/how-to/trackers.md)."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,12 +12,16 @@ from typing import Any
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.position import Position
 from orchestrator.errors import ConfigError
-from orchestrator.system.durable import append_lines, replace_file
+from orchestrator.system.durable import Disk, append_lines, atomic_replacement
+from orchestrator.system.lines_from_end import lines_from_end
 from orchestrator.training.exits import print_message
 from orchestrator.training.state.progress import number
 
 # Up to this many steps have a line each; of twice as many every second one has, and so on.
 MOST_STEPS = 100_000
+# Of this many polls each has a line, counted from one step with a line to the next; of those after
+# them only the 8th, 16th, 32nd and so on.
+MOST_POLLS = 4
 # A loop that makes more lines than this between two flushes gets fewer.
 MOST_AT_ONCE = 1000
 _LINE = re.compile(rb'\{"step": (\d+), "epoch": (\d+), "poll": (true|false), ')
@@ -41,6 +46,7 @@ class MetricsFile:
         self._records: list[_Record] = []
         self._stride = 1
         self._thinned_by = 1
+        self._polls = _PollCount()
         self._has_warned = False
 
     def resume(self, step: int, epoch: int) -> None:
@@ -53,7 +59,10 @@ class MetricsFile:
 
     def record(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
         """Keep the metrics of a step, or of a poll, for the next flush."""
-        if metrics and (is_poll or step % self._stride == 0):
+        if not metrics:
+            return
+        stride = self._stride
+        if self._polls.keeps_next(step // stride) if is_poll else step % stride == 0:
             self._records.append((step, epoch, is_poll, time(), metrics))
 
     def flush(self) -> None:
@@ -100,30 +109,52 @@ def stride_at(step: int) -> int:
 
 def cut_off(path: Path, position: Position) -> None:
     """Truncate the file after the lines of this position. Raises OSError."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    end = len(content)
-    while end:
-        begin = content.rfind(b"\n", 0, end - 1) + 1
-        found = _LINE.match(content, begin, end)
-        if content[end - 1 : end] == b"\n" and found and _position(found) <= position:
-            break
-        end = begin
-    if end < len(content):
-        os.truncate(path, end)
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        end = 0
+        for begin, line in lines_from_end(file):
+            found = _LINE.match(line)
+            if line.endswith(b"\n") and found and _position(found) <= position:
+                end = begin + len(line)
+                break
+        if end < os.fstat(file.fileno()).st_size:
+            file.truncate(end)
 
 
 def thin_out(path: Path, stride: int) -> None:
-    """Keep the lines of one of ``stride`` steps, and those of all polls. Raises OSError."""
-    kept = [
-        line
-        for line in path.read_bytes().splitlines(keepends=True)
-        if (found := _LINE.match(line))
-        and (found[3] == b"true" or _position(found).step % stride == 0)
-    ]
-    replace_file(path, b"".join(kept))
+    """Keep the lines of one of ``stride`` steps, and of as many polls as new lines would have.
+
+    Raises OSError.
+    """
+    polls = _PollCount()
+    disk = Disk()
+    with (
+        atomic_replacement(path, disk, replace=True) as temporary,
+        open(path, "rb") as lines,
+        disk.create(temporary) as file,
+    ):
+        for line in lines:
+            if (found := _LINE.match(line)) is None:
+                continue
+            step = _position(found).step
+            if polls.keeps_next(step // stride) if found[3] == b"true" else step % stride == 0:
+                file.write(line)
+        disk.sync(file)
+
+
+class _PollCount:
+    """Decides which polls have a line: the first few of a span of steps, then ever fewer."""
+
+    def __init__(self) -> None:
+        self._span = -1
+        self._count = 0
+
+    def keeps_next(self, span: int) -> bool:
+        """Count the next poll, which is in the span of this number; return whether to keep it."""
+        if span != self._span:
+            self._span, self._count = span, 0
+        count = self._count
+        self._count += 1
+        return count < MOST_POLLS or count & (count - 1) == 0
 
 
 def _position(found: re.Match[bytes]) -> Position:

@@ -20,6 +20,7 @@ from orchestrator.errors import (
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_arguments
+from orchestrator.rundir.history import HistoryIndexer
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
@@ -28,7 +29,7 @@ from orchestrator.rundir.start import Start, has_changed_directory, is_notebook
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
-from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
 from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 
@@ -79,7 +80,7 @@ class Standalone:
             self._lock.write_owner()
             accept_other = os.environ.get(CONTINUE_VARIABLE) == "on"
             self._store = Store.open(
-                self._run_dir, sys.argv, start.script, start=start, accept_other=accept_other
+                self._run_dir, sys.orig_argv, start.script, start=start, accept_other=accept_other
             )
             if not accept_other:
                 refuse_other_arguments(self._run_dir, start)
@@ -88,16 +89,17 @@ class Standalone:
             self._lock.close()
             raise
         self._journal = Journal(self._run_dir.journal_file)
+        self._journal.listeners.append(HistoryIndexer(self._run_dir).on_event)
         self._checkpoint_journal = CheckpointJournal(self._journal)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.argv, version=__version__)
+        self._journal.write(JournalEvent.RUN_STARTED, command=sys.orig_argv, version=__version__)
         page, descriptor = ControlPage.create()
         os.close(descriptor)
-        self._facts = RunFacts(
+        self._facts = TrainerFacts(
             self._run_dir,
             self._store,
             SharedMemory(page, Slots.create(page)),
             RunSettings(
-                command=sys.argv,
+                command=sys.orig_argv,
                 every=config.every,
                 snapshot_budget=config.snapshot_budget,
                 allow_data_change=config.allow_data_change,
@@ -132,7 +134,7 @@ class Standalone:
             )
 
     @property
-    def facts(self) -> RunFacts:
+    def facts(self) -> TrainerFacts:
         """What is known of the run."""
         return self._facts
 

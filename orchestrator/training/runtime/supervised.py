@@ -29,7 +29,7 @@ from orchestrator.snapshot.slots import Snapshot
 from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MlflowWatch
-from orchestrator.training.runtime.backend import Report, RunFacts, RunSettings, SharedMemory
+from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
 from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 from orchestrator.training.runtime.supervisor_connection import SupervisorConnection
@@ -72,7 +72,7 @@ class Supervised:
             for snapshot in self._inherited
             if snapshot.generation in welcome["writing_generations"]
         }
-        self._facts = RunFacts(
+        self._facts = TrainerFacts(
             run_dir,
             Store(run_dir, welcome["run_id"], start=Start.from_json(welcome.get("start"))),
             SharedMemory(
@@ -100,7 +100,7 @@ class Supervised:
         self._connection.listen()
 
     @property
-    def facts(self) -> RunFacts:
+    def facts(self) -> TrainerFacts:
         """What is known of the run."""
         return self._facts
 

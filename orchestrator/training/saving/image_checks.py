@@ -7,7 +7,7 @@ import torch
 from orchestrator.training.saving.image import Frozen, Layout
 from orchestrator.training.saving.slot_memory import SlotMemory
 from orchestrator.training.state.digests import digest_parts
-from orchestrator.training.state.registry import all_finite
+from orchestrator.training.state.tensor_kinds import all_finite
 
 
 def digests_of(frozen: Frozen, layout: Layout, target: SlotMemory) -> dict[str, str]:

@@ -16,16 +16,18 @@ from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.snapshot.slots import Snapshot
-from orchestrator.training.data.position import digest_of_next
-from orchestrator.training.exits import print_message
+from orchestrator.training.data.data_position import digest_of_next
+from orchestrator.training.exits import describe_shortly, without_warnings
 from orchestrator.training.loop.loop_state import StateToSave
 from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.backend import Report, RunBackend
-from orchestrator.training.runtime.local_writer import publish_and_report
+from orchestrator.training.runtime.local_writer import publish_and_report, report_failure
 from orchestrator.training.runtime.worker_signals import sigchld_default
+from orchestrator.training.saving.image import InexpressibleError, freeze, lay_out
 from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent, Snapshotter
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
+from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.versions import VERSIONS
@@ -41,9 +43,17 @@ class Saver:
 
     Attributes:
         pace: When the next snapshot is due.
+        has_proved_loadable: Whether a state of this process has been found loadable.
     """
 
-    def __init__(self, backend: RunBackend, registry: Registry, options: OptimizerOptions) -> None:
+    def __init__(
+        self,
+        backend: RunBackend,
+        registry: Registry,
+        options: OptimizerOptions,
+        layout_watch: LayoutWatch | None,
+    ) -> None:
+        """Tell ``layout_watch``, if there is one, of each state whose layout may have changed."""
         facts = backend.facts
         self._budget = facts.settings.snapshot_budget
         self.pace = SnapshotPace(self._budget, facts.settings.snapshot_interval_seconds)
@@ -53,9 +63,11 @@ class Saver:
         self._options = options
         self._start = facts.store.start_record
         self._registry = registry
+        self._layout_watch = layout_watch
+        self._watched_sizes: list[int] = []
         self._snapshotter = Snapshotter(facts.memory.slots)
         self._writes: list[Future[Checkpoint]] = []
-        self._has_proved_loadable = False
+        self.has_proved_loadable = False
         self._reported_ns = 0
         for snapshot, written in facts.memory.writes_under_way:
             self._add_write(snapshot.slot, written)
@@ -89,8 +101,20 @@ class Saver:
         return None
 
     def snapshot(self, saved: StateToSave) -> None:
-        """Keep the state in memory, if that is possible now."""
+        """Keep the state in memory, if that is possible now.
+
+        Raises:
+            UnstorableError: At the first save, a value has no form that can be loaded safely.
+        """
+        self.prove_loadable(saved.state)
         self._take(saved, Reason.PERIODIC, None)
+        if self._snapshotter.sizes != self._watched_sizes:
+            self._watch_layout(saved)
+
+    def _watch_layout(self, saved: StateToSave) -> None:
+        self._watched_sizes = self._snapshotter.sizes
+        if self._layout_watch is not None:
+            self._layout_watch.check(saved.state, int(saved.state["step"]))
 
     def save(
         self, saved: StateToSave, reason: Reason, deadline: float | None = None
@@ -103,13 +127,12 @@ class Saver:
         Raises:
             UnstorableError: At the first save, a value has no form that can be loaded safely.
         """
-        if not self._has_proved_loadable:
-            _prove_loadable(saved.state)
-            self._has_proved_loadable = True
+        self.prove_loadable(saved.state)
+        self._watch_layout(saved)
         written: Future[Checkpoint] = Future()
         if self._snapshotter.has_room:
             pending = self._take(saved, reason, deadline)
-            if pending is not None:
+            if pending is not None and not _has_failed(pending):
                 self._add_write(pending.slot, written)
                 pending.done.add_done_callback(
                     partial(self._write, saved=saved, reason=reason, written=written)
@@ -120,6 +143,16 @@ class Saver:
         self._save_blocking(saved.state, self._draft(saved, reason), written)
         self._writes.append(written)
         return written
+
+    def prove_loadable(self, state: dict[str, Any]) -> None:
+        """Save and load everything but the tensors, once, so that a refusal comes at once.
+
+        Raises:
+            UnstorableError: A value cannot be loaded safely; the error names its entry.
+        """
+        if not self.has_proved_loadable:
+            _prove_loadable(state)
+            self.has_proved_loadable = True
 
     def close(self) -> None:
         """Wait for the snapshot under way and give the memory back."""
@@ -136,7 +169,13 @@ class Saver:
             parameters=self._registry.parameters(),
             of_optimizers=self._registry.storages_of_optimizers() if rng.cuda_in_use() else _NONE,
         )
-        pending = self._snapshotter.take(content, deadline)
+        try:
+            pending = self._snapshotter.take(content, deadline)
+        except UnstorableError as error:
+            if self._registry.plain.is_strict:
+                raise _with_name(error, saved.state) from error
+            self._snapshotter.take_simpler_way(error)
+            return None
         if pending is not None:
             # The cost of this one's thread is not known yet; that of the last one is.
             self.pace.record(pending.stall_seconds + self._thread_seconds)
@@ -146,8 +185,7 @@ class Saver:
     def _report_snapshot(self, done: Future[Snapshot], *, pending: PendingSnapshot) -> None:
         self._thread_seconds = pending.thread_seconds
         if done.exception() is not None:
-            print_message(f"cannot take a snapshot: {done.exception()}")
-            return
+            return  # the snapshotter has said so
         now = time.monotonic_ns()
         if now >= self._reported_ns:
             self._reported_ns = now + REPORT_SNAPSHOTS_NS
@@ -185,17 +223,17 @@ class Saver:
     def _save_blocking(
         self, state: dict[str, Any], draft: Manifest, written: Future[Checkpoint]
     ) -> None:
-        draft = replace(
-            draft,
-            healthy=draft.healthy and self._registry.is_finite(),
-            digests=digest_parts(state) | draft.digests,
-        )
-
         def publish() -> Checkpoint:
-            return self._backend.facts.store.publish(draft, save_to)
+            whole = replace(
+                draft,
+                healthy=draft.healthy and self._registry.is_finite(),
+                digests=digest_parts(state) | draft.digests,
+            )
+            return self._backend.facts.store.publish(whole, save_to)
 
         def save_to(file: DigestingWriter) -> None:
-            torch.save(state, cast(IO[bytes], file))
+            with without_warnings():
+                torch.save(state, cast(IO[bytes], file))
 
         try:
             # A loader worker that dies during torch.save would make it raise.
@@ -203,6 +241,12 @@ class Saver:
                 written.set_result(publish_and_report(self._backend, publish))
         except CheckpointWriteError as error:
             written.set_exception(error)
+        except Exception as error:  # whatever torch.save raises must not end the loop
+            if self._registry.plain.is_strict:
+                raise UnstorableError("the state", describe_shortly(error)) from error
+            failure = CheckpointWriteError(draft.step, OSError(errno.EIO, describe_shortly(error)))
+            report_failure(self._backend, failure)
+            written.set_exception(failure)
 
     def _draft(self, saved: StateToSave, reason: Reason) -> Manifest:
         return Manifest(
@@ -216,10 +260,15 @@ class Saver:
             files={},
             versions=VERSIONS,
             digests={"next_batch": digest_of_next(saved.state["data"])},
+            classes=self._registry.classes(),
             doubts=saved.doubts,
             start=self._start,
             options=self._options.as_set,
         )
+
+
+def _has_failed(pending: PendingSnapshot) -> bool:
+    return pending.done.done() and pending.done.exception() is not None
 
 
 def _prove_loadable(state: dict[str, Any]) -> None:
@@ -231,12 +280,25 @@ def _prove_loadable(state: dict[str, Any]) -> None:
     for key, value in state.items():
         buffer = io.BytesIO()
         try:
-            torch.save(_without_tensors(value), buffer)
-            buffer.seek(0)
-            torch.load(buffer, weights_only=True)
+            with without_warnings():
+                torch.save(_without_tensors(value), buffer)
+                buffer.seek(0)
+                torch.load(buffer, weights_only=True)
         except Exception as error:  # pickle lets through whatever an object's methods raise
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UnstorableError(key, problem) from error
+
+
+def _with_name(error: UnstorableError, state: dict[str, Any]) -> UnstorableError:
+    """Return the error with the name of the first entry that torch.save refuses by itself."""
+    for key, value in state.items():
+        try:
+            lay_out(freeze(value))
+        except UnstorableError as its_own:
+            return UnstorableError(key, its_own.problem)
+        except InexpressibleError:
+            continue
+    return error
 
 
 def _without_tensors(value: Any) -> Any:

@@ -10,12 +10,13 @@ from typing import NoReturn
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.errors import CheckpointWriteError
+from orchestrator.errors import CheckpointWriteError, FreedStorageError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.exits import print_message
 from orchestrator.training.loop.due_saves import DueSaves, print_unhealthy
-from orchestrator.training.loop.loop_state import LoopState
+from orchestrator.training.loop.loop_state import LoopState, StateToSave
+from orchestrator.training.loop.mistakes import LoopMistakes
 from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.backend import Report
 from orchestrator.training.runtime.local_writer import WRITE_WAIT_SECONDS, report_failure
@@ -26,6 +27,8 @@ from orchestrator.training.stop import TrainingStopped
 
 # How long the loop waits for the checkpoint before the last, whose slot it needs.
 SLOT_WAIT_SECONDS = 60.0
+# How long to wait for a moment at which every tensor has its memory.
+MISSING_RETRY_NS = 1_000_000_000
 
 
 class SessionSaves:
@@ -38,7 +41,12 @@ class SessionSaves:
     """
 
     def __init__(
-        self, membership: RunMembership, due: DueSaves, loop_state: LoopState, saver: Saver
+        self,
+        membership: RunMembership,
+        due: DueSaves,
+        loop_state: LoopState,
+        saver: Saver,
+        mistakes: LoopMistakes,
     ) -> None:
         self.progress: Progress = loop_state.progress
         self.pace: SnapshotPace = saver.pace
@@ -47,6 +55,9 @@ class SessionSaves:
         self._due = due
         self._loop_state = loop_state
         self.saver = saver
+        self._mistakes = mistakes
+        self._has_said_missing = False
+        self._missing = FreedStorageError("")
         self._emergency: Future[Checkpoint] | None = None
         self._reported_exactness = loop_state.exactness
 
@@ -80,7 +91,14 @@ class SessionSaves:
                 self._give_up_waiting()
         elif self.saver.is_snapshot_due(now_ns) and self._loop_state.is_resumable():
             self._membership.metrics.flush()
-            self.saver.snapshot(self._loop_state.state_to_save(Reason.PERIODIC))
+            if (saved := self._state_to_save(Reason.PERIODIC)) is not None:
+                self.saver.snapshot(saved)
+                self.progress.refuses_bad_values = False
+            else:
+                self.pace.next_ns = now_ns + MISSING_RETRY_NS
+        elif not self.saver.has_proved_loadable and self._loop_state.is_resumable():
+            # Without snapshots the first save may be many minutes away, and with it a refusal.
+            self.saver.prove_loadable(self._loop_state.state_to_save(Reason.PERIODIC).state)
 
     def _report_lost_exactness(self) -> None:
         """Report what has come up since the run was resumed, such as on the way back."""
@@ -159,12 +177,43 @@ class SessionSaves:
         self._report_lost_exactness()
         self._membership.metrics.flush()
         with self._phase_save():
-            written = self.saver.save(self._loop_state.state_to_save(reason), reason, deadline)
+            saved = self._state_to_save(reason)
+            if saved is None:
+                return self._nothing_to_save()
+            written = self.saver.save(saved, reason, deadline)
+        self._mistakes.check(self._loop_state.registered(), self.progress.step)
         if written is not None:
-            self.progress.refuses_bad_metrics = False
+            self.progress.refuses_bad_values = False
             least_seconds = self.saver.least_interval_seconds
             self._due.schedule.begin(self.progress.step, self.progress.epoch, least_seconds)
         return written
+
+    def _state_to_save(self, reason: Reason) -> StateToSave | None:
+        """Return the state; None, said once, where a tensor has no memory at this moment.
+
+        Raises:
+            UnstorableError: Part of it cannot be stored, in a run that has saved nothing yet.
+        """
+        try:
+            return self._loop_state.state_to_save(reason)
+        except FreedStorageError as error:
+            if self.progress.refuses_bad_values or reason is Reason.FINAL:
+                raise
+            self._missing = error
+            if not self._has_said_missing:
+                self._has_said_missing = True
+                print_message(f"{error}. Nothing is saved at step {self.progress.step}")
+            return None
+
+    def _nothing_to_save(self) -> Future[Checkpoint]:
+        """Return a failed save: a tensor has no memory, and what was saved before stays."""
+        cause = OSError(errno.EFAULT, f"{self._missing.where} has no storage at this moment")
+        error = CheckpointWriteError(self.progress.step, cause, has_older=True)
+        report_failure(self._membership.backend, error)
+        self._due.record_failure()
+        failed: Future[Checkpoint] = Future()
+        failed.set_exception(error)
+        return failed
 
     @contextlib.contextmanager
     def _phase_save(self) -> Iterator[None]:

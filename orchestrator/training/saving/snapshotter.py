@@ -7,7 +7,6 @@ pickled part changes with every step), looks for non-finite parameters and decla
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,10 @@ from typing import IO, Any, cast
 import torch
 
 from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.errors import UnstorableError
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system import memory
+from orchestrator.training.exits import describe_shortly, print_message, warn, without_warnings
 from orchestrator.training.runtime.worker_signals import sigchld_default
 from orchestrator.training.saving.device_copy import Copier
 from orchestrator.training.saving.image import Frozen, InexpressibleError, Layout, freeze, lay_out
@@ -25,7 +26,7 @@ from orchestrator.training.saving.image_checks import digests_of, is_finite
 from orchestrator.training.saving.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
-from orchestrator.training.state.registry import all_finite
+from orchestrator.training.state.tensor_kinds import all_finite
 
 # The part of the free memory that is left to other processes, and to what the training will need
 # later: the larger of the two.
@@ -83,6 +84,7 @@ class Snapshotter:
         self._copier = Copier()
         self._usable = len(self._memories)
         self._layout: Layout | None = None
+        self._takes_images = True
         self._warned_of_plain = False
         self._thread: threading.Thread | None = None
         self._held: dict[int, Future[Any]] = {}
@@ -98,6 +100,11 @@ class Snapshotter:
         slots = self._memories[: self._usable]
         return self._can_begin and all(slot.is_ready for slot in slots)
 
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of the storages in the last layout, in bytes; empty before the first."""
+        return [] if self._layout is None else self._layout.sizes
+
     def hold(self, slot: int, until: Future[Any]) -> None:
         """Leave a slot alone while its image is being written to disk, until ``until`` is done."""
         self._held[slot] = until
@@ -110,21 +117,44 @@ class Snapshotter:
         Returns None where there is no room (``has_room`` is then false), memory is not populated
         yet, or no slot is free. With a ``deadline`` (time.monotonic, in seconds) it waits until
         then for memory and a slot.
+
+        Raises:
+            UnstorableError: torch.save refuses the state.
         """
         # A loader worker that dies during this would make torch raise in the middle of it.
         with sigchld_default():
             began = time.perf_counter()
             try:
-                frozen = freeze(content.state)
-                layout = self._layout_for(frozen)
-            except InexpressibleError as error:
-                self._warn_of_plain(error)
-                pending = self._take_plainly(content, deadline)
-            else:
-                pending = self._take_image(content, frozen, layout, deadline)
+                pending = self._take(content, deadline)
+            except UnstorableError:
+                raise
+            except Exception as error:  # memory, torch: it must not end the loop
+                self.take_simpler_way(error)
+                pending = None
         if pending is not None:
             pending.stall_seconds = time.perf_counter() - began
         return pending
+
+    def _take(self, content: SnapshotContent, deadline: float | None) -> PendingSnapshot | None:
+        if not self._takes_images:
+            return self._take_plainly(content, deadline)
+        try:
+            frozen = freeze(content.state)
+            layout = self._layout_for(frozen)
+        except InexpressibleError as error:
+            self._warn_of_plain(error)
+            return self._take_plainly(content, deadline)
+        return self._take_image(content, frozen, layout, deadline)
+
+    def take_simpler_way(self, error: Exception) -> None:
+        """Take later snapshots by torch.save; where that has failed, take none."""
+        if self._takes_images:
+            self._takes_images = False
+            consequence = "the next ones use the slower torch.save"
+        else:
+            self._usable = 0
+            consequence = "none are taken, and training stands still while a checkpoint is written"
+        print_message(f"cannot take a snapshot: {describe_shortly(error)}; {consequence}")
 
     def _take_image(
         self, content: SnapshotContent, frozen: Frozen, layout: Layout, deadline: float | None
@@ -150,14 +180,20 @@ class Snapshotter:
             descriptor = os.dup(self._slots.images[pending.slot])
             with open(descriptor, "wb", buffering=WRITE_BUFFER_BYTES) as file:
                 file.seek(0)
-                torch.save(content.state, cast(IO[bytes], file))
+                with without_warnings():
+                    torch.save(content.state, cast(IO[bytes], file))
                 image_bytes = file.tell()
             healthy = all(map(all_finite, content.parameters))
             digests = digest_parts(content.state)
             pending.done.set_result(self._commit(pending, content, image_bytes, healthy, digests))
         except BaseException as error:  # a save may be waiting for it
-            pending.done.set_exception(error)
+            self._fail(pending, error)
         return pending
+
+    def _fail(self, pending: PendingSnapshot, error: BaseException) -> None:
+        if isinstance(error, Exception):
+            self.take_simpler_way(error)
+        pending.done.set_exception(error)
 
     def close(self) -> None:
         """Wait for the snapshot under way, and unpin the memory."""
@@ -191,10 +227,9 @@ class Snapshotter:
                 if usable
                 else "none are taken, and training stands still while a checkpoint is written"
             )
-            warnings.warn(
+            warn(
                 f"two snapshots of this state need {2 * with_spare(needed) / 2**30:.2f} GiB of "
                 f"memory and {free / 2**30:.2f} GiB may be used: {consequence}",
-                stacklevel=2,
             )
         self._usable = min(usable, self._usable)
 
@@ -253,7 +288,7 @@ class Snapshotter:
                 self._commit(pending, content, fresh.image_bytes, healthy, digests)
             )
         except BaseException as error:  # a save may be waiting for it
-            pending.done.set_exception(error)
+            self._fail(pending, error)
 
     def _commit(
         self,
@@ -273,9 +308,8 @@ class Snapshotter:
     def _warn_of_plain(self, error: InexpressibleError) -> None:
         if not self._warned_of_plain:
             self._warned_of_plain = True
-            warnings.warn(
+            warn(
                 f"snapshots use the slower torch.save, because the state holds {error}",
-                stacklevel=3,
             )
 
 

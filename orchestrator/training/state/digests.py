@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from orchestrator.training.state.progress import SUFFIX
+from orchestrator.training.state.tensor_kinds import is_plain, is_uninitialized, plain_parts
 
 # The part of each end of a tensor that counts.
 SAMPLE_BYTES = 1 << 14
@@ -51,8 +52,11 @@ class _Hasher:
 
     def add(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            self._add_text(f"{value.dtype}{tuple(value.shape)}")
-            self._add_bytes(value)
+            if is_plain(value):
+                self._add_text(f"{value.dtype}{tuple(value.shape)}")
+                self._add_bytes(value)
+            else:
+                self._add_unusual(value)
         elif isinstance(value, dict):
             self._add_text(f"dict{len(value)}")
             for key in sorted(value, key=repr):
@@ -66,6 +70,14 @@ class _Hasher:
         else:
             self._add_text(_text_of(value))
 
+    def _add_unusual(self, tensor: torch.Tensor) -> None:
+        # A nested tensor has no shape.
+        shape = "" if tensor.is_nested or is_uninitialized(tensor) else tuple(tensor.shape)
+        self._add_text(f"{tensor.dtype}{shape}{tensor.layout}")
+        for part in plain_parts(tensor):
+            self._add_text(f"{part.dtype}{tuple(part.shape)}")
+            self._add_bytes_of_view(part)
+
     def _add_text(self, text: str) -> None:
         self._hash.update(text.encode(errors="surrogatepass"))
 
@@ -77,8 +89,6 @@ class _Hasher:
             self.add(value)
 
     def _add_bytes(self, tensor: torch.Tensor) -> None:
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            return
         if self._addresses is not None:
             storage = tensor.untyped_storage()
             begin = self._addresses[storage._cdata]

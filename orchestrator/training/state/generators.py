@@ -41,6 +41,38 @@ def set_state(generator: Any, saved: dict[str, Any]) -> None:
         _bit_generator(generator).state = from_plain(state)
 
 
+def seed_generator(generator: Any, seed: int) -> None:
+    """Seed a generator, of whatever kind, with a number of at most 63 bits."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, random.Random):
+        generator.seed(seed)
+    elif isinstance(generator, sys.modules["numpy"].random.RandomState):
+        kind = type(generator._bit_generator)
+        generator.set_state({**kind(seed).state, "has_gauss": 0, "gauss": 0.0})
+    else:
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+
+
+def position_of(generator: Any) -> Any:
+    """Return the state of a generator in its own form, to be set again in this process."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return _bit_generator(generator).state
+
+
+def set_position(generator: Any, position: Any) -> None:
+    """Set a generator to what ``position_of`` returned."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(position)
+    elif isinstance(generator, random.Random):
+        generator.setstate(position)
+    else:
+        _bit_generator(generator).state = position
+
+
 class PythonGenerator(Protocol):
     """The state of a ``random.Random``, or of the module ``random`` itself."""
 

@@ -74,8 +74,9 @@ class OptimizerOptions:
         return lines
 
     def _put_back(self, name: str, optimizer: torch.optim.Optimizer, key: str) -> None:
+        # A group that before_restore has added keeps its saved options.
         for index, (group, own) in enumerate(
-            zip(optimizer.param_groups, self._groups[name], strict=True)
+            zip(optimizer.param_groups, self._groups[name], strict=False)
         ):
             if key != "lr":
                 group[key] = copy.deepcopy(own[key])

@@ -7,6 +7,7 @@ its type.
 """
 
 import argparse
+import io
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -17,7 +18,14 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import SWALR
 
-from orchestrator.errors import UnstorableError
+from orchestrator.errors import FreedStorageError, UnstorableError
+from orchestrator.training.exits import without_warnings
+from orchestrator.training.state.tensor_kinds import (
+    has_its_storage,
+    is_plain,
+    is_uninitialized,
+    uninitialized,
+)
 
 TAG = "__orchestrator__"
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype, torch.Size)
@@ -39,6 +47,7 @@ def to_plain(value: Any, where: str) -> Any:
     if kind in _ATOMS:
         return value
     if kind in (torch.Tensor, torch.nn.Parameter):
+        _check_tensor(value, where)
         # Attributes that a script has set on it are dropped: the safe load refuses most types.
         return value.detach().requires_grad_(value.requires_grad) if vars(value) else value
     if kind in _CONTAINERS:
@@ -66,6 +75,9 @@ def to_plain(value: Any, where: str) -> Any:
         if isinstance(value, base):
             return base(value)
     if isinstance(value, torch.Tensor):
+        if is_uninitialized(value):
+            parameter = isinstance(value, torch.nn.Parameter)
+            return {TAG: "uninitialized", "value": "parameter" if parameter else "buffer"}
         raise UnstorableError(
             where, f"it is a tensor of the class {kind.__module__}.{kind.__name__}"
         )
@@ -81,12 +93,46 @@ def from_plain(value: Any) -> Any:
             return _RESTORE[value[TAG]](value["value"])
         restored = {key: from_plain(item) for key, item in value.items()}
         changed = any(restored[key] is not value[key] for key in value)
-        return _like(value, restored) if changed else value
+        return like(value, restored) if changed else value
     if type(value) in (list, tuple, set):
         items = [from_plain(item) for item in value]
         changed = any(a is not b for a, b in zip(items, value, strict=True))
         return type(value)(items) if changed else value
     return value
+
+
+def copy_containers(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Copy the containers of a value; its tensors stay the same and are added to ``tensors``."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return value
+    if type(value) in (dict, OrderedDict):
+        return like(value, {key: copy_containers(item, tensors) for key, item in value.items()})
+    if type(value) in (list, tuple, set):
+        return type(value)(copy_containers(item, tensors) for item in value)
+    return value
+
+
+def _check_tensor(tensor: torch.Tensor, where: str) -> None:
+    if is_plain(tensor):
+        if not has_its_storage(tensor):
+            raise FreedStorageError(where)
+        return
+    kind = (tensor.layout, tensor.dtype, tensor.device.type, tensor.is_nested, tensor.is_quantized)
+    if kind in _STORABLE_KINDS:
+        return
+    buffer = io.BytesIO()
+    try:
+        with without_warnings():
+            torch.save(tensor, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+    except Exception as error:  # torch raises many classes
+        layout = "nested" if tensor.is_nested else tensor.layout
+        raise UnstorableError(
+            where, f"torch.save and torch.load refuse a {layout} tensor of {tensor.dtype} ({error})"
+        ) from error
+    _STORABLE_KINDS.add(kind)
 
 
 def _container_to_plain(value: Any, where: str) -> Any:
@@ -98,7 +144,7 @@ def _container_to_plain(value: Any, where: str) -> Any:
             plain = to_plain(item, f"{where}[{key!r}]")
             if plain is not item:
                 changes[key] = plain
-        return _like(value, {**value, **changes}) if changes else value
+        return like(value, {**value, **changes}) if changes else value
     items = [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if all(a is b for a, b in zip(items, value, strict=True)):
         return value
@@ -113,7 +159,7 @@ def _is_plain_key(key: Any) -> bool:
     return type(key) in _ATOMS and key != b"" and key != TAG
 
 
-def _like(original: Any, content: dict[Any, Any]) -> Any:
+def like(original: Any, content: dict[Any, Any]) -> Any:
     """Return ``content`` in a dict of the type of ``original``, with its attributes.
 
     For example, the state_dict of a module keeps the versions of its layers in an attribute.
@@ -149,6 +195,9 @@ def _numpy_to_plain(value: Any, where: str) -> Any:
         raise UnstorableError(where, f"it is a NumPy array of {value.dtype} ({error})") from None
 
 
+_STORABLE_KINDS: set[Any] = set()
+"""Kinds of tensors that torch.save has stored in this process, and torch.load has loaded."""
+
 _FACTORIES: dict[str | None, Any] = {
     kind.__name__: kind for kind in (int, float, list, dict, set, str, tuple, bool)
 }
@@ -168,5 +217,6 @@ _RESTORE: dict[str, Callable[[Any], Any]] = {
     "datetime": datetime.fromisoformat,
     "timedelta": lambda value: timedelta(*value),
     "annealing": _ANNEALING.__getitem__,
+    "uninitialized": uninitialized,
     "ndarray": lambda tensor: tensor.numpy(),
 }

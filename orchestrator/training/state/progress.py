@@ -20,7 +20,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
-    refuses_bad_metrics: bool = True
+    refuses_bad_values: bool = True
     """True until the run's first save: after it, one bad value must not cost trained weights."""
     measured_at: dict[str, int] = field(default_factory=dict)
     """The step whose weights each metric was measured on, as far as that is known."""
@@ -37,14 +37,14 @@ class Progress:
         """Return the metrics as numbers; wait for the device where one is a tensor on it.
 
         A metric that is not a single number is left out with one warning. Raises ConfigError for
-        it while ``refuses_bad_metrics`` is set.
+        it while ``refuses_bad_values`` is set.
         """
         values = {}
         for name, value in self.metrics.items():
             try:
                 values[name] = number(name, value)
             except ConfigError as error:
-                if self.refuses_bad_metrics:
+                if self.refuses_bad_values:
                     raise
                 if name not in self._reported:
                     self._reported.add(name)

@@ -3,17 +3,30 @@
 import abc
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.errors import ConfigError, MismatchError, UnstorableError
 from orchestrator.training.state.accelerate import is_optimizer, unprepared
-from orchestrator.training.state.compatibility import compare
+from orchestrator.training.state.compatibility import (
+    class_name,
+    compare,
+    expectation_of,
+    loads_in_its_own_way,
+    lost,
+    may_load_anyway,
+    rehearse,
+)
 from orchestrator.training.state.generators import is_generator
-from orchestrator.training.state.plain_values import from_plain, to_plain
+from orchestrator.training.state.layout_watch import LayoutWatch
+from orchestrator.training.state.plain_capture import PlainCapture
+from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
+from orchestrator.training.state.tensor_kinds import all_finite, is_plain, is_uninitialized
 from orchestrator.training.state.wrappers import unwrapped, with_names_of, with_plain_names
 
 SHOWN_DIFFERENCES = 12
@@ -49,6 +62,8 @@ class Registry:
     def __init__(self) -> None:
         self.generators: dict[str, Any] = {}
         """The script's random generators, whose states are stored with the other streams."""
+        self.plain = PlainCapture()
+        """How states become plain values."""
         self._objects: dict[str, Stateful] = {}
         self._prepared: list[Any] = []
 
@@ -103,11 +118,22 @@ class Registry:
         return any(not optimizer.gradient_state.sync_gradients for optimizer in self._prepared)
 
     def capture(self) -> dict[str, Any]:
-        """Return each object's state under ``<name>_state_dict``. Raises UnstorableError."""
+        """Return each object's state under ``<name>_state_dict``.
+
+        Raises UnstorableError, and until the first save what a ``state_dict()`` raises.
+        """
         return {
-            name + SUFFIX: to_plain(_state_of(value), name + SUFFIX)
+            name + SUFFIX: self.plain.convert(name + SUFFIX, partial(_state_of, value, name))
             for name, value in self._objects.items()
         }
+
+    def layout_watch(self) -> LayoutWatch:
+        """Return a watch that knows what the objects can load now."""
+        return LayoutWatch(self._objects)
+
+    def classes(self) -> dict[str, str]:
+        """Return the full name of each object's class, by the name of the object."""
+        return {name: class_name(value) for name, value in self._objects.items()}
 
     def load(self, key: str, state: Any) -> None:
         """Load into one object the state that ``capture`` returned under ``key``."""
@@ -119,20 +145,20 @@ class Registry:
 
         Buffers are left out: an attention mask contains infinities on purpose.
         """
-        modules = [part for part in self._parts() if isinstance(part, torch.nn.Module)]
+        modules = [part for part in self.parts() if isinstance(part, torch.nn.Module)]
         return [parameter for module in modules for parameter in parameters_of(module)]
 
     def storages_of_optimizers(self) -> frozenset[int]:
         """Return the ``_cdata`` of each storage that changes only in an optimizer's step."""
         tensors: list[torch.Tensor] = []
-        for value in self._parts():
+        for value in self.parts():
             if isinstance(value, torch.optim.Optimizer):
                 tensors += [p for group in value.param_groups for p in group["params"]]
                 for state in value.state.values():
                     tensors += [entry for entry in state.values() if torch.is_tensor(entry)]
-        return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
+        return frozenset(t.untyped_storage()._cdata for t in tensors if is_plain(t))
 
-    def _parts(self) -> Iterator[Any]:
+    def parts(self) -> Iterator[Any]:
         """Yield the registered objects, and the parts of each Composite."""
         for value in self._objects.values():
             yield value
@@ -159,13 +185,15 @@ class Registry:
         optional: Iterable[str] = (),
         *,
         borrowed: bool = False,
+        classes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Compare every state in ``content`` with its live object, then load all of them.
 
         Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors belong to
-        a slot or a mapped file, so objects that would keep them get copies. Raises MismatchError
-        with all differences, before any object has changed, or for the first object that refuses
-        its state.
+        a slot or a mapped file, so objects that would keep them get copies. ``classes`` are those
+        of the saved objects, as far as they are known. Raises MismatchError with all
+        differences, before any object has changed, or for the first object that refuses its state
+        or drops part of it.
         """
         present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
         missing = [n for n in self._objects if n not in present and n not in set(optional)]
@@ -177,8 +205,12 @@ class Registry:
             for name, value in self._objects.items()
             if name in present
         }
+        undecided = set()
         for name, state in states.items():
-            differences += [f"{name}: {line}" for line in compare(self._objects[name], state)]
+            lines = _compare_or_rehearse(self._objects[name], state, classes.get(name))
+            if lines is None:
+                undecided.add(name)
+            differences += [f"{name}: {line}" for line in lines or ()]
         if differences:
             raise _mismatch(source, differences)
         for name, state in states.items():
@@ -194,11 +226,22 @@ class Registry:
                 if "an exception occurred" in str(error):
                     raise
                 raise _mismatch(source, [f"{name}: {error}"]) from error
+            if name in undecided:
+                value = self._objects[name]
+                dropped = lost(state, value, value)
+                if dropped:
+                    raise _mismatch(source, [f"{name}: {line}" for line in dropped])
 
 
-def _state_of(value: Stateful) -> Any:
+def _state_of(value: Stateful, name: str) -> Any:
     state = value.state_dict()
-    return with_plain_names(state) if isinstance(value, torch.nn.Module) else state
+    if not isinstance(value, torch.nn.Module):
+        return state
+    for key, entry in state.items():
+        if isinstance(entry, torch.Tensor) and entry.is_nested:
+            where = f"{name}{SUFFIX}[{key!r}]"
+            raise UnstorableError(where, "torch's load_state_dict() refuses nested tensors")
+    return with_plain_names(state)
 
 
 def _with_live_names(value: Stateful, state: Any) -> Any:
@@ -208,25 +251,37 @@ def _with_live_names(value: Stateful, state: Any) -> Any:
 def _copies_what_it_loads(value: Stateful) -> bool:
     """Return whether this is a module whose ``load_state_dict`` copies every tensor.
 
-    That holds for every module that overrides neither it nor ``set_extra_state``.
+    That holds for every module that overrides neither it nor ``set_extra_state``, and has no way of
+    its own to load.
     """
     base = torch.nn.Module
-    return type(value).load_state_dict is base.load_state_dict and all(
-        type(part).set_extra_state is base.set_extra_state
-        for part in (value.modules() if isinstance(value, base) else ())
+    return isinstance(value, base) and not (
+        loads_in_its_own_way(value)
+        or any(type(part).set_extra_state is not base.set_extra_state for part in value.modules())
     )
+
+
+def _compare_or_rehearse(value: Stateful, state: Any, saved_class: str | None) -> list[str] | None:
+    """Return the differences; None where only loading can show whether the state fits."""
+    expected = expectation_of(value)
+    differences = compare(expected, state, saved_class)
+    if not differences or not may_load_anyway(expected, saved_class):
+        return differences
+    try:
+        dropped = rehearse(value, state)
+    except Exception:  # it refuses the state
+        return differences
+    return None if dropped is None else dropped and differences + dropped
 
 
 def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
     """Return a module's floating point and complex parameters, detached."""
-    return [p.detach() for p in module.parameters() if p.is_floating_point() or p.is_complex()]
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether every element is finite."""
-    # A sum takes no memory of the tensor's size, and is finite only if every element is. An
-    # infinite sum may also be an overflow, so the elements are checked then.
-    return bool(torch.isfinite(torch.sum(tensor))) or bool(torch.isfinite(tensor).all())
+    return [
+        parameter.detach()
+        for parameter in module.parameters()
+        if not is_uninitialized(parameter)
+        and (parameter.is_floating_point() or parameter.is_complex())
+    ]
 
 
 def _mismatch(source: Path, differences: list[str]) -> MismatchError:

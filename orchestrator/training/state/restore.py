@@ -31,6 +31,7 @@ class LoadedState:
     streams: dict[str, Any]
     problems: list[str]
     digests: dict[str, str]
+    classes: dict[str, str]
 
 
 def read_state(checkpoint: Checkpoint) -> LoadedState:
@@ -70,13 +71,14 @@ def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:
                 content["epoch"],
                 content["step"],
                 {k: v for k, v in content.items() if k not in RESERVED and not k.endswith(SUFFIX)},
-                refuses_bad_metrics=False,
+                refuses_bad_values=False,
                 measured_at=dict.fromkeys(manifest.metrics, content["step"]),
             ),
             position=position,
             streams=content["rng"],
             problems=_doubts(manifest),
             digests=manifest.digests,
+            classes=manifest.classes,
         )
     except Exception as error:  # torch raises many classes, some with an empty message
         raise RuntimeError(f"cannot load {source}: {first_line(error)}; {advice}") from error

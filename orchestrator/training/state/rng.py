@@ -15,11 +15,15 @@ from typing import Any
 import torch
 
 from orchestrator.training.state.generators import (
+    position_of,
+    seed_generator,
+    set_position,
     set_state,
     set_state_of_python,
     state_of,
     state_of_python,
 )
+from orchestrator.training.state.plain_values import from_plain, to_plain
 
 
 def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -29,14 +33,7 @@ def capture(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """
     streams: dict[str, Any] = {"python": state_of_python(random), "torch": torch.get_rng_state()}
     if numpy := sys.modules.get("numpy"):
-        name, keys, position, has_gauss, gauss = numpy.random.get_state()
-        streams["numpy"] = {
-            "name": str(name),
-            "keys": torch.from_numpy(keys.astype("int64")),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "gauss": float(gauss),
-        }
+        streams["numpy"] = _state_of_numpy(numpy)
     if cuda_in_use():
         streams["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
@@ -71,9 +68,9 @@ def restore(streams: dict[str, Any], generators: Mapping[str, Any] | None = None
 
 
 @contextlib.contextmanager
-def scoped(seed: int) -> Iterator[None]:
-    """Seed the CPU streams with ``seed`` inside the block, and restore them after it."""
-    with Streams(seed):
+def scoped(seed: int, generators: Iterable[Any] = ()) -> Iterator[None]:
+    """Seed the CPU streams and ``generators`` inside the block, and restore them after it."""
+    with Streams(seed, generators):
         yield
 
 
@@ -84,7 +81,7 @@ class Streams:
     of the blocks the streams of the process are unchanged.
     """
 
-    def __init__(self, seed: int, generators: Iterable[torch.Generator] = ()) -> None:
+    def __init__(self, seed: int, generators: Iterable[Any] = ()) -> None:
         self._seed = seed
         self._generators = list({id(g): g for g in generators}.values())
         self._inside: tuple[Any, ...] | None = None
@@ -94,8 +91,8 @@ class Streams:
         self._outside = self._get()
         if self._inside is None:
             seed_all(self._seed)
-            for generator in self._generators:
-                generator.manual_seed(self._seed)
+            for number, generator in enumerate(self._generators):
+                seed_generator(generator, derive_seed(self._seed, number) if number else self._seed)
         else:
             self._set(self._inside)
 
@@ -109,7 +106,7 @@ class Streams:
             random.getstate(),
             torch.get_rng_state(),
             numpy.random.get_state() if numpy else None,
-            [generator.get_state() for generator in self._generators],
+            [position_of(generator) for generator in self._generators],
         )
 
     def _set(self, state: tuple[Any, ...]) -> None:
@@ -118,7 +115,7 @@ class Streams:
         if state[2] is not None:
             sys.modules["numpy"].random.set_state(state[2])
         for generator, generator_state in zip(self._generators, state[3], strict=True):
-            generator.set_state(generator_state)
+            set_position(generator, generator_state)
 
 
 def drawing(begin: Callable[[], Iterator[Any]], streams: Streams) -> Iterator[Any]:
@@ -146,7 +143,7 @@ def seed_all(seed: int) -> None:
     # Not torch.manual_seed(), which would seed every device too.
     torch.default_generator.manual_seed(seed)
     if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(seed % 2**32)
+        _seed_numpy(numpy, seed % 2**32)
 
 
 def cuda_in_use() -> bool:
@@ -155,9 +152,37 @@ def cuda_in_use() -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
+def _state_of_numpy(numpy: Any) -> dict[str, Any]:
+    state = numpy.random.get_state(legacy=False)
+    if state["bit_generator"] != "MT19937":  # since set_bit_generator()
+        return {"name": str(state["bit_generator"]), "state": to_plain(state, "NumPy's stream")}
+    return {
+        "name": "MT19937",
+        "keys": torch.from_numpy(state["state"]["key"].astype("int64")),
+        "position": int(state["state"]["pos"]),
+        "has_gauss": int(state["has_gauss"]),
+        "gauss": float(state["gauss"]),
+    }
+
+
+def _seed_numpy(numpy: Any, seed: int) -> None:
+    state = numpy.random.get_state(legacy=False)
+    if state["bit_generator"] == "MT19937":
+        numpy.random.seed(seed)
+    else:
+        kind = type(numpy.random.get_bit_generator())
+        numpy.random.set_state({**kind(seed).state, "has_gauss": 0, "gauss": 0.0})
+
+
 def _restore_numpy(state: dict[str, Any]) -> None:
     import numpy
 
+    here = numpy.random.get_state(legacy=False)["bit_generator"]
+    if here != state["name"]:
+        raise ValueError(f"its bit generator was {state['name']}, and is {here} now")
+    if "state" in state:
+        numpy.random.set_state(from_plain(state["state"]))
+        return
     keys = state["keys"].numpy().astype("uint32")
     numpy.random.set_state(
         (state["name"], keys, state["position"], state["has_gauss"], state["gauss"])

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("systemd_manager")
 SYSTEMD = Path("/lib/systemd/systemd")
 SECONDS = 60.0
-KEEPER = "keeper.target"
+TARGET = "keep-running.target"
 MODULE = "-P -m orchestrator"
 
 
@@ -59,18 +59,18 @@ class Manager:
     def install(self, name: str, text: str, **overrides: object) -> None:
         """Install a unit with a drop-in that contains further lines of its [Service] section."""
         folder = self.share / "units"
-        for one in (f"{name}.d", f"{KEEPER}.d"):
+        for one in (f"{name}.d", f"{TARGET}.d"):
             (folder / one).mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
         lines = [f"{key}={value}" for key, value in overrides.items()]
         (folder / f"{name}.d" / "test.conf").write_text("\n".join(["[Service]", *lines, ""]))
         # systemd forgets how a service ended unless another unit refers to it.
-        (folder / KEEPER).write_text("[Unit]\nDefaultDependencies=no\n")
-        (folder / f"{KEEPER}.d" / f"{name}.conf").write_text(f"[Unit]\nAfter={name}\n")
+        (folder / TARGET).write_text("[Unit]\nDefaultDependencies=no\n")
+        (folder / f"{TARGET}.d" / f"{name}.conf").write_text(f"[Unit]\nAfter={name}\n")
         self.run("mkdir", "-p", self.units)
         self.run("cp", "-r", f"{folder}/.", self.units)
         self.systemctl("daemon-reload")
-        self.systemctl("start", KEEPER)
+        self.systemctl("start", TARGET)
 
     def _call(self, *words: str, **environment: str) -> str:
         result = subprocess.run(

@@ -111,9 +111,9 @@ def environment() -> dict[str, str]:
 def write_train(
     directory: Path, *arguments: str, slow_attempts: int = 0, grace: str = GRACE
 ) -> None:
-    """train.py, which trains with these arguments whatever its own are, and the settings.
+    """Write a train.py that trains with these arguments, whatever its own are, and the settings.
 
-    So many attempts take seconds for each step, in which somebody can end them.
+    The first ``slow_attempts`` attempts take seconds for each step, so that a test can end them.
     """
     directory.mkdir(exist_ok=True)
     (directory / "orchestrator.toml").write_text(f"grace = '{grace}'\n")
@@ -249,7 +249,7 @@ def test_preempted_array_task_is_requeued_alone(cluster: Cluster, tmp_path: Path
     first.signal("--batch", "--signal=USR1")
     assert first.wait_for_event("requeued")["job"] == f"{number}_0"
     assert first.wait_for_state("COMPLETED")["Restarts"] == "1"
-    # It is still in its first life.
+    # It is still in its first job.
     assert second.events("stop_requested") == []
     assert cluster.job(second.number)["Restarts"] == "0"
     second.signal()

@@ -36,7 +36,7 @@ def attempts(job: Job) -> list[dict[str, Any]]:
 
 def test_service_starts_reports_its_status_saves_and_stops(systemd: Manager) -> None:
     """The service is active when it trains; its status line is current; reload and stop save."""
-    job = Job(systemd, "life", training())
+    job = Job(systemd, "first", training())
     job.systemctl("start")
     assert (job.show("ActiveState"), len(attempts(job))) == ("active", 1)
     wait_for(lambda: "; loss " in job.show("StatusText"), "a loss in the status line")

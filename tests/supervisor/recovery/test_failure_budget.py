@@ -66,7 +66,7 @@ def test_failures_since_progress_are_read_from_the_journal(
         ([STARTED, published(2), killed(3)], 1),
         ([STARTED, killed(1), STARTED, published(2)], 0),
         ([STARTED, exited(1), STARTED, exited(1)], 0),
-        # A stop that has saved something new has not been in vain.
+        # A stop that has saved something new does not count.
         ([published(2), STARTED, stopped(2), STARTED, stopped(2)], 2),
         ([published(2), STARTED, published(3), stopped(3)], 0),
         ([published(2), STARTED, stopped(2) | {"connected": False}], 0),
@@ -80,7 +80,7 @@ def test_failures_since_progress_are_read_from_the_journal(
 def test_ends_from_outside_are_read_from_the_journal(
     events: list[dict[str, Any]], slices: int
 ) -> None:
-    """Kills, stops in vain and machine failures add up until there is progress."""
+    """Kills, stops that saved nothing and machine failures add up until there is progress."""
     assert FailureBudget.from_journal(5, events).slices == slices
 
 

@@ -1,4 +1,4 @@
-"""What the end of the trainer's output tells."""
+"""What is read from the end of the trainer's output."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_no_traceback_at_the_end(lines: list[str]) -> None:
 
 
 def test_stack_of_the_thread_that_was_hit() -> None:
-    """Of faulthandler's threads the current one counts, and of two dumps the last."""
+    """The current one of faulthandler's threads counts, and the last of two dumps."""
     dump = [
         "Fatal Python error: Bus error",
         "Thread 0x01 (most recent call first):",

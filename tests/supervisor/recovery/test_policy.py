@@ -46,7 +46,7 @@ GIVE_UP, RETRY, DEMOTE = Action.GIVE_UP, Action.RETRY, Action.DEMOTE
 CASES = {
     "complete": case(Action.FINISH, "complete", end(Kind.COMPLETE)),
     "stopped": case(Action.STOP, "was requested", end(Kind.STOPPED), slices=3),
-    "stopped too early too often": case(GIVE_UP, "slice is", end(Kind.STOPPED), slices=4),
+    "stopped too early too often": case(GIVE_UP, "attempt is", end(Kind.STOPPED), slices=4),
     "the same, more restarts allowed": case(
         Action.STOP, "", end(Kind.STOPPED), slices=4, allowed=4
     ),
@@ -131,7 +131,7 @@ CASES = {
     "killed again": case(RETRY, "", KILLED, KILLED, KILLED),
     "killed too often": case(
         GIVE_UP,
-        "each slice is shorter than the checkpoint interval: 4 times",
+        "each attempt is shorter than the checkpoint interval: 4 times",
         KILLED,
         *[KILLED] * 3,
     ),
@@ -228,7 +228,7 @@ NAMES = {
     SHORTAGE: "shortage",
     SCRIPT | SHORTAGE: "script, shortage",
     SCRIPT | SHORTAGE | {Kind.HANG}: "script, shortage, `hang`",
-    POISON: "script but `import_error` and `usage`",
+    POISON: "script except `import_error` and `usage`",
 }
 
 
@@ -237,7 +237,7 @@ def words_of(row: DecisionRow) -> str:
     kinds = NAMES.get(row.kinds, by_name)
     if row.kinds > POISON and row.kinds not in NAMES:
         others = ", ".join(f"`{kind}`" for kind in Kind if kind in row.kinds - POISON)
-        kinds = f"{NAMES[POISON]}, {others}"
+        kinds = f"{NAMES[POISON]}; also {others}"
     return f"| {kinds} | {row.when.words or 'always'} | `{row.action}` |"
 
 

@@ -52,6 +52,6 @@ def test_doubts_about_a_place(
 
 @pytest.mark.parametrize("kind", [LoopPosition, InStep, InEpoch])
 def test_changed_weights_are_the_only_doubt(kind: type[LoopPosition]) -> None:
-    """Where weights have changed since the replay point, that is what a resumed run must know."""
+    """Weights that changed since the replay point are a reason for APPROXIMATE."""
     (caveat,) = kind(was_changed=True).caveats(9, in_evaluation=True)
-    assert "with changed weights" in caveat
+    assert "changes weights" in caveat

@@ -1,12 +1,14 @@
 """metrics.jsonl: a line for each step, none twice and none torn, whatever cut the run."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 
+from orchestrator.system.lines_from_end import lines_from_end
 from orchestrator.training import Session
 from orchestrator.training.runtime import metrics
 from orchestrator.training.runtime.metrics import MetricsFile, stride_at
@@ -34,7 +36,7 @@ def write(path: Path, *places: tuple[int, int, bool], attempt: int = 1) -> None:
 
 
 def test_line_has_step_time_attempt_and_metrics(path: Path) -> None:
-    """It has step, epoch, time, attempt and metrics, in JSON that is strict."""
+    """A line has step, epoch, time, attempt and metrics, in strict JSON."""
     file = MetricsFile(path, 3)
     file.record(7, 1, {"loss": 0.5, "worst": float("nan"), "text": "no number"}, is_poll=False)
     file.flush()
@@ -73,7 +75,7 @@ def test_lines_of_steps_to_be_done_again_are_cut_off(
 
 
 def test_line_after_a_torn_one_is_whole(path: Path) -> None:
-    """What a full disk left of a line costs no other line, nor what is cut off later."""
+    """Half a line that a full disk left costs no other line, nor what is cut off later."""
     write(path, (1, 0, False))
     with path.open("ab") as file:
         file.write(b'{"step": 2, "ep')
@@ -96,6 +98,57 @@ def test_lines_of_a_long_run_are_thinned_out(path: Path, monkeypatch: pytest.Mon
         most = max(most, len(places_of(path)))
     assert most <= 8 + 2
     assert places_of(path) == [(5, 0, True), *((step, 0, False) for step in range(16, 101, 16))]
+
+
+def test_polls_are_thinned_out(path: Path) -> None:
+    """Where polls are many, the first of each step have a line, and ever fewer after them."""
+    file = MetricsFile(path, None)
+    for step in (1, 2):
+        for number in range(1000):
+            file.record(step, 0, {"number": number}, is_poll=True)
+    file.flush()
+    kept = [0, 1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert [line["metrics"]["number"] for line in lines_of(path)] == kept * 2
+
+
+@pytest.mark.parametrize("every", [1, 20])
+def test_polls_of_a_long_run_are_thinned_out_with_its_steps(
+    path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """The polls of many steps share what one step had, and polls that are rare all stay."""
+    monkeypatch.setattr(metrics, "MOST_STEPS", 8)
+    file = MetricsFile(path, None)
+    most = 0
+    for step in range(1, 201):
+        for _ in range(2 if step % every == 0 else 0):
+            file.record(step, 0, {"accuracy": 0.0}, is_poll=True)
+        file.record(step, 0, {"loss": 0.0}, is_poll=False)
+        file.flush()
+        most = max(most, len(places_of(path)))
+    assert most < 8 * 12
+    if every == 20:
+        polled = [step for step, _, is_poll in places_of(path) if is_poll]
+        assert polled == [step for step in range(20, 201, 20) for _ in range(2)]
+
+
+@pytest.mark.parametrize("lines", [1_000, 100_000])
+def test_resume_reads_only_the_end(path: Path, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a resume reads of the file depends on what it removes, not on the file's length."""
+    line = b'{"step": 1, "epoch": 0, "poll": false, "metrics": {}}\n'
+    path.write_bytes(line * lines)
+    with path.open("ab") as file:
+        file.write(line.replace(b"1", b"9", 1) * 10)
+    read = []
+
+    def counted(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+        for item in lines_from_end(file):
+            read.append(item)
+            yield item
+
+    monkeypatch.setattr(metrics, "lines_from_end", counted)
+    MetricsFile(path, 2).resume(5, 0)
+    assert len(read) == 11
+    assert path.stat().st_size == len(line) * lines
 
 
 def test_lines_of_a_run_that_goes_back_are_thinned_out(
@@ -172,7 +225,7 @@ def test_running_total_has_the_value_of_each_step(tmp_path: Path) -> None:
 
 
 def test_run_without_checkpoints_begins_a_new_file(tmp_path: Path) -> None:
-    """A run of which no checkpoint is left begins its metrics anew."""
+    """A run that has no checkpoint left starts its metrics over."""
     write(tmp_path / "metrics.jsonl", (1, 0, False), (2, 0, False))
     with Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1)) as session:
         session.step(loss=1.0)

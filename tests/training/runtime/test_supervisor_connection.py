@@ -78,7 +78,7 @@ def silent_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 @pytest.mark.usefixtures("silent_supervisor")
 def test_stopped_supervisor_does_not_stop_the_trainer() -> None:
-    """Metrics that nobody takes are dropped: training never waits for those who watch it."""
+    """Metrics that no process reads are dropped: training never waits for a reader."""
     backend = Supervised()
 
     def show() -> None:

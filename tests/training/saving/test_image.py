@@ -154,7 +154,7 @@ def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: An
 
 
 def test_image_holds_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
-    """Tensors whose meaning lies beside their bytes keep it."""
+    """Tensors whose meaning is not in their bytes keep it."""
     complex_ = torch.randn(3, dtype=torch.complex64)
     state = {
         "conjugated": complex_.conj(),
@@ -198,7 +198,7 @@ def test_state_that_an_image_cannot_express_is_saved_plainly(
 
 
 def test_storage_seen_as_two_types_is_refused(snapshotter: Snapshotter) -> None:
-    """What torch.save refuses is an error that says so, not a traceback."""
+    """An object that torch.save refuses is an error that says so, not a traceback."""
     numbers = torch.randn(3, dtype=torch.complex64)
     with pytest.raises(UnstorableError, match="different types"):
         image_of(snapshotter, [numbers, numbers.imag])
@@ -234,7 +234,7 @@ def test_plain_values_that_grow_move_the_tensors(snapshotter: Snapshotter) -> No
 
 
 def test_tensors_may_change_as_soon_as_the_snapshot_is_begun(snapshotter: Snapshotter) -> None:
-    """What is written to, or assigned to .data, after take() has returned is not in the image."""
+    """A write or an assignment to .data after take() has returned is not in the image."""
     model = torch.nn.Linear(100, 100)
     before = [parameter.clone() for parameter in model.parameters()]
     history = [1.0]

@@ -110,7 +110,7 @@ def test_missing_memory_leaves_no_snapshots(slots: Slots) -> None:
 
 
 def test_large_memory_is_populated_in_the_background(slots: Slots) -> None:
-    """A large first snapshot is not taken until its memory is there; nobody waits for that."""
+    """A large first snapshot is not taken until its memory is there; the loop does not wait."""
     state = {"tensor": torch.zeros(INLINE_BYTES // 4 + 1)}
     taker = snapshotter(slots)
     assert take(taker, 1, state) is None

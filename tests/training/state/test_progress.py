@@ -41,7 +41,7 @@ def test_bad_metric_after_the_first_save_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """After a run's first save, a bad metric is left out with one warning for its name."""
-    progress = Progress(metrics={"norm": None, "loss": 1}, refuses_bad_metrics=False)
+    progress = Progress(metrics={"norm": None, "loss": 1}, refuses_bad_values=False)
     assert [progress.metric_values() for _ in range(2)] == [{"loss": 1.0}] * 2
     progress.record({"norm": "high"})
     progress.record({"epoch": 3})

@@ -25,6 +25,8 @@ from orchestrator.training.state import rng
 from orchestrator.training.state.accelerate import begin_epoch
 from orchestrator.training.state.digests import digest
 
+_NOT_REACHED = "before the script reached the place where it was interrupted"
+
 
 def digest_of_next(state: Mapping[str, Any]) -> str:
     """Return a digest of the batches that come next in the passes of a position's ``state``."""
@@ -110,7 +112,7 @@ class DataPosition:
     def begin_epoch(self) -> None:
         """Forget the positions of the epoch that ended."""
         if self.is_returning:
-            self.problems.append("the epoch ended before the pass over the data where it was cut")
+            self.problems.append(f"an epoch ended {_NOT_REACHED}")
             self.is_returning = False
         self._states_of_last_epoch = [each.state() for each in self._passes]
         self._cut = Cut()
@@ -120,7 +122,7 @@ class DataPosition:
     def consume(self) -> None:
         """Count every batch that was taken as used by a step; under zip several passes are open."""
         if self.is_returning:
-            self.problems.append("a step came before the pass over the data where it was cut")
+            self.problems.append(f"a step ended {_NOT_REACHED}")
             self.is_returning = False
         for each in self._open:
             each.consumed = each.taken

@@ -30,7 +30,7 @@ from torch.utils.data import (
 )
 
 from orchestrator.training import Session
-from orchestrator.training.data.position import DataPosition
+from orchestrator.training.data.data_position import DataPosition
 from tests.support import wait_until
 
 SIZE = 22
@@ -192,12 +192,12 @@ LOADERS: dict[str, Loader] = {
 
 
 def consume(position: DataPosition) -> None:
-    """What a completed step does."""
+    """Complete a step."""
     position.consume()
 
 
 def cut_at(*batches: int) -> dict[str, Any]:
-    """The position of an epoch whose passes were cut there, over loaders that nobody noted."""
+    """The position of an epoch whose passes were cut there, over loaders that are not recorded."""
     passes = [{"batches": count, "loader": None} for count in batches]
     return {"seed": 7, "passes": passes, "pass": None, "last_epoch": []}
 
@@ -279,7 +279,7 @@ def test_epoch_has_the_batches_that_torch_would_make(name: str) -> None:
 
 @pytest.mark.parametrize("collate", [None, noisy_collate], ids=["sample", "collate"])
 def test_noise_is_new_in_each_batch_and_epoch(collate: Any) -> None:
-    """What the streams give a batch is given to no other, of this epoch or the next."""
+    """Random numbers of one batch are given to no other batch, of this epoch or the next."""
     noise = []
     for epoch in range(2):
         loader = DataLoader(NoNoise() if collate else Augmented(), 2, collate_fn=collate)
@@ -493,7 +493,7 @@ def open_in_worker(worker: int) -> None:
 
 
 def test_worker_init_fn_reaches_the_dataset() -> None:
-    """What worker_init_fn puts on the dataset arrives there, as without a session."""
+    """Attributes that worker_init_fn puts on the dataset arrive there, as without a session."""
     loader = DataLoader(NeedsHandle(), 4, num_workers=1, worker_init_fn=open_in_worker)
     assert [batch.tolist() for batch in DataPosition(seed=7).batches(loader, 0)] == [[1] * 4]
 

@@ -1,0 +1,108 @@
+"""Mistakes in a script's loop that would cost the run at its next resume, and are said at once."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from orchestrator.training.exits import print_message
+
+# Fewer steps say too little about how steps and optimizer steps go together.
+ENOUGH_STEPS = 8
+
+
+class LoopMistakes:
+    """Looks for mistakes at the first saves and at the end, and says each once.
+
+    Attributes:
+        asked: Whether the loop has asked the session for its epochs, its steps or where it is.
+    """
+
+    def __init__(self, steps_at_start: int) -> None:
+        """Begin to count the steps of all optimizers."""
+        self.asked = False
+        self._steps_at_start = steps_at_start
+        self._said: set[str] = set()
+        self._counts: weakref.WeakKeyDictionary[torch.optim.Optimizer, int]
+        self._counts = weakref.WeakKeyDictionary()
+        self._hook: Any = register_optimizer_step_post_hook(self._count)
+
+    def _count(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._counts[optimizer] = self._counts.get(optimizer, 0) + 1
+
+    def check(self, registered: Iterable[Any], step: int, *, at_end: bool = False) -> None:
+        """Say what is wrong after ``step`` steps; once there were enough, nothing is counted."""
+        if self._hook is None:
+            return
+        done = step - self._steps_at_start
+        if at_end and done == 0 and step == 0 and self._counts:
+            self._say(
+                "session.step() was never called, so that nothing could be saved on the way and a "
+                "resume would begin at step 0: write session.step(loss=loss) after each "
+                "optimizer.step()"
+            )
+        if done > 0 and not self.asked:
+            self._say(
+                "the loop does not ask the session where it is, so that a resumed run would do all "
+                "of its rounds again: write `for epoch in session.epochs(N)` or `for step in "
+                "session.steps(N)` in the place of range(N)"
+            )
+        self._check_optimizers(list(registered), done)
+        if done >= ENOUGH_STEPS or at_end:
+            self.close()
+
+    def _check_optimizers(self, registered: list[Any], done: int) -> None:
+        optimizers = [o for o in registered if isinstance(o, torch.optim.Optimizer)]
+        counts = dict(self._counts)
+        for optimizer, count in counts.items():
+            if count > 1 and not _is_covered(optimizer, registered):
+                self._say(
+                    f"an optimizer ({type(optimizer).__name__}) is stepped and not registered, so "
+                    "that its state is lost on a resume: write Session(..., "
+                    f"{'optimizer' if not optimizers else 'other_optimizer'}=optimizer)"
+                )
+        most = max((counts.get(optimizer, 0) for optimizer in optimizers), default=0)
+        if most and done >= max(ENOUGH_STEPS, 1.5 * most):
+            self._say(
+                f"session.step() was called {done} times for {most} steps of the optimizer: call "
+                "it once after each optimizer.step(), since it counts the step and the batch"
+            )
+        modules = [m for m in registered if isinstance(m, torch.nn.Module)]
+        owned = {id(parameter) for module in modules for parameter in module.parameters()}
+        for optimizer in optimizers:
+            works_on = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if modules and works_on and not works_on & owned:
+                self._say(
+                    f"the registered optimizer ({type(optimizer).__name__}) works on no registered "
+                    "model: make it from the parameters of the model that is registered, as in "
+                    "optimizer = torch.optim.Adam(model.parameters())"
+                )
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            print_message(f"warning: {text}")
+
+    def close(self) -> None:
+        """Stop counting."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+def _is_covered(optimizer: torch.optim.Optimizer, registered: Iterable[Any]) -> bool:
+    """Return whether the optimizer is registered, or an object of the script's own holds it."""
+    for value in registered:
+        if value is optimizer:
+            return True
+        # A scheduler holds its optimizer too, and does not save it.
+        if isinstance(value, torch.optim.lr_scheduler.LRScheduler):
+            continue
+        held = list(getattr(value, "__dict__", {}).values())
+        held += [item for each in held if isinstance(each, list | tuple) for item in each]
+        if any(each is optimizer for each in held):
+            return True
+    return False

@@ -1,0 +1,151 @@
+"""A run directory that others have written: what it says about paths is not acted on unchecked."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.adopt.scan_events import Moment
+from orchestrator.adopt.seal_store import Seal
+from orchestrator.checkpoint.checkpoint import read_checkpoint
+from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.retention import RetentionPolicy
+from orchestrator.errors import CheckpointInvalidError, NoValidCheckpointError
+from tests.adopt.test_scanner import Script
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def rewrite(script: Script, change: Change) -> Path:
+    """Change the newest manifest as another person may do, and return its directory."""
+    directory = script.store.directories()[-1]
+    content = json.loads((directory / "manifest.json").read_text())
+    change(content)
+    (directory / "manifest.json").write_text(json.dumps(content))
+    return directory
+
+
+def sealed(root: Path, pattern: str, *names: str) -> Script:
+    script = Script(root, pattern)
+    script.scan(Moment.FIRST_START)
+    for name in names:
+        script.save(name)
+        script.scan(Moment.SUCCEEDED)
+    return script
+
+
+def everything_below(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("pattern", ["c-*", "last.pt"])
+@pytest.mark.parametrize("place", ["elsewhere", "deeper", "behind a link", "beside"])
+def test_path_that_the_pattern_does_not_name_is_left_alone(
+    tmp_path: Path, pattern: str, place: str
+) -> None:
+    """A manifest that points at a person's file has it neither written, moved nor deleted."""
+    name = pattern.replace("*", "1")
+    script = sealed(tmp_path, pattern, name)
+    home = tmp_path / "home"
+    (home / "deeper").mkdir(parents=True)
+    victims = {
+        "elsewhere": home / name,
+        "deeper": script.out / "deeper" / name,
+        "behind a link": script.out / "c-9",
+        "beside": script.out / "d-1",
+    }
+    victim = victims[place]
+    (home / name).write_bytes(b"precious")
+    victim.parent.mkdir(exist_ok=True)
+    if place == "behind a link":
+        victim.symlink_to(home / name)
+    else:
+        victim.write_bytes(b"precious")
+
+    def point_elsewhere(content: dict[str, Any]) -> None:
+        content["adopted"] |= {"path": str(victim), "path_from_run": None}
+        content["adopted"]["modified_ns"] = {victim.name: victim.stat().st_mtime_ns}
+        content["files"] = {victim.name: next(iter(content["files"].values()))}
+
+    directory = rewrite(script, point_elsewhere)
+    if content := list(directory.glob("content/*")):
+        content[0].rename(content[0].with_name(victim.name))
+    before = everything_below(home) | everything_below(script.out)
+    with pytest.raises(NoValidCheckpointError, match="does not name"):
+        script.store.newest_valid()
+    checkpoint = read_checkpoint(directory)
+    script.store.apply_retention(RetentionPolicy(keep=2))
+    assert not script.store.delete(checkpoint)
+    script.scan(Moment.FAILED)
+    script.store.quarantine(directory, "wrong digest")
+    assert everything_below(home) | everything_below(script.out) == before
+    assert victim.is_symlink() == (place == "behind a link")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["adopted"]["modified_ns"].update({"../../escaped": 1}),
+        lambda c: c["adopted"]["modified_ns"].update({"another": 1}),
+        lambda c: c["adopted"]["modified_ns"].clear(),
+        lambda c: c["adopted"].update(path=c["adopted"]["path"] + "/../../x"),
+        lambda c: c["adopted"].update(path="out/c-1"),
+        lambda c: c["adopted"].update(path=c["adopted"]["path"].replace("/out", "//out")),
+        lambda c: c["adopted"].update(path_from_run="../../out/../../etc/c-1"),
+        lambda c: c["adopted"].update(path_from_run="/etc/c-1"),
+        lambda c: c["adopted"].update(path=c["adopted"]["path"] + "\0"),
+        lambda c: c["adopted"].update(path=c["adopted"]["path"] + "\ud800"),
+        lambda c: c["files"].update({"..": c["files"]["c-1"]}),
+    ],
+)
+def test_manifest_with_unclear_names_is_invalid(tmp_path: Path, change: Change) -> None:
+    """Names are plain, paths are in their only form, and the times are those of the files."""
+    script = sealed(tmp_path, "c-*", "c-1")
+    directory = rewrite(script, change)
+    with pytest.raises(CheckpointInvalidError):
+        read_checkpoint(directory)
+    with pytest.raises(ValueError, match="manifest"):
+        Manifest.from_json((directory / "manifest.json").read_bytes())
+
+
+@pytest.mark.parametrize("pattern", ["c-*", "last.pt"])
+@pytest.mark.parametrize("removed", [True, False])
+def test_moved_project_goes_on(tmp_path: Path, pattern: str, removed: bool) -> None:
+    """Where run directory and saves move together, the seals stand for the saves in the new place.
+
+    A copy of the project leaves the files of the old one alone.
+    """
+    name = pattern.replace("*", "1")
+    (tmp_path / "old").mkdir()
+    sealed(tmp_path / "old", pattern, name)
+    shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copy2)
+    if removed:
+        shutil.rmtree(tmp_path / "old")
+    moved = Script(tmp_path / "new", pattern)
+    newest = moved.store.newest_valid()
+    assert newest is not None
+    assert newest.resume_path == moved.out / name
+    assert moved.scan(Moment.LATER_START) == []
+    if pattern == "last.pt":
+        os.remove(moved.out / name)
+        newest = moved.store.newest_valid()
+        assert newest is not None
+        assert newest.manifest.adopted is not None
+        moved.seals.put_back(Seal(newest, newest.manifest.adopted))
+        assert (moved.out / name).exists()
+    assert removed or (tmp_path / "old" / "out" / name).exists()
+
+
+def test_run_directory_that_moves_alone_keeps_its_paths(tmp_path: Path) -> None:
+    """The script's files are where they were."""
+    script = sealed(tmp_path, "c-*", "c-1")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "run").rename(tmp_path / "far" / "run")
+    moved = Script(tmp_path / "far", "unused")
+    moved.out = script.out
+    assert moved.store.directories()
+    assert read_checkpoint(moved.store.directories()[0]).resume_path == script.out / "c-1"

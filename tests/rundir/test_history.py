@@ -1,0 +1,189 @@
+"""The history of a run: as the whole journal tells it, without reading all of it again."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.rundir import history as history_module
+from orchestrator.rundir.history import HistoryIndexer, history_of, read_history
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    return run
+
+
+@pytest.fixture
+def indexed_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the index whenever anything was read."""
+    monkeypatch.setattr(history_module, "INDEX_EVERY_BYTES", 1)
+
+
+def random_events(chance: random.Random, count: int) -> list[dict[str, Any]]:
+    """Return the events of a run as a bad week may leave them, also without some ends."""
+    events: list[dict[str, Any]] = []
+    for _ in range(count):
+        step = chance.randrange(12)
+        path = f"runs/a/checkpoints/step-{step:012d}"
+        left = chance.choice([None, None, step])
+        event: dict[str, Any] = chance.choice(
+            [
+                {"event": "attempt_started"},
+                {"event": "attempt_started"},
+                {"event": "checkpoint_published", "step": step, "epoch": 0, "path": path,
+                 "healthy": chance.random() < 0.8, "seconds": chance.choice([None, 0.5])},
+                {"event": "checkpoint_deleted", "step": step, "path": path},
+                {"event": "checkpoint_quarantined", "path": path, "demoted": step % 2 == 0},
+                {"event": "checkpoint_failed", "problem": "full"},
+                {"event": "attempt_exited", "kind": chance.choice(["exception", "killed",
+                 "stopped"]), "step": step, "connected": True, "fingerprint": "f",
+                 "reached_safe_point": step > 6, "left_step": left, "left_epoch": 0,
+                 "last_lines": ["x"]},
+                {"event": "restart_scheduled"},
+                {"event": "gave_up", "status": 70},
+                {"event": "run_stopped", "status": 75},
+            ]
+        )  # fmt: skip
+        events.append(event | {"attempt": len(events)})
+    return events
+
+
+def test_budget_of_the_history_is_that_of_the_whole_journal() -> None:
+    """What the history leaves out of a journal changes no decision about restarts."""
+    for seed in range(1000):
+        chance = random.Random(seed)
+        events = random_events(chance, chance.randrange(40))
+        kept = history_of(events).since_progress
+        assert FailureBudget.from_journal(5, kept) == FailureBudget.from_journal(5, events), seed
+
+
+@pytest.mark.usefixtures("indexed_often")
+@pytest.mark.parametrize("seed", range(8))
+def test_history_is_the_same_with_an_index(run: RunDir, seed: int) -> None:
+    """Reading on from the index at any moment gives what reading the whole journal gives."""
+    chance = random.Random(seed)
+    events = random_events(chance, 40)
+    journal = Journal(run.journal_file)
+    for event in events:
+        journal.write(
+            JournalEvent(event["event"]), **{k: event[k] for k in event.keys() - {"event"}}
+        )
+        if chance.random() < 0.3:
+            with journal.path.open("ab") as file:
+                file.write(chance.choice([b"", b"\n", b"torn {\n", b'{"event": "run_st']))
+        if chance.random() < 0.5:
+            read_history(run)
+    found = read_history(run)
+    assert run.journal_index_file.exists()
+    read, damaged = journal.read()
+    expected = history_of(read)
+    expected.damaged = damaged
+    assert found == expected
+
+
+@pytest.mark.usefixtures("indexed_often")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "deleted",
+        "cut",
+        "binary",
+        "of another version",
+        "changed",
+        "journal cut",
+        "journal replaced",
+    ],
+)
+def test_index_that_does_not_fit_the_journal_is_not_used(run: RunDir, damage: str) -> None:
+    """A damaged index, and one of another journal, are thrown away."""
+    journal = Journal(run.journal_file)
+    for _ in range(5):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    expected = 5
+    assert read_history(run).restarts == expected
+    index = run.journal_index_file
+    content = json.loads(index.read_bytes())
+    match damage:
+        case "deleted":
+            index.unlink()
+        case "cut":
+            index.write_bytes(index.read_bytes()[:50])
+        case "binary":
+            index.write_bytes(b"\0\xff" * 100)
+        case "of another version":
+            index.write_text(json.dumps(content | {"format_version": 99}))
+        case "changed":
+            content["history"]["restarts"] = 7
+            index.write_text(json.dumps(content))
+        case "journal cut":
+            lines = journal.path.read_bytes().splitlines(keepends=True)
+            journal.path.write_bytes(b"".join(lines[:2]))
+            expected = 2
+        case "journal replaced":
+            size = journal.path.stat().st_size
+            journal.path.unlink()
+            while not journal.path.exists() or journal.path.stat().st_size < size:
+                journal.write(JournalEvent.RUN_STARTED)
+            expected = 0
+    assert read_history(run).restarts == expected
+
+
+def test_only_what_follows_the_index_is_read(run: RunDir) -> None:
+    """Bytes in the middle of what the index covers are not read again."""
+    journal = Journal(run.journal_file)
+    journal.listeners.append(HistoryIndexer(run).on_event)
+    for _ in range(5000):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    with journal.path.open("r+b") as file:
+        file.seek(journal.path.stat().st_size // 2)
+        file.write(b"\0" * 1000)
+    history = read_history(run)
+    assert (history.restarts, history.damaged) == (5000, 0)
+
+
+def test_size_of_the_history_does_not_grow_with_the_journal(run: RunDir) -> None:
+    """Ten times as many saves, deletions and restarts take the same room."""
+
+    def size_after(cycles: int) -> int:
+        events = []
+        for cycle in range(1000, 1000 + cycles):
+            path = f"checkpoints/step-{cycle:012d}"
+            events += [
+                {"event": "attempt_started", "attempt": 1000},
+                {"event": "checkpoint_published", "path": path, "step": cycle, "seconds": 0.5},
+                {"event": "checkpoint_deleted", "path": path},
+                {"event": "attempt_exited", "kind": "killed", "step": cycle},
+                {"event": "restart_scheduled"},
+            ]
+        return len(repr(history_of(events)))
+
+    assert size_after(5000) < 1.1 * size_after(500)
+
+
+def test_history_of_endless_failures_is_bounded() -> None:
+    """A run that failed a hundred thousand times at one step has a history of limited size."""
+    failure = {"event": "attempt_exited", "kind": "exception", "step": 9, "fingerprint": "f"}
+    published = {"event": "checkpoint_published", "path": "step-000000000007", "step": 7}
+    history = history_of([published, *[{"event": "attempt_started"}, failure] * 100_000])
+    assert len(history.since_progress) <= 4100
+    budget = FailureBudget.from_journal(5, history.since_progress)
+    assert budget.spent > 5
+    assert budget.furthest.step == 7
+    assert history.times_ended_like(failure) == 100_000
+
+
+def test_read_only_directory_costs_only_time(run: RunDir) -> None:
+    """A history is read also where no index can be written."""
+    journal = Journal(run.journal_file)
+    for _ in range(1000):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    run.journal_index_file.mkdir()
+    assert read_history(run).restarts == 1000

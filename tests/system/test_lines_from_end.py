@@ -1,0 +1,26 @@
+"""Lines of a file from its end."""
+
+import io
+import random
+
+import pytest
+
+from orchestrator.system import lines_from_end as module
+from orchestrator.system.lines_from_end import lines_from_end
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2, 7, 1 << 16])
+def test_lines_come_in_reverse_with_their_offsets(
+    monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """Empty lines, long lines and a torn last line come as they are, in any size of block."""
+    monkeypatch.setattr(module, "BLOCK_BYTES", block_bytes)
+    chance = random.Random(block_bytes)
+    contents = [b"", b"\n", b"\n\n", b"a", b"a\n", b"\na", b"a\n\nbb\r\nccc"]
+    contents += [bytes(chance.choices(b"ab\n", k=50)) for _ in range(50)]
+    for content in contents:
+        expected, offset = [], 0
+        for line in io.BytesIO(content):
+            expected.append((offset, line))
+            offset += len(line)
+        assert list(lines_from_end(io.BytesIO(content))) == expected[::-1]

@@ -1,0 +1,149 @@
+"""Mistakes in a loop are said at the first save or at the end, with the line to write."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.training import Session
+
+STEPS = 10
+
+
+class Script:
+    def __init__(self, run_dir: Path) -> None:
+        self.model = torch.nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.objects: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
+        self.run_dir = run_dir
+
+    def session(self) -> Session:
+        return Session(run_dir=self.run_dir, **self.objects)
+
+    def work(self) -> None:
+        self.optimizer.zero_grad()
+        self.model(torch.ones(1, 2)).sum().backward()
+        self.optimizer.step()
+
+
+def no_step(script: Script) -> None:
+    with script.session():
+        for _ in range(STEPS):
+            script.work()
+
+
+def range_of_epochs(script: Script) -> None:
+    with script.session() as session:
+        for _ in range(STEPS):
+            for _ in session.batches([1, 2]):
+                script.work()
+                session.step()
+
+
+def two_steps_a_batch(script: Script) -> None:
+    with script.session() as session:
+        for _ in session.epochs(STEPS):
+            for _ in session.batches([1, 2]):
+                script.work()
+                session.step()
+                session.step()
+
+
+def unregistered_optimizer(script: Script) -> None:
+    del script.objects["optimizer"]
+    right(script)
+
+
+def second_optimizer_unregistered(script: Script) -> None:
+    other = torch.nn.Linear(1, 1)
+    second = torch.optim.Adam(other.parameters())
+    script.objects["other"] = other
+    with script.session() as session:
+        for _ in session.steps(STEPS):
+            script.work()
+            second.step()
+            session.step()
+
+
+def model_made_again(script: Script) -> None:
+    script.objects["model"] = torch.nn.Linear(2, 1)
+    right(script)
+
+
+def right(script: Script) -> None:
+    with script.session() as session:
+        for _ in session.steps(STEPS):
+            script.work()
+            session.step()
+
+
+def right_with_a_wrapper(script: Script) -> None:
+    class Wrapper:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def state_dict(self) -> Any:
+            return self.inner.state_dict()
+
+        def load_state_dict(self, state: Any) -> None:
+            self.inner.load_state_dict(state)
+
+    script.objects["optimizer"] = Wrapper(script.optimizer)
+    right(script)
+
+
+def right_with_the_step_of_the_session(script: Script) -> None:
+    with script.session() as session:
+        while session.global_step < STEPS:
+            script.work()
+            session.step()
+
+
+def right_with_accumulation(script: Script) -> None:
+    with script.session() as session:
+        for _ in session.steps(STEPS):
+            for _ in range(2):
+                script.model(torch.ones(1, 2)).sum().backward()
+            script.optimizer.step()
+            script.optimizer.zero_grad()
+            session.step()
+
+
+@pytest.mark.parametrize(
+    ("loop", "line"),
+    [
+        (no_step, "write session.step(loss=loss) after each optimizer.step()"),
+        (range_of_epochs, "write `for epoch in session.epochs(N)`"),
+        (two_steps_a_batch, "call it once after each optimizer.step()"),
+        (unregistered_optimizer, "write Session(..., optimizer=optimizer)"),
+        (second_optimizer_unregistered, "write Session(..., other_optimizer=optimizer)"),
+        (model_made_again, "works on no registered model"),
+    ],
+)
+def test_mistake_is_said_once_with_the_line_to_write(
+    loop: Callable[[Script], None], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loop that would not survive a resume is told so while nothing is lost."""
+    loop(Script(tmp_path))
+    said = capsys.readouterr().err
+    assert said.count(line) == 1
+    assert said.count("warning: ") == 1
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        right,
+        right_with_a_wrapper,
+        right_with_the_step_of_the_session,
+        right_with_accumulation,
+    ],
+)
+def test_loop_without_a_mistake_hears_nothing(
+    loop: Callable[[Script], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The session is silent about a loop that is right."""
+    loop(Script(tmp_path))
+    assert capsys.readouterr().err == ""
