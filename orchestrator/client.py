@@ -19,7 +19,8 @@ from orchestrator.errors import (
 from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import has_ended, lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
-from orchestrator.telemetry.status import status_from_disk
+from orchestrator.system.lock_holder import signal_holder
+from orchestrator.telemetry.status import Status, status_from_disk
 
 REPLY_SECONDS = 5.0
 ENDED_SUPERVISOR = "the supervisor has ended; its trainer is saving, and then ends too"
@@ -72,7 +73,11 @@ def status_of(run: RunDir) -> dict[str, Any]:
     if owner is not None:
         with contextlib.suppress(OrchestratorError), supervisor_of(owner) as connection:
             if connection is not None:
-                return ask(connection, {"type": "status"})
+                reply = ask(connection, {"type": "status"})
+                if isinstance(reply.get("state"), str):
+                    # A supervisor of another version may lack a key.
+                    unknown = Status(run_id="", state="", run_dir=str(run.root)).to_json()
+                    return unknown | reply
     status = status_from_disk(Store.open(run, command=[])).to_json()
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.
@@ -101,6 +106,17 @@ def owner_here(run: RunDir) -> dict[str, Any] | None:
             f"process {owner.get('pid')}; run the command there"
         )
     return owner
+
+
+def signal_script(place: RunDir, owner: dict[str, Any], number: int) -> None:
+    """Signal the script that works on the run without a supervisor. Raises ConfigError."""
+    try:
+        signal_holder(owner["pid"], place.lock_file, number)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot signal the owner of {place.root}: {error.args[-1]}; the note in "
+            f"{place.lock_file} is not to be trusted: see who may write there"
+        ) from None
 
 
 @contextlib.contextmanager

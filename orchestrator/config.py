@@ -277,7 +277,8 @@ class Config:
         _parse_log_size,
         "SIZE",
         "When output.log or supervisor.log would exceed SIZE, it is renamed to output.1.log or "
-        "supervisor.1.log, and the one before that is deleted. At least 1M. Default: 256M.",
+        "supervisor.1.log, and the one before that is deleted. A start continues a journal beyond "
+        "SIZE in a new file, and keeps the old one. At least 1M. Default: 256M.",
         256 << 20,
     )
 

@@ -10,6 +10,7 @@ from orchestrator.errors import (
     CheckpointInvalidError,
     CheckpointWriteError,
     ConfigError,
+    FreedStorageError,
     LeftoverError,
     MismatchError,
     NoThreadError,
@@ -28,11 +29,14 @@ TREE = {
     for name, value in vars(errors).items()
     if isinstance(value, type) and issubclass(value, OrchestratorError)
 }
+# Their first argument is a place in the state; the class makes the text.
+NAMED_BY_PLACE = {"UnstorableError", "FreedStorageError"}
 
 STATUSES = {
     ConfigError("cannot"): 78,
     MismatchError("cannot"): 78,
     UnstorableError("state['x']", "it is a socket"): 78,
+    FreedStorageError("model.weight"): 78,
     UnreadableError(Path("step-1"), OSError(13, "Permission denied")): 78,
     RunInUseError("cannot"): 69,
     NoValidCheckpointError("cannot"): 65,
@@ -87,7 +91,7 @@ def literal_texts() -> list[tuple[str, str]]:
                 first = node.args[0]
                 if isinstance(first, ast.JoinedStr):
                     first = first.values[0]
-                if node.func.id in TREE and isinstance(first, ast.Constant):
+                if node.func.id in TREE - NAMED_BY_PLACE and isinstance(first, ast.Constant):
                     texts.append((f"{module.stem}:{node.lineno}", str(first.value)))
     return texts
 

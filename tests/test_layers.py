@@ -55,7 +55,12 @@ HOMES = {
     "lightning": ("integrations/lightning.py", "integrations/lightning_loop.py"),
     "transformers": ("integrations/transformers.py",),
     "tenacity": ("training/runtime/patient_retry.py",),
-    "psutil": ("system/process_tree.py", "system/memory.py", "hosts/laptop/battery.py"),
+    "psutil": (
+        "system/process_tree.py",
+        "system/memory.py",
+        "system/lock_holder.py",
+        "hosts/laptop/battery.py",
+    ),
     "rich": ("cli/control.py", "cli/tables.py", "chaos/display.py"),
     "xxhash": (
         "checkpoint/verification.py",
@@ -165,6 +170,17 @@ def test_only_durable_syncs_and_renames(module: Path) -> None:
         assert not MOVE.search(module.read_text())
 
 
+# breakpoints imports nothing of the package; the adopted formats bound what they read themselves.
+JSON_PARSERS = ("system/json_input.py", "breakpoints.py", "adopt/")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_json_from_outside_has_one_parser(module: Path) -> None:
+    """JSON is parsed by parse_json alone, which raises nothing but ValueError."""
+    if not name_of(module).startswith(JSON_PARSERS):
+        assert not re.search(r"json\.loads?\(", module.read_text())
+
+
 @pytest.mark.parametrize("inside", LAYERS)
 def test_layers_name_what_is_there(inside: str) -> None:
     """Every room of a package has exactly one layer, and every layer names rooms that exist."""
@@ -182,3 +198,21 @@ def test_supervisor_does_not_load_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+# Units, scripts and what is coloured; their texts are checked where they are made.
+PRINTERS = (
+    "terminal/printing.py",
+    "cli/systemd_unit.py",
+    "cli/slurm_script.py",
+    "cli/attach.py",
+    "cli/detach.py",
+    "doctor/run_checks.py",
+)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_text_for_people_is_printed_by_one_function(module: Path) -> None:
+    """Print is called by print_text alone, which keeps escape sequences from the terminal."""
+    if name_of(module) not in PRINTERS:
+        assert not re.search(r"^ +print\(", module.read_text(), re.MULTILINE)

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
 from orchestrator.ipc.server import make_socket_directory
+from orchestrator.system.json_input import parse_object
 
 POLL_SECONDS = 0.02
 MESSAGE_SECONDS = 10.0
@@ -68,7 +69,7 @@ class BreakpointServer:
         connection.settimeout(MESSAGE_SECONDS)
         try:
             with connection.makefile() as lines:
-                held = HeldProcess(connection, json.loads(lines.readline()))
+                held = HeldProcess(connection, parse_object(lines.readline()))
         except (OSError, ValueError):
             connection.close()  # the process died while it asked
             return None

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.chaos.experiment_report import FaultRow, Report
+from orchestrator.system.text import shown
 from orchestrator.system.units import duration_text
 
 PIPE_COLUMNS = 120
@@ -45,7 +46,7 @@ class ProgressDisplay:
 
     def print_line(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(Text(text))
+        self._console.print(Text(shown(text)))
 
     def fault_injected(self) -> None:
         """Advance the bar by one fault."""
@@ -72,7 +73,7 @@ def print_report(report: Report) -> None:
         console.print(Text(f"{name}: the script never reached this moment"))
     for injection in report.injections:
         if injection.problem is not None:
-            console.print(Text(f"{injection.name}: {injection.problem}", style="red"))
+            console.print(Text(shown(f"{injection.name}: {injection.problem}"), style="red"))
     console.print(Text(_summary(report)))
 
 

@@ -24,6 +24,7 @@ from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
 from orchestrator.chaos.reference import Reference, check_undisturbed
 from orchestrator.chaos.result import Injection, TrialResult
 from orchestrator.chaos.trial import Trial, TrialTiming
+from orchestrator.terminal.printing import print_text
 
 FAILED = 1
 NO_FAULT = "no fault at all"
@@ -52,7 +53,7 @@ def chaos(arguments: Namespace) -> int:
         display.print_line(f"ended by {interruption}; its runs are ended and removed")
         return interruption.end()
     if arguments.json:
-        print(json.dumps(report.to_json()))
+        print_text(json.dumps(report.to_json()))
     else:
         print_report(report)
     return 0 if report.is_good else FAILED

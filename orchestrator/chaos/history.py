@@ -1,10 +1,11 @@
 """The metrics that all attempts of a run recorded, as ``orchestrator.breakpoints`` writes them."""
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from orchestrator.system.json_input import parse_object
 
 # Kind (step or poll), completed steps, completed epochs, the metric's name.
 Key = tuple[str, int, int, str]
@@ -46,7 +47,7 @@ class History:
         """Read the file of a trial; it is empty if no session has written to it."""
         history = cls()
         for line in file.read_text().splitlines() if file.exists() else ():
-            content: dict[str, Any] = json.loads(line)
+            content = parse_object(line)
             if "breakpoint" in content:
                 history.reached.add(content["breakpoint"])
             else:

@@ -46,7 +46,7 @@ class Scheduler:
         self.is_complete = False
         self._log_file = root / "supervisor.log"
         self._arguments = [
-            *(sys.executable, "-m", "orchestrator", "run", "--run-dir", str(self.run.root)),
+            *(sys.executable, "-P", "-m", "orchestrator", "run", "--run-dir", str(self.run.root)),
             *("--max-restarts", MAX_RESTARTS, "--log-format", "text", *run_arguments),
         ]
         self._environment = {k: v for k, v in os.environ.items() if k not in OUTER_VARIABLES}

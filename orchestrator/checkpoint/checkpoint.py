@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,15 +12,25 @@ from orchestrator.checkpoint.contents import STATE_FILE, Contents, StateFile, co
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.regular_files import read_regular
 
 MANIFEST_FILE = "manifest.json"
 
 PIN_FILE = "pinned"
 
-# A link or directory instead of a file, and a disk that has lost the bytes.
-_DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO, errno.ENXIO}
+# A link or directory in the place of a file, and a disk that has lost the bytes.
+_DAMAGE = {
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENXIO,
+}
 
-_NAME = re.compile(r"step-(\d{12})(?:-(\d+))?")
+_NAME = re.compile(r"step-([0-9]{12})(?:-([0-9]+))?")
+_LONGER_NAME = re.compile(r"step-[0-9]{13,}(?:-[0-9]+)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -91,12 +100,17 @@ def is_checkpoint_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def checkpoint_directories(run: RunDir) -> list[Path]:
-    """Return what is named like a checkpoint in the run, oldest first. Raises OSError."""
+def has_too_many_digits(name: str) -> bool:
+    """Return whether a name is that of a checkpoint but for a step of more than twelve digits."""
+    return _LONGER_NAME.fullmatch(name) is not None
+
+
+def checkpoint_names(run: RunDir) -> list[str]:
+    """Return the names of what is named like a checkpoint, oldest first. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         matches = filter(None, map(_NAME.fullmatch, os.listdir(run.checkpoints)))
-        ordered = sorted(matches, key=lambda match: (int(match[1]), int(match[2] or 1)))
-        return [run.checkpoints / match[0] for match in ordered]
+        ordered = sorted((int(match[1]), int(match[2] or 1), match[0]) for match in matches)
+        return [name for _, _, name in ordered]
     return []
 
 
@@ -109,10 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.is_symlink():
             raise CheckpointInvalidError(path, "it is a symbolic link, not a directory")
-        if not stat.S_ISREG((path / MANIFEST_FILE).stat().st_mode):
-            raise CheckpointInvalidError(path, "manifest.json is not a regular file")
-        with open(path / MANIFEST_FILE, "rb") as file:
-            text = file.read(MAXIMUM_MANIFEST_BYTES)
+        text = read_regular(path / MANIFEST_FILE, MAXIMUM_MANIFEST_BYTES, real_parents=1)
         manifest = Manifest.from_json(text)
     except OSError as error:
         raise reading_problem(path, MANIFEST_FILE, error) from None

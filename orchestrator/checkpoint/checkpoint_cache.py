@@ -15,27 +15,27 @@ Signature = tuple[int, ...]
 
 
 class CheckpointCache:
-    """The checkpoints that this process has read, by their directories."""
+    """The checkpoints of a run that this process has read, by the names of their directories."""
 
     def __init__(self) -> None:
-        self._read: dict[Path, tuple[Signature, Checkpoint]] = {}
+        self._read: dict[str, tuple[Signature, Checkpoint]] = {}
 
     def read(self, path: Path) -> Checkpoint:
         """Return the checkpoint in a directory; raises as ``read_checkpoint`` does."""
         signature = _signature_of(path)
-        known = self._read.get(path)
+        known = self._read.get(path.name)
         if known is not None and known[0] == signature:
             return known[1]
         checkpoint = read_checkpoint(path)
         if signature is not None:
-            self._read[path] = signature, checkpoint
+            self._read[path.name] = signature, checkpoint
         return checkpoint
 
-    def forget_others(self, paths: list[Path]) -> None:
-        """Forget all checkpoints but those in these directories."""
-        if len(self._read) > len(paths):
-            kept = set(paths)
-            self._read = {path: known for path, known in self._read.items() if path in kept}
+    def forget_others(self, names: list[str]) -> None:
+        """Forget all checkpoints but those in the directories of these names."""
+        if len(self._read) > len(names):
+            kept = set(names)
+            self._read = {name: known for name, known in self._read.items() if name in kept}
 
 
 def _signature_of(path: Path) -> Signature | None:

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self, TypeVar
 
-from orchestrator.checkpoint.position import Position
+from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP, Position
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
@@ -162,39 +164,41 @@ class Manifest:
     def draft_from_json(cls, text: bytes) -> Self:
         """Parse and check a text that may still lack files, as a snapshot's. Raises ValueError."""
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content: JsonObject = parse_object(text, has_paths=True)
+        except ValueError as error:
             raise ValueError(f"manifest.json is not JSON ({error})") from None
-        if not isinstance(content, dict):
-            raise ValueError("manifest.json is not an object")
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"manifest.json has format version {version!r}, not {FORMAT_VERSION}")
         try:
-            framework = _typed(content, "framework", str) if "framework" in content else None
+            framework = None
+            if "framework" in content:
+                framework = _text(_typed(content, "framework", str))
             adopted = None
             if content.get("adopted") is not None:
                 adopted = Adopted.from_json(_typed(content, "adopted", dict))
             of_session = framework is None and adopted is None
             return cls(
-                run_id=_typed(content, "run_id", str),
-                step=_count(content, "step"),
-                epoch=_count(content, "epoch"),
-                reason=Reason(content["reason"]),
-                metrics={k: float(v) for k, v in _typed(content, "metrics", dict).items()},
+                run_id=storable(_typed(content, "run_id", str)),
+                step=_count(content, "step", MAXIMUM_STEP),
+                epoch=_count(content, "epoch", MAXIMUM_EPOCH),
+                reason=Reason(_typed(content, "reason", str)),
+                metrics={_text(k): float(v) for k, v in _typed(content, "metrics", dict).items()},
                 healthy=_typed(content, "healthy", bool),
-                time=_typed(content, "time", str),
+                time=_text(_typed(content, "time", str)),
                 files=_file_records(
                     _typed(content, "files", dict), PLAIN_NAME if of_session else NAME_BELOW
                 ),
-                versions=_typed(content, "versions", dict),
-                digests=_typed(content, "digests", dict),
-                classes=_typed(content, "classes", dict) if "classes" in content else {},
-                doubts=list(map(str, _typed(content, "doubts", list))),
+                versions=_texts(_typed(content, "versions", dict)),
+                digests=_texts(_typed(content, "digests", dict)),
+                classes=_texts(_typed(content, "classes", dict)) if "classes" in content else {},
+                doubts=list(map(_text, _typed(content, "doubts", list))),
                 framework=framework,
                 adopted=adopted,
                 start=_typed(content, "start", dict) if "start" in content else None,
-                options=_typed(content, "options", dict) if "options" in content else None,
+                options=_options(_typed(content, "options", dict))
+                if "options" in content
+                else None,
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
@@ -224,31 +228,52 @@ def _path_of_files(text: str, *, absolute: bool) -> str:
     """Return a path of a script's files in its only form, without links of ``..`` in the middle."""
     parts = text.split("/")
     below = "/".join(parts[parts.count("..") :] if not absolute else parts[1:])
-    if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not _is_storable(text):
+    if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not _is_path(text):
         raise ValueError(f"manifest.json has the path {text!r}, which is not in its plain form")
     return text
 
 
-def _is_storable(name: str) -> bool:
-    """Return whether a file can have this name; a lone half of a surrogate pair cannot be."""
-    try:
-        return bool(os.fsencode(name))
-    except UnicodeError:
-        return False
+def _text(value: object) -> str:
+    """Return a text that every encoder takes: lone surrogates, which only paths need, escaped."""
+    return str(value).encode(errors="backslashreplace").decode()
 
 
-def _count(content: JsonObject, key: str) -> int:
+def _texts(content: JsonObject) -> dict[str, str]:
+    return {_text(key): _text(value) for key, value in content.items()}
+
+
+def _options(content: JsonObject) -> dict[str, dict[str, Any]]:
+    options: dict[str, dict[str, Any]] = {}
+    for name, values in content.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"manifest.json has options of {name!r} that are not an object")
+        options[name] = values
+    return options
+
+
+def _count(content: JsonObject, key: str, maximum: int | None = None) -> int:
     value = _typed(content, key, int)
+    if maximum is not None and value > maximum:
+        raise ValueError(f"manifest.json has {key} = {value}, and the most is {maximum}")
     if value < 0 or isinstance(value, bool):
         raise ValueError(f"manifest.json has {key} = {value!r}, not a count")
     return value
+
+
+def _is_path(name: str) -> bool:
+    """Return whether the system can encode a name."""
+    try:
+        os.fsencode(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _file_records(files: dict[str, JsonObject], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
-        if not allowed.fullmatch(name) or not _is_storable(name):
+        if not allowed.fullmatch(name) or not _is_path(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
         records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
     return records

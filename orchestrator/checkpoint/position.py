@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+# The names of checkpoints have room for twelve digits.
+MAXIMUM_STEP = 10**12 - 1
+MAXIMUM_EPOCH = 2**63 - 1
+
 
 @dataclass(frozen=True, order=True)
 class Position:

@@ -4,6 +4,8 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 """
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,8 @@ from orchestrator.checkpoint.checkpoint import (
     PIN_FILE,
     Checkpoint,
     PublicationOrder,
-    checkpoint_directories,
+    checkpoint_names,
+    has_too_many_digits,
     read_checkpoint,
 )
 from orchestrator.checkpoint.checkpoint_cache import CheckpointCache
@@ -25,6 +28,7 @@ from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.disposal import Disposal, OwnFiles
 from orchestrator.checkpoint.external_files import copy_tree_durably
 from orchestrator.checkpoint.manifest import FileRecord, Manifest
+from orchestrator.checkpoint.position import MAXIMUM_STEP
 from orchestrator.checkpoint.quarantine import QuarantineFolder
 from orchestrator.checkpoint.retention import (
     DEFAULT_KEEP,
@@ -43,6 +47,7 @@ from orchestrator.errors import (
 from orchestrator.rundir.paths import RunDir, RunIdentity
 from orchestrator.rundir.start import Start
 from orchestrator.system.durable import Disk
+from orchestrator.system.regular_files import open_regular
 
 
 @dataclass
@@ -136,7 +141,7 @@ class Store:
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             return publish_directory(self.run, self.disk, manifest, fill)
         except OSError as error:
-            has_older = bool(self.directories())
+            has_older = bool(self.names())
             raise CheckpointWriteError(manifest.step, error, has_older) from error
 
     # --- finding -----------------------------------------------------------------------------
@@ -147,11 +152,11 @@ class Store:
 
     def newest_first(self) -> Iterator[Checkpoint]:
         """Yield what ``all`` returns in the reverse order, each read only when it is asked for."""
-        paths = self.directories()
-        self._cache.forget_others(paths)
-        for path in reversed(paths):
+        names = self.names()
+        self._cache.forget_others(names)
+        for name in reversed(names):
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
-                checkpoint = self._cache.read(path)
+                checkpoint = self._cache.read(self.run.checkpoints / name)
                 located = self.disposal.locate(checkpoint)
                 if located is not None and checkpoint.manifest.run_id == self.run_id:
                     yield located
@@ -165,10 +170,26 @@ class Store:
 
         Raises UnreadableError.
         """
+        folder = self.run.checkpoints
+        return [folder / name for name in self.names()]
+
+    def names(self) -> list[str]:
+        """Return the names of ``directories``. Raises UnreadableError."""
         try:
-            return checkpoint_directories(self.run)
+            return checkpoint_names(self.run)
         except OSError as error:
             raise UnreadableError(self.run.checkpoints, error) from None
+
+    def unrecognised(self) -> list[str]:
+        """Return a sentence about each thing that looks like a checkpoint and has no such name."""
+        with contextlib.suppress(OSError):
+            names = sorted(path.name for path in self.run.checkpoints.iterdir())
+            return [
+                f"{name} has more digits than the name of a checkpoint"
+                for name in names
+                if has_too_many_digits(name)
+            ]
+        return []
 
     def newest_valid(
         self, on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None
@@ -181,8 +202,9 @@ class Store:
         NoValidCheckpointError when there were candidates and none is left, since a silent start
         from zero loses a run, and UnreadableError when one cannot be judged.
         """
-        passed_over = []
-        for path in reversed(self.directories()):
+        passed_over = self.unrecognised()
+        for name in reversed(self.names()):
+            path = self.run.checkpoints / name
             try:
                 checkpoint = read_checkpoint(path)
                 if checkpoint.manifest.run_id != self.run_id:
@@ -257,7 +279,7 @@ class Store:
         all of them, only the newest are. Raises UnreadableError, having deleted nothing, when one
         cannot be judged.
         """
-        is_within = len(self.directories()) <= policy.keep
+        is_within = len(self.names()) <= policy.keep
         if is_within and not self.disposal.verifies_all:
             return []
         counted = list(islice(self.newest_first(), DEFAULT_KEEP)) if is_within else self.all()
@@ -327,7 +349,8 @@ class Store:
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Keep this checkpoint whatever the policy says. Raises OSError."""
-        (checkpoint.path / PIN_FILE).touch()
+        flags = os.O_WRONLY | os.O_CREAT
+        os.close(open_regular(checkpoint.path / PIN_FILE, flags, real_parents=1))
         self.disk.sync_directory(checkpoint.path)
 
     def unpin(self, checkpoint: Checkpoint) -> None:
@@ -347,6 +370,10 @@ def publish_directory(
     which the manifest then names. Raises OSError and whatever ``fill`` raises, after removing the
     directory.
     """
+    if manifest.step > MAXIMUM_STEP:
+        # The name would not be recognised, and the next start would begin at zero.
+        problem = f"no step above {MAXIMUM_STEP} can be saved"
+        raise OSError(errno.EOVERFLOW, problem)
     temporary = writing_path(run)
     try:
         disk.make_directory(temporary)
@@ -388,10 +415,10 @@ def _write_state_file(
 def _unused_path(run: RunDir, disk: Disk, step: int) -> Path:
     # What is in quarantine keeps its name: the journal and people know it by that.
     quarantined = QuarantineFolder(run, disk).checkpoints()
-    names = [path.name for path in checkpoint_directories(run)]
-    names += [path.name.partition(".")[0] for path in quarantined]
-    taken = {o.sequence for o in map(PublicationOrder.of_name, names) if o.step == step}
+    names = [*checkpoint_names(run), *(path.name.partition(".")[0] for path in quarantined)]
     base = run.checkpoints / f"step-{step:012d}"
+    same_step = (name for name in names if name.startswith(base.name))
+    taken = {PublicationOrder.of_name(name).sequence for name in same_step}
     return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
 
 

@@ -13,7 +13,9 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.history import read_history
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.system.text import shown
 from orchestrator.telemetry.status import exit_status_after
 from orchestrator.terminal.logs import text_of
 from orchestrator.terminal.rotating_file import older_path
@@ -87,7 +89,7 @@ def _headline(run: RunDir) -> str:
     tail = "; Ctrl-C leaves it running" if status["supervisor_pid"] else ""
     if (failure := status["failure"]) is not None:
         tail = f"; {failure['cause']}; see `orchestrator status {run.root}`"
-    return f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}"
+    return shown(f"{run.root}: {status['state']}{at}, attempt {status['attempt'] or 0}{tail}")
 
 
 class NewestAttempt:
@@ -122,12 +124,12 @@ class Tail:
     def last_lines(self, count: int) -> bytes:
         """Return the last lines of the file; ``read`` and ``lines`` continue after them."""
         try:
-            with open(self._path, "rb") as file:
+            with open(open_regular(self._path, os.O_RDONLY), "rb") as file:
                 self._inode = os.fstat(file.fileno()).st_ino
                 self._offset = file.seek(0, 2)
                 file.seek(max(0, self._offset - FIRST_BYTES))
                 data = file.read(FIRST_BYTES)
-        except FileNotFoundError:
+        except OSError:
             return b""
         return b"".join(data.splitlines(keepends=True)[-count:])
 
@@ -145,7 +147,7 @@ class Tail:
     def _read_from(self, path: Path) -> bytes | None:
         """Return new data from the file that is followed; None if ``path`` is another file."""
         try:
-            with open(path, "rb") as file:
+            with open(open_regular(path, os.O_RDONLY), "rb") as file:
                 status = os.fstat(file.fileno())
                 inode = status.st_ino
                 # A number may be given again after a deletion.
@@ -153,7 +155,7 @@ class Tail:
                     return None
                 file.seek(self._offset)
                 data = file.read(READ_BYTES)
-        except FileNotFoundError:
+        except OSError:
             return b""
         self._inode = inode
         self._offset += len(data)

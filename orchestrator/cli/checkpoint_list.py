@@ -1,6 +1,5 @@
 """The rows of `checkpoints list` and `checkpoints verify`, one a checkpoint."""
 
-import json
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import read_checkpoint
@@ -9,7 +8,10 @@ from orchestrator.checkpoint.quarantine import REASON_FILE
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES
 from orchestrator.rundir.start import Start
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
 
 
 def list_checkpoints(store: Store) -> list[dict[str, Any]]:
@@ -62,8 +64,9 @@ def list_quarantined(store: Store) -> list[dict[str, str]]:
     rows = []
     for path in store.quarantine_folder.entries():
         try:
-            reason = str(json.loads((path / REASON_FILE).read_bytes())["reason"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            note = parse_object(read_regular(path / REASON_FILE, MAXIMUM_JSON_BYTES))
+            reason = str(note["reason"])
+        except (OSError, ValueError, KeyError):
             # A link or a file cannot hold a note, and a full disk has no room for one.
             reason = "quarantined without a recorded reason"
         rows.append({"path": str(path), "reason": reason})

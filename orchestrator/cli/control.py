@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from orchestrator.client import (
     file_errors,
     open_store,
     owner_here,
+    signal_script,
     status_of,
     supervisor_of,
 )
@@ -30,6 +30,7 @@ from orchestrator.rundir.history import read_history
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import status_from_disk
+from orchestrator.terminal.printing import print_text
 
 CHECKPOINT_WAIT_SECONDS = 600.0
 STOP_MARGIN_SECONDS = 15.0
@@ -44,7 +45,7 @@ def status(arguments: Namespace) -> None:
     as_json, watch = arguments.json, arguments.watch
     run = existing_run(arguments.run_dir)
     if as_json and not watch:
-        print(json.dumps(status_of(run)))
+        print_text(json.dumps(status_of(run)))
         return
     from rich.live import Live
 
@@ -57,7 +58,7 @@ def status(arguments: Namespace) -> None:
         while True:
             current = status_of(run)
             if as_json:
-                print(json.dumps(current), flush=True)
+                print_text(json.dumps(current))
             else:
                 live.update(status_table(current), refresh=True)
             if current["supervisor_pid"] is current["trainer_pid"] is None:
@@ -70,13 +71,13 @@ def stop(arguments: Namespace) -> ExitStatus:
     run = existing_run(arguments.run_dir)
     owner = owner_here(run)
     if owner is None:
-        print(f"no process is training in {run.root}")
+        print_text(f"no process is training in {run.root}")
         return ExitStatus.COMPLETE
     wait_seconds = STOP_MARGIN_SECONDS
     with supervisor_of(owner) as connection:
         if connection is None:
             # A second SIGTERM, from another `stop`, would end it unsaved; SIGUSR1 never does.
-            os.kill(owner["pid"], signal.SIGUSR1)
+            signal_script(run, owner, signal.SIGUSR1)
         else:
             reply = ask(connection, {"type": "stop"})
             wait_seconds += float(reply.get("grace_seconds", 0))
@@ -97,10 +98,10 @@ def _report_end(store: Store) -> ExitStatus:
     newest = final.newest_checkpoint
     where = f"the newest checkpoint is {newest['path']}" if newest else "there is no checkpoint"
     if final.state == State.COMPLETED:
-        print(f"training is complete at step {final.step}; {where}")
+        print_text(f"training is complete at step {final.step}; {where}")
         return ExitStatus.COMPLETE
     if final.state != State.STOPPED:
-        print(
+        print_text(
             f"{final.state}: the run ended for another reason; {where}; "
             f"see `orchestrator status {store.run.root}`"
         )
@@ -108,16 +109,16 @@ def _report_end(store: Store) -> ExitStatus:
     record = read_history(store.run).last_stop
     if record.get("status") != ExitStatus.STOPPED_SAVED:
         lost = (record.get("step") or 0) - (final.step or 0)
-        print(
+        print_text(
             f"stopped, but the last {f'{lost} steps' if lost > 0 else 'steps'} are lost: {where}"
             + (f", of step {final.step}" if newest else "")
             + f"; {AGAIN_TO_RESUME}"
         )
         return ExitStatus.STOPPED_UNSAVED
     if newest is None:
-        print("stopped before the first step: there was nothing to save")
+        print_text("stopped before the first step: there was nothing to save")
     else:
-        print(f"stopped at step {final.step}, saved in {newest['path']}; {AGAIN_TO_RESUME}")
+        print_text(f"stopped at step {final.step}, saved in {newest['path']}; {AGAIN_TO_RESUME}")
     return ExitStatus.COMPLETE
 
 
@@ -134,13 +135,13 @@ def checkpoint(arguments: Namespace) -> None:
         )
     with supervisor_of(owner) as connection:
         if connection is None:
-            os.kill(owner["pid"], signal.SIGUSR2)
-            print("the script will save at its next safe point")
+            signal_script(run, owner, signal.SIGUSR2)
+            print_text("the script will save at its next safe point")
             return
         reply = ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
     if reply.get("type") != "published":
         raise NotSavedError(f"cannot save: {reply.get('problem', 'the supervisor has ended')}")
-    print(reply["path"])
+    print_text(reply["path"])
 
 
 def list_(arguments: Namespace) -> None:
@@ -168,7 +169,7 @@ def pin(arguments: Namespace) -> None:
     chosen = chosen_checkpoint(store, arguments.step)
     with file_errors(f"cannot pin {chosen.path}"):
         store.pin(chosen)
-    print(f"pinned {chosen.path}")
+    print_text(f"pinned {chosen.path}")
 
 
 def unpin(arguments: Namespace) -> None:
@@ -177,7 +178,7 @@ def unpin(arguments: Namespace) -> None:
     chosen = chosen_checkpoint(store, arguments.step)
     with file_errors(f"cannot unpin {chosen.path}"):
         store.unpin(chosen)
-    print(f"unpinned {chosen.path}")
+    print_text(f"unpinned {chosen.path}")
 
 
 def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
@@ -185,7 +186,7 @@ def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
 
     rows = list_checkpoints(store)
     if as_json:
-        print(json.dumps(rows))
+        print_text(json.dumps(rows))
     else:
         from orchestrator.cli.tables import checkpoints_table, quarantine_table
 

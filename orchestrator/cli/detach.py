@@ -7,13 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.client import status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.activity import Activity
+from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.run_state import State
 from orchestrator.terminal.logs import text_of
+from orchestrator.terminal.printing import print_text
+from orchestrator.terminal.rotating_file import read_since
 
 # A script may import and compile for longer; `run --detach` then returns before it trains.
 START_WAIT_SECONDS = 30.0
@@ -32,19 +36,20 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
     try:
         state = _wait_for_training(run, supervisor)
     except KeyboardInterrupt:
-        print(_how_to_come_back(run, supervisor.pid, "the run goes on in the background"))
+        print_text(_how_to_come_back(run, supervisor.pid, "the run goes on in the background"))
         end_by_interrupt()
     if state is None:
         _print_log(run, log_bytes_before)
         return supervisor.returncode if supervisor.returncode >= 0 else ExitStatus.GAVE_UP
-    print(_how_to_come_back(run, supervisor.pid, state))
+    print_text(_how_to_come_back(run, supervisor.pid, state))
     return ExitStatus.COMPLETE
 
 
 def _spawn(run: RunDir, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    with open(run.log_file, "ab") as log:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with open(open_regular(run.log_file, flags), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *arguments],
+            [sys.executable, *MODULE_WORDS, *arguments],
             stdin=subprocess.DEVNULL,
             # The trainer's output is in attempts/ already.
             stdout=subprocess.DEVNULL,
@@ -78,7 +83,5 @@ def _how_to_come_back(run: RunDir, pid: int, state: str) -> str:
 
 
 def _print_log(run: RunDir, since: int) -> None:
-    with open(run.log_file, "rb") as log:
-        log.seek(since)
-        for line in log.read().decode(errors="replace").splitlines():
-            print(text_of(line, on_terminal=sys.stderr.isatty()), file=sys.stderr)
+    for line in read_since(run.log_file, since).decode(errors="replace").splitlines():
+        print(text_of(line, on_terminal=sys.stderr.isatty()), file=sys.stderr)

@@ -17,6 +17,7 @@ from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.terminal.printing import print_text
 
 RUN_HELP = """Run the same command again to resume.
 
@@ -57,7 +58,7 @@ def main() -> NoReturn:
         arguments = parse(sys.argv[1:])
         sys.exit(arguments.run_command(arguments))
     except OrchestratorError as error:
-        print(error, file=sys.stderr)
+        print_text(error, to_stderr=True)
         sys.exit(error.status)
     except BrokenPipeError:
         # In `orchestrator checkpoints list | head`, no process reads the rest.

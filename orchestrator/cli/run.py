@@ -26,6 +26,7 @@ from orchestrator.rundir.completion import (
     refuse_other_arguments,
 )
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start, script_of
@@ -80,6 +81,8 @@ def _lock(run_dir: RunDir, log: Log, log_size: int) -> RunLock:
     lock = RunLock(run_dir)
     lock.write_owner()
     log.record_in(run_dir.log_file, log_size)
+    if (others := others_who_may_write(run_dir.root)) is not None:
+        structlog.get_logger().warning(others)
     return lock
 
 
@@ -90,6 +93,8 @@ def _open_store(config: Config, run_dir: RunDir, start: Start, *, accept_other: 
     store = Store.open(
         run_dir, command, script_of(command), disposal, start, accept_other=accept_other
     )
+    for sentence in store.unrecognised():
+        structlog.get_logger().warning(f"in {run_dir.checkpoints} {sentence}, and is passed over")
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)
     if not accept_other:
         refuse_other_arguments(run_dir, start)

@@ -6,6 +6,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.config import Config, option_words
 from orchestrator.hosts.slurm.batch_script import batch_script
 from orchestrator.rundir.pattern import run_dir_of
@@ -24,7 +25,7 @@ def slurm_script(arguments: Namespace) -> None:
     }
     script = batch_script(
         # In the job, PATH may lack this environment's programs.
-        [sys.executable, "-m", "orchestrator"],
+        [sys.executable, *MODULE_WORDS],
         option_words(options),
         run_dir,
         command,

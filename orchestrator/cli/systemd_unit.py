@@ -8,6 +8,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.cli.run import check_program
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
@@ -15,13 +16,12 @@ from orchestrator.hosts.systemd.unit import ServiceSpec, check_unit_name, servic
 from orchestrator.rundir.paths import RunDir, default_run_dir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.start import Start, script_of
+from orchestrator.terminal.printing import print_text
 
 ROOT = "root"
 # The unit sets this one as an environment variable, which its other commands read too.
 RUN_DIR = "run_dir"
 SYSTEM_STATE = Path("/var/lib/orchestrator")
-# With -P, Python does not import a folder named orchestrator in the working directory instead.
-MODULE_WORDS = ("-P", "-m", "orchestrator")
 
 
 def print_systemd_unit(arguments: Namespace) -> None:
@@ -89,15 +89,15 @@ def _account(name: str | None) -> str:
     Raises ConfigError when there is no such account.
     """
     try:
-        if name is not None:
-            return pwd.getpwnam(name).pw_name
-        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
+        if given := name or os.environ.get("SUDO_USER"):
+            return pwd.getpwnam(given).pw_name
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (KeyError, ValueError):
         raise ConfigError(
-            f"cannot run the service as {name or os.getuid()}: there is no such account here; "
+            f"cannot run the service as {given or os.getuid()}: there is no such account here; "
             "name one with --run-as"
         ) from None
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print_text(f"note: {text}", to_stderr=True)

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.supervisor.recovery.symptoms import ADVICE
+from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text
 
 _STATE_STYLES = {
@@ -30,6 +31,7 @@ DETAILS_INDENT = "\n    "
 def status_table(status: dict[str, Any]) -> RenderableType:
     """Return the status of one run, one fact a line; absent facts are left out."""
     table = Table.grid(padding=(0, 2))
+    status = shown_parts(status)
     state = status["state"]
     rows: list[tuple[str, str | Text | None]] = [
         ("run", f"{status['run_id']}  {status['run_dir']}"),
@@ -63,6 +65,7 @@ def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
     """
     if not rows:
         return Text("no checkpoints yet")
+    rows = shown_parts(rows)
     titles = ("name", "step", "epoch", "reason", "size", "made", "exact")
     cells = [titles, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -85,7 +88,7 @@ def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
 
 def quarantine_table(rows: list[dict[str, str]]) -> Text:
     """Return a line for each checkpoint in quarantine, with the reason."""
-    lines = [f"  {row['path'].rsplit('/', 1)[-1]}  {row['reason']}" for row in rows]
+    lines = [f"  {row['path'].rsplit('/', 1)[-1]}  {row['reason']}" for row in shown_parts(rows)]
     return Text("\n".join(("in quarantine:", *lines)))
 
 
@@ -168,10 +171,10 @@ def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> st
     if newest is None:
         return ""
     parts = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
-    if facts and facts["interval_seconds"]:
+    if facts and facts["interval_seconds"] and facts["stall_seconds"] is not None:
         stall = facts["stall_seconds"] * 1000
         parts.append(f"one every {duration_text(facts['interval_seconds'])}, taking {stall:.3g} ms")
-    if facts and facts["write_seconds"]:
+    if facts and facts["write_seconds"] and facts["bytes"] is not None:
         written = f"{size_text(facts['bytes'])} in {duration_text(facts['write_seconds'])}"
         parts.append(f"written to disk: {written}")
     return "; ".join(parts)

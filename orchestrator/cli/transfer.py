@@ -13,6 +13,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
+from orchestrator.terminal.printing import print_text
 
 DEFAULT_NAME = "model"
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -88,7 +89,7 @@ def export(arguments: Namespace) -> None:
     with file_errors(f"cannot write {output}"):
         name = arguments.name or DEFAULT_NAME
         _write(chosen, form, name, output, replace=arguments.force)
-    print(f"wrote {output} (step {chosen.manifest.step})")
+    print_text(f"wrote {output} (step {chosen.manifest.step})")
 
 
 def _form_and_output(arguments: Namespace) -> tuple[Form, Path]:
@@ -151,9 +152,9 @@ def import_(arguments: Namespace) -> None:
         _record(run, published, source)
     finally:
         lock.close()
-    print(f"imported {source} as {published.path}")
+    print_text(f"imported {source} as {published.path}")
     if left_out := [str(key) for key in content if key not in state]:
-        print(f"left out: {', '.join(left_out)}")
+        print_text(f"left out: {', '.join(left_out)}")
 
 
 def _refuse_other_format(store: Store, source: Path) -> None:

@@ -118,7 +118,7 @@ def clock(facts: CheckedRun) -> Finding:
     except OSError as error:
         text = f"not compared with the disk's clock: {error.strerror}"
         return Finding("clock", Level.WARN, text, "make the run directory writable")
-    newest = max((p.stat().st_mtime for p in facts.run.checkpoints.glob("*")), default=0.0)
+    newest = max((p.lstat().st_mtime for p in facts.run.checkpoints.glob("*")), default=0.0)
     ahead = newest - time.time()
     if skew > SKEW_SECONDS or ahead > SKEW_SECONDS:
         text = (

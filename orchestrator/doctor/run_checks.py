@@ -15,6 +15,8 @@ from orchestrator.doctor.findings import CheckedRun, Finding, Level
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
+from orchestrator.system.text import shown
+from orchestrator.terminal.printing import print_text
 
 CHECKS: tuple[Callable[[CheckedRun], Finding | Iterable[Finding]], ...] = (
     machine.versions,
@@ -37,10 +39,10 @@ def doctor(arguments: Namespace) -> ExitStatus:
     facts = CheckedRun.read(_run_dir(arguments.run_dir, config), config)
     findings = list(run_checks(facts))
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings]))
+        print_text(json.dumps([asdict(finding) for finding in findings]))
     else:
         kind = "the run directory" if facts.run.run_file.exists() else "for a new run in"
-        print(f"checking {kind} {facts.run.root} on {os.uname().nodename}")
+        print_text(f"checking {kind} {facts.run.root} on {os.uname().nodename}")
         for finding in findings:
             print(_line(finding, is_coloured=sys.stdout.isatty()))
     fails = any(finding.level is Level.FAIL for finding in findings)
@@ -67,4 +69,4 @@ def _line(finding: Finding, is_coloured: bool) -> str:
     if is_coloured:
         level = f"{_COLOURS[finding.level]}{level}\x1b[0m"
     advice = f"\n{'':18}-> {finding.advice}" if finding.advice else ""
-    return f"{level}  {finding.check:<11} {finding.text}{advice}"
+    return f"{level}  {finding.check:<11} {shown(finding.text)}{shown(advice)}"

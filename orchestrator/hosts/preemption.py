@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from orchestrator.system.recorded_command import recorded
 from orchestrator.system.subprocesses import SubprocessRunner
 
 # File watchers get no events for files that another machine writes on a network filesystem.
@@ -59,6 +60,8 @@ async def wait_for_command(
         if result.status in NO_COMMAND and not warned:
             warned = True
             structlog.get_logger().warning(
-                "the notice command cannot be run", command=command, problem=result.problem
+                "the notice command cannot be run",
+                command=" ".join(recorded(command.split())),
+                problem=result.problem,
             )
         await asyncio.sleep(poll_seconds)

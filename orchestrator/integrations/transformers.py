@@ -5,7 +5,6 @@ resume from is an argument of that method, and is loaded before any callback is 
 """
 
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_
 from orchestrator.checkpoint.external_files import files_below
 from orchestrator.errors import ConfigError
 from orchestrator.ipc.control_page import Phase
+from orchestrator.system.json_input import parse_object
 from orchestrator.training.exits import print_message, refusing
 from orchestrator.training.framework_run import FrameworkRun
 
@@ -275,8 +275,8 @@ def _step_of(directory: Path) -> int | None:
     """Return the step of a complete checkpoint; None for an incomplete one."""
     try:
         # The Trainer writes this file last, and not atomically.
-        step = json.loads((directory / STATE_FILE).read_bytes())["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        step = parse_object((directory / STATE_FILE).read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError):
         return None
     return step if directory.name == f"{PREFIX_CHECKPOINT_DIR}-{step}" else None
 

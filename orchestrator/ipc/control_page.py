@@ -4,6 +4,7 @@ The trainer reads and writes it at every step without a system call, and the sup
 after the trainer hangs or has died. Each field has one writer (docs/reference/process-contract.md).
 """
 
+import fcntl
 import mmap
 import os
 import tempfile
@@ -77,6 +78,7 @@ class ControlPage:
         """Create a zeroed page, and return it with the descriptor to pass to the trainer."""
         descriptor = anonymous_file("orchestrator-page")
         os.ftruncate(descriptor, PAGE_BYTES)
+        _fix_size(descriptor)
         page = cls(descriptor)
         page.values[Field.VERSION] = PAGE_VERSION
         return page, descriptor
@@ -91,12 +93,20 @@ class ControlPage:
             return Phase.TRAIN
 
 
+def _fix_size(descriptor: int) -> None:
+    """Keep a trainer from truncating the page, which would kill the supervisor with SIGBUS."""
+    # A temporary file, which takes the place of the memory elsewhere, has no seals.
+    if is_available(Capability.MEMFD) and hasattr(fcntl, "F_ADD_SEALS"):
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+
+
 def anonymous_file(name: str) -> int:
     """Return a descriptor of memory that is freed when its last descriptor is closed.
 
     On systems without memfd it is an unnamed temporary file.
     """
     if is_available(Capability.MEMFD):
-        return os.memfd_create(name, os.MFD_CLOEXEC)
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

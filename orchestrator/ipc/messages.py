@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.json_input import parse_object
 
 SOCKET_VARIABLE = "ORCHESTRATOR_SOCKET"
 RUN_DIR_VARIABLE = "ORCHESTRATOR_RUN_DIR"
@@ -48,29 +50,26 @@ class LineBuffer:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAXIMUM_LINE_BYTES:
             raise ValueError("a message is too long")
-        try:
-            messages = [json.loads(line) for line in lines]
-        except RecursionError:
-            raise ValueError("a message is nested too deeply") from None
-        if not all(isinstance(message, dict) for message in messages):
-            raise ValueError("a message is not an object")
-        return messages
+        return [parse_object(line) for line in lines]
 
 
 class Connection:
     """A blocking connection to the supervisor, for the trainer and the command line."""
 
     def __init__(self, path: str, timeout_seconds: float) -> None:
-        """Connect. Raises OSError when no process listens on the socket."""
+        """Connect. Raises OSError when no process of this user or of root listens there."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_seconds)
         self._buffer = LineBuffer()
         self._waiting: list[Message] = []
         try:
             self._socket.connect(path)
-        except OSError:
+            # The path may come from a file that others can write.
+            if os.getuid() != 0 and not peer_is_same_user(self._socket):
+                raise PermissionError(f"{path} belongs to another user")
+        except (OSError, ValueError) as error:
             self._socket.close()
-            raise
+            raise error if isinstance(error, OSError) else OSError(str(error)) from None
 
     def send(self, message: Message) -> None:
         """Send one message. Raises OSError when the other end is closed."""
@@ -87,13 +86,24 @@ class Connection:
     def receive(self) -> Message | None:
         """Wait for the next message and return it; None at the end of the stream.
 
-        Raises OSError, TimeoutError, or ValueError for data that is not a message.
+        The timeout covers the whole message, however slowly its bytes come. Raises OSError,
+        TimeoutError, or ValueError for data that is not a message.
         """
-        while not self._waiting:
-            data = self._socket.recv(RECEIVE_BYTES)
-            if not data:
-                return None
-            self._waiting = self._buffer.feed(data)
+        timeout = self._socket.gettimeout()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while not self._waiting:
+                if deadline is not None:
+                    if (remaining := deadline - time.monotonic()) <= 0:
+                        raise TimeoutError("timed out")
+                    self._socket.settimeout(remaining)
+                data = self._socket.recv(RECEIVE_BYTES)
+                if not data:
+                    return None
+                self._waiting = self._buffer.feed(data)
+        finally:
+            if timeout is not None:
+                self._socket.settimeout(timeout)
         return self._waiting.pop(0)
 
     def receive_with_descriptors(self) -> tuple[Message | None, list[int]]:

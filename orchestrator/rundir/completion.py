@@ -5,6 +5,7 @@ from typing import Any
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start, shown
+from orchestrator.system.recorded_command import recorded
 
 CONTINUE_VARIABLE = "ORCHESTRATOR_CONTINUE"
 
@@ -13,7 +14,7 @@ def has_other_arguments(done: dict[str, Any], start: Start) -> bool:
     """Return whether the run in done.json was completed with other arguments than this start's."""
     earlier = Start.from_json(done.get("start"))
     if earlier is None:
-        return bool(done.get("command") != start.command)
+        return bool(done.get("command") != recorded(start.command))
     return any(line.startswith("arguments") for line in start.differences_from(earlier))
 
 
@@ -24,11 +25,12 @@ def refuse_other_arguments(run: RunDir, start: Start) -> None:
         return
     earlier = Start.from_json(done.get("start"))
     then = list(map(str, done.get("command") or ())) if earlier is None else earlier.arguments
+    now = start.command if earlier is None else start.arguments
     raise ConfigError(
         f"cannot train with other arguments in {run.root}: the run there is complete (step "
         f"{done.get('step')})\n"
         f"  arguments then: {shown(then)}\n"
-        f"  arguments now:  {shown(start.command if earlier is None else start.arguments)}\n"
+        f"  arguments now:  {shown(recorded(now))}\n"
         "for another experiment name another directory with --run-dir, such as --run-dir "
         "'runs/{name}-{args}', which differs with the arguments; to train this run further with "
         f"the new arguments, add --continue (without a supervisor: {CONTINUE_VARIABLE}=on)"

@@ -6,17 +6,30 @@ journal begins and ends there as it did then. Only the events after that are rea
 """
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, BinaryIO, TypeGuard
 
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.journal import JournalEvent, parse_event
+from orchestrator.rundir.journal import (
+    MAXIMUM_BYTES,
+    MAXIMUM_LINE_BYTES,
+    JournalEvent,
+    checked_event,
+    parse_event,
+    utc_now,
+)
 from orchestrator.rundir.paths import RunDir
-from orchestrator.system.durable import replace_disposable_file
+from orchestrator.system.durable import replace_disposable_file, replace_file
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import open_regular, read_regular
 
 FORMAT_VERSION = 1
 # The index is written again when this much was read after it: some hundred events.
@@ -25,6 +38,7 @@ INDEX_EVERY_BYTES = 1 << 16
 INDEX_EVERY_EVENTS = 300
 EDGE_BYTES = 4096
 RECENT_SAVES = 20
+LONGEST_SAVE_SECONDS = 1e9
 RECENT_ENDS = 200
 # A budget that allows more failures without progress than this counts too few of them.
 MOST_FAILURES = 1000
@@ -32,6 +46,13 @@ ENDS = (JournalEvent.RUN_COMPLETED, JournalEvent.RUN_STOPPED, JournalEvent.GAVE_
 _MARKS = (*ENDS, JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 _SAVES = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
 _BULKY = ("last_lines", "stack", "command")
+_HISTORY_TYPES: dict[str, type | UnionType] = {
+    **dict.fromkeys(("damaged", "restarts", "has_attempts"), int),
+    "attempt": int | None,
+    **dict.fromkeys(("last_mark", "last_save", "last_stop", "last_give_up", "last_exit"), dict),
+    **dict.fromkeys(("save_seconds", "furthest", "since_progress"), list),
+    **dict.fromkeys(("published", "ends"), dict),
+}
 
 
 @dataclass
@@ -70,6 +91,9 @@ class History:
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event of the journal."""
         name = event["event"]
+        if name == JournalEvent.JOURNAL_ROTATED:
+            self._go_on_from(event)
+            return
         number = event.get("attempt")
         if isinstance(number, int):
             self.attempt = max(self.attempt or 0, number)
@@ -103,6 +127,16 @@ class History:
             self._forget_failures()
             self.since_progress += newest
 
+    def _go_on_from(self, event: dict[str, Any]) -> None:
+        """Take over the history of the journals before this one, if it is intact."""
+        try:
+            carried = event["history"]
+            if event["check"] != _digest_of(carried).hexdigest():
+                raise ValueError("the history is damaged")
+            vars(self).update(vars(_checked_history(carried)))
+        except (ValueError, TypeError, KeyError, RecursionError):  # also another version's
+            self.damaged += 1
+
     def times_ended_like(self, event: dict[str, Any]) -> int:
         """Return how many attempts ended with the same defect at the same step as this one."""
         return self.ends.get(_way_of(event), 0)
@@ -110,7 +144,7 @@ class History:
     def _add_publication(self, event: dict[str, Any]) -> None:
         self.published[_name(event)] = None
         seconds = event.get("seconds")
-        if isinstance(seconds, int | float):
+        if _is_duration(seconds):
             self.save_seconds = [*self.save_seconds, seconds][-RECENT_SAVES:]
         if (position := _published(event)) is not None:
             self._add_progress(event, position)
@@ -170,8 +204,12 @@ class History:
         return None
 
 
+def _is_duration(seconds: object) -> TypeGuard[float]:
+    return isinstance(seconds, int | float) and 0 <= seconds < LONGEST_SAVE_SECONDS
+
+
 def _name(event: dict[str, Any]) -> str:
-    return Path(str(event.get("path"))).name
+    return os.path.basename(str(event.get("path")))
 
 
 def _count(event: dict[str, Any], key: str) -> int:
@@ -216,7 +254,7 @@ def read_history(run: RunDir) -> History:
     Raises ConfigError when the journal cannot be read.
     """
     try:
-        with open(run.journal_file, "rb") as journal:
+        with open(open_regular(run.journal_file, os.O_RDONLY), "rb") as journal:
             return _read(run, journal)
     except FileNotFoundError:
         return History()
@@ -225,6 +263,40 @@ def read_history(run: RunDir) -> History:
             f"cannot read {run.journal_file}: {error.strerror}; fix this, or move the file away: "
             "the run then continues without its history"
         ) from None
+
+
+def rotate_journal(run: RunDir, limit_bytes: int) -> None:
+    """Continue a journal that exceeds the limit in a new file, which begins with its history.
+
+    The earlier ones stay, as journal.1.jsonl and so on. Call it only under the run lock, before
+    anything is written. Raises ConfigError when the journal cannot be read.
+    """
+    # A journal that cannot be rotated just grows.
+    with contextlib.suppress(OSError, RecursionError):
+        if run.journal_file.stat().st_size <= limit_bytes:
+            return
+        history = asdict(read_history(run))
+        earlier = _unused_path(run.journal_file)
+        event = {
+            "time": utc_now(),
+            "event": JournalEvent.JOURNAL_ROTATED,
+            "attempt": None,
+            "previous": earlier.name,
+            "history": history,
+            "check": _digest_of(history).hexdigest(),
+        }
+        line = json.dumps(event).encode() + b"\n"
+        if len(line) > MAXIMUM_LINE_BYTES:
+            return
+        # Linked first: at every moment there is a journal with the whole history.
+        os.link(run.journal_file, earlier)
+        replace_file(run.journal_file, line)
+
+
+def _unused_path(path: Path) -> Path:
+    numbers = itertools.count(1)
+    paths = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in numbers)
+    return next(candidate for candidate in paths if not os.path.lexists(candidate))
 
 
 class HistoryIndexer:
@@ -245,10 +317,13 @@ class HistoryIndexer:
 
 def _read(run: RunDir, journal: BinaryIO) -> History:
     history, offset = _indexed(run.journal_index_file, journal)
+    if os.fstat(journal.fileno()).st_size - offset > MAXIMUM_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAXIMUM_BYTES} bytes")
     journal.seek(offset)
     begin, rest = offset, b""
-    for line in journal:
-        if not line.endswith(b"\n"):
+    # Of a line that is too long each piece counts as damaged.
+    while line := journal.readline(MAXIMUM_LINE_BYTES):
+        if not line.endswith(b"\n") and len(line) < MAXIMUM_LINE_BYTES:
             rest = line
             break
         offset += len(line)
@@ -272,34 +347,62 @@ def _add_line(history: History, line: bytes) -> None:
 def _indexed(index: Path, journal: BinaryIO) -> tuple[History, int]:
     """Return the history in the index and where it ends; an empty one without a valid index."""
     try:
-        content = json.loads(index.read_bytes())
+        content = parse_object(read_regular(index, MAXIMUM_LINE_BYTES))
         offset = content["offset"]
         if (
             content["format_version"] == FORMAT_VERSION
             and isinstance(offset, int)
+            and 0 <= offset <= os.fstat(journal.fileno()).st_size
             and content["check"] == _check(journal, offset, content["history"])
         ):
-            return History(**content["history"]), offset
+            return _checked_history(content["history"]), offset
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass  # it is missing, damaged or another version's
     return History(), 0
 
 
+def _checked_history(content: dict[str, Any]) -> History:
+    """Return the history of an index or of the journal before this one.
+
+    Raises ValueError, TypeError or KeyError for wrong types.
+    """
+    history = History(**content)
+    for name, kind in _HISTORY_TYPES.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"{name} has the wrong type")
+    marks = (history.last_mark, history.last_save, history.last_stop)
+    ends = (history.last_give_up, history.last_exit)
+    for event in (*history.since_progress, *filter(None, (*marks, *ends))):
+        checked_event(event)
+    step, epoch = history.furthest
+    if not (
+        all(isinstance(count, int) for count in (step, epoch, *history.ends.values()))
+        and all(map(_is_duration, history.save_seconds))
+    ):
+        raise ValueError("a number has the wrong type")
+    return history
+
+
 def _write_index(index: Path, journal: BinaryIO, history: History, offset: int) -> None:
-    content = {
-        "format_version": FORMAT_VERSION,
-        "offset": offset,
-        "check": _check(journal, offset, asdict(history)),
-        "history": asdict(history),
-    }
-    # Without the index the journal is read again: a read-only directory costs only time.
-    with contextlib.suppress(OSError):
+    # Without the index the journal is read again: a read-only directory costs only time, and so
+    # does an event that is nested too deeply to be copied.
+    with contextlib.suppress(OSError, RecursionError):
+        content = {
+            "format_version": FORMAT_VERSION,
+            "offset": offset,
+            "check": _check(journal, offset, asdict(history)),
+            "history": asdict(history),
+        }
         replace_disposable_file(index, json.dumps(content).encode())
+
+
+def _digest_of(history: dict[str, Any]) -> "hashlib.blake2b":
+    return hashlib.blake2b(json.dumps(history).encode(), digest_size=16)
 
 
 def _check(journal: BinaryIO, offset: int, history: dict[str, Any]) -> str:
     """Return a digest of the history and of both ends of the journal that it was read from."""
-    digest = hashlib.blake2b(json.dumps(history).encode(), digest_size=16)
+    digest = _digest_of(history)
     for position in (0, max(0, offset - EDGE_BYTES)):
         journal.seek(position)
         digest.update(journal.read(min(EDGE_BYTES, offset - position)))

@@ -9,6 +9,18 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import append_lines
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
+
+MAXIMUM_BYTES = 1 << 30
+MAXIMUM_LINE_BYTES = 1 << 26
+# The types of what readers rely on; None stands for an absent value.
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("attempt", "step", "epoch", "status", "left_step", "left_epoch"), int),
+    **dict.fromkeys(("loading_step", "loading_epoch", "resumed_step"), int),
+    **dict.fromkeys(("time", "path", "cause", "reason", "problem", "kind", "fingerprint"), str),
+    "last_lines": list,
+}
 
 
 class JournalEvent(StrEnum):
@@ -32,6 +44,10 @@ class JournalEvent(StrEnum):
     RUN_STOPPED = "run_stopped"
     RUN_COMPLETED = "run_completed"
     REQUEUED = "requeued"
+    JOURNAL_ROTATED = "journal_rotated"
+
+
+_NAMES = frozenset(JournalEvent)
 
 
 class Journal:
@@ -64,7 +80,7 @@ class Journal:
         Raises ConfigError when the file cannot be read.
         """
         try:
-            lines = self.path.read_bytes().splitlines()
+            lines = read_regular(self.path, MAXIMUM_BYTES).splitlines()
         except FileNotFoundError:
             return [], 0
         except OSError as error:
@@ -83,11 +99,24 @@ class Journal:
 
 def parse_event(line: bytes) -> dict[str, Any] | None:
     """Return the event on a line of the journal; None for a damaged line."""
-    try:
-        event: dict[str, Any] = json.loads(line)
-        JournalEvent(event["event"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    if len(line) > MAXIMUM_LINE_BYTES:
         return None
+    try:
+        return checked_event(parse_object(line))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def checked_event(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event if what readers rely on has the right types.
+
+    Raises ValueError, TypeError or KeyError otherwise.
+    """
+    if event["event"] not in _NAMES:
+        raise ValueError("it is no event of this program")
+    for key, value in event.items():
+        if value is not None and not isinstance(value, _TYPES.get(key, object)):
+            raise ValueError(f"{key} has the wrong type")
     return event
 
 

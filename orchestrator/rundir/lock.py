@@ -5,11 +5,15 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from typing import Any
 
 from orchestrator.errors import ConfigError, RunInUseError
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.lock_holder import holder_of
+from orchestrator.system.regular_files import open_regular
 
 OWNER_BYTES = 4096
 RETRY_SECONDS = 0.05
@@ -29,17 +33,19 @@ class RunLock:
     def __init__(self, run: RunDir) -> None:
         """Take the lock. Raises RunInUseError when it is held, ConfigError when locking fails."""
         try:
-            self.descriptor = os.open(run.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.descriptor = open_regular(run.lock_file, os.O_RDWR | os.O_CREAT, 0o660)
+            _restrict(self.descriptor)
         except OSError as error:
-            raise ConfigError(f"cannot open {run.lock_file}: {error.strerror}") from None
+            raise ConfigError(
+                f"cannot open {run.lock_file}: {error.strerror}; fix this, or move the file away"
+            ) from None
         try:
             self._lock()
         except BlockingIOError:
             owner = self._owner()
             os.close(self.descriptor)
-            held_by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "a process"
             raise RunInUseError(
-                f"cannot use the run {run.root}: {held_by} is training in it; "
+                f"cannot use the run {run.root}: {_describe(owner, run)}; "
                 f"see `orchestrator status {run.root}`, stop it with `orchestrator stop {run.root}`"
             ) from None
         except OSError as error:
@@ -92,20 +98,46 @@ def lock_owner(run: RunDir) -> dict[str, Any] | None:
     None means that the lock is free; an empty dict that its owner is not known yet.
     """
     try:
-        with open(run.lock_file, "rb") as file:
+        with open(open_regular(run.lock_file, os.O_RDONLY), "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return _parse_owner(file.read(OWNER_BYTES))
+    except PermissionError:
+        # Who may read the file could hold the lock; the kernel tells everybody who does.
+        return None if holder_of(run.lock_file) is None else {}
     except OSError:
         return None
     return None
 
 
+def _restrict(descriptor: int) -> None:
+    """Take the right to read the file from those who may not write it, if it is this user's.
+
+    Who may read a file may lock it, and so keep a run from starting.
+    """
+    facts = os.fstat(descriptor)
+    readers = 0 if facts.st_mode & stat.S_IWGRP else stat.S_IRGRP
+    if facts.st_uid == os.geteuid() and facts.st_mode & (readers | stat.S_IRWXO):
+        with contextlib.suppress(OSError):  # a filesystem without permissions
+            os.fchmod(descriptor, stat.S_IMODE(facts.st_mode) & ~(readers | stat.S_IRWXO))
+
+
+def _describe(owner: dict[str, Any], run: RunDir) -> str:
+    """Return which process keeps the lock from being taken."""
+    if owner and not has_ended(owner):
+        return f"process {owner.get('pid')} on {owner.get('host')} is training in it"
+    holder = holder_of(run.lock_file)
+    process = "a process" if holder is None else f"process {holder}"
+    if not owner:
+        return f"{process} is training in it"
+    return f"{process} holds its lock, which is not the one that is noted there"
+
+
 def has_ended(owner: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this host and has ended."""
     pid = owner.get("pid")
-    if not isinstance(pid, int) or pid <= 0 or owner.get("host") != socket.gethostname():
+    if type(pid) is not int or pid <= 0 or owner.get("host") != socket.gethostname():
         return False
     try:
         os.kill(pid, 0)
@@ -117,8 +149,10 @@ def has_ended(owner: dict[str, Any]) -> bool:
 
 
 def _parse_owner(note: bytes) -> dict[str, Any]:
+    """Return the keys of the note that have the right types; others may have written it."""
     try:
-        owner = json.loads(note)
+        owner = parse_object(note, has_paths=True)
     except ValueError:
         return {}
-    return owner if isinstance(owner, dict) else {}
+    kinds = {"pid": int, "host": str, "socket": str}
+    return {key: owner[key] for key, kind in kinds.items() if type(owner.get(key)) is kind}

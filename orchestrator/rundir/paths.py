@@ -1,19 +1,29 @@
 """Every path in a run directory, and the identity of a run."""
 
 import contextlib
-import json
 import os
+import re
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.error_record import checked_error
 from orchestrator.rundir.journal import utc_now
+from orchestrator.rundir.ownership import refuse_unsafe
 from orchestrator.rundir.start import Start
 from orchestrator.system.durable import write_json
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.recorded_command import recorded
+from orchestrator.system.regular_files import read_regular
+from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
+MAXIMUM_JSON_BYTES = 1 << 24
+_ATTEMPT_NAME = re.compile(r"[0-9]{1,9}")
+# Between a run directory and the files of an attempt there are attempts/ and 0001/.
+REAL_PARENTS = 2
 DEFAULT_PARENT = Path("runs")
 
 
@@ -107,7 +117,7 @@ class RunDir:
     def last_attempt(self) -> int:
         """Return the number of the newest attempt on disk; 0 before the first. Raises OSError."""
         names = (path.name for path in self.attempts.iterdir())
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        return max((int(name) for name in names if _ATTEMPT_NAME.fullmatch(name)), default=0)
 
     def create(self) -> None:
         """Create the directories. Raises ConfigError when that is not possible."""
@@ -129,6 +139,7 @@ class RunDir:
                 f"cannot write to the run directory {self.root}; "
                 "fix its permissions or name another with --run-dir"
             )
+        refuse_unsafe([self.root, self.checkpoints, self.attempts])
 
     def read_done(self) -> dict[str, Any] | None:
         """Return the content of done.json; None while the training is not complete.
@@ -187,9 +198,10 @@ class AttemptDir:
     def read_error(self) -> dict[str, Any] | None:
         """Return the content of error.json; None when it is missing or damaged."""
         try:
-            return _read_json(self.error_file, "move it away")
+            content = _read_json(self.error_file, "move it away", real_parents=REAL_PARENTS)
         except ConfigError:
             return None
+        return None if content is None else checked_error(content)
 
 
 @dataclass(frozen=True)
@@ -222,13 +234,12 @@ class RunIdentity:
         since guessing would mix runs; with ``accept_other`` the run becomes that of this script.
         """
         advice = "restore it, or move it away: the next start then makes it from the checkpoints"
-        name = None if script is None else _name_of(script)
+        name = None if script is None else storable(_name_of(script))
         program = None if start is None else _program_of(run, start)
         content = _read_json(run.run_file, advice)
         if content is None:
-            identity = cls(
-                checkpoint_run_id or secrets.token_hex(8), command, utc_now(), name, program
-            )
+            new_id = checkpoint_run_id or secrets.token_hex(8)
+            identity = cls(new_id, recorded(command), utc_now(), name, program)
             try:
                 identity._write(run)
             except OSError as error:
@@ -241,8 +252,8 @@ class RunIdentity:
                 "use the program that wrote it"
             )
         version, run_id = content.get("format_version"), content.get("run_id")
-        recorded = content.get("command")
-        if version is None or not isinstance(run_id, str) or not isinstance(recorded, list):
+        words = content.get("command")
+        if version is None or not isinstance(run_id, str) or not isinstance(words, list):
             raise _damaged(
                 run.run_file,
                 "format_version, run_id or command is missing or has the wrong type",
@@ -251,10 +262,10 @@ class RunIdentity:
         known = content.get("program")
         first = cls(
             run_id,
-            recorded,
+            words,
             str(content.get("created")),
             content.get("script"),
-            known if isinstance(known, dict) else None,
+            known if _is_program(known) else None,
         )
         if not accept_other:
             first._refuse_other(run, name, program)
@@ -296,11 +307,17 @@ def _program_of(run: RunDir, start: Start) -> dict[str, Any]:
     """Return what run.json keeps of a start, by which two scripts of one name are told apart."""
     place = start.script or start.directory
     return {
-        "path": start.script,
+        "path": None if start.script is None else storable(start.script),
         "entry": start.entry,
-        "directory": start.directory,
-        "from_run": os.path.relpath(place, run.root.resolve()),
+        "directory": storable(start.directory),
+        "from_run": storable(os.path.relpath(place, run.root.resolve())),
     }
+
+
+def _is_program(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(part, str | None) for part in content.values()
+    )
 
 
 def _is_other_program(then: dict[str, Any], now: dict[str, Any]) -> bool:
@@ -318,17 +335,15 @@ def _is_other_program(then: dict[str, Any], now: dict[str, Any]) -> bool:
     return None not in entries and entries[0] != entries[1]
 
 
-def _read_json(path: Path, advice: str) -> dict[str, Any] | None:
+def _read_json(path: Path, advice: str, *, real_parents: int = 0) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_object(read_regular(path, MAXIMUM_JSON_BYTES, real_parents=real_parents))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(path, str(error), advice) from None
-    if not isinstance(content, dict):
-        raise _damaged(path, "it is not a JSON object", advice)
     return content
 
 

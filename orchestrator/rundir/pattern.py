@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.paths import default_run_dir
 from orchestrator.rundir.start import Start
+from orchestrator.system.recorded_command import recorded
 
 MAXIMUM_ARGS_CHARACTERS = 100
 _FIELD = re.compile(r"\{(\w*)\}")
@@ -28,7 +29,8 @@ def expand(pattern: Path, name: str, arguments: list[str]) -> Path:
 
     Raises ConfigError for another name in braces.
     """
-    values = {"name": name, "args": _args_text(arguments)}
+    # A secret neither shows in the name nor changes it.
+    values = {"name": name, "args": _args_text(recorded(arguments))}
 
     def value_of(match: re.Match[str]) -> str:
         if match[1] not in values:

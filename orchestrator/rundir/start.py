@@ -9,11 +9,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError
+from orchestrator.system.recorded_command import recorded
+from orchestrator.system.text import storable
 
 CONFIGURATION_SUFFIXES = frozenset(
     {".yaml", ".yml", ".json", ".jsonnet", ".toml", ".ini", ".cfg", ".conf", ".gin", ".py"}
@@ -32,7 +34,7 @@ class Start:
     """How a training was started.
 
     Attributes:
-        command: The words of the command, or ``sys.argv`` without a supervisor.
+        command: The words of the command, or ``sys.orig_argv`` without a supervisor.
         arguments: The words behind the script or module, with the variables that ``env`` sets.
         directory: The working directory.
         script: The resolved path of the script, module or notebook; None where it is no file.
@@ -96,7 +98,7 @@ class Start:
             script = _existing(_DIRECTORY_AT_IMPORT / name) or script
             if spec is not None and spec.name != "__main__" and script is not None:
                 entry = f"-m {spec.name.removesuffix('.__main__')}"
-        return cls._of(list(sys.argv), sys.argv[1:], script, entry)
+        return cls._of(list(sys.orig_argv), sys.argv[1:], script, entry)
 
     @classmethod
     def _of(
@@ -127,19 +129,37 @@ class Start:
             isinstance(part, list) and all(isinstance(word, str) for word in part) for part in words
         )
         is_readable = is_readable and isinstance(start.configuration, dict)
+        is_readable = is_readable and isinstance(start.directory, str)
+        is_readable = is_readable and isinstance(start.script, str | None)
         return start if is_readable and isinstance(start.git, dict | None) else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object as the manifests and done.json keep it, cut to a bounded size."""
-        content = asdict(self)
-        for key in ("command", "arguments"):
-            content[key] = _bounded(content[key])
-        return content
+        """Return the object as the manifests and done.json keep it.
+
+        It is cut to a bounded size, without secrets, and without what JSON cannot store.
+        """
+        return asdict(self._recorded())
+
+    def _recorded(self) -> Self:
+        return replace(
+            self,
+            command=_bounded(recorded(self.command)),
+            arguments=_bounded(recorded(self.arguments)),
+            directory=storable(self.directory),
+            script=None if self.script is None else storable(self.script),
+            configuration={storable(name): value for name, value in self.configuration.items()},
+        )
 
     def differences_from(self, earlier: "Start") -> list[str]:
-        """Return what differs, a line each, old and new side by side; empty where nothing does."""
+        """Return what differs, a line each, old and new side by side; empty where nothing does.
+
+        The recorded forms are compared: a new value of a secret is no difference.
+        """
+        return self._recorded()._differences_from(earlier._recorded())
+
+    def _differences_from(self, earlier: "Start") -> list[str]:
         lines = []
-        if _bounded(self.arguments) != _bounded(earlier.arguments):
+        if self.arguments != earlier.arguments:
             lines += [
                 f"arguments then: {shown(earlier.arguments)}",
                 f"arguments now:  {shown(self.arguments)}",

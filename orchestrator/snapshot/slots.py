@@ -127,10 +127,12 @@ class Slots:
     def _read(self, slot: int) -> Snapshot | None:
         if not self.is_complete(slot):
             return None
-        length = self._get(slot, SlotField.MANIFEST_BYTES)
+        length = min(self._get(slot, SlotField.MANIFEST_BYTES), MAXIMUM_MANIFEST_BYTES)
         try:
             text = os.pread(self._manifests, length, slot * MAXIMUM_MANIFEST_BYTES)
             manifest = Manifest.draft_from_json(text)
+            if self._get(slot, SlotField.IMAGE_BYTES) <= 0:
+                raise ValueError("there is no image")
         except (OSError, ValueError, OverflowError):
             return None  # overwritten by a failing trainer: not to be trusted
         return Snapshot(

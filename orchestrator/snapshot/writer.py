@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from orchestrator.errors import CheckpointWriteError
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
+from orchestrator.system.regular_files import open_regular
 
 CHUNK_BYTES = 16 << 20
 # Room for the manifest, for directories, and for a file that has grown since.
@@ -34,7 +36,6 @@ class Writer:
 
     store: Store
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    _views: dict[int, mmap.mmap] = field(default_factory=dict)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
@@ -57,39 +58,15 @@ class Writer:
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
         def copy(file: DigestingWriter) -> None:
-            with memoryview(self._view(snapshot))[: snapshot.image_bytes] as image:
-                for offset in range(0, len(image), CHUNK_BYTES):
-                    self.heartbeat.beat()
-                    with image[offset : offset + CHUNK_BYTES] as chunk:
-                        file.write(chunk)
+            for chunk in _chunks(snapshot):
+                self.heartbeat.beat()
+                file.write(chunk)
 
         manifest = replace(snapshot.manifest, reason=reason)
         try:
             return self.store.publish(manifest, copy, direct=True)
-        except Exception:
-            self.release()
-            raise
         finally:
             self.heartbeat.pause()
-
-    def _view(self, snapshot: Snapshot) -> mmap.mmap:
-        """Return the slot's memory, mapped once: mapping costs more processor time than writing.
-
-        Raises ValueError when the image is longer than the memory.
-        """
-        view = self._views.get(snapshot.slot)
-        size = os.fstat(snapshot.descriptor).st_size
-        if view is None or len(view) < snapshot.image_bytes or size < snapshot.image_bytes:
-            view = mmap.mmap(snapshot.descriptor, snapshot.image_bytes, prot=mmap.PROT_READ)
-            self._views[snapshot.slot] = view
-        return view
-
-    def release(self) -> None:
-        """Unmap the memory until the next write.
-
-        Between attempts the supervisor must not look like the largest process to the OOM killer.
-        """
-        self._views.clear()
 
     def _keep_reserve(self, size: int) -> None:
         """Reserve ``size`` bytes of disk, if at least twice as much is free."""
@@ -109,8 +86,24 @@ class Writer:
         return True
 
 
+def _chunks(snapshot: Snapshot) -> Iterator[memoryview]:
+    """Yield the bytes of an image in pieces, each valid until the next.
+
+    They are read, not mapped: the trainer may truncate the memory at any time, and a process that
+    touches a mapping beyond the end is killed by SIGBUS. The buffer is aligned, for direct writes.
+    Raises OSError when the memory is shorter than the image.
+    """
+    # Not closed: a writer that has failed may still hold a piece.
+    buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES))
+    for offset in range(0, snapshot.image_bytes, CHUNK_BYTES):
+        chunk = buffer[: snapshot.image_bytes - offset]
+        if os.preadv(snapshot.descriptor, [chunk], offset) < len(chunk):
+            raise OSError(errno.EIO, "the snapshot's memory is shorter than its image")
+        yield chunk
+
+
 def _reserve(path: Path, size: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError:

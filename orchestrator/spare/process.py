@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -14,10 +13,14 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
+from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, REAL_PARENTS
 from orchestrator.spare import worker
 from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
 from orchestrator.spare.python_command import PythonCommand
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.process_tree import descendants
+from orchestrator.system.regular_files import read_regular
 from orchestrator.system.threads import in_thread
 
 END_SECONDS = 5.0
@@ -37,7 +40,9 @@ class Modules:
     def read(cls, file: Path) -> Self:
         """Read the file that a trainer has written."""
         try:
-            content = json.loads(file.read_bytes())
+            content = parse_object(
+                read_regular(file, MAXIMUM_JSON_BYTES, real_parents=REAL_PARENTS)
+            )
             return cls(
                 frozenset(content["third_party"]),
                 frozenset(content["own"]),
@@ -119,14 +124,20 @@ class SpareProcess:
         match message.get("type"):
             case "ready" if not self.ready.done():
                 self.ready.set_result(True)
+            case "began" if not self._is_own(message.get("pid")):
+                pass  # the modules that it imports may write anything to its socket
             case "began" if not self._began.done():
-                self._began.set_result(int(message["pid"]))
+                self._began.set_result(message["pid"])
             case "began":  # after the timeout: another process is the trainer
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(message["pid"]), signal.SIGKILL)
+                    os.kill(message["pid"], signal.SIGKILL)
             case "refused":
                 self.problem = str(message.get("reason"))
                 self.problem_is_permanent = bool(message.get("lasts", True))
+
+    def _is_own(self, pid: object) -> bool:
+        """Return whether it is the pid of the spare or of another descendant of this process."""
+        return type(pid) is int and pid > 1 and (pid == self.process.pid or pid in descendants())
 
     async def make_trainer(
         self, variables: Mapping[str, str], output: int, lock: int, timeout_seconds: float

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import json
 import os
 import runpy
 import socket
@@ -25,8 +24,11 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, encode
+from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, REAL_PARENTS
 from orchestrator.spare.fork import fork_to_parent, reseed_generators, try_fork
+from orchestrator.system.json_input import parse_object
 from orchestrator.system.priority import lower_priority
+from orchestrator.system.regular_files import read_regular
 
 # Neither -m nor a file's path, since both would add a directory to sys.path.
 BOOT_CODE = (
@@ -166,7 +168,9 @@ def _prepare(modules_file: Path, connection: socket.socket) -> None:
 
 
 def _import_modules(modules_file: Path, connection: socket.socket) -> None:
-    modules = json.loads(modules_file.read_text())
+    modules = parse_object(
+        read_regular(modules_file, MAXIMUM_JSON_BYTES, real_parents=REAL_PARENTS)
+    )
     for name in modules["third_party"]:
         # If the import fails in the script too, the script reports it.
         with contextlib.suppress(BaseException):

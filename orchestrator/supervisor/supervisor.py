@@ -34,6 +34,7 @@ from orchestrator.supervisor.stop_request import StopWantedError
 from orchestrator.supervisor.wiring import Parts
 from orchestrator.system import process_tree
 from orchestrator.system.races import beside, first_of
+from orchestrator.system.recorded_command import recorded
 from orchestrator.system.threads import ignore_outcome
 
 # A dying process closes its socket an instant before or after its exit is seen.
@@ -104,7 +105,7 @@ class Supervisor:
         try:
             self._spares.open(spec.environment)
             self._journal.write(
-                JournalEvent.RUN_STARTED, command=parts.command, version=__version__
+                JournalEvent.RUN_STARTED, command=recorded(parts.command), version=__version__
             )
             parts.host_events.start(parts.save_requests.save_now)
             try:

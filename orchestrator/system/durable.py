@@ -11,11 +11,13 @@ import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.regular_files import open_folder, open_regular
 
 WRITE_BUFFER_BYTES = 1 << 20
 # The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
@@ -166,7 +168,7 @@ def append_lines(path: Path, lines: bytes) -> bool:
     Raises OSError.
     """
     # One write with O_APPEND, so that lines of two processes never mix.
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -201,17 +203,23 @@ def replace_disposable_file(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "xb") as file:
+            file.write(content)
         os.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def rotate(path: Path, older: Path) -> None:
-    """Give a log the name of the older one, which is replaced; nothing is synced. Raises OSError.
+def rotate(path: Path, older: Path, *, real_parents: int = 0) -> None:
+    """Give a log the name of the older one beside it, which is replaced; nothing is synced.
 
-    A name that leads elsewhere, such as a device's, is left alone.
+    A name that leads elsewhere, such as a device's, is left alone. None of the last
+    ``real_parents`` directories above the file may be a link. Raises OSError.
     """
-    if path.is_file() and not path.is_symlink():
-        os.replace(path, older)
+    folder = open_folder(path, real_parents)
+    try:
+        if stat.S_ISREG(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.replace(path.name, older.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -54,6 +54,8 @@ class SubprocessRunner:
             )
         except OSError as error:
             return CommandResult(None, problem=f"cannot run {words[0]}: {error.strerror}")
+        except ValueError as error:  # a NUL or a lone surrogate
+            return CommandResult(None, problem=f"cannot run {words[0]}: {error}")
         self.running.add(process.pid)
         try:
             return await in_thread(lambda: _communicate(process, timeout_seconds))

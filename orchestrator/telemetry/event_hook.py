@@ -11,9 +11,11 @@ from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.races import first_of
 from orchestrator.system.subprocesses import SubprocessRunner
+from orchestrator.system.text import storable
 
 COMMAND_TIMEOUT_SECONDS = 30.0
 SHOWN_CHARACTERS = 2000
+LONGEST_VALUE = 10_000
 
 EVENT_VARIABLE = "ORCHESTRATOR_EVENT"
 REASON_VARIABLE = "ORCHESTRATOR_EVENT_REASON"
@@ -66,7 +68,7 @@ class EventHook:
         reasons = (record.get(name) for name in ("cause", "seems", "reason"))
         return {
             EVENT_VARIABLE: EVENT_NAMES[record["event"]],
-            REASON_VARIABLE: "; ".join(str(reason) for reason in reasons if reason),
+            REASON_VARIABLE: _text("; ".join(str(reason) for reason in reasons if reason)),
             STEP_VARIABLE: _text(record.get("step")),
             ATTEMPT_VARIABLE: _text(record["attempt"]),
             RUN_DIR_VARIABLE: str(self._run.root.absolute()),
@@ -79,4 +81,5 @@ class EventHook:
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(value)
+    """Return a value as an environment variable can hold it: without NUL, and not too long."""
+    return "" if value is None else storable(str(value))[:LONGEST_VALUE]

@@ -1,5 +1,6 @@
 """The content of `orchestrator status`, from the live supervisor or from the disk."""
 
+import contextlib
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -58,7 +59,9 @@ def exit_status_after(history: History) -> ExitStatus:
         case JournalEvent.RUN_COMPLETED:
             return ExitStatus.COMPLETE
         case JournalEvent.RUN_STOPPED | JournalEvent.GAVE_UP:
-            return ExitStatus(last.get("status", ExitStatus.GAVE_UP))
+            with contextlib.suppress(ValueError):  # another program may have written the event
+                return ExitStatus(last.get("status", ExitStatus.GAVE_UP))
+            return ExitStatus.GAVE_UP
     return ExitStatus.STOPPED_UNSAVED
 
 

@@ -1,13 +1,14 @@
 """Makes experiment trackers continue a run after a restart (docs/how-to/trackers.md)."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Mapping
 
-from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, RunDir
 from orchestrator.system.durable import write_json
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
 
 MLFLOW_VARIABLE = "MLFLOW_RUN_ID"
 _MLFLOW_KEY = "mlflow_run_id"
@@ -79,8 +80,8 @@ def mlflow_variables(run: RunDir, environment: Mapping[str, str]) -> dict[str, s
     resumes only runs that its server has created.
     """
     try:
-        run_id = json.loads(run.tracking_file.read_bytes())[_MLFLOW_KEY]
-    except (OSError, ValueError, LookupError, TypeError):
+        run_id = parse_object(read_regular(run.tracking_file, MAXIMUM_JSON_BYTES))[_MLFLOW_KEY]
+    except (OSError, ValueError, LookupError):
         return {}
     return {} if MLFLOW_VARIABLE in environment else {MLFLOW_VARIABLE: str(run_id)}
 

@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Protocol
 
+from orchestrator.system.text import shown_line
 from orchestrator.terminal.lossy_writer import LossyWriter
 from orchestrator.terminal.screen import READER_PATIENCE_SECONDS, Screen
 
@@ -37,7 +38,7 @@ class Console:
     def set_footer(self, text: str) -> None:
         """Show ``text`` below all output of the terminal, if there is one; '' removes it."""
         if self.screen is not None:
-            self.screen.set_footer(text)
+            self.screen.set_footer(shown_line(text))
 
 
 def _is_same_terminal(first: int, second: int) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.text import shown, shown_line
 from orchestrator.terminal.lossy_writer import LossyWriter
 from orchestrator.terminal.rotating_file import RotatingFile
 from orchestrator.terminal.screen import Screen
@@ -108,19 +110,25 @@ class _Paragraphs:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         """Return the text of an event whose timestamp is in UTC, ISO 8601."""
         local_time = datetime.fromisoformat(event["timestamp"]).astimezone()
-        shown = {**event, "timestamp": local_time.strftime(self._time_format)}
+        harmless = {shown_line(key): _harmless(value) for key, value in event.items()}
+        harmless["timestamp"] = local_time.strftime(self._time_format)
         if "details" not in event:
-            return str(self._render_line(logger, method, shown))
-        head = {key: shown[key] for key in ("event", "level", "timestamp")}
-        lines = [f"    {line}" for line in event["details"]]
+            return str(self._render_line(logger, method, harmless))
+        head = {key: harmless[key] for key in ("event", "level", "timestamp")}
+        lines = [f"    {shown(line)}" for line in event["details"]]
         return "\n".join([str(self._render_line(logger, method, head)), *lines])
 
 
+def _harmless(value: Any) -> Any:
+    """Return a value as a terminal may be sent it; numbers stay what they are."""
+    return value if isinstance(value, int | float | None) else shown(value)
+
+
 def text_of(line: str, *, on_terminal: bool) -> str:
-    """Return a line of the log's JSON as text for people; any other line unchanged."""
+    """Return a line of the log's JSON as text for people; any other line as ``shown`` has it."""
     try:
-        event = json.loads(line)
+        event = parse_object(line)
         render = _Paragraphs(is_coloured=on_terminal, with_date=not on_terminal)
         return render(None, event["level"], event)
     except (ValueError, TypeError, KeyError):
-        return line
+        return shown(line)

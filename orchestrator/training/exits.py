@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import utc_now
+from orchestrator.terminal.printing import print_text
 from orchestrator.training.stop import TrainingRefused, TrainingStopped
 
 MOST_CAUSES = 5
@@ -20,7 +20,7 @@ def print_message(text: str) -> None:
     """Print to standard error."""
     # Its reader may be gone, which is no reason to lose the state.
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+        print_text(text, to_stderr=True)
 
 
 def describe_shortly(error: BaseException) -> str:

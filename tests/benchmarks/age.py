@@ -13,6 +13,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.position import Position
+from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli.attach import NewestAttempt
 from orchestrator.rundir.journal import Journal, JournalEvent, utc_now
@@ -35,7 +36,7 @@ CYCLE = (
     (JournalEvent.CHECKPOINT_PUBLISHED, {"path": "runs/a/checkpoints/step-000000000007",
      "step": 7, "epoch": 0, "healthy": True, "metrics": {}, "seconds": 0.5}),
     (JournalEvent.CHECKPOINT_DELETED, {"path": "runs/a/checkpoints/step-000000000007", "step": 7}),
-    (JournalEvent.ATTEMPT_EXITED, {"kind": "killed", "step": 9, "outcome": "failed"}),
+    (JournalEvent.ATTEMPT_EXITED, {"kind": "killed", "step": 7, "outcome": "failed"}),
     (JournalEvent.RESTART_SCHEDULED, {"delay_seconds": 0.0, "failures": 1}),
 )  # fmt: skip
 
@@ -73,11 +74,17 @@ def _start(run: RunDir) -> None:
 
 
 def write_journal(path: Path, events: int) -> None:
-    """Write a journal of this many events, as many restarts leave it."""
+    """Write a journal of this many events, with progress between all restarts."""
     cycle = Journal(path.with_name("cycle.jsonl"))
     for event, facts in CYCLE:
         cycle.write(event, 1, **facts)
-    path.write_bytes(cycle.path.read_bytes() * (events // len(CYCLE)))
+    text = cycle.path.read_text()
+    with open(path, "w") as file:
+        for step in range(1, events // len(CYCLE) + 1):
+            later = text.replace(f"{7:012d}", f"{step:012d}").replace(
+                '"step": 7', f'"step": {step}'
+            )
+            file.write(later)
     Journal(path).write(JournalEvent.RUN_STOPPED, None, status=75, step=9)
 
 
@@ -119,6 +126,13 @@ def publish(store: Store, step: int) -> Checkpoint:
     return store.publish(manifest, write)
 
 
+def _choose(store: Store) -> None:
+    """Choose and save as a supervisor does between two attempts and after a save."""
+    store.newest_valid()
+    publish(store, 10_000)
+    store.apply_retention(RetentionPolicy(keep=2 * CHECKPOINTS[-1]))
+
+
 def _checkpoints(root: Path) -> list[Figure]:
     stores = []
     for checkpoints in CHECKPOINTS:
@@ -127,14 +141,17 @@ def _checkpoints(root: Path) -> list[Figure]:
         for step in range(checkpoints):
             publish(store, step)
         _start(run)
+        store.newest_valid()
         stores.append(store)
     young, old = stores
     of = f"with {CHECKPOINTS[1]:,} checkpoints"
     return [
         _in_turns(f"start of a run {of}", lambda: _start(young.run), lambda: _start(old.run)),
-        _in_turns(f"list of all {of}, again", lambda: young.all(), lambda: old.all()),
+        _in_turns(f"choice and save {of}", lambda: _choose(young), lambda: _choose(old)),
         _in_turns(
-            f"choice of the newest {of}", lambda: young.newest_valid(), lambda: old.newest_valid()
+            f"status of an ended run {of}",
+            lambda: status_from_disk(young),
+            lambda: status_from_disk(old),
         ),
     ]
 

@@ -26,7 +26,7 @@ def encoded(**changes: Any) -> bytes:
 
 @given(
     step=st.integers(0, 10**12 - 1),
-    epoch=st.integers(0),
+    epoch=st.integers(0, 2**63 - 1),
     reason=st.sampled_from(Reason),
     healthy=st.booleans(),
     metrics=st.dictionaries(st.text(), st.floats()),

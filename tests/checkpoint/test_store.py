@@ -644,10 +644,10 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
     stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     real_open = os.open
 
-    def refuse(path: str | Path, *arguments: int) -> int:
+    def refuse(path: str | Path, *arguments: int, **keywords: int) -> int:
         if Path(path).name == "state.pt":
             raise stale
-        return real_open(path, *arguments)
+        return real_open(path, *arguments, **keywords)
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UnreadableError, match="fix this and run again"):
@@ -655,3 +655,34 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
     with pytest.raises(UnreadableError):
         store.apply_retention(KEEP_TWO)
     assert len(store.directories()) == 2
+
+
+@pytest.mark.parametrize("step", [10**12, 10**13, 2**63])
+def test_step_that_no_name_holds_is_refused(tmp_path: Path, step: int) -> None:
+    """A step of more than twelve digits is not published, and no manifest that has one is valid."""
+    store = new_store(tmp_path / "run")
+    with pytest.raises(CheckpointWriteError, match="no step above 999999999999"):
+        publish(store, step)
+    assert list(store.run.checkpoints.iterdir()) == []
+    last = publish(store, 10**12 - 1)
+    assert reopened(store).newest_valid() == last
+    manifest = last.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("999999999999", str(step)))
+    with pytest.raises(CheckpointInvalidError, match="the most is 999999999999"):
+        read_checkpoint(last.path)
+
+
+@pytest.mark.parametrize(
+    "name", ["step-1000000000000", "step-1000000000000-2", "step-0000000000007"]
+)
+def test_name_that_looks_like_a_checkpoint_prevents_a_silent_start(
+    tmp_path: Path, name: str
+) -> None:
+    """A run does not begin at zero beside something that looks like a checkpoint."""
+    store = new_store(tmp_path / "run", (7,))
+    path_of(store, 7).rename(store.run.checkpoints / name)
+    with pytest.raises(NoValidCheckpointError, match=f"{name} has more digits"):
+        store.newest_valid()
+    publish(store, 8)
+    assert store.newest_valid() is not None
+    assert store.unrecognised() == [f"{name} has more digits than the name of a checkpoint"]

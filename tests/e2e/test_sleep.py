@@ -56,6 +56,7 @@ class Logind:
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self.requests: list[Any] = []
+        self.client: str | None = None
         self._inhibitors: list[int] = []
         bus.add_message_handler(self._handle)
 
@@ -63,6 +64,7 @@ class Logind:
         if message.message_type is not MessageType.METHOD_CALL or message.member != "Inhibit":
             return False
         self.requests.append(message.body)
+        self.client = message.sender
         own_end, client_end = os.pipe()
         os.set_blocking(own_end, False)
         self._inhibitors.append(own_end)
@@ -81,6 +83,51 @@ class Logind:
         return False
 
 
+async def send_forged_signals(address: str, client: str | None) -> None:
+    """Send, as any user could, signals like logind's: to the client, to all, with a wrong body."""
+    stranger = await MessageBus(bus_address=address).connect()
+    for destination, signature, body in (
+        (client, "b", [True]),
+        (None, "b", [True]),
+        (client, "s", ["true"]),
+        (client, "", []),
+    ):
+        await stranger.send(
+            Message(
+                destination=destination,
+                path=PATH,
+                interface=INTERFACE,
+                member="PrepareForSleep",
+                signature=signature,
+                body=body,
+                message_type=MessageType.SIGNAL,
+            )
+        )
+    await stranger.send(
+        Message(
+            destination=client,
+            path="/org/freedesktop/DBus",
+            interface="org.freedesktop.DBus",
+            member="NameOwnerChanged",
+            signature="sss",
+            body=[NAME, "", str(stranger.unique_name)],
+            message_type=MessageType.SIGNAL,
+        )
+    )
+    await stranger.send(
+        Message(
+            destination=client,
+            path=PATH,
+            interface=INTERFACE,
+            member="PrepareForSleep",
+            signature="b",
+            body=[True],
+            message_type=MessageType.SIGNAL,
+        )
+    )
+    stranger.disconnect()
+
+
 async def until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition beside an event loop."""
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -91,7 +138,7 @@ async def until(condition: Callable[[], object], what: str) -> None:
 def test_checkpoint_is_published_before_the_machine_sleeps(
     supervise: Callable[..., Supervised], address: str, warm_trainers: WarmTrainers
 ) -> None:
-    """Each sleep is delayed until a checkpoint is published."""
+    """Each sleep that logind itself announces is delayed until a checkpoint is published."""
     environment = {"DBUS_SYSTEM_BUS_ADDRESS": address}
     command = [*warm_trainers.command, "--epochs", "500", "--step-seconds", "0.05"]
 
@@ -106,6 +153,7 @@ def test_checkpoint_is_published_before_the_machine_sleeps(
         ]
         await until(lambda: events(run.run, "checkpoint_published"), "the first checkpoint")
         assert not logind.may_sleep
+        await send_forged_signals(address, logind.client)
         for count in (1, 2):
             logind.prepare_for_sleep(True)
             await until(lambda: logind.may_sleep, "the release")

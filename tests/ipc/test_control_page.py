@@ -5,6 +5,7 @@ import os
 import pytest
 
 from orchestrator.ipc.control_page import PAGE_BYTES, PAGE_VERSION, ControlPage, Field, Phase
+from orchestrator.system.capabilities import Capability, is_available
 from tests.support import in_child
 
 
@@ -71,3 +72,21 @@ def test_unknown_phase_can_be_read(shared: tuple[ControlPage, ControlPage]) -> N
     page, other = shared
     other.values[Field.PHASE] = -7
     assert isinstance(page.phase, Phase)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("size", [0, 1, 1 << 30])
+def test_trainer_cannot_change_the_size_of_the_page(size: int) -> None:
+    """A trainer that truncates its page or lets it grow is refused, and the supervisor lives on."""
+    if not is_available(Capability.MEMFD):
+        pytest.skip("a temporary file has no seals")
+    page, descriptor = ControlPage.create()
+
+    def truncate() -> None:
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, size)
+
+    in_child(truncate)
+    page.values[Field.STEP] = 5
+    assert page.values[Field.STEP] == 5
+    os.close(descriptor)

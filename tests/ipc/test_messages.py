@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
 
 MESSAGES: list[Message] = [
     {"type": "hello", "attempt": "1"},
-    {"text": "two\nlines\r\n\0 and ünïcode \u2028"},
+    {"text": "two\nlines\r\n and ünïcode \u2028"},
     {},
     {"nested": {"list": [1, 2.5, None, True]}},
 ]
@@ -240,3 +241,57 @@ def test_process_of_another_user_is_rejected(tmp_path: Path) -> None:
     client_end, _ = listener.accept()
     with listener, client_end:
         assert not peer_is_same_user(client_end)
+
+
+def test_text_that_nothing_can_store_is_escaped() -> None:
+    """A NUL and a lone surrogate in a message arrive as escapes, in keys and lists too."""
+    [message] = LineBuffer().feed(b'{"a\\u0000": ["\\ud800", {"b": "\\udfff\\u0000"}]}\n')
+    assert message == {"a\\x00": ["\\ud800", {"b": "\\udfff\\x00"}]}
+
+
+def test_slow_answer_meets_the_deadline(tmp_path: Path) -> None:
+    """A peer that sends a byte at a time does not hold a client beyond its timeout."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+    over = threading.Event()
+
+    def dribble() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            while not over.wait(0.05):
+                connection.send(b" ")
+
+    thread = threading.Thread(target=dribble)
+    thread.start()
+    connection = Connection(str(tmp_path / "socket"), 0.5)
+    try:
+        with pytest.raises(TimeoutError):
+            connection.receive()
+    finally:
+        over.set()
+        connection.close()
+        thread.join()
+        listener.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
+def test_client_refuses_the_socket_of_another_user() -> None:
+    """A client does not talk to a listener of another user, whatever file named the path."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        path = os.path.join(directory, "socket")
+        listener.bind(path)
+        os.chmod(directory, 0o755)
+        os.chmod(path, 0o777)
+        os.seteuid(NOBODY)  # the kernel notes who listens
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+
+        def connect() -> None:
+            os.setuid(NOBODY - 1)
+            with pytest.raises(PermissionError, match="belongs to another user"):
+                Connection(path, DEADLINE_SECONDS)
+
+        in_child(connect)

@@ -15,16 +15,22 @@ from typing import Any
 import pytest
 
 from orchestrator.ipc.messages import MAXIMUM_LINE_BYTES, Message
-from orchestrator.ipc.server import MAXIMUM_PATH_BYTES, MessageServer, Peer, remove_stale_socket
+from orchestrator.ipc.server import (
+    MAXIMUM_CONNECTIONS,
+    MAXIMUM_PATH_BYTES,
+    MessageServer,
+    Peer,
+    remove_stale_socket,
+)
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child
 
 
 class Supervisor:
     """A server that answers "ping" and records the messages that it receives."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_message_seconds: float = 60.0) -> None:
         self.received: list[Message] = []
-        self.server = MessageServer(self._handle)
+        self.server = MessageServer(self._handle, first_message_seconds)
         self._news = asyncio.Event()
 
     async def _handle(self, peer: Peer, message: Message) -> None:
@@ -67,6 +73,9 @@ class Client:
         await self.send(json.dumps({"type": "ping", "number": number}).encode() + b"\n")
         assert json.loads(await self._reader.readline()) == {"type": "pong", "number": number}
 
+    async def read_line(self) -> bytes:
+        return await self._reader.readline()
+
     async def is_dropped(self) -> bool:
         try:
             return await self._reader.read() == b""
@@ -74,11 +83,13 @@ class Client:
             return True
 
 
-def talk(scenario: Callable[[Supervisor], Awaitable[Any]]) -> Any:
+def talk(
+    scenario: Callable[[Supervisor], Awaitable[Any]], first_message_seconds: float = 60.0
+) -> Any:
     """Run a scenario with a server, within the deadline."""
 
     async def run() -> Any:
-        supervisor = Supervisor()
+        supervisor = Supervisor(first_message_seconds)
         supervisor.server.start()
         try:
             return await asyncio.wait_for(scenario(supervisor), DEADLINE_SECONDS / 4)
@@ -105,11 +116,11 @@ def test_messages_in_pieces_are_received_in_order() -> None:
 
     async def scenario(supervisor: Supervisor) -> None:
         client = await supervisor.connect()
-        await client.send(b'{"a": 1}\n{"b"')
-        await supervisor.wait_for({"a": 1})
-        await client.send(b': 2}\n{"c": 3}\n')
-        await supervisor.wait_for({"c": 3})
-        assert supervisor.received == [{"a": 1}, {"b": 2}, {"c": 3}]
+        await client.send(b'{"type": "a"}\n{"type"')
+        await supervisor.wait_for({"type": "a"})
+        await client.send(b': "b"}\n{"type": "c"}\n')
+        await supervisor.wait_for({"type": "c"})
+        assert supervisor.received == [{"type": "a"}, {"type": "b"}, {"type": "c"}]
 
     talk(scenario)
 
@@ -318,8 +329,120 @@ def test_only_a_stale_socket_directory_is_removed(
     own, other = tmp_path / "orchestrator-abc", tmp_path / "precious"
     for directory in (own, other):
         directory.mkdir()
-        (directory / "socket").touch()
+        with socket.socket(socket.AF_UNIX) as abandoned:
+            abandoned.bind(str(directory / "socket"))
         remove_stale_socket(str(directory / "socket"))
     remove_stale_socket(None)
     assert not own.exists()
     assert (other / "socket").exists()
+
+
+def test_socket_in_use_is_not_removed(tmp_path: Path) -> None:
+    """A lock note cannot make this program remove another run's socket, a file or a link."""
+    for name, make in {
+        "listened-on": lambda path: listener.bind(str(path)),
+        "file": lambda path: path.touch(),
+        "link": lambda path: path.symlink_to("/dev/null"),
+    }.items():
+        directory = tmp_path / f"orchestrator-{name}"
+        directory.mkdir()
+        with socket.socket(socket.AF_UNIX) as listener:
+            make(directory / "socket")
+            if name == "listened-on":
+                listener.listen()
+            remove_stale_socket(str(directory / "socket"))
+            assert os.path.lexists(directory / "socket"), name
+
+
+def test_leaked_connections_do_not_lock_out_others() -> None:
+    """Far more connections than allowed leave the trainer's and a new one working."""
+
+    async def scenario(supervisor: Supervisor) -> None:
+        trainer = await supervisor.connect()
+        await trainer.send(b'{"type": "page"}\n')
+        await trainer.read_line()
+        leaked = [await supervisor.connect() for _ in range(3 * MAXIMUM_CONNECTIONS)]
+        await (await supervisor.connect()).ping(1)
+        assert await leaked[0].is_dropped()
+        await trainer.ping(2)
+
+    talk(scenario)
+
+
+def test_silent_connection_is_closed() -> None:
+    """A client that sends nothing is disconnected; one that has sent something stays."""
+
+    async def scenario(supervisor: Supervisor) -> None:
+        speaking, silent = await supervisor.connect(), await supervisor.connect()
+        await speaking.ping(1)
+        assert await silent.is_dropped()
+        await speaking.ping(2)
+
+    talk(scenario, first_message_seconds=0.5)
+
+
+def test_new_client_is_served_without_free_descriptors() -> None:
+    """A client that comes when the limit of descriptors is reached takes a leaked one's place."""
+
+    async def scenario(supervisor: Supervisor) -> None:
+        leaked = [await supervisor.connect() for _ in range(4)]
+        await leaked[-1].ping(0)
+        client = socket.socket(socket.AF_UNIX)
+        client.setblocking(False)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    opened.append(os.open(os.devnull, os.O_RDONLY))
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, supervisor.server.path)
+            await loop.sock_sendall(client, b'{"type": "ping", "number": 1}\n')
+            assert await loop.sock_recv(client, 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in opened:
+                os.close(descriptor)
+            client.close()
+
+    talk(scenario)
+
+
+WRONG = {
+    "no type": b"{}",
+    "a list as type": b'{"type": ["stop"]}',
+    "a text as step": b'{"type": "snapshot", "step": "1"}',
+    "a negative count": b'{"type": "ended", "status": -1}',
+    "a bool as pid": b'{"type": "hello", "pid": true}',
+    "an endless duration": b'{"type": "published", "seconds": Infinity}',
+    "metrics in a list": b'{"type": "metrics", "metrics": [1]}',
+    "a text among metrics": b'{"type": "metrics", "metrics": {"loss": "low"}}',
+}
+
+
+@pytest.mark.parametrize("data", WRONG.values(), ids=WRONG.keys())
+def test_message_of_wrong_types_is_ignored(data: bytes) -> None:
+    """A message whose values have the wrong types reaches no handler, and its client stays."""
+
+    async def scenario(supervisor: Supervisor) -> None:
+        client = await supervisor.connect()
+        await client.send(data + b"\n")
+        await client.ping(1)
+        assert [message["type"] for message in supervisor.received] == ["ping"]
+
+    talk(scenario)
+
+
+def test_keys_of_the_journal_are_left_out() -> None:
+    """What the journal says itself cannot be in a message, nor what is no identifier."""
+
+    async def scenario(supervisor: Supervisor) -> None:
+        client = await supervisor.connect()
+        await client.send(
+            b'{"type": "resumed", "event": "x", "attempt": 9, "time": 1, "self": 1, "a b": 1,'
+            b' "": 1, "step": 7}\n'
+        )
+        await supervisor.wait_for({"type": "resumed", "step": 7})
+
+    talk(scenario)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.rundir import history as history_module
-from orchestrator.rundir.history import HistoryIndexer, history_of, read_history
+from orchestrator.rundir.history import HistoryIndexer, history_of, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
@@ -187,3 +187,124 @@ def test_read_only_directory_costs_only_time(run: RunDir) -> None:
         journal.write(JournalEvent.RESTART_SCHEDULED)
     run.journal_index_file.mkdir()
     assert read_history(run).restarts == 1000
+
+
+@pytest.mark.usefixtures("indexed_often")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"last_mark": {"event": "run_stopped", "status": "75"}},
+        {"last_save": []},
+        {"last_exit": {"event": "attempt_exited", "last_lines": 7}},
+        {"since_progress": [{"event": "unknown"}]},
+        {"since_progress": [7]},
+        {"save_seconds": [1e999]},
+        {"save_seconds": None},
+        {"furthest": [1]},
+        {"published": ["step-000000000007"]},
+        {"ends": {"way": "often"}},
+        {"ends": []},
+        {"furthest": 7},
+        {"since_progress": None},
+        {"attempt": "7"},
+        {"damaged": None},
+        {"unknown": 1},
+    ],
+)
+def test_index_with_wrong_types_is_not_used(run: RunDir, changes: dict[str, Any]) -> None:
+    """An index that another program wrote, digest included, is used only with the right types."""
+    journal = Journal(run.journal_file)
+    for _ in range(5):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    assert read_history(run).restarts == 5
+    content = json.loads(run.journal_index_file.read_bytes())
+    content["history"] |= {"restarts": 7} | changes
+    with open(run.journal_file, "rb") as file:
+        content["check"] = history_module._check(file, content["offset"], content["history"])
+    run.journal_index_file.write_text(json.dumps(content))
+    assert read_history(run).restarts == 5
+    # A journal that goes on from such a history does not take it over either.
+    digest = history_module._digest_of(content["history"]).hexdigest()
+    event = {"event": "journal_rotated", "history": content["history"], "check": digest}
+    run.journal_file.write_text(json.dumps(event) + "\n")
+    history = read_history(run)
+    assert (history.restarts, history.damaged) == (0, 1)
+
+
+def test_line_that_is_too_long_is_damaged(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line without end is read in pieces, and the events around it count."""
+    monkeypatch.setattr(history_module, "MAXIMUM_LINE_BYTES", 200)
+    journal = Journal(run.journal_file)
+    journal.write(JournalEvent.RESTART_SCHEDULED)
+    with journal.path.open("ab") as file:
+        file.write(b"[" * 500 + b"\n")
+    journal.write(JournalEvent.RESTART_SCHEDULED)
+    history = read_history(run)
+    assert (history.restarts, history.damaged) == (2, 3)
+
+
+def test_link_in_place_of_the_index_is_not_followed(run: RunDir, tmp_path: Path) -> None:
+    """The file that a link in the place of the index leads to is neither used nor changed."""
+    journal = Journal(run.journal_file)
+    for _ in range(1000):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    other = tmp_path / "other"
+    other.write_text("{}")
+    run.journal_index_file.symlink_to(other)
+    assert read_history(run).restarts == 1000
+    assert other.read_text() == "{}"
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_history_survives_rotations_of_the_journal(run: RunDir, has_index: bool) -> None:
+    """A journal that is continued in new files tells the same history, also without an index."""
+    chance = random.Random(1)
+    journal = Journal(run.journal_file)
+    for _ in range(3):
+        for event in random_events(chance, 100):
+            facts = {key: event[key] for key in event.keys() - {"event"}}
+            journal.write(JournalEvent(event["event"]), **facts)
+        expected = read_history(run)
+        rotate_journal(run, 1000)
+        if not has_index:
+            run.journal_index_file.unlink(missing_ok=True)
+        assert read_history(run) == expected
+        (first, *rest), damaged = journal.read()
+        assert (first["event"], rest, damaged) == ("journal_rotated", [], 0)
+    names = {path.name for path in run.root.glob("journal.*.jsonl")}
+    assert names == {"journal.1.jsonl", "journal.2.jsonl", "journal.3.jsonl"}
+
+
+def test_short_journal_is_not_rotated(run: RunDir) -> None:
+    """Below the limit, and before the first event, nothing changes."""
+    rotate_journal(run, 1000)
+    Journal(run.journal_file).write(JournalEvent.RUN_STARTED)
+    rotate_journal(run, 1000)
+    assert [path.name for path in run.root.glob("journal*")] == ["journal.jsonl"]
+
+
+def test_damaged_summary_of_earlier_journals_is_noticed(run: RunDir) -> None:
+    """What a bit flip made of the carried history is not believed, and is counted as damage."""
+    journal = Journal(run.journal_file)
+    for _ in range(20):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    rotate_journal(run, 1000)
+    content = journal.path.read_bytes()
+    journal.path.write_bytes(content.replace(b'"restarts": 20', b'"restarts": 28'))
+    history = read_history(run)
+    assert (history.restarts, history.damaged) == (0, 1)
+
+
+@pytest.mark.parametrize("depth", [300, 900, 5000, 20_000])
+def test_event_that_is_nested_deeply_ends_no_reader(run: RunDir, depth: int) -> None:
+    """An event that is parsed and cannot be copied keeps only the index from being written."""
+    nested = "[" * depth + "]" * depth
+    journal = Journal(run.journal_file)
+    for name in ("run_stopped", "attempt_exited", "journal_rotated"):
+        with journal.path.open("a") as file:
+            file.write(f'{{"event": "{name}", "history": {nested}, "check": ""}}\n')
+        for _ in range(1000):
+            journal.write(JournalEvent.RESTART_SCHEDULED)
+        read_history(run)
+        rotate_journal(run, 1000)
+        read_history(run)

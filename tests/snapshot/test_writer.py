@@ -24,6 +24,7 @@ from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.snapshot.writer import CHUNK_BYTES, Writer
 from orchestrator.system.durable import DirectFile, Disk
+from orchestrator.system.heartbeat import Heartbeat
 from tests.checkpoint.support import manifest_of, names, new_store
 from tests.support import FailingDisk, full_disk, input_output_error
 
@@ -78,8 +79,25 @@ def test_slot_that_is_shorter_than_its_image_is_refused(tmp_path: Path, slots: S
     snapshot = snapshot_of(slots, 1, 3 * CHUNK_BYTES)
     write(writer, snapshot, Reason.PERIODIC)
     os.ftruncate(snapshot.descriptor, CHUNK_BYTES)
-    with pytest.raises(ValueError, match="mmap length"):
+    with pytest.raises(CheckpointWriteError, match="shorter than its image"):
         write(writer, snapshot, Reason.CRASH)
+    os.ftruncate(snapshot.descriptor, 3 * CHUNK_BYTES)
+    write(writer, snapshot, Reason.CRASH)
+
+
+def test_slot_that_shrinks_during_a_write_is_refused(tmp_path: Path, slots: Slots) -> None:
+    """A trainer that truncates its slot while it is written cannot kill the writing process."""
+    store = new_store(tmp_path)
+    snapshot = snapshot_of(slots, 1, 3 * CHUNK_BYTES)
+
+    class Truncating(Heartbeat):
+        def beat(self) -> None:
+            super().beat()
+            os.ftruncate(snapshot.descriptor, CHUNK_BYTES + 1)
+
+    with pytest.raises(CheckpointWriteError, match="shorter than its image"):
+        write(Writer(store, Truncating()), snapshot, Reason.CRASH)
+    assert store.directories() == []
 
 
 def test_state_file_is_written_past_the_page_cache(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_command_gets_the_event_in_its_environment(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("a\0b", "a\\x00b"), ("\ud800", "\\ud800"), ("x" * 1_000_000, "x" * 10_000)],
+    ids=["NUL", "surrogate", "too long"],
+)
+def test_command_runs_whatever_the_reason(tmp_path: Path, reason: str, told: str) -> None:
+    """A reason that no environment can hold does not keep the command from running."""
+    command = f'printf %s "$ORCHESTRATOR_EVENT_REASON" > "{tmp_path}/reason"'
+    assert run_hook(tmp_path, command, JournalEvent.GAVE_UP, reason=reason) == []
+    assert (tmp_path / "reason").read_text() == told
+
+
 def test_other_events_do_not_run_the_command(tmp_path: Path) -> None:
     """An event that is not done, gave up or hang does not start the command."""
     run_hook(tmp_path, f"touch {tmp_path}/started", JournalEvent.RUN_STOPPED)

@@ -9,7 +9,7 @@ from orchestrator.cli.attach import Tail
 from orchestrator.supervisor.attempt.output import Output, OutputTarget
 from orchestrator.supervisor.recovery.output_tail import end_of
 from orchestrator.terminal.lossy_writer import LossyWriter
-from orchestrator.terminal.rotating_file import RotatingFile, older_path, read_end
+from orchestrator.terminal.rotating_file import RotatingFile, older_path, read_end, read_since
 
 LIMIT = 1000
 
@@ -46,15 +46,48 @@ def test_end_of_a_log_continues_in_the_older_file(path: Path) -> None:
     assert end_of(path)[-2:] == ["000000099", "000000100"]
 
 
-def test_device_is_not_renamed(tmp_path: Path) -> None:
-    """A link in the place of the log is written through, and stays."""
-    link = tmp_path / "output.log"
-    link.symlink_to("/dev/null")
-    file = RotatingFile(link, LIMIT)
-    for number in range(300):
+def test_link_in_place_of_the_log_is_refused(tmp_path: Path) -> None:
+    """A link in the place of the log, or of a directory above it, leads no write and no read."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "output.log").write_bytes(line(1))
+    (tmp_path / "output.log").symlink_to(other / "output.log")
+    (tmp_path / "attempt").symlink_to(other)
+    for path, real_parents in ((tmp_path / "output.log", 0), (tmp_path / "attempt/output.log", 1)):
+        with pytest.raises(OSError, match="link"):
+            RotatingFile(path, LIMIT, real_parents=real_parents).write(line(2))
+        with pytest.raises(OSError, match="link"):
+            read_end(path, 10, real_parents=real_parents)
+    assert (other / "output.log").read_bytes() == line(1)
+    assert os.listdir(other) == ["output.log"]
+
+
+def test_directory_that_became_a_link_is_not_rotated_in(tmp_path: Path) -> None:
+    """A directory that is replaced by a link while the log is open leads no rotation elsewhere."""
+    attempt, other = tmp_path / "attempt", tmp_path / "other"
+    attempt.mkdir()
+    other.mkdir()
+    (other / "output.log").write_bytes(b"kept")
+    file = RotatingFile(attempt / "output.log", LIMIT, real_parents=1)
+    file.write(b"x" * LIMIT)
+    attempt.rename(tmp_path / "moved")
+    attempt.symlink_to(other)
+    with pytest.raises(OSError, match="directory"):
+        file.write(line(1))
+    assert os.listdir(other) == ["output.log"]
+
+
+@pytest.mark.parametrize("before", [0, 50, 99, 100])
+def test_what_was_appended_is_read_over_a_rotation(path: Path, before: int) -> None:
+    """What a detached supervisor said is printed whole, also where the log was rotated then."""
+    file = RotatingFile(path, LIMIT)
+    for number in range(before):
+        file.write(line(number))
+    size = path.stat().st_size if before else 0
+    for number in range(before, before + 60):
         file.write(line(number))
     file.close()
-    assert link.is_symlink()
+    assert read_since(path, size) == b"".join(map(line, range(before, before + 60)))
 
 
 def test_attach_follows_a_log_over_its_rotation(path: Path) -> None:

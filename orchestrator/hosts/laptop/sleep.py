@@ -26,6 +26,7 @@ MANAGER = (
     "org.freedesktop.login1.Manager",
 )
 MATCH = f"type='signal',sender='{MANAGER[0]}',interface='{MANAGER[-1]}'"
+OWNER_MATCH = f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{MANAGER[0]}'"
 REPLY_SECONDS = 10.0
 RECONNECT_SECONDS = 60.0
 # logind itself waits no longer than InhibitDelayMaxSec, by default 5 s.
@@ -59,6 +60,8 @@ class _Inhibitor:
         self._save = save
         self._descriptor: int | None = None
         self._sleeps: asyncio.Queue[bool] = asyncio.Queue()
+        self._logind: str | None = None
+        """The unique name of the connection that owns logind's name."""
         self._log = structlog.get_logger()
 
     async def hold(self) -> bool:
@@ -72,6 +75,9 @@ class _Inhibitor:
                 self._bus = await bus.connect()
                 self._bus.add_message_handler(self._handle)
                 await self._call(*BUS, "AddMatch", [MATCH])
+                await self._call(*BUS, "AddMatch", [OWNER_MATCH])
+                owner = await self._call(*BUS, "GetNameOwner", [MANAGER[0]])
+                self._logind = owner.body[0]
                 await self._inhibit()
         except Exception:  # no bus, no logind, no permission: each call raises its own
             return False
@@ -87,8 +93,15 @@ class _Inhibitor:
             self._bus.disconnect()
 
     def _handle(self, message: Any) -> None:
-        if message.member == "PrepareForSleep" and message.interface == MANAGER[-1]:
-            self._sleeps.put_nowait(bool(message.body[0]))
+        # Any user may send a signal to this connection alone, which no match rule filters. The
+        # bus itself says who the sender is.
+        match message.member, message.body:
+            case "NameOwnerChanged", [name, _, owner] if message.sender == BUS[0]:
+                if name == MANAGER[0]:
+                    self._logind = owner
+            case "PrepareForSleep", [bool() as begins] if message.interface == MANAGER[-1]:
+                if message.sender == self._logind:
+                    self._sleeps.put_nowait(begins)
 
     async def _save_before_each_sleep(self) -> None:
         while True:

@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Self
 
+from orchestrator.system.text import shown_line
+
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 WATCHDOG_VARIABLE = "WATCHDOG_USEC"
 WATCHDOG_PID_VARIABLE = "WATCHDOG_PID"
@@ -59,7 +61,9 @@ class Notifier:
         """Send assignments such as ``READY=1``; return whether the manager's socket took them."""
         if self._socket is None:
             return False
-        message = "\n".join(assignments).encode()
+        # A line feed inside a text would begin another assignment.
+        lines = (shown_line(assignment) for assignment in assignments)
+        message = "\n".join(lines).encode()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
         try:
             self._socket.sendmsg([message], rights if descriptors else [], 0, self._address)

@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.terminal.console import Sink
 from orchestrator.terminal.rotating_file import RotatingFile
@@ -53,7 +54,7 @@ class Output:
         self.read_descriptor, self.write_descriptor = ends
         """The trainer holds the first too, and gets the second as standard output and error."""
         self.heartbeat = Heartbeat()
-        self._log = _Log(RotatingFile(log, target.log_bytes))
+        self._log = _Log(RotatingFile(log, target.log_bytes, real_parents=REAL_PARENTS))
         self._target = target.sink
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)

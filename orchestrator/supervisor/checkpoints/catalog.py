@@ -48,7 +48,7 @@ class CheckpointCatalog:
         self._log = structlog.get_logger()
         self._one_rotation = asyncio.Lock()
         self._rotations: set[asyncio.Task[None]] = set()
-        self._known = set(published) & {path.name for path in store.directories()}
+        self._known = set(published) & set(store.names())
         self.attempt_number: int | None = None
         self.chosen: Checkpoint | None = None
         self.newest: Checkpoint | None = None
@@ -104,9 +104,9 @@ class CheckpointCatalog:
         """Record what a trainer published but could not announce before it died."""
         # If the directory cannot be read now, the next choose() reports it.
         with contextlib.suppress(UnreadableError):
-            for path in self._store.directories():
-                if path.name not in self._known:
-                    self._record_if_own(path)
+            for name in self._store.names():
+                if name not in self._known:
+                    self._record_if_own(self._store.run.checkpoints / name)
 
     def _record_if_own(self, path: Path) -> None:
         with contextlib.suppress(CheckpointInvalidError, UnreadableError):

@@ -46,7 +46,6 @@ class SnapshotWriteQueue:
 
     def attach(self, page: ControlPage) -> list[int]:
         """Move the slots to a new attempt's control page; return the trainer's descriptors."""
-        self._writer.release()
         if self.slots is None:
             self.slots = Slots.create(page)
         else:

@@ -223,4 +223,4 @@ def _headline(message: str) -> str:
 
 def _digest(*parts: str) -> str:
     """Return a hash; the parts must be free of numbers, addresses and dates, which vary."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts).encode(errors="backslashreplace")).hexdigest()[:16]

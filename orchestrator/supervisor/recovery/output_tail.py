@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.terminal.rotating_file import read_end
 
 END_BYTES = 1 << 18
@@ -30,7 +31,7 @@ _FATAL = "Fatal Python error: "
 def end_of(log: Path) -> list[str]:
     """Return the last lines of output.log as a terminal would show them, without empty ones."""
     try:
-        text = read_end(log, END_BYTES).decode(errors="replace")
+        text = read_end(log, END_BYTES, real_parents=REAL_PARENTS).decode(errors="replace")
     except OSError:
         return []
     lines = [_as_shown(line) for line in text.split("\n")]

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from orchestrator.ipc.messages import DUMP_SIGNAL
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.durable import replace_file
 from orchestrator.system.process_tree import Process, kernel_wait_function
 
 ANSWER_SECONDS = 1.0
 # An answer that has not grown for this long is complete.
 SETTLED_SECONDS = 0.05
 POLL_SECONDS = 0.005
+LONGEST_ANSWER_BYTES = 1 << 22
 # A process tree may be large, and the restart waits for all answers.
 ALL_ANSWERS_SECONDS = 10.0
 
@@ -34,7 +36,7 @@ def write(file: Path, pids: Iterable[int], dump: int) -> None:
         text = _collect(pids, dump)
     finally:
         os.close(dump)
-    file.write_text(text)
+    replace_file(file, text.encode(errors="backslashreplace"))
 
 
 def _collect(pids: Iterable[int], dump: int) -> str:
@@ -78,7 +80,9 @@ def _ask(process: Process, dump: int) -> str:
         time.sleep(POLL_SECONDS)
         if (now := os.fstat(dump).st_size) != size:
             size, changed = now, time.monotonic()
-    return os.pread(dump, size - begin, begin).decode(errors="replace")
+    # The processes share the memory, and may have changed its size at will.
+    length = min(max(0, size - begin), LONGEST_ANSWER_BYTES)
+    return os.pread(dump, length, begin).decode(errors="replace")
 
 
 def _seen_from_outside(pid: int) -> str:

@@ -5,19 +5,25 @@ The classic form is what scripts commonly pass to ``torch.save``: a dict with ``
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP
 from orchestrator.errors import ConfigError
 from orchestrator.training.formats.safetensors import is_safetensors, read_safetensors
 from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.restore import first_line, load
 
-# The control page stores each counter in 64 bits.
-_LARGEST_COUNT = 2**63 - 1
+LONGEST_SHOWN = 100
+DEEPEST = 100
+MOST_PARTS = 10_000_000
+# A view may repeat its data (stride 0), and is written out in full.
+LARGEST_VIEW_BYTES = 1 << 30
+_END = object()
+_MOST = {"epoch": MAXIMUM_EPOCH, "step": MAXIMUM_STEP}
 
 
 def read_classic(source: Path) -> dict[str, Any]:
@@ -59,7 +65,9 @@ def _loaded(source: Path) -> dict[str, Any]:
     if not source.exists():
         raise ConfigError(f"cannot start from {source}: there is no such file")
     try:
-        return load(source)
+        content = load(source)
+        refuse_hostile(content)
+        return content
     except Exception as error:
         # The rest of torch's message says how to load the file unsafely.
         problem = first_line(error).partition(". ")[0]
@@ -69,20 +77,45 @@ def _loaded(source: Path) -> dict[str, Any]:
         ) from error
 
 
+def refuse_hostile(content: Any) -> None:
+    """Refuse what a few bytes of a file can make too deep, too many or too large to work with.
+
+    Raises ValueError.
+    """
+    parts = 0
+    levels: list[Iterator[Any]] = [iter((content,))]
+    while levels:
+        if (value := next(levels[-1], _END)) is _END:
+            levels.pop()
+            continue
+        # Counted as often as it is referred to: whoever walks the content does so too.
+        parts += 1
+        if len(levels) > DEEPEST or parts > MOST_PARTS:
+            raise ValueError("its content is nested too deeply, or refers to itself too often")
+        if isinstance(value, Mapping):
+            levels.append(iter(value.values()))
+        elif isinstance(value, list | tuple | set | frozenset):
+            levels.append(iter(value))
+        elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
+            size = value.numel() * value.element_size()
+            if size > max(LARGEST_VIEW_BYTES, value.untyped_storage().nbytes()):
+                raise ValueError(f"a tensor of it spreads its data over {size} bytes")
+
+
 def _checked(content: dict[str, Any], source: Path) -> dict[str, Any]:
     if "epoch" not in content or not any(str(key).endswith(SUFFIX) for key in content):
         raise ConfigError(
             f"cannot start from {source}: it must have an 'epoch' and a '<name>_state_dict', and "
             f"its keys are {', '.join(map(str, content))}"
         )
-    for key in ("epoch", "step"):
+    for key, most in _MOST.items():
         try:
             content[key] = operator.index(content.get(key, 0))
-            if not 0 <= content[key] <= _LARGEST_COUNT:
+            if not 0 <= content[key] <= most:
                 raise TypeError
         except TypeError:
             raise ConfigError(
-                f"cannot start from {source}: its {key!r} is {content[key]!r}, not a whole number "
-                "of at least 0"
+                f"cannot start from {source}: its {key!r} is {repr(content[key])[:LONGEST_SHOWN]}, "
+                f"not a whole number of at least 0 and at most {most}"
             ) from None
     return content

@@ -13,6 +13,7 @@ from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.rundir.completion import has_other_arguments
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
+from orchestrator.system.recorded_command import recorded
 from orchestrator.training.exits import describe, print_message, status_of
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.runtime.local_writer import report_failure
@@ -112,7 +113,7 @@ class RunMembership:
             "step": progress.step,
             "epoch": progress.epoch,
             "time": utc_now(),
-            "command": self.backend.facts.settings.command,
+            "command": recorded(self.backend.facts.settings.command),
             "start": self.backend.facts.store.start_record,
         }
         try:

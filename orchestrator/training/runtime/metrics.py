@@ -1,6 +1,7 @@
 """metrics.jsonl: the metrics of a run's steps, one JSON object a line (docs/how-to/trackers.md)."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from orchestrator.checkpoint.position import Position
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import Disk, append_lines, atomic_replacement
 from orchestrator.system.lines_from_end import lines_from_end
+from orchestrator.system.regular_files import open_regular
 from orchestrator.training.exits import print_message
 from orchestrator.training.state.progress import number
 
@@ -24,6 +26,7 @@ MOST_STEPS = 100_000
 MOST_POLLS = 4
 # A loop that makes more lines than this between two flushes gets fewer.
 MOST_AT_ONCE = 1000
+MAXIMUM_BYTES = 1 << 31
 _LINE = re.compile(rb'\{"step": (\d+), "epoch": (\d+), "poll": (true|false), ')
 
 
@@ -109,7 +112,7 @@ def stride_at(step: int) -> int:
 
 def cut_off(path: Path, position: Position) -> None:
     """Truncate the file after the lines of this position. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+    with contextlib.suppress(FileNotFoundError), open(_opened(path, os.O_RDWR), "r+b") as file:
         end = 0
         for begin, line in lines_from_end(file):
             found = _LINE.match(line)
@@ -129,7 +132,7 @@ def thin_out(path: Path, stride: int) -> None:
     disk = Disk()
     with (
         atomic_replacement(path, disk, replace=True) as temporary,
-        open(path, "rb") as lines,
+        open(_opened(path, os.O_RDONLY), "rb") as lines,
         disk.create(temporary) as file,
     ):
         for line in lines:
@@ -139,6 +142,15 @@ def thin_out(path: Path, stride: int) -> None:
             if polls.keeps_next(step // stride) if found[3] == b"true" else step % stride == 0:
                 file.write(line)
         disk.sync(file)
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Open the file, unless it is larger than any run makes it. Raises OSError."""
+    descriptor = open_regular(path, flags)
+    if os.fstat(descriptor).st_size > MAXIMUM_BYTES:
+        os.close(descriptor)
+        raise OSError(errno.EFBIG, f"it has more than {MAXIMUM_BYTES} bytes", str(path))
+    return descriptor
 
 
 class _PollCount:

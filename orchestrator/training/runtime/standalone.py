@@ -20,13 +20,15 @@ from orchestrator.errors import (
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_arguments
-from orchestrator.rundir.history import HistoryIndexer
+from orchestrator.rundir.history import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.start import Start, has_changed_directory, is_notebook
 from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
 from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
@@ -84,14 +86,19 @@ class Standalone:
             )
             if not accept_other:
                 refuse_other_arguments(self._run_dir, start)
+            if (others := others_who_may_write(self._run_dir.root)) is not None:
+                print_message(others)
             os.register_at_fork(after_in_child=self._close_in_child)
         except BaseException:
             self._lock.close()
             raise
+        rotate_journal(self._run_dir, config.log_size)
         self._journal = Journal(self._run_dir.journal_file)
         self._journal.listeners.append(HistoryIndexer(self._run_dir).on_event)
         self._checkpoint_journal = CheckpointJournal(self._journal)
-        self._journal.write(JournalEvent.RUN_STARTED, command=sys.orig_argv, version=__version__)
+        self._journal.write(
+            JournalEvent.RUN_STARTED, command=recorded(sys.orig_argv), version=__version__
+        )
         page, descriptor = ControlPage.create()
         os.close(descriptor)
         self._facts = TrainerFacts(
@@ -145,6 +152,8 @@ class Standalone:
             NoValidCheckpointError: There are checkpoints, and none of them is valid.
         """
         self._store.sweep()
+        for sentence in self._store.unrecognised():
+            print_message(f"in {self._run_dir.checkpoints} {sentence}, and is passed over")
         self._resumed_from = self._newest = self._store.newest_valid(self._report_quarantine)
         return self._resumed_from
 

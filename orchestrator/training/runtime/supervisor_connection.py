@@ -19,8 +19,9 @@ from orchestrator.ipc.messages import (
     Connection,
     Message,
 )
-from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.paths import REAL_PARENTS, RunDir
 from orchestrator.snapshot.slots import Slots
+from orchestrator.system.regular_files import open_regular
 
 CONNECT_SECONDS = 10.0
 COPY_BYTES = 1 << 16
@@ -134,7 +135,8 @@ class SupervisorConnection:
     def _keep_output(self) -> None:
         """Redirect standard output and error from the orphaned pipe or terminal to the log."""
         try:
-            log = os.open(self._output_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            log = open_regular(self._output_file, flags, real_parents=REAL_PARENTS)
         except OSError:
             log = os.open(os.devnull, os.O_WRONLY)
         for file in (sys.__stdout__, sys.__stderr__):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.hosts.systemd.notify import Notifier
-from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.control_page import ControlPage, Field, anonymous_file
 from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.checkpoints.fdstore import MEMORY, PAGE, FdStore
 from tests.checkpoint.support import RUN_ID, manifest_of
@@ -78,7 +78,11 @@ def spoil_size(left: ServiceManager) -> str:
 
 
 def spoil_page(left: ServiceManager) -> str:
-    os.ftruncate(left.stored[f"{PAGE}2"], 100)
+    # The page itself is sealed against that.
+    short = anonymous_file("short")
+    os.ftruncate(short, 100)
+    os.dup2(short, left.stored[f"{PAGE}2"], inheritable=False)
+    os.close(short)
     return RUN_ID
 
 

@@ -20,6 +20,14 @@ def diagnosis(**facts: Any) -> Diagnosis:
     return diagnose(ExitFacts(**(usual | facts)))
 
 
+@pytest.mark.parametrize("text", ["\ud800", "\0", "\udfff\x1b[2J" * 10_000])
+@pytest.mark.parametrize("key", ["type", "message", "frame", "thread", "traceback"])
+def test_any_text_of_an_exception_is_diagnosed(key: str, text: str) -> None:
+    """Text that cannot be encoded has a fingerprint like any other."""
+    error = {"type": "ValueError", "message": "", key: text}
+    assert diagnosis(returncode=1, error=error).fingerprint is not None
+
+
 @pytest.mark.parametrize(
     ("facts", "kind", "outcome", "status"),
     [

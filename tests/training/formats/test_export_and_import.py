@@ -355,6 +355,22 @@ def test_import_into_a_run_in_use_is_refused(tmp_path: Path) -> None:
         lock.close()
 
 
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    content: list[Any] = []
+    for _ in range(depth):
+        content = [content]
+    return content
+
+
+def doubled(depth: int) -> list[Any]:
+    """A small file whose content is walked 2 ** depth times."""
+    content: list[Any] = []
+    for _ in range(depth):
+        content = [content, content]
+    return content
+
+
 def damaged_safetensors(path: Path) -> None:
     safetensors.torch.save_file({"weight": torch.ones(100)}, path)
     path.write_bytes(path.read_bytes()[:-50])
@@ -376,6 +392,16 @@ def damaged_safetensors(path: Path) -> None:
             lambda path: torch.save({"epoch": 2**63, "model_state_dict": {}}, path),
             "'epoch' is 9223372036854775808, not a whole number",
         ),
+        (
+            lambda path: torch.save({"epoch": 1, "step": 10**12, "model_state_dict": {}}, path),
+            "'step' is 1000000000000, not a whole number of at least 0 and at most 999999999999",
+        ),
+        (
+            lambda path: torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, path),
+            "a tensor of it spreads its data over 4000000000000 bytes",
+        ),
+        (lambda path: torch.save({"epoch": 1, "m_state_dict": nested(200)}, path), "too deeply"),
+        (lambda path: torch.save({"epoch": 1, "m_state_dict": doubled(40)}, path), "too often"),
         (
             lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),
             "'epoch' is -1, not a whole number of at least 0",

@@ -1,0 +1,70 @@
+"""Who may change a run directory besides its user (docs/explanation/security.md has the rule)."""
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+import tempfile
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+
+
+def refuse_unsafe(directories: list[Path]) -> None:
+    """Refuse directories that every user may write to, and links to directories.
+
+    The first is the run directory, which may itself be reached through a link. Raises ConfigError.
+    """
+    for number, directory in enumerate(directories):
+        if number > 0 and directory.is_symlink():
+            raise ConfigError(
+                f"cannot use the run directory {directories[0]}: {directory} is a symbolic link, "
+                "which could lead elsewhere; put the whole run there with --run-dir"
+            )
+        mode = directory.stat().st_mode
+        if mode & stat.S_IWOTH and _has_permissions(directory):
+            raise ConfigError(
+                f"cannot use the run directory {directories[0]}: every user of this machine may "
+                f"write to {directory}; take that right away with `chmod o-w {directory}`, or "
+                "name a directory below it with --run-dir"
+            )
+
+
+def others_who_may_write(directory: Path) -> str | None:
+    """Return who else may change the run, as a sentence for its user; None if only root may."""
+    try:
+        facts = directory.stat()
+    except OSError:
+        return None
+    if facts.st_uid not in (os.geteuid(), 0):
+        return (
+            f"the run directory {directory} belongs to the user {_user(facts.st_uid)}, who can "
+            "change what this run loads"
+        )
+    group = _group(facts.st_gid)
+    if facts.st_mode & stat.S_IWGRP and group not in (_user(facts.st_uid), "root"):
+        return (
+            f"every member of the group {group} can change what this run loads from the run "
+            f"directory {directory}"
+        )
+    return None
+
+
+def _has_permissions(directory: Path) -> bool:
+    """Return whether the filesystem keeps permissions: some show the same ones for everything."""
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=directory) as probe:
+        return not os.stat(probe).st_mode & stat.S_IWOTH
+    return True
+
+
+def _user(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(number).pw_name
+    return str(number)
+
+
+def _group(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return grp.getgrgid(number).gr_name
+    return str(number)

@@ -1,0 +1,13 @@
+"""The one function through which commands print text for people."""
+
+import sys
+
+from orchestrator.system.text import shown
+
+
+def print_text(text: object, *, to_stderr: bool = False) -> None:
+    """Print a text without what a terminal would obey.
+
+    It may have names, metrics and messages in it that a trainer, a file or another user wrote.
+    """
+    print(shown(text), file=sys.stderr if to_stderr else sys.stdout, flush=True)

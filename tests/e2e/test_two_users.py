@@ -1,0 +1,187 @@
+"""Two unprivileged users of one machine, and run directories that one of them has prepared."""
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import orchestrator
+from orchestrator.cli import parser
+from tests.e2e.hosts.need import skip_or_fail
+from tests.support import in_child
+
+GROUP = 54320
+IDLE = ("sh", "-c", "echo trained")
+
+# Loaded while this process may still read the interpreter's files.
+for module in pkgutil.walk_packages(orchestrator.__path__, "orchestrator."):
+    if not module.name.startswith(("orchestrator.training", "orchestrator.integrations")):
+        with contextlib.suppress(ImportError, SystemExit):
+            importlib.import_module(module.name)
+
+
+@dataclass(frozen=True)
+class User:
+    """An account of this machine by its numbers; it is a member of GROUP too."""
+
+    number: int
+    umask: int = 0o022
+
+    def run(self, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a command of the command line as this user.
+
+        It runs in a fork, since other users may not be able to read this interpreter's files.
+        """
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as error:
+
+            def main() -> None:
+                self.become()
+                os.chdir(cwd)
+                for file, target in ((output, 1), (error, 2)):
+                    os.dup2(file.fileno(), target)
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", closefd=False)
+                os.environ["ORCHESTRATOR_SPARE"] = "off"
+                sys.argv = ["orchestrator", *words]
+                try:
+                    parser.main()
+                except SystemExit as ending:
+                    (sys.stdout.flush(), sys.stderr.flush())
+                    os._exit(int(ending.code or 0))
+
+            status = in_child(main)
+            output.seek(0)
+            error.seek(0)
+            return subprocess.CompletedProcess(words, status, output.read(), error.read())
+
+    def become(self) -> None:
+        """Become this user for good, in a child process."""
+        os.setgroups([GROUP])
+        os.setgid(self.number)
+        os.setuid(self.number)
+        os.umask(self.umask)
+
+
+VICTIM, OTHER = User(54321, umask=0o002), User(54322, umask=0o002)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of the group, as administrators make them; pytest's own are private."""
+    if os.getuid() != 0:
+        skip_or_fail("only root can become other users")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        directory = Path(name)
+        os.chown(directory, 0, GROUP)
+        directory.chmod(0o2775)
+        yield directory
+
+
+def start(user: User, place: Path) -> subprocess.CompletedProcess[str]:
+    return user.run("run", "--run-dir", "run", "--log-format", "text", "--", *IDLE, cwd=place)
+
+
+def test_colleague_continues_a_run_of_the_group(place: Path) -> None:
+    """With umask 002 in a group's directory another member can go on, and is told whose it is."""
+    assert start(VICTIM, place).returncode == 0
+    for path in (place / "run").rglob("*"):
+        assert path.stat().st_mode & 0o020, f"the group cannot write {path}"
+    second = start(OTHER, place)
+    assert second.returncode == 0, second.stderr
+    assert f"belongs to the user {VICTIM.number}" in second.stderr
+    third = start(VICTIM, place)
+    assert third.returncode == 0, third.stderr
+    assert f"every member of the group {GROUP}" in third.stderr
+
+
+def test_links_of_another_user_lead_to_no_file_of_the_victim(place: Path) -> None:
+    """Links that a member of the group has planted do not make the victim write elsewhere."""
+    assert start(OTHER, place).returncode == 0
+    home = place / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, VICTIM.number, VICTIM.number)
+    precious = home / "precious"
+    precious.write_text("precious")
+    os.chown(precious, VICTIM.number, VICTIM.number)
+    names = ("journal.jsonl", "supervisor.log", "reserve", "metrics.jsonl", "lock")
+
+    def plant(*planted: str) -> None:
+        OTHER.become()
+        for name in planted:
+            path = place / "run" / name
+            path.unlink(missing_ok=True)
+            path.symlink_to(precious)
+
+    in_child(lambda: plant(*names))
+    refused = start(VICTIM, place)
+    assert refused.returncode == 78, refused.stderr
+    assert "lock: it is a symbolic link" in refused.stderr
+    in_child(lambda: (OTHER.become(), (place / "run/lock").unlink()))
+    assert "Traceback" not in start(VICTIM, place).stderr
+
+    def replace_attempts() -> None:
+        OTHER.become()
+        (place / "run/attempts").rename(place / "run/old")
+        (place / "run/attempts").symlink_to(home)
+
+    in_child(replace_attempts)
+    refused = start(VICTIM, place)
+    assert refused.returncode == 78, refused.stderr
+    assert "attempts is a symbolic link" in refused.stderr
+    assert precious.read_text() == "precious"
+    assert os.listdir(home) == ["precious"]
+
+
+def test_stop_signals_no_process_that_another_user_names(place: Path) -> None:
+    """A note that another user wrote does not make the victim signal the victim's processes."""
+    assert start(OTHER, place).returncode == 0
+    with subprocess.Popen(["sleep", "600"], user=VICTIM.number) as bystander:
+        for pid in (bystander.pid, -1, 2**70):
+            with open(place / "run/lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock.write(json.dumps({"pid": pid, "host": os.uname().nodename}))
+                lock.flush()
+                for command in ("stop", "checkpoint"):
+                    result = VICTIM.run(command, "run", cwd=place)
+                    assert result.returncode == 78, (pid, result.stderr)
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_reader_cannot_hold_the_lock(place: Path) -> None:
+    """A user who may only read a run cannot keep it from starting, and can see that it ended."""
+    private = User(VICTIM.number)
+    directory = place / "own"
+    directory.mkdir()
+    os.chown(directory, VICTIM.number, VICTIM.number)
+    assert start(private, directory).returncode == 0
+
+    def hold() -> None:
+        OTHER.become()
+        with pytest.raises(PermissionError):
+            (directory / "run/lock").open("rb")
+
+    in_child(hold)
+    seen = OTHER.run("status", "--json", "run", cwd=directory)
+    assert json.loads(seen.stdout)["state"] == "completed", seen.stderr
+
+
+def test_directory_that_every_user_may_write_is_refused(place: Path) -> None:
+    """A run directory that everybody can write is refused with the command that helps."""
+    assert start(VICTIM, place).returncode == 0
+    for name in ("run", "run/checkpoints", "run/attempts"):
+        (place / name).chmod(0o777)
+        refused = start(VICTIM, place)
+        assert refused.returncode == 78, refused.stderr
+        assert f"chmod o-w {name}`" in refused.stderr
+        (place / name).chmod(0o2775)

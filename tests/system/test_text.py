@@ -1,0 +1,99 @@
+"""Texts from outside: what can be stored, what a terminal is shown, and which words are secret."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.system.json_input import parse_json, parse_object
+from orchestrator.system.recorded_command import recorded
+from orchestrator.system.text import shown, shown_line, storable
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
+    lambda parts: st.lists(parts) | st.dictionaries(ANY_TEXT, parts),
+    max_leaves=20,
+)
+
+
+@given(ANY_TEXT)
+def test_any_text_becomes_storable(text: str) -> None:
+    """Every text can afterwards be encoded and be in an environment; a plain one is unchanged."""
+    clean = storable(text)
+    assert b"\0" not in clean.encode()
+    assert storable(clean) == clean
+
+
+@given(ANY_TEXT)
+def test_nothing_that_a_terminal_obeys_is_shown(text: str) -> None:
+    """No control character but line feeds and tabs remains, and no line feed on one line."""
+    assert all(char.isprintable() or char in "\n\t" or ord(char) >= 0x80 for char in shown(text))
+    assert not set(shown(text)) & {"\x1b", "\x9b", "\r", "\b", "\u202e", "\u200b"}
+    assert "\n" not in shown_line(text)
+
+
+def test_plain_text_is_shown_as_it_is() -> None:
+    """Text of any language, with line feeds and tabs, is not changed."""
+    text = "zwölf 語 🙂\n\tend"
+    assert shown(text) == storable(text) == text
+    assert shown("\x1b]0;title\x07\u202e") == "\\x1b]0;title\\x07\\u202e"
+
+
+@given(st.binary() | ANY_JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_value_or_a_value_error(data: bytes) -> None:
+    """Whatever the bytes, parsing ends with a value whose texts can be encoded, or ValueError."""
+    try:
+        value = parse_json(data)
+    except ValueError:
+        return
+    json.dumps(value, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"[]", b"null", b"\xff", b""]
+)
+def test_hostile_json_is_a_value_error(data: bytes) -> None:
+    """Deep nesting, endless numbers and other values than objects end in a ValueError."""
+    with pytest.raises(ValueError, match=r".+"):
+        parse_object(data)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown_words"),
+    [
+        (["--token=abc"], ["--token=***"]),
+        (["--token", "abc", "x"], ["--token", "***", "x"]),
+        (["--hf-token", "abc"], ["--hf-token", "***"]),
+        (["--wandb_api_key=abc=d"], ["--wandb_api_key=***"]),
+        (["logger.api_key=abc"], ["logger.api_key=***"]),
+        (["--dbPassword", "a b"], ["--dbPassword", "***"]),
+        (["AWS_SECRET_ACCESS_KEY=abc"], ["AWS_SECRET_ACCESS_KEY=***"]),
+        (["s3://key:secret@host/x"], ["s3://key:***@host/x"]),
+        (["--login", "hf_abcdefghijklmnop"], ["--login", "hf_***"]),
+        (["--token=a\0\ud800"], ["--token=***"]),
+        (["--token", "--lr", "1"], ["--token", "--lr", "1"]),
+    ],
+)
+def test_secrets_in_arguments_are_masked(words: list[str], shown_words: list[str]) -> None:
+    """Values of secret names, passwords in addresses and well-known keys are masked."""
+    assert recorded(["train.py", *words]) == ["train.py", *shown_words]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tokenizer", "gpt2"],
+        ["--max-tokens=5"],
+        ["--pad_token", "0"],
+        ["--eos-token=</s>"],
+        ["--author", "me"],
+        ["--key", "loss"],
+        ["--lr", "1e-3", "https://host:80/x@y"],
+        ["-m", "train", "--num-token", "7"],
+    ],
+)
+def test_other_arguments_are_recorded_as_they_are(words: list[str]) -> None:
+    """Names of models and vocabularies that only resemble secrets are kept."""
+    assert recorded(words) == words
