@@ -1,12 +1,13 @@
 """A persistent record of the paths that trainers of the run have begun to write."""
 
 import contextlib
-import json
 from pathlib import Path
-from typing import Any
 
 from orchestrator.adopt.descent import Descent
+from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES
 from orchestrator.system.durable import write_json
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import read_regular
 
 
 class WriteLedger:
@@ -24,7 +25,7 @@ class WriteLedger:
         self._descent = Descent(0)
         # A damaged file costs little: what a killed save has left then stays where it is.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            content: dict[str, Any] = json.loads(file.read_bytes())
+            content = parse_object(read_regular(file, MAXIMUM_JSON_BYTES), has_paths=True)
             self._previous = {p: dict(times) for p, times in content["previous"].items()}
             self._here = set(map(str, content["here"]))
             self._has_rewrites = bool(content["has_rewrites"])
