@@ -24,6 +24,7 @@ from orchestrator.rundir.completion import (
     CONTINUE_VARIABLE,
     has_other_arguments,
     refuse_other_arguments,
+    words_of,
 )
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
@@ -198,7 +199,7 @@ def _already_complete(run_dir: RunDir, start: Start) -> bool:
     if has_other_arguments(done, start):
         log.info(
             "the run was complete; it is trained further with other arguments (--continue)",
-            completed_by=shlex.join(map(str, done.get("command") or [])),
+            completed_by=shlex.join(words_of(done.get("command"))),
         )
         return False
     if done.get("step") == 0:

@@ -18,13 +18,18 @@ def has_other_arguments(done: dict[str, Any], start: Start) -> bool:
     return any(line.startswith("arguments") for line in start.differences_from(earlier))
 
 
+def words_of(command: Any) -> list[str]:
+    """Return the words of the command in done.json, which may be damaged."""
+    return list(map(str, command)) if isinstance(command, list) else []
+
+
 def refuse_other_arguments(run: RunDir, start: Start) -> None:
     """Raise ConfigError where the run is complete, and was trained with other arguments."""
     done = run.read_done()
     if done is None or not has_other_arguments(done, start):
         return
     earlier = Start.from_json(done.get("start"))
-    then = list(map(str, done.get("command") or ())) if earlier is None else earlier.arguments
+    then = words_of(done.get("command")) if earlier is None else earlier.arguments
     now = start.command if earlier is None else start.arguments
     raise ConfigError(
         f"cannot train with other arguments in {run.root}: the run there is complete (step "

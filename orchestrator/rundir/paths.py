@@ -328,7 +328,7 @@ def _is_other_program(then: dict[str, Any], now: dict[str, Any]) -> bool:
     """
     if then.get("path") and now.get("path"):
         is_same = then["path"] == now["path"] or then.get("from_run") == now["from_run"]
-        return not is_same and Path(then["path"]).exists()
+        return not is_same and os.path.exists(then["path"])  # for any text, unlike Path.exists
     if then.get("path") or now.get("path"):
         return False
     entries = then.get("entry"), now.get("entry")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.completion import has_other_arguments, refuse_other_arguments
 from orchestrator.rundir.paths import RunDir, RunIdentity
 from orchestrator.rundir.pattern import expand
 from orchestrator.rundir.start import Start, script_of
@@ -284,3 +285,51 @@ def test_both_modes_know_a_program_by_the_same_path(tmp_path: Path) -> None:
 def test_record_of_another_form_is_not_compared(content: dict[str, Any] | None) -> None:
     """A manifest is data from the disk: what cannot be read there is treated as not known."""
     assert Start.from_json(content) is None
+
+
+def _with_key(value: str, *words: str) -> Start:
+    return Start.of_command(["python", "train.py", "--api-key", value, *words])
+
+
+def test_secret_in_arguments_is_not_recorded_and_its_change_is_no_difference() -> None:
+    """A key that rotates leaves the arguments the same, in done.json and in a directory's name."""
+    first, second = _with_key("first-key"), _with_key("second-key")
+    assert "first-key" not in json.dumps(first.to_json())
+    stored = Start.from_json(json.loads(json.dumps(first.to_json())))
+    assert stored is not None
+    assert second.differences_from(stored) == []
+    assert not has_other_arguments({"start": first.to_json()}, second)
+    assert not has_other_arguments({"command": first.to_json()["command"]}, second)
+    names = [expand(Path("{args}"), "train", start.arguments) for start in (first, second)]
+    assert names[0] == names[1]
+    assert "first-key" not in str(names[0])
+
+
+def test_refusal_of_other_arguments_shows_no_secret(tmp_path: Path) -> None:
+    """The arguments of both starts are shown, and the key of neither."""
+    run = RunDir(tmp_path)
+    run.done_file.write_text(json.dumps({"step": 4, "start": _with_key("first-key").to_json()}))
+    with pytest.raises(ConfigError, match="--lr 1") as refusal:
+        refuse_other_arguments(run, _with_key("second-key", "--lr", "1"))
+    assert "first-key" not in str(refusal.value)
+    assert "second-key" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("command", [5, None, {"a": 1}, "python"])
+def test_damaged_command_in_done_json_counts_as_another(tmp_path: Path, command: object) -> None:
+    """It is refused like other arguments, whatever stands there."""
+    run = RunDir(tmp_path)
+    run.done_file.write_text(json.dumps({"step": 4, "command": command}))
+    with pytest.raises(ConfigError, match="other arguments"):
+        refuse_other_arguments(run, _with_key("key"))
+
+
+def test_damaged_program_in_run_json_is_treated_as_not_known(tmp_path: Path) -> None:
+    """A path that is no text, or that no system takes, refuses no start with a traceback."""
+    run = RunDir(tmp_path)
+    content = {"format_version": 1, "run_id": "abc", "command": [], "created": "", "script": None}
+    (tmp_path / "train.py").touch()
+    start = Start.of_command(["python", str(tmp_path / "train.py")])
+    for path in (5, "/" + "a" * 5000, "a\0b"):
+        run.run_file.write_text(json.dumps({**content, "program": {"path": path}}))
+        assert RunIdentity.open(run, start.command, start=start).run_id == "abc"
