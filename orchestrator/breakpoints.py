@@ -133,7 +133,8 @@ def _wrap(original: Callable[..., Any], point: Breakpoint, role: str) -> Callabl
     def wrapper(owner: Any, *arguments: Any, **options: Any) -> Any:
         if not point.after and point.when(owner, *arguments):
             _reach(point, role, owner)
-        if point.name in _MEASURED_STEP_OFFSET and options:
+        # A step without metrics is a step; a poll without metrics tells nothing.
+        if point.name == "step" or (point.name == "poll" and options):
             _record_metrics(owner, point.name, options)
         result = original(owner, *arguments, **options)
         if point.after and point.when(owner, *arguments):

@@ -163,8 +163,9 @@ class Config:
     run_dir: Path | None = _option(
         _path("name a directory"),
         "DIR",
-        "The run's directory. Another script's is refused; the same script with other arguments "
-        "continues the run. Default: runs/<name of the script>.",
+        "The run's directory. {name} and {args} in it stand for the script's name and the "
+        "arguments. Another script's run is refused; the same script with other arguments "
+        "continues the run, and says what differs. Default: runs/<name of the script>.",
         None,
     )
     keep: int | None = _option(

@@ -109,6 +109,7 @@ class SealStore:
             files={},
             versions={"orchestrator": __version__},
             doubts=[DOUBT],
+            start=self.store.start_record,
             adopted=Adopted(
                 path=str(files.path),
                 is_directory=files.is_directory,

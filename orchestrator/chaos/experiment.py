@@ -19,6 +19,7 @@ from orchestrator.chaos.faults import (
     plan_trials,
     split_by_reach,
 )
+from orchestrator.chaos.history import Divergence
 from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
 from orchestrator.chaos.reference import Reference, check_undisturbed
 from orchestrator.chaos.result import Injection, TrialResult
@@ -126,8 +127,8 @@ class _Experiment:
         if result.problem is not None:
             cause = _blame(injections, result.ended, result.problem)
             cause.survived = cause.exact = False
-        elif (divergence := reference.divergence(result)) is not None:
-            _blame(injections, divergence.at, divergence.text).exact = False
+        else:
+            blame_each(injections, reference.divergences(result))
         if any(injection.problem for injection in injections):
             self._report.kept.append(str(result.directory))
         else:
@@ -138,11 +139,32 @@ class _Experiment:
         return [planned.fault for planned in result.missed]
 
 
+def blame_each(injections: list[Injection], divergences: list[Divergence]) -> None:
+    """Give each difference to the last fault before it: each attempt that differs counts.
+
+    Only the first of a fault's differences is told. What differs after a later fault may be the
+    consequence of an earlier one, and nothing shows that it is not.
+    """
+    earlier = ""
+    for divergence in divergences:
+        cause = _last_before(injections, divergence.at)
+        if cause.exact:
+            cause.exact = False
+            cause.problem = divergence.text + earlier
+            earlier = ", as it did already before this fault"
+
+
 def _blame(injections: list[Injection], at: float, problem: str) -> Injection:
     """Give the problem to the last fault before that time, or to the run if there was none."""
+    cause = _last_before(injections, at)
+    cause.problem = problem
+    return cause
+
+
+def _last_before(injections: list[Injection], at: float) -> Injection:
+    """Return the last fault before that time; one that stands for the run if there was none."""
     before = [injection for injection in injections if injection.at <= at]
     if not before:
         before = [Injection(NO_FAULT, at)]
         injections.append(before[0])
-    before[-1].problem = problem
-    return before[-1]
+    return max(before, key=lambda injection: injection.at)

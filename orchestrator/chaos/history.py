@@ -76,17 +76,20 @@ class History:
 
     def divergence(self, other: "History", ignored: Collection[str]) -> Divergence | None:
         """Return the first value of ``other`` that this run does not have, or a step it lacks."""
+        return next(self.divergences(other, ignored), None)
+
+    def divergences(self, other: "History", ignored: Collection[str]) -> Iterator[Divergence]:
+        """Yield the values of ``other`` that this run does not have, and a step that it lacks."""
         expected = self.values()
         for record in other.records:
             for key, value in record.values():
                 if key[3] not in ignored and value not in expected.get(key, ()):
                     text = f"{key[3] or 'a step'} of step {record.step}, epoch {record.epoch}"
-                    return Divergence(record.at, f"{text}: differs from the undisturbed run")
+                    yield Divergence(record.at, f"{text}: differs from the undisturbed run")
         missing = {key[1] for key in expected if key[0] == "step"}
         missing -= {record.step for record in other.records if record.kind == "step"}
         if missing:
-            return Divergence(float("inf"), f"step {min(missing)} was never done")
-        return None
+            yield Divergence(float("inf"), f"step {min(missing)} was never done")
 
     def cost(self, at: float, until: float) -> tuple[int, float]:
         """Return the steps that were repeated after a fault, and the seconds until new ones came.

@@ -15,7 +15,7 @@ DELAY_SHARE = 0.1
 MIN_PATIENCE_SECONDS = 120.0
 PATIENCE_RUNS = 10.0
 # Unseeded random streams and the script's own plain values may differ as long as weights agree.
-_MAY_DIFFER = {"rng", "state"}
+_MAY_DIFFER = ("rng", "state", "data.epoch_rng")
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class Reference:
         streams = {".".join(path.split(".")[:2]) for path in self.volatile_entries}
         return sorted(self.volatile_metrics | streams)
 
-    def divergence(self, result: TrialResult) -> Divergence | None:
-        """Return the first difference between a run and this one."""
-        found = self.history.divergence(result.history, self.volatile_metrics)
-        if found is not None:
+    def divergences(self, result: TrialResult) -> list[Divergence]:
+        """Return the differences between a run and this one, in the order of time."""
+        found = list(self.history.divergences(result.history, self.volatile_metrics))
+        if found:
             return found
         differing = {*differences(self.content, result.content)} - self.volatile_entries
         if differing:
             text = f"the final state differs: {_some_of(sorted(differing))}"
-            return Divergence(result.ended, text)
-        return None
+            return [Divergence(result.ended, text)]
+        return []
 
 
 def check_undisturbed(result: TrialResult) -> TrialResult:
@@ -89,7 +89,8 @@ def check_undisturbed(result: TrialResult) -> TrialResult:
 
 def _may_differ(path: str, volatile_metrics: Collection[str]) -> bool:
     """Return whether an entry need not agree: an unseeded stream, the time of day."""
-    return path.partition(".")[0] in _MAY_DIFFER or path in volatile_metrics
+    is_allowed = any(path == part or path.startswith(f"{part}.") for part in _MAY_DIFFER)
+    return is_allowed or path in volatile_metrics
 
 
 def _some_of(paths: list[str]) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP, Position
 from orchestrator.system.json_input import parse_object
@@ -119,6 +119,10 @@ class Manifest:
     """The framework whose trainer has saved the files; None for the state of a session."""
     adopted: Adopted | None = None
     """What the script has saved for itself; None for what a session or a framework has saved."""
+    start: dict[str, Any] | None = None
+    """How the training was started (rundir/start.py); None in older checkpoints."""
+    options: dict[str, dict[str, Any]] | None = None
+    """The options of each optimizer as the script had set them, before any step."""
 
     @property
     def position(self) -> Position:
@@ -139,7 +143,7 @@ class Manifest:
         """Return the text of manifest.json; non-finite metrics become strings, as JSON needs."""
         content: JsonObject = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        for key in ("framework", "adopted", "classes"):
+        for key in ("framework", "adopted", "classes", "start", "options"):
             if not content[key]:
                 del content[key]
         if self.adopted is not None:
@@ -191,6 +195,10 @@ class Manifest:
                 doubts=list(map(_text, _typed(content, "doubts", list))),
                 framework=framework,
                 adopted=adopted,
+                start=_typed(content, "start", dict) if "start" in content else None,
+                options=_options(_typed(content, "options", dict))
+                if "options" in content
+                else None,
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
@@ -232,6 +240,15 @@ def _text(value: object) -> str:
 
 def _texts(content: JsonObject) -> dict[str, str]:
     return {_text(key): _text(value) for key, value in content.items()}
+
+
+def _options(content: JsonObject) -> dict[str, dict[str, Any]]:
+    options: dict[str, dict[str, Any]] = {}
+    for name, values in content.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"manifest.json has options of {name!r} that are not an object")
+        options[name] = values
+    return options
 
 
 def _count(content: JsonObject, key: str, maximum: int | None = None) -> int:

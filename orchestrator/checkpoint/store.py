@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.checkpoint.checkpoint import (
     MANIFEST_FILE,
@@ -45,6 +45,7 @@ from orchestrator.errors import (
     UnreadableError,
 )
 from orchestrator.rundir.paths import RunDir, RunIdentity
+from orchestrator.rundir.start import Start
 from orchestrator.system.durable import Disk
 from orchestrator.system.regular_files import open_regular
 
@@ -60,6 +61,8 @@ class Store:
     run_id: str
     disk: Disk = field(default_factory=Disk)
     disposal: Disposal = field(default_factory=OwnFiles)
+    start: Start | None = None
+    """How the training that saves here was started; None where only something is looked up."""
     verified: VerificationCache = field(default_factory=VerificationCache, init=False)
     _cache: CheckpointCache = field(default_factory=CheckpointCache, init=False, compare=False)
 
@@ -70,11 +73,15 @@ class Store:
         command: list[str],
         script: str | None = None,
         disposal: Disposal | None = None,
+        start: Start | None = None,
+        *,
+        accept_other: bool = False,
     ) -> Self:
         """Open the store of the run in this directory, which becomes a new run if there is none.
 
         A lost run.json is written again, with the id that the newest checkpoint carries. Raises
-        ConfigError when run.json is damaged or belongs to another ``script``.
+        ConfigError when run.json is damaged or belongs to another ``script``, unless
+        ``accept_other``.
         """
         known_id = None
         if not run.run_file.exists():
@@ -82,8 +89,15 @@ class Store:
                 with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                     known_id = read_checkpoint(path).manifest.run_id
                     break
-        run_id = RunIdentity.open(run, command, known_id, script).run_id
-        return cls(run, run_id, disposal=disposal or OwnFiles())
+        identity = RunIdentity.open(
+            run, command, known_id, script, start, accept_other=accept_other
+        )
+        return cls(run, identity.run_id, disposal=disposal or OwnFiles(), start=start)
+
+    @property
+    def start_record(self) -> dict[str, Any] | None:
+        """``start`` as manifests keep it."""
+        return None if self.start is None else self.start.to_json()
 
     # --- publishing --------------------------------------------------------------------------
 
@@ -123,6 +137,8 @@ class Store:
         self, manifest: Manifest, fill: Callable[[Path], dict[str, FileRecord]]
     ) -> Checkpoint:
         try:
+            # The script may have moved or deleted the run directory.
+            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             return publish_directory(self.run, self.disk, manifest, fill)
         except OSError as error:
             has_older = bool(self.names())

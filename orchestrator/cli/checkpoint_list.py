@@ -9,6 +9,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES
+from orchestrator.rundir.start import Start
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import read_regular
 
@@ -16,13 +17,16 @@ from orchestrator.system.regular_files import read_regular
 def list_checkpoints(store: Store) -> list[dict[str, Any]]:
     """Verify every byte of every checkpoint; return one row each, newest last.
 
-    A checkpoint that is not valid has a ``problem``.
+    A checkpoint that is not valid has a ``problem``. ``differences`` tells what differs from the
+    start that made the checkpoint before.
     """
     rows = []
+    earlier: Start | None = None
     for path in store.directories():
         row: dict[str, Any] = dict.fromkeys(
             ("step", "epoch", "reason", "bytes", "healthy", "time", "exactness", "problem")
         )
+        row["differences"] = []
         row |= {"path": str(path), "valid": False, "pinned": False, "metrics": {}}
         try:
             checkpoint = read_checkpoint(path)
@@ -39,6 +43,10 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
                 "exactness": manifest.exactness,
                 "metrics": json_metrics(manifest.metrics),
             }
+            start = Start.from_json(manifest.start)
+            row["start"] = manifest.start
+            row["differences"] = start.differences_from(earlier) if start and earlier else []
+            earlier = start or earlier
             if manifest.run_id != store.run_id:
                 raise CheckpointInvalidError(path, f"belongs to run {manifest.run_id}")
             verify(checkpoint)

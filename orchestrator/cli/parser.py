@@ -131,6 +131,13 @@ def _add_run(groups: Any) -> None:
         action="store_true",
         help="Run in the background, independent of this terminal; return once it trains.",
     )
+    running.add_argument(
+        "--continue",
+        action="store_true",
+        dest="accept_other",
+        help="Train a complete run further with other arguments, or go on with a run whose script "
+        "has another name or place now. Without it both are refused.",
+    )
 
 
 def _add_systemd_unit(groups: Any) -> None:

@@ -20,16 +20,23 @@ from orchestrator.config import Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.rundir.completion import (
+    CONTINUE_VARIABLE,
+    has_other_arguments,
+    refuse_other_arguments,
+    words_of,
+)
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.ownership import others_who_may_write
-from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.pattern import run_dir_of
+from orchestrator.rundir.start import OTHER_EXPERIMENT, Start, script_of
 from orchestrator.spare.python_command import missing_script
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
 from orchestrator.system.given_descriptors import given_descriptors
-from orchestrator.system.recorded_command import recorded
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal
@@ -46,18 +53,23 @@ def run(arguments: Namespace) -> int:
             f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
             "directory"
         )
-    run_dir = RunDir(config.run_dir or default_run_dir(script_of(command) or command[0]))
+    start = Start.of_command(command)
+    run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
     if arguments.detach:
-        return detach.start(run_dir, ["run", *option_words(options), "--", *command])
+        words = [*option_words(options), *(["--continue"] if arguments.accept_other else [])]
+        return detach.start(run_dir, ["run", *words, "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
     given = given_descriptors()
+    accept_other = arguments.accept_other or os.environ.get(CONTINUE_VARIABLE) == "on"
     with lifeline(run_dir.lock_file, _orphan_ending(config)):
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
         try:
-            ending = _run(config, command, run_dir, console, log, given)
+            lock = _lock(config, run_dir, log)
+            store = _open_store(config, run_dir, start, accept_other=accept_other)
+            ending = _run(config, store, lock, console, given)
         finally:
             log.close()
     if ending.by_interrupt and ending.status in (
@@ -79,31 +91,53 @@ def _orphan_ending(config: Config) -> OrphanEnding:
     return OrphanEnding(config.grace, config.stop_signal)
 
 
-def _run(
-    config: Config,
-    command: list[str],
-    run_dir: RunDir,
-    console: Console,
-    log: Log,
-    given: tuple[int, ...],
-) -> Ending:
-    notifier = Notifier.from_environment(os.environ)
+def _lock(config: Config, run_dir: RunDir, log: Log) -> RunLock:
     run_dir.create()
     lock = RunLock(run_dir, _orphan_ending(config))
     lock.write_owner()
     log.record_in(run_dir.log_file, config.log_size)
     if (others := others_who_may_write(run_dir.root)) is not None:
         structlog.get_logger().warning(others)
+    return lock
+
+
+def _open_store(config: Config, run_dir: RunDir, start: Start, *, accept_other: bool) -> Store:
+    """Open the run's store; raise ConfigError where this command must not train in the run."""
+    command = start.command
     disposal = ScriptFiles(config.adopt) if config.adopt else OwnFiles()
-    store = Store.open(run_dir, command, script_of(command), disposal)
+    store = Store.open(
+        run_dir, command, script_of(command), disposal, start, accept_other=accept_other
+    )
     for sentence in store.unrecognised():
         structlog.get_logger().warning(f"in {run_dir.checkpoints} {sentence}, and is passed over")
     _refuse_other_checkpoints(store, adopting=config.adopt is not None)
-    if _already_complete(run_dir, command):
+    if not accept_other:
+        refuse_other_arguments(run_dir, start)
+    return store
+
+
+def _run(
+    config: Config, store: Store, lock: RunLock, console: Console, given: tuple[int, ...]
+) -> Ending:
+    assert store.start is not None
+    notifier = Notifier.from_environment(os.environ)
+    if _already_complete(store.run, store.start):
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
-    supervisor = Supervisor(wire(config, command, store, lock, console, notifier), given)
-    return asyncio.run(supervisor.run())
+    if config.adopt is not None:
+        _tell_differences(store, store.start)
+    parts = wire(config, store.start.command, store, lock, console, notifier)
+    return asyncio.run(Supervisor(parts, given).run())
+
+
+def _tell_differences(store: Store, start: Start) -> None:
+    """Tell what differs from the start that made the newest checkpoint; a session tells itself."""
+    newest = next(store.newest_first(), None)
+    earlier = None if newest is None else Start.from_json(newest.manifest.start)
+    if newest is not None and earlier and (lines := start.differences_from(earlier)):
+        structlog.get_logger().warning(
+            f"{newest.name} was made by another start; {OTHER_EXPERIMENT}", details=lines
+        )
 
 
 def _check_adoption(config: Config, run_dir: RunDir) -> None:
@@ -160,35 +194,14 @@ def _why_not(program: Path) -> str:
     return "there is no such program; correct its name, or add its directory to PATH"
 
 
-def script_of(command: list[str]) -> str | None:
-    """Return what names the run: the first word that is a file, else the module of ``-m``.
-
-    A file after ``-m`` is more likely data for that module, unless the module starts it as a
-    script.
-    """
-    module = None
-    words = command[1:]
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word == "-m" and module is None:
-            module = following.rpartition(".")[2]
-        elif (
-            (module is None or word.endswith(".py"))
-            and Path(word).is_file()
-            and not Path(word).name.startswith("python")
-        ):
-            return word
-    return module or None
-
-
-def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
+def _already_complete(run_dir: RunDir, start: Start) -> bool:
     if (done := run_dir.read_done()) is None:
         return False
     log = structlog.get_logger()
-    if done.get("command") != recorded(command):
+    if has_other_arguments(done, start):
         log.info(
-            "the run was complete, but the command has changed: continuing it; another training, "
-            "such as the next fold, needs another --run-dir",
-            completed_by=shlex.join(map(str, done.get("command") or [])),
+            "the run was complete; it is trained further with other arguments (--continue)",
+            completed_by=shlex.join(words_of(done.get("command"))),
         )
         return False
     if done.get("step") == 0:
@@ -199,6 +212,10 @@ def _already_complete(run_dir: RunDir, command: list[str]) -> bool:
         return True
     log.info(
         f"training is complete already (step {done.get('step')}); to train further, change the "
-        f"command's arguments; if you have changed the script instead, delete {run_dir.done_file}"
+        "command's arguments and add --continue; if you have changed the script instead, delete "
+        f"{run_dir.done_file}"
     )
+    earlier = Start.from_json(done.get("start"))
+    if earlier is not None and (lines := start.differences_from(earlier)):
+        log.warning("it was trained by another start, and this one trains nothing", details=lines)
     return True

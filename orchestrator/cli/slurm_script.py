@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from orchestrator.cli.module_words import MODULE_WORDS
-from orchestrator.cli.run import script_of
 from orchestrator.config import Config, option_words
 from orchestrator.hosts.slurm.batch_script import batch_script
-from orchestrator.rundir.paths import default_run_dir
+from orchestrator.rundir.pattern import run_dir_of
+from orchestrator.rundir.start import Start, script_of
 
 
 def slurm_script(arguments: Namespace) -> None:
@@ -18,7 +18,8 @@ def slurm_script(arguments: Namespace) -> None:
     given = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(given, os.environ, Path.cwd())
     command: list[str] = arguments.command
-    run_dir = config.run_dir or default_run_dir(script_of(command) or command[0])
+    name = script_of(command) or command[0]
+    run_dir = run_dir_of(config.run_dir, name, Start.of_command(command))
     options = {"slurm_requeue": "on"} | {
         name: text for name, text in given.items() if text is not None and name != "run_dir"
     }

@@ -9,11 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from orchestrator.cli.module_words import MODULE_WORDS
-from orchestrator.cli.run import check_program, script_of
+from orchestrator.cli.run import check_program
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.systemd.unit import ServiceSpec, check_unit_name, service_unit, slowest_save
 from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.rundir.pattern import run_dir_of
+from orchestrator.rundir.start import Start, script_of
 from orchestrator.terminal.printing import print_text
 
 ROOT = "root"
@@ -28,9 +30,12 @@ def print_systemd_unit(arguments: Namespace) -> None:
     directory = Path.cwd()
     config = Config.resolve(given, {}, directory)
     command = [_absolute_program(arguments.command[0]), *arguments.command[1:]]
-    usual_run_dir = default_run_dir(script_of(command) or command[0])
+    script = script_of(command) or command[0]
+    usual_run_dir = default_run_dir(script)
     name = check_unit_name(arguments.name or usual_run_dir.name)
-    run_dir = directory / config.run_dir if config.run_dir else None
+    run_dir = None
+    if config.run_dir is not None:
+        run_dir = directory / run_dir_of(config.run_dir, script, Start.of_command(command))
     # Where a user's service manager keeps state depends on its version.
     measured_run = run_dir or (None if arguments.user else SYSTEM_STATE / name)
     account = None if arguments.user else _account(arguments.run_as)

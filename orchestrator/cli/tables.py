@@ -81,6 +81,8 @@ def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
         details = "  ".join(filter(None, (_metrics(row["metrics"]), _notes(row))))
         fits = len(line) + 2 + len(details) <= columns
         text.append(f"\n{line}{'  ' if fits else DETAILS_INDENT}{details}".rstrip(), "not bold")
+        for difference in row.get("differences", ()):
+            text.append(f"{DETAILS_INDENT}{difference}", "not bold")
     return text
 
 

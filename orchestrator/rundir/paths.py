@@ -1,9 +1,10 @@
 """Every path in a run directory, and the identity of a run."""
 
+import contextlib
 import os
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.error_record import checked_error
 from orchestrator.rundir.journal import utc_now
 from orchestrator.rundir.ownership import refuse_unsafe
+from orchestrator.rundir.start import Start
 from orchestrator.system.durable import write_json
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.recorded_command import recorded
@@ -210,6 +212,8 @@ class RunIdentity:
     command: list[str]
     created: str
     script: str | None = None
+    program: dict[str, Any] | None = None
+    """The script's path, also from the run directory, the module, and the working directory."""
 
     @classmethod
     def open(
@@ -218,21 +222,26 @@ class RunIdentity:
         command: list[str],
         checkpoint_run_id: str | None = None,
         script: str | None = None,
+        start: Start | None = None,
+        *,
+        accept_other: bool = False,
     ) -> Self:
         """Read run.json, or write it for a new run.
 
         ``checkpoint_run_id`` is the id in the existing checkpoints, for a run whose run.json was
-        lost; ``script`` is the path of the script that is about to train. Raises ConfigError when
-        run.json is damaged or belongs to another script, since guessing would mix runs.
+        lost; ``script`` is the path of the script that is about to train, and ``start`` how it
+        was started. Raises ConfigError when run.json is damaged or belongs to another script,
+        since guessing would mix runs; with ``accept_other`` the run becomes that of this script.
         """
         advice = "restore it, or move it away: the next start then makes it from the checkpoints"
-        name = None if script is None else _name_of(script)
+        name = None if script is None else storable(_name_of(script))
+        program = None if start is None else _program_of(run, start)
         content = _read_json(run.run_file, advice)
         if content is None:
             new_id = checkpoint_run_id or secrets.token_hex(8)
-            identity = cls(new_id, recorded(command), utc_now(), name)
+            identity = cls(new_id, recorded(command), utc_now(), name, program)
             try:
-                write_json(run.run_file, {"format_version": FORMAT_VERSION, **identity.__dict__})
+                identity._write(run)
             except OSError as error:
                 raise ConfigError(f"cannot write {run.run_file}: {error.strerror}") from None
             return identity
@@ -250,14 +259,80 @@ class RunIdentity:
                 "format_version, run_id or command is missing or has the wrong type",
                 advice,
             )
-        first = content.get("script")
-        if None not in (name, first) and storable(name or "") != first:
-            raise ConfigError(
-                f"cannot train {name} in {run.root}: it contains the run of {first}, and {name} "
-                "would resume from its checkpoints; name another directory with --run-dir, or, if "
-                f"the script was only renamed, move {run.run_file} away"
-            )
-        return cls(run_id, words, str(content.get("created")), first)
+        known = content.get("program")
+        first = cls(
+            run_id,
+            words,
+            str(content.get("created")),
+            content.get("script"),
+            known if _is_program(known) else None,
+        )
+        if not accept_other:
+            first._refuse_other(run, name, program)
+        return first._with_program(run, name, program)
+
+    def _refuse_other(self, run: RunDir, name: str | None, program: dict[str, Any] | None) -> None:
+        then, now = self.program or {}, program or {}
+        if None not in (name, self.script) and name != self.script:
+            this, other = name, self.script
+        elif _is_other_program(then, now):
+            this, other = (p["path"] or p["entry"] for p in (now, then))
+        else:
+            return
+        raise ConfigError(
+            f"cannot train {this} in {run.root}: it contains the run of {other}, and {this} "
+            "would resume from its checkpoints; name another directory with --run-dir (without a "
+            "supervisor: ORCHESTRATOR_RUN_DIR or Session(run_dir=...)), or, if this is the same "
+            "script in another place or with another name, add --continue (without a supervisor: "
+            "ORCHESTRATOR_CONTINUE=on)"
+        )
+
+    def _with_program(self, run: RunDir, name: str | None, program: dict[str, Any] | None) -> Self:
+        """Return the identity with the script as it is named and placed now, and record that."""
+        if program is None or (self.program == program and name in (None, self.script)):
+            return self
+        current = replace(self, script=name or self.script, program=program)
+        with contextlib.suppress(OSError):  # the next start compares with the earlier place
+            current._write(run)
+        return current
+
+    def _write(self, run: RunDir) -> None:
+        content = {"format_version": FORMAT_VERSION, **self.__dict__}
+        if self.program is None:
+            del content["program"]
+        write_json(run.run_file, content)
+
+
+def _program_of(run: RunDir, start: Start) -> dict[str, Any]:
+    """Return what run.json keeps of a start, by which two scripts of one name are told apart."""
+    place = start.script or start.directory
+    return {
+        "path": None if start.script is None else storable(start.script),
+        "entry": start.entry,
+        "directory": storable(start.directory),
+        "from_run": storable(os.path.relpath(place, run.root.resolve())),
+    }
+
+
+def _is_program(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(part, str | None) for part in content.values()
+    )
+
+
+def _is_other_program(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether two records name different programs.
+
+    A project that was moved together with its run has the same path from there; one that was
+    moved away from it has left nothing at the old place.
+    """
+    if then.get("path") and now.get("path"):
+        is_same = then["path"] == now["path"] or then.get("from_run") == now["from_run"]
+        return not is_same and os.path.exists(then["path"])  # for any text, unlike Path.exists
+    if then.get("path") or now.get("path"):
+        return False
+    entries = then.get("entry"), now.get("entry")
+    return None not in entries and entries[0] != entries[1]
 
 
 def _read_json(path: Path, advice: str, *, real_parents: int = 0) -> dict[str, Any] | None:

@@ -70,6 +70,7 @@ class SessionOpening:
             "protocol": PROTOCOL_VERSION,
             "run_id": self._store.run_id,
             "command": self._command,
+            "start": self._store.start_record,
             "every": asdict(self._config.every),
             "snapshot_budget": self._config.snapshot_budget,
             "snapshot_interval_seconds": self._snapshots.interval_seconds,

@@ -24,6 +24,7 @@ from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.safe_points import SafePoints
 from orchestrator.training.saving.saver import Saver
 from orchestrator.training.saving.session_saves import SessionSaves
+from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import detach
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.stop import TrainingStopped
@@ -89,6 +90,7 @@ class Session:
         *,
         run_dir: str | Path | None = None,
         start_from: str | Path | None = None,
+        keep_options: Iterable[str] = (),
         before_restore: Callable[[dict[str, Any]], object] | None = None,
         **objects: Any,
     ) -> None:
@@ -99,6 +101,8 @@ class Session:
             start_from: A file in the classic form {'epoch', 'model_state_dict',
                 'optimizer_state_dict', 'loss'} with which a run begins that has no checkpoints of
                 its own.
+            keep_options: The optimizer options, such as ("lr",), that a resumed run takes from the
+                script and not from the checkpoint. A learning rate goes on where its schedule is.
             before_restore: Called in a run that is resumed, before the objects are restored, with
                 ``session.state`` as it was saved. It repeats what the script has done to its
                 objects in mid-training: adds a group to an optimizer, prunes a layer.
@@ -113,6 +117,9 @@ class Session:
         self.resumed_from: Path | None = None
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._start_from = Path(start_from) if start_from is not None else None
+        self._keep_options = (
+            (keep_options,) if isinstance(keep_options, str) else tuple(keep_options)
+        )
         self._before_restore = before_restore
         self._registry = Registry()
         with refusing():
@@ -146,9 +153,10 @@ class Session:
         settings = backend.facts.settings
         self._run_id = backend.facts.store.run_id
         self._registry.add_scalers()
+        options = OptimizerOptions(self._registry, self._keep_options)
         # With the hook, only the script knows what it can load.
         watch = self._registry.layout_watch() if self._before_restore is None else None
-        saver = Saver(backend, self._registry, watch)
+        saver = Saver(backend, self._registry, options, watch)
         self._loop_state = LoopState(
             self._registry,
             self.state,
@@ -158,7 +166,7 @@ class Session:
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
         self.resumed_from = resume_newest(
-            backend, self._registry, self._loop_state, self._before_restore
+            backend, self._registry, self._loop_state, options, self._before_restore
         )
         if watch is not None:
             watch.begin(self.global_step)

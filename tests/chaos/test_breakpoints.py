@@ -110,3 +110,27 @@ def test_held_process_ends_with_chaos(tmp_path: Path) -> None:
         del held
         assert process.wait(20) == 1
     assert (tmp_path / "file").exists()
+
+
+STEPS = """
+import torch
+from orchestrator.training import Session
+with Session(model=torch.nn.Linear(1, 1)) as session:
+    for step in session.steps(3):
+        session.poll()
+        session.step(**({"loss": 0.5} if step == 1 else {}))
+"""
+
+
+def test_step_without_metrics_is_recorded(server: BreakpointServer, tmp_path: Path) -> None:
+    """A script that reports no metrics makes steps all the same; an empty poll tells nothing."""
+    environment = os.environ | {VARIABLE: str(server.directory)}
+    subprocess.run(
+        [sys.executable, "-c", STEPS], cwd=tmp_path, env=environment, check=True, timeout=90
+    )
+    records = History.read(server.history_file).records
+    assert [(record.kind, record.step, list(record.metrics)) for record in records] == [
+        ("step", 1, []),
+        ("step", 2, ["loss"]),
+        ("step", 3, []),
+    ]

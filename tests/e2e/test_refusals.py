@@ -73,7 +73,7 @@ def test_damaged_run_file_is_refused_and_can_be_moved_away(supervise: Start) -> 
     assert "run.json" in stderr
     assert "Traceback" not in stderr
     run.run.run_file.unlink()
-    assert supervise("--epochs", "2").end()[0] == 0
+    assert supervise("--epochs", "2", options=("--continue",)).end()[0] == 0
     assert open_store(run.run).run_id == run_id
     assert events(run.run, "resumed")[-1]["step"] == 16
 
@@ -84,7 +84,7 @@ def test_damaged_journal_line_is_skipped(supervise: Start) -> None:
     assert run.end()[0] == 0
     with open(run.run.journal_file, "a") as journal:
         journal.write('{"time": "20')
-    again = supervise("--epochs", "2")
+    again = supervise("--epochs", "2", options=("--continue",))
     status, _, stderr = again.end()
     assert status == 0
     assert "damaged lines in the journal" in stderr

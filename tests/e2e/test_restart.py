@@ -136,14 +136,17 @@ def test_changed_architecture_is_refused_and_not_retried(
 
 
 def test_completed_run_is_not_trained_again(supervise: Start) -> None:
-    """The command of a completed run ends with 0 at once; other arguments continue the run."""
+    """The same command ends with 0 at once; other arguments are refused without --continue."""
     assert supervise("--epochs", "1").end()[0] == 0
     again = supervise("--epochs", "1")
     status, _, stderr = again.end()
     assert status == 0
     assert "complete already" in stderr
     assert len(events(again.run, "attempt_started")) == 1
-    longer = supervise("--epochs", "2")
+    refused = supervise("--epochs", "2").end()
+    assert refused[0] == 78
+    assert "arguments now:" in refused[2]
+    longer = supervise("--epochs", "2", options=("--continue",))
     assert longer.end()[0] == 0
     assert events(longer.run, "run_completed")[-1]["step"] == 32
 
@@ -151,11 +154,11 @@ def test_completed_run_is_not_trained_again(supervise: Start) -> None:
 def test_interrupted_start_is_not_complete(supervise: Start) -> None:
     """Only the command that completed counts as complete, not a later one."""
     assert supervise("--epochs", "1").end()[0] == 0
-    cut = supervise("--epochs", "2")
+    cut = supervise("--epochs", "2", options=("--continue",))
     cut.wait_for_event("attempt_started", count=2)
     cut.signal(signal.SIGTERM)
     assert cut.end()[0] == 75
-    again = supervise("--epochs", "2")
+    again = supervise("--epochs", "2", options=("--continue",))
     assert again.end()[0] == 0
     assert events(again.run, "run_completed")[-1]["step"] == 32
     assert "complete already" in supervise("--epochs", "2").end()[2]

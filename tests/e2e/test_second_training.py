@@ -30,6 +30,7 @@ import os, signal, sys, torch
 from orchestrator.training import Session
 
 killed_at = tuple(map(int, sys.argv[1:]))
+del sys.argv[1:]  # they belong to the test, not to the training
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(), torch.nn.Linear(2, 1))
 for phase in (0, 1):

@@ -98,3 +98,21 @@ def test_function_that_repeats_the_change_makes_it_resumable(
     Script().train(tmp_path, change, 5, rebuilds=True)
     assert Script().train(tmp_path, change, 7, rebuilds=True).exactness == "EXACT"
     assert "will not be able" not in capsys.readouterr().err
+
+
+def test_kept_option_leaves_a_repeated_group_as_it_was_saved(tmp_path: Path) -> None:
+    """keep_options sets the groups that the script had at the start, and no group added later."""
+    Script().train(tmp_path, Script.add_group, 5, rebuilds=True)
+    as_new_process()
+    script = Script()
+    script.optimizer.param_groups[0]["lr"] = 0.05
+    session = Session(
+        run_dir=tmp_path,
+        keep_options=("lr",),
+        before_restore=lambda state: script.add_group(),
+        model=script.model,
+        optimizer=script.optimizer,
+    )
+    with session:
+        assert [group["lr"] for group in script.optimizer.param_groups] == [0.05, 0.1]
+        assert "lr of optimizer is 0.05" in str(session.exactness)

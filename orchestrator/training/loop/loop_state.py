@@ -250,6 +250,10 @@ class LoopState:
         self._is_resumed = True
         self._problems = problems
 
+    def add_problems(self, problems: list[str]) -> None:
+        """Record further reasons why a resumed run may differ from an uninterrupted one."""
+        self._problems = self._problems + problems
+
     def _differences(self, restored: LoadedState) -> list[str]:
         """Return what of the live objects and streams does not have the digest that was saved."""
         streams = self._capture_streams()

@@ -1,17 +1,19 @@
 """Restores what a run continues from: a snapshot, a checkpoint, or a file in the classic form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
+from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
@@ -21,6 +23,7 @@ def resume_newest(
     backend: RunBackend,
     registry: Registry,
     loop_state: LoopState,
+    options: OptimizerOptions,
     before_restore: Callable[[dict[str, Any]], object] | None,
 ) -> Path | None:
     """Restore the newest state of a session's run; return its checkpoint, None in a new run.
@@ -47,7 +50,9 @@ def resume_newest(
             before_restore(restored.state)
         registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
         loop_state.resume(restored)
-    report_resumed(backend, newest, source, loop_state.exactness)
+    replaced = options.after_restore(newest.manifest.options)
+    loop_state.add_problems(options.doubts)
+    report_resumed(backend, newest, source, loop_state.exactness, replaced)
     return source
 
 
@@ -66,20 +71,36 @@ def checkpoint_of(backend: RunBackend, framework: str) -> Checkpoint | None:
 
 
 def report_resumed(
-    backend: RunBackend, state: Snapshot | Checkpoint, source: Path, exactness: str | None
+    backend: RunBackend,
+    state: Snapshot | Checkpoint,
+    source: Path,
+    exactness: str | None,
+    replaced: Sequence[str] = (),
 ) -> None:
-    """Print and report at which step, from what, and how exactly the run was resumed."""
+    """Print and report at which step, from what, and how exactly the run was resumed.
+
+    Below that stand what differs from the start that saved the state, and the options of this
+    start that the state has ``replaced``.
+    """
     step, from_memory = state.manifest.step, isinstance(state, Snapshot)
     where = "memory" if from_memory else source.name
+    start, earlier = backend.facts.store.start, Start.from_json(state.manifest.start)
+    differences = start.differences_from(earlier) if start and earlier else []
+    differences += replaced
     # Nothing is known of a replay buffer, an environment or a queue that nobody has registered.
     covers = " (all that is registered)" if exactness == "EXACT" else ""
-    print_message(f"resumed at step {step} from {where}: {exactness}{covers}")
+    lines = [f"resumed at step {step} from {where}: {exactness}{covers}"]
+    if differences:
+        lines += ["WARNING: this start differs from the one that saved it", *differences]
+        lines.append(OTHER_EXPERIMENT)
+    print_message("\n    ".join(lines))
     backend.report(
         Report.RESUMED,
         path=str(source),
         step=step,
         from_memory=from_memory,
         exactness=exactness,
+        differences=differences,
     )
 
 

@@ -10,6 +10,7 @@ from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.ipc.messages import SOCKET_VARIABLE
+from orchestrator.rundir.completion import has_other_arguments
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
 from orchestrator.system.recorded_command import recorded
@@ -84,8 +85,8 @@ class RunMembership:
         """
         if steps_at_start == progress.step and self._done_file.exists():
             print_message(self._complete_already(progress.step))
-            facts = self.backend.facts
-            if (facts.run_dir.read_done() or {}).get("command") == recorded(facts.settings.command):
+            done, start = self.backend.facts.run_dir.read_done(), self.backend.facts.store.start
+            if done is not None and (start is None or not has_other_arguments(done, start)):
                 return
         else:
             for attempt in patient_retrying(self.stop_signals):
@@ -113,6 +114,7 @@ class RunMembership:
             "epoch": progress.epoch,
             "time": utc_now(),
             "command": recorded(self.backend.facts.settings.command),
+            "start": self.backend.facts.store.start_record,
         }
         try:
             write_json(self._done_file, done)

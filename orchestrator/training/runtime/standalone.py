@@ -19,16 +19,20 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_arguments
 from orchestrator.rundir.history import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
-from orchestrator.rundir.paths import RunDir, default_run_dir
+from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.pattern import run_dir_of
+from orchestrator.rundir.start import Start, has_changed_directory, is_notebook
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
 from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
+from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 
 _JOURNAL_EVENTS = {
@@ -39,6 +43,19 @@ _JOURNAL_EVENTS = {
 
 _trained: set[Path] = set()
 """The run directories that this process trains, or has trained to their end."""
+
+
+def _run_dir(pattern: Path | None, start: Start) -> RunDir:
+    """Return the run's directory, which a later change of the working directory does not move.
+
+    Raises ConfigError where it would be shared by all notebooks, or a pattern is wrong.
+    """
+    if pattern is None and is_notebook() and start.script is None:
+        raise ConfigError(
+            "cannot name the run: this notebook does not know its own name, and all notebooks of "
+            "this folder would share one run; give Session(run_dir='runs/my-notebook')"
+        )
+    return RunDir(run_dir_of(pattern, start.script or sys.argv[0], start).absolute())
 
 
 class Standalone:
@@ -53,17 +70,22 @@ class Standalone:
         """
         config = Config.resolve({}, os.environ, Path.cwd())
         self._policy = config.retention
-        self._run_dir = RunDir(run_dir or config.run_dir or default_run_dir(sys.argv[0]))
-        self._resolved_path = self._run_dir.root.resolve()  # the script may change its directory
+        start = Start.of_process()
+        self._run_dir = _run_dir(run_dir or config.run_dir, start)
+        self._resolved_path = self._run_dir.root.resolve()
         self._refuse_second_training()
+        self._hint_at_new_directory(run_dir or config.run_dir)
         self._run_dir.create()
         self._lock = RunLock(self._run_dir)
         self._has_left = False
         try:
             self._lock.write_owner()
-            # There is no script in an interactive session, nor with -c.
-            script = sys.argv[0] if Path(sys.argv[0]).is_file() else None
-            self._store = Store.open(self._run_dir, sys.orig_argv, script)
+            accept_other = os.environ.get(CONTINUE_VARIABLE) == "on"
+            self._store = Store.open(
+                self._run_dir, sys.orig_argv, start.script, start=start, accept_other=accept_other
+            )
+            if not accept_other:
+                refuse_other_arguments(self._run_dir, start)
             if (others := others_who_may_write(self._run_dir.root)) is not None:
                 print_message(others)
             os.register_at_fork(after_in_child=self._close_in_child)
@@ -93,9 +115,20 @@ class Standalone:
         self._local_writer = LocalWriter(self)
         self._tracker_variables = TrackerVariables(self._run_dir, self._store.run_id)
         self._mlflow = MlflowWatch(self._run_dir)
+        self._directory_watch = DirectoryWatch(self._run_dir)
         self._resumed_from: Checkpoint | None = None
         self._newest: Checkpoint | None = None
         _trained.add(self._resolved_path)
+
+    def _hint_at_new_directory(self, given: Path | None) -> None:
+        is_relative = given is None or not given.is_absolute()
+        if is_relative and has_changed_directory() and not self._run_dir.run_file.exists():
+            print_message(
+                f"the script has changed its working directory, and a new run begins in "
+                f"{self._run_dir.root}; if that directory is a new one for each start, as with "
+                "Hydra, the run will not be found again: give Session(run_dir=...) or "
+                "ORCHESTRATOR_RUN_DIR an absolute path, or use `orchestrator run`"
+            )
 
     def _refuse_second_training(self) -> None:
         # It would begin at the end of the first, whatever its model: another fold, say, would be
@@ -139,7 +172,8 @@ class Standalone:
             self._journal.write(_JOURNAL_EVENTS[report], **facts)
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
-        """Record the script's MLflow run, if it has one by now; no supervisor shows metrics."""
+        """Check once a second what may have changed; no supervisor shows metrics."""
+        self._directory_watch.check()
         self._mlflow.poll()
 
     def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
@@ -157,7 +191,9 @@ class Standalone:
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Journal how the session ended and free the run."""
+        self._directory_watch.check()
         self._local_writer.finish()
+        self._directory_watch.close()
         step = self._facts.memory.page.values[Field.STEP]
         if status is ExitStatus.COMPLETE:
             self._journal.write(JournalEvent.RUN_COMPLETED, step=step)

@@ -24,11 +24,13 @@ from orchestrator.ipc.messages import (
 )
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.start import Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MlflowWatch
 from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
+from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 from orchestrator.training.runtime.supervisor_connection import SupervisorConnection
 
@@ -72,7 +74,7 @@ class Supervised:
         }
         self._facts = TrainerFacts(
             run_dir,
-            Store(run_dir, welcome["run_id"]),
+            Store(run_dir, welcome["run_id"], start=Start.from_json(welcome.get("start"))),
             SharedMemory(
                 self._connection.page,
                 self._connection.slots,
@@ -94,6 +96,7 @@ class Supervised:
         modules_file = self._attempt_files.modules_file
         self._module_report = ModuleReport(modules_file, self._report_modules)
         self._mlflow = MlflowWatch(run_dir)
+        self._directory_watch = DirectoryWatch(run_dir)
         self._connection.listen()
 
     @property
@@ -136,6 +139,7 @@ class Supervised:
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Report the metrics, and what else a supervisor hears about once a second."""
+        self._directory_watch.check()
         self._connection.offer("metrics", metrics=json_metrics(metrics))
         self._module_report.write_if_due()
         self._mlflow.poll()
@@ -145,6 +149,8 @@ class Supervised:
 
     def leave(self, status: ExitStatus | None, error: dict[str, Any] | None) -> None:
         """Leave the exception's description in error.json, report the status, disconnect."""
+        self._directory_watch.check()
+        self._directory_watch.close()
         if error is not None:
             # A full disk must not replace the exception that the user has to see.
             with contextlib.suppress(OSError):

@@ -132,4 +132,5 @@ class FrameworkSaves:
             versions={**VERSIONS, self._framework.name: self._framework.version},
             doubts=self.doubts,
             framework=self._framework.name,
+            start=self._membership.backend.facts.store.start_record,
         )

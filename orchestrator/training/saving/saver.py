@@ -28,6 +28,7 @@ from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotCo
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.layout_watch import LayoutWatch
+from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.versions import VERSIONS
 
@@ -46,7 +47,11 @@ class Saver:
     """
 
     def __init__(
-        self, backend: RunBackend, registry: Registry, layout_watch: LayoutWatch | None
+        self,
+        backend: RunBackend,
+        registry: Registry,
+        options: OptimizerOptions,
+        layout_watch: LayoutWatch | None,
     ) -> None:
         """Tell ``layout_watch``, if there is one, of each state whose layout may have changed."""
         facts = backend.facts
@@ -55,6 +60,8 @@ class Saver:
         self._write_seconds = 0.0
         self._thread_seconds = 0.0
         self._backend = backend
+        self._options = options
+        self._start = facts.store.start_record
         self._registry = registry
         self._layout_watch = layout_watch
         self._watched_sizes: list[int] = []
@@ -255,6 +262,8 @@ class Saver:
             digests={"next_batch": digest_of_next(saved.state["data"])},
             classes=self._registry.classes(),
             doubts=saved.doubts,
+            start=self._start,
+            options=self._options.as_set,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
-from orchestrator.training.state.accelerate import is_optimizer
+from orchestrator.training.state.accelerate import is_optimizer, unprepared
 from orchestrator.training.state.compatibility import (
     class_name,
     compare,
@@ -96,6 +96,21 @@ class Registry:
             scaler = optimizer.scaler
             if scaler is not None and all(scaler is not o for o in self._objects.values()):
                 self.add({"scaler": scaler})
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimizers by name, those in a Composite with a number."""
+        found = {}
+        for name, value in self._objects.items():
+            parts = value.parts() if isinstance(value, Composite) else ()
+            for label, part in ((name, value), *((f"{name} {i}", p) for i, p in enumerate(parts))):
+                if isinstance(part, torch.optim.Optimizer):
+                    found[label] = part
+        return found
+
+    def schedulers(self) -> list[torch.optim.lr_scheduler.LRScheduler]:
+        """Return the learning rate schedulers."""
+        objects = map(unprepared, self._objects.values())
+        return [o for o in objects if isinstance(o, torch.optim.lr_scheduler.LRScheduler)]
 
     @property
     def accumulates(self) -> bool:

@@ -275,7 +275,7 @@ def test_exported_file_can_be_imported(trained: dict[str, Any], form: str) -> No
         assert (session.global_step, session.epoch) == counters
         if form == "classic":
             assert_same(parts["optimizer"].state_dict(), trained["optimizer"].state_dict())
-    assert session.resumed_from == imported.path
+    assert session.resumed_from == imported.path.absolute()
     assert session.exactness == (
         f"APPROXIMATE: it continues from {FILES[form]}, which has no random streams and no "
         "position in the data"

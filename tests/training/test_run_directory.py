@@ -1,0 +1,89 @@
+"""A run directory that is relative, moved, deleted or replaced while the run trains."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.rundir.paths import RunDir
+
+SCRIPT = """
+import os, shutil, signal, sys, time, torch
+from orchestrator.training import Session
+{before}
+with Session(model=torch.nn.Linear(2, 1)) as session:
+    for step in session.steps(10_000_000):
+        if step == 1:
+            {inside}
+            done_at = time.monotonic()
+        if step > 1 and time.monotonic() > done_at + 2.5:
+            signal.raise_signal(signal.SIGTERM)
+        session.step()
+"""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs the script until it is stopped, alone or under a supervisor."""
+
+    def run_script(
+        inside: str = "pass", before: str = "", *, supervised: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "train.py").write_text(SCRIPT.format(before=before, inside=inside))
+        command = [sys.executable, "train.py"]
+        if supervised:
+            command = [sys.executable, "-m", "orchestrator", "run", "--no-spare", "--", *command]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "ORCHESTRATOR_SNAPSHOT_BUDGET": "off"},
+            text=True,
+            timeout=180,
+        )
+
+    return run_script
+
+
+def test_change_of_directory_in_the_block_does_not_move_the_run(run: Run, tmp_path: Path) -> None:
+    """A relative run directory is resolved when the session opens."""
+    stopped = run("os.mkdir('outputs'); os.chdir('outputs')")
+    assert stopped.returncode == 75, stopped.stderr
+    assert Store.open(RunDir(tmp_path / "runs/train"), []).all()
+    assert not (tmp_path / "outputs/runs").exists()
+
+
+@pytest.mark.parametrize("supervised", [False, True], ids=["alone", "supervised"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("shutil.move('runs', 'elsewhere')", "is now {}/elsewhere/train"),
+        ("shutil.rmtree('runs')", "is gone"),
+        ("shutil.move('runs/train', 'old'); os.mkdir('runs/train')", "is now {}/old"),
+    ],
+    ids=["moved", "deleted", "replaced"],
+)
+def test_lost_run_directory_is_told_and_made_again(
+    run: Run, tmp_path: Path, change: str, told: str, supervised: bool
+) -> None:
+    """It is said at once, and the stop is saved where the next start finds it."""
+    stopped = run(change, supervised=supervised)
+    assert f"the one that the run began in {told.format(tmp_path)}" in (
+        stopped.stdout + stopped.stderr
+    )
+    assert stopped.returncode == 75, stopped.stderr
+    assert Store.open(RunDir(tmp_path / "runs/train"), []).all()
+
+
+def test_run_in_a_new_working_directory_is_hinted_at(run: Run, tmp_path: Path) -> None:
+    """A script that goes to a directory of its own first, as under Hydra, would start from zero."""
+    stopped = run(before="os.makedirs('outputs/1'); os.chdir('outputs/1')")
+    assert "the script has changed its working directory" in stopped.stderr
+    assert Store.open(RunDir(tmp_path / "outputs/1/runs/train"), []).all()
