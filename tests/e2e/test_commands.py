@@ -186,9 +186,8 @@ def test_stopped_script_says_where_it_saved_and_how_to_resume(tmp_path: Path) ->
     _, stderr = script.communicate(timeout=30)
     newest = open_store(RunDir(tmp_path / "runs" / "train")).all()[-1]
     step = newest.manifest.step
-    assert (
-        f"stopped at step {step}, saved in runs/train/checkpoints/{newest.name}; run the same "
-        in (stderr)
+    assert f"stopped at step {step}, saved in {checkpoints / newest.name}; run the same " in (
+        stderr
     )
 
 
@@ -324,7 +323,7 @@ def test_checkpoints_commands_work_and_show_damage(supervise: Start, tmp_path: P
 
     orchestrator("checkpoints", "pin", run_dir, "--step", "10", cwd=tmp_path)
     assert open_store(run.run).all()[0].pinned
-    longer = supervise("--epochs", "3", options=("--every", "5steps"))
+    longer = supervise("--epochs", "3", options=("--every", "5steps", "--continue"))
     assert longer.end()[0] == 0
     assert open_store(run.run).all()[0].manifest.step == 10
     orchestrator("checkpoints", "unpin", run_dir, "--step", "10", cwd=tmp_path)
