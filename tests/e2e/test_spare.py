@@ -115,8 +115,9 @@ def comparable(facts: Path, root: Path) -> dict[str, Any]:
     content["child's environment"] = [
         line for line in content["child's environment"] if not line.startswith(RUN_VARIABLES)
     ]
-    lock = f"{root / 'run' / 'lock'} True"
-    content["descriptors"] = [d for d in content["descriptors"] if d != lock]
+    # A supervisor passes the run lock and its invitation on.
+    inherited = {f"{root / 'run' / 'lock'} True", "socket True"}
+    content["descriptors"] = [d for d in content["descriptors"] if d not in inherited]
     return content
 
 
