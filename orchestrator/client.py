@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from orchestrator.system.lock_holder import signal_holder
 from orchestrator.telemetry.status import Status, status_from_disk
 
 REPLY_SECONDS = 5.0
+# The supervisor looks for its socket every second.
+REBUILD_SECONDS = 2.0
+RETRY_SECONDS = 0.1
 ENDED_SUPERVISOR = "the supervisor has ended; its trainer is saving, and then ends too"
 
 
@@ -129,16 +133,25 @@ def supervisor_of(owner: dict[str, Any]) -> Iterator[Connection | None]:
     if path is None:
         yield None
         return
-    try:
-        connection = Connection(path, REPLY_SECONDS)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot reach the supervisor (process {owner.get('pid')}): {error}"
-        ) from None
+    deadline = time.monotonic() + REBUILD_SECONDS
+    while True:
+        try:
+            connection = Connection(path, REPLY_SECONDS)
+            break
+        except FileNotFoundError as error:  # a cleaner has removed it: it is made again
+            if time.monotonic() >= deadline:
+                raise _unreachable(owner, f"{error}; try again in a moment") from None
+            time.sleep(RETRY_SECONDS)
+        except OSError as error:
+            raise _unreachable(owner, str(error)) from None
     try:
         yield connection
     finally:
         connection.close()
+
+
+def _unreachable(owner: dict[str, Any], problem: str) -> ConfigError:
+    return ConfigError(f"cannot reach the supervisor (process {owner.get('pid')}): {problem}")
 
 
 def ask(

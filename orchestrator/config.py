@@ -96,6 +96,12 @@ def _parse_count(text: str) -> int:
     return int(text)
 
 
+def _parse_positive_count(text: str) -> int:
+    if not (count := _parse_count(text)):
+        raise ValueError("it must be at least 1")
+    return count
+
+
 def _parse_budget(text: str) -> float | None:
     if text.strip() == "off":
         return None
@@ -195,6 +201,20 @@ class Config:
         "Restart after at most N failures without progress, then give up. A run that saves "
         "something new between failures is restarted without limit. Default: 5.",
         5,
+    )
+    max_attempts: int | None = _option(
+        _parse_positive_count,
+        "N",
+        "Give up after N attempts in all, whatever progress they made. A run that has given up "
+        "counts from 0 when it is started again. Default: no limit.",
+        None,
+    )
+    give_up_after: float | None = _option(
+        _parse_positive_duration,
+        "12h",
+        "Save, stop and give up this long after the first attempt, whatever its progress; pauses "
+        "count. A run that has given up counts from 0 when it is started again. Default: never.",
+        None,
     )
     hang_timeout: float | Literal["auto", "off"] = _option(
         _parse_hang_timeout,

@@ -9,6 +9,7 @@ OrchestratorError                 carries the exit status that tells a scheduler
 ├── RunInUseError                 another process trains in this run: wait for it, or stop it
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
 ├── LeftoverError                 the last trainer cannot be killed: repair the machine
+├── LimitReachedError             the run has had all its attempts or its time: allow more
 ├── NoThreadError                 the system starts no more threads: raise its limit
 ├── CheckpointInvalidError        one checkpoint failed verification: use an older one
 ├── CheckpointWriteError          a checkpoint could not be written: continue, try again later
@@ -91,6 +92,15 @@ class LeftoverError(OrchestratorError):
             f"cannot start the next attempt: {processes}, and SIGKILL does not end that; it waits "
             "for a disk or a device: repair or reboot the machine, then run again"
         )
+
+
+class LimitReachedError(OrchestratorError):
+    """The run has had as many attempts, or as much time, as its options allow."""
+
+    status = ExitStatus.GAVE_UP
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"cannot start another attempt: {limit}; allow more, and run again")
 
 
 class NoThreadError(OrchestratorError):

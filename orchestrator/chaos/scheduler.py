@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.breakpoints import VARIABLE
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.ipc.invitation import INVITATION_VARIABLE
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     RESUME_VARIABLE,
@@ -24,7 +25,13 @@ from orchestrator.system.stop_signals import MERGE_SECONDS
 
 RERUN_STATUSES = frozenset({ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED})
 # The variables of a run in which chaos itself is started.
-OUTER_VARIABLES = (ATTEMPT_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE)
+OUTER_VARIABLES = (
+    ATTEMPT_VARIABLE,
+    INVITATION_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SOCKET_VARIABLE,
+)
 # Faults must not use up the restarts.
 MAX_RESTARTS = "1000000"
 STOPS = 3

@@ -12,6 +12,7 @@ from orchestrator.client import status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.activity import Activity
+from orchestrator.system.given_descriptors import given_descriptors
 from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.telemetry.run_state import State
@@ -55,6 +56,7 @@ def _spawn(run: RunDir, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
             stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,
+            pass_fds=given_descriptors(),
         )
 
 

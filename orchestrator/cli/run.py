@@ -27,12 +27,16 @@ from orchestrator.rundir.completion import (
     words_of,
 )
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start, script_of
+from orchestrator.spare.python_command import missing_script
+from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
+from orchestrator.system.given_descriptors import given_descriptors
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal
@@ -44,7 +48,11 @@ def run(arguments: Namespace) -> int:
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
     config = Config.resolve(options, os.environ, Path.cwd())
     check_program(command[0])
-    _check_script(command)
+    if (script := missing_script(command)) is not None:
+        raise ConfigError(
+            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
+            "directory"
+        )
     start = Start.of_command(command)
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
@@ -53,15 +61,17 @@ def run(arguments: Namespace) -> int:
         return detach.start(run_dir, ["run", *words, "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
-    console = Console()
-    log = Log(console.screen, in_json=_logs_json(config))
+    given = given_descriptors()
     accept_other = arguments.accept_other or os.environ.get(CONTINUE_VARIABLE) == "on"
-    try:
-        lock = _lock(run_dir, log, config.log_size)
-        store = _open_store(config, run_dir, start, accept_other=accept_other)
-        ending = _run(config, store, lock, console)
-    finally:
-        log.close()
+    with lifeline(run_dir.lock_file, _orphan_ending(config)):
+        console = Console()
+        log = Log(console.screen, in_json=_logs_json(config))
+        try:
+            lock = _lock(config, run_dir, log)
+            store = _open_store(config, run_dir, start, accept_other=accept_other)
+            ending = _run(config, store, lock, console, given)
+        finally:
+            log.close()
     if ending.by_interrupt and ending.status in (
         ExitStatus.STOPPED_SAVED,
         ExitStatus.STOPPED_UNSAVED,
@@ -77,11 +87,15 @@ def _logs_json(config: Config) -> bool:
     return config.log_format == "json"
 
 
-def _lock(run_dir: RunDir, log: Log, log_size: int) -> RunLock:
+def _orphan_ending(config: Config) -> OrphanEnding:
+    return OrphanEnding(config.grace, config.stop_signal)
+
+
+def _lock(config: Config, run_dir: RunDir, log: Log) -> RunLock:
     run_dir.create()
-    lock = RunLock(run_dir)
+    lock = RunLock(run_dir, _orphan_ending(config))
     lock.write_owner()
-    log.record_in(run_dir.log_file, log_size)
+    log.record_in(run_dir.log_file, config.log_size)
     if (others := others_who_may_write(run_dir.root)) is not None:
         structlog.get_logger().warning(others)
     return lock
@@ -102,7 +116,9 @@ def _open_store(config: Config, run_dir: RunDir, start: Start, *, accept_other: 
     return store
 
 
-def _run(config: Config, store: Store, lock: RunLock, console: Console) -> Ending:
+def _run(
+    config: Config, store: Store, lock: RunLock, console: Console, given: tuple[int, ...]
+) -> Ending:
     assert store.start is not None
     notifier = Notifier.from_environment(os.environ)
     if _already_complete(store.run, store.start):
@@ -110,8 +126,8 @@ def _run(config: Config, store: Store, lock: RunLock, console: Console) -> Endin
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
     if config.adopt is not None:
         _tell_differences(store, store.start)
-    command = store.start.command
-    return asyncio.run(Supervisor(wire(config, command, store, lock, console, notifier)).run())
+    parts = wire(config, store.start.command, store, lock, console, notifier)
+    return asyncio.run(Supervisor(parts, given).run())
 
 
 def _tell_differences(store: Store, start: Start) -> None:
@@ -167,20 +183,6 @@ def check_program(program: str) -> None:
     """Check that a command can be started. Raises ConfigError."""
     if shutil.which(program) is None:
         raise ConfigError(f"cannot run {program}: {_why_not(Path(program))}")
-
-
-def _check_script(command: list[str]) -> None:
-    """Check that ``python script.py`` names a file, before a run is made for it.
-
-    Raises ConfigError.
-    """
-    if len(command) > 1 and Path(command[0]).name.startswith("python"):
-        script = Path(command[1])
-        if script.suffix == ".py" and not script.exists():
-            raise ConfigError(
-                f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to "
-                "its directory"
-            )
 
 
 def _why_not(program: Path) -> str:

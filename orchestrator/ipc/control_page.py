@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Self
 
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.process_tree import PAGE_NAME
 
 PAGE_BYTES = 4096
 PAGE_VERSION = 1
@@ -76,7 +77,7 @@ class ControlPage:
     @classmethod
     def create(cls) -> tuple[Self, int]:
         """Create a zeroed page, and return it with the descriptor to pass to the trainer."""
-        descriptor = anonymous_file("orchestrator-page")
+        descriptor = anonymous_file(PAGE_NAME)
         os.ftruncate(descriptor, PAGE_BYTES)
         _fix_size(descriptor)
         page = cls(descriptor)

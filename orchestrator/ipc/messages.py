@@ -56,17 +56,23 @@ class LineBuffer:
 class Connection:
     """A blocking connection to the supervisor, for the trainer and the command line."""
 
-    def __init__(self, path: str, timeout_seconds: float) -> None:
-        """Connect. Raises OSError when no process of this user or of root listens there."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(
+        self, path: str, timeout_seconds: float, connected: socket.socket | None = None
+    ) -> None:
+        """Connect, or use a ``connected`` socket.
+
+        Raises OSError when no process of this user or of root listens on the socket at ``path``.
+        """
+        self._socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_seconds)
         self._buffer = LineBuffer()
         self._waiting: list[Message] = []
         try:
-            self._socket.connect(path)
-            # The path may come from a file that others can write.
-            if os.getuid() != 0 and not peer_is_same_user(self._socket):
-                raise PermissionError(f"{path} belongs to another user")
+            if connected is None:
+                self._socket.connect(path)
+                # The path may come from a file that others can write.
+                if os.getuid() != 0 and not peer_is_same_user(self._socket):
+                    raise PermissionError(f"{path} belongs to another user")
         except (OSError, ValueError) as error:
             self._socket.close()
             raise error if isinstance(error, OSError) else OSError(str(error)) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.errors import ConfigError
+from orchestrator.ipc.invitation import Invitation
 from orchestrator.ipc.message_schema import checked
 from orchestrator.ipc.messages import (
     RECEIVE_BYTES,
@@ -24,6 +25,7 @@ from orchestrator.ipc.messages import (
 
 SOCKET_NAME = "socket"
 ACCEPT_RETRY_SECONDS = 0.2
+CHECK_SECONDS = 1.0
 # More than commands and sessions of one run need, and far fewer than the limit of descriptors.
 MAXIMUM_CONNECTIONS = 64
 # A client sends its first message as soon as it is connected.
@@ -36,10 +38,10 @@ MAXIMUM_PATH_BYTES = 103
 class Peer:
     """One connected client. When it disconnects, the handler gets the message ``lost``."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, is_trainer: bool = False) -> None:
         self._connection = connection
-        self.is_trainer = False
-        """Whether it has been given the run's memory; such a connection is never closed early."""
+        self.is_trainer = is_trainer
+        """Whether it was invited, or has been given the run's memory: it is never closed early."""
 
     def send(self, message: Message, descriptors: Iterable[int] = ()) -> None:
         """Send without waiting; a client that is gone or does not read loses the message.
@@ -65,33 +67,43 @@ class MessageServer:
     """
 
     def __init__(
-        self, handle: Handler, first_message_seconds: float = FIRST_MESSAGE_SECONDS
+        self,
+        handle: Handler,
+        directory: Path | None = None,
+        first_message_seconds: float = FIRST_MESSAGE_SECONDS,
     ) -> None:
-        """Listen. Raises ConfigError when no directory has a short enough path for a socket."""
+        """Listen in ``directory`` if its path is short enough, else in a temporary one.
+
+        Raises ConfigError when no directory has a short enough path for a socket.
+        """
         self._handle = handle
-        self._directory = make_socket_directory()
-        self.path = str(self._directory / SOCKET_NAME)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind(self.path)
-        self._listener.listen(64)
+        self._address = SocketAddress(directory)
+        self.invitation = Invitation()
+        """The way for processes that inherit a descriptor."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._first_message_seconds = first_message_seconds
         self._clients: dict[Peer, asyncio.Task[None]] = {}
         """The connections, those from which a message came least recently first."""
         self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def start(self) -> None:
-        """Start accepting connections."""
-        self._add(self._accept())
+    @property
+    def path(self) -> str:
+        """Where the command line connects, and a trainer that was not invited."""
+        return self._address.path
+
+    def start(self, on_move: Callable[[str], None] | None = None) -> None:
+        """Start accepting connections; ``on_move`` is told each new path of the socket."""
+        accepting = self._add(self._accept())
+        self._add(self._receive_invited())
+        self._add(self._keep_address(accepting, on_move))
 
     def close(self) -> None:
         """Close all connections, and remove the socket from the filesystem."""
         for task in self._tasks:
             task.cancel()
-        self._listener.close()
+        self._address.close()
+        self.invitation.close()
         self._release_reserve()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _add(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -99,11 +111,53 @@ class MessageServer:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def _keep_address(
+        self, accepting: asyncio.Task[None], on_move: Callable[[str], None] | None
+    ) -> None:
+        """Make the socket again when it is gone: a log-out and cleaners remove directories."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            if self._address.is_there():
+                continue
+            with contextlib.suppress(OSError, ConfigError):  # until there is room for it
+                accepting.cancel()
+                await asyncio.wait({accepting})  # it removes a descriptor that must not be reused
+                self._address.renew()
+                accepting = self._add(self._accept())
+                if on_move is not None:
+                    on_move(self.path)
+
+    async def _receive_invited(self) -> None:
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.invitation.receiver, arrived.set)
+        try:
+            while True:
+                await arrived.wait()
+                arrived.clear()
+                with contextlib.suppress(OSError):
+                    while True:
+                        if (connection := self._next_invited()) is not None:
+                            connection.setblocking(False)
+                            peer = Peer(connection, is_trainer=True)
+                            self._clients[peer] = self._add(self._serve(peer, connection))
+        finally:
+            loop.remove_reader(self.invitation.receiver)
+
+    def _next_invited(self) -> socket.socket | None:
+        """Receive an invited connection. Raises BlockingIOError if there is none."""
+        # A connection that arrives while no descriptor is free is lost: the reserve is for it.
+        self._release_reserve()
+        try:
+            return self.invitation.receive()
+        finally:
+            if not self._take_reserve():
+                self._drop_idlest()
+
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, _ = await loop.sock_accept(self._address.listener)
             except OSError:
                 # For example too many open files: the reserve and the oldest client make room.
                 self._release_reserve()
@@ -136,7 +190,7 @@ class MessageServer:
 
     async def _serve(self, peer: Peer, connection: socket.socket) -> None:
         loop, buffer = asyncio.get_running_loop(), LineBuffer()
-        timeout: float | None = self._first_message_seconds
+        timeout = None if peer.is_trainer else self._first_message_seconds
         with connection:
             try:
                 if not peer_is_same_user(connection):
@@ -165,6 +219,64 @@ class MessageServer:
             structlog.get_logger().warning(f"ignored a message of a client: {error}")
             return
         await self._handle(peer, usable)
+
+
+class SocketAddress:
+    """The socket that listens at a path, which can be made again."""
+
+    def __init__(self, directory: Path | None) -> None:
+        """Listen. Raises ConfigError when no directory is suitable."""
+        self._preferred = directory
+        self._temporary: Path | None = None
+        self._listen()
+
+    def renew(self) -> None:
+        """Listen again, at the same path if that is possible. Raises OSError, ConfigError."""
+        self.listener.close()
+        self._listen()
+
+    def is_there(self) -> bool:
+        """Return whether the path leads to the socket; touch a directory that may be swept."""
+        try:
+            if self._temporary is not None:
+                os.utime(self._temporary)
+                os.utime(self.path)
+            return os.lstat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket from the filesystem."""
+        self.listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _listen(self) -> None:
+        if self._preferred is not None:
+            with contextlib.suppress(OSError):  # it is gone, or its filesystem has no sockets
+                path = (self._preferred / SOCKET_NAME).absolute()
+                if len(os.fsencode(path)) <= MAXIMUM_PATH_BYTES:
+                    path.unlink(missing_ok=True)
+                    self._bind(path)
+                    self._temporary = None
+                    return
+        self._temporary = make_socket_directory()
+        self._bind(self._temporary / SOCKET_NAME)
+
+    def _bind(self, path: Path) -> None:
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.setblocking(False)
+        try:
+            self.listener.bind(str(path))
+            # Some systems do not say whose a connection is; nothing can connect before listen().
+            path.chmod(0o600)
+            self.listener.listen(64)
+        except OSError:
+            self.listener.close()
+            raise
+        self.path, self._inode = str(path), os.lstat(path).st_ino
 
 
 def remove_stale_socket(socket_path: object) -> None:

@@ -47,8 +47,9 @@ _MARKS = (*ENDS, JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 _SAVES = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
 _BULKY = ("last_lines", "stack", "command")
 _HISTORY_TYPES: dict[str, type | UnionType] = {
-    **dict.fromkeys(("damaged", "restarts", "has_attempts"), int),
+    **dict.fromkeys(("damaged", "restarts", "has_attempts", "attempts_since_give_up"), int),
     "attempt": int | None,
+    "begun": str | None,
     **dict.fromkeys(("last_mark", "last_save", "last_stop", "last_give_up", "last_exit"), dict),
     **dict.fromkeys(("save_seconds", "furthest", "since_progress"), list),
     **dict.fromkeys(("published", "ends"), dict),
@@ -69,6 +70,10 @@ class History:
     """The highest number of an attempt."""
     has_attempts: bool = False
     """Whether a supervisor has started an attempt."""
+    attempts_since_give_up: int = 0
+    """The attempts since the run began, or since it last gave up."""
+    begun: str | None = None
+    """When the first of these began."""
     restarts: int = 0
     last_mark: dict[str, Any] = field(default_factory=dict)
     """The newest event that begins or ends a run or an attempt's life."""
@@ -104,6 +109,8 @@ class History:
         match name:
             case JournalEvent.ATTEMPT_STARTED:
                 self.has_attempts = True
+                self.attempts_since_give_up += 1
+                self.begun = self.begun or str(event.get("time"))
                 self.since_progress.append(_slim(event))
             case JournalEvent.RESTART_SCHEDULED:
                 self.restarts += 1
@@ -119,6 +126,7 @@ class History:
                 self.last_stop = event
             case JournalEvent.GAVE_UP:
                 self.last_give_up = event
+                self.attempts_since_give_up, self.begun = 0, None
                 self._forget_failures()
                 self.since_progress.append(_slim(event))
         if len(self.since_progress) > 4 * MOST_FAILURES:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from orchestrator.errors import ConfigError, RunInUseError
+from orchestrator.rundir.orphans import OrphanEnding, process_has_ended
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.lock_holder import holder_of
@@ -30,8 +31,11 @@ class RunLock:
     until its trainer has ended too, and two trainers never write to one run.
     """
 
-    def __init__(self, run: RunDir) -> None:
-        """Take the lock. Raises RunInUseError when it is held, ConfigError when locking fails."""
+    def __init__(self, run: RunDir, orphan_ending: OrphanEnding | None = None) -> None:
+        """Take the lock; with ``orphan_ending``, end what a killed owner has left in the run.
+
+        Raises RunInUseError when the lock is held, and ConfigError when locking fails.
+        """
         try:
             self.descriptor = open_regular(run.lock_file, os.O_RDWR | os.O_CREAT, 0o660)
             _restrict(self.descriptor)
@@ -40,7 +44,7 @@ class RunLock:
                 f"cannot open {run.lock_file}: {error.strerror}; fix this, or move the file away"
             ) from None
         try:
-            self._lock()
+            self._lock(run, orphan_ending)
         except BlockingIOError:
             owner = self._owner()
             os.close(self.descriptor)
@@ -59,17 +63,21 @@ class RunLock:
     def _owner(self) -> dict[str, Any]:
         return _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))
 
-    def _lock(self) -> None:
-        ended = has_ended(self._owner())
-        timeout_seconds = DEAD_OWNER_TIMEOUT_SECONDS if ended else BUSY_TIMEOUT_SECONDS
-        deadline = time.monotonic() + timeout_seconds
+    def _lock(self, run: RunDir, orphan_ending: OrphanEnding | None) -> None:
+        begun, has_ended_orphans = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                owner = self._owner()
+                ended = has_ended(owner)
+                seconds = DEAD_OWNER_TIMEOUT_SECONDS if ended else BUSY_TIMEOUT_SECONDS
+                if time.monotonic() > begun + seconds:
                     raise
+            if ended and orphan_ending is not None and not has_ended_orphans:
+                orphan_ending.end(owner["pid"], run.lock_file)
+                begun, has_ended_orphans = time.monotonic(), True
             time.sleep(RETRY_SECONDS)
 
     def write_owner(self, **facts: Any) -> None:
@@ -79,8 +87,10 @@ class RunLock:
         """
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **facts}).encode()
         with contextlib.suppress(OSError):  # a full disk must not prevent the training
-            os.ftruncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, note, 0)
+            # One write, whose end is blank: a process that is killed here leaves a whole note.
+            length = os.fstat(self.descriptor).st_size
+            os.pwrite(self.descriptor, note.ljust(min(length, OWNER_BYTES)), 0)
+            os.ftruncate(self.descriptor, len(note))
 
     def close(self) -> None:
         """Close this process's descriptor; the last process to close its own frees the lock."""
@@ -139,13 +149,7 @@ def has_ended(owner: dict[str, Any]) -> bool:
     pid = owner.get("pid")
     if type(pid) is not int or pid <= 0 or owner.get("host") != socket.gethostname():
         return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
-    return False
+    return process_has_ended(pid)
 
 
 def _parse_owner(note: bytes) -> dict[str, Any]:

@@ -61,12 +61,16 @@ class SparePool:
         self._spare: SpareProcess | None = None
         self._previous: SpareProcess | None = None
         self._environment: Mapping[str, str] = {}
+        self._inherited: tuple[int, ...] = ()
+        self._cold_start_seconds: float | None = None
+        """How long a cold start takes until the session opens; None until one was seen."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._log = structlog.get_logger()
 
-    def open(self, environment: Mapping[str, str]) -> None:
-        """Start; ``environment`` contains the variables that all attempts have in common."""
+    def open(self, environment: Mapping[str, str], inherited: tuple[int, ...] = ()) -> None:
+        """Start; all attempts have the variables and the descriptors in common."""
         self._environment = environment
+        self._inherited = inherited
         if self._never is None:
             self._start_task(self._watch_memory())
 
@@ -129,6 +133,10 @@ class SparePool:
             self._start_task(spare.end())
         self._start_spare()
 
+    def on_cold_start(self, seconds: float) -> None:
+        """Record how long the command took, without a spare, to open its session."""
+        self._cold_start_seconds = seconds
+
     def on_trainer_exit(self) -> None:
         """Start no spare until the next trainer trains: a new one would be ready too late."""
         self._modules_file = None
@@ -141,7 +149,9 @@ class SparePool:
             self._reason = NO_MEMORY
             return
         try:
-            self._spare = SpareProcess(self._command, self._environment, self._modules_file)
+            self._spare = SpareProcess(
+                self._command, self._environment, self._modules_file, self._inherited
+            )
         except OSError as error:
             self._reason = f"it cannot be started: {error.strerror}"
             return
@@ -187,10 +197,16 @@ class SparePool:
     # --- when a trainer is needed ------------------------------------------------------------
 
     async def wait_until_ready(self) -> None:
-        """Wait until the spare, if there is one, has imported its modules; with a timeout."""
+        """Wait for the imports of the spare, if there is one, while a cold start would take longer.
+
+        Its imports take about as long as a cold start, and have begun before it.
+        """
         if self._spare is not None:
-            timeout_seconds = self._timings.ready_timeout_seconds
-            await asyncio.wait({self._spare.ready}, timeout=timeout_seconds)
+            seconds = self._timings.ready_timeout_seconds
+            if self._cold_start_seconds is not None:
+                left = self._cold_start_seconds - self._spare.age_seconds
+                seconds = min(seconds, max(0.0, left))
+            await asyncio.wait({self._spare.ready}, timeout=seconds)
 
     async def make_trainer(
         self, variables: Mapping[str, str], output: int, lock: int
@@ -205,7 +221,7 @@ class SparePool:
             return None
         # Until it answers it does not count as a spare, so that short memory does not end it.
         self._spare, self._previous = None, spare
-        if not spare.ready.done():
+        if not spare.ready.done() and spare.age_seconds >= self._timings.ready_timeout_seconds:
             # With another spare every restart would wait this long.
             self._never = NEVER_READY
         process = None

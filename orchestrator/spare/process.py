@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,17 @@ class SpareProcess:
     """One spare process and the connection to it."""
 
     def __init__(
-        self, command: PythonCommand, environment: Mapping[str, str], modules_file: Path
+        self,
+        command: PythonCommand,
+        environment: Mapping[str, str],
+        modules_file: Path,
+        inherited: tuple[int, ...] = (),
     ) -> None:
-        """Start it. Raises OSError."""
+        """Start it with ``inherited`` descriptors for its forks. Raises OSError."""
         loop = asyncio.get_running_loop()
         self.modules = Modules.read(modules_file)
         """The modules for which the spare was started."""
+        self._begun = time.monotonic()
         self.ready: asyncio.Future[bool] = loop.create_future()
         self.problem: str | None = None
         self.problem_is_permanent = True
@@ -89,8 +95,13 @@ class SpareProcess:
                 stdout=self._output,
                 stderr=self._output,
                 start_new_session=True,
-                pass_fds=(spare_end.fileno(),),
+                pass_fds=(spare_end.fileno(), *inherited),
             )
+
+    @property
+    def age_seconds(self) -> float:
+        """The time since it was started."""
+        return time.monotonic() - self._begun
 
     @property
     def is_ready(self) -> bool:

@@ -1,11 +1,13 @@
 """Splits a Python command line into the interpreter with its options and the script or module."""
 
 import re
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 _INTERPRETER = re.compile(r"python(\d+(\.\d+)*)?")
+_SHELL = re.compile(r"(ba|da|z|k)?sh")
 _FLAGS = re.compile(r"-[bBdEIOPqRsSu]+")
 _WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 
@@ -34,6 +36,30 @@ def python_command(command: list[str]) -> PythonCommand | None:
     """
     if not _INTERPRETER.fullmatch(Path(command[0]).name):
         return None
+    index = _first_word(command)
+    words = command[index:]
+    if not words:
+        return None
+    names_module = words[0].startswith("-m") and (len(words[0]) > 2 or len(words) > 1)
+    return PythonCommand(command[:index], words) if names_module or _is_source(words[0]) else None
+
+
+def missing_script(command: list[str]) -> str | None:
+    """Return the script that an interpreter or a shell is to run, if there is no such file."""
+    name = Path(command[0]).name
+    if _SHELL.fullmatch(name):
+        word = command[1] if len(command) > 1 else "-"
+        found = shutil.which(word) is not None
+    elif _INTERPRETER.fullmatch(name):
+        index = _first_word(command)
+        word, found = command[index] if index < len(command) else "-", False
+    else:
+        return None
+    return None if found or word.startswith(("-", "+")) or Path(word).exists() else word
+
+
+def _first_word(command: list[str]) -> int:
+    """Return the index of the first word after the interpreter's options."""
     index = 1
     while index < len(command):
         word = command[index]
@@ -43,11 +69,7 @@ def python_command(command: list[str]) -> PythonCommand | None:
             index += 1
         else:
             break
-    words = command[index:]
-    if not words:
-        return None
-    names_module = words[0].startswith("-m") and (len(words[0]) > 2 or len(words) > 1)
-    return PythonCommand(command[:index], words) if names_module or _is_source(words[0]) else None
+    return index
 
 
 def _is_source(word: str) -> bool:

@@ -15,8 +15,10 @@ from orchestrator.supervisor.recovery.diagnosis import Diagnosis, ExitFacts, dia
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.output_tail import end_of, last_lines
 from orchestrator.supervisor.recovery.policy import Action, Decision, decide
+from orchestrator.supervisor.recovery.symptoms import Kind
 from orchestrator.supervisor.stop_request import StopRequest
 
+NOT_THERE = frozenset({Kind.IO_ERROR, Kind.HARDWARE})
 NOT_READ = (
     "the script begins from zero each time: it has not read the checkpoint that it was offered, "
     "and got no further than before; name its option with --resume-arg"
@@ -37,6 +39,8 @@ class Verdict:
     output: str
     saved: str
     lost_steps: int | None
+    not_there_yet: bool
+    """Whether a network, a filesystem or a device was missing before the first safe point."""
 
 
 class Judge:
@@ -109,6 +113,7 @@ class Judge:
             output=str(attempt.directory.output_file),
             saved=self._saved(attempt, decision),
             lost_steps=self._lost_steps(attempt),
+            not_there_yet=diagnosis.kind in NOT_THERE and not attempt.reached_safe_point,
         )
 
     def _facts(self, attempt: Attempt, output: list[str]) -> ExitFacts:

@@ -89,6 +89,8 @@ class TrainerMessages:
             case "write":
                 self._handle_write(attempt, facts)
             case "modules" if not self._facts.stop.wanted.is_set():
+                if attempt.launch_seconds is not None and not attempt.process.from_spare:
+                    self._spares.on_cold_start(attempt.launch_seconds)
                 self._spares.on_trainer_modules(
                     attempt.directory.modules_file, attempt.session_pid == attempt.process.pid
                 )

@@ -1,5 +1,6 @@
 """A session's first message: it is welcomed with what it needs, or refused with the reason."""
 
+import time
 from dataclasses import asdict
 
 from orchestrator.checkpoint.store import Store
@@ -57,6 +58,7 @@ class SessionOpening:
             peer.send({"type": "refused", "reason": SECOND_SESSION})
         else:
             attempt.peer, attempt.connected = peer, True
+            attempt.launch_seconds = time.monotonic() - attempt.started
             attempt.session_pid = message.get("pid")
             peer.send(self._welcome(attempt), attempt.session_descriptors)
             self._facts.machine.handle(Event.CONNECTED)

@@ -14,8 +14,9 @@ import structlog
 from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.errors import ConfigError, NoThreadError, OrchestratorError
+from orchestrator.errors import ConfigError, LimitReachedError, NoThreadError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.ipc.server import MessageServer, remove_stale_socket
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
@@ -52,8 +53,10 @@ class Ending:
 class Supervisor:
     """One run under supervision, from the first attempt to the end."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, given: tuple[int, ...] = ()) -> None:
+        """``given`` are descriptors that the command inherits from this process's parent."""
         self._parts = parts
+        self._given = given
         self._run = parts.store.run
         self._facts, self._stop = parts.facts, parts.facts.stop
         self._catalog, self._snapshots = parts.catalog, parts.snapshots
@@ -80,7 +83,7 @@ class Supervisor:
             on_resize=self._on_resize,
         )
         remove_stale_socket(parts.lock.previous_owner.get("socket"))
-        server = MessageServer(parts.message_handlers.handle)
+        server = MessageServer(parts.message_handlers.handle, self._run.root)
         try:
             async with beside(parts.service.run()):
                 status = await self._run_with(server)
@@ -92,18 +95,28 @@ class Supervisor:
 
     async def _run_with(self, server: MessageServer) -> ExitStatus:
         parts = self._parts
-        server.start()
-        parts.lock.write_owner(socket=server.path)
+        invitation = server.invitation
+        environment = common_environment(
+            self._run, parts.store.run_id, server.path, invitation.text
+        )
+
+        def publish_path(path: str) -> None:
+            environment[SOCKET_VARIABLE] = path
+            parts.lock.write_owner(socket=path)
+
+        server.start(publish_path)
+        publish_path(server.path)
         spec = LaunchSpec(
             command=parts.command,
             resume_argument=parts.config.resume_arg,
-            environment=common_environment(self._run, parts.store.run_id, server.path),
+            environment=environment,
             lock_descriptor=parts.lock.descriptor,
+            inherited=(invitation.descriptor, *self._given),
             stop_signal=parts.config.stop_signal,
             unrelated=parts.unrelated,
         )
         try:
-            self._spares.open(spec.environment)
+            self._spares.open(spec.environment, spec.inherited)
             self._journal.write(
                 JournalEvent.RUN_STARTED, command=recorded(parts.command), version=__version__
             )
@@ -150,7 +163,7 @@ class Supervisor:
             raise
         self._catalog.attempt_number = attempt.number
         self._record_start(attempt)
-        self._parts.budget.begin_attempt()
+        self._parts.budget.begin_attempt(time.time())
         if self._parts.adoption is not None:
             self._parts.adoption.begin(attempt)
         self._facts.attempt = attempt
@@ -162,6 +175,8 @@ class Supervisor:
 
     async def _launch_next(self, spec: LaunchSpec) -> Attempt:
         parts, or_stop = self._parts, self._stop.or_stop
+        if (limit := parts.budget.limit_reached()) is not None:
+            raise LimitReachedError(limit)
         if not self._snapshots.pending:  # a sweep would remove the files of a write
             await or_stop(self._catalog.sweep())
         if self._facts.attempt is None:
@@ -224,7 +239,7 @@ class Supervisor:
 
     async def _supervise(self, attempt: Attempt) -> None:
         """Wait for the end of the attempt, and clean up after it."""
-        async with beside(attempt.memory_watch.run()):
+        async with beside(attempt.memory_watch.run(), self._stop_when_time_is_up()):
             await self._wait_until_over(attempt)
         self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
@@ -232,6 +247,12 @@ class Supervisor:
         users = remains.seen | {attempt.session_pid or attempt.process.pid}
         self._former_processes = asyncio.ensure_future(all_gone(remains, users))
         ignore_outcome(self._former_processes)  # where no attempt follows
+
+    async def _stop_when_time_is_up(self) -> None:
+        seconds = self._parts.budget.seconds_left()
+        if seconds is not None:
+            await asyncio.sleep(max(0.0, seconds))
+            self._ladder.on_notice("--give-up-after")
 
     async def _wait_until_over(self, attempt: Attempt) -> None:
         """Wait until the attempt has ended, or was given up as unkillable.
@@ -288,7 +309,7 @@ class Supervisor:
 
     async def _wait_before_restart(self, verdict: Verdict) -> None:
         failures = self._parts.budget.spent
-        seconds = delay_seconds(failures)
+        seconds = delay_seconds(failures, must_wait=verdict.not_there_yet)
         self._facts.restarts += 1
         self._journal.write(
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=failures

@@ -29,7 +29,7 @@ from orchestrator.supervisor.message_handlers import (
     TrainerMessages,
 )
 from orchestrator.supervisor.publishing import Publisher
-from orchestrator.supervisor.recovery.failure_budget import FailureBudget
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget, TotalLimits
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
@@ -92,7 +92,9 @@ def wire(
     journal.listeners.append(HistoryIndexer(store.run).on_event)
     stop = StopRequest(config.grace)
     facts = RunFacts.from_history(stop, history)
-    budget = FailureBudget.from_journal(config.max_restarts, history.since_progress)
+    budget = FailureBudget.from_history(
+        config.max_restarts, history, TotalLimits(config.max_attempts, config.give_up_after)
+    )
     # A spare is for sessions: it takes over what one has imported.
     spares = SparePool(command, config.spare and config.adopt is None, stop.wanted.is_set)
     checkpoint_journal = CheckpointJournal(journal)

@@ -18,6 +18,8 @@ import psutil
 from orchestrator.system.capabilities import Capability, is_available, proc_is_foreign
 
 PR_SET_CHILD_SUBREAPER = 36
+# The name of the memory by which /proc tells that a process has a session.
+PAGE_NAME = "orchestrator-page"
 FIRST_POLL_SECONDS = 0.001
 LONGEST_POLL_SECONDS = 0.005
 PATIENT_POLL_SECONDS = 0.2

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from orchestrator.checkpoint.checkpoint import read_checkpoint
@@ -96,8 +95,9 @@ def test_both_killed_leaves_a_free_lock_and_a_valid_checkpoint(supervise: Start)
 
 
 def test_second_supervisor_is_refused(supervise: Start) -> None:
-    """A second supervisor ends with 69, also while only an orphan holds the run."""
-    run = supervise(*SLOW, "--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
+    """A second supervisor ends with 69; one that follows a killed one waits for the orphan."""
+    stuck = ("--run-at", "3", "--code", "print('stuck', flush=True); time.sleep(300)")
+    run = supervise(*SLOW, *stuck, options=("--grace", "2s"))
     run.wait_for_output("stuck")
     second = supervise(*SLOW)
     status, _, stderr = second.end()
@@ -105,10 +105,7 @@ def test_second_supervisor_is_refused(supervise: Start) -> None:
     assert f"process {run.process.pid}" in stderr
     run.signal(signal.SIGKILL)
     run.process.wait()
-    assert supervise(*SLOW).end()[0] == 69
-    for process in psutil.process_iter(["pid"]):
-        if process.pid == run.trainer_pid():
-            process.kill()
+    assert supervise(*SLOW, options=("--grace", "2s")).end()[0] == 0
 
 
 KILLS = 200

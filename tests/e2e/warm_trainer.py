@@ -90,6 +90,11 @@ def become_trainer(request: dict[str, object], descriptors: list[int]) -> None:
     os._exit(status)
 
 
+def forward(number: int, trainer: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # its status is on its way
+        os.kill(trainer, number)
+
+
 def run_client(path: str, arguments: list[str]) -> None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(path)
@@ -101,10 +106,14 @@ def run_client(path: str, arguments: list[str]) -> None:
     socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
     answers = connection.makefile()
     with open(f"{path}.new", "w") as file:
-        file.write(answers.readline())
+        trainer = answers.readline()
+        file.write(trainer)
+    # For the supervisor and its lifeline the client is the trainer.
+    signal.signal(signal.SIGTERM, lambda number, frame: forward(number, int(trainer)))
     os.rename(f"{path}.new", f"{path}.pid")
     status = int(answers.readline())
     if status < 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import socket
 import stat
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.ipc.invitation import accept_invitation
 from orchestrator.ipc.messages import MAXIMUM_LINE_BYTES, Message
 from orchestrator.ipc.server import (
     MAXIMUM_CONNECTIONS,
@@ -30,7 +32,7 @@ class Supervisor:
 
     def __init__(self, first_message_seconds: float = 60.0) -> None:
         self.received: list[Message] = []
-        self.server = MessageServer(self._handle, first_message_seconds)
+        self.server = MessageServer(self._handle, first_message_seconds=first_message_seconds)
         self._news = asyncio.Event()
 
     async def _handle(self, peer: Peer, message: Message) -> None:
@@ -337,6 +339,34 @@ def test_only_a_stale_socket_directory_is_removed(
     assert (other / "socket").exists()
 
 
+@pytest.mark.parametrize("removed", ["socket", "directory", "parent"])
+def test_removed_socket_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    """A supervisor whose socket, directory or directory's parent was removed listens again."""
+    parent = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(parent))
+
+    async def scenario() -> None:
+        supervisor = Supervisor()
+        moved: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        supervisor.server.start(moved.set_result)
+        path = Path(supervisor.server.path)
+        if removed == "socket":
+            path.unlink()
+        else:
+            shutil.rmtree(path.parent if removed == "directory" else parent)
+        assert await asyncio.wait_for(moved, DEADLINE_SECONDS) == supervisor.server.path
+        client = await supervisor.connect()
+        await client.ping(1)
+        client.writer.close()
+        supervisor.server.close()
+        assert not Path(supervisor.server.path).exists()
+
+    asyncio.run(scenario())
+    shutil.rmtree(parent, ignore_errors=True)
+
+
 def test_socket_in_use_is_not_removed(tmp_path: Path) -> None:
     """A lock note cannot make this program remove another run's socket, a file or a link."""
     for name, make in {
@@ -367,6 +397,22 @@ def test_leaked_connections_do_not_lock_out_others() -> None:
         await trainer.ping(2)
 
     talk(scenario)
+
+
+def test_invited_connection_is_kept() -> None:
+    """A silent session that came by the invitation outlives the time and the number of others."""
+
+    async def scenario(supervisor: Supervisor) -> None:
+        connected = accept_invitation(supervisor.server.invitation.text, DEADLINE_SECONDS)
+        assert connected is not None
+        invited = Client(*await asyncio.open_unix_connection(sock=connected))
+        silent = await supervisor.connect()
+        assert await silent.is_dropped()
+        for _ in range(2 * MAXIMUM_CONNECTIONS):
+            await (await supervisor.connect()).ping(1)
+        await invited.ping(2)
+
+    talk(scenario, first_message_seconds=0.5)
 
 
 def test_silent_connection_is_closed() -> None:

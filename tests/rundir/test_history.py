@@ -2,6 +2,7 @@
 
 import json
 import random
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from orchestrator.rundir import history as history_module
 from orchestrator.rundir.history import HistoryIndexer, history_of, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.recovery.failure_budget import FailureBudget
+from orchestrator.supervisor.recovery.failure_budget import FailureBudget, TotalLimits
 
 
 @pytest.fixture
@@ -63,6 +64,23 @@ def test_budget_of_the_history_is_that_of_the_whole_journal() -> None:
         events = random_events(chance, chance.randrange(40))
         kept = history_of(events).since_progress
         assert FailureBudget.from_journal(5, kept) == FailureBudget.from_journal(5, events), seed
+
+
+def test_attempts_and_their_begin_survive_progress_and_rotation(run: RunDir) -> None:
+    """Total limits count all attempts since the run last gave up, whatever was saved since."""
+    journal = Journal(run.journal_file)
+    for name in ("attempt_started", "gave_up", "attempt_started"):
+        journal.write(JournalEvent(name))
+    begun = read_history(run).begun
+    journal.write(JournalEvent.CHECKPOINT_PUBLISHED, step=7, path="step-000000000007")
+    journal.write(JournalEvent.ATTEMPT_STARTED)
+    rotate_journal(run, 0)
+    history = read_history(run)
+    assert (history.attempts_since_give_up, history.begun) == (2, begun)
+    assert begun is not None
+    budget = FailureBudget.from_history(5, history, TotalLimits(attempts=2, seconds=60))
+    assert budget.attempts_are_spent
+    assert budget.begun == datetime.fromisoformat(begun).timestamp()
 
 
 @pytest.mark.usefixtures("indexed_often")
@@ -207,6 +225,8 @@ def test_read_only_directory_costs_only_time(run: RunDir) -> None:
         {"furthest": 7},
         {"since_progress": None},
         {"attempt": "7"},
+        {"attempts_since_give_up": "7"},
+        {"begun": 7},
         {"damaged": None},
         {"unknown": 1},
     ],

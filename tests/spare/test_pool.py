@@ -382,6 +382,44 @@ def test_endless_imports_are_waited_for_only_once(
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("age_seconds", [0.0, 1.0], ids=["younger", "older"])
+def test_spare_is_not_waited_for_longer_than_a_cold_start_takes(
+    run_scenario: Callable[..., None], tmp_path: Path, age_seconds: float
+) -> None:
+    """A spare that a cold start would overtake is given up, and another one is tried later."""
+    (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
+
+    async def scenario(setup: PoolSetup) -> None:
+        setup.report_modules()
+        setup.pool.on_cold_start(0.5)
+        await asyncio.sleep(age_seconds)
+        begun = asyncio.get_running_loop().time()
+        await setup.pool.wait_until_ready()
+        waited = asyncio.get_running_loop().time() - begun
+        assert waited < SparePoolTimings().ready_timeout_seconds / 2
+        assert await setup.pool.make_trainer({}, 1, 2) is None
+        setup.report_modules()
+        assert setup.pool.status()["state"] == "importing"
+
+    run_scenario(scenario, modules=["endless"], timings=SparePoolTimings())
+
+
+@pytest.mark.processes
+def test_spare_that_is_ready_before_a_cold_start_would_be_is_waited_for(
+    run_scenario: Callable[..., None],
+) -> None:
+    """The wait for a spare that becomes ready in time ends with it."""
+
+    async def scenario(setup: PoolSetup) -> None:
+        setup.report_modules()
+        setup.pool.on_cold_start(DEADLINE_SECONDS)
+        await setup.pool.wait_until_ready()
+        assert setup.pool.status()["state"] == "ready"
+
+    run_scenario(scenario, modules=["json"])
+
+
+@pytest.mark.processes
 def test_spare_that_cannot_read_its_modules_says_so(run_scenario: Callable[..., None]) -> None:
     """A spare whose list of modules cannot be read ends with a reason."""
 

@@ -1,6 +1,7 @@
 """Logs that keep their newest part, and their readers."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from orchestrator.terminal.lossy_writer import LossyWriter
 from orchestrator.terminal.rotating_file import RotatingFile, older_path, read_end, read_since
 
 LIMIT = 1000
+DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -112,7 +114,12 @@ def test_output_of_a_trainer_is_rotated(path: Path) -> None:
     )
     writer = os.dup(output.write_descriptor)
     output.start()
-    for number in range(5000):
+    os.write(writer, line(0))
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not path.exists() or path.stat().st_size == 0:  # or all lines may be copied as one
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for number in range(1, 5000):
         os.write(writer, line(number))
     os.close(writer)
     output.finish(60)

@@ -74,6 +74,8 @@ class Attempt:
         """The session's connection, while it is open."""
         self.connected = False
         """Whether a session has ever been opened."""
+        self.launch_seconds: float | None = None
+        """How long it took from the start of the command to the session's opening."""
         self.session_pid: int | None = None
         self.refused_second_session = False
         """Whether the command tried to open a second session, beside the first or after it."""

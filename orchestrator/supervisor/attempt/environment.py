@@ -2,6 +2,7 @@
 
 import os
 
+from orchestrator.ipc.invitation import INVITATION_VARIABLE
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     RESUME_VARIABLE,
@@ -12,12 +13,15 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.telemetry.trackers import wandb_variables
 
 
-def common_environment(run: RunDir, run_id: str, socket_path: str) -> dict[str, str]:
+def common_environment(
+    run: RunDir, run_id: str, socket_path: str, invitation: str
+) -> dict[str, str]:
     """Return the environment of the trainers of all attempts, and of the spare."""
     environment = {
         **os.environ,
         **wandb_variables(run_id, os.environ),
         SOCKET_VARIABLE: socket_path,
+        INVITATION_VARIABLE: invitation,
         RUN_DIR_VARIABLE: str(run.root.absolute()),
     }
     # These may come from an outer supervisor.

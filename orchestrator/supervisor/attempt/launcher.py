@@ -22,6 +22,8 @@ class LaunchSpec:
     environment: Mapping[str, str]
     lock_descriptor: int
     """The run lock, which every process of the training inherits."""
+    inherited: tuple[int, ...]
+    """Further descriptors that the command inherits: the invitation, and what was given."""
     stop_signal: signal.Signals
     unrelated: UnrelatedProcesses
 
@@ -39,7 +41,7 @@ async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> Train
             [*spec.command, *_resume_words(spec.resume_argument, attempt.resume_checkpoint)],
             {**spec.environment, **variables},
             output,
-            spec.lock_descriptor,
+            (spec.lock_descriptor, *spec.inherited),
         )
     return TrainerProcess(handle, output, spec.unrelated, spec.stop_signal, from_spare)
 

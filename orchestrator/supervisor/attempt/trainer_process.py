@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.errors import ConfigError
 from orchestrator.spare.forked_process import ProcessHandle
@@ -21,11 +21,15 @@ LAST_OUTPUT_SECONDS = 5.0
 
 
 def start_cold(
-    command: Sequence[str], environment: Mapping[str, str], output: Output, lock_descriptor: int
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    output: Output,
+    inherited: Collection[int],
 ) -> subprocess.Popen[bytes]:
     """Start the command. Raises ConfigError when it cannot be run at all.
 
-    It inherits the run lock, so that the run stays locked until the last of its processes ends.
+    Among the descriptors that are ``inherited`` is the run lock, so that the run stays locked until
+    the last of its processes ends.
     """
     try:
         return subprocess.Popen(
@@ -36,7 +40,7 @@ def start_cold(
             # A terminal's Ctrl-C does not reach another session: the supervisor asks for a save
             # instead. Ctrl-C would kill the loader workers, and the save with them.
             start_new_session=True,
-            pass_fds=(lock_descriptor,),
+            pass_fds=tuple(inherited),
         )
     except OSError as error:
         output.start()
@@ -90,7 +94,7 @@ class TrainerProcess:
 
     def ask_to_end(self) -> None:
         """Signal the command itself, never its group."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it has ended, or is root's, as sudo is
             self._handle.send_signal(self._stop_signal)
 
     def tree(self) -> list[int]:
@@ -99,7 +103,7 @@ class TrainerProcess:
 
     def kill_tree(self) -> None:
         """Send SIGKILL to the command and all its descendants; do not wait for their end."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it has ended, or is root's, as sudo is
             self._handle.kill()
         process_tree.kill_descendants(self._unrelated.pids())
 

@@ -10,11 +10,15 @@ JITTER_SECONDS = 0.5
 MOST_DOUBLINGS = 16
 
 
-def delay_seconds(failures: int) -> float:
+def delay_seconds(failures: int, *, must_wait: bool = False) -> float:
     """Return the delay after this many failures without progress: none, then 1 s, 2 s, ... 60 s.
+
+    With ``must_wait``, for what is not there yet, the delays are 2 s, 4 s, 8 s, ... 60 s.
 
     A random jitter keeps runs apart that fail at the same time.
     """
+    if must_wait:
+        failures += 2
     if failures <= 1:
         return FIRST_DELAY_SECONDS
     doubled = SECOND_DELAY_SECONDS * 2.0 ** min(failures - 2, MOST_DOUBLINGS)

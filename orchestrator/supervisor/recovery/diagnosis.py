@@ -17,6 +17,8 @@ SHELL_SIGNAL_BASE = 128
 PYTHON_EXCEPTION_STATUS = 1
 # The status of argparse, getopt, shells and Python itself.
 USAGE_STATUS = 2
+# The status of the command `timeout`, whatever its own command ended with.
+TIMEOUT_STATUS = 124
 LONGEST_MESSAGE = 300
 
 _VOLATILE = re.compile(
@@ -136,6 +138,8 @@ def _death(facts: ExitFacts) -> _Death:
         return _raised(error, facts)
     if (number := _signal_of(facts.returncode)) is not None:
         return _signalled(number, facts)
+    if facts.returncode == TIMEOUT_STATUS and not facts.connected:
+        return _Death(Kind.TERMINATED, "was ended by the command `timeout`", None)
     mark = _digest("status", str(facts.returncode), "")
     if facts.returncode == 0:
         return _Death(Kind.ENDED_EARLY, "ended with status 0 before training was complete", mark)

@@ -5,13 +5,17 @@ Only a new checkpoint refills it, never uptime.
 """
 
 import contextlib
+import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Self
 
 from orchestrator.checkpoint.position import Position
+from orchestrator.rundir.history import History
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.recovery.diagnosis import Outcome
 from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.system.units import duration_text
 
 # Ended by another process or by a person, which says nothing about the script.
 OUTSIDE = frozenset({Kind.KILLED, Kind.TERMINATED})
@@ -57,6 +61,14 @@ class AttemptEnd:
         )
 
 
+@dataclass(frozen=True)
+class TotalLimits:
+    """What a run may have in all, whatever its progress; None is without limit."""
+
+    attempts: int | None = None
+    seconds: float | None = None
+
+
 @dataclass
 class FailureBudget:
     """The failures since the last progress, and how many are allowed."""
@@ -70,6 +82,11 @@ class FailureBudget:
     demoted: bool = False
     ever_safe: bool = False
     furthest: Position = BEFORE_ALL
+    limits: TotalLimits = TotalLimits()
+    attempts: int = 0
+    """The attempts since the run began, or since it last gave up."""
+    begun: float | None = None
+    """When the first of them began, in seconds since the epoch."""
     _progressed: bool = False
 
     @property
@@ -103,17 +120,53 @@ class FailureBudget:
             self.not_passed.append(end)
         self.ever_safe = self.ever_safe or end.reached_safe_point
 
-    def begin_attempt(self) -> None:
-        """Record the start of an attempt."""
+    def begin_attempt(self, now: float) -> None:
+        """Record the start of an attempt, in seconds since the epoch."""
         self._progressed = False
+        self.attempts += 1
+        self.begun = now if self.begun is None else self.begun
+
+    @property
+    def attempts_are_spent(self) -> bool:
+        """Whether the run has had all the attempts that it may have."""
+        return self.limits.attempts is not None and self.attempts >= self.limits.attempts
+
+    def seconds_left(self) -> float | None:
+        """Return the time that the run may still take; None without a limit."""
+        if self.limits.seconds is None:
+            return None
+        passed = 0.0 if self.begun is None else time.time() - self.begun
+        return self.limits.seconds - passed
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the run has had all the time that it may have."""
+        left = self.seconds_left()
+        return left is not None and left <= 0
+
+    def limit_reached(self) -> str | None:
+        """Return which total limit allows no further attempt, in words; None if none does."""
+        if self.time_is_up:
+            return f"the {duration_text(self.limits.seconds or 0)} of --give-up-after are over"
+        if self.attempts_are_spent:
+            return f"it has had {self.attempts} attempts, and --max-attempts allows no more"
+        return None
 
     def _record_end_in_vain(self) -> None:
         if not self._progressed:
             self.slices += 1
 
     @classmethod
-    def from_journal(cls, allowed: int, events: list[dict[str, Any]]) -> Self:
+    def from_history(cls, allowed: int, history: History, limits: TotalLimits) -> Self:
         """Return the budget that earlier supervisors of this run have left."""
+        budget = cls.from_journal(allowed, history.since_progress)
+        budget.limits, budget.attempts = limits, history.attempts_since_give_up
+        budget.begun = None if history.begun is None else _seconds_of(history.begun)
+        return budget
+
+    @classmethod
+    def from_journal(cls, allowed: int, events: list[dict[str, Any]]) -> Self:
+        """Return the budget without total limits that these events of the journal have left."""
         budget = cls(allowed)
         alive = False
         for event in events:
@@ -121,7 +174,7 @@ class FailureBudget:
                 case JournalEvent.ATTEMPT_STARTED:
                     if alive:
                         budget._record_missing_end()
-                    budget.begin_attempt()
+                    budget._progressed = False
                     alive = True
                 case JournalEvent.CHECKPOINT_PUBLISHED if event.get("healthy", True):
                     budget.refill(_position(event, "step", "epoch"))
@@ -163,6 +216,13 @@ def _kind(event: dict[str, Any]) -> Kind:
 def _count(event: dict[str, Any], key: str) -> int:
     value = event.get(key)
     return value if isinstance(value, int) else 0
+
+
+def _seconds_of(text: str) -> float:
+    """Return the seconds since the epoch; the present for a text that is no time."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(text).timestamp()
+    return time.time()
 
 
 def _position(event: dict[str, Any], step: str, epoch: str) -> Position:

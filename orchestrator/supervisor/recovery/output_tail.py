@@ -25,6 +25,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 _FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+),? in (?P<name>.+)$')
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+_LINK = re.compile(r"(The above exception was the direct cause|During handling of the above)")
 _FATAL = "Fatal Python error: "
 
 
@@ -58,7 +60,11 @@ def traceback_in(lines: Sequence[str]) -> dict[str, Any] | None:
     if end < len(lines) - LAST_LINES:
         return None  # it was printed, and the script went on
     frames = [frame for line in lines[begin:end] if (frame := _FRAME.match(line))]
+    number = _ERRNO.search(found["message"] or "")
+    is_chained = begin > 0 and _LINK.match(lines[begin - 1])
     return {
+        "errno": int(number[1]) if number else None,
+        "cause": traceback_in(lines[: begin - 1]) if is_chained else None,
         "type": found["type"].rpartition(".")[2],
         "message": found["message"] or "",
         "frame": _location(frames[-1]) if frames else None,

@@ -106,9 +106,21 @@ SHORT_SLICES = Condition(
     "last got further",
     lambda end, budget: budget.slices > max(budget.allowed, LEAST_SLICES),
 )
+BEFORE_SESSION = Condition(
+    "the command has not opened a session",
+    lambda end, budget: not end.connected,
+)
 BUDGET_SPENT = Condition(
     "more failures than --max-restarts since the run last got further",
     lambda end, budget: budget.spent > budget.allowed,
+)
+TIME_IS_UP = Condition(
+    "the time of --give-up-after is over",
+    lambda end, budget: budget.time_is_up,
+)
+ATTEMPTS_SPENT = Condition(
+    "all attempts of --max-attempts were made",
+    lambda end, budget: budget.attempts_are_spent,
 )
 HARDWARE_AGAIN = Condition(
     "twice since the run last got further",
@@ -116,6 +128,7 @@ HARDWARE_AGAIN = Condition(
 )
 
 ALL = frozenset(Kind)
+FAILURES = ALL - {Kind.COMPLETE, Kind.STOPPED, Kind.REFUSED, Kind.FAILED_AFTERWARDS}
 SCRIPT = frozenset(
     {
         Kind.ENDED_EARLY,
@@ -142,6 +155,12 @@ _SHORT_SLICES_REASON = (
 
 TABLE = (
     DecisionRow(frozenset({Kind.COMPLETE}), ALWAYS, Action.FINISH, "training is complete"),
+    DecisionRow(
+        FAILURES | {Kind.STOPPED}, TIME_IS_UP, Action.GIVE_UP, "the time of --give-up-after is over"
+    ),
+    DecisionRow(
+        FAILURES, ATTEMPTS_SPENT, Action.GIVE_UP, "all {attempts} attempts of --max-attempts failed"
+    ),
     DecisionRow(frozenset({Kind.STOPPED}), SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
     DecisionRow(frozenset({Kind.STOPPED}), ALWAYS, Action.STOP, "a stop was requested"),
     DecisionRow(
@@ -182,6 +201,12 @@ TABLE = (
     ),
     DecisionRow(OUTSIDE, SHORT_SLICES, Action.GIVE_UP, _SHORT_SLICES_REASON),
     DecisionRow(
+        frozenset({Kind.TERMINATED}),
+        BEFORE_SESSION,
+        Action.REQUEUE,
+        "a stop reached the command before it opened a session; run the same command again",
+    ),
+    DecisionRow(
         ALL,
         BUDGET_SPENT,
         Action.GIVE_UP,
@@ -205,6 +230,7 @@ def decide(end: AttemptEnd, budget: FailureBudget) -> Decision:
         resumed=end.resumed_step,
         loading=end.loading.step if end.loading else None,
         slices=budget.slices,
+        attempts=budget.attempts,
         spent=budget.spent,
         allowed=budget.allowed,
     )

@@ -64,6 +64,25 @@ class Symptom:
         )
 
 
+# A traceback that was only printed has the name of the class, and not those of its bases.
+NETWORK_TYPES = frozenset(
+    {
+        *("ConnectionRefusedError", "ConnectionResetError", "ConnectionAbortedError"),
+        *("gaierror", "herror", "timeout", "URLError", "RemoteDisconnected", "IncompleteRead"),
+        *("ConnectTimeout", "ReadTimeout", "ReadTimeoutError", "ConnectTimeoutError"),
+        *("MaxRetryError", "NewConnectionError", "NameResolutionError", "ProtocolError"),
+        *("ChunkedEncodingError", "ConnectError", "ReadError", "RemoteProtocolError"),
+        *("ClientConnectorError", "ClientOSError", "ServerDisconnectedError", "PoolTimeout"),
+        *("EndpointConnectionError", "ConnectionClosedError", "LocalEntryNotFoundError"),
+    }
+)
+NETWORK_ERRNOS = frozenset(
+    {
+        *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENETRESET),
+        *(errno.EADDRINUSE, errno.EADDRNOTAVAIL),
+    }
+)
+
 # The first match counts: the more specific texts of torch come first.
 SYMPTOMS = (
     Symptom(
@@ -91,7 +110,10 @@ SYMPTOMS = (
         r"|devices? (is|are) busy or unavailable|no CUDA-capable device|no CUDA GPUs are available"
         r"|no NVIDIA driver|CUDA unknown error|CUDA error: unknown error"
         r"|CUDA driver initialization failed"
-        r"|nccl(System|Remote|UnhandledCuda)Error",
+        r"|nccl(System|Remote|UnhandledCuda)Error"
+        r"|(CUDA|GPU|HIP|ROCm|XPU)( device)? (is |was )?(unavailable|not (available|found))"
+        r"|torch\.cuda\.is_available\(\) is False|no supported gpu backend",
+        raised_in=r"assert torch\.(cuda|xpu)\.is_available\(\)",
     ),
     Symptom(
         Kind.CUDA_ERROR,
@@ -109,9 +131,29 @@ SYMPTOMS = (
         r"No space left on device|Disk quota exceeded",
         errnos=frozenset({errno.ENOSPC, errno.EDQUOT}),
     ),
+    # Before the network's symptoms, since these have its types too: they do not pass.
+    Symptom(
+        Kind.EXCEPTION,
+        r"HTTP Error 4(?!08|25|29)\d\d|\b4(?!08|25|29)\d\d Client Error|unknown url type"
+        r"|no host given|CERTIFICATE_VERIFY_FAILED|\b(Gated|Repository|Revision|Entry) ?Not ?Found",
+        types=frozenset({"RepositoryNotFoundError", "GatedRepoError", "EntryNotFoundError"}),
+    ),
     Symptom(
         Kind.IO_ERROR,
-        r"Input/output error|Stale file handle|Transport endpoint is not connected"
+        r"HTTP Error (408|425|429|5\d\d)|\b(408|425|429) Client Error|\b5\d\d Server Error"
+        r"|too many requests|service unavailable|bad gateway|gateway time-?out"
+        r"|temporary failure in name resolution|name or service not known|nodename nor servname"
+        r"|name resolution|getaddrinfo failed|max retries exceeded|remote end closed connection"
+        r"|connection (refused|reset|aborted|timed out|broken)|connection error"
+        r"|couldn.t (connect to|reach)|(read|connect|operation|request) timed out"
+        r"|network is (unreachable|down)|no route to host|host is (down|unreachable)"
+        r"|address already in use|check your internet connection|UNEXPECTED_EOF_WHILE_READING",
+        types=NETWORK_TYPES,
+        errnos=NETWORK_ERRNOS,
+    ),
+    Symptom(
+        Kind.IO_ERROR,
+        r"Input/output error|Remote I/O error|Stale file handle|Transport endpoint is not connected"
         r"|PytorchStreamWriter failed writing|inline_container.*unexpected pos",
         types=frozenset({"ConnectionError", "TimeoutError"}),
         errnos=frozenset(

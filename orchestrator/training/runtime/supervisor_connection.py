@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.invitation import INVITATION_VARIABLE, accept_invitation
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
     DUMP_SIGNAL,
@@ -60,7 +61,8 @@ class SupervisorConnection:
         self._output_file = run_dir.attempt(self._attempt).output_file
         path = environment[SOCKET_VARIABLE]
         try:
-            self._connection = Connection(path, CONNECT_SECONDS)
+            invited = accept_invitation(environment.get(INVITATION_VARIABLE), CONNECT_SECONDS)
+            self._connection = Connection(path, CONNECT_SECONDS, invited)
             self._connection.send(
                 {
                     "type": "hello",

@@ -42,7 +42,7 @@ def test_script_replaces_its_shell_and_allows_a_requeue(tmp_path: Path) -> None:
         "#SBATCH --signal=B:USR1@40\n"
         "\n"
         "# exec replaces this shell, so that the supervisor gets every signal that SLURM sends.\n"
-        f"exec {sys.executable} -m orchestrator run \\\n"
+        f"exec {sys.executable} -P -m orchestrator run \\\n"
         "    --run-dir runs/train --slurm-requeue \\\n"
         "    -- python -m my.train --lr 0.1\n"
     )

@@ -34,3 +34,10 @@ def test_delays_double_within_their_jitter() -> None:
 def test_delays_stay_within_the_longest() -> None:
     """However often a run has failed, the delay is the longest one and can be calculated."""
     assert [delay_seconds(failures) for failures in (20, 5000)] == [LONGEST_DELAY_SECONDS] * 2
+
+
+def test_what_is_not_there_yet_gets_time() -> None:
+    """The first restart waits too, and all that the default allows take a minute."""
+    delays = [delay_seconds(failures, must_wait=True) for failures in range(1, 6)]
+    assert delays[0] >= 2
+    assert sum(delays) >= 60

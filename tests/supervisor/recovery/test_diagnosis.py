@@ -223,3 +223,66 @@ def test_crashes_differ_by_their_innermost_frame() -> None:
     assert crash(1).fingerprint == crash(1).fingerprint != crash(2).fingerprint
     assert crash(3).stack == ["a.py:3 f"]
     assert crash(3).cause.endswith("at a.py:3 f")
+
+
+PRINTED = {
+    "refused connection": ("ConnectionRefusedError: [Errno 111] Connection refused", Kind.IO_ERROR),
+    "name": ("urllib.error.URLError: <urlopen error [Errno -2] Name or service", Kind.IO_ERROR),
+    "name of a socket": ("socket.gaierror: [Errno -3] Temporary failure", Kind.IO_ERROR),
+    "busy port": ("OSError: [Errno 98] Address already in use", Kind.IO_ERROR),
+    "number alone": ("OSError: [Errno 113] anything", Kind.IO_ERROR),
+    "busy server": ("urllib.error.HTTPError: HTTP Error 503: Service", Kind.IO_ERROR),
+    "hub's limit": (
+        "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://x",
+        Kind.IO_ERROR,
+    ),
+    "hub out of reach": ("OSError: We couldn't connect to 'https://hub' to load", Kind.IO_ERROR),
+    "timeout": ("httpx.ReadTimeout: The read operation timed out", Kind.IO_ERROR),
+    "wrong address": ("urllib.error.HTTPError: HTTP Error 404: Not Found", Kind.EXCEPTION),
+    "no permission": ("HTTPError: 403 Client Error: Forbidden for url: https://x", Kind.EXCEPTION),
+    "typing error": ("urllib.error.URLError: <urlopen error unknown url type: h", Kind.EXCEPTION),
+    "missing file": ("FileNotFoundError: [Errno 2] No such file or directory", Kind.EXCEPTION),
+    "driver": ("RuntimeError: CUDA is not available", Kind.HARDWARE),
+}
+
+
+@pytest.mark.parametrize("printed", PRINTED)
+def test_what_is_not_there_yet_is_told_from_defects(printed: str) -> None:
+    """A network, a port or a device may come; a wrong address, a 404 or a missing file stays."""
+    line, kind = PRINTED[printed]
+    output = ["Traceback (most recent call last):", '  File "train.py", line 7, in <module>', line]
+    assert diagnosis(returncode=1, connected=False, output=output).kind is kind
+    further = [
+        "During handling of the above exception, another exception occurred:",
+        "Traceback (most recent call last):",
+        '  File "train.py", line 9, in <module>',
+        "RuntimeError: no data set",
+    ]
+    assert diagnosis(returncode=1, connected=False, output=output + further).kind is kind
+
+
+def test_asserted_device_is_missing_hardware() -> None:
+    """An assertion has no message, but its line is in the traceback."""
+    output = [
+        "Traceback (most recent call last):",
+        '  File "train.py", line 7, in <module>',
+        "    assert torch.cuda.is_available()",
+        "AssertionError",
+    ]
+    assert diagnosis(returncode=1, connected=False, output=output).kind is Kind.HARDWARE
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"returncode": 124}, Kind.TERMINATED),
+        ({"returncode": 143}, Kind.TERMINATED),
+        ({"returncode": 130}, Kind.TERMINATED),
+        ({"returncode": 124, "connected": True}, Kind.EXIT_STATUS),
+    ],
+)
+def test_stop_before_the_session_is_told_through_wrappers(
+    facts: dict[str, Any], kind: Kind
+) -> None:
+    """`timeout` and shells end with a status of their own when a stop has ended the command."""
+    assert diagnosis(**({"connected": False} | facts)).kind is kind

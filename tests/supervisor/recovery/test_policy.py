@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.position import Position
-from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
+from orchestrator.supervisor.recovery.failure_budget import (
+    OUTSIDE,
+    AttemptEnd,
+    FailureBudget,
+    TotalLimits,
+)
 from orchestrator.supervisor.recovery.policy import (
     ALL,
     ALWAYS,
+    FAILURES,
     POISON,
     SCRIPT,
     SHORTAGE,
@@ -46,6 +52,15 @@ GIVE_UP, RETRY, DEMOTE = Action.GIVE_UP, Action.RETRY, Action.DEMOTE
 CASES = {
     "complete": case(Action.FINISH, "complete", end(Kind.COMPLETE)),
     "stopped": case(Action.STOP, "was requested", end(Kind.STOPPED), slices=3),
+    "all attempts made": case(
+        GIVE_UP, "all 2 attempts", KILLED, limits=TotalLimits(attempts=2), attempts=2
+    ),
+    "stopped in the last attempt": case(
+        Action.STOP, "", end(Kind.STOPPED), limits=TotalLimits(attempts=2), attempts=2
+    ),
+    "time is up": case(
+        GIVE_UP, "--give-up-after", end(Kind.STOPPED), limits=TotalLimits(seconds=9), begun=0.0
+    ),
     "stopped too early too often": case(GIVE_UP, "attempt is", end(Kind.STOPPED), slices=4),
     "the same, more restarts allowed": case(
         Action.STOP, "", end(Kind.STOPPED), slices=4, allowed=4
@@ -55,6 +70,9 @@ CASES = {
     "before the first step": case(GIVE_UP, "its first safe point", EXCEPTION, ever_safe=False),
     "too little memory for a step": case(
         GIVE_UP, "its first safe point", end(Kind.CUDA_OUT_OF_MEMORY), ever_safe=False
+    ),
+    "stopped before its session": case(
+        Action.REQUEUE, "before it opened a session", end(Kind.TERMINATED), ever_safe=False
     ),
     "killed before the first step": case(RETRY, "", KILLED, ever_safe=False),
     "disk failed before the first step": case(RETRY, "", end(Kind.IO_ERROR), ever_safe=False),
@@ -223,6 +241,8 @@ def test_safe_point_of_an_earlier_attempt_is_remembered() -> None:
 
 NAMES = {
     ALL: "any",
+    FAILURES: "any except `complete`, `stopped`, `refused`, `failed_afterwards`",
+    FAILURES | {Kind.STOPPED}: "any except `complete`, `refused`, `failed_afterwards`",
     OUTSIDE: "outside",
     SCRIPT: "script",
     SHORTAGE: "shortage",

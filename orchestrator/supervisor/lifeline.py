@@ -1,0 +1,69 @@
+"""The lifeline: a process that ends what the supervisor started, if the supervisor is killed.
+
+A session notices that its supervisor is dead. A command that has no session, not yet or never,
+cannot; the kernel's signal to the children of a dead process reaches only the command itself, not
+what a wrapper around it has started.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.rundir.orphans import OrphanEnding
+from orchestrator.system.stop_signals import STOP_SIGNALS
+
+STOP_WATCHING = b"x"
+MOST_DESCRIPTORS = 1 << 20
+
+
+@contextlib.contextmanager
+def lifeline(lock_file: Path, orphan_ending: OrphanEnding) -> Iterator[None]:
+    """Run the process beside the block; it ends the supervisor's orphans if the block is killed.
+
+    Enter the block before any thread is started and before the lock is taken: the process is a
+    fork. Without room for a further process there is none.
+    """
+    lock_file = lock_file.absolute()
+    supervisor = os.getpid()
+    watched, held = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(watched)
+        os.close(held)
+        yield
+        return
+    if pid == 0:
+        try:
+            _watch(watched, supervisor, lock_file, orphan_ending)
+        finally:
+            os._exit(0)
+    os.close(watched)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it was killed
+            os.write(held, STOP_WATCHING)
+        os.close(held)
+        with contextlib.suppress(ChildProcessError):  # it was reaped as a child that had ended
+            os.waitpid(pid, 0)
+
+
+def _watch(watched: int, supervisor: int, lock_file: Path, orphan_ending: OrphanEnding) -> None:
+    os.setsid()
+    for number in (*STOP_SIGNALS, signal.SIGUSR2, signal.SIGPIPE):
+        # A scheduler signals every process of a job; the supervisor decides what that means.
+        signal.signal(number, signal.SIG_IGN)
+    # The readers of the supervisor's output wait for the last process that has it open.
+    os.closerange(0, watched)
+    os.closerange(watched + 1, _most_descriptors())
+    if not os.read(watched, 1):
+        orphan_ending.end(supervisor, lock_file)
+
+
+def _most_descriptors() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return max(int(name) for name in os.listdir("/dev/fd")) + 1
+    return MOST_DESCRIPTORS
