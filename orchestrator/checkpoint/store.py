@@ -141,7 +141,9 @@ class Store:
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             return publish_directory(self.run, self.disk, manifest, fill)
         except OSError as error:
-            has_older = bool(self.names())
+            has_older = False
+            with contextlib.suppress(UnreadableError):  # the failure to write is what counts
+                has_older = bool(self.names())
             raise CheckpointWriteError(manifest.step, error, has_older) from error
 
     # --- finding -----------------------------------------------------------------------------

@@ -132,6 +132,14 @@ def test_failed_publish_leaves_nothing(tmp_path: Path) -> None:
     assert names(store) == ["step-000000000100"]
 
 
+def test_file_in_the_place_of_the_checkpoints_is_a_failed_write(empty: Store) -> None:
+    """It fails the write like a full disk, and the training goes on."""
+    empty.run.checkpoints.rmdir()
+    empty.run.checkpoints.touch()
+    with pytest.raises(CheckpointWriteError, match="step 200: File exists"):
+        publish(empty, 200)
+
+
 def test_state_that_cannot_be_serialized_leaves_nothing(store: Store) -> None:
     """The serializer's exception passes through, and no file of the checkpoint stays."""
 

@@ -2,8 +2,8 @@
 
     python journalled.py (session | framework) (fail | stop)
 
-It saves at every fifth step. With ``fail`` the directory of checkpoints is away for a while, and
-the run completes after that; with ``stop`` it sends itself SIGTERM in the end.
+It saves at every fifth step. With ``fail`` a file is in the place of the directory of checkpoints
+for a while, and the run completes after that; with ``stop`` it sends itself SIGTERM in the end.
 """
 
 import json
@@ -33,7 +33,9 @@ def interfere(step: int) -> None:
     """Fail a save, or stop the run, when its step has come."""
     if task == "fail" and step == FAIL_AT:
         (RUN / "checkpoints").rename(RUN / "away")
+        (RUN / "checkpoints").touch()  # a directory that is only missing would be made again
     if (RUN / "away").exists() and failures():
+        (RUN / "checkpoints").unlink()
         (RUN / "away").rename(RUN / "checkpoints")
     if task == "stop" and step == STOP_AT:
         os.kill(os.getpid(), signal.SIGTERM)

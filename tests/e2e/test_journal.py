@@ -9,7 +9,7 @@ from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import DEADLINE_SECONDS, Supervised, clean_environment, forked_by
 
 SCRIPT = Path(__file__).with_name("journalled.py")
-SETTINGS = {"ORCHESTRATOR_EVERY": "5steps", "ORCHESTRATOR_KEEP": "2"}
+SETTINGS = {"ORCHESTRATOR_EVERY": "5steps", "ORCHESTRATOR_KEEP": "2", "ORCHESTRATOR_CONTINUE": "on"}
 COMPLETE, STOPPED_SAVED = 0, 75
 CHECKPOINT_EVENTS = {
     "checkpoint_published",
