@@ -5,6 +5,7 @@ import hashlib
 import marshal
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -236,6 +237,9 @@ def _is_own_program(program: str) -> bool:
     """Return whether a program is a script of the user's, not one that is installed."""
     path = Path(program)
     if "/" not in program or path.resolve().parent.name in ("bin", "sbin", "Scripts"):
+        return False
+    # What PATH finds is installed, a shim of pyenv too, which is a shell script.
+    if (found := shutil.which(path.name)) is not None and Path(found).samefile(path):
         return False
     if path.parent.name in ("bin", "sbin", "Scripts"):
         return False

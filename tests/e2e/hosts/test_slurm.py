@@ -209,7 +209,8 @@ def uninterrupted(directory: Path, *arguments: str) -> Path:
     subprocess.run(
         command,
         cwd=directory,
-        env=clean_environment(),
+        # The run of the job is one of another script.
+        env=clean_environment() | {"ORCHESTRATOR_RUN_DIR": str(directory / "undisturbed")},
         check=True,
         timeout=120,
         stdout=subprocess.DEVNULL,
