@@ -238,13 +238,14 @@ def _is_own_program(program: str) -> bool:
     path = Path(program)
     if "/" not in program or path.resolve().parent.name in ("bin", "sbin", "Scripts"):
         return False
-    # What PATH finds is installed, a shim of pyenv too, which is a shell script.
-    if (found := shutil.which(path.name)) is not None and Path(found).samefile(path):
-        return False
     if path.parent.name in ("bin", "sbin", "Scripts"):
         return False
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(2) == b"#!"
+    with contextlib.suppress(OSError):
+        # What PATH finds is installed, a shim of pyenv too, which is a shell script.
+        found = shutil.which(path.name)
+        if found is None or not path.samefile(found):
+            with open(path, "rb") as file:
+                return file.read(2) == b"#!"
     return False
 
 

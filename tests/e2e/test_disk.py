@@ -34,7 +34,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "run"
     place.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=500", "tmpfs", place],
+        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=500,mode=755", "tmpfs", place],
         capture_output=True,
         text=True,
     )

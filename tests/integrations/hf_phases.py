@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from orchestrator.integrations.transformers import OrchestratorCallback
 
 how, killed_at = sys.argv[1], tuple(map(int, sys.argv[2:]))
+del sys.argv[2:]  # they belong to the test, not to the training
 
 
 class Net(torch.nn.Module):
