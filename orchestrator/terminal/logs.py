@@ -105,7 +105,8 @@ class _Paragraphs:
 
     def __init__(self, *, is_coloured: bool, with_date: bool) -> None:
         self._time_format = "%Y-%m-%d %H:%M:%S" if with_date else "%H:%M:%S"
-        self._render_line = structlog.dev.ConsoleRenderer(colors=is_coloured, pad_event_to=0)
+        # By position, since the first parameter has another name in older versions of structlog.
+        self._render_line = structlog.dev.ConsoleRenderer(0, colors=is_coloured)
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         """Return the text of an event whose timestamp is in UTC, ISO 8601."""
