@@ -438,7 +438,8 @@ def test_new_client_is_served_without_free_descriptors() -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         opened = []
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+            highest = max(map(int, os.listdir("/proc/self/fd")))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 64, limits[1]))
             with contextlib.suppress(OSError):
                 while True:
                     opened.append(os.open(os.devnull, os.O_RDONLY))
