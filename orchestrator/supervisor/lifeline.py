@@ -14,7 +14,6 @@ from pathlib import Path
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.system.stop_signals import STOP_SIGNALS
 
-STOP_WATCHING = b"x"
 MOST_DESCRIPTORS = 1 << 20
 
 
@@ -44,10 +43,15 @@ def lifeline(lock_file: Path, orphan_ending: OrphanEnding) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it was killed
-            os.write(held, STOP_WATCHING)
+        _end(pid)  # before its pipe is closed, which would tell it of a death
         os.close(held)
-        with contextlib.suppress(ChildProcessError):  # it was reaped as a child that had ended
+
+
+def _end(pid: int) -> None:
+    # Killed and not asked to end: with the rest of the run it may have been stopped by SIGSTOP.
+    with contextlib.suppress(ChildProcessError):  # it was killed, and reaped as a child that ended
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
@@ -59,8 +63,8 @@ def _watch(watched: int, supervisor: int, lock_file: Path, orphan_ending: Orphan
     # The readers of the supervisor's output wait for the last process that has it open.
     os.closerange(0, watched)
     os.closerange(watched + 1, _most_descriptors())
-    if not os.read(watched, 1):
-        orphan_ending.end(supervisor, lock_file)
+    os.read(watched, 1)  # returns when the supervisor has died
+    orphan_ending.end(supervisor, lock_file)
 
 
 def _most_descriptors() -> int:
