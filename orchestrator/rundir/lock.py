@@ -10,8 +10,9 @@ import time
 from typing import Any
 
 from orchestrator.errors import ConfigError, RunInUseError
-from orchestrator.rundir.orphans import OrphanEnding, process_has_ended
+from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system import process_tree
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.lock_holder import holder_of
 from orchestrator.system.regular_files import open_regular
@@ -149,7 +150,7 @@ def has_ended(owner: dict[str, Any]) -> bool:
     pid = owner.get("pid")
     if type(pid) is not int or pid <= 0 or owner.get("host") != socket.gethostname():
         return False
-    return process_has_ended(pid)
+    return process_tree.has_ended(pid)
 
 
 def _parse_owner(note: bytes) -> dict[str, Any]:

@@ -13,20 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.lock_holder import lock_takers
 from orchestrator.system.process_tree import PAGE_NAME, Process
 
 POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
 # A session that has lost its supervisor ends by itself when the grace period is over.
 SESSION_MARGIN_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class _Entry:
-    parent: int
-    session: int
-    start: str
-    """When it was started, which tells it from a later process with the same id."""
 
 
 class Orphans:
@@ -52,18 +45,18 @@ class Orphans:
         except OSError:
             return set()
         table = _processes()
-        holders = {pid for pid in table if _holds(pid, file, self._owner)}
-        known = {p for p, start in self._known.items() if p in table and table[p].start == start}
+        holders = {pid for pid in table if _has_inherited(pid, file, self._owner)}
+        known = {p for p, begun in self._known.items() if p in table and table[p].started == begun}
         family, larger = set[int](), holders | known
         while larger != family:
             family = larger
             larger = family | {
                 pid
-                for pid, entry in table.items()
-                if entry.parent in family or entry.session in family
+                for pid, process in table.items()
+                if process.parent in family or process.session in family
             }
         family.discard(os.getpid())
-        self._known = {pid: table[pid].start for pid in family}
+        self._known = {pid: table[pid].started for pid in family}
         return family
 
     def commands(self) -> set[int]:
@@ -97,47 +90,15 @@ class OrphanEnding:
             time.sleep(POLL_SECONDS)
 
 
-def process_has_ended(pid: int) -> bool:
-    """Return whether no process has this id, or only its exit status is left."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        return False
-    process = Process.read(pid)
-    return process is None or process.is_dead
+def _processes() -> dict[int, Process]:
+    found = map(Process.read, map(int, filter(str.isdecimal, os.listdir("/proc"))))
+    return {process.pid: process for process in found if process and not process.is_dead}
 
 
-def _processes() -> dict[int, _Entry]:
-    table = {}
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended
-            text = Path(f"/proc/{name}/stat").read_text(errors="replace")
-            fields = text.rpartition(")")[2].split()
-            if fields[0] not in "ZX":
-                table[int(name)] = _Entry(int(fields[1]), int(fields[3]), fields[19])
-    return table
-
-
-def _holds(pid: int, file: os.stat_result, owner: int) -> bool:
-    """Return whether a process has inherited the lock of ``file`` from ``owner``."""
+def _has_inherited(pid: int, file: os.stat_result, owner: int) -> bool:
+    """Return whether a process has inherited the lock of ``file`` from ``owner``, now dead."""
     with contextlib.suppress(OSError):  # it has ended, or belongs to another user
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), file) and _is_locked_by(
-                    owner, Path(f"/proc/{pid}/fdinfo/{name}").read_text()
-                ):
-                    return True
-    return False
-
-
-def _is_locked_by(owner: int, facts: str) -> bool:
-    for line in facts.splitlines():
-        match line.split():
-            case ["lock:", _, "FLOCK", _, "WRITE", pid, *_]:
-                # In a container the kernel writes 0 for a process that has ended.
-                return int(pid) in (owner, 0)
+        return not lock_takers(pid, file).isdisjoint({owner, 0})
     return False
 
 

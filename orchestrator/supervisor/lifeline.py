@@ -14,8 +14,6 @@ from pathlib import Path
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.system.stop_signals import STOP_SIGNALS
 
-MOST_DESCRIPTORS = 1 << 20
-
 
 @contextlib.contextmanager
 def lifeline(lock_file: Path, orphan_ending: OrphanEnding) -> Iterator[None]:
@@ -62,12 +60,6 @@ def _watch(watched: int, supervisor: int, lock_file: Path, orphan_ending: Orphan
         signal.signal(number, signal.SIG_IGN)
     # The readers of the supervisor's output wait for the last process that has it open.
     os.closerange(0, watched)
-    os.closerange(watched + 1, _most_descriptors())
+    os.closerange(watched + 1, os.sysconf("SC_OPEN_MAX"))
     os.read(watched, 1)  # returns when the supervisor has died
     orphan_ending.end(supervisor, lock_file)
-
-
-def _most_descriptors() -> int:
-    with contextlib.suppress(OSError, ValueError):
-        return max(int(name) for name in os.listdir("/dev/fd")) + 1
-    return MOST_DESCRIPTORS

@@ -42,6 +42,29 @@ def holder_of(lock_file: Path) -> int | None:
     return next((pid for line in lines if (pid := _exclusive_holder(line, wanted))), None)
 
 
+def lock_takers(pid: int, file: os.stat_result) -> set[int]:
+    """Return who has taken the exclusive flocks of a file that a process holds.
+
+    A lock that the process has inherited is another's. In a container the kernel gives 0 for one
+    that has ended. Raises OSError when the process has ended or belongs to another user.
+    """
+    takers = set[int]()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):  # it has been closed in the meantime
+            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), file):
+                facts = Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines()
+                locks = (fact.removeprefix("lock:\t") for fact in facts)
+                takers |= {
+                    taker for lock in locks if (taker := _exclusive_holder(lock)) is not None
+                }
+    return takers
+
+
+def _takers_in(facts: list[str]) -> set[int]:
+    takers = (_exclusive_holder(fact.removeprefix("lock:\t")) for fact in facts)
+    return {taker for taker in takers if taker is not None}
+
+
 def _check_holder(pid: int, lock_file: Path) -> None:
     if not is_available(Capability.PROC):
         _check_opener(pid, lock_file)
@@ -49,13 +72,8 @@ def _check_holder(pid: int, lock_file: Path) -> None:
     wanted = os.stat(lock_file)
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         raise PermissionError(f"process {pid} belongs to another user")
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):  # it has been closed in the meantime
-            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), wanted):
-                facts = Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines()
-                if any(_exclusive_holder(f.removeprefix("lock:\t")) == pid for f in facts):
-                    return
-    raise ProcessLookupError(f"process {pid} does not hold the lock {lock_file}")
+    if pid not in lock_takers(pid, wanted):
+        raise ProcessLookupError(f"process {pid} does not hold the lock {lock_file}")
 
 
 def _check_opener(pid: int, lock_file: Path) -> None:

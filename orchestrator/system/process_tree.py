@@ -47,12 +47,19 @@ def become_subreaper() -> None:
 
 @dataclass(frozen=True)
 class Process:
-    """The kernel's facts about one process; ``state`` is its letter in /proc."""
+    """The kernel's facts about one process; ``state`` is its letter in /proc.
+
+    ``session`` is the id of the process that leads its session, 0 where that is unknown.
+    ``started`` tells it from a later process with the same id.
+    """
 
     pid: int
     name: str
     state: str
     threads: int
+    parent: int
+    session: int
+    started: str
 
     @classmethod
     def read(cls, pid: int) -> "Process | None":
@@ -70,14 +77,23 @@ class Process:
         # The name is in parentheses, and may itself contain parentheses and spaces.
         name, _, rest = stat.partition("(")[2].rpartition(")")
         fields = rest.split()
-        return cls(pid, name, state=fields[0], threads=int(fields[17]))
+        return cls(
+            pid,
+            name,
+            state=fields[0],
+            threads=int(fields[17]),
+            parent=int(fields[1]),
+            session=int(fields[3]),
+            started=fields[19],
+        )
 
     @classmethod
     def _read_with_psutil(cls, pid: int) -> "Process | None":
         try:
             process = psutil.Process(pid)
             state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "S"
-            return cls(pid, process.name(), state, threads=1)
+            parent, started = process.ppid(), str(process.create_time())
+            return cls(pid, process.name(), state, 1, parent, session=0, started=started)
         except psutil.Error:
             return None
 
@@ -91,6 +107,18 @@ class Process:
         text = _STATES.get(self.state, self.state)
         function = kernel_wait_function(Path(f"/proc/{self.pid}"))
         return f"{text} in {function}" if function and self.state in "SD" else text
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether no process has this id, or only its exit status is left."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    process = Process.read(pid)
+    return process is None or process.is_dead
 
 
 def describe_processes(pid: int, tree: Iterable[int]) -> str:

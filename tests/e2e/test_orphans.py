@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir.orphans import process_has_ended
+from orchestrator.system import process_tree
 from tests.e2e.support import Supervised, wait_for
 
 Start = Callable[..., Supervised]
@@ -54,7 +54,7 @@ def test_orphans_of_a_killed_supervisor_end(
         status, _, stderr = supervise(command=command, options=("--grace", "1s")).end()
         assert status == 0, stderr
     started = [int(line) for line in pids.read_text().split()]
-    wait_for(lambda: all(map(process_has_ended, started)), "the end of the orphans", 20)
+    wait_for(lambda: all(map(process_tree.has_ended, started)), "the end of the orphans", 20)
     run.end()
 
 
