@@ -31,12 +31,13 @@ from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
-from orchestrator.rundir.start import OTHER_EXPERIMENT, Start, script_of
-from orchestrator.spare.python_command import missing_script
+from orchestrator.rundir.program import script_of
+from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
 from orchestrator.system.given_descriptors import given_descriptors
+from orchestrator.system.python_command import missing_script
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal

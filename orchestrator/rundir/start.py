@@ -1,13 +1,6 @@
 """How a training was started: its program, its arguments, its configuration files, its sources."""
 
-import contextlib
-import hashlib
-import marshal
-import os
 import re
-import shutil
-import stat
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,19 +8,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.program import (
+    DIRECTORY_AT_IMPORT,
+    code_from_input,
+    existing_file,
+    file_at_input,
+    is_notebook,
+    notebook_path,
+    path_of_program,
+    position_of_program,
+)
+from orchestrator.rundir.sources import configuration_of, git_state, short_digest
+from orchestrator.system.python_command import reads_program_from_input
 from orchestrator.system.recorded_command import recorded
 from orchestrator.system.text import storable
 
-CONFIGURATION_SUFFIXES = frozenset(
-    {".yaml", ".yml", ".json", ".jsonnet", ".toml", ".ini", ".cfg", ".conf", ".gin", ".py"}
-)
-MAXIMUM_CONFIGURATION_BYTES = 4 << 20
 MAXIMUM_RECORDED_BYTES = 64 << 10
-DIGEST_CHARACTERS = 16
-GIT_SECONDS = 2.0
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
-_INTERPRETER = re.compile(r"python(\d+(\.\d+)*)?")
-_DIRECTORY_AT_IMPORT = Path.cwd()
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,13 @@ class Start:
         Raises ConfigError when it reads its program from standard input, which a second attempt
         could not read again.
         """
-        if _reads_program_from_input(command):
+        if reads_program_from_input(command):
             raise ConfigError(
                 f"cannot run {' '.join(command)}: it reads its program from standard input, which "
                 "a restart would find at its end; write the program to a file and name that"
             )
-        position = _position_of_program(command)
-        script, entry = _path_of(command, position), None
+        position = position_of_program(command)
+        script, entry = path_of_program(command, position), None
         if position is None:
             arguments = command[1:]
         else:
@@ -74,7 +71,7 @@ class Start:
             if position and command[position - 1] == "-m":
                 entry = f"-m {command[position]}"
             elif position and command[position - 1] == "-c":
-                entry = f"-c {_digest(command[position].encode())}"
+                entry = f"-c {short_digest(command[position].encode())}"
         return cls._of(command, arguments, script, entry)
 
     @classmethod
@@ -84,19 +81,19 @@ class Start:
         name, script, entry = sys.argv[0] if sys.argv else "", None, None
         spec = getattr(main, "__spec__", None)
         if is_notebook():
-            notebook = _notebook_path()
+            notebook = notebook_path()
             return cls._of([str(notebook or "notebook")], [], notebook, None)
         if name == "-c":
             words = sys.orig_argv
             code = words[words.index("-c") + 1] if "-c" in words[:-1] else ""
-            entry = f"-c {_digest(code.encode())}"
+            entry = f"-c {short_digest(code.encode())}"
         elif name in ("-", ""):
-            script = _file_at_input()
-            entry = None if script else _code_from_input()
+            script = file_at_input()
+            entry = None if script else code_from_input()
         else:
-            script = _existing(Path(getattr(main, "__file__", None) or name))
+            script = existing_file(Path(getattr(main, "__file__", None) or name))
             # A launcher that has replaced sys.argv names the script there.
-            script = _existing(_DIRECTORY_AT_IMPORT / name) or script
+            script = existing_file(DIRECTORY_AT_IMPORT / name) or script
             if spec is not None and spec.name != "__main__" and script is not None:
                 entry = f"-m {spec.name.removesuffix('.__main__')}"
         return cls._of(list(sys.orig_argv), sys.argv[1:], script, entry)
@@ -112,8 +109,8 @@ class Start:
             directory=str(directory),
             script=None if script is None else str(script),
             entry=entry,
-            configuration=_configuration_of(command, script),
-            git=_git_state(script.parent if script else directory),
+            configuration=configuration_of(command, script),
+            git=git_state(script.parent if script else directory),
         )
 
     @classmethod
@@ -188,163 +185,8 @@ def shown(arguments: list[str]) -> str:
     return " ".join(arguments) or "(none)"
 
 
-def script_of(command: list[str]) -> str | None:
-    """Return what names the run: the first word that is a file, else the module of ``-m``.
-
-    A file after ``-m`` is more likely data for that module, unless the module starts it as a
-    script.
-    """
-    position = _position_of_program(command)
-    if position is None or (position and command[position - 1] == "-c"):
-        return None
-    word = command[position]
-    return word.rpartition(".")[2] if position and command[position - 1] == "-m" else word
-
-
-def is_notebook() -> bool:
-    """Return whether this process is the kernel of a notebook."""
-    return "ipykernel" in sys.modules and "ipykernel" in Path(sys.argv[0]).as_posix()
-
-
-def has_changed_directory() -> bool:
-    """Return whether the script has left the directory in which it imported this package."""
-    return Path.cwd() != _DIRECTORY_AT_IMPORT
-
-
-def _position_of_program(command: list[str]) -> int | None:
-    """Return the index of the word that is the script, the module, or the code of ``-c``."""
-    if _is_own_program(command[0]):
-        return 0
-    modules: list[int] = []
-    for index, word in enumerate(command[1:], start=1):
-        has_next = index + 1 < len(command)
-        if word == "-m" and has_next:
-            modules.append(index + 1)
-            if _module_file(command[index + 1]) is not None:
-                return index + 1
-        elif word == "-c" and has_next and not modules:
-            return index + 1
-        elif (
-            (not modules or word.endswith(".py"))
-            and Path(word).is_file()
-            and not Path(word).name.startswith("python")
-        ):
-            return index
-    return modules[0] if modules else None
-
-
-def _is_own_program(program: str) -> bool:
-    """Return whether a program is a script of the user's, not one that is installed."""
-    path = Path(program)
-    if "/" not in program or path.resolve().parent.name in ("bin", "sbin", "Scripts"):
-        return False
-    if path.parent.name in ("bin", "sbin", "Scripts"):
-        return False
-    with contextlib.suppress(OSError):
-        # What PATH finds is installed, a shim of pyenv too, which is a shell script.
-        found = shutil.which(path.name)
-        if found is None or not path.samefile(found):
-            with open(path, "rb") as file:
-                return file.read(2) == b"#!"
-    return False
-
-
-def _path_of(command: list[str], position: int | None) -> Path | None:
-    if position is None or (position and command[position - 1] == "-c"):
-        return None
-    if position and command[position - 1] == "-m":
-        return _module_file(command[position])
-    return _existing(Path(command[position]))
-
-
-def _module_file(module: str) -> Path | None:
-    """Return the file of a module below the working directory or PYTHONPATH."""
-    below = Path(*module.split("."))
-    roots = [".", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    for root in map(Path, roots):
-        for path in (root / below / "__main__.py", root / below.with_name(f"{below.name}.py")):
-            if path.is_file():
-                return path.resolve()
-    return None
-
-
-def _existing(path: Path) -> Path | None:
-    return path.resolve() if path.is_file() else None
-
-
-def _reads_program_from_input(command: list[str]) -> bool:
-    if not _INTERPRETER.fullmatch(Path(command[0]).name):
-        return False
-    words = command[1:]
-    while words and re.fullmatch(r"-[bBdEIOPqRsSuv]+", words[0]):
-        words = words[1:]
-    return not words or words[0] in ("-", "/dev/stdin")
-
-
-def _file_at_input() -> Path | None:
-    """Return the file that standard input was redirected from."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISREG(os.fstat(0).st_mode):
-            return _existing(Path("/proc/self/fd/0").readlink())
-    return None
-
-
-def _code_from_input() -> str | None:
-    """Return a digest of the program on standard input, which this call is a part of."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-    code = frame.f_code
-    is_whole = code.co_filename == "<stdin>" and not os.isatty(0)
-    return f"- {_digest(marshal.dumps(code))}" if is_whole else None
-
-
-def _notebook_path() -> Path | None:
-    main = vars(sys.modules["__main__"])
-    name = main.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME")
-    return None if not name else (_DIRECTORY_AT_IMPORT / str(name)).resolve()
-
-
-def _configuration_of(command: list[str], script: Path | None) -> dict[str, str]:
-    digests = {}
-    for word in command[1:]:
-        name = word.rpartition("=")[2] if word.startswith("-") else word.removeprefix("@")
-        path = Path(name)
-        with contextlib.suppress(OSError, ValueError):
-            if path.suffix.lower() not in CONFIGURATION_SUFFIXES or not path.is_file():
-                continue
-            if path.resolve() != script and path.stat().st_size <= MAXIMUM_CONFIGURATION_BYTES:
-                digests[name] = _digest(path.read_bytes())
-    return digests
-
-
-def _git_state(directory: Path) -> dict[str, Any] | None:
-    try:
-        revision = _git(directory, "rev-parse", "HEAD").strip()
-        changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"revision": revision, "dirty": bool(changes.strip())}
-
-
-def _git(directory: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(directory), *words],
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=GIT_SECONDS,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-    ).stdout
-
-
 def _shown_git(state: Mapping[str, Any]) -> str:
     return str(state.get("revision"))[:12] + (" with changes" if state.get("dirty") else "")
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:DIGEST_CHARACTERS]
 
 
 def _bounded(words: list[str]) -> list[str]:
@@ -352,4 +194,4 @@ def _bounded(words: list[str]) -> list[str]:
     if sum(map(len, words)) <= MAXIMUM_RECORDED_BYTES:
         return words
     text = "\0".join(words).encode(errors="surrogateescape")
-    return [*words[:1], f"... {len(words)} words, digest {_digest(text)}"]
+    return [*words[:1], f"... {len(words)} words, digest {short_digest(text)}"]

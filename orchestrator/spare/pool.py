@@ -10,8 +10,8 @@ import structlog
 
 from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.spare.process import Modules, SpareProcess
-from orchestrator.spare.python_command import python_command
 from orchestrator.system.memory import available_bytes, private_bytes
+from orchestrator.system.python_command import python_command
 
 # With less available memory than this, the spare is ended.
 LEAST_MEMORY_BYTES = 256 << 20

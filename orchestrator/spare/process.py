@@ -17,10 +17,10 @@ from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_w
 from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, REAL_PARENTS
 from orchestrator.spare import worker
 from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
-from orchestrator.spare.python_command import PythonCommand
 from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.process_tree import descendants
+from orchestrator.system.python_command import PythonCommand
 from orchestrator.system.regular_files import read_regular
 from orchestrator.system.threads import in_thread
 

@@ -15,7 +15,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.completion import has_other_arguments, refuse_other_arguments
 from orchestrator.rundir.paths import RunDir, RunIdentity
 from orchestrator.rundir.pattern import expand
-from orchestrator.rundir.start import Start, script_of
+from orchestrator.rundir.program import script_of
+from orchestrator.rundir.start import Start
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from orchestrator.ipc.messages import send_with_descriptors
-from orchestrator.spare.python_command import python_command
 from orchestrator.spare.worker import command_line
 from orchestrator.system.priority import BACKGROUND_NICE
+from orchestrator.system.python_command import python_command
 
 pytestmark = pytest.mark.processes
 

@@ -26,7 +26,8 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
-from orchestrator.rundir.start import Start, has_changed_directory, is_notebook
+from orchestrator.rundir.program import has_changed_directory, is_notebook
+from orchestrator.rundir.start import Start
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables

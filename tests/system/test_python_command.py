@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spare.python_command import PythonCommand, python_command
+from orchestrator.system.python_command import PythonCommand, python_command
 
 
 @pytest.fixture(autouse=True)

@@ -58,6 +58,14 @@ def missing_script(command: list[str]) -> str | None:
     return None if found or word.startswith(("-", "+")) or Path(word).exists() else word
 
 
+def reads_program_from_input(command: list[str]) -> bool:
+    """Return whether an interpreter is to read its program from standard input."""
+    if not _INTERPRETER.fullmatch(Path(command[0]).name):
+        return False
+    index = _first_word(command)
+    return index == len(command) or command[index] in ("-", "/dev/stdin")
+
+
 def _first_word(command: list[str]) -> int:
     """Return the index of the first word after the interpreter's options."""
     index = 1
