@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from orchestrator.client import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.history import read_history
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.regular_files import open_regular

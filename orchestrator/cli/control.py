@@ -26,7 +26,7 @@ from orchestrator.errors import (
     NoValidCheckpointError,
 )
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.history import read_history
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import status_from_disk

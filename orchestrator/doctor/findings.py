@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
-from orchestrator.rundir.history import read_history
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.paths import RunDir
 
 

@@ -12,7 +12,7 @@ from orchestrator.config import Config
 from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
-from orchestrator.rundir.history import HistoryIndexer, read_history, rotate_journal
+from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import RunLock
 from orchestrator.spare.pool import SparePool

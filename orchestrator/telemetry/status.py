@@ -9,7 +9,8 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.rundir.history import History, read_history
+from orchestrator.rundir.history import History
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.telemetry.failure import failure_in
 from orchestrator.telemetry.run_state import State

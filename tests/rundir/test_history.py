@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.rundir import history as history_module
-from orchestrator.rundir.history import HistoryIndexer, history_of, read_history, rotate_journal
+from orchestrator.rundir import history_index
+from orchestrator.rundir.history import digest_of
+from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget, TotalLimits
+from tests.rundir.support import history_of
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def run(tmp_path: Path) -> RunDir:
 @pytest.fixture
 def indexed_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write the index whenever anything was read."""
-    monkeypatch.setattr(history_module, "INDEX_EVERY_BYTES", 1)
+    monkeypatch.setattr(history_index, "INDEX_EVERY_BYTES", 1)
 
 
 def random_events(chance: random.Random, count: int) -> list[dict[str, Any]]:
@@ -240,11 +242,11 @@ def test_index_with_wrong_types_is_not_used(run: RunDir, changes: dict[str, Any]
     content = json.loads(run.journal_index_file.read_bytes())
     content["history"] |= {"restarts": 7} | changes
     with open(run.journal_file, "rb") as file:
-        content["check"] = history_module._check(file, content["offset"], content["history"])
+        content["check"] = history_index._check(file, content["offset"], content["history"])
     run.journal_index_file.write_text(json.dumps(content))
     assert read_history(run).restarts == 5
     # A journal that goes on from such a history does not take it over either.
-    digest = history_module._digest_of(content["history"]).hexdigest()
+    digest = digest_of(content["history"]).hexdigest()
     event = {"event": "journal_rotated", "history": content["history"], "check": digest}
     run.journal_file.write_text(json.dumps(event) + "\n")
     history = read_history(run)
@@ -253,7 +255,7 @@ def test_index_with_wrong_types_is_not_used(run: RunDir, changes: dict[str, Any]
 
 def test_line_that_is_too_long_is_damaged(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line without end is read in pieces, and the events around it count."""
-    monkeypatch.setattr(history_module, "MAXIMUM_LINE_BYTES", 200)
+    monkeypatch.setattr(history_index, "MAXIMUM_LINE_BYTES", 200)
     journal = Journal(run.journal_file)
     journal.write(JournalEvent.RESTART_SCHEDULED)
     with journal.path.open("ab") as file:

@@ -10,7 +10,7 @@ from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.ipc.control_page import ControlPage
-from orchestrator.rundir.history import read_history
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import Journal
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.rundir.history import history_of
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.output import OutputTarget
@@ -14,6 +13,7 @@ from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.telemetry.run_state import State
 from orchestrator.terminal.lossy_writer import LossyWriter
+from tests.rundir.support import history_of
 from tests.supervisor.support import GRACE_SECONDS, new_queue
 
 

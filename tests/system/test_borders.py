@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.ipc.message_schema import checked
 from orchestrator.ipc.messages import LineBuffer
 from orchestrator.rundir.error_record import checked_error
-from orchestrator.rundir.history import read_history
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir, RunIdentity

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.rundir.history import read_history
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.telemetry.failure import Failure, failure_in

@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.quoting import escape_value, quote_command, quote_word, quote_words
-from orchestrator.rundir.history import read_history
+from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.paths import RunDir
 
 # Time beyond the grace period, to end the processes and to write the snapshot in memory.

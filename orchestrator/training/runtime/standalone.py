@@ -20,7 +20,7 @@ from orchestrator.errors import (
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_arguments
-from orchestrator.rundir.history import HistoryIndexer, rotate_journal
+from orchestrator.rundir.history_index import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.ownership import others_who_may_write
