@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from orchestrator.adopt.descent import Descent
-from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES
+from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.system.durable import write_json
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import read_regular

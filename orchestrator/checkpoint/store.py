@@ -44,7 +44,8 @@ from orchestrator.errors import (
     NoValidCheckpointError,
     UnreadableError,
 )
-from orchestrator.rundir.paths import RunDir, RunIdentity
+from orchestrator.rundir.identity import RunIdentity
+from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
 from orchestrator.system.durable import Disk
 from orchestrator.system.regular_files import open_regular

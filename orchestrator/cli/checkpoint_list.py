@@ -8,7 +8,7 @@ from orchestrator.checkpoint.quarantine import REASON_FILE
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
-from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES
+from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.rundir.start import Start
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import read_regular

@@ -1,26 +1,16 @@
-"""Every path in a run directory, and the identity of a run."""
+"""Every path in a run directory."""
 
-import contextlib
 import os
 import re
-import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.error_record import checked_error
-from orchestrator.rundir.journal import utc_now
 from orchestrator.rundir.ownership import refuse_unsafe
-from orchestrator.rundir.start import Start
-from orchestrator.system.durable import write_json
-from orchestrator.system.json_input import parse_object
-from orchestrator.system.recorded_command import recorded
-from orchestrator.system.regular_files import read_regular
-from orchestrator.system.text import storable
+from orchestrator.rundir.records import read_record
 
-FORMAT_VERSION = 1
-MAXIMUM_JSON_BYTES = 1 << 24
 _ATTEMPT_NAME = re.compile(r"[0-9]{1,9}")
 # Between a run directory and the files of an attempt there are attempts/ and 0001/.
 REAL_PARENTS = 2
@@ -146,7 +136,7 @@ class RunDir:
 
         Raises ConfigError when the file is damaged or cannot be read.
         """
-        return _read_json(
+        return read_record(
             self.done_file,
             "move it away to continue the run from its newest checkpoint if there is more to train",
         )
@@ -154,10 +144,10 @@ class RunDir:
 
 def default_run_dir(script: str) -> Path:
     """Return ``runs/<name>`` for the path of a script or a program."""
-    return DEFAULT_PARENT / _name_of(script)
+    return DEFAULT_PARENT / name_of(script)
 
 
-def _name_of(script: str) -> str:
+def name_of(script: str) -> str:
     """Return the name of a script, by which supervised and standalone sessions share one run."""
     path = Path(script)
     name = path.parent.name if path.stem == "__main__" else path.stem
@@ -198,154 +188,7 @@ class AttemptDir:
     def read_error(self) -> dict[str, Any] | None:
         """Return the content of error.json; None when it is missing or damaged."""
         try:
-            content = _read_json(self.error_file, "move it away", real_parents=REAL_PARENTS)
+            content = read_record(self.error_file, "move it away", real_parents=REAL_PARENTS)
         except ConfigError:
             return None
         return None if content is None else checked_error(content)
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """The content of run.json."""
-
-    run_id: str
-    command: list[str]
-    created: str
-    script: str | None = None
-    program: dict[str, Any] | None = None
-    """The script's path, also from the run directory, the module, and the working directory."""
-
-    @classmethod
-    def open(
-        cls,
-        run: RunDir,
-        command: list[str],
-        checkpoint_run_id: str | None = None,
-        script: str | None = None,
-        start: Start | None = None,
-        *,
-        accept_other: bool = False,
-    ) -> Self:
-        """Read run.json, or write it for a new run.
-
-        ``checkpoint_run_id`` is the id in the existing checkpoints, for a run whose run.json was
-        lost; ``script`` is the path of the script that is about to train, and ``start`` how it
-        was started. Raises ConfigError when run.json is damaged or belongs to another script,
-        since guessing would mix runs; with ``accept_other`` the run becomes that of this script.
-        """
-        advice = "restore it, or move it away: the next start then makes it from the checkpoints"
-        name = None if script is None else storable(_name_of(script))
-        program = None if start is None else _program_of(run, start)
-        content = _read_json(run.run_file, advice)
-        if content is None:
-            new_id = checkpoint_run_id or secrets.token_hex(8)
-            identity = cls(new_id, recorded(command), utc_now(), name, program)
-            try:
-                identity._write(run)
-            except OSError as error:
-                raise ConfigError(f"cannot write {run.run_file}: {error.strerror}") from None
-            return identity
-        if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-            raise ConfigError(
-                f"cannot use {run.run_file}: its format version is "
-                f"{content['format_version']!r}, and this program reads only {FORMAT_VERSION}; "
-                "use the program that wrote it"
-            )
-        version, run_id = content.get("format_version"), content.get("run_id")
-        words = content.get("command")
-        if version is None or not isinstance(run_id, str) or not isinstance(words, list):
-            raise _damaged(
-                run.run_file,
-                "format_version, run_id or command is missing or has the wrong type",
-                advice,
-            )
-        known = content.get("program")
-        first = cls(
-            run_id,
-            words,
-            str(content.get("created")),
-            content.get("script"),
-            known if _is_program(known) else None,
-        )
-        if not accept_other:
-            first._refuse_other(run, name, program)
-        return first._with_program(run, name, program)
-
-    def _refuse_other(self, run: RunDir, name: str | None, program: dict[str, Any] | None) -> None:
-        then, now = self.program or {}, program or {}
-        if None not in (name, self.script) and name != self.script:
-            this, other = name, self.script
-        elif _is_other_program(then, now):
-            this, other = (p["path"] or p["entry"] for p in (now, then))
-        else:
-            return
-        raise ConfigError(
-            f"cannot train {this} in {run.root}: it contains the run of {other}, and {this} "
-            "would resume from its checkpoints; name another directory with --run-dir (without a "
-            "supervisor: ORCHESTRATOR_RUN_DIR or Session(run_dir=...)), or, if this is the same "
-            "script in another place or with another name, add --continue (without a supervisor: "
-            "ORCHESTRATOR_CONTINUE=on)"
-        )
-
-    def _with_program(self, run: RunDir, name: str | None, program: dict[str, Any] | None) -> Self:
-        """Return the identity with the script as it is named and placed now, and record that."""
-        if program is None or (self.program == program and name in (None, self.script)):
-            return self
-        current = replace(self, script=name or self.script, program=program)
-        with contextlib.suppress(OSError):  # the next start compares with the earlier place
-            current._write(run)
-        return current
-
-    def _write(self, run: RunDir) -> None:
-        content = {"format_version": FORMAT_VERSION, **self.__dict__}
-        if self.program is None:
-            del content["program"]
-        write_json(run.run_file, content)
-
-
-def _program_of(run: RunDir, start: Start) -> dict[str, Any]:
-    """Return what run.json keeps of a start, by which two scripts of one name are told apart."""
-    place = start.script or start.directory
-    return {
-        "path": None if start.script is None else storable(start.script),
-        "entry": start.entry,
-        "directory": storable(start.directory),
-        "from_run": storable(os.path.relpath(place, run.root.resolve())),
-    }
-
-
-def _is_program(content: Any) -> bool:
-    return isinstance(content, dict) and all(
-        isinstance(part, str | None) for part in content.values()
-    )
-
-
-def _is_other_program(then: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether two records name different programs.
-
-    A project that was moved together with its run has the same path from there; one that was
-    moved away from it has left nothing at the old place.
-    """
-    if then.get("path") and now.get("path"):
-        is_same = then["path"] == now["path"] or then.get("from_run") == now["from_run"]
-        return not is_same and os.path.exists(then["path"])  # for any text, unlike Path.exists
-    if then.get("path") or now.get("path"):
-        return False
-    entries = then.get("entry"), now.get("entry")
-    return None not in entries and entries[0] != entries[1]
-
-
-def _read_json(path: Path, advice: str, *, real_parents: int = 0) -> dict[str, Any] | None:
-    try:
-        content = parse_object(read_regular(path, MAXIMUM_JSON_BYTES, real_parents=real_parents))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise _damaged(path, str(error), advice) from None
-    return content
-
-
-def _damaged(path: Path, problem: str, advice: str) -> ConfigError:
-    return ConfigError(f"cannot use {path}: it is damaged ({problem}); {advice}")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
-from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, REAL_PARENTS
+from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.spare import worker
 from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
 from orchestrator.system.capabilities import Capability, is_available

@@ -24,7 +24,8 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, encode
-from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, REAL_PARENTS
+from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.spare.fork import fork_to_parent, reseed_generators, try_fork
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.priority import lower_priority

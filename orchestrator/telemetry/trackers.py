@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Mapping
 
-from orchestrator.rundir.paths import MAXIMUM_JSON_BYTES, RunDir
+from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.system.durable import write_json
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import read_regular

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError, RunInUseError
+from orchestrator.rundir.identity import FORMAT_VERSION, RunIdentity
 from orchestrator.rundir.lock import BUSY_TIMEOUT_SECONDS, RunLock, lock_owner
-from orchestrator.rundir.paths import FORMAT_VERSION, RunDir, RunIdentity, default_run_dir
+from orchestrator.rundir.paths import RunDir, default_run_dir
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child, wait_until
 
 # Takes the lock, starts a process that inherits it, as the trainer does, and waits.

@@ -13,7 +13,8 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.completion import has_other_arguments, refuse_other_arguments
-from orchestrator.rundir.paths import RunDir, RunIdentity
+from orchestrator.rundir.identity import RunIdentity
+from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import expand
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import Start
@@ -211,7 +212,8 @@ OPENS_RUN = """
 import sys
 from pathlib import Path
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.paths import RunDir, RunIdentity
+from orchestrator.rundir.identity import RunIdentity
+from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
 def train():
     start, run = Start.of_process(), RunDir(Path("run"))

@@ -17,9 +17,10 @@ from orchestrator.ipc.message_schema import checked
 from orchestrator.ipc.messages import LineBuffer
 from orchestrator.rundir.error_record import checked_error
 from orchestrator.rundir.history_index import read_history
+from orchestrator.rundir.identity import RunIdentity
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.lock import lock_owner
-from orchestrator.rundir.paths import RunDir, RunIdentity
+from orchestrator.rundir.paths import RunDir
 from orchestrator.spare.process import Modules
 from orchestrator.supervisor.recovery.diagnosis import ExitFacts, diagnose
 from orchestrator.telemetry.status import exit_status_after
