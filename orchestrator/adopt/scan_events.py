@@ -27,10 +27,10 @@ STARTS = (Moment.FIRST_START, Moment.LATER_START)
 
 @dataclass(frozen=True)
 class Sealed:
-    """A save has become a checkpoint; ``oldest_ns`` is when its first file was written."""
+    """A save has become a checkpoint; ``after_stop``: it was written after the request to stop."""
 
     checkpoint: Checkpoint
-    oldest_ns: int
+    after_stop: bool
 
 
 @dataclass(frozen=True)

@@ -55,17 +55,18 @@ class SaveScanner:
         store: SealStore,
         ledger: WriteLedger,
         clock: Callable[[], float] = time.monotonic,
+        stop_ns: Callable[[], int | None] = lambda: None,
     ) -> None:
+        """``stop_ns`` tells when a stop was requested, by time.time_ns; None before that."""
         self.directories: list[Path] = []
         """Where saves may appear, as of the last full scan."""
         self.has_matched = False
         """Whether anything has ever matched the pattern."""
-        self.stop_ns: int | None = None
-        """When a stop was requested, in nanoseconds of the clock; None before that."""
         self._pattern = pattern
         self._store = store
         self._ledger = ledger
         self._clock = clock
+        self._stop_ns = stop_ns
         self._tracker = SaveTracker(ledger, clock)
         self._sealer = Sealer(store, clock)
         self._descent = ledger.descent
@@ -128,6 +129,7 @@ class SaveScanner:
             self._pass_over_older(saves, seals, moment)
         begun = self._tracker.last_begun(seals) if saves else {}
         events: list[ScanEvent] = []
+        sealed: list[Path] = []
         for save in saves:
             facts = SaveFacts(
                 save.proof,
@@ -143,7 +145,7 @@ class SaveScanner:
                 decision = self._decide(save, facts, seals)
                 if decision is Decision.SEAL:
                     events += self._note_renumbering(save)
-                event = self._act(save, decision, reason)
+                event = self._act(save, decision, reason, seals)
             except FileNotFoundError:
                 continue  # the script has deleted it meanwhile
             except Exception as error:
@@ -151,6 +153,9 @@ class SaveScanner:
                 self._sealer.postpone(save.path)
                 event = Failed(save.path, str(error) or repr(error))
             events += [event] if event is not None else []
+            sealed += [save.path] if isinstance(event, Sealed) else []
+        # At once: each change of the ledger is a write to the disk.
+        self._ledger.forget(*sealed)
         return events
 
     def _order(self, save: TrackedSave) -> tuple[int, int]:
@@ -202,10 +207,16 @@ class SaveScanner:
             # Its files hold what no check expects; the other saves are looked at all the same.
             save.problem = f"it cannot be examined: {error!r}"
 
-    def _act(self, save: TrackedSave, decision: Decision, reason: Reason) -> ScanEvent | None:
+    def _act(
+        self,
+        save: TrackedSave,
+        decision: Decision,
+        reason: Reason,
+        seals: Mapping[Path, Seal],
+    ) -> ScanEvent | None:
         match decision:
             case Decision.SEAL:
-                return self._seal(save, reason)
+                return self._seal(save, reason, has_older=save.path in seals)
             case Decision.REJECT:
                 return self._reject(save)
             case Decision.WAIT | Decision.EXAMINE:
@@ -215,7 +226,8 @@ class SaveScanner:
 
     def _is_after_stop(self, files: SavedFiles) -> bool:
         """Return whether all of a save was written after the request to stop."""
-        return self.stop_ns is not None and files.first_change_ns >= self.stop_ns - FILE_CLOCK_NS
+        stop_ns = self._stop_ns()
+        return stop_ns is not None and files.first_change_ns >= stop_ns - FILE_CLOCK_NS
 
     def _note_renumbering(self, save: TrackedSave) -> list[ScanEvent]:
         number, descent = self._pattern.step_of(save.path), self._descent
@@ -227,20 +239,22 @@ class SaveScanner:
         assert descent.number is not None
         return [Renumbered(save.path, number, descent.number)]
 
-    def _seal(self, save: TrackedSave, reason: Reason) -> ScanEvent | None:
+    def _seal(self, save: TrackedSave, reason: Reason, *, has_older: bool) -> ScanEvent | None:
         number, written_ns = self._pattern.step_of(save.path), save.files.last_change_ns
         highest = self._store.highest_step if number is None else 0
         step = self._descent.step_of(number, written_ns, highest)
+        after_stop = self._is_after_stop(save.files)
         checkpoint = self._sealer.seal(
             Sealing(
                 save.files,
                 step,
                 number,
-                Reason.EMERGENCY if self._is_after_stop(save.files) else reason,
+                Reason.EMERGENCY if after_stop else reason,
                 written_here=self._ledger.was_written_here(save.path),
                 keep=self._may_be_rewritten(save.path, number),
                 keeps_all_versions=self._pattern.is_one_path,
-            )
+            ),
+            has_older=has_older,
         )
         if checkpoint is None:
             return None  # it has changed meanwhile, which the next scan sees
@@ -248,9 +262,8 @@ class SaveScanner:
             self._descent.unread_saves += 1
             self._ledger.record_descent(self._descent)
         self._has_seals = True
-        self._ledger.forget(save.path)
         self._tracker.drop(save.path)
-        return Sealed(checkpoint, save.files.first_change_ns)
+        return Sealed(checkpoint, after_stop)
 
     def _may_be_rewritten(self, path: Path, number: int | None) -> bool:
         """Return whether the next save may destroy this one, so that a copy must be kept."""

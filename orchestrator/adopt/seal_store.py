@@ -141,7 +141,8 @@ class SealStore:
     @property
     def highest_step(self) -> int:
         """The highest step of the run's checkpoints; 0 without any."""
-        return max((checkpoint.manifest.step for checkpoint in self.store.all()), default=0)
+        newest = next(self.store.newest_first(), None)
+        return 0 if newest is None else newest.manifest.step
 
     def withdraw(self, seal: Seal) -> None:
         """Remove a seal whose files are deleted or written again. Raises OSError."""
@@ -154,7 +155,7 @@ class SealStore:
         """
         newest = _seal_of(checkpoint)
         versions = 0
-        for older in reversed(list(map(_seal_of, self.store.all()))):
+        for older in map(_seal_of, self.store.newest_first()):
             if older is None or newest is None or older.path != newest.path:
                 continue
             versions += older.adopted.kept

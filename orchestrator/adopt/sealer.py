@@ -47,9 +47,10 @@ class Sealer:
         """Try this path again after RETRY_SECONDS."""
         self._not_before[path] = self._clock() + RETRY_SECONDS
 
-    def seal(self, sealing: Sealing) -> Checkpoint | None:
+    def seal(self, sealing: Sealing, *, has_older: bool) -> Checkpoint | None:
         """Seal a save, with hard links where the script replaces its files.
 
+        ``has_older`` says that there are earlier seals of the path, which are then withdrawn.
         Return None if the files changed meanwhile. Raises OSError.
         """
         path, began = sealing.files.path, self._clock()
@@ -61,9 +62,10 @@ class Sealer:
             self.cpu_seconds += time.thread_time() - cpu_began
         now = self._clock()
         self._not_before[path] = now + (now - began) / SEALING_SHARE
-        if checkpoint is not None:
+        if checkpoint is not None and has_older:
             versions = None if sealing.keeps_all_versions else KEPT_VERSIONS
             self._store.withdraw_older(checkpoint, versions)
+        if checkpoint is not None:
             self._last_sealed[path] = sealing.files
         return checkpoint
 

@@ -101,6 +101,7 @@ class SaveTracker:
         self, paths: Collection[Path], seals: Mapping[Path, Seal], moment: Moment
     ) -> dict[Path, TrackedSave]:
         found = {}
+        written = []
         for path in paths:
             files, seal = SavedFiles.at(path), seals.get(path)
             if files is None or (seal and seal.adopted.modified_ns == files.modified_ns):
@@ -111,9 +112,10 @@ class SaveTracker:
                 if moment in STARTS:
                     times_before_run = files.modified_ns
                 elif self._is_work_of_run(files, seal, times_before_run):
-                    self._ledger.record_write(path)
+                    written.append(path)
                 save = TrackedSave(files, self._clock(), times_before_run)
             found[path] = save
+        self._ledger.record_writes(written)
         return found
 
     def _is_work_of_run(

@@ -1,6 +1,7 @@
 """A persistent record of the paths that trainers of the run have begun to write."""
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.adopt.descent import Descent
@@ -31,10 +32,10 @@ class WriteLedger:
             self._has_rewrites = bool(content["has_rewrites"])
             self._descent = Descent.from_json(content["descent"])
 
-    def record_write(self, path: Path) -> None:
-        """Record that ``path`` has appeared or changed while a trainer was running."""
-        if str(path) not in self._here:
-            self._here.add(str(path))
+    def record_writes(self, paths: Iterable[Path]) -> None:
+        """Record that these paths have appeared or changed while a trainer was running."""
+        if new := set(map(str, paths)) - self._here:
+            self._here |= new
             self._save()
 
     def was_written_here(self, path: Path) -> bool:
@@ -71,11 +72,11 @@ class WriteLedger:
         """Return the modification times of the files before a rewrite; empty if there was none."""
         return self._previous.get(str(path), {})
 
-    def forget(self, path: Path) -> None:
-        """Forget ``path``, which is sealed now or out of the way."""
-        if str(path) in self._here or str(path) in self._previous:
-            self._here.discard(str(path))
-            self._previous.pop(str(path), None)
+    def forget(self, *paths: Path) -> None:
+        """Forget paths that are sealed now or out of the way."""
+        if gone := set(map(str, paths)) & (self._here | self._previous.keys()):
+            self._here -= gone
+            self._previous = {p: times for p, times in self._previous.items() if p not in gone}
             self._save()
 
     def _save(self) -> None:

@@ -49,8 +49,6 @@ SCANNING_SHARE = 0.05
 BESIDE_SECONDS = 60.0
 # If nothing that matches has come by then, the pattern may be wrong.
 UNMATCHED_SECONDS = 1800.0
-# The times of files may lag behind the clock by this much.
-FILE_CLOCK_NS = 20_000_000
 
 
 class Adoption:
@@ -75,7 +73,9 @@ class Adoption:
         self._journal = journal
         self._log = structlog.get_logger()
         self._ledger = WriteLedger(store.store.run.write_ledger_file)
-        self._scanner = SaveScanner(pattern, store, self._ledger)
+        self._scanner = SaveScanner(
+            pattern, store, self._ledger, stop_ns=lambda: facts.stop.wanted_ns
+        )
         self._scanning: asyncio.Task[None] | None = None
         self._began = time.monotonic()
         self._problem: str | None = None
@@ -181,7 +181,6 @@ class Adoption:
                 everywhere = changes.changed.is_set() or time.monotonic() - last_scan >= interval
 
     async def _scan(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
-        self._scanner.stop_ns = self._stop.wanted_ns
         self._scanner.record_reading(self._is_unread)
 
         def scan() -> list[ScanEvent]:
@@ -210,11 +209,9 @@ class Adoption:
 
     def _handle(self, scan_event: ScanEvent, attempt: Attempt | None) -> None:
         match scan_event:
-            case Sealed(checkpoint, oldest_ns):
+            case Sealed(checkpoint, after_stop):
                 if attempt is not None and attempt.adopted is not None:
-                    stop_ns = self._stop.wanted_ns
-                    after = stop_ns is not None and oldest_ns >= stop_ns - FILE_CLOCK_NS
-                    attempt.adopted.record_save(checkpoint.manifest.step, after)
+                    attempt.adopted.record_save(checkpoint.manifest.step, after_stop)
                     self._warn_of_unread(attempt)
                 self._events.checkpoint_published(checkpoint.name, {})
             case Withdrawn(checkpoint, reason):
