@@ -80,8 +80,7 @@ class FitSession(Session):
         self._open_epoch()
 
     def _open_epoch(self) -> None:
-        with refusing():
-            self._loop_state.begin_epoch()
+        self._begin_epoch()
         self._in_epoch, self._has_leader = True, False
 
     def end_epoch(self) -> None:

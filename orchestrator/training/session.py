@@ -174,7 +174,7 @@ class Session:
             due.schedule.begin(self.global_step, self.epoch)
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._loop_state)
-        mistakes = LoopMistakes(self._loop_state.progress.step)
+        mistakes = LoopMistakes(self._loop_state.progress.step, self.state)
         saves = SessionSaves(membership, due, self._loop_state, saver, mistakes)
         membership.metrics.resume(self.global_step, self.epoch)
         page[Field.STEP] = self.global_step
@@ -182,6 +182,7 @@ class Session:
         page[Field.PHASE] = Phase.TRAIN
         safe_points = SafePoints(membership, due, saves)
         _forget_in_children(self)
+        mistakes.begin()
         step = self._loop_state.progress.step
         return _OpenRun(membership, page, membership.metrics, saves, safe_points, step, mistakes)
 
@@ -210,12 +211,13 @@ class Session:
 
     def _leave(self, membership: RunMembership, error: BaseException | None) -> None:
         run, self._run = self._run, None
+        if run is not None:
+            run.mistakes.close()
         membership.end_workers()
         if run is not None:
             if isinstance(error, TrainingStopped):
                 # It was being written while the workers ended.
                 run.saves.wait_for_emergency(error)
-            run.mistakes.close()
             run.saves.close()
         membership.leave(error)
 
@@ -316,11 +318,15 @@ class Session:
         """
         safe_points = self._open_run.safe_points
         while self.epoch < total:
-            with refusing():
-                self._loop_state.begin_epoch()
+            self._begin_epoch()
             yield self.epoch
             self._end_epoch()
             safe_points.reach()
+
+    def _begin_epoch(self) -> None:
+        self._open_run.mistakes.asked = True
+        with refusing():
+            self._loop_state.begin_epoch()
 
     def _end_epoch(self) -> None:
         self._loop_state.end_epoch()

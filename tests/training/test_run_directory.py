@@ -16,7 +16,7 @@ import os, shutil, signal, sys, time, torch
 from orchestrator.training import Session
 
 def delete(directory):
-    """Deletes a directory that threads of the session may write to meanwhile."""
+    # Threads of the session may write to it meanwhile.
     while True:
         try:
             return shutil.rmtree(directory)

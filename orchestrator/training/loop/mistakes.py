@@ -1,7 +1,7 @@
 """Mistakes in a script's loop that would cost the run at its next resume, and are said at once."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,14 +20,19 @@ class LoopMistakes:
         asked: Whether the loop has asked the session for its epochs, its steps or where it is.
     """
 
-    def __init__(self, steps_at_start: int) -> None:
-        """Begin to count the steps of all optimizers."""
+    def __init__(self, steps_at_start: int, plain_state: Mapping[str, Any]) -> None:
+        """``plain_state`` is the session's dict, in which a loop may count its rounds itself."""
         self.asked = False
         self._steps_at_start = steps_at_start
+        self._plain_state = plain_state
         self._said: set[str] = set()
         self._counts: weakref.WeakKeyDictionary[torch.optim.Optimizer, int]
         self._counts = weakref.WeakKeyDictionary()
-        self._hook: Any = register_optimizer_step_post_hook(self._count)
+        self._hook: Any = None
+
+    def begin(self) -> None:
+        """Begin to count the steps of all optimizers; ``close`` ends it."""
+        self._hook = register_optimizer_step_post_hook(self._count)
 
     def _count(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not torch.compiler.is_compiling():
@@ -44,11 +49,11 @@ class LoopMistakes:
                 "resume would begin at step 0: write session.step(loss=loss) after each "
                 "optimizer.step()"
             )
-        if done > 0 and not self.asked:
+        if done > 0 and not self.asked and not self._plain_state:
             self._say(
-                "the loop does not ask the session where it is, so that a resumed run would do all "
-                "of its rounds again: write `for epoch in session.epochs(N)` or `for step in "
-                "session.steps(N)` in the place of range(N)"
+                "the loop does not ask the session where it is; if it is over range(N), a resumed "
+                "run will do all of its rounds again: write `for epoch in session.epochs(N)` or "
+                "`for step in session.steps(N)`"
             )
         self._check_optimizers(list(registered), done)
         if done >= ENOUGH_STEPS or at_end:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from orchestrator.training import Session
+from orchestrator.training import Session, TrainingRefused
+from tests.training.support import as_new_process
 
 STEPS = 10
 
@@ -101,6 +103,14 @@ def right_with_the_step_of_the_session(script: Script) -> None:
             session.step()
 
 
+def right_with_a_count_of_its_own(script: Script) -> None:
+    with script.session() as session:
+        for _ in range(session.state.get("rounds", 0), STEPS):
+            script.work()
+            session.state["rounds"] = session.state.get("rounds", 0) + 1
+            session.step()
+
+
 def right_with_accumulation(script: Script) -> None:
     with script.session() as session:
         for _ in session.steps(STEPS):
@@ -138,6 +148,7 @@ def test_mistake_is_said_once_with_the_line_to_write(
         right,
         right_with_a_wrapper,
         right_with_the_step_of_the_session,
+        right_with_a_count_of_its_own,
         right_with_accumulation,
     ],
 )
@@ -147,3 +158,28 @@ def test_loop_without_a_mistake_hears_nothing(
     """The session is silent about a loop that is right."""
     loop(Script(tmp_path))
     assert capsys.readouterr().err == ""
+
+
+def fails(script: Script) -> None:
+    with pytest.raises(ValueError, match="the script's own"), script.session() as session:
+        script.work()
+        session.step()
+        raise ValueError("the script's own")
+
+
+def is_refused(script: Script) -> None:
+    right(script)
+    as_new_process()
+    script.objects["another"] = torch.nn.Linear(1, 1)
+    with pytest.raises(TrainingRefused), script.session():
+        pass
+
+
+@pytest.mark.parametrize("loop", [right, fails, is_refused])
+def test_steps_of_optimizers_are_not_counted_after_the_block(
+    loop: Callable[[Script], None], tmp_path: Path
+) -> None:
+    """No hook on optimizers is left, however the block ends."""
+    before = list(_global_optimizer_post_hooks)
+    loop(Script(tmp_path))
+    assert list(_global_optimizer_post_hooks) == before
