@@ -112,14 +112,14 @@ def owner_here(run: RunDir) -> dict[str, Any] | None:
     return owner
 
 
-def signal_script(place: RunDir, owner: dict[str, Any], number: int) -> None:
+def signal_script(run: RunDir, owner: dict[str, Any], number: int) -> None:
     """Signal the script that works on the run without a supervisor. Raises ConfigError."""
     try:
-        signal_holder(owner["pid"], place.lock_file, number)
+        signal_holder(owner["pid"], run.lock_file, number)
     except OSError as error:
         raise ConfigError(
-            f"cannot signal the owner of {place.root}: {error.args[-1]}; the note in "
-            f"{place.lock_file} is not to be trusted: see who may write there"
+            f"cannot signal the owner of {run.root}: {error.args[-1]}; the note in "
+            f"{run.lock_file} is not to be trusted: see who may write there"
         ) from None
 
 

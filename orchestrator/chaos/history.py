@@ -29,7 +29,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first value that differs from the undisturbed run's."""
+    """A value that differs from the undisturbed run's, or a step that was never done."""
 
     at: float
     text: str
@@ -73,10 +73,6 @@ class History:
         """Return the names of the metrics in which two runs differ."""
         mine, others = self.values(), other.values()
         return {key[3] for key in mine.keys() | others.keys() if mine.get(key) != others.get(key)}
-
-    def divergence(self, other: "History", ignored: Collection[str]) -> Divergence | None:
-        """Return the first value of ``other`` that this run does not have, or a step it lacks."""
-        return next(self.divergences(other, ignored), None)
 
     def divergences(self, other: "History", ignored: Collection[str]) -> Iterator[Divergence]:
         """Yield the values of ``other`` that this run does not have, and a step that it lacks."""

@@ -170,7 +170,7 @@ class Tail:
 class _Viewer:
     """Shows a trainer's output on standard output, and the supervisor's log.
 
-    The log go to the same terminal, or else to standard error.
+    The log goes to the same terminal, or else to standard error.
     """
 
     def __init__(self) -> None:

@@ -28,6 +28,7 @@ from orchestrator.errors import (
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner
+from orchestrator.supervisor.report import AGAIN_TO_RESUME, last_steps_are
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import status_from_disk
 from orchestrator.terminal.printing import print_text
@@ -37,7 +38,6 @@ STOP_MARGIN_SECONDS = 15.0
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 1.0
 PIPE_COLUMNS = 200
-AGAIN_TO_RESUME = "run the same command again to resume"
 
 
 def status(arguments: Namespace) -> None:
@@ -110,7 +110,7 @@ def _report_end(store: Store) -> ExitStatus:
     if record.get("status") != ExitStatus.STOPPED_SAVED:
         lost = (record.get("step") or 0) - (final.step or 0)
         print_text(
-            f"stopped, but the last {f'{lost} steps' if lost > 0 else 'steps'} are lost: {where}"
+            f"stopped, but {last_steps_are(lost if lost > 0 else None)} lost: {where}"
             + (f", of step {final.step}" if newest else "")
             + f"; {AGAIN_TO_RESUME}"
         )

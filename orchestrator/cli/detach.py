@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.cli.module_words import MODULE_WORDS
-from orchestrator.client import status_of
+from orchestrator.client import file_errors, status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.activity import Activity
@@ -48,7 +48,9 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
 
 def _spawn(run: RunDir, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    with open(open_regular(run.log_file, flags), "ab") as log:
+    with file_errors(f"cannot write {run.log_file}"):
+        descriptor = open_regular(run.log_file, flags)
+    with open(descriptor, "ab") as log:
         return subprocess.Popen(
             [sys.executable, *MODULE_WORDS, *arguments],
             stdin=subprocess.DEVNULL,
@@ -62,17 +64,27 @@ def _spawn(run: RunDir, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
 
 def _wait_for_training(run: RunDir, supervisor: subprocess.Popen[bytes]) -> str | None:
     """Wait until the run trains, or time is up; return what it does, or None when it has ended."""
-    deadline = time.monotonic() + START_WAIT_SECONDS
-    status: dict[str, Any] = {"state": State.PREPARING}
+    began = time.monotonic()
+    state, awaited = str(State.PREPARING), "step"
     while supervisor.poll() is None:
-        status = status_of(run) if run.run_file.exists() else status
-        has_begun = status.get("supervisor_pid") == supervisor.pid
-        if has_begun and status["state"] == State.TRAINING and status["phase"] in _TRAINING:
-            return f"training runs in the background, at step {status['step']}"
-        if time.monotonic() > deadline:
-            return f"the run is in the background, before its first step ({status['state']})"
+        status = status_of(run) if run.run_file.exists() else {}
+        if status.get("supervisor_pid") == supervisor.pid:
+            state = status["state"]
+            if state == State.TRAINING and _trains(status, time.monotonic() - began):
+                return f"training runs in the background, at step {status['step']}"
+            # Of a script that saves for itself only its saves are seen.
+            awaited = "save" if state == State.TRAINING and status["phase"] is None else "step"
+        if time.monotonic() - began > START_WAIT_SECONDS:
+            return f"the run is in the background, before its first {awaited} ({state})"
         time.sleep(POLL_SECONDS)
     return None
+
+
+def _trains(status: dict[str, Any], waited_seconds: float) -> bool:
+    """Return whether the trainer is past its first step, or has saved since the start."""
+    newest = status["newest_checkpoint"]
+    has_saved = newest is not None and newest["age_seconds"] < waited_seconds
+    return status["phase"] in _TRAINING or has_saved
 
 
 def _how_to_come_back(run: RunDir, pid: int, state: str) -> str:

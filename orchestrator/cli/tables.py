@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.supervisor.recovery.symptoms import ADVICE
+from orchestrator.supervisor.report import AGAIN_TO_RESUME, FIX_AND_RUN_AGAIN
 from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text
 
@@ -19,9 +20,9 @@ _STATE_STYLES = {
 }
 
 _NEXT = {
-    "stopped": "run the same command again to resume",
-    "interrupted": "run the same command again to resume",
-    "failed": "fix this and run the command again",
+    "stopped": AGAIN_TO_RESUME,
+    "interrupted": AGAIN_TO_RESUME,
+    "failed": FIX_AND_RUN_AGAIN,
 }
 
 # Stands before metrics and notes that have a line of their own.

@@ -7,7 +7,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.checkpoint.retention import DEFAULT_KEEP
@@ -115,10 +115,10 @@ def clock(facts: CheckedRun) -> Finding:
         with _trial_path(facts.directory) as path:
             path.touch()
             skew = abs(path.stat().st_mtime - time.time())
+            newest = _newest_change(facts.run.checkpoints)
     except OSError as error:
         text = f"not compared with the disk's clock: {error.strerror}"
         return Finding("clock", Level.WARN, text, "make the run directory writable")
-    newest = max((p.lstat().st_mtime for p in facts.run.checkpoints.glob("*")), default=0.0)
     ahead = newest - time.time()
     if skew > SKEW_SECONDS or ahead > SKEW_SECONDS:
         text = (
@@ -129,6 +129,15 @@ def clock(facts: CheckedRun) -> Finding:
         advice = "set the clocks of both hosts by NTP; until then only the ages shown are wrong"
         return Finding("clock", Level.WARN, text, advice)
     return Finding("clock", Level.OK, time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def _newest_change(directory: Path) -> float:
+    """Return the newest time of change of what a directory holds; 0 if it holds nothing."""
+    newest = 0.0
+    for path in directory.glob("*"):
+        with suppress(FileNotFoundError):  # a run that trains has deleted it
+            newest = max(newest, path.lstat().st_mtime)
+    return newest
 
 
 def mount_of(path: Path, mounts: Path = MOUNTS) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.doctor.findings import CheckedRun, Finding, Level
+from orchestrator.hosts.slurm.job import SHOW_CONFIG_COMMAND, StopTimes
 from orchestrator.system.units import duration_text, parse_duration
 
 QUERY_SECONDS = 10.0
@@ -36,9 +37,8 @@ def grace(facts: CheckedRun) -> Finding:
 def host_grace(environment: Mapping[str, str] = os.environ) -> tuple[str, float | None]:
     """Return the host's setting and its seconds, None if unknown; on a plain host "" and None."""
     if "SLURM_JOB_ID" in environment:
-        answer = _output_of("scontrol", "show", "config")
-        match = re.search(r"^KillWait\s*=\s*(\d+) sec", answer, re.MULTILINE)
-        return "KillWait of SLURM", float(match[1]) if match else None
+        times = StopTimes.parse(_output_of(*SHOW_CONFIG_COMMAND), partition="")
+        return "KillWait of SLURM", times.kill_wait_seconds
     if "INVOCATION_ID" in environment and (unit := _own_unit()):
         answer = _output_of("systemctl", "show", "--property=TimeoutStopUSec", "--value", unit)
         return f"TimeoutStopSec of {unit}", _systemd_seconds(answer.strip())

@@ -32,13 +32,11 @@ class HostEvents:
         config: Config,
         run: RunDir,
         journal: Journal,
-        last_save_seconds: float,
-        save_seconds: Callable[[], float],
+        last_save_seconds: Callable[[], float],
         request_stop: Callable[[str], None],
     ) -> None:
-        """``last_save_seconds`` is how long the last save before this start took; 0 if unknown.
+        """``last_save_seconds`` returns how long the last save of the run took; 0 if unknown.
 
-        ``save_seconds`` returns how long a save may take now, 0 before the first one.
         ``request_stop`` must do nothing if a stop is already under way.
         """
         self.subprocesses = SubprocessRunner()
@@ -46,14 +44,13 @@ class HostEvents:
         self._run = run
         self._journal = journal
         self._request_stop = request_stop
-        earlier_seconds = WRITE_ALLOWANCE * last_save_seconds
         self._job: SlurmJobMonitor | None = None
         if (job := Job.from_environment(os.environ)) is not None:
             self._job = SlurmJobMonitor(
                 job,
                 self.subprocesses,
                 config.grace,
-                lambda: save_seconds() or earlier_seconds,
+                lambda: WRITE_ALLOWANCE * last_save_seconds(),
                 request_stop,
             )
         self._tasks: list[asyncio.Future[None]] = []

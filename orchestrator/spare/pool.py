@@ -24,6 +24,7 @@ OTHER_PROCESS = "the session is opened by a child of the command"
 TOO_EARLY = "the trainer has not trained for long enough"
 NO_MEMORY = "memory is short"
 NEVER_READY = "the imports of the previous spare did not end in time"
+TOO_LATE = "it was not ready when the trainer was needed"
 OUTDATED = "the script has changed what it imports or which variables it sets"
 
 
@@ -229,6 +230,8 @@ class SparePool:
             timeout_seconds = self._timings.take_over_timeout_seconds
             process = await spare.make_trainer(variables, output, lock, timeout_seconds)
         if process is None:
+            if not spare.is_disconnected:
+                spare.problem = spare.problem or TOO_LATE
             await spare.end()
         elif not (spare.is_trainer or spare.is_disconnected):
             self._spare = spare

@@ -55,6 +55,7 @@ class Publisher:
         if checkpoint is None:
             return
         self._facts.problem = None
+        self._facts.save_seconds = self._facts.save_seconds if seconds is None else seconds
         self._log.info(
             "checkpoint", step=checkpoint.manifest.step, reason=checkpoint.manifest.reason.value
         )

@@ -47,7 +47,7 @@ def log_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
     if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
         lost = {} if verdict.lost_steps is None else {"lost_steps": verdict.lost_steps}
         log.error(
-            f"stopped, but {_steps(verdict.lost_steps)} not saved; {AGAIN_TO_RESUME}",
+            f"stopped, but {last_steps_are(verdict.lost_steps)} not saved; {AGAIN_TO_RESUME}",
             **lost,
             checkpoint=where,
         )
@@ -57,7 +57,8 @@ def log_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
         log.info(f"stopped at step {newest.manifest.step}, saved in {where}; {AGAIN_TO_RESUME}")
 
 
-def _steps(count: int | None) -> str:
+def last_steps_are(count: int | None) -> str:
+    """Return the subject and the verb of a sentence about lost steps; None if unknown."""
     match count:
         case None:
             return "the last steps are"

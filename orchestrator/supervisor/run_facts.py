@@ -16,8 +16,9 @@ class RunFacts:
     """The facts about a run: made before all other parts, and readable by every part.
 
     ``attempt`` is the attempt that runs, or that ran last; None before the first one of this
-    supervisor. ``restarts`` counts over all supervisors of the run. ``problem`` says why the last
-    save failed; None since a save has succeeded.
+    supervisor. ``restarts`` counts over all supervisors of the run. ``save_seconds`` is how long
+    the last save of the run took; 0 before the first. ``problem`` says why the last save failed;
+    None since a save has succeeded.
     """
 
     stop: StopRequest
@@ -26,6 +27,7 @@ class RunFacts:
     was_complete: bool = False
     """Whether the last supervisor of this run ended it as complete."""
     restarts: int = 0
+    save_seconds: float = 0.0
     problem: str | None = None
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
@@ -40,6 +42,7 @@ class RunFacts:
             is_new=not history.has_attempts,
             was_complete=history.last_mark.get("event") == JournalEvent.RUN_COMPLETED,
             restarts=history.restarts,
+            save_seconds=history.save_seconds[-1] if history.save_seconds else 0.0,
         )
 
     @property

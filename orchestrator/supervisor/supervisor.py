@@ -297,15 +297,14 @@ class Supervisor:
     async def _save_final_snapshot(self, attempt: Attempt) -> None:
         if attempt.reported_status != ExitStatus.COMPLETE:
             attempt.final_snapshot = self._snapshots.newest_beyond(self._catalog.newest)
-        stopping = self._stop.wanted.is_set()
         if attempt.final_snapshot is not None:
-            reason = Reason.EMERGENCY if stopping else Reason.CRASH
+            reason = Reason.EMERGENCY if self._stop.wanted.is_set() else Reason.CRASH
             self._snapshots.write(attempt.final_snapshot, reason)
-        if stopping:
-            await self._wait_for_writes()
-        elif attempt.resume_snapshot is not None:
+        if attempt.resume_snapshot is not None:
             # If it turns out to be poisoned, it must be on disk to be set aside there.
             await self._snapshots.wait_for([attempt.resume_snapshot], self._stop.kill_wanted)
+        if self._stop.wanted.is_set():  # it may have come while this waited
+            await self._wait_for_writes()
 
     async def _wait_before_restart(self, verdict: Verdict) -> None:
         failures = self._parts.budget.spent

@@ -127,8 +127,7 @@ def wire(
         config,
         store.run,
         journal,
-        history.save_seconds[-1] if history.save_seconds else 0.0,
-        snapshots.expected_write_seconds,
+        lambda: facts.save_seconds,
         ladder.on_notice,
     )
     hook = EventHook(config.on_event, store.run, host_events.subprocesses)

@@ -31,4 +31,5 @@ class UnrelatedProcesses:
         """Collect ended children, except for those that another part waits for."""
         awaited = self._spares.pids_with_waiter | self._commands.running
         process_tree.reap_children(keep=awaited | ({trainer} if trainer is not None else set()))
-        self._earlier.intersection_update(process_tree.children_of(os.getpid()))
+        if self._earlier:
+            self._earlier.intersection_update(process_tree.children_of(os.getpid()))

@@ -174,10 +174,8 @@ def _signalled(number: int, facts: ExitFacts) -> _Death:
     name = _signal_name(number)
     if kind is Kind.KILLED and facts.oom_kills:
         return _Death(Kind.OOM_KILLED, "was ended by the kernel's OOM killer", None)
-    if facts.stop_requested:
-        return _Death(
-            kind, f"was ended by {name}", None
-        )  # by the supervisor, or by the sender of the stop
+    if facts.stop_requested:  # by the supervisor, or by the sender of the stop
+        return _Death(kind, f"was ended by {name}", None)
     if kind in (Kind.KILLED, Kind.TERMINATED):
         return _Death(kind, f"was ended by {name} ({why})", None)
     stack = fatal_stack(facts.output)

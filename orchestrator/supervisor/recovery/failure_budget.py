@@ -19,6 +19,7 @@ from orchestrator.system.units import duration_text
 
 # Ended by another process or by a person, which says nothing about the script.
 OUTSIDE = frozenset({Kind.KILLED, Kind.TERMINATED})
+NO_FAILURES = frozenset({Kind.COMPLETE, Kind.STOPPED, Kind.REFUSED, Kind.FAILED_AFTERWARDS})
 
 
 # A checkpoint of step 0 is progress: scripts that save for themselves count epochs from 0.
@@ -115,7 +116,7 @@ class FailureBudget:
         elif end.kind is Kind.STOPPED and end.connected:
             # The saves of a command without a session are not seen.
             self._record_end_in_vain()
-        if end.kind not in _NO_FAILURES:
+        if end.kind not in NO_FAILURES:
             self.failures.append(end)
             self.not_passed.append(end)
         self.ever_safe = self.ever_safe or end.reached_safe_point
@@ -199,9 +200,6 @@ class FailureBudget:
         """Count an attempt without a recorded end: its supervisor or the machine died with it."""
         if self.ever_safe:
             self._record_end_in_vain()
-
-
-_NO_FAILURES = frozenset({Kind.COMPLETE, Kind.STOPPED, Kind.REFUSED, Kind.FAILED_AFTERWARDS})
 
 
 def _kind(event: dict[str, Any]) -> Kind:

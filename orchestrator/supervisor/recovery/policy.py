@@ -7,7 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.supervisor.recovery.failure_budget import OUTSIDE, AttemptEnd, FailureBudget
+from orchestrator.supervisor.recovery.failure_budget import (
+    NO_FAILURES,
+    OUTSIDE,
+    AttemptEnd,
+    FailureBudget,
+)
 from orchestrator.supervisor.recovery.symptoms import Kind
 
 # This many stops that saved nothing prove nothing yet, however few restarts are allowed.
@@ -128,7 +133,7 @@ HARDWARE_AGAIN = Condition(
 )
 
 ALL = frozenset(Kind)
-FAILURES = ALL - {Kind.COMPLETE, Kind.STOPPED, Kind.REFUSED, Kind.FAILED_AFTERWARDS}
+FAILURES = ALL - NO_FAILURES
 SCRIPT = frozenset(
     {
         Kind.ENDED_EARLY,

@@ -230,6 +230,6 @@ def test_only_stops_that_no_person_requested_are_requeued(
     run.create()
     journal = Journal(run.journal_file)
     config = Config(slurm_requeue=wanted)
-    host_events = HostEvents(config, run, journal, 0.0, lambda: 0.0, lambda source: None)
+    host_events = HostEvents(config, run, journal, lambda: 0.0, lambda source: None)
     asyncio.run(host_events.finish(status, source))
     assert controller.count_calls("requeue 7") == (wanted and requeues)
