@@ -80,7 +80,7 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
     return Completeness(proven, "nothing in it shows that it is complete")
 
 
-def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
+def check_all_new(now: Mapping[str, int], before: Mapping[str, int]) -> None:
     """Check that a directory was written over completely or not at all, by modification times.
 
     Raises IncompleteError for a mix of new and old files.

@@ -75,4 +75,12 @@ class Renumbered:
     resumed_number: int
 
 
-ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed | Renumbered
+@dataclass(frozen=True)
+class Lacking:
+    """Of a unit the script has not written the path ``missing``, and does not seem to."""
+
+    path: Path
+    missing: Path
+
+
+ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed | Renumbered | Lacking

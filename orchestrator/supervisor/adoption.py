@@ -2,14 +2,15 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from orchestrator.adopt.beside import find_beside
-from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.scan_events import (
     Failed,
+    Lacking,
     LeftAlone,
     Moment,
     Renumbered,
@@ -20,6 +21,7 @@ from orchestrator.adopt.scan_events import (
 )
 from orchestrator.adopt.scanner import SaveScanner
 from orchestrator.adopt.seal_store import Seal, SealStore
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
@@ -56,7 +58,7 @@ class Adoption:
 
     def __init__(
         self,
-        pattern: Pattern,
+        pattern: UnitPattern,
         store: SealStore,
         facts: RunFacts,
         catalog: CheckpointCatalog,
@@ -110,20 +112,19 @@ class Adoption:
         from orchestrator.adopt.file_watcher import ReadWatcher
 
         self._reading = ReadWatcher()
-        self._reading.start(chosen.resume_path)
+        self._reading.start(chosen.script_paths.values())
 
     def _put_back(self, seal: Seal) -> None:
         if self._store.is_in_place(seal):
             return
-        path = seal.checkpoint.resume_path
-        if path.exists():
-            if not (seal.adopted.written_here or self._ledger.was_written_here(path)):
+        if path := next(filter(Path.exists, seal.paths), None):
+            if not (seal.adopted.written_here or self._ledger.was_written_here(seal.path)):
                 raise ConfigError(
                     f"cannot resume: {path} is incomplete or has changed, and no trainer of this "
                     "run wrote it; move it away, or put a valid one there, and run again"
                 )
             reason = f"not the version of {seal.checkpoint.name}, which is resumed from"
-            self._store.set_aside(path, reason)
+            self._store.set_aside(seal.paths, reason)
         self._store.put_back(seal)
 
     def begin(self, attempt: Attempt) -> None:
@@ -240,6 +241,12 @@ class Adoption:
                         path=str(path),
                         number=number,
                     )
+            case Lacking(path, missing):
+                self._log.warning(
+                    f"the script has not saved {missing}, which --adopt {self._pattern.text} names "
+                    f"together with {path.name}: nothing is resumed from without it; leave it out "
+                    "of the patterns, or correct its name",
+                )
             case Failed(path, problem):
                 text = f"cannot seal {path}, or set it aside: {problem}"
                 self._events.save_failed({"adopted": str(path), "problem": text})
@@ -278,7 +285,7 @@ class Adoption:
             return
         self._has_told_of_saves_beside = True
         self._log.warning(
-            f"the script has saved {beside.path}, which --adopt {self._pattern.text} does not "
+            f"the script has saved {beside.path}, which --adopt {beside.narrow_text} does not "
             f"match: it will not be resumed from and is no progress; use --adopt "
             f"'{beside.pattern_text}'"
         )

@@ -19,11 +19,11 @@ from orchestrator.adopt.seal_policy import (
 
 def facts(proof: Proof, moment: Moment, **changes: Any) -> SaveFacts:
     """The facts of a single file that has just been written, but for ``changes``."""
-    usual: dict[str, Any] = {"is_directory": False, "quiet_seconds": 0.0}
+    usual: dict[str, Any] = {"in_parts": False, "quiet_seconds": 0.0}
     return SaveFacts(proof, moment, **(usual | changes))
 
 
-DIRECTORY = {"is_directory": True}
+DIRECTORY = {"in_parts": True}
 QUIET = {"quiet_seconds": QUIET_SECONDS}
 LONG_QUIET = {"quiet_seconds": LONG_QUIET_SECONDS}
 FOLLOWED = {"followed": True}
