@@ -7,7 +7,7 @@ from orchestrator.adopt.completeness import check_all_new, examine
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.seal_store import Seal
 from orchestrator.adopt.tracked_saves import TrackedSave
-from orchestrator.adopt.write_order import WriteOrder
+from orchestrator.adopt.write_order import WriteOrder, check_parts_new
 
 
 class SaveExaminer:
@@ -31,12 +31,11 @@ class SaveExaminer:
         """
         files = save.files
         try:
-            if files.members and names_return:
-                self.order.learn(files, before)
             if files.missing:
                 names = ", ".join(path.name for path in files.missing)
                 raise IncompleteError(f"it lacks {names}, which belongs to it")
             check_all_new(files.modified_ns, before)
+            check_parts_new(files, before)
             sizes = _usual_sizes(seals, len(files.paths))
             found = list(map(examine, files.members or (files,), sizes))
             save.completeness = next((part for part in found if not part.proven), found[0])

@@ -77,10 +77,10 @@ class Renumbered:
 
 @dataclass(frozen=True)
 class Lacking:
-    """Of a unit the script has not written the path ``missing``, and does not seem to."""
+    """A unit is not whole, and the script does not seem to complete it; ``problem`` says why."""
 
     path: Path
-    missing: Path
+    problem: str
 
 
 ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed | Renumbered | Lacking

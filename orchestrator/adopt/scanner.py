@@ -135,6 +135,8 @@ class SaveScanner:
         events: list[ScanEvent] = []
         sealed: list[Path] = []
         for save in saves:
+            if moment is Moment.RUNNING:
+                self._learn_order(save, seals)
             facts = SaveFacts(
                 save.proof,
                 moment,
@@ -151,7 +153,7 @@ class SaveScanner:
                 if decision is Decision.SEAL:
                     events += self._note_renumbering(save)
                 event = self._act(save, decision, reason, seals)
-                events += self._note_lacking(save, facts)
+                events += self._note_lacking(save, facts, decision)
             except FileNotFoundError:
                 continue  # the script has deleted it meanwhile
             except Exception as error:
@@ -211,6 +213,10 @@ class SaveScanner:
         # last.ckpt, say; a name with a date or a hash comes once
         return not self._pattern.tells_steps or not has_digit
 
+    def _learn_order(self, save: TrackedSave, seals: Mapping[Path, Seal]) -> None:
+        if save.files.members and self._names_return(save.path):
+            self._examiner.order.learn(save.files, self._times_before(save, seals))
+
     def _comes_in_parts(self, save: TrackedSave, seals: Mapping[Path, Seal]) -> bool:
         """Return whether it consists of several files, of which none is known to be the last."""
         if not save.files.members or not self._names_return(save.path):
@@ -231,6 +237,7 @@ class SaveScanner:
             case Decision.REJECT:
                 return self._reject(save)
             case Decision.LEAVE:
+                self._ledger.forget(save.path)
                 save.reported = True
                 return None
             case Decision.WAIT | Decision.EXAMINE:
@@ -253,13 +260,17 @@ class SaveScanner:
         assert descent.number is not None
         return [Renumbered(save.path, number, descent.number)]
 
-    def _note_lacking(self, save: TrackedSave, facts: SaveFacts) -> list[ScanEvent]:
-        """Report once that a part of a unit does not come."""
-        is_over = facts.quiet_seconds >= LONG_QUIET_SECONDS or save.reported
-        if self._has_told_of_lacking or not facts.lacks or not is_over or facts.moment in STARTS:
+    def _note_lacking(
+        self, save: TrackedSave, facts: SaveFacts, decision: Decision
+    ) -> list[ScanEvent]:
+        """Report once that the rest of a unit does not come."""
+        rests = decision is Decision.WAIT and facts.quiet_seconds >= LONG_QUIET_SECONDS
+        if self._has_told_of_lacking or not (rests or decision is Decision.LEAVE):
+            return []
+        if not save.files.members or save.problem is None or facts.moment in STARTS:
             return []
         self._has_told_of_lacking = True
-        return [Lacking(save.path, save.files.missing[0])]
+        return [Lacking(save.path, save.problem)]
 
     def _seal(self, save: TrackedSave, reason: Reason, *, has_older: bool) -> ScanEvent | None:
         number, written_ns = self._pattern.step_of(save.path), save.files.last_change_ns

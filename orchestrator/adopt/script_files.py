@@ -47,7 +47,7 @@ class ScriptFiles:
         if not named:
             return None
         adopted = min(named, key=lambda adopted: not Path(adopted.path).exists())
-        if len(paths) == 1 and adopted.members == contents.adopted.members:
+        if len(paths) == 1 and adopted.path == contents.adopted.path:
             return checkpoint  # nothing has moved
         return replace(checkpoint, manifest=replace(checkpoint.manifest, adopted=adopted))
 
@@ -97,7 +97,8 @@ class ScriptFiles:
         contents = None if located is None else located.contents
         try:
             if isinstance(contents, AdoptedFiles) and self._takes_files_along(contents.adopted):
-                for moved in move_out_of_sight(saved_paths(contents.adopted), trash, disk):
+                beside_copy = trash / CONTENT_FOLDER
+                for moved in move_out_of_sight(saved_paths(contents.adopted), beside_copy, disk):
                     _remove(moved)
         finally:
             shutil.rmtree(trash, ignore_errors=True)

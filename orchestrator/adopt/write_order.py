@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.adopt.completeness import Completeness
 from orchestrator.adopt.files import SavedFiles
+from orchestrator.adopt.formats import IncompleteError
 
 # While the order is unknown, parts that rest for this long, and for longer than it took to write
 # them, are of one save.
@@ -32,15 +33,14 @@ class WriteOrder:
 
     def learn(self, files: SavedFiles, before: Mapping[str, int]) -> None:
         """Learn from a look at a save under way: what is new was written before what is not."""
-        old = times_of_parts(files, before)
-        new = {name for name, time_ns in files.times_of_members.items() if old.get(name) != time_ns}
+        new = _new_parts(files, before)
         if 0 < len(new) < len(files.paths):
             self._first[files.path] = new
 
     def check(self, files: SavedFiles, before: Mapping[str, int]) -> Completeness:
         """Return whether all parts are of one save."""
         now = files.times_of_members
-        ranks = times_of_parts(files, before)
+        ranks = _times_of_parts(files, before)
         if not ranks and (first := self._first.get(files.path)):
             ranks = {name: int(name not in first) for name in now}
         if not ranks:
@@ -57,7 +57,19 @@ class WriteOrder:
         return Completeness(True)
 
 
-def times_of_parts(files: SavedFiles, times: Mapping[str, int]) -> dict[str, int]:
+def check_parts_new(files: SavedFiles, before: Mapping[str, int]) -> None:
+    """Check that no part of a unit is still that of an earlier save. Raises IncompleteError."""
+    new = _new_parts(files, before)
+    if new and (old := files.times_of_members.keys() - new):
+        raise IncompleteError(f"it is partly overwritten: {min(new)} is new, {min(old)} is not")
+
+
+def _new_parts(files: SavedFiles, before: Mapping[str, int]) -> set[str]:
+    old = _times_of_parts(files, before)
+    return {name for name, time_ns in files.times_of_members.items() if old.get(name) != time_ns}
+
+
+def _times_of_parts(files: SavedFiles, times: Mapping[str, int]) -> dict[str, int]:
     """Return when each part of a unit was written, by the times of its files in some version."""
     found = {}
     for part in files.times_of_members:

@@ -241,11 +241,11 @@ class Adoption:
                         path=str(path),
                         number=number,
                     )
-            case Lacking(path, missing):
+            case Lacking(path, problem):
                 self._log.warning(
-                    f"the script has not saved {missing}, which --adopt {self._pattern.text} names "
-                    f"together with {path.name}: nothing is resumed from without it; leave it out "
-                    "of the patterns, or correct its name",
+                    f"{path} is no checkpoint: {problem}; what --adopt {self._pattern.text} names "
+                    "counts only together: correct the pattern of the part that is missing, or "
+                    "leave it out"
                 )
             case Failed(path, problem):
                 text = f"cannot seal {path}, or set it aside: {problem}"

@@ -27,7 +27,9 @@ def test_template_is_split_before_it_is_filled(template: str, words: list[str]) 
     assert ResumeArgument.parse(template).words({"path": PATH}, 500) == words
 
 
-@pytest.mark.parametrize("template", ["", "{foo!r}", "--r {path} {}", "'unclosed", "--r {path", "p}"])
+@pytest.mark.parametrize(
+    "template", ["", "{foo!r}", "--r {path} {}", "'unclosed", "--r {path", "p}"]
+)
 def test_template_that_cannot_be_filled_is_refused(template: str) -> None:
     """The template is refused before anything runs."""
     with pytest.raises(ValueError, match=r"."):
