@@ -1,6 +1,7 @@
 """Adopt mode: a script's own saves become checkpoints (docs/how-to/adopt-a-script.md)."""
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from orchestrator.adopt.beside import find_beside
+from orchestrator.adopt.pointers import Pointer, repair_pointers
 from orchestrator.adopt.scan_events import (
     Failed,
     Lacking,
@@ -100,15 +102,20 @@ class Adoption:
         await self._scan(Moment.FIRST_START if self._facts.is_new else Moment.LATER_START, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
-        """Put the chosen version back to the path where the script looks for it.
+        """Put the chosen version back to the path where the script looks for it, by name too.
 
         Raises ConfigError where something else is there that no trainer of this run wrote.
         """
         if chosen is None or (adopted := chosen.manifest.adopted) is None:
             return
+        seal = Seal(chosen, adopted)
         if adopted.kept:
-            seal = Seal(chosen, adopted)
             await in_thread(lambda: self._put_back(seal))
+        for pointer in await in_thread(lambda: self._repair_pointers(seal)):
+            self._log.info(
+                f"{pointer.file} named {pointer.named or 'nothing'}, which is no whole checkpoint: "
+                f"it names {chosen.resume_path.name} now"
+            )
         from orchestrator.adopt.file_watcher import ReadWatcher
 
         self._reading = ReadWatcher()
@@ -126,6 +133,13 @@ class Adoption:
             reason = f"not the version of {seal.checkpoint.name}, which is resumed from"
             self._store.set_aside(seal.paths, reason)
         self._store.put_back(seal)
+
+    def _repair_pointers(self, seal: Seal) -> list[Pointer]:
+        members = zip(self._pattern.patterns, seal.paths, strict=True)
+        disk = self._store.store.disk
+        with contextlib.suppress(OSError):  # the script says itself what it cannot read
+            return [p for pattern, path in members for p in repair_pointers(pattern, path, disk)]
+        return []
 
     def begin(self, attempt: Attempt) -> None:
         """Scan beside an attempt that has started."""
