@@ -71,10 +71,9 @@ def _names_no_whole_path(pattern: Pattern, folder: Path, pointer: Pointer) -> bo
     if not pointer.named:
         return True  # the script was killed while it wrote the file
     path = folder / pointer.named
-    is_elsewhere = (
-        pointer.before.strip() and Path(os.path.abspath(pointer.before.strip())) != folder
-    )
-    return not is_elsewhere and pattern.names(path) and not _is_whole(path)
+    said = pointer.before.strip()
+    is_here = not said or Path(os.path.abspath(said)) == folder
+    return is_here and pattern.names(path) and not _is_whole(path)
 
 
 def _names_no_whole_number(pattern: Pattern, chosen: Path, number: str) -> bool:

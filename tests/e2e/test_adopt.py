@@ -27,6 +27,7 @@ SCRIPTS = Path(__file__).parent.parent / "adopt" / "scripts"
 PLAIN = SCRIPTS / "plain.py"
 RESTARTED = SCRIPTS / "restarted.py"
 PAIRS = SCRIPTS / "pairs.py"
+SHARDED = SCRIPTS / "sharded.py"
 NUMBERED = ("--adopt", "out/model_*.pt", "--resume-arg", "--resume {path}")
 ONE_FILE = ("--adopt", "out/last.pt", "--resume-arg", "--resume {path}")
 TRAINER = ("--adopt", "out/checkpoint-*", "--resume-arg", "--resume_from_checkpoint {path}")
@@ -311,6 +312,18 @@ def test_files_of_a_unit_are_resumed_from_together(
     assert newest is not None
     saved = [json.loads(path.read_text()) for path in newest.script_paths.values()]
     assert saved == [{"work": 7, "of": "netG"}, {"work": 7, "of": "netD"}]
+
+
+def test_file_that_names_a_torn_checkpoint_names_the_one_before_again(adopt: Start) -> None:
+    """A script that resumes by DeepSpeed's `latest` goes on from the last save of both ranks."""
+    run = adopt(SHARDED, "3", options=("--adopt", "out/global_step*"))
+    status, _, stderr = run.end()
+    assert status == 0, stderr
+    begun = [first_line_of(run, attempt) for attempt in (1, 2, 3)]
+    assert begun == [f"begins at step {step}" for step in (0, 2, 4)]
+    said = " ".join(stderr.split())
+    assert said.count("latest named global_step") == 2
+    assert "latest named global_step3, which is no whole checkpoint: it names global_step2" in said
 
 
 def test_part_of_a_unit_that_never_comes_is_told_of(supervise: Start) -> None:
