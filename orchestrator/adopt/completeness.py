@@ -21,7 +21,7 @@ from orchestrator.adopt.formats import (
     read_json,
     shows_whole,
 )
-from orchestrator.adopt.rank_files import check_latest, check_rank_files
+from orchestrator.adopt.rank_files import check_rank_files, latest_files
 
 INDEX_SUFFIX = ".index.json"
 # The file that the Hugging Face Trainer writes last, and the files by which it is recognized.
@@ -62,7 +62,7 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
     if not saved.states:
         raise IncompleteError("it is empty")
     _check_indexes(saved)
-    measured = _check_dcp(saved) | check_latest(saved)
+    measured = _check_dcp(saved) | latest_files(saved)
     accounted = measured | (check_rank_files(saved) - silent.keys())
     is_trainer = _check_trainer(saved)
     is_accelerate = _check_accelerate(saved, accounted) and not silent.keys() - measured

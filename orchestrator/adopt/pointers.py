@@ -45,12 +45,12 @@ def repair_pointers(pattern: Pattern, chosen: Path, disk: Disk) -> Iterator[Poin
             continue
         if name == BY_NUMBER:
             number = pattern.step_of(chosen)
-            wanted = None if number is None else str(number)
-            is_stale = _names_no_whole_number(pattern, chosen, pointer.named)
+            is_stale = number is not None and _names_no_whole_number(pattern, chosen, pointer.named)
+            wanted = str(number)
         else:
+            is_stale = _names_no_whole_path(pattern, chosen, pointer)
             wanted = chosen.name
-            is_stale = _names_no_whole_path(pattern, chosen.parent, pointer)
-        if wanted is not None and is_stale and pointer.named != wanted:
+        if is_stale:
             text = pointer.before + wanted + pointer.after
             replace_file(pointer.file, text.encode(), disk)
             yield pointer
@@ -67,13 +67,13 @@ def _read(file: Path) -> Pointer | None:
     return Pointer(file, before, named, after)
 
 
-def _names_no_whole_path(pattern: Pattern, folder: Path, pointer: Pointer) -> bool:
+def _names_no_whole_path(pattern: Pattern, chosen: Path, pointer: Pointer) -> bool:
     if not pointer.named:
         return True  # the script was killed while it wrote the file
-    path = folder / pointer.named
+    folder, path = chosen.parent, chosen.parent / pointer.named
     said = pointer.before.strip()
     is_here = not said or Path(os.path.abspath(said)) == folder
-    return is_here and pattern.names(path) and not _is_whole(path)
+    return is_here and path != chosen and pattern.names(path) and not _is_whole(path)
 
 
 def _names_no_whole_number(pattern: Pattern, chosen: Path, number: str) -> bool:
@@ -81,12 +81,17 @@ def _names_no_whole_number(pattern: Pattern, chosen: Path, number: str) -> bool:
         return False  # "release"
     beside = [path for path in pattern.find()[1] if path.parent == chosen.parent]
     of_number = [path for path in beside if number and pattern.step_of(path) == int(number)]
-    return not any(map(_is_whole, of_number))
+    return chosen not in of_number and not any(map(_is_whole, of_number))
 
 
 def _is_whole(path: Path) -> bool:
     saved = SavedFiles.at(path)
+    if saved is None:
+        return False
     try:
-        return saved is not None and examine(saved) is not None
+        examine(saved)
     except IncompleteError:
         return False
+    except Exception:
+        return True  # it is not known to be torn
+    return True

@@ -22,7 +22,7 @@ _ZERO_RANK = r"(?P<kind>(?:\w+_)?zero_pp_rank_)(?P<data_rank>\d+)_"
 _DEEPSPEED_MODEL = re.compile(rf"(?:{_ZERO_RANK})?mp_rank_(?P<rank>\d+)_model_states\.pt")
 _DEEPSPEED_OPTIMIZER = re.compile(rf"{_ZERO_RANK}mp_rank_(?P<rank>\d+)_optim_states\.pt")
 # Megatron-LM: a directory for each rank of the tensor, pipeline and expert groups.
-_MEGATRON_RANK = re.compile(r"mp_rank_\d{2}(?:_\d{3}){0,2}")
+_MEGATRON_RANK = re.compile(r"mp_rank_\d{2,}(?:_\d{3,}){0,2}")
 _MEGATRON_MODEL = re.compile(r"model(?:_optim)?_rng\.pt")
 _MEGATRON_GROUPS = (
     "tensor_model_parallel_size",
@@ -61,10 +61,10 @@ def check_rank_files(saved: SavedFiles) -> set[str]:
     return accounted
 
 
-def check_latest(saved: SavedFiles) -> set[str]:
-    """Require the folders that DeepSpeed's files ``latest`` name, and return those files.
+def latest_files(saved: SavedFiles) -> set[str]:
+    """Return DeepSpeed's files ``latest``, each of which names a folder beside it.
 
-    Raises IncompleteError and OSError.
+    Raises OSError.
     """
     found = set()
     folders = {str(folder) for name in saved.states for folder in PurePosixPath(name).parents}
@@ -72,9 +72,8 @@ def check_latest(saved: SavedFiles) -> set[str]:
         if name.name != LATEST or saved.states[str(name)].bytes > LARGEST_LATEST_BYTES:
             continue
         tag = (saved.root / name).read_text(errors="replace").strip()
-        if not tag or str(name.parent / tag) not in folders:
-            raise IncompleteError(f"it lacks {name.parent / tag}, which {name} names")
-        found.add(str(name))
+        if tag and str(name.parent / tag) in folders:
+            found.add(str(name))
     return found
 
 
@@ -124,7 +123,9 @@ def _check_megatron(saved: SavedFiles) -> set[str]:
     if not all(isinstance(size, int) and size > 0 for size in groups):
         return set()
     folder = models[0].parent.parent
-    kinds = sorted({path.name for path in paths})
+    # An older distributed optimizer has folders of its own, with a further number.
+    depth = models[0].parent.name.count("_")
+    kinds = sorted({path.name for path in paths if path.parent.name.count("_") == depth})
     wanted = (f"{rank}/{name}" for rank in _megatron_folders(*groups) for name in kinds)
     return _require(saved.states, _inside(folder, wanted), f"of {math.prod(groups)} ranks")
 

@@ -47,8 +47,8 @@ class ScriptFiles:
         if not named:
             return None
         adopted = min(named, key=lambda adopted: not Path(adopted.path).exists())
-        if len(paths) == 1 and adopted.path == contents.adopted.path:
-            return checkpoint  # nothing has moved
+        if len(paths) == 1 and _describes(adopted) == _describes(contents.adopted):
+            return checkpoint  # nothing has moved, and nothing has another name
         return replace(checkpoint, manifest=replace(checkpoint.manifest, adopted=adopted))
 
     def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
@@ -102,6 +102,10 @@ class ScriptFiles:
                     _remove(moved)
         finally:
             shutil.rmtree(trash, ignore_errors=True)
+
+
+def _describes(adopted: Adopted) -> tuple[str, list[tuple[str, str]]]:
+    return adopted.path, list((adopted.members or {}).items())
 
 
 def saved_paths(adopted: Adopted) -> tuple[Path, ...]:

@@ -14,7 +14,7 @@ from typing import Self
 
 from orchestrator.adopt.files import common_folder
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.checkpoint.adopted import Adopted
+from orchestrator.checkpoint.adopted import MOST_MEMBERS, Adopted
 
 # Braces that a shell would expand; {x} and [{] are no such braces.
 _BRACES = re.compile(r"\{(?!\])([^{}]*,[^{}]*)\}")
@@ -39,6 +39,8 @@ class UnitPattern:
         """
         texts = [one for line in text.split("\n") for one in _expand_braces(line)]
         patterns = tuple(map(Pattern.parse, dict.fromkeys(texts)))
+        if len(patterns) > MOST_MEMBERS:
+            raise ValueError(f"these are {len(patterns)} patterns, and the most is {MOST_MEMBERS}")
         first = patterns[0]
         for pattern in patterns[1:]:
             if pattern.wildcards != first.wildcards:

@@ -15,6 +15,9 @@ from orchestrator.checkpoint.manifest_fields import (
     typed,
 )
 
+# Each file is compared with each member.
+MOST_MEMBERS = 100
+
 
 @dataclass(frozen=True)
 class Adopted:
@@ -100,6 +103,7 @@ def _path_of_files(text: str, *, absolute: bool) -> str:
 
 def _members(content: JsonObject) -> dict[str, str]:
     members = {text_of(n): _path_of_files(typed(content, n, str), absolute=False) for n in content}
-    if len(set(members.values())) < 2 or any(".." in path.split("/") for path in members.values()):
+    leads_elsewhere = any(".." in path.split("/") for path in members.values())
+    if not 2 <= len(set(members.values())) == len(members) <= MOST_MEMBERS or leads_elsewhere:
         raise ValueError(f"manifest.json has the members {content!r}, which are no unit")
     return members

@@ -145,7 +145,6 @@ CONTAINERS: dict[str, tuple[Make, str]] = {
         deepspeed_of_accelerate,
         "pytorch_model/zero_pp_rank_1_mp_rank_00_optim_states.pt",
     ),
-    "accelerate, DeepSpeed folder": (deepspeed_of_accelerate, "pytorch_model"),
     "Trainer, DeepSpeed": (deepspeed_of_trainer, "rng_state_1.pth"),
     "Trainer, DeepSpeed part": (
         deepspeed_of_trainer,
@@ -176,12 +175,30 @@ def test_directory_with_folders_of_ranks_is_whole_with_all(
     for file in [file for file in (tmp_path / "c").rglob("*") if file.is_file()]:
         os.utime(file, (time.time() - 5, time.time() - 5))
     assert found(tmp_path / "c").proven
-    if (tmp_path / "c" / missing).is_dir():
-        shutil.rmtree(tmp_path / "c" / missing)
-    else:
-        (tmp_path / "c" / missing).unlink()
+    (tmp_path / "c" / missing).unlink()
     with pytest.raises(IncompleteError, match=f"it lacks {missing}"):
         found(tmp_path / "c")
+
+
+def test_older_optimizer_of_megatron_has_folders_of_its_own(tmp_path: Path) -> None:
+    """They are judged like other files: by an earlier checkpoint."""
+    megatron(tmp_path / "c", pipeline=2)
+    for folder in [*(tmp_path / "c").iterdir()]:
+        (folder / "distrib_optim.pt").unlink()
+        save(STATE, folder.with_name(f"{folder.name}_000") / "optim.pt")
+    assert not found(tmp_path / "c").proven
+    assert found(tmp_path / "c", sizes(tmp_path / "c")).proven
+
+
+@pytest.mark.parametrize("content", ["step-3.pt", "", "missing", "x" * 5000])
+def test_file_called_latest_that_is_not_deepspeeds_is_a_file_like_others(
+    tmp_path: Path, content: str
+) -> None:
+    """A script may mean anything by it."""
+    save(STATE, tmp_path / "c" / "model.pt")
+    (tmp_path / "c" / "latest").write_text(content)
+    assert not found(tmp_path / "c").proven
+    assert found(tmp_path / "c", sizes(tmp_path / "c")).proven
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -334,6 +334,12 @@ def test_order_and_names_of_the_patterns_are_those_of_the_command(tmp_path: Path
     assert other.newest().resume_path == other.out / "netD_1.pth"
     assert list(other.newest().script_paths) == ["netD", "netG"]
     assert other.scan(Moment.LATER_START) == []
+    longer = Unit(tmp_path, "{net,}{G,D}_*.pth")
+    with pytest.raises(NoValidCheckpointError, match="does not name"):
+        longer.store.newest_valid()
+    root = tmp_path.name
+    named = Unit(tmp_path, f"../../{root}/out/netG_*.pth\n{tmp_path}/out/netD_*.pth")
+    assert list(named.newest().script_paths) == list(named.pattern.names) != ["netG", "netD"]
     fewer = Unit(tmp_path, "netG_*.pth")
     with pytest.raises(NoValidCheckpointError, match="does not name"):
         fewer.store.newest_valid()
