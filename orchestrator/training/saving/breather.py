@@ -6,8 +6,9 @@ from collections.abc import Callable
 # A loop of torch operations gives up the interpreter lock in each of them, and a thread that
 # computes keeps it for as long as the interpreter allows, 5 ms. Without rests each operation of the
 # loop would take that long.
-WORK_SECONDS = 0.0002
-REST_SECONDS = 0.0002
+WORK_SECONDS = 0.0005
+# As short as a sleep can be: it only hands the lock over.
+REST_SECONDS = 0.0001
 
 
 class Breather:

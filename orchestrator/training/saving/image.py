@@ -24,7 +24,7 @@ PAGE_ALIGNMENT = 4096
 LEAST_ALIGNMENT = 64
 LEAST_MEAN_BYTES = 16 * PAGE_ALIGNMENT
 # What torch.save writes for each storage besides its bytes and their alignment, and for a file.
-ENTRY_BYTES = 400
+ENTRY_BYTES = 256
 FILE_BYTES = 1024
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})

@@ -154,6 +154,10 @@ class Saver:
             _prove_loadable(state)
             self.has_proved_loadable = True
 
+    def hurry(self) -> None:
+        """Complete the snapshot under way as fast as possible: the loop waits for it."""
+        self._snapshotter.hurry()
+
     def close(self) -> None:
         """Wait for the snapshot under way and give the memory back."""
         self._snapshotter.close()
