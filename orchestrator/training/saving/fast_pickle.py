@@ -27,10 +27,7 @@ _ORDINARY_DEVICES = frozenset({"cpu", "cuda"})
 
 
 def fast_pickle(breathe: Callable[[], None]) -> Any:
-    """Return a ``pickle_module`` for torch.save, whose pickler calls ``breathe`` for each tensor.
-
-    Strided tensors without attributes of their own are expected, as ``freeze`` makes them.
-    """
+    """Return a ``pickle_module`` for torch.save; its pickler calls ``breathe`` for each tensor."""
 
     class Pickler(pickle.Pickler):
         def __init_subclass__(cls) -> None:
@@ -52,8 +49,11 @@ def fast_pickle(breathe: Callable[[], None]) -> Any:
 
 
 def _is_ordinary(tensor: torch.Tensor) -> bool:
-    ordinary = tensor.dtype in TYPED_DTYPES and tensor.device.type in _ORDINARY_DEVICES
-    return ordinary and not (tensor.is_neg() or tensor.is_conj())
+    """Return whether nothing but type, place, shape and strides is to be stored with the bytes."""
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.dtype not in TYPED_DTYPES:
+        return False
+    is_marked = tensor.is_neg() or tensor.is_conj() or bool(vars(tensor))
+    return tensor.device.type in _ORDINARY_DEVICES and not is_marked
 
 
 def _reduced(tensor: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:

@@ -25,7 +25,7 @@ LEAST_ALIGNMENT = 64
 LEAST_MEAN_BYTES = 16 * PAGE_ALIGNMENT
 # What torch.save writes for each storage besides its bytes and their alignment, and for a file.
 ENTRY_BYTES = 256
-FILE_BYTES = 1024
+FILE_BYTES = 1536
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 _DICTS = frozenset({dict, OrderedDict})
@@ -43,10 +43,12 @@ class Frozen:
     Attributes:
         tree: The containers and plain values, copied, with tensors that share the live storages.
         storages: The distinct storages, in the order in which pickle meets them.
+        sizes: Their sizes at that moment, in bytes.
     """
 
     tree: Any
     storages: list[torch.UntypedStorage]
+    sizes: list[int]
 
 
 def freeze(state: Any) -> Frozen:
@@ -60,7 +62,8 @@ def freeze(state: Any) -> Frozen:
     """
     freezer = _Freezer()
     tree = freezer.freeze(state)
-    return Frozen(tree, list(freezer.storages.values()))
+    storages = list(freezer.storages.values())
+    return Frozen(tree, storages, [storage.nbytes() for storage in storages])
 
 
 class _Freezer:
@@ -133,7 +136,7 @@ def provisional(frozen: Frozen) -> Layout:
     No storage comes later in the file, so that all can be moved up to where ``lay_out`` has them.
     The size of the image is an estimate.
     """
-    sizes = [storage.nbytes() for storage in frozen.storages]
+    sizes = frozen.sizes
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end if size else 0)
@@ -146,10 +149,11 @@ def lay_out(frozen: Frozen, breathe: Callable[[], None] = never) -> Layout:
     """Lay the file out; ``breathe`` is called after each small piece of the work.
 
     Raises:
-        InexpressibleError: torch.save skips other bytes than those of the frozen storages.
+        InexpressibleError: torch.save skips other bytes than those of the frozen storages, or one
+            of them has been resized or freed meanwhile.
         UnstorableError: torch.save refuses the state.
     """
-    sizes = [storage.nbytes() for storage in frozen.storages]
+    sizes = frozen.sizes
     sink = _Sink(breathe)
     try:
         with torch.serialization.skip_data(), _aligned(sizes):
@@ -160,7 +164,9 @@ def lay_out(frozen: Frozen, breathe: Callable[[], None] = never) -> Layout:
     # torch.save skips nothing for an empty storage.
     placed = [next(gaps, (0, -1)) if size else (0, 0) for size in sizes]
     if [length for _, length in placed] != sizes or next(gaps, None) is not None:
-        raise InexpressibleError("a tensor that torch.save writes in a way of its own")
+        raise InexpressibleError(
+            "a tensor that was resized or freed, or that torch.save alone can write"
+        )
     return Layout(sizes, [offset for offset, _ in placed], sink.pieces(), sink.end)
 
 

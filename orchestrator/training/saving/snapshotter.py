@@ -278,7 +278,7 @@ class Snapshotter:
 
     def _layout_for(self, frozen: Frozen) -> Layout:
         """Return the last layout while the sizes are the same, else a provisional one."""
-        if self._layout is None or self._layout.sizes != [s.nbytes() for s in frozen.storages]:
+        if self._layout is None or self._layout.sizes != frozen.sizes:
             self._layout = provisional(frozen)
         return self._layout
 
@@ -295,8 +295,6 @@ class Snapshotter:
             for event in events:
                 event.synchronize()
             fresh = lay_out(frozen, breathe)
-            if fresh.sizes != layout.sizes:
-                raise RuntimeError("the memory of a tensor was resized or freed meanwhile")
             target = self._memories[pending.slot]
             target.prepare(fresh.image_bytes, pin=target.is_pinned)
             place(target, layout, fresh, breathe)
