@@ -37,7 +37,7 @@ def assert_same_bytes(state: Any) -> None:
     assert mine.getvalue() == other.getvalue()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(states())
 def test_any_state_has_the_same_bytes(state: Any) -> None:
     """Nested and shared containers and tensors come out as torch.save writes them."""

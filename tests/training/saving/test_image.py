@@ -42,9 +42,7 @@ def image_of(snapshotter: Snapshotter, state: Any) -> bytes:
     return bytes_of(result_of(taking))
 
 
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(states())
 def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: Any) -> None:
     """Any nested state loads from its image as from torch.save: values, strides, and ties."""
@@ -55,7 +53,7 @@ def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: An
     assert sharing(actual) == sharing(expected)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(states())
 def test_provisional_places_are_never_behind_those_in_the_file(state: Any) -> None:
     """Storages that were copied before the layout was known can all be moved forward."""
