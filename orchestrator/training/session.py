@@ -1,5 +1,6 @@
 """The session: what a training script uses to be stopped, saved and resumed."""
 
+import builtins
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -287,12 +288,47 @@ class Session:
             ```
         """
         with refusing():
-            if self._run is not None:
-                raise ConfigError(
-                    f"cannot register {', '.join(objects)} inside the `with` block: the state is "
-                    "restored when it is entered; register before it"
-                )
+            self._refuse_inside(objects, "register")
             self._registry.add(objects)
+
+    def keep(self, **objects: Any) -> Self:
+        """Register objects that have no ``state_dict()``, before the ``with`` block.
+
+        They are a list, dict, set, deque, array or tensor that the script changes in place, or any
+        object whose attributes hold such values: a replay buffer, an environment. Everything that
+        they hold is stored with each snapshot, and put back into these objects on a resume.
+        Functions, classes and modules among it stay as the script has made them.
+
+        Args:
+            **objects: The objects by name. One with a ``state_dict()`` is registered as usual.
+
+        Returns:
+            The session, for the ``with`` line.
+
+        Raises:
+            TrainingRefused: The block has been entered already, part of an object cannot be stored,
+                or a name is taken; the reason has been printed.
+
+        Example:
+            ```python
+            replay = deque(maxlen=100_000)
+            with Session(model=model, optimizer=optimizer).keep(replay=replay, env=env) as session:
+                for step in session.steps(1_000_000):
+                    replay.append(...)
+                    session.step()
+            ```
+        """
+        with refusing():
+            self._refuse_inside(objects, "keep")
+            self._registry.keep(objects)
+        return self
+
+    def _refuse_inside(self, objects: Iterable[str], verb: str) -> None:
+        if self._run is not None:
+            raise ConfigError(
+                f"cannot {verb} {', '.join(objects)} inside the `with` block: the state is "
+                f"restored when it is entered; {verb} before it"
+            )
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -391,6 +427,67 @@ class Session:
             page[PHASE] = Phase.EVALUATE
             with refusing():
                 loop_state.end_pass()
+
+    def enumerate(self, loader: Iterable[Any], start: int = 0) -> Iterator[tuple[int, Any]]:
+        """Yield number and batch, as ``enumerate(loader)`` would in a run without interruption.
+
+        Args:
+            loader: As for ``batches``.
+            start: The number of the first batch of the pass.
+
+        Yields:
+            The number of the batch in its pass over the loader, and the batch.
+
+        Raises:
+            TrainingRefused: As ``batches``.
+
+        Example:
+            ```python
+            for number, (inputs, targets) in session.enumerate(loader):
+                ...
+                session.step(loss=loss)
+            ```
+        """
+        first = start + self._loop_state.data.start_of_next(loader)
+        yield from builtins.enumerate(self.batches(loader), first)
+
+    def cycle(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of ``loader`` without end; each pass over it is an epoch.
+
+        It takes the place of ``itertools.cycle(loader)`` and of ``while True`` loops around a
+        loader; ``session.steps()`` or a ``break`` ends the training.
+
+        Args:
+            loader: As for ``batches``; not an iterator, which has one pass only.
+
+        Yields:
+            The batches, as the loader makes them.
+
+        Raises:
+            TrainingRefused: As ``batches``; or a pass has no batch, so that there would be no end.
+
+        Example:
+            ```python
+            batches = session.cycle(loader)
+            for step in session.steps(100_000):
+                inputs, targets = next(batches)
+                ...
+                session.step(loss=loss)
+            ```
+        """
+        while True:
+            self._loop_state.begin_epoch()
+            is_empty = not self._loop_state.data.start_of_next(loader)
+            for batch in self.batches(loader):
+                is_empty = False
+                yield batch
+            if is_empty:
+                with refusing():
+                    raise ConfigError(
+                        f"cannot cycle over this {type(loader).__name__}: a pass over it has no "
+                        "batch; give session.cycle() a loader, and not an iterator"
+                    )
+            self._end_epoch()
 
     def step(self, **metrics: Any) -> None:
         """Complete a step, which is a safe point: about 2 us where nothing is due.

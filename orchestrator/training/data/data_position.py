@@ -150,6 +150,10 @@ class DataPosition:
                 "(ORCHESTRATOR_ALLOW_DATA_CHANGE=on); the run is APPROXIMATE then"
             )
 
+    def start_of_next(self, loader: Iterable[Any]) -> int:
+        """Return the number of the batch at which the next pass, over ``loader``, begins."""
+        return start_of(self._cut.state_of(len(self._passes)), facts_of(loader))
+
     def batches(self, loader: Iterable[Any], epoch: int) -> Generator[Any, None, bool]:
         """Yield the batches that this epoch has left; return whether steps used them all."""
         index = len(self._passes)
