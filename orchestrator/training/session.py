@@ -452,10 +452,10 @@ class Session:
         yield from builtins.enumerate(self.batches(loader), first)
 
     def cycle(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches of ``loader`` without end; each pass over it is an epoch.
+        """Yield the batches of ``loader`` without end, in another order in each pass over it.
 
-        It takes the place of ``itertools.cycle(loader)`` and of ``while True`` loops around a
-        loader; ``session.steps()`` or a ``break`` ends the training.
+        It takes the place of ``itertools.cycle(loader)`` and of loops that make a new
+        ``iter(loader)`` where the last one ends. Several cycles may be open at a time.
 
         Args:
             loader: As for ``batches``; not an iterator, which has one pass only.
@@ -475,19 +475,12 @@ class Session:
                 session.step(loss=loss)
             ```
         """
+        _ = self._open_run
+        batches = self._loop_state.data.cycle(loader)
         while True:
-            self._loop_state.begin_epoch()
-            is_empty = not self._loop_state.data.start_of_next(loader)
-            for batch in self.batches(loader):
-                is_empty = False
-                yield batch
-            if is_empty:
-                with refusing():
-                    raise ConfigError(
-                        f"cannot cycle over this {type(loader).__name__}: a pass over it has no "
-                        "batch; give session.cycle() a loader, and not an iterator"
-                    )
-            self._end_epoch()
+            with refusing():
+                batch = next(batches)
+            yield batch
 
     def step(self, **metrics: Any) -> None:
         """Complete a step, which is a safe point: about 2 us where nothing is due.

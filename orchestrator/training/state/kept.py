@@ -264,8 +264,8 @@ class _Restore:
 
 
 def _class_of_container(value: Any) -> str:
-    kind = type(value)
-    return kind.__name__ if _BUILT_IN.get(kind.__name__) is kind else name_of_class(kind)
+    kind: Any = type(value)
+    return kind.__name__ if kind in _BUILT_IN.values() else name_of_class(kind)
 
 
 def _new_container(node: Node, where: str) -> Any:
