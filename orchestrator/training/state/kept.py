@@ -7,8 +7,9 @@ into the object that the script has made by then, so that names and references s
 import enum
 import functools
 import logging
+import operator
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -43,6 +44,9 @@ _BUILT_IN: dict[str, Callable[[], Any]] = {
 }
 _LEAVES = (type(None), bool, int, float, complex, str, bytes)
 _MISSING = object()
+
+KEPT = "__kept__"
+"""The only key of the state of a kept object; no other object has it."""
 
 
 class _Plain:
@@ -83,7 +87,7 @@ class Kept:
             UnstorableError: Part of it has no form that can be stored.
         """
         try:
-            return {"kept": _Capture().node(self._value, self._name)}
+            return {KEPT: _Capture().node(self._value, self._name)}
         except RecursionError as error:
             raise UnstorableError(self._name, "it is nested too deeply") from error
 
@@ -93,7 +97,7 @@ class Kept:
         Raises:
             ValueError: The object cannot hold it any more.
         """
-        if _Restore().value(state["kept"], self._value, self._name) is not self._value:
+        if _Restore().value(state[KEPT], self._value, self._name) is not self._value:
             raise ValueError(
                 f"{self._name} is a {type(self._value).__name__} that cannot hold what was saved: "
                 "its shape, dtype or class has changed"
@@ -112,7 +116,7 @@ class _Capture:
             return value
         if isinstance(value, enum.Enum):
             return {"kind": "enum", "class": name_of_class(type(value)), "name": value.name}
-        if isinstance(value, _CODE) or arrays.is_dtype(value):
+        if isinstance(value, _CODE) or arrays.is_dtype(value) or _is_used_up(value):
             return {"kind": "code"}
         if isinstance(value, tuple):
             return self._tuple(value, where)
@@ -261,6 +265,11 @@ class _Restore:
         for name, item in node.get("attributes", {}).items():
             here = vars(live).get(name, _MISSING)
             vars(live)[name] = self.value(item, here, f"{where}.{name}")
+
+
+def _is_used_up(value: Any) -> bool:
+    """Return whether this is an iterator with nothing left, such as Gymnasium's vectors hold."""
+    return isinstance(value, Iterator) and operator.length_hint(value, 1) == 0
 
 
 def _class_of_container(value: Any) -> str:
