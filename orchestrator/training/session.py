@@ -387,7 +387,9 @@ class Session:
                 session.step(loss=loss)
             ```
         """
+        mistakes = self._open_run.mistakes
         while (step := self.global_step) < total:
+            mistakes.rounds += 1
             with refusing():
                 self._loop_state.begin_step()
             yield step

@@ -50,7 +50,8 @@ def unpack(column: Column) -> list[Any]:
         case "tensors":
             return [value.clone() for value in values]
         case "arrays":
-            return [value.copy() for value in values.numpy()]
+            array = values.numpy()
+            return [array[index, ...].copy() for index in range(len(array))]
         case "scalars":
             return list(values.numpy())
         case "optional":
@@ -102,7 +103,7 @@ def _pack_optional(items: Sequence[Any]) -> Column | None:
 def _pack_numbers(items: Sequence[Any], dtype: torch.dtype) -> Column | None:
     try:
         return {"kind": "numbers", "values": torch.tensor(items, dtype=dtype)}
-    except (RuntimeError, OverflowError):  # an integer of more than 64 bits
+    except (RuntimeError, OverflowError, ValueError):  # an integer of more than 64 bits
         return None
 
 

@@ -9,11 +9,12 @@ import functools
 import logging
 import operator
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import (
     BuiltinFunctionType,
     FunctionType,
     MappingProxyType,
+    MemberDescriptorType,
     MethodType,
     ModuleType,
 )
@@ -50,7 +51,15 @@ KEPT = "__kept__"
 
 
 class _Plain:
-    """An object of this size has nothing but attributes; one with slots or C state has more."""
+    """An object of this size has nothing but attributes; one with C state is larger."""
+
+
+def _is_plain_class(kind: type) -> bool:
+    """Return whether an object of this class has no state besides its ``__dict__``."""
+    members = (member for base in kind.__mro__ for member in vars(base).values())
+    has_slots = any(isinstance(member, MemberDescriptorType) for member in members)
+    has_dict = kind.__dictoffset__ != 0
+    return has_dict and kind.__basicsize__ == _Plain.__basicsize__ and not has_slots
 
 
 Node = Any
@@ -97,11 +106,19 @@ class Kept:
         Raises:
             ValueError: The object cannot hold it any more.
         """
-        if _Restore().value(state[KEPT], self._value, self._name) is not self._value:
+        node = state[KEPT]
+        fits = not _is_of_another_class(node, self._value)
+        if not fits or _Restore().value(node, self._value, self._name) is not self._value:
             raise ValueError(
                 f"{self._name} is a {type(self._value).__name__} that cannot hold what was saved: "
                 "its shape, dtype or class has changed"
             )
+
+
+def has_state_dict(value: Any) -> bool:
+    """Return whether the class of an object has both methods; to ask the object may call it."""
+    kind = type(value)
+    return hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
 
 
 class _Capture:
@@ -142,11 +159,11 @@ class _Capture:
             return {"kind": "array", "value": arrays.as_tensor(value, where)}
         if generators.is_generator(value):
             return {"kind": "generator", "value": generators.state_of(value)}
-        if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+        if has_state_dict(value):
             return {"kind": "stateful", "value": value.state_dict()}
         if isinstance(value, _CONTAINERS):
             return self._container(value, where)
-        if type(value).__basicsize__ == _Plain.__basicsize__ and hasattr(value, "__dict__"):
+        if _is_plain_class(type(value)):
             node = {"kind": "object", "class": name_of_class(type(value))}
             return node | {"attributes": self._attributes(value, where)}
         # Such as a path or a date, which do not change; what cannot be stored is refused here.
@@ -161,17 +178,20 @@ class _Capture:
             for key in value:
                 to_plain({key: None}, where)
             node["keys"] = list(value)
-            return node | self._items(list(value.values()), where)
+            return node | self._items(list(value.values()), where, node["keys"])
         if isinstance(value, deque):
             node["maxlen"] = value.maxlen
         ordered = sorted(value, key=repr) if isinstance(value, set) else list(value)
         return node | self._items(ordered, where)
 
-    def _items(self, items: list[Any], where: str) -> dict[str, Any]:
+    def _items(
+        self, items: list[Any], where: str, keys: Iterable[Any] | None = None
+    ) -> dict[str, Any]:
         column = pack(items) if len(items) >= LEAST_ITEMS else None
         if column is not None:
             return {"column": column}
-        return {"items": [self.node(item, f"{where}[{i}]") for i, item in enumerate(items)]}
+        places = zip(range(len(items)) if keys is None else keys, items, strict=True)
+        return {"items": [self.node(item, f"{where}[{key!r}]") for key, item in places]}
 
     def _attributes(self, value: Any, where: str) -> dict[str, Node]:
         return {name: self.node(item, f"{where}.{name}") for name, item in vars(value).items()}
@@ -228,7 +248,7 @@ class _Restore:
         return tuple(items) if node["class"] is None else class_by_name(node["class"])._make(items)
 
     def _container(self, node: Node, live: Any, where: str) -> Any:
-        if live is _MISSING or _class_of_container(live) != node["class"]:
+        if _is_of_another_class(node, live):
             live = _new_container(node, where)
         self._meet(live)
         self._put_attributes(node, live, where)
@@ -236,7 +256,8 @@ class _Restore:
             there = [live.get(key, _MISSING) for key in node["keys"]]
             values = self._values(node, there, where)
             live.clear()
-            live.update(zip(node["keys"], values, strict=True))
+            for key, value in zip(node["keys"], values, strict=True):
+                live[key] = value  # a Counter's update() would count
             return live
         values = self._values(node, [] if isinstance(live, set) else list(live), where)
         live.clear()
@@ -254,7 +275,7 @@ class _Restore:
         return [self.value(item, here, f"{where}[{i}]") for i, (item, here) in pairs]
 
     def _object(self, node: Node, live: Any, where: str) -> Any:
-        if name_of_class(type(live)) != node["class"]:
+        if _is_of_another_class(node, live):
             kind = class_by_name(node["class"])
             live = kind.__new__(kind)
         self._meet(live)
@@ -275,6 +296,14 @@ def _is_used_up(value: Any) -> bool:
 def _class_of_container(value: Any) -> str:
     kind: Any = type(value)
     return kind.__name__ if kind in _BUILT_IN.values() else name_of_class(kind)
+
+
+def _is_of_another_class(node: Node, live: Any) -> bool:
+    """Return whether ``live`` is no place for a saved object; its class may have moved."""
+    if type(node) is not dict or node["kind"] not in ("object", "container"):
+        return False
+    here = _class_of_container(live)
+    return bool(here.rpartition(":")[2] != node["class"].rpartition(":")[2])
 
 
 def _new_container(node: Node, where: str) -> Any:

@@ -22,7 +22,7 @@ from orchestrator.training.state.compatibility import (
     rehearse,
 )
 from orchestrator.training.state.generators import is_generator
-from orchestrator.training.state.kept import Kept
+from orchestrator.training.state.kept import Kept, has_state_dict
 from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.plain_capture import PlainCapture
 from orchestrator.training.state.plain_values import from_plain
@@ -95,7 +95,7 @@ class Registry:
         Raises ConfigError for a name in use and for an object that cannot be stored.
         """
         for name, value in objects.items():
-            has_state = isinstance(value, Stateful) or is_generator(value)
+            has_state = has_state_dict(value) or is_generator(value)
             self.add({name: value if has_state else Kept(name, value)})
 
     def add_scalers(self) -> None:
