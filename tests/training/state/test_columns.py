@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.training.state.columns import class_by_name, pack, unpack
-from orchestrator.training.state.digests import digest
+from tests.training.state.support import bits
 
 Pair = collections.namedtuple("Pair", ["before", "after"])
 
@@ -19,17 +19,6 @@ class Transition(NamedTuple):
     state: Any
     action: int
     following: Any
-
-
-def bits(value: Any) -> Any:
-    """A form in which two values are equal only if their types and bits are."""
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return type(value), str(value.dtype), tuple(value.shape), digest(torch.as_tensor(value))
-    if isinstance(value, dict):
-        return type(value), [(key, bits(item)) for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return type(value), [bits(item) for item in value]
-    return type(value), repr(value)
 
 
 ALIKE: dict[str, list[Any]] = {

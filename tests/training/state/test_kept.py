@@ -18,7 +18,7 @@ from orchestrator.training.state.digests import digest
 from orchestrator.training.state.kept import Kept
 from orchestrator.training.state.plain_values import from_plain, to_plain
 from orchestrator.training.state.registry import Registry
-from tests.training.state.test_columns import bits
+from tests.training.state.support import bits
 
 
 class Transition(NamedTuple):
