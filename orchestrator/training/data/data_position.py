@@ -31,8 +31,8 @@ _NOT_REACHED = "before the script reached the place where it was interrupted"
 
 
 def digest_of_next(state: Mapping[str, Any]) -> str:
-    """Return a digest of the batches that come next in the passes of a position's ``state``."""
-    return digest([each.get("next") for each in state["passes"]])
+    """Return a digest of the batches that come next in the passes and cycles of a ``state``."""
+    return digest([each.get("next") for each in (*state["passes"], *state.get("cycles", ()))])
 
 
 @dataclass(frozen=True)
