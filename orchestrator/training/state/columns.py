@@ -34,7 +34,7 @@ def pack(items: Sequence[Any]) -> Column | None:
         return _pack_numbers(items, _DTYPES[kind])
     if kind is torch.Tensor:
         return _pack_tensors(items)
-    if kind in (tuple, list) or is_named_tuple(kind):
+    if kind in (tuple, list) or (is_named_tuple(kind) and is_found_by_name(kind)):
         return _pack_rows(items, kind)
     if kind in (dict, OrderedDict):
         return _pack_dicts(items, kind)
@@ -93,6 +93,14 @@ def class_by_name(name: str) -> Any:
     if not isinstance(found, type):
         raise ValueError(f"the class {name.replace(':', '.')} is not there any more")
     return found
+
+
+def is_found_by_name(kind: type) -> bool:
+    """Return whether ``class_by_name`` finds this class: one of a function's own is not found."""
+    try:
+        return class_by_name(name_of_class(kind)) is kind
+    except ValueError:
+        return False
 
 
 def _pack_optional(items: Sequence[Any]) -> Column | None:

@@ -27,11 +27,13 @@ from orchestrator.training.state import arrays, generators
 from orchestrator.training.state.columns import (
     LEAST_ITEMS,
     class_by_name,
+    is_found_by_name,
     is_named_tuple,
     name_of_class,
     pack,
     unpack,
 )
+from orchestrator.training.state.composite import Composite
 from orchestrator.training.state.plain_values import to_plain
 
 # They do not change, and a resumed script has them already.
@@ -66,7 +68,7 @@ Node = Any
 """A plain value, a tensor, or a dict that names its ``kind``."""
 
 
-class Kept:
+class Kept(Composite):
     """An object of the script with a ``state_dict()`` and a ``load_state_dict()`` made for it."""
 
     def __init__(self, name: str, value: Any) -> None:
@@ -76,6 +78,7 @@ class Kept:
             ConfigError: It cannot.
         """
         self._name, self._value = name, value
+        self._parts: list[Any] = []
         if isinstance(value, (*_LEAVES, tuple, *_CODE)):
             raise ConfigError(
                 f"cannot keep {name}: a {type(value).__name__} does not change in place; keep "
@@ -95,10 +98,17 @@ class Kept:
         Raises:
             UnstorableError: Part of it has no form that can be stored.
         """
+        capture = _Capture()
         try:
-            return {KEPT: _Capture().node(self._value, self._name)}
+            state = {KEPT: capture.node(self._value, self._name)}
         except RecursionError as error:
             raise UnstorableError(self._name, "it is nested too deeply") from error
+        self._parts = capture.stateful
+        return state
+
+    def parts(self) -> list[Any]:
+        """Return the objects with a ``state_dict()`` that the last state contains."""
+        return self._parts
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put what ``state_dict`` returned back into the object.
@@ -127,12 +137,13 @@ class _Capture:
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._met: list[Any] = []  # so that no id is used again
+        self.stateful: list[Any] = []
 
     def node(self, value: Any, where: str) -> Node:
         if type(value) in _LEAVES:
             return value
         if isinstance(value, enum.Enum):
-            return {"kind": "enum", "class": name_of_class(type(value)), "name": value.name}
+            return {"kind": "enum", "class": _findable(value, where), "name": value.name}
         if isinstance(value, _CODE) or arrays.is_dtype(value) or _is_used_up(value):
             return {"kind": "code"}
         if isinstance(value, tuple):
@@ -149,7 +160,7 @@ class _Capture:
 
     def _tuple(self, value: tuple[Any, ...], where: str) -> Node:
         items = [self.node(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        named = name_of_class(type(value)) if is_named_tuple(type(value)) else None
+        named = _findable(value, where) if is_named_tuple(type(value)) else None
         return {"kind": "tuple", "class": named, "items": items}
 
     def _changeable(self, value: Any, where: str) -> Node:
@@ -160,6 +171,7 @@ class _Capture:
         if generators.is_generator(value):
             return {"kind": "generator", "value": generators.state_of(value)}
         if has_state_dict(value):
+            self.stateful.append(value)
             return {"kind": "stateful", "value": value.state_dict()}
         if isinstance(value, _CONTAINERS):
             return self._container(value, where)
@@ -191,7 +203,13 @@ class _Capture:
         if column is not None:
             return {"column": column}
         places = zip(range(len(items)) if keys is None else keys, items, strict=True)
-        return {"items": [self.node(item, f"{where}[{key!r}]") for key, item in places]}
+        return {"items": [self._item(item, f"{where}[{key!r}]") for key, item in places]}
+
+    def _item(self, value: Any, where: str) -> Node:
+        node = self.node(value, where)
+        if type(node) is dict and node["kind"] == "object":
+            _findable(value, where)  # a resumed script's container may be empty
+        return node
 
     def _attributes(self, value: Any, where: str) -> dict[str, Node]:
         return {name: self.node(item, f"{where}.{name}") for name, item in vars(value).items()}
@@ -276,8 +294,7 @@ class _Restore:
 
     def _object(self, node: Node, live: Any, where: str) -> Any:
         if _is_of_another_class(node, live):
-            kind = class_by_name(node["class"])
-            live = kind.__new__(kind)
+            live = object.__new__(class_by_name(node["class"]))
         self._meet(live)
         self._put_attributes(node, live, where)
         return live
@@ -286,6 +303,13 @@ class _Restore:
         for name, item in node.get("attributes", {}).items():
             here = vars(live).get(name, _MISSING)
             vars(live)[name] = self.value(item, here, f"{where}.{name}")
+
+
+def _findable(value: Any, where: str) -> str:
+    if not is_found_by_name(type(value)):
+        problem = f"its class {type(value).__qualname__} is not at the top level of a module"
+        raise UnstorableError(where, problem)
+    return name_of_class(type(value))
 
 
 def _is_used_up(value: Any) -> bool:

@@ -1,6 +1,5 @@
 """The objects registered with a session: their states, captured into a dict and restored."""
 
-import abc
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -21,6 +20,7 @@ from orchestrator.training.state.compatibility import (
     may_load_anyway,
     rehearse,
 )
+from orchestrator.training.state.composite import Composite
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.kept import Kept, has_state_dict
 from orchestrator.training.state.layout_watch import LayoutWatch
@@ -47,14 +47,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: Any) -> Any:
         """Load what ``state_dict`` returned."""
-
-
-class Composite(abc.ABC):
-    """One registered object whose state contains those of several modules and optimizers."""
-
-    @abc.abstractmethod
-    def parts(self) -> Iterable[Any]:
-        """Return these modules and optimizers."""
 
 
 class Registry:

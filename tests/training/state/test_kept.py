@@ -201,6 +201,20 @@ class Slots:
     __slots__ = ("__dict__", "hidden")
 
 
+def local_transition() -> Any:
+    class Local(NamedTuple):
+        field: int
+
+    return Local(1)
+
+
+def local_object() -> Any:
+    class Local:
+        pass
+
+    return Local()
+
+
 def with_attribute(value: Any) -> Buffer:
     buffer = Buffer()
     buffer.by_name["bad"] = [value]
@@ -215,6 +229,8 @@ UNSTORABLE: dict[str, Callable[[], Any]] = {
     "slots": Slots,
     "array of objects": lambda: np.array([None, {}]),
     "key": lambda: {object(): 1},
+    "named tuple of a function": local_transition,
+    "object of a class of a function": local_object,
     "frozen set": lambda: frozenset({1}),
     "masked array": lambda: np.ma.masked_array([1.0], [True]),
 }
@@ -321,3 +337,30 @@ def test_part_that_becomes_unstorable_keeps_its_last_state() -> None:
     registry.plain.is_strict = False
     assert digest(registry.capture()) == before
     assert any("buffer.by_name['bad'] could not be stored" in p for p in registry.plain.problems)
+
+
+def test_modules_and_optimizers_in_a_kept_object_are_known() -> None:
+    """An agent's weights are checked for health, and its optimizer counts as registered."""
+
+    class Agent:
+        def __init__(self) -> None:
+            self.network = torch.nn.Linear(2, 1)
+            self.optimizers = [torch.optim.Adam(self.network.parameters())]
+
+    registry, agent = Registry(), Agent()
+    registry.keep({"agent": agent})
+    assert list(registry.optimizers().values()) == agent.optimizers
+    assert registry.is_finite()
+    with torch.no_grad():
+        agent.network.weight.fill_(float("nan"))
+    assert not registry.is_finite()
+
+
+def test_class_that_has_moved_is_still_the_same() -> None:
+    """A script may move the class of its buffer to another module between two runs."""
+    one, two = Space(), Space()
+    one.sample()
+    state = stored(Kept("one", one))
+    state["__kept__"]["class"] = "another.module:Space"
+    Kept("two", two).load_state_dict(state)
+    assert two.sample() == one.sample()
