@@ -3,6 +3,7 @@
 import collections
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
+from tests.support import DEADLINE_SECONDS
 from tests.training.support import as_new_process
 
 STEPS = 9
@@ -227,3 +229,29 @@ def test_cycle_over_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(TrainingRefused), script.session as session:
         next(session.cycle([]))
     assert "cannot cycle over this list" in capsys.readouterr().err
+
+
+class Slow:
+    """An object whose state takes its time, as that of a long deque does."""
+
+    seconds = 0.02
+
+    def state_dict(self) -> dict[str, int]:
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing is in it."""
+
+
+def test_time_to_collect_the_state_counts_towards_the_pace(tmp_path: Path) -> None:
+    """Snapshots of a state that is slow to collect become rarer, as the budget of 1 % wants."""
+    with Session(run_dir=tmp_path, slow=Slow()) as session:
+        pace = session._open_run.saves.pace
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while pace.interval_seconds is None and time.monotonic() < deadline:
+            session.step()
+        assert pace.interval_seconds is not None
+        assert pace.interval_seconds >= Slow.seconds / 0.01
