@@ -145,7 +145,7 @@ class Store:
             has_older = False
             with contextlib.suppress(UnreadableError):  # the failure to write is what counts
                 has_older = bool(self.names())
-            raise CheckpointWriteError(manifest.step, error, has_older) from error
+            raise CheckpointWriteError(manifest.step, error, has_older, self.run.root) from error
 
     # --- finding -----------------------------------------------------------------------------
 

@@ -28,9 +28,9 @@ from orchestrator.errors import (
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner
-from orchestrator.supervisor.report import AGAIN_TO_RESUME, last_steps_are
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import status_from_disk
+from orchestrator.telemetry.stop_text import Stop
 from orchestrator.terminal.printing import print_text
 
 CHECKPOINT_WAIT_SECONDS = 600.0
@@ -96,7 +96,8 @@ def _report_end(store: Store) -> ExitStatus:
     """Print how a run has ended, what was saved and what was lost; return the exit status."""
     final = status_from_disk(store)
     newest = final.newest_checkpoint
-    where = f"the newest checkpoint is {newest['path']}" if newest else "there is no checkpoint"
+    path = str(newest["path"]) if newest else None
+    where = "there is no checkpoint" if path is None else f"the newest checkpoint is {path}"
     if final.state == State.COMPLETED:
         print_text(f"training is complete at step {final.step}; {where}")
         return ExitStatus.COMPLETE
@@ -106,20 +107,19 @@ def _report_end(store: Store) -> ExitStatus:
             f"see `orchestrator status {store.run.root}`"
         )
         return ExitStatus.GAVE_UP if final.state == State.FAILED else ExitStatus.STOPPED_UNSAVED
-    record = read_history(store.run).last_stop
-    if record.get("status") != ExitStatus.STOPPED_SAVED:
-        lost = (record.get("step") or 0) - (final.step or 0)
-        print_text(
-            f"stopped, but {last_steps_are(lost if lost > 0 else None)} lost: {where}"
-            + (f", of step {final.step}" if newest else "")
-            + f"; {AGAIN_TO_RESUME}"
-        )
-        return ExitStatus.STOPPED_UNSAVED
-    if newest is None:
-        print_text("stopped before the first step: there was nothing to save")
-    else:
-        print_text(f"stopped at step {final.step}, saved in {newest['path']}; {AGAIN_TO_RESUME}")
-    return ExitStatus.COMPLETE
+    history = read_history(store.run)
+    lost = (history.last_stop.get("step") or 0) - (final.step or 0)
+    is_saved = history.last_stop.get("status") == ExitStatus.STOPPED_SAVED
+    stop = Stop(
+        is_saved=is_saved,
+        step=final.step,
+        path=path,
+        lost_steps=lost if lost > 0 else None,
+        problem=final.problem,
+        shows_saves=bool(history.last_exit.get("connected", True)),
+    )
+    print_text("\n    ".join(stop.lines))
+    return ExitStatus.COMPLETE if is_saved else ExitStatus.STOPPED_UNSAVED
 
 
 def checkpoint(arguments: Namespace) -> None:
@@ -140,7 +140,10 @@ def checkpoint(arguments: Namespace) -> None:
             return
         reply = ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
     if reply.get("type") != "published":
-        raise NotSavedError(f"cannot save: {reply.get('problem', 'the supervisor has ended')}")
+        problem = str(reply.get("problem", "the supervisor has ended"))
+        raise NotSavedError(
+            problem if problem.startswith("cannot save") else f"cannot save: {problem}"
+        )
     print_text(reply["path"])
 
 

@@ -329,7 +329,8 @@ class Supervisor:
         saved = newest is None or self._snapshots.is_written(newest)
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
         self._journal.write(JournalEvent.RUN_STOPPED, status=status)
-        self._log.info(f"stopped; {report.AGAIN_TO_RESUME}", status=status.value)
+        unsaved = None if saved else newest
+        report.log_stop_between_attempts(self._facts, self._catalog.newest, unsaved)
         return status
 
     async def _wait_for_writes(self) -> None:

@@ -10,9 +10,11 @@ import structlog
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.system.stop_signals import STOP_SIGNALS
 
 TICK_SECONDS = 1.0
 HURRYING = "not waiting for a safe point: ending the trainer, saving its newest snapshot"
+STOP_SIGNAL_NAMES = frozenset(number.name for number in STOP_SIGNALS)
 KILLING = "killing everything now"
 
 
@@ -29,12 +31,20 @@ def announce_stop(source: str, patience_seconds: float, has_session: bool) -> No
         f"stopping on {name}: {now}",
         details=[
             f"up to {patience_seconds:.0f} s; {late}",
-            f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same signal'} again: do not wait for that; "
-            "a third time: kill at once",
+            _how_to_hurry(source),
         ],
         source=source,
         patience_seconds=patience_seconds,
     )
+
+
+def _how_to_hurry(source: str) -> str:
+    """Return what a person does who cannot wait; only signals escalate a stop."""
+    if source == signal.SIGINT.name:
+        return "Ctrl-C again: do not wait for that; a third time: kill at once"
+    if source in STOP_SIGNAL_NAMES:
+        return "the same signal again: do not wait for that; a third time: kill at once"
+    return "Ctrl-C or SIGTERM to the supervisor: do not wait for that; once more: kill at once"
 
 
 def hurrying(attempt: Attempt) -> str:

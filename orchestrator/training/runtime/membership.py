@@ -119,7 +119,7 @@ class RunMembership:
         try:
             write_json(self._done_file, done)
         except OSError as cause:
-            error = CheckpointWriteError(progress.step, cause)
+            error = CheckpointWriteError(progress.step, cause, place=self._done_file.parent)
             report_failure(self.backend, error)
             raise error from cause
 
