@@ -125,6 +125,7 @@ class Judge:
             returncode=-signal.SIGKILL if attempt.returncode is None else attempt.returncode,
             connected=attempt.connected,
             reported=attempt.reported_status,
+            refusal=attempt.refusal,
             stop_requested=self._stop.wanted.is_set(),
             lost_steps=self._lost_steps(attempt),
             error=attempt.error(),

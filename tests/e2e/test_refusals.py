@@ -187,6 +187,36 @@ def test_several_processes_are_refused(supervise: Start, monkeypatch: pytest.Mon
     assert "WORLD_SIZE is 2" in stdout
 
 
+LAUNCHER = """
+import subprocess, sys
+children = [subprocess.Popen([sys.executable, *sys.argv[1:]]) for _ in range(2)]
+sys.exit(any([child.wait() for child in children]))
+"""
+
+
+def launched(*arguments: str) -> list[str]:
+    """A command that starts two trainers, like torchrun, and hides their exit statuses."""
+    return [sys.executable, "-c", LAUNCHER, str(TRAIN), *arguments]
+
+
+def test_launcher_does_not_hide_that_several_processes_are_refused(
+    supervise: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with the session's 78 and its reason, whatever the launcher ends with."""
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    status, _, stderr = supervise(command=launched("--epochs", "1")).end()
+    assert status == 78
+    assert "the script was refused: a run has one training process, and WORLD_SIZE is 2" in stderr
+
+
+def test_launcher_does_not_hide_that_adopt_refuses_a_session(supervise: Start) -> None:
+    """A session under --adopt is refused with 78 behind a launcher too."""
+    run = supervise(command=launched("--epochs", "1"), options=("--adopt", "out/*"))
+    status, _, stderr = run.end()
+    assert status == 78
+    assert "the script was refused: this run has --adopt" in stderr
+
+
 def test_unloadable_checkpoint_is_replaced_by_an_older_one(supervise: Start) -> None:
     """After torch has refused a file with a valid digest twice, an older one is used."""
     options = ("--every", "5steps", "--snapshot-budget", "off")

@@ -79,6 +79,8 @@ class Attempt:
         self.session_pid: int | None = None
         self.refused_second_session = False
         """Whether the command tried to open a second session, beside the first or after it."""
+        self.refusal: str | None = None
+        """Why a session was refused, or why it refused to continue."""
         self.adopted: AdoptedProgress | None = None
         self.resumed = False
         self.rejected_snapshot = False
