@@ -41,7 +41,7 @@ PIPE_COLUMNS = 200
 
 
 def status(arguments: Namespace) -> None:
-    """Show what a run is doing, how far it is, what a kill would lose, or why it failed."""
+    """Show what a run is doing, how far it is, what is at risk, or why it failed."""
     as_json, watch = arguments.json, arguments.watch
     run = existing_run(arguments.run_dir)
     if as_json and not watch:
@@ -159,7 +159,8 @@ def verify(arguments: Namespace) -> ExitStatus:
     if not rows and (quarantined := store.quarantine_folder.checkpoints()):
         raise NoValidCheckpointError(
             f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(quarantined)} "
-            "are in quarantine; repair one and move it back, or start over with another --run-dir"
+            f"are in quarantine, {store.run.quarantine}; repair one and move it back, or start "
+            "over with another --run-dir"
         )
     if any(not row["valid"] for row in rows):
         return ExitStatus.NO_VALID_CHECKPOINT

@@ -45,7 +45,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("checkpoint", _checkpoint(status)),
         ("snapshot", _snapshot(status["newest_snapshot"], status["snapshots"])),
         ("problem", Text(status["problem"] or "", style="red")),
-        ("at risk", _at_risk(status["lose_at_most_seconds"])),
+        ("at risk", _at_risk(status)),
         ("processes", _processes(status)),
         ("spare", _spare(status["spare"])),
     ]
@@ -197,8 +197,15 @@ def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> st
     return "; ".join(parts)
 
 
-def _at_risk(seconds: float | None) -> str:
-    return "" if seconds is None else f"a kill now would lose at most {duration_text(seconds)}"
+def _at_risk(status: dict[str, Any]) -> str:
+    if (seconds := status["lose_at_most_seconds"]) is None:
+        return ""
+    after = status["machine_loses_at_most_seconds"]
+    machine = "all of it" if after is None else f"at most {duration_text(after)}"
+    return (
+        f"if the trainer is killed: at most {duration_text(seconds)}; "
+        f"if the machine goes down: {machine}"
+    )
 
 
 def _processes(status: dict[str, Any]) -> str:

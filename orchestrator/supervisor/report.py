@@ -121,6 +121,24 @@ def log_stop_between_attempts(
     )
 
 
+def log_interruption(recorded_step: int | None, start_step: int) -> None:
+    """Log that the last supervisor of the run died with its trainer, and what that has cost.
+
+    ``recorded_step`` is the last one of its metrics, ``start_step`` that from which the run goes
+    on. Each None or 0 if there is none.
+    """
+    text = "the last supervisor of this run was killed, or the machine went down"
+    lost = None if recorded_step is None else recorded_step - start_step
+    log = structlog.get_logger()
+    if lost is None:
+        log.warning(f"{text}; the run goes on from step {start_step}")
+    elif lost > 0:
+        steps = "1 step is" if lost == 1 else f"{lost} steps are"
+        log.warning(f"{text}: at least {steps} lost, and trained again from step {start_step}")
+    else:
+        log.warning(f"{text}; no step after step {start_step} is known to be lost")
+
+
 def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list[str]:
     """Return the lines below the cause; ``record`` is exit.json."""
     kind = Kind(record["kind"])

@@ -162,6 +162,8 @@ class Supervisor:
             self._record_no_start(error)
             raise
         self._catalog.attempt_number = attempt.number
+        if self._facts.attempt is None and self._facts.was_interrupted:
+            report.log_interruption(self._facts.interrupted_at, attempt.start_step)
         self._record_start(attempt)
         self._parts.budget.begin_attempt(time.time())
         if self._parts.adoption is not None:

@@ -174,6 +174,20 @@ def test_status_without_a_session_says_that_nothing_is_saved(state: str, line: s
     assert line in shown(status_table(Status("abc", state, "runs/a").to_json()), 200)
 
 
+@pytest.mark.parametrize(
+    ("machine", "text"), [(11.0, "at most 11 s"), (None, "all of it")], ids=["saved", "unsaved"]
+)
+def test_status_tells_a_kill_of_the_trainer_from_the_end_of_the_machine(
+    machine: float | None, text: str
+) -> None:
+    """Snapshots in memory outlive the trainer, and not the machine."""
+    status = Status("abc", "training", "runs/a", lose_at_most_seconds=0.3)
+    status.machine_loses_at_most_seconds = machine
+    shown_text = shown(status_table(status.to_json()), 200)
+    assert "if the trainer is killed: at most 0.3 s; " in shown_text
+    assert f"if the machine goes down: {text}" in shown_text
+
+
 def test_status_counts_one_epoch_in_the_singular() -> None:
     """One epoch is not called epochs."""
     status = Status("abc", "training", "runs/a", step=5, epoch=1)

@@ -58,6 +58,7 @@ def test_status_has_all_keys_during_and_after_a_run(supervise: Start) -> None:
     assert live["metrics"]["loss"] > 0
     assert live["newest_checkpoint"].keys() == {"path", "step", "age_seconds"}
     assert live["lose_at_most_seconds"] >= 0
+    assert live["machine_loses_at_most_seconds"] >= live["lose_at_most_seconds"]
     run.signal(signal.SIGTERM)
     run.end()
     ended = run.status()

@@ -27,7 +27,11 @@ TRUE = ("--", "true")
         ((*RUN, "--grace", "200000d", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--every", "99999999999h", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
-        ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
+        ((*RUN, "--every", "5", *TRUE), 78, "a count, such as 10m, 500steps or 1epoch\n"),
+        ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option; see `orchestrator run --help`"),
+        ((*RUN, "--kep=3", *TRUE), 2, "did you mean --keep?; see `orchestrator run --help`"),
+        (("status", "--jsn"), 2, "did you mean --json?; see `orchestrator status --help`"),
+        (("checkpoints", "pin", "--setp", "3"), 2, "did you mean --step?"),
         ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than 0"),
         ((*RUN, "--every", "-5s", *TRUE), 78, "--every = -5s: write a time or a count"),
         (("run", "python", "train.py", "--lr", "3"), 2, "--lr 3; put -- before the command"),
@@ -123,6 +127,8 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         status, _, stderr = again.end()
         assert status == 65
         assert "none of the checkpoints" in stderr
+        assert "see `orchestrator checkpoints list " in stderr
+        assert f"; repair one in {run.run.quarantine}, or start over" in stderr
         assert "Traceback" not in stderr
         assert again.status()["state"] == "failed"
     assert len(events(run.run, "attempt_started")) == 1

@@ -131,7 +131,7 @@ def test_changed_architecture_is_refused_and_not_retried(
     second = supervise(command=["bash", "-c", '"$@" || exit 1', "sh", *script_of, "3"])
     status, stdout, stderr = second.end()
     assert status == 78
-    assert "the script was refused: cannot load" in stderr
+    assert "the script was refused: cannot resume from " in stderr
     assert ".py:" not in stderr
     assert "layer weight is [2, 4] in the file, [3, 4] here" in stdout
     assert "Traceback" not in stdout

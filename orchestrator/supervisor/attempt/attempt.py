@@ -132,6 +132,11 @@ class Attempt:
         return [self._page_descriptor, *self._slot_descriptors]
 
     @property
+    def start_step(self) -> int:
+        """The step of what this attempt is offered to resume from."""
+        return self._source.manifest.step if self._source else 0
+
+    @property
     def resumed_step(self) -> int | None:
         """The step from which the session has resumed, or from which an adopted script starts."""
         source = self._source
