@@ -159,7 +159,7 @@ def verify(arguments: Namespace) -> ExitStatus:
     if not rows and (quarantined := store.quarantine_folder.checkpoints()):
         raise NoValidCheckpointError(
             f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(quarantined)} "
-            f"are in quarantine, {store.run.quarantine}; repair one and move it back, or start "
+            f"are in quarantine; repair one and move it back from {store.run.quarantine}, or start "
             "over with another --run-dir"
         )
     if any(not row["valid"] for row in rows):
