@@ -94,7 +94,7 @@ def test_stop_before_the_first_step_has_nothing_to_save(supervise: Start, tmp_pa
     assert stopped.returncode == 0
     assert stopped.stdout.startswith(nothing)
     status, _, stderr = run.end()
-    assert "Ctrl-C or SIGTERM to the supervisor: do not wait" in stderr
+    assert "a stop signal: do not wait for that; a second one: kill at once" in stderr
     assert status == 75
     assert nothing in stderr
 

@@ -10,17 +10,18 @@ import structlog
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.attempt.attempt import Attempt
-from orchestrator.system.stop_signals import STOP_SIGNALS
 
 TICK_SECONDS = 1.0
 HURRYING = "not waiting for a safe point: ending the trainer, saving its newest snapshot"
-STOP_SIGNAL_NAMES = frozenset(number.name for number in STOP_SIGNALS)
 KILLING = "killing everything now"
 
 
 def announce_stop(source: str, patience_seconds: float, has_session: bool) -> None:
     """Log what a request to stop does, how long it may take, and how to hurry it."""
     name = "Ctrl-C" if source == signal.SIGINT.name else source
+    again, third = f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same signal'} again", "a third time"
+    if source not in signal.Signals.__members__:  # a notice or a command, which never escalates
+        again, third = "a stop signal", "a second one"
     if has_session:
         now = "saving at the next safe point"
         late = "if no safe point comes, the newest snapshot in memory is saved instead"
@@ -31,20 +32,11 @@ def announce_stop(source: str, patience_seconds: float, has_session: bool) -> No
         f"stopping on {name}: {now}",
         details=[
             f"up to {patience_seconds:.0f} s; {late}",
-            _how_to_hurry(source),
+            f"{again}: do not wait for that; {third}: kill at once",
         ],
         source=source,
         patience_seconds=patience_seconds,
     )
-
-
-def _how_to_hurry(source: str) -> str:
-    """Return what a person does who cannot wait; only signals escalate a stop."""
-    if source == signal.SIGINT.name:
-        return "Ctrl-C again: do not wait for that; a third time: kill at once"
-    if source in STOP_SIGNAL_NAMES:
-        return "the same signal again: do not wait for that; a third time: kill at once"
-    return "Ctrl-C or SIGTERM to the supervisor: do not wait for that; once more: kill at once"
 
 
 def hurrying(attempt: Attempt) -> str:
