@@ -70,8 +70,8 @@ class History:
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether attempts began, and the last supervisor has recorded no end of the run."""
-        return self.has_attempts and self.last_mark.get("event") not in ENDS
+        """Whether the last supervisor has started an attempt, and recorded no end of the run."""
+        return self.last_mark.get("event") == JournalEvent.ATTEMPT_STARTED
 
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event of the journal."""
