@@ -95,8 +95,9 @@ def test_rest_of_a_line_is_awaited(pipe: tuple[int, int]) -> None:
     """A line that comes in pieces is written in one, so that no other output comes between."""
     reader, writer = pipe
     lossy_writer = LossyWriter(writer, line_seconds=LONG_SECONDS)
-    for piece in (b"epoch", b" ", b"0", b"\n"):
-        assert select.select([reader], [], [], 0)[0] == []
+    lossy_writer.write(b"epoch")
+    assert select.select([reader], [], [], 0.2)[0] == []
+    for piece in (b" ", b"0", b"\n"):
         lossy_writer.write(piece)
     assert os.read(reader, 100) == b"epoch 0\n"
     lossy_writer.close(PROMPT_SECONDS)
