@@ -99,13 +99,14 @@ def _report_end(store: Store) -> ExitStatus:
     path = str(newest["path"]) if newest else None
     where = "there is no checkpoint" if path is None else f"the newest checkpoint is {path}"
     if final.state == State.COMPLETED:
-        print_text(f"training is complete at step {final.step}; {where}")
+        step = "" if path is None else f" at step {final.step}"
+        print_text(f"{'training' if step else 'the command'} is complete{step}; {where}")
         return ExitStatus.COMPLETE
     if final.state != State.STOPPED:
-        print_text(
-            f"{final.state}: the run ended for another reason; {where}; "
-            f"see `orchestrator status {store.run.root}`"
-        )
+        how = "the run ended for another reason"
+        if final.state == "interrupted":
+            how = "the run ended without a record, since it was killed or its disk is full"
+        print_text(f"{final.state}: {how}; {where}; see `orchestrator status {store.run.root}`")
         return ExitStatus.GAVE_UP if final.state == State.FAILED else ExitStatus.STOPPED_UNSAVED
     history = read_history(store.run)
     lost = (history.last_stop.get("step") or 0) - (final.step or 0)
