@@ -279,18 +279,24 @@ class SocketAddress:
         self.path, self._inode = str(path), os.lstat(path).st_ino
 
 
-def remove_stale_socket(socket_path: object) -> None:
-    """Remove the socket of a killed supervisor, and its directory if that is then empty.
+def remove_stale_sockets(run_directory: Path, noted_path: object) -> None:
+    """Remove the socket of a killed supervisor, and its temporary directory if that is then empty.
 
-    The path comes from a file that another program may have written, so nothing is removed
+    The noted path comes from a file that another program may have written, so nothing is removed
     recursively, and nothing that a process still listens on.
     """
-    path = Path(str(socket_path))
+    _remove_stale(run_directory / SOCKET_NAME)
+    path = Path(str(noted_path))
     if path.name == SOCKET_NAME and path.parent.name.startswith(DIRECTORY_PREFIX):
+        _remove_stale(path)
         with contextlib.suppress(OSError, ValueError):
-            if path.is_socket() and not _is_listened_on(path):
-                path.unlink()
-                path.parent.rmdir()
+            path.parent.rmdir()
+
+
+def _remove_stale(path: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_socket() and not _is_listened_on(path):
+            path.unlink()
 
 
 def _is_listened_on(path: Path) -> bool:

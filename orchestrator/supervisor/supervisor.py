@@ -17,7 +17,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError, LimitReachedError, NoThreadError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.messages import SOCKET_VARIABLE
-from orchestrator.ipc.server import MessageServer, remove_stale_socket
+from orchestrator.ipc.server import MessageServer
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor import report
@@ -82,7 +82,6 @@ class Supervisor:
             on_child=self._on_child,
             on_resize=self._on_resize,
         )
-        remove_stale_socket(parts.lock.previous_owner.get("socket"))
         server = MessageServer(parts.message_handlers.handle, self._run.root)
         try:
             async with beside(parts.service.run()):

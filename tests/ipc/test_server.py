@@ -22,7 +22,7 @@ from orchestrator.ipc.server import (
     MAXIMUM_PATH_BYTES,
     MessageServer,
     Peer,
-    remove_stale_socket,
+    remove_stale_sockets,
 )
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child
 
@@ -333,8 +333,8 @@ def test_only_a_stale_socket_directory_is_removed(
         directory.mkdir()
         with socket.socket(socket.AF_UNIX) as abandoned:
             abandoned.bind(str(directory / "socket"))
-        remove_stale_socket(str(directory / "socket"))
-    remove_stale_socket(None)
+        remove_stale_sockets(tmp_path, str(directory / "socket"))
+    remove_stale_sockets(tmp_path, None)
     assert not own.exists()
     assert (other / "socket").exists()
 
@@ -380,7 +380,7 @@ def test_socket_in_use_is_not_removed(tmp_path: Path) -> None:
             make(directory / "socket")
             if name == "listened-on":
                 listener.listen()
-            remove_stale_socket(str(directory / "socket"))
+            remove_stale_sockets(tmp_path, str(directory / "socket"))
             assert os.path.lexists(directory / "socket"), name
 
 
