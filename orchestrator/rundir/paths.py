@@ -98,7 +98,12 @@ class RunDir:
     @property
     def all_paths(self) -> list[Path]:
         """The directory and every path in it, with one checkpoint and one attempt as examples."""
-        return [self.root, *_paths_of(self), self.checkpoints / "step-000000000000", self.attempt(1).root]
+        return [
+            self.root,
+            *_paths_of(self),
+            self.checkpoints / "step-000000000000",
+            self.attempt(1).root,
+        ]
 
     def attempt(self, number: int) -> "AttemptDir":
         """Return the directory of one attempt, counted from 1."""

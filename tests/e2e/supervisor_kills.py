@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import psutil
@@ -27,18 +28,59 @@ from tests.e2e.support import (
     Supervised,
     assert_all_valid,
     assert_nothing_left,
+    assert_same_result,
     wait_for,
 )
 
 ALLOWED = (0, 74, 75)
-# How often each is drawn, and within how many seconds of the start, or of what it waits for.
-MOMENTS = {
-    "at once": (3, 0.03),
-    "in the start": (4, 0.5),
-    "in the imports": (3, 3.0),
-    "after a save": (2, 0.3),
-    "in a save": (3, 0.02),
+
+
+class Phase(StrEnum):
+    """A phase of a supervisor's life, in their order."""
+
+    BEGINNING = "before the lock"
+    WAITING = "waiting for the lock"
+    OPENING = "opening the run"
+    LAUNCHING = "before the trainer's start"
+    IMPORTING = "in the trainer's start"
+    TRAINING = "in training"
+    SAVING = "in a save"
+    ROTATING = "in a rotation"
+    ENDING = "after the trainer's end"
+    COMPLETE = "after the run is complete"
+
+
+ORDER = [*Phase]
+# The first of these events that a supervisor has written tells its phase.
+PHASE_OF_EVENT = {
+    "run_completed": Phase.COMPLETE,
+    "attempt_exited": Phase.ENDING,
+    "checkpoint_published": Phase.TRAINING,
+    "resumed": Phase.TRAINING,
+    "attempt_started": Phase.IMPORTING,
+    "run_started": Phase.LAUNCHING,
 }
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment within ``seconds`` after the supervisor has reached a phase."""
+
+    weight: int
+    phase: Phase
+    seconds: float
+
+
+MOMENTS = (
+    Moment(4, Phase.BEGINNING, 0.02),
+    Moment(3, Phase.BEGINNING, 1.0),
+    Moment(2, Phase.OPENING, 0.05),
+    Moment(3, Phase.LAUNCHING, 0.2),
+    Moment(3, Phase.IMPORTING, 2.0),
+    Moment(2, Phase.TRAINING, 1.0),
+    Moment(3, Phase.SAVING, 0.02),
+    Moment(2, Phase.ROTATING, 0.0),
+)
 # The last kills of a run wait for the end of its training.
 LAST_KILLS = 4
 LAST_SECONDS = 0.4
@@ -51,17 +93,14 @@ class Subject:
     It writes ``result`` when it has done everything, and prints ``last_words`` before that.
     """
 
-    name: str
     command: list[str]
     last_words: str
     options: tuple[str, ...] = ()
     result: str = "result.pt"
-    saves: str = "run/checkpoints/step-*"
-    """What a save adds to its directory, or changes there."""
     environment: dict[str, str] = field(default_factory=dict)
     cold_share: float = 0.0
     """The share of its supervisors that the interpreter starts; the others are warm."""
-    has_checkpoints: bool = True
+    has_session: bool = True
 
     @property
     def is_detached(self) -> bool:
@@ -78,7 +117,7 @@ class KilledRun:
         self._root = root
         self._chance = chance
         self.run = RunDir(root / "run")
-        self.phases: Counter[str] = Counter()
+        self.phases: Counter[Phase] = Counter()
         """How many kills fell into each phase."""
         self._temporary = root.with_name(f"{root.name}-tmp")
         self._temporary.mkdir()
@@ -102,10 +141,12 @@ class KilledRun:
         self._complete()
 
     def check(self, undisturbed: "KilledRun") -> None:
-        """Check that the run has left nothing but what an undisturbed one leaves."""
+        """Check that the run has the result of an undisturbed one, and has left nothing else."""
         assert_nothing_left(self.run)
-        if self._subject.has_checkpoints:
+        if self._subject.has_session:
             assert_all_valid(self.run)
+            assert_same_result(self.result, undisturbed.result)
+        assert self.result.read_bytes() == undisturbed.result.read_bytes()
         extra = self._names() - undisturbed._names()
         assert not extra, extra
         assert not list(self._temporary.iterdir()), list(self._temporary.iterdir())
@@ -136,39 +177,27 @@ class KilledRun:
 
     def _await_moment(self, supervised: Supervised, *, is_late: bool) -> None:
         """Wait for the moment of the kill; return earlier if the run is over."""
-        begun = time.monotonic()
-        weights = [weight for weight, _ in MOMENTS.values()]
-        name = self._chance.choices([*MOMENTS], weights)[0]
-        seconds = self._chance.uniform(0, LAST_SECONDS if is_late else MOMENTS[name][1])
+        moment = self._chance.choices(MOMENTS, [moment.weight for moment in MOMENTS])[0]
+        seconds = self._chance.uniform(0, LAST_SECONDS if is_late else moment.seconds)
         if is_late:
-            begun = self._await(supervised, self._is_ending)
-        elif name == "after a save":
-            saved = self._saves()
-            begun = self._await(supervised, lambda: self._saves() != saved)
-        elif name == "in a save":
-            begun = self._await(supervised, lambda: self._has_temporary(WRITING_PREFIX))
-        while time.monotonic() < begun + seconds and not self._is_over(supervised):
+            self._await(supervised, self._is_ending)
+        elif moment.phase is not Phase.BEGINNING:
+            self._await(supervised, lambda: self._has_reached(moment.phase, supervised))
+        reached = time.monotonic()
+        while time.monotonic() < reached + seconds and not self._is_over(supervised):
             time.sleep(0.001)
 
-    def _await(self, supervised: Supervised, condition: Callable[[], bool]) -> float:
+    def _await(self, supervised: Supervised, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not condition() and not self._is_over(supervised):
             assert time.monotonic() < deadline, self._last_output()
             time.sleep(0.001)
-        return time.monotonic()
 
-    def _has_temporary(self, prefix: str) -> bool:
-        folder = self.run.checkpoints
-        return folder.exists() and any(p.name.startswith(prefix) for p in folder.iterdir())
-
-    def _saves(self) -> set[tuple[str, int]]:
-        found = set()
-        for path in self._root.glob(self._subject.saves):
-            try:
-                found.add((path.name, path.stat().st_mtime_ns))
-            except FileNotFoundError:
-                continue
-        return found
+    def _has_reached(self, wanted: Phase, supervised: Supervised) -> bool:
+        phase = self._phase(self._supervisor(supervised))
+        if wanted in (Phase.SAVING, Phase.ROTATING) and self._subject.has_session:
+            return phase in (wanted, Phase.ENDING, Phase.COMPLETE)
+        return ORDER.index(phase) >= ORDER.index(wanted)
 
     def _is_ending(self) -> bool:
         if self.result.exists():
@@ -199,33 +228,28 @@ class KilledRun:
         children = psutil.Process(supervised.process.pid).children()
         return children[0].pid if children else supervised.process.pid
 
-    def _phase(self, supervisor: int) -> str:
+    def _phase(self, supervisor: int) -> Phase:
         """Return in which phase of its life the supervisor is."""
-        if (lock_owner(self.run) or {}).get("pid") != supervisor:
-            return "before it has the lock"
+        owner = lock_owner(self.run)
+        if owner is None:
+            return Phase.BEGINNING
+        if owner.get("pid") != supervisor:
+            return Phase.WAITING
         if self._has_temporary(TRASH_PREFIX):
-            return "in a rotation"
+            return Phase.ROTATING
         if self._has_temporary(WRITING_PREFIX):
-            return "in a save"
-        return self._phase_by_journal()
-
-    def _phase_by_journal(self) -> str:
-        written = ""
+            return Phase.SAVING
+        written = b""
         if self.run.journal_file.exists():
-            with open(self.run.journal_file) as file:
+            with open(self.run.journal_file, "rb") as file:
                 file.seek(self._journal_begin)
                 written = file.read()
-        for event, phase in (
-            ("run_completed", "after the run is complete"),
-            ("attempt_exited", "after the trainer's end"),
-            ("checkpoint_published", "in training"),
-            ("resumed", "in training"),
-            ("attempt_started", "in the trainer's start"),
-            ("run_started", "before the trainer's start"),
-        ):
-            if f'"{event}"' in written:
-                return phase
-        return "opening the run"
+        found = (p for event, p in PHASE_OF_EVENT.items() if f'"{event}"'.encode() in written)
+        return next(found, Phase.OPENING)
+
+    def _has_temporary(self, prefix: str) -> bool:
+        folder = self.run.checkpoints
+        return folder.exists() and any(p.name.startswith(prefix) for p in folder.iterdir())
 
     def _journal_bytes(self) -> int:
         file = self.run.journal_file
