@@ -195,13 +195,15 @@ class KilledRun:
 
     def _has_reached(self, wanted: Phase, supervised: Supervised) -> bool:
         phase = self._phase(self._supervisor(supervised))
-        if wanted in (Phase.SAVING, Phase.ROTATING) and self._subject.has_session:
+        if not self._subject.has_session:
+            wanted = min(wanted, Phase.IMPORTING, key=ORDER.index)
+        if wanted in (Phase.SAVING, Phase.ROTATING):  # which end again
             return phase in (wanted, Phase.ENDING, Phase.COMPLETE)
         return ORDER.index(phase) >= ORDER.index(wanted)
 
     def _is_ending(self) -> bool:
-        if self.result.exists():
-            return True
+        if self.result.exists() or not self.run.attempts.exists():
+            return self.result.exists()
         file = self.run.attempt(self.run.last_attempt()).output_file
         return file.exists() and self._subject.last_words in file.read_text(errors="replace")
 
@@ -222,11 +224,11 @@ class KilledRun:
         """Return the process id of the supervisor: with --detach, of the launcher at first."""
         if not self._subject.is_detached:
             return supervised.process.pid
-        owner = lock_owner(self.run) or {}
-        if not process_tree.has_ended(owner.get("pid", 0) or supervised.process.pid):
-            return int(owner.get("pid", supervised.process.pid))
-        children = psutil.Process(supervised.process.pid).children()
-        return children[0].pid if children else supervised.process.pid
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if children := psutil.Process(supervised.process.pid).children():
+                return children[0].pid
+        owner = int((lock_owner(self.run) or {}).get("pid", 0))
+        return supervised.process.pid if process_tree.has_ended(owner) else owner
 
     def _phase(self, supervisor: int) -> Phase:
         """Return in which phase of its life the supervisor is."""
@@ -258,14 +260,14 @@ class KilledRun:
     # --- the end -----------------------------------------------------------------------------
 
     def _complete(self) -> None:
-        """Start the command until the run is complete."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not self.run.done_file.exists() or lock_owner(self.run) is not None:
-            assert time.monotonic() < deadline, self._last_output()
+        """Start the command, also if it was complete, until it ends as complete."""
+        is_complete = False
+        while not is_complete:
             supervised = self._start()
             wait_for(lambda s=supervised: self._is_over(s), "the end of the run")
-        supervised = self._start()
-        assert supervised.process.wait(DEADLINE_SECONDS) == 0, self._last_output()
+            is_complete = supervised.process.returncode == 0
+            if self._subject.is_detached:
+                is_complete = self.run.done_file.exists()
 
     def _names(self) -> set[str]:
         """Return the paths that the run has left, with the same sign for all numbers."""

@@ -16,8 +16,15 @@ from collections import Counter
 from pathlib import Path
 
 from orchestrator.system import process_tree
-from tests.e2e.support import TRAIN, forked_by, forking_server, kill_leftovers, wait_for
 from tests.e2e.supervisor_kills import KilledRun, Phase, Subject
+from tests.e2e.support import (
+    TRAIN,
+    forked_by,
+    forking_server,
+    kill_leftovers,
+    orchestrator,
+    wait_for,
+)
 
 ADOPTED = Path(__file__).parent.parent / "adopt" / "scripts"
 KILLS_PER_RUN = 25
@@ -50,7 +57,7 @@ def subjects(server: Path) -> dict[str, tuple[int, Subject]]:
                 [sys.executable, str(TRAIN), *TRAINING],
                 LAST_WORDS,
                 OPTIONS,
-                environment={"ORCHESTRATOR_SPARE": "auto"},
+                environment={"ORCHESTRATOR_SPARE": "on"},
                 cold_share=1.0,
             ),
         ),
@@ -88,11 +95,12 @@ def subjects(server: Path) -> dict[str, tuple[int, Subject]]:
     }
 
 
-def kill(subject: Subject, count: int, root: Path, chance: random.Random) -> Counter[Phase]:
+def kill(
+    subject: Subject, count: int, root: Path, chance: random.Random, servers: list[int]
+) -> Counter[Phase]:
     """Kill runs of a subject until there were enough kills, and return the phases they hit."""
     undisturbed = KilledRun(subject, root / "undisturbed", chance)
     undisturbed.kill(0)
-    servers = process_tree.descendants()
     phases = Counter[Phase]()
     while (left := count - phases.total()) > 0:
         run = KilledRun(subject, root / f"after-{phases.total()}", chance)
@@ -127,13 +135,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="survival-") as directory:
         server = Path(directory) / "server"
         with forking_server(server, PYTHONPATH=str(ADOPTED)):
+            orchestrator("--version", cwd=Path(directory))  # starts the server of warm commands
+            servers = process_tree.descendants()
             for name, (count, subject) in subjects(server).items():
                 if not args.only or name in args.only:
                     root = Path(directory) / name.replace(" ", "-")
                     root.mkdir()
                     begun = time.monotonic()
                     chance = random.Random(args.seed)
-                    phases = kill(subject, args.kills or count, root, chance)
+                    phases = kill(subject, args.kills or count, root, chance, servers)
                     counts = " | ".join(str(phases[phase]) for phase in Phase)
                     minutes = (time.monotonic() - begun) / 60
                     row = f"| {name} | {phases.total()} | {counts} | {minutes:.1f} |"
