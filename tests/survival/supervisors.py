@@ -28,6 +28,8 @@ from tests.e2e.support import (
 
 ADOPTED = Path(__file__).parent.parent / "adopt" / "scripts"
 KILLS_PER_RUN = 25
+# Every other run's path is too long for a socket, which is then in a temporary directory.
+LONG = 100
 TRAINING = (
     *("--epochs", "24", "--step-seconds", "0.02"),
     *("--ballast", "2000000", "--result", "result.pt"),
@@ -101,9 +103,12 @@ def kill(
     """Kill runs of a subject until there were enough kills, and return the phases they hit."""
     undisturbed = KilledRun(subject, root / "undisturbed", chance)
     undisturbed.kill(0)
-    phases = Counter[Phase]()
+    phases, is_long = Counter[Phase](), False
     while (left := count - phases.total()) > 0:
-        run = KilledRun(subject, root / f"after-{phases.total()}", chance)
+        name = f"after-{phases.total()}"
+        if is_long := not is_long:
+            name = name.ljust(LONG, "-")
+        run = KilledRun(subject, root / name, chance)
         try:
             run.kill(min(left, KILLS_PER_RUN))
             run.check(undisturbed)
