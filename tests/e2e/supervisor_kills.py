@@ -81,9 +81,13 @@ MOMENTS = (
     Moment(3, Phase.SAVING, 0.02),
     Moment(2, Phase.ROTATING, 0.0),
 )
-# The last kills of a run wait for the end of its training.
+# The last kills of a run wait for the last words of its training before they choose a moment.
 LAST_KILLS = 4
-LAST_SECONDS = 0.4
+LAST_MOMENTS = (
+    Moment(2, Phase.BEGINNING, 0.4),
+    Moment(1, Phase.ENDING, 0.02),
+    Moment(1, Phase.COMPLETE, 0.1),
+)
 
 
 @dataclass(frozen=True)
@@ -177,11 +181,12 @@ class KilledRun:
 
     def _await_moment(self, supervised: Supervised, *, is_late: bool) -> None:
         """Wait for the moment of the kill; return earlier if the run is over."""
-        moment = self._chance.choices(MOMENTS, [moment.weight for moment in MOMENTS])[0]
-        seconds = self._chance.uniform(0, LAST_SECONDS if is_late else moment.seconds)
+        moments = LAST_MOMENTS if is_late else MOMENTS
+        moment = self._chance.choices(moments, [moment.weight for moment in moments])[0]
+        seconds = self._chance.uniform(0, moment.seconds)
         if is_late:
             self._await(supervised, self._is_ending)
-        elif moment.phase is not Phase.BEGINNING:
+        if moment.phase is not Phase.BEGINNING:
             self._await(supervised, lambda: self._has_reached(moment.phase, supervised))
         reached = time.monotonic()
         while time.monotonic() < reached + seconds and not self._is_over(supervised):

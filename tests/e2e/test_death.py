@@ -339,7 +339,7 @@ def test_checkpoint_that_kills_its_loader_is_demoted(
     deaths: int,
     from_memory: bool,
 ) -> None:
-    """A second crash or a fourth SIGKILL while loading a state demotes it, and an older one is used."""
+    """A second crash or a fourth SIGKILL while loading a state makes way for an older one."""
     (tmp_path / "script.py").write_text(POISON)
     command = [*warm_trainers.command[:-1], "script.py", death, SAVED % 6]
     options = ("--every", "3steps", "--snapshot-budget", "off")
@@ -365,11 +365,13 @@ def test_kills_from_outside_set_no_checkpoint_aside(
 ) -> None:
     """After two SIGKILLs while loading a good checkpoint, that checkpoint is loaded."""
     (tmp_path / "script.py").write_text(POISON)
-    kills = (
-        "open(str(os.getpid()), 'w'); len(list(os.scandir('.'))) < 5 and os.kill(os.getpid(), 9)"
+    killed_twice = (
+        "open(f'life{os.getpid()}', 'w')\n"
+        "life = sum(name.startswith('life') for name in os.listdir('.'))\n"
+        "os.kill(os.getpid(), 9) if life < 3 else open('recovered', 'w')"
     )
     run = supervise(
-        command=[*warm_trainers.command[:-1], "script.py", kills, SAVED % 6],
+        command=[*warm_trainers.command[:-1], "script.py", killed_twice, SAVED % 6],
         options=("--every", "3steps", "--snapshot-budget", "off"),
     )
     assert run.end()[0] == 0
