@@ -158,11 +158,12 @@ def atomic_replacement(target: Path, disk: Disk, *, replace: bool) -> Iterator[P
 
 def remove_temporaries(folder: Path, names: Collection[str]) -> None:
     """Remove what processes have left that were killed while they replaced files of these names."""
-    with contextlib.suppress(OSError):  # what cannot be removed costs disk space and nothing else
+    with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             match = _TEMPORARY_NAME.fullmatch(path.name)
             if match is not None and match[1] in names:
-                path.unlink()
+                with contextlib.suppress(OSError):  # what stays costs disk space and nothing else
+                    path.unlink()
 
 
 def _temporary_path(target: Path) -> Path:

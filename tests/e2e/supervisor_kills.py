@@ -29,6 +29,7 @@ from tests.e2e.support import (
     assert_all_valid,
     assert_nothing_left,
     assert_same_result,
+    kill_leftovers,
     wait_for,
 )
 
@@ -128,6 +129,8 @@ class KilledRun:
         self._output = open(root.with_name(f"{root.name}.log"), "ab")  # noqa: SIM115
 
     def close(self) -> None:
+        """Kill what a failed test has left."""
+        kill_leftovers(self.run)
         self._output.close()
 
     def kill(self, count: int) -> None:

@@ -22,6 +22,7 @@ from orchestrator.ipc.server import (
     MAXIMUM_PATH_BYTES,
     MessageServer,
     Peer,
+    make_socket_directory,
     remove_stale_sockets,
 )
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child
@@ -365,6 +366,19 @@ def test_removed_socket_is_made_again(
 
     asyncio.run(scenario())
     shutil.rmtree(parent, ignore_errors=True)
+
+
+def test_path_is_announced_before_the_directory_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told the path knows it even if the process is killed at once."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    announced: list[tuple[str, bool]] = []
+    directory = make_socket_directory(
+        lambda path: announced.append((path, Path(path).parent.exists()))
+    )
+    assert announced == [(str(directory / "socket"), False)]
+    assert directory.stat().st_mode & 0o777 == 0o700
 
 
 def test_socket_in_use_is_not_removed(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from tests.e2e.support import (
     TRAIN,
     forked_by,
     forking_server,
-    kill_leftovers,
     orchestrator,
     wait_for,
 )
@@ -114,7 +113,6 @@ def kill(
             run.check(undisturbed)
             wait_for(lambda: not alive(servers), "the end of all processes", 20)
         finally:
-            kill_leftovers(run.run)
             run.close()
         phases += run.phases
         print(f"{phases.total()} kills", file=sys.stderr, flush=True)
