@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -140,11 +140,12 @@ class KilledRun:
             self._await_moment(supervised, is_late=number >= count - LAST_KILLS)
             if self._is_over(supervised):
                 break
-            victim = self._supervisor(supervised)
-            phase = self._phase(victim)
-            with contextlib.suppress(ProcessLookupError):  # it has ended in this instant
-                os.kill(victim, signal.SIGKILL)
-                self.phases[phase] += 1
+            with self._launcher_stopped(supervised):
+                victim = self._supervisor(supervised)
+                phase = self._phase(victim)
+                with contextlib.suppress(ProcessLookupError):  # it has ended in this instant
+                    os.kill(victim, signal.SIGKILL)
+                    self.phases[phase] += 1
         self._complete()
 
     def check(self, undisturbed: "KilledRun") -> None:
@@ -237,6 +238,19 @@ class KilledRun:
                 return children[0].pid
         owner = int((lock_owner(self.run) or {}).get("pid", 0))
         return supervised.process.pid if process_tree.has_ended(owner) else owner
+
+    @contextlib.contextmanager
+    def _launcher_stopped(self, supervised: Supervised) -> Iterator[None]:
+        """Stop the launcher, which must not start its supervisor after this was looked for."""
+        launcher = supervised.process.pid
+        is_running = self._subject.is_detached and supervised.process.poll() is None
+        if is_running:
+            os.kill(launcher, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if is_running:
+                os.kill(launcher, signal.SIGCONT)
 
     def _phase(self, supervisor: int) -> Phase:
         """Return in which phase of its life the supervisor is."""

@@ -4,12 +4,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orchestrator.checkpoint.temporary import trash_path
+from orchestrator.rundir.lock import BUSY_TIMEOUT_SECONDS
 from orchestrator.system import process_tree
 from tests.e2e.support import TRAIN, Supervised, forked_by, kill_all_runs, wait_for
 
@@ -70,6 +72,23 @@ def test_run_in_use_is_not_taken_for_orphans(supervise: Start, tmp_path: Path) -
     os.kill(int((tmp_path / "pids").read_text()), 0)
     run.signal(signal.SIGTERM)
     run.end()
+
+
+def test_rerun_waits_for_a_supervisor_that_is_being_killed(
+    supervise: Start, frozen: Callable[[int, bool], None], tmp_path: Path
+) -> None:
+    """A supervisor that SIGKILL has reached and not yet ended does not count as one in use."""
+    command = ["bash", "-c", "[ -e started ] && exit 0; touch started; sleep 300"]
+    run = supervise(command=command)
+    wait_for(lambda: (tmp_path / "started").exists(), "the command")
+    frozen(run.process.pid, True)
+    run.signal(signal.SIGKILL)
+    again = supervise(command=command, options=("--grace", "1s"))
+    refused = time.monotonic() + 10 * BUSY_TIMEOUT_SECONDS
+    wait_for(lambda: again.process.poll() or time.monotonic() > refused, "a refusal")
+    assert again.process.poll() is None, again.end()
+    frozen(run.process.pid, False)
+    assert again.end()[0] == 0
 
 
 @pytest.mark.parametrize("name", ["short", "long" * 30])
