@@ -231,13 +231,14 @@ class KilledRun:
 
     def _supervisor(self, supervised: Supervised) -> int:
         """Return the process id of the supervisor: with --detach, of the launcher at first."""
+        launcher = supervised.process.pid
         if not self._subject.is_detached:
-            return supervised.process.pid
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if children := psutil.Process(supervised.process.pid).children():
-                return children[0].pid
-        owner = int((lock_owner(self.run) or {}).get("pid", 0))
-        return supervised.process.pid if process_tree.has_ended(owner) else owner
+            return launcher
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            # A launcher has other children too, such as git.
+            children = [child.pid for child in psutil.Process(launcher).children()]
+            return next((pid for pid in children if os.getsid(pid) == pid), launcher)
+        return int((lock_owner(self.run) or {}).get("pid", launcher))
 
     @contextlib.contextmanager
     def _launcher_stopped(self, supervised: Supervised) -> Iterator[None]:
