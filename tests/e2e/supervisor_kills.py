@@ -22,7 +22,6 @@ import psutil
 from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
-from orchestrator.system import process_tree
 from tests.e2e.support import (
     DEADLINE_SECONDS,
     Supervised,
