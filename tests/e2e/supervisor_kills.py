@@ -245,12 +245,14 @@ class KilledRun:
         launcher = supervised.process.pid
         is_running = self._subject.is_detached and supervised.process.poll() is None
         if is_running:
-            os.kill(launcher, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # it has ended in this instant
+                os.kill(launcher, signal.SIGSTOP)
         try:
             yield
         finally:
             if is_running:
-                os.kill(launcher, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):  # it was the one to kill
+                    os.kill(launcher, signal.SIGCONT)
 
     def _phase(self, supervisor: int) -> Phase:
         """Return in which phase of its life the supervisor is."""
