@@ -31,6 +31,8 @@ class Snapshot:
     """The manifest that the image would be published with, without files."""
     taken_ns: int
     """When it was completed, by CLOCK_MONOTONIC."""
+    next_batch: int = 0
+    """A digest of the batch that the loop took first after it; 0 where that is not known."""
 
     @property
     def position(self) -> Position:
@@ -73,7 +75,12 @@ class Slots:
         indices = range(len(self.images))
         generation = 1 + max(self._get(index, SlotField.BEGUN) for index in indices)
         self._set(slot, SlotField.BEGUN, generation)
+        self._set(slot, SlotField.NEXT_BATCH, 0)
         return generation
+
+    def note_next_batch(self, slot: int, digest: int) -> None:
+        """Keep a digest of the batch that came first after the slot's image, beside it."""
+        self._set(slot, SlotField.NEXT_BATCH, digest)
 
     def commit(self, slot: int, image_bytes: int, manifest: Manifest) -> Snapshot:
         """Write the manifest and mark the slot as complete, with an image of ``image_bytes``."""
@@ -142,6 +149,7 @@ class Slots:
             image_bytes=self._get(slot, SlotField.IMAGE_BYTES),
             manifest=manifest,
             taken_ns=self._get(slot, SlotField.TAKEN_NS),
+            next_batch=self._get(slot, SlotField.NEXT_BATCH),
         )
 
     def _get(self, slot: int, field: SlotField) -> int:

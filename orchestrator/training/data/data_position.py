@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from orchestrator.errors import MismatchError
 from orchestrator.training.data.data_pass import DataPass, Facts, differences, facts_of, start_of
+from orchestrator.training.data.first_batch import FirstBatch
 from orchestrator.training.data.other_loaders import (
     Opened,
     has_own_state,
@@ -63,6 +64,7 @@ class DataPosition:
         self.seed = seed
         self.problems: list[str] = []
         self.is_returning = False
+        self.first_batch = FirstBatch()
         self._allow_change = allow_change
         self._open: list[DataPass] = []
         self._passes: list[DataPass] = []
@@ -166,9 +168,13 @@ class DataPosition:
         try:
             for batch in opened.batches:
                 if this.taken == this.start and not changed:
-                    self._check_first_batch(index, this)
+                    self._check_first_batch(index, this, loader)
+                if self.first_batch.is_awaited:
+                    self._check_content((epoch, index, this.taken), batch, changed=changed)
                 this.taken += 1
                 yield batch
+            if this.taken == this.start and not changed:
+                self._check_first_batch(index, this, loader)
             this.ended = True
             return this.taken == this.consumed
         finally:
@@ -209,8 +215,24 @@ class DataPosition:
             return opened
         return open_by_reading(loader, seed, start)
 
-    def _check_first_batch(self, index: int, this: DataPass) -> None:
+    def _check_first_batch(self, index: int, this: DataPass, loader: Any) -> None:
         if not this.continues_as_saved():
             self.problems.append(
                 f"pass {index + 1} over the data continues with other samples than expected"
+            )
+        elif not this.has_saved_past():
+            self.problems.append(
+                f"pass {index + 1} over the data: {this.facts['sampler']} has not drawn the "
+                f"indices of the first {this.start} batches again"
+                if this.facts
+                else f"pass {index + 1} over the data: {type(loader).__name__} has not given the "
+                f"first {this.start} batches again"
+            )
+
+    def _check_content(self, place: tuple[int, int, int], batch: Any, *, changed: bool) -> None:
+        if self.first_batch.differs(place, batch) and not changed:
+            _, index, number = place
+            self.problems.append(
+                f"pass {index + 1} over the data: batch {number + 1} is not the one that came "
+                "before the cut"
             )

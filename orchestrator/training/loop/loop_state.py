@@ -238,6 +238,7 @@ class LoopState:
         self._plain_state.update(restored.state)
         self.progress = restored.progress
         self.data.load(restored.position)
+        self.data.first_batch.expect(self.progress.epoch, restored.position, restored.next_batch)
         # Last, since loading may draw from the streams.
         problems = restored.problems + rng.restore(restored.streams, self._registry.generators)
         self.mark_resumed(problems + self._differences(restored))
