@@ -32,8 +32,10 @@ class BatchHasher(Hasher):
             self._add_text(f"list{len(value)}")
             for item in value[:MOST_ITEMS]:
                 self.add(item)
-        elif isinstance(value, (str, bytes)):
-            super().add((len(value), value[: self._sample_bytes]))
+        elif isinstance(value, str):
+            self._add_text(f"str{len(value)}{value[: self._sample_bytes]}")
+        elif isinstance(value, bytes):
+            self.update(value[: self._sample_bytes])
         elif (numpy := sys.modules.get("numpy")) and isinstance(value, numpy.ndarray):
             self._add_array(value)
         else:

@@ -21,9 +21,10 @@ from orchestrator.training.data.other_loaders import (
     open_by_own_state,
     open_by_reading,
 )
+from orchestrator.training.data.own_generators import draws_from_system
 from orchestrator.training.data.seekable_loader import SeekableLoader
 from orchestrator.training.state import rng
-from orchestrator.training.state.accelerate import begin_epoch
+from orchestrator.training.state.accelerate import base_of, begin_epoch
 from orchestrator.training.state.digests import digest
 
 _NOT_REACHED = "before the script reached the place where it was interrupted"
@@ -66,6 +67,7 @@ class DataPosition:
         self.is_returning = False
         self.first_batch = FirstBatch()
         self._allow_change = allow_change
+        self._is_resumed = False
         self._open: list[DataPass] = []
         self._passes: list[DataPass] = []
         self._cut = Cut()
@@ -95,6 +97,7 @@ class DataPosition:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned."""
+        self._is_resumed = True
         self.seed = int(state["seed"])
         self._states_of_last_epoch = list(state["last_epoch"])
         self._cut = Cut(list(state["passes"]), self._states_of_last_epoch, state["pass"])
@@ -163,6 +166,8 @@ class DataPosition:
         seed = rng.derive_seed(self.seed, epoch, index)
         opened = self._open_pass(loader, seed, epoch, index, start)
         this = DataPass(facts, saved, start, opened)
+        if self._is_resumed and draws_from_system(base_of(loader)):
+            self._add_problem(index, "it draws from random.SystemRandom, which nothing can restore")
         self._passes.append(this)
         self._open.append(this)
         try:
@@ -198,7 +203,7 @@ class DataPosition:
         known = self._last_known_state(index)
         changes = differences(known["loader"], facts) if known else []
         if changes:
-            self.problems.append(f"pass {index + 1} over the data: {', '.join(changes)}")
+            self._add_problem(index, ", ".join(changes))
         return bool(changes)
 
     def _open_pass(self, loader: Any, seed: int, epoch: int, index: int, start: int) -> Opened:
@@ -221,18 +226,21 @@ class DataPosition:
                 f"pass {index + 1} over the data continues with other samples than expected"
             )
         elif not this.has_saved_past():
-            self.problems.append(
-                f"pass {index + 1} over the data: {this.facts['sampler']} has not drawn the "
-                f"indices of the first {this.start} batches again"
+            self._add_problem(
+                index,
+                f"{this.facts['sampler']} has drawn other indices for the {this.start} batches "
+                "before the cut than it had"
                 if this.facts
-                else f"pass {index + 1} over the data: {type(loader).__name__} has not given the "
-                f"first {this.start} batches again"
+                else f"{type(loader).__name__} has given other batches before the cut than it had",
             )
 
     def _check_content(self, place: tuple[int, int, int], batch: Any, *, changed: bool) -> None:
         if self.first_batch.differs(place, batch) and not changed:
             _, index, number = place
-            self.problems.append(
-                f"pass {index + 1} over the data: batch {number + 1} is not the one that came "
-                "before the cut"
-            )
+            problem = f"batch {number + 1} holds other data than it had after the snapshot"
+            self._add_problem(index, problem)
+
+    def _add_problem(self, index: int, problem: str) -> None:
+        text = f"pass {index + 1} over the data: {problem}"
+        if text not in self.problems:
+            self.problems.append(text)

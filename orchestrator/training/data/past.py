@@ -14,12 +14,14 @@ from orchestrator.training.data.batch_digest import BatchHasher
 from orchestrator.training.state.digests import Hasher, digest
 
 CHUNK = 1 << 16  # indices
-# Of each end of a tensor in a batch; every batch is looked at.
-SAMPLE_BYTES = 1 << 8
+SAMPLE_BYTES = 1 << 8  # of each end of a tensor in a batch that is read
+# The batches that are looked at: so many first ones, and then one of so many.
+FIRST_BATCHES = 64
+ONE_OF = 8
 
 
 def encode(indices: list[Any]) -> bytes:
-    """Return indices as bytes, one after another: numbers as 8 bytes, others as a digest."""
+    """Return indices as bytes, one after another: numbers as 8 bytes, text, others as a digest."""
     try:
         return array("q", indices).tobytes()
     except Exception:  # whatever an object of the script raises that is no number
@@ -27,6 +29,8 @@ def encode(indices: list[Any]) -> bytes:
 
 
 def _encode_any(index: Any) -> bytes:
+    if isinstance(index, str):
+        return index.encode(errors="surrogatepass") + b"\n"
     try:
         return array("q", [index]).tobytes()
     except Exception:
@@ -101,7 +105,8 @@ class ReadBatches:
             if self._read == self._start:
                 self._digest_at_start = self.digest_before(self._read)
             # Before the loop gets it, which may change it in place.
-            self._add(batch)
+            if self._read < FIRST_BATCHES or self._read % ONE_OF == 0:
+                self._add(batch)
             self._read += 1
             if self._read > self._start:
                 yield batch
