@@ -21,10 +21,9 @@ from orchestrator.training.data.other_loaders import (
     open_by_own_state,
     open_by_reading,
 )
-from orchestrator.training.data.own_generators import draws_from_system
 from orchestrator.training.data.seekable_loader import SeekableLoader
 from orchestrator.training.state import rng
-from orchestrator.training.state.accelerate import base_of, begin_epoch
+from orchestrator.training.state.accelerate import begin_epoch
 from orchestrator.training.state.digests import digest
 
 _NOT_REACHED = "before the script reached the place where it was interrupted"
@@ -166,8 +165,8 @@ class DataPosition:
         seed = rng.derive_seed(self.seed, epoch, index)
         opened = self._open_pass(loader, seed, epoch, index, start)
         this = DataPass(facts, saved, start, opened)
-        if self._is_resumed and draws_from_system(base_of(loader)):
-            self._add_problem(index, "it draws from random.SystemRandom, which nothing can restore")
+        if self._is_resumed:
+            self.problems += [each for each in opened.doubts if each not in self.problems]
         self._passes.append(this)
         self._open.append(this)
         try:
@@ -215,9 +214,7 @@ class DataPosition:
         own_state = self._last_known_state(index).get("own")
         ended = self._cut.state_of(index).get("ended", False)
         if has_own_state(loader) and (own_state is not None or not start):
-            opened = open_by_own_state(loader, seed, start, own_state, ended=ended)
-            self.problems += opened.doubts
-            return opened
+            return open_by_own_state(loader, seed, start, own_state, ended=ended)
         return open_by_reading(loader, seed, start)
 
     def _check_first_batch(self, index: int, this: DataPass, loader: Any) -> None:
@@ -241,6 +238,4 @@ class DataPosition:
             self._add_problem(index, problem)
 
     def _add_problem(self, index: int, problem: str) -> None:
-        text = f"pass {index + 1} over the data: {problem}"
-        if text not in self.problems:
-            self.problems.append(text)
+        self.problems.append(f"pass {index + 1} over the data: {problem}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from orchestrator.training.data.own_generators import find_generators
+from orchestrator.training.data.own_generators import doubts_about, find_generators
 from orchestrator.training.data.past import ReadBatches
 from orchestrator.training.exits import warn
 from orchestrator.training.state import rng
@@ -62,7 +62,7 @@ def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
         )
     batches = rng.drawing(lambda: iter(loader), rng.Streams(seed, find_generators(loader)))
     read = ReadBatches(batches, start)
-    return Opened(iter(read), past=read.digest_before)
+    return Opened(iter(read), past=read.digest_before, doubts=doubts_about(loader))
 
 
 def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: bool) -> Opened:
@@ -71,7 +71,7 @@ def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: 
     ``ended`` says that the pass has no more batches: the state of some loaders then begins the next
     pass.
     """
-    doubts = []
+    doubts = [*doubts_about(base_of(loader))]
     if state is not None:
         state = from_plain(state)
         # A loader that fetches ahead knows the end with its last batch; at the start it still has

@@ -31,12 +31,11 @@ def find_generators(*roots: Any) -> list[Any]:
     return [v for v in _held(roots) if is_generator(v) and id(v) not in of_process]
 
 
-def draws_from_system(*roots: Any) -> bool:
-    """Return whether one of these objects holds or uses a ``random.SystemRandom``.
-
-    What that draws is never the same again.
-    """
-    return any(isinstance(value, random.SystemRandom) for value in _held(roots))
+def doubts_about(*roots: Any) -> tuple[str, ...]:
+    """Return why a resumed run may differ from an uninterrupted one because of these objects."""
+    if any(isinstance(value, random.SystemRandom) for value in _held(roots)):
+        return ("the data draws from random.SystemRandom, which nothing can restore",)
+    return ()
 
 
 class OwnGenerators:

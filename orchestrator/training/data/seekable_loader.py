@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from orchestrator.training.data.other_loaders import Opened
-from orchestrator.training.data.own_generators import find_generators
+from orchestrator.training.data.own_generators import doubts_about, find_generators
 from orchestrator.training.data.past import DrawnIndices, encode
 from orchestrator.training.data.sample_seeding import (
     Indices,
@@ -37,6 +37,7 @@ class SeekableLoader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         base = base_of(loader)
+        self._doubts = doubts_about(base)
         self._sampler = _EpochSampler(base)
         self._loader = copy.copy(base)
         # DataLoader refuses assignment to these after construction, since an iterator may be in
@@ -59,16 +60,15 @@ class SeekableLoader:
         order = self._sampler.begin_order(ahead)
         self._sampler.seed, self._sampler.epoch, self._sampler.start = seed, epoch, start
         if self._whole is not self._loader and self._sampler.is_used_up():
-            # A prepared loader may fail without a batch.
-            return Opened(iter(()), order.digest_of, order.digest_before)
-        begin_epoch(self._whole, epoch)
-        # Creating an iterator draws from the global stream; a resumed run creates one more.
-        with rng.scoped(seed):
-            batches = iter(self._whole)
-        if isinstance(batches, GeneratorType):  # it has not begun: its first batch draws
-            drawing = rng.drawing(lambda: batches, rng.Streams(seed))
-            return Opened(drawing, order.digest_of, order.digest_before)
-        return Opened(batches, order.digest_of, order.digest_before)
+            batches: Any = iter(())  # a prepared loader may fail without a batch
+        else:
+            begin_epoch(self._whole, epoch)
+            # Creating an iterator draws from the global stream; a resumed run creates one more.
+            with rng.scoped(seed):
+                batches = begun = iter(self._whole)
+            if isinstance(begun, GeneratorType):  # it has not begun: its first batch draws
+                batches = rng.drawing(lambda: begun, rng.Streams(seed))
+        return Opened(batches, order.digest_of, order.digest_before, doubts=self._doubts)
 
 
 class _Order:

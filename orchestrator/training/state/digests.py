@@ -120,7 +120,7 @@ class Hasher:
         flat, count = tensor.detach().reshape(-1), self._sample_bytes // tensor.element_size()
         if flat.numel() > 2 * count:
             flat = torch.cat((flat[:count], flat[-count:]))
-        flat = flat.cpu()
+        flat = flat.contiguous().cpu()  # of one dimension, reshape() leaves the strides
         self._sample(flat.data_ptr(), flat.numel() * flat.element_size())
 
     def _sample(self, address: int, size: int) -> None:

@@ -161,9 +161,9 @@ def test_other_indices_before_the_same_next_ones_are_a_doubt(tmp_path: Path, sto
 
 def test_sampler_that_counts_its_epochs_is_a_doubt(tmp_path: Path) -> None:
     """In a new process it counts from 1 again: the second epoch of the run is its first."""
-    make = lambda: DataLoader(Numbers(), BATCH, sampler=CountsItsEpochs(list))  # noqa: E731
-    train(tmp_path, make(), stop_at=WHOLE + 2)
-    exactness = train(tmp_path, make())
+    first, second = (DataLoader(Numbers(), BATCH, sampler=CountsItsEpochs(list)) for _ in range(2))
+    train(tmp_path, first, stop_at=WHOLE + 2)
+    exactness = train(tmp_path, second)
     assert exactness is not None
     assert "CountsItsEpochs has drawn other indices" in exactness
 
@@ -189,7 +189,7 @@ def test_stream_that_gives_other_data_is_a_doubt(tmp_path: Path, kind: str) -> N
 
 
 @pytest.mark.filterwarnings("ignore:skipping")
-@pytest.mark.parametrize("kind", [*STREAMS.keys() - {"shuffles by itself"}, "indices"])
+@pytest.mark.parametrize("kind", ["a file", "without a loader", "indices"])
 @pytest.mark.parametrize("stop_at", [3, WHOLE, WHOLE + 2])
 def test_same_data_is_exact(tmp_path: Path, kind: str, stop_at: int) -> None:
     """Streams, and samplers that give text or tensors, continue without a doubt."""
@@ -219,8 +219,8 @@ def test_random_numbers_of_the_system_are_a_doubt(tmp_path: Path) -> None:
 
     train(tmp_path, DataLoader(Noisy(), BATCH), stop_at=3)
     exactness = train(tmp_path, DataLoader(Noisy(), BATCH))
-    assert exactness is not None
-    assert "random.SystemRandom, which nothing can restore" in exactness
+    reason = "the data draws from random.SystemRandom, which nothing can restore"
+    assert exactness == f"APPROXIMATE: {reason}"
 
 
 OF_A_SET = """
