@@ -46,7 +46,7 @@ class SlotField(IntEnum):
     STEP = 4
     EPOCH = 5
     TAKEN_NS = 6
-    NEXT_BATCH = 7
+    FIRST_BATCH = 7
 
 
 SLOT_VALUES = 8

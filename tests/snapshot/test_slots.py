@@ -70,7 +70,7 @@ def test_death_at_any_instruction_leaves_the_newest_complete_snapshot(page: Cont
     slots.commit(0, 15, draft(7))
     after = page.values.tolist()
     # The stores in the order in which begin() and commit() make them.
-    order = [SlotField.BEGUN, SlotField.NEXT_BATCH]
+    order = [SlotField.BEGUN, SlotField.FIRST_BATCH]
     order += [SlotField.IMAGE_BYTES, SlotField.MANIFEST_BYTES, SlotField.STEP, SlotField.EPOCH]
     order += [SlotField.TAKEN_NS, SlotField.COMPLETE]
     assert sorted(order) == sorted(SlotField)
@@ -118,14 +118,18 @@ def test_snapshots_move_to_the_next_attempt(slots: Slots) -> None:
     assert slots.begin(1) == 3
 
 
-def test_digest_of_the_next_batch_stays_with_its_snapshot(slots: Slots) -> None:
-    """The next attempt reads it with the snapshot; a new image in the slot begins without one."""
+def test_digest_of_the_first_batch_stays_with_its_snapshot(slots: Slots) -> None:
+    """It is among the digests of its manifest; a new image in the slot begins without one."""
+
+    def noted() -> list[str | None]:
+        return [each.manifest.digests.get("first_batch") for each in slots.snapshots()]
+
     fill(slots, 0, 5)
     fill(slots, 1, 6)
-    slots.note_next_batch(0, 2**63 - 1)
-    assert [snapshot.next_batch for snapshot in slots.snapshots()] == [0, 2**63 - 1]
+    slots.note_first_batch(0, 2**63 - 1)
+    assert noted() == [None, "7fffffffffffffff"]
     fill(slots, 0, 7)
-    assert [snapshot.next_batch for snapshot in slots.snapshots()] == [0, 0]
+    assert noted() == [None, None]
 
 
 def test_forgotten_snapshots_do_not_count(slots: Slots) -> None:

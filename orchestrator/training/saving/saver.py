@@ -183,14 +183,14 @@ class Saver:
             self._snapshotter.take_simpler_way(error)
             return None
         if pending is not None:
-            self._note_next_batch(saved.state, pending.slot)
+            self._note_first_batch(saved.state, pending.slot)
             # The cost of this one's thread is not known yet; that of the last one is.
             self.pace.record(pending.stall_seconds + self._thread_seconds)
             pending.done.add_done_callback(partial(self._report_snapshot, pending=pending))
         return pending
 
-    def _note_next_batch(self, state: dict[str, Any], slot: int) -> None:
-        write = partial(self._backend.facts.memory.slots.note_next_batch, slot)
+    def _note_first_batch(self, state: dict[str, Any], slot: int) -> None:
+        write = partial(self._backend.facts.memory.slots.note_first_batch, slot)
         self._first_batch.note(int(state["epoch"]), state["data"], write)
 
     def _report_snapshot(self, done: Future[Snapshot], *, pending: PendingSnapshot) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ class LoadedState:
     problems: list[str]
     digests: dict[str, str]
     classes: dict[str, str]
-    next_batch: int = 0
-    """A digest of the batch that came next; 0 where that is not known."""
 
 
 def read_state(checkpoint: Checkpoint) -> LoadedState:
@@ -57,8 +55,7 @@ def read_snapshot(snapshot: Snapshot) -> LoadedState:
     # torch expects the end of the archive at the end of the mapped file.
     os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
     advice = "this snapshot in memory is discarded: run again to resume from the newest checkpoint"
-    loaded = _read(path, snapshot.manifest, advice)
-    return replace(loaded, next_batch=snapshot.next_batch)
+    return _read(path, snapshot.manifest, advice)
 
 
 def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:

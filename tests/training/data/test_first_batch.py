@@ -25,12 +25,13 @@ def goes_on(position: DataPosition, steps: int, after: int) -> tuple[dict[str, A
     return saved, noted
 
 
-def resumed(saved: dict[str, Any], noted: int, data: list[Any]) -> list[str]:
+def resumed(saved: dict[str, Any], noted: str | None, data: list[Any]) -> list[str]:
     """The problems of an attempt that continues from there."""
     position = DataPosition(0)
     position.load(saved)
     position.arrive()
-    position.first_batch.expect(0, saved, noted)
+    if noted is not None:
+        position.first_batch.expect(0, saved, noted)
     with pytest.warns(UserWarning, match="skipping"):
         list(position.batches(data, 0))
     assert not position.first_batch.is_awaited
@@ -40,9 +41,9 @@ def resumed(saved: dict[str, Any], noted: int, data: list[Any]) -> list[str]:
 def test_batch_after_a_snapshot_is_compared() -> None:
     """Another batch in its place is named, and the same one is not."""
     saved, (noted,) = goes_on(DataPosition(0), steps=5, after=3)
-    assert resumed(saved, noted, DATA) == []
+    assert resumed(saved, f"{noted:016x}", DATA) == []
     other = [*DATA[:3], torch.full((2,), 9.0), *DATA[4:]]
-    assert resumed(saved, noted, other) == [
+    assert resumed(saved, f"{noted:016x}", other) == [
         "pass 1 over the data: batch 4 holds other data than it had after the snapshot"
     ]
 
@@ -52,7 +53,7 @@ def test_nothing_is_noted_where_no_batch_follows() -> None:
     saved, noted = goes_on(DataPosition(0), steps=3, after=3)
     assert noted == []
     other = [*DATA[:3], torch.full((2,), 9.0), *DATA[4:]]
-    assert resumed(saved, 0, other) == []
+    assert resumed(saved, None, other) == []
 
 
 def test_other_batches_on_the_way_are_not_taken_for_it() -> None:
@@ -81,7 +82,7 @@ def test_batch_is_noted_and_compared_at_once() -> None:
     position = {"pass": 0, "passes": [{"batches": 1}]}
     first.note(0, position, noted.append)
     first.differs((0, 0, 1), DATA[0])
-    first.expect(0, position, noted[0])
+    first.expect(0, position, f"{noted[0]:016x}")
     first.note(0, position, noted.append)
     assert first.differs((0, 0, 1), DATA[1])
     assert noted[0] != noted[1]
@@ -98,6 +99,6 @@ def test_batch_that_cannot_be_looked_at_is_not_noted() -> None:
     position = {"pass": 0, "passes": []}
     first.note(0, position, noted.append)
     assert not first.differs((0, 0, 0), Hostile())
-    assert noted == [0]
-    first.expect(0, position, 77)
+    assert noted == []
+    first.expect(0, position, "4d")
     assert not first.differs((0, 0, 0), Hostile())
