@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from orchestrator.checkpoint.store import Store
+from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingStopped
+from orchestrator.training.data.first_batch import FirstBatch
 from tests.training.support import as_new_process
 
 SIZE, BATCH, EPOCHS = 24, 4, 2
@@ -221,6 +225,25 @@ def test_random_numbers_of_the_system_are_a_doubt(tmp_path: Path) -> None:
     exactness = train(tmp_path, DataLoader(Noisy(), BATCH))
     reason = "the data draws from random.SystemRandom, which nothing can restore"
     assert exactness == f"APPROXIMATE: {reason}"
+
+
+@pytest.mark.parametrize("noted", ["right", "wrong"])
+def test_first_batch_is_compared_with_a_checkpoint_on_disk(tmp_path: Path, noted: str) -> None:
+    """The digest may be in the manifest, by an attempt that has gone on after the save."""
+    loader = DataLoader(Numbers(), BATCH)
+    train(tmp_path, loader, stop_at=3)
+    found: list[int] = []
+    first = FirstBatch()
+    first.note(0, {"pass": 0, "passes": [{"batches": 3}]}, found.append)
+    first.differs((0, 0, 3), torch.tensor([[12], [13], [14], [15]]))
+    (*_, newest) = Store.open(RunDir(tmp_path), command=[]).all()
+    digests = newest.manifest.digests | {"first_batch": f"{found[0] + (noted == 'wrong'):016x}"}
+    manifest = replace(newest.manifest, digests=digests)
+    (newest.path / "manifest.json").write_bytes(manifest.to_json())
+    exactness = train(tmp_path, loader)
+    reason = "batch 4 holds other data than it had after the snapshot"
+    expected = "EXACT" if noted == "right" else f"APPROXIMATE: pass 1 over the data: {reason}"
+    assert exactness == expected
 
 
 OF_A_SET = """
