@@ -197,7 +197,7 @@ class Saver:
         return pending
 
     def _note_first_batch(self, state: dict[str, Any], slot: int) -> None:
-        write = partial(self._backend.facts.memory.slots.note_first_batch, slot)
+        write = functools.partial(self._backend.facts.memory.slots.note_first_batch, slot)
         self._first_batch.note(int(state["epoch"]), state["data"], write)
 
     def _report_snapshot(self, done: Future[Snapshot], *, pending: PendingSnapshot) -> None:
