@@ -48,11 +48,14 @@ class DataPass:
             and self.ended == self._saved.get("ended", False)
         ):
             return dict(self._saved)
+        past = self._past(self.consumed)
+        if past is None and self.consumed == self.start:
+            past = self._saved.get("past")  # a pass that was used up may draw nothing
         own = self._own_state() if self.taken == self.consumed else None
         return {
             "batches": self.consumed,
             "loader": self.facts,
-            "past": self._past(self.consumed),
+            "past": past,
             "next": self._upcoming(self.consumed),
             "own": own,
             "ended": self.ended,

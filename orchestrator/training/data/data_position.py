@@ -118,7 +118,8 @@ class DataPosition:
         if self.is_returning:
             self.problems.append(f"an epoch ended {_NOT_REACHED}")
             self.is_returning = False
-        self._states_of_last_epoch = [each.state() for each in self._passes]
+        # Their data does not come again, so that their past is not compared any more.
+        self._states_of_last_epoch = [each.state() | {"past": None} for each in self._passes]
         self._cut = Cut()
         self._passes = []
         self._open = []

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.training.data.data_pass import DataPass
+from orchestrator.training.data.data_position import DataPosition
+from orchestrator.training.data.other_loaders import Opened
 from orchestrator.training.data.past import CHUNK, DrawnIndices, ReadBatches, encode
 
 ORDER = [5, 3, 8, 1, 0, 2, 9, 4]
@@ -72,6 +75,24 @@ def test_read_batches_know_their_past_at_the_cut_and_now() -> None:
     assert [(batch, again.digest_before(2)) for batch in again] == [(3, at_two), (4, at_two)]
     assert again.digest_before(4) not in (at_two, None)
     assert again.digest_before(3) is None
+
+
+def test_pass_that_was_used_up_keeps_its_past() -> None:
+    """A resumed pass without batches may draw nothing, and what was known of it stays."""
+    saved = {"batches": 3, "past": "a digest", "ended": False}
+    this = DataPass(None, saved, 3, Opened(iter(())))
+    this.ended = True
+    assert this.state()["past"] == "a digest"
+
+
+def test_pass_of_an_ended_epoch_has_no_past() -> None:
+    """Whether it was cut makes no difference to what is kept of it."""
+    position = DataPosition(0)
+    for _ in position.batches([1, 2], 0):
+        position.consume()
+    assert position.state()["passes"][0]["past"] is not None
+    position.begin_epoch()
+    assert position.state()["last_epoch"][0]["past"] is None
 
 
 def test_batch_that_the_loop_changes_counts_as_it_was_read() -> None:
