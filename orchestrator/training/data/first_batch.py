@@ -10,8 +10,9 @@ from typing import Any
 from orchestrator.training.data.batch_digest import BatchHasher
 
 BITS = 63
+CYCLES = -1  # in the place of an epoch's number
 Place = tuple[int, int, int]
-"""The epoch, the pass in it and the batch in that, counted from 0."""
+"""The epoch, the pass in it and the batch in that, counted from 0; or CYCLES, cycle and batch."""
 
 
 class FirstBatch:
@@ -55,6 +56,8 @@ class FirstBatch:
 
 
 def _place_after(epoch: int, position: Mapping[str, Any]) -> Place:
+    if position["pass"] is None and position.get("cycles"):
+        return CYCLES, 0, position["cycles"][0]["batches"]
     index = position["pass"] or 0
     passes = position["passes"]
     return epoch, index, passes[index]["batches"] if index < len(passes) else 0

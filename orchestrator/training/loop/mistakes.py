@@ -18,11 +18,13 @@ class LoopMistakes:
 
     Attributes:
         asked: Whether the loop has asked the session for its epochs, its steps or where it is.
+        rounds: How many rounds of ``session.steps()`` have begun.
     """
 
     def __init__(self, steps_at_start: int, plain_state: Mapping[str, Any]) -> None:
         """``plain_state`` is the session's dict, in which a loop may count its rounds itself."""
         self.asked = False
+        self.rounds = 0
         self._steps_at_start = steps_at_start
         self._plain_state = plain_state
         self._said: set[str] = set()
@@ -70,10 +72,15 @@ class LoopMistakes:
                     f"{'optimizer' if not optimizers else 'other_optimizer'}=optimizer)"
                 )
         most = max((counts.get(optimizer, 0) for optimizer in optimizers), default=0)
-        if most and done >= max(ENOUGH_STEPS, 1.5 * most):
-            self._say(
-                f"session.step() was called {done} times for {most} steps of the optimizer: call "
-                "it once after each optimizer.step(), since it counts the step and the batch"
+        if self.rounds:
+            # A round may well do without the optimizer, as in reinforcement learning.
+            self._check_count(done, self.rounds, "rounds of session.steps(): call it once in each")
+        elif most:
+            self._check_count(
+                done,
+                most,
+                "steps of the optimizer: call it once after each optimizer.step(), since it counts "
+                "the step and the batch",
             )
         modules = [m for m in registered if isinstance(m, torch.nn.Module)]
         owned = {id(parameter) for module in modules for parameter in module.parameters()}
@@ -85,6 +92,10 @@ class LoopMistakes:
                     "model: make it from the parameters of the model that is registered, as in "
                     "optimizer = torch.optim.Adam(model.parameters())"
                 )
+
+    def _check_count(self, done: int, expected: int, what: str) -> None:
+        if done >= max(ENOUGH_STEPS, 1.5 * expected):
+            self._say(f"session.step() was called {done} times for {expected} {what}")
 
     def _say(self, text: str) -> None:
         if text not in self._said:

@@ -159,7 +159,7 @@ def test_other_indices_before_the_same_next_ones_are_a_doubt(tmp_path: Path, sto
     two = lives(with_same_next(0, 1, 2), with_same_next(2, 1, 0), ordered)
     loader = DataLoader(Numbers(), BATCH, sampler=Order(two))
     train(tmp_path, loader, stop_at)
-    reason = f"Order has drawn other indices for the {stop_at} batches before the cut than it had"
+    reason = "Order has drawn other indices for the batches before the cut than it had"
     assert train(tmp_path, loader) == f"APPROXIMATE: pass 1 over the data: {reason}"
 
 
@@ -225,6 +225,44 @@ def test_random_numbers_of_the_system_are_a_doubt(tmp_path: Path) -> None:
     exactness = train(tmp_path, DataLoader(Noisy(), BATCH))
     reason = "the data draws from random.SystemRandom, which nothing can restore"
     assert exactness == f"APPROXIMATE: {reason}"
+
+
+@pytest.mark.filterwarnings("ignore:skipping")
+@pytest.mark.parametrize("stop_at", [3, WHOLE, WHOLE + 2])
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("of_indices", [True, False])
+def test_round_of_a_cycle_is_compared(
+    tmp_path: Path, stop_at: int, hidden: bool, of_indices: bool
+) -> None:
+    """A cycle draws or reads the round that was cut again; at the end of one nothing is skipped."""
+
+    def cycle(stop: int | None) -> str | None:
+        as_new_process()
+        torch.manual_seed(0)
+        draw = (lambda: by(None)) if hidden else (lambda: by(3))
+        data = DataLoader(Numbers(), BATCH, sampler=Order(draw))
+        loader = data if of_indices else DataLoader(Stream(draw), BATCH)
+        session = Session(run_dir=tmp_path, model=torch.nn.Linear(1, 1))
+        try:
+            with session:
+                batches = session.cycle(loader)
+                for _ in session.steps(2 * WHOLE + 2):
+                    next(batches)
+                    if session.global_step + 1 == stop:
+                        signal.raise_signal(signal.SIGTERM)
+                    session.step()
+        except TrainingStopped:
+            assert stop is not None
+        return session.exactness
+
+    cycle(stop_at)
+    exactness = cycle(None)
+    assert exactness is not None
+    if hidden and stop_at != WHOLE:
+        assert "cycle 1 over the data" in exactness
+        assert "before the cut than it had" in exactness
+    elif not hidden:
+        assert exactness == "EXACT"
 
 
 @pytest.mark.parametrize("noted", ["right", "wrong"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator.training.data.data_position import DataPosition
-from orchestrator.training.data.first_batch import FirstBatch
+from orchestrator.training.data.first_batch import CYCLES, FirstBatch
 
 DATA = [torch.full((2,), float(n)) for n in range(6)]
 
@@ -73,6 +73,17 @@ def test_snapshot_between_epochs_waits_for_the_next_ones_first_batch() -> None:
     first, noted = FirstBatch(), list[int]()
     first.note(1, {"pass": None, "passes": []}, noted.append)
     first.differs((1, 0, 0), DATA[0])
+    assert len(noted) == 1
+
+
+def test_cycle_outside_of_passes_is_waited_for() -> None:
+    """A loop over steps takes its batches from a cycle, which counts its own."""
+    first, noted = FirstBatch(), list[int]()
+    position = {"pass": None, "passes": [], "cycles": [{"batches": 4}, {"batches": 9}]}
+    first.note(0, position, noted.append)
+    first.differs((0, 0, 4), DATA[0])
+    assert noted == []
+    first.differs((CYCLES, 0, 4), DATA[0])
     assert len(noted) == 1
 
 

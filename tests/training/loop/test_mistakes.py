@@ -53,6 +53,14 @@ def two_steps_a_batch(script: Script) -> None:
                 session.step()
 
 
+def two_steps_a_round(script: Script) -> None:
+    with script.session() as session:
+        for _ in session.steps(2 * STEPS):
+            script.work()
+            session.step()
+            session.step()
+
+
 def unregistered_optimizer(script: Script) -> None:
     del script.objects["optimizer"]
     right(script)
@@ -121,12 +129,21 @@ def right_with_accumulation(script: Script) -> None:
             session.step()
 
 
+def right_with_few_steps_of_the_optimizer(script: Script) -> None:
+    with script.session() as session:
+        for step in session.steps(3 * STEPS):
+            if step % 3 == 0:
+                script.work()
+            session.step()
+
+
 @pytest.mark.parametrize(
     ("loop", "line"),
     [
         (no_step, "write session.step(loss=loss) after each optimizer.step()"),
         (range_of_epochs, "write `for epoch in session.epochs(N)`"),
         (two_steps_a_batch, "call it once after each optimizer.step()"),
+        (two_steps_a_round, "for 10 rounds of session.steps(): call it once in each"),
         (unregistered_optimizer, "write Session(..., optimizer=optimizer)"),
         (second_optimizer_unregistered, "write Session(..., other_optimizer=optimizer)"),
         (model_made_again, "works on no registered model"),
@@ -150,6 +167,7 @@ def test_mistake_is_said_once_with_the_line_to_write(
         right_with_the_step_of_the_session,
         right_with_a_count_of_its_own,
         right_with_accumulation,
+        right_with_few_steps_of_the_optimizer,
     ],
 )
 def test_loop_without_a_mistake_hears_nothing(
