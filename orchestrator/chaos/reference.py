@@ -86,7 +86,7 @@ def check_undisturbed(result: TrialResult) -> TrialResult:
         )
     if not result.history.steps:
         raise ConfigError(
-            "cannot judge this command: it has made no step of a Session; train with "
+            "cannot judge this command: it never called session.step(); train with "
             "`from orchestrator import Session`, as the README shows"
         )
     return result

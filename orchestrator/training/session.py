@@ -208,6 +208,13 @@ class Session:
 
     def _complete(self) -> None:
         run = self._open_run
+        if self._loop_state.has_missed_cut:
+            raise ConfigError(
+                "cannot complete the run: the script has ended before the pass over the data in "
+                f"which the checkpoint of step {self.global_step} was made, so that nothing was "
+                "trained; let its loop begin at the first round again, or write `for epoch in "
+                "session.epochs(N)` in a new run"
+            )
         run.mistakes.check(self._registry.parts(), self._loop_state.progress.step, at_end=True)
         save = partial(run.saves.save_now, Reason.FINAL)
         run.membership.complete(self._loop_state.progress, run.steps_at_start, save)
@@ -423,7 +430,10 @@ class Session:
                 session.step(loss=loss)
             ```
         """
-        loop_state, page = self._loop_state, self._open_run.page
+        loop_state, run = self._loop_state, self._open_run
+        page, run.mistakes.asked = run.page, True
+        if loop_state.has_rounds_of_its_own:
+            run.mistakes.say_rounds()
         with refusing():
             loop_state.begin_pass(loader)
         used_up = yield from loop_state.data.batches(loader, loop_state.progress.epoch)

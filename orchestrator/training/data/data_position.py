@@ -114,6 +114,17 @@ class DataPosition:
         """Whether the next pass to begin is the one to return to; True if there is none."""
         return not self.is_returning or self._cut.in_pass == len(self._passes)
 
+    @property
+    def has_missed_cut(self) -> bool:
+        """Whether passes were begun, and not the one to return to."""
+        return self.is_returning and bool(self._passes)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether steps have used two passes of this epoch in a row over loaders that are alike."""
+        used = [each for each in self._passes if each.consumed]
+        return len(used) > 1 and not self._open and not differences(used[-2].facts, used[-1].facts)
+
     def arrive(self) -> None:
         """Record that the script is back where the checkpoint was made."""
         self.is_returning = False

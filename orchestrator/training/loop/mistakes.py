@@ -17,7 +17,8 @@ class LoopMistakes:
     """Looks for mistakes at the first saves and at the end, and says each once.
 
     Attributes:
-        asked: Whether the loop has asked the session for its epochs, its steps or where it is.
+        asked: Whether the loop has asked the session for its epochs, its steps, its batches or
+            where it is.
         rounds: How many rounds of ``session.steps()`` have begun.
     """
 
@@ -51,7 +52,7 @@ class LoopMistakes:
                 "resume would begin at step 0: write session.step(loss=loss) after each "
                 "optimizer.step()"
             )
-        if done > 0 and not self.asked and not self._plain_state:
+        if done > 0 and not self.asked and not self._may_count_itself():
             self._say(
                 "the loop does not ask the session where it is; if it is over range(N), a resumed "
                 "run will do all of its rounds again: write `for epoch in session.epochs(N)` or "
@@ -60,6 +61,20 @@ class LoopMistakes:
         self._check_optimizers(list(registered), done)
         if done >= ENOUGH_STEPS or at_end:
             self.close()
+
+    def say_rounds(self) -> None:
+        """Say what a resumed run does with passes over the data that no epoch of its own holds."""
+        self._say(
+            "the loop makes several passes over the data outside of session.epochs(): a resumed "
+            "run must begin at the first one again, does what stands around each of them again, "
+            "and leaves data out if it begins at a later one; write `for epoch in "
+            "session.epochs(N)`"
+        )
+
+    def _may_count_itself(self) -> bool:
+        """Return whether the plain state holds more than a loss or a name."""
+        values = self._plain_state.values()
+        return any(isinstance(v, bool) or not isinstance(v, float | str | None) for v in values)
 
     def _check_optimizers(self, registered: list[Any], done: int) -> None:
         optimizers = [o for o in registered if isinstance(o, torch.optim.Optimizer)]
