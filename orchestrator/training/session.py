@@ -466,19 +466,21 @@ class Session:
         yield from builtins.enumerate(self.batches(loader), first)
 
     def cycle(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches of ``loader`` without end, in another order in each pass over it.
+        """Return the batches of ``loader`` without end, in another order in each pass over it.
 
         It takes the place of ``itertools.cycle(loader)`` and of loops that make a new
-        ``iter(loader)`` where the last one ends. Several cycles may be open at a time.
+        ``iter(loader)`` where the last one ends. Several cycles may be open at a time: a resumed
+        script has to make them in the same order.
 
         Args:
             loader: As for ``batches``; not an iterator, which has one pass only.
 
-        Yields:
-            The batches, as the loader makes them.
+        Returns:
+            An iterator over the batches, as the loader makes them.
 
         Raises:
-            TrainingRefused: As ``batches``; or a pass has no batch, so that there would be no end.
+            TrainingRefused: As ``batches``; or there is a cycle over the loader already. The
+                iterator raises it where a pass has no batch, so that there would be no end.
 
         Example:
             ```python
@@ -490,11 +492,8 @@ class Session:
             ```
         """
         _ = self._open_run
-        batches = self._loop_state.data.cycle(loader)
-        while True:
-            with refusing():
-                batch = next(batches)
-            yield batch
+        with refusing():
+            return _refusing_each(self._loop_state.data.cycle(loader))
 
     def step(self, **metrics: Any) -> None:
         """Complete a step, which is a safe point: about 2 us where nothing is due.
@@ -594,6 +593,13 @@ class Session:
                 return saves.save_now(Reason.REQUESTED).path
             except CheckpointWriteError:
                 return None
+
+
+def _refusing_each(batches: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        with refusing():
+            batch = next(batches)
+        yield batch
 
 
 def _forget_in_children(session: Session) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.errors import MismatchError
+from orchestrator.training.data.cycles import Cycles
 from orchestrator.training.data.data_pass import DataPass, Facts, differences, facts_of, start_of
 from orchestrator.training.data.endless import Rounds
 from orchestrator.training.data.first_batch import CYCLES, FirstBatch
@@ -72,9 +73,7 @@ class DataPosition:
         self._open: list[DataPass] = []
         self._passes: list[DataPass] = []
         self._cut = Cut()
-        self._cycles: list[DataPass] = []
-        self._cycled: list[Any] = []
-        self._cut_cycles: list[dict[str, Any]] = []
+        self._cycles = Cycles()
         self._states_of_last_epoch: list[dict[str, Any]] = []
         # Kept from epoch to epoch, for the sake of persistent workers.
         self._loaders: weakref.WeakKeyDictionary[DataLoader[Any], SeekableLoader]
@@ -88,7 +87,7 @@ class DataPosition:
             "passes": begun + self._cut.passes[len(begun) :],
             "pass": self._cut.in_pass if self.is_returning else self._current_pass(),
             "last_epoch": self._states_of_last_epoch,
-            "cycles": [c.state() for c in self._cycles] + self._cut_cycles[len(self._cycles) :],
+            "cycles": self._cycles.states(),
         }
 
     def _current_pass(self) -> int | None:
@@ -105,7 +104,7 @@ class DataPosition:
         self._is_resumed = True
         self.seed = int(state["seed"])
         self._states_of_last_epoch = list(state["last_epoch"])
-        self._cut_cycles = list(state.get("cycles", ()))
+        self._cycles.load(state.get("cycles", ()))
         self._cut = Cut(list(state["passes"]), self._states_of_last_epoch, state["pass"])
         self.is_returning = self._cut.in_pass is not None
 
@@ -147,13 +146,14 @@ class DataPosition:
         if self.is_returning:
             self.problems.append(f"a step ended {_NOT_REACHED}")
             self.is_returning = False
-        for each in (*self._open, *self._cycles):
+        for each in (*self._open, *self._cycles.passes):
             each.consumed = each.taken
 
     @property
     def mid_batch(self) -> bool:
         """Whether batches were taken that no step has consumed yet."""
-        return any(each.taken != each.consumed for each in (*self._open, *self._cycles))
+        begun = (*self._open, *self._cycles.passes)
+        return any(each.taken != each.consumed for each in begun)
 
     def check(self, loader: Iterable[Any]) -> None:
         """Refuse another loader than the one that the next pass was cut over.
@@ -225,22 +225,19 @@ class DataPosition:
         return bool(changes)
 
     def cycle(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches of ``loader`` without end, from where the cycle is.
+        """Return the batches of ``loader`` without end, from where the cycle is.
 
-        Cycles are known by the order in which they begin, and do not end with an epoch.
+        Cycles are known by the order of these calls, and do not end with an epoch. The iterator
+        raises MismatchError where the cycle was cut over another loader, and ConfigError where a
+        pass over the loader has no batch.
 
         Raises:
-            ConfigError: There is a cycle over this loader already, or a pass over it has no batch.
-            MismatchError: The cycle was cut over another loader.
+            ConfigError: There is a cycle over this loader already.
         """
-        if any(each is loader for each in self._cycled):
-            raise ConfigError(
-                f"cannot begin a second cycle over this {type(loader).__name__}: write `batches = "
-                "session.cycle(loader)` once, before the loop, and next(batches) in it"
-            )
-        self._cycled.append(loader)
-        index, facts = len(self._cycles), facts_of(loader)
-        saved = self._cut_cycles[index] if index < len(self._cut_cycles) else {}
+        return self._cycle(loader, self._cycles.add(loader))
+
+    def _cycle(self, loader: Iterable[Any], index: int) -> Iterator[Any]:
+        facts, saved = facts_of(loader), self._cycles.cut(index)
         place = f"cycle {index + 1} over the data"
         self._refuse_change(saved, loader, place)
         changes = differences(saved["loader"], facts) if saved else []
@@ -251,7 +248,7 @@ class DataPosition:
         opened = Rounds(loader, open_round, seed, saved, facts).opened()
         this = DataPass(facts, saved, start_of(saved, facts), opened)
         self._add_doubts(opened)
-        self._cycles.append(this)
+        self._cycles.begin(index, this)
         key = (CYCLES, index)
         yield from self._take(this, opened.batches, place, key, changed=bool(changes))
 

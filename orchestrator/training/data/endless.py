@@ -71,5 +71,8 @@ class Rounds:
 
 def _position(loader: Any, start: int) -> dict[str, Any]:
     """Return the position of a cycle that was saved in the middle of a step."""
-    batches = len(loader) if start else 1
+    try:
+        batches = len(loader) if start else 1
+    except TypeError:  # a stream without a length: it is read from the beginning
+        batches = start + 1
     return {"round": start // batches, "batch": start % batches, "own": None}

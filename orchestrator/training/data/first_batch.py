@@ -57,7 +57,7 @@ class FirstBatch:
 
 def _place_after(epoch: int, position: Mapping[str, Any]) -> Place:
     if position["pass"] is None and position.get("cycles"):
-        return CYCLES, 0, position["cycles"][0]["batches"]
+        return CYCLES, 0, position["cycles"][0].get("batches", 0)
     index = position["pass"] or 0
     passes = position["passes"]
     return epoch, index, passes[index]["batches"] if index < len(passes) else 0

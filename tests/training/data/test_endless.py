@@ -151,6 +151,40 @@ def test_several_cycles_of_other_lengths_continue() -> None:
     assert first + second == whole
 
 
+@pytest.mark.parametrize("cut", [1, 4, 6, 8])
+def test_cycles_are_known_by_the_order_in_which_they_are_made(cut: int) -> None:
+    """A loop that takes from one of its cycles only now and then, and first, resumes each."""
+
+    def run(state: dict[str, Any] | None, steps: range) -> tuple[list[Any], dict[str, Any]]:
+        position, taken = begin(state), []
+        train = position.cycle(DataLoader(Noisy(), 2, shuffle=True))
+        check = position.cycle(DataLoader(Noisy(), 2, shuffle=True))
+        never = position.cycle(DataLoader(Noisy(), 2, shuffle=True))
+        for step in steps:
+            if step % 4 == 0:
+                taken.append(next(check).tolist())
+            taken.append(next(train).tolist())
+            position.consume()
+        assert never
+        return taken, position.state()
+
+    whole, _ = run(None, range(12))
+    first, state = run(None, range(cut))
+    second, _ = run(state, range(cut, 12))
+    assert first + second == whole
+
+
+def test_cycle_over_a_stream_resumes_from_the_middle_of_a_step() -> None:
+    """A save between a batch and its step has no round of a loader without a length."""
+    position = begin()
+    batches = position.cycle(DataLoader(Stream(), 4))
+    taken = take(position, batches, 2)
+    next(batches)
+    resumed = begin(position.state())
+    following = next(resumed.cycle(DataLoader(Stream(), 4)))
+    assert following.tolist() not in as_lists(taken)
+
+
 def test_step_of_several_batches_may_span_two_passes() -> None:
     """With gradient accumulation a step that is cut begins with its own first batch."""
     whole = begin()
