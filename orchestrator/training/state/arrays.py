@@ -33,7 +33,7 @@ def as_tensor(value: Any, where: str) -> torch.Tensor:
     """Return a tensor that shares the memory of an array where that is possible.
 
     Raises:
-        UnstorableError: torch has no such dtype.
+        UnstorableError: torch has no such dtype, or no such strides.
     """
     numpy = sys.modules["numpy"]
     array = numpy.asarray(value)
@@ -41,7 +41,7 @@ def as_tensor(value: Any, where: str) -> torch.Tensor:
         array = array.astype(array.dtype.newbyteorder("="))
     try:
         return torch.from_numpy(array)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UnstorableError(where, f"it is a NumPy array of {array.dtype} ({error})") from None
 
 

@@ -64,6 +64,8 @@ class Capture:
         """
         if type(value) in LEAVES:
             return value
+        if isinstance(value, enum.Flag):  # several flags together have no name
+            return {"kind": "flag", "class": _findable(value, where), "value": value.value}
         if isinstance(value, enum.Enum):
             return {"kind": "enum", "class": _findable(value, where), "name": value.name}
         if isinstance(value, CODE) or arrays.is_dtype(value) or _is_used_up(value):
@@ -153,6 +155,7 @@ class _Plain:
     """An object of this size has nothing but attributes; one with C state is larger."""
 
 
+@functools.cache
 def _is_plain_class(kind: type) -> bool:
     """Return whether an object of this class has no state besides its ``__dict__``."""
     members = (member for base in kind.__mro__ for member in vars(base).values())
@@ -169,5 +172,9 @@ def _findable(value: Any, where: str) -> str:
 
 
 def _is_used_up(value: Any) -> bool:
-    """Return whether this is an iterator with nothing left, such as Gymnasium's vectors hold."""
-    return isinstance(value, Iterator) and operator.length_hint(value, 1) == 0
+    """Return whether this is an iterator with nothing left, such as Gymnasium's vectors hold.
+
+    An empty object of a script's class may be filled again.
+    """
+    is_built_in = isinstance(value, Iterator) and not _is_plain_class(type(value))
+    return is_built_in and operator.length_hint(value, 1) == 0

@@ -33,6 +33,8 @@ class Restore:
                 return self._met[node["number"]]
             case "enum":
                 return class_by_name(node["class"])[node["name"]]
+            case "flag":
+                return class_by_name(node["class"])(node["value"])
             case "code":
                 return self._existing(live, where)
             case "scalar":

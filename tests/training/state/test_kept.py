@@ -5,8 +5,9 @@ import copy
 import enum
 import pathlib
 import random
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,13 @@ class Mode(enum.Enum):
 
     LEFT = 1
     RIGHT = 2
+
+
+class Side(enum.Flag):
+    """Where a wall is."""
+
+    UP = enum.auto()
+    DOWN = enum.auto()
 
 
 class Space:
@@ -232,6 +240,7 @@ UNSTORABLE: dict[str, Callable[[], Any]] = {
     "named tuple of a function": local_transition,
     "object of a class of a function": local_object,
     "frozen set": lambda: frozenset({1}),
+    "field of a packed array": lambda: np.zeros(4, [("a", "i1"), ("b", "f4")])["b"],
     "masked array": lambda: np.ma.masked_array([1.0], [True]),
 }
 
@@ -271,6 +280,43 @@ def test_iterator_with_nothing_left_is_left_alone() -> None:
     one, two = with_attribute(used_up), with_attribute(None)
     Kept("two", two).load_state_dict(stored(Kept("one", one)))
     assert two.by_name["bad"] == [None]
+
+
+class Feed:
+    """A buffer that is its own iterator."""
+
+    def __init__(self) -> None:
+        self.items: list[int] = []
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        if not self.items:
+            raise StopIteration
+        self.taken += 1
+        return self.items.pop()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_empty_buffer_that_is_an_iterator_is_stored(count: int) -> None:
+    """It may be filled again, and what else it holds counts."""
+    one, two = Feed(), Feed()
+    one.items, one.taken = [5] * count, 7
+    Kept("two", two).load_state_dict(stored(Kept("one", one)))
+    assert vars(two) == vars(one)
+
+
+@pytest.mark.parametrize("flags", [re.I, re.I | re.M, re.RegexFlag(0), Side.UP | Side.DOWN])
+def test_flags_are_restored(flags: enum.Flag) -> None:
+    """Several flags together have no name by which they could be found."""
+    one, two = with_attribute(flags), with_attribute(None)
+    Kept("two", two).load_state_dict(stored(Kept("one", one)))
+    assert two.by_name["bad"] == [flags]
 
 
 def test_object_that_answers_to_every_name_is_not_asked() -> None:
