@@ -137,12 +137,15 @@ def is_being_killed(pid: int) -> bool:
 
 
 def _is_thread_being_killed(directory: Path) -> bool:
-    facts = (directory / "status").read_text(errors="replace").splitlines()
+    try:
+        facts = (directory / "status").read_text(errors="replace").splitlines()
+        state = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return True  # it has ended while the others were looked at
     pending = [int(fact.split()[1], 16) for fact in facts if fact.startswith(PENDING_SIGNALS)]
     if any(signals >> (signal.SIGKILL - 1) & 1 for signals in pending):
         return True
-    flags = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()[6]
-    return bool(int(flags) & EXITING_FLAG)
+    return bool(int(state[6]) & EXITING_FLAG)
 
 
 def describe_processes(pid: int, tree: Iterable[int]) -> str:

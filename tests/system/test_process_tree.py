@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,16 @@ def test_other_signals_are_no_kill(number: int) -> None:
         child.kill()
         wait_until(lambda: process_tree.has_ended(child.pid), "its end")
     assert not process_tree.is_being_killed(child.pid)
+
+
+def test_thread_that_ends_meanwhile_is_no_sign_of_life() -> None:
+    """The threads of a killed process end one after the other, while they are looked at."""
+    ended = threading.Thread(target=bool)
+    ended.start()
+    ended.join()
+    wait_until(lambda: not Path(f"/proc/self/task/{ended.native_id}").exists(), "its end")
+    assert process_tree._is_thread_being_killed(Path(f"/proc/self/task/{ended.native_id}"))
+    assert not process_tree._is_thread_being_killed(Path(f"/proc/self/task/{os.getpid()}"))
 
 
 def test_kept_children_are_not_reaped() -> None:
