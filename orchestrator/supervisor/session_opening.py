@@ -46,13 +46,17 @@ class SessionOpening:
         # A trainer that the spare has forked may be faster than the end of its launch here.
         await self._facts.launch_done.wait()
         attempt = self._facts.attempt
+        is_over = attempt is not None and (
+            attempt.over.is_set() or str(message.get("attempt")) != str(attempt.number)
+        )
         if self._config.adopt is not None:
-            _refuse(peer, attempt, NO_SESSION)
+            # What a process of an earlier attempt is told says nothing about this one.
+            _refuse(peer, None if is_over else attempt, NO_SESSION)
         elif (size := message.get("world_size")) not in (None, 1):
-            _refuse(peer, attempt, several_processes(size))
+            _refuse(peer, None if is_over else attempt, several_processes(size))
         elif attempt is None:
             return
-        elif attempt.over.is_set() or str(message.get("attempt")) != str(attempt.number):
+        elif is_over:
             peer.send({"type": "refused", "reason": ATTEMPT_IS_OVER})
         elif attempt.connected:
             attempt.refused_second_session = True

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal
@@ -28,15 +30,34 @@ class Answers:
         self.messages.append(message)
 
 
-def test_hello_during_a_launch_waits_for_its_end(tmp_path: Path) -> None:
-    """A forked trainer that says hello before its launch has returned is answered after that."""
-    store, stop = new_store(tmp_path), StopRequest(GRACE_SECONDS)
-    facts, catalog = RunFacts(stop), HeldRotationCatalog(store)
+class RunningAttempt:
+    """What an attempt tells about itself to the opening of a session."""
+
+    number = 2
+
+    def __init__(self, is_over: bool = False) -> None:
+        self.over = asyncio.Event()
+        self.refusal: str | None = None
+        if is_over:
+            self.over.set()
+
+
+def opened(folder: Path, facts: RunFacts) -> SessionOpening:
+    """What answers the sessions of a run whose script saves for itself."""
+    store = new_store(folder)
+    catalog = HeldRotationCatalog(store)
     requests = SaveRequests(facts, is_possible=True)
     journal = CheckpointJournal(Journal(store.run.journal_file))
-    queue = SnapshotWriteQueue(store, catalog, stop, Publisher(facts, catalog, requests, journal))
-    config = replace(Config.resolve({}, {}, tmp_path), adopt="out/*")
-    opening, peer = SessionOpening(config, ["true"], store, facts, queue), Answers()
+    publisher = Publisher(facts, catalog, requests, journal)
+    queue = SnapshotWriteQueue(store, catalog, facts.stop, publisher)
+    config = replace(Config.resolve({}, {}, folder), adopt="out/*")
+    return SessionOpening(config, ["true"], store, facts, queue)
+
+
+def test_hello_during_a_launch_waits_for_its_end(tmp_path: Path) -> None:
+    """A forked trainer that says hello before its launch has returned is answered after that."""
+    facts, peer = RunFacts(StopRequest(GRACE_SECONDS)), Answers()
+    opening = opened(tmp_path, facts)
 
     async def play() -> None:
         facts.launch_done.clear()
@@ -48,3 +69,19 @@ def test_hello_during_a_launch_waits_for_its_end(tmp_path: Path) -> None:
         assert [message["reason"] for message in peer.messages] == [NO_SESSION]
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("number", "is_over", "is_noted"), [("2", False, True), ("1", False, False), ("2", True, False)]
+)
+def test_refusal_is_noted_for_the_attempt_that_asked(
+    tmp_path: Path, number: str, is_over: bool, is_noted: bool
+) -> None:
+    """A process that outlives an attempt does not make the next one a refused one."""
+    facts, peer = RunFacts(StopRequest(GRACE_SECONDS)), Answers()
+    opening, attempt = opened(tmp_path, facts), RunningAttempt(is_over)
+    facts.attempt = attempt  # type: ignore[assignment]
+    facts.launch_done.set()
+    asyncio.run(opening.handle_hello(peer, {"attempt": number}))  # type: ignore[arg-type]
+    assert [message["reason"] for message in peer.messages] == [NO_SESSION]
+    assert attempt.refusal == (NO_SESSION if is_noted else None)

@@ -1,6 +1,6 @@
 """The cycles of a script, by the order in which it makes them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import ConfigError
@@ -8,17 +8,17 @@ from orchestrator.training.data.data_pass import DataPass
 
 
 class Cycles:
-    """Which cycles there are, and where each is, also before it has given its first batch."""
+    """Which cycles there are, and where each is, also before it has given its first batch.
+
+    Attributes:
+        passes: The cycles that have begun to give batches; looked up at every step.
+    """
 
     def __init__(self) -> None:
         self._loaders: list[Any] = []
+        self.passes: list[DataPass] = []
         self._begun: dict[int, DataPass] = {}
         self._cut: Sequence[Mapping[str, Any]] = ()
-
-    @property
-    def passes(self) -> Iterable[DataPass]:
-        """The cycles that have given a batch."""
-        return self._begun.values()
 
     def load(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Continue from what ``states`` returned."""
@@ -47,3 +47,4 @@ class Cycles:
     def begin(self, number: int, this: DataPass) -> None:
         """Record that a cycle is about to give its first batch."""
         self._begun[number] = this
+        self.passes.append(this)

@@ -99,8 +99,9 @@ class Capture:
             return {"kind": "stateful", "value": value.state_dict()}
         if isinstance(value, _CONTAINERS):
             return self._container(value, where)
-        if _is_plain_class(type(value)):
-            node = {"kind": "object", "class": name_of_class(type(value))}
+        kind: Any = type(value)
+        if _is_plain_class(kind):
+            node = {"kind": "object", "class": name_of_class(kind)}
             return node | {"attributes": self._attributes(value, where)}
         # Such as a path or a date, which do not change; what cannot be stored is refused here.
         to_plain(value, where)
