@@ -89,6 +89,7 @@ class Capture:
 
     def _changeable(self, value: Any, where: str) -> Node:
         if isinstance(value, torch.Tensor):
+            to_plain(value, where)  # what cannot be stored is refused by this name
             return value
         if arrays.is_array(value):
             return {"kind": "array", "value": arrays.as_tensor(value, where)}

@@ -229,6 +229,10 @@ def with_attribute(value: Any) -> Buffer:
     return buffer
 
 
+class Marked(torch.Tensor):
+    """A tensor that says what it is, as torchvision has them."""
+
+
 UNSTORABLE: dict[str, Callable[[], Any]] = {
     "lock": threading.Lock,
     "file": lambda: open(__file__),  # noqa: SIM115
@@ -240,6 +244,7 @@ UNSTORABLE: dict[str, Callable[[], Any]] = {
     "named tuple of a function": local_transition,
     "object of a class of a function": local_object,
     "frozen set": lambda: frozenset({1}),
+    "tensor of another class": lambda: torch.zeros(2).as_subclass(Marked),
     "field of a packed array": lambda: np.zeros(4, [("a", "i1"), ("b", "f4")])["b"],
     "masked array": lambda: np.ma.masked_array([1.0], [True]),
 }
