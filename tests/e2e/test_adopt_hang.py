@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,13 +69,26 @@ def test_script_that_hangs_twice_without_a_new_save_stops_the_run(supervise: Sta
     assert kinds == [("hang", signal.SIGKILL)] * 2
 
 
-@pytest.mark.parametrize("kind", ["prints", "reads", "saves"])
+@pytest.mark.parametrize("kind", ["prints", "reads"])
 def test_script_with_one_sign_of_life_is_not_hung(supervise: Start, kind: str) -> None:
-    """Output alone, I/O alone or saves alone are enough for longer than the timeout."""
+    """Output alone or I/O alone is enough for longer than the timeout."""
     run = supervise(command=[*QUIET, kind, "5"], options=(*ADOPT, "--hang-timeout", "3s"))
     assert run.end()[0] == 0
     assert events(run.run, "hang_detected") == []
     assert len(events(run.run, "attempt_started")) == 1
+
+
+def test_files_that_a_container_writes_are_signs_of_life(supervise: Start, tmp_path: Path) -> None:
+    """A command that only waits is not hung while files of the pattern change."""
+    file = tmp_path / "out" / "m_1.json"
+    file.parent.mkdir()
+    run = supervise(command=["sleep", "5"], options=(*ADOPT, "--hang-timeout", "3s"))
+    while run.process.poll() is None:
+        file.write_text("{ never whole, so that it is no checkpoint")
+        time.sleep(0.3)
+    assert run.end()[0] == 0
+    assert events(run.run, "hang_detected") == []
+    assert events(run.run, "checkpoint_published") == []
 
 
 @pytest.mark.parametrize("setting", ["auto", "off"])

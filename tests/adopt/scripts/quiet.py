@@ -1,6 +1,5 @@
 """A script whose only sign of life, for a while, is of one kind: ``quiet.py KIND SECONDS``."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -16,13 +15,8 @@ def reads() -> None:
     Path(sys.executable).read_bytes()
 
 
-def saves() -> None:
-    Path("out/m_1.json").write_text(json.dumps({"time": time.time()}))
-
-
 kind, seconds = sys.argv[1], float(sys.argv[2])
-Path("out").mkdir(exist_ok=True)
-shows_life = {"prints": prints, "reads": reads, "saves": saves}[kind]
+shows_life = {"prints": prints, "reads": reads}[kind]
 ends = time.monotonic() + seconds
 while time.monotonic() < ends:
     shows_life()
