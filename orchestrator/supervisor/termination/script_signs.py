@@ -1,9 +1,9 @@
 """Signs of life of a script that saves for itself, as far as they are seen from outside.
 
 Its output, changes of the files that it saves, and the I/O of its processes are signs. Processor
-time is one only where the timeout is learned: a collective that hangs spins, so that nobody who has
-set a timeout wants to wait for it, but a long evaluation that nobody has announced computes too,
-and must not be ended.
+time is one only where the timeout is learned. A collective that hangs spins, and a timeout that was
+given is meant for it; but an evaluation that was never seen before computes too, and a learned
+timeout must not end it.
 """
 
 import asyncio
