@@ -1,0 +1,76 @@
+"""Finds the option by which a script is told what to resume from, in the text of its --help."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# From the likeliest; the same for dashes and underscores, and after the last dot.
+NAMES = (
+    *("resume_from_checkpoint", "resume_checkpoint", "resume_ckpt", "resume_path", "resume_from"),
+    *("resume_file", "resume_model", "resume", "ckpt_path", "trained_agent", "continue_from"),
+    *("restore_from", "restore_path", "restore_checkpoint", "restore", "restart_from"),
+    *("load_checkpoint", "load_ckpt", "load_from_checkpoint", "load_from", "load_path", "load"),
+    *("from_checkpoint", "restore_file", "initial_checkpoint", "init_from", "init_checkpoint"),
+)
+# At the beginning of a line, in the brackets of a usage, after a shorter name, or in a frame.
+_OPTION = re.compile(r"(?:^|[\[,|│(])\s*--(?P<name>[A-Za-z][\w.-]*)(?P<rest>[^\n]*)")
+_CHOICES = re.compile(r"[ =]\[?\{(?P<choices>[^{}]*)\}")
+_VALUE = re.compile(
+    r"(?:=| (?! ))\[?(?P<value>[^\s,/\[\]-][^\s,\]]*)"
+    r"|\s+(?P<typed>PATH|TEXT|FILE\w*|DIRECTORY|STR\w*)\b"
+    r"|:(?P<described> )"
+)
+# What follows an option that takes a number or nothing.
+_NO_PATH = re.compile(
+    r"N|NUM\w*|INT\w*|FLOAT|BOOL\w*|COUNT|STEP\w*|EPOCH\w*|ITER\w*|ID|\w+_(?:STEP|EPOCH|ID)",
+    re.IGNORECASE,
+)
+_RESUMES = {"resume", "continue", "latest", "last", "auto"}
+
+
+@dataclass(frozen=True)
+class ResumeOption:
+    """The words of --resume-arg, and what is known about them."""
+
+    words: str
+    note: str
+
+
+def find_resume_option(help_text: str) -> ResumeOption | None:
+    """Return the likeliest option of a script that resumes; None if its help names none."""
+    best: tuple[tuple[bool, int], ResumeOption] | None = None
+    for name, rest in _options(help_text):
+        plain = name.rpartition(".")[2].replace("-", "_").lower()
+        if plain not in NAMES:
+            continue
+        option = _option(name, rest)
+        if option is None:
+            continue
+        # One that takes a path, before one that does not.
+        rank = ("{path}" not in option.words, NAMES.index(plain))
+        if best is None or rank < best[0]:
+            best = rank, option
+    return None if best is None else best[1]
+
+
+def _options(help_text: str) -> Iterator[tuple[str, str]]:
+    for line in help_text.splitlines():
+        # A line has several options where they are spelled in two ways, and in the usage.
+        rest = line
+        while found := _OPTION.search(rest):
+            yield found["name"], found["rest"]
+            rest = found["rest"]
+
+
+def _option(name: str, rest: str) -> ResumeOption | None:
+    if choices := _CHOICES.match(rest):
+        resuming = [choice for choice in choices["choices"].split(",") if choice in _RESUMES]
+        if not resuming:
+            return None
+        return ResumeOption(f"--{name}={resuming[0]}", "the script finds its checkpoint itself")
+    value = _VALUE.match(rest)
+    if value is None:
+        return ResumeOption(f"--{name}", "the option takes no path: the script finds it itself")
+    if _NO_PATH.fullmatch(value["value"] or ""):
+        return None
+    return ResumeOption(f"--{name} {{path}}", "")
