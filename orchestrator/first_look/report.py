@@ -128,8 +128,8 @@ def _completeness(findings: Findings) -> str:
             "they have all that the first has"
         )
     return (
-        f"the format does not show it: a save counts after {LONG_QUIET_SECONDS:g} s without change, or "
-        "when the next has begun under another name"
+        f"the format does not show it: a save counts after {LONG_QUIET_SECONDS:g} s without change,"
+        " or when the next has begun under another name"
     )
 
 

@@ -1,4 +1,4 @@
-"""Groups written files into saves: files or directories whose names differ only in their numbers."""
+"""Groups written files into saves: files or directories whose names differ only in numbers."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.adopt.completeness import ACCELERATE_RANDOM_STATES, TRAINER_STATE
@@ -16,7 +17,7 @@ from orchestrator.first_look.written_files import WrittenFile
 
 # A directory that is a save lies at most this far above its files.
 MOST_LEVELS = 3
-_TEMPORARY = re.compile(r"(^|[-_.])(tmp|temp|incomplete)([-_.]|\d|$)", re.IGNORECASE)
+_TEMPORARY = re.compile(r"(^|[-_./])(tmp|temp|incomplete)([-_./]|\d|$)", re.IGNORECASE)
 # What is no save to go on from: the best one, the last one of a finished training.
 _SPECIAL = re.compile(r"(^|[-_.])(best|final|ema|export)([-_.=]|\d|$)", re.IGNORECASE)
 # The file of a rank, or a part of a file that is too large.
@@ -72,7 +73,7 @@ class SaveGroup:
     def seconds_between(self) -> float | None:
         """The longest time between two saves; None where fewer than two were seen."""
         times = sorted(state.modified_ns for states in self.members.values() for state in states)
-        pauses = [(after - before) / 1e9 for before, after in zip(times, times[1:], strict=False)]
+        pauses = [(after - before) / 1e9 for before, after in pairwise(times)]
         return max(pauses, default=None)
 
     @property
@@ -96,7 +97,8 @@ class Saves:
 
 def find_saves(written: Iterable[WrittenFile]) -> Saves | None:
     """Return the saves among the files that were written; None if there are none."""
-    files = [file for file in written if not any(map(_TEMPORARY.search, file.path.parts))]
+    here = Path.cwd()
+    files = [file for file in written if not _TEMPORARY.search(os.path.relpath(file.path, here))]
     groups = _groups(files)
     likely = [group for group in groups if group.likeness is Likeness.STRONG or group.saves > 1]
     if not likely:

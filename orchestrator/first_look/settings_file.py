@@ -31,7 +31,7 @@ def write_settings(settings: Mapping[str, str], directory: Path) -> Path:
         new = old
         for name, line in zip(settings, lines, strict=True):
             new = _with_line(new, name, line)
-        if _parse(new) != before | settings:
+        if _parse(new) != before | dict(settings):
             raise ConfigError(f"cannot change {path} line by line" + advice)
         replace_file(path, new.encode())
     except (OSError, ValueError) as error:
