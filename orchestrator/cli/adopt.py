@@ -9,7 +9,7 @@ from orchestrator.cli.run import check_command
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.first_look.findings import findings
-from orchestrator.first_look.help_text import Help, ask_for_help, reads_options, source_of
+from orchestrator.first_look.help_text import Help, answers_help, ask_for_help, source_of
 from orchestrator.first_look.look import LookOptions, look_at
 from orchestrator.first_look.report import report
 from orchestrator.first_look.settings_file import write_settings
@@ -18,7 +18,7 @@ from orchestrator.system.units import duration_text, parse_duration
 from orchestrator.terminal.printing import print_text
 
 FOUND, NOTHING_FOUND = 0, 1
-NO_OPTIONS = "its source reads no options"
+NOT_ASKED = "its source shows no --help"
 
 
 def adopt(arguments: Namespace) -> int:
@@ -29,8 +29,8 @@ def adopt(arguments: Namespace) -> int:
     seconds = _seconds(arguments.look_for)
     requests = StopRequests()
     source = source_of(command)
-    asked = Help("", NO_OPTIONS)
-    if reads_options(source):
+    asked = Help("", NOT_ASKED)
+    if answers_help(source):
         _tell(f"asking for options: {shlex.join([*command, '--help'])}")
         asked = ask_for_help(command, requests.is_hurried)
     if requests.count:

@@ -13,7 +13,7 @@ from orchestrator.adopt.recipes import RECIPES, Recipe
 from orchestrator.first_look.help_text import Help
 from orchestrator.first_look.look import Look
 from orchestrator.first_look.patterns import pattern_text
-from orchestrator.first_look.resume_options import find_resume_option
+from orchestrator.first_look.resume_options import find_in_source, find_resume_option
 from orchestrator.first_look.saves import SaveGroup, Saves
 
 
@@ -55,14 +55,21 @@ def findings(
     adopt = _recipe_pattern(recipe, group, command)
     if adopt is None:
         adopt = pattern_text(group, command, look.before)
-    option = find_resume_option(asked.text)
-    resume_arg, resume_source = None, asked.problem or "its --help names no option to resume"
-    if option is not None:
-        resume_arg = option.words
-        resume_source = f"from its --help; {option.note}" if option.note else "from its --help"
-    elif recipe is not None:
-        resume_arg, resume_source = recipe.resume_arg, f"as {recipe.program} takes it"
+    resume_arg, resume_source = _resume_argument(recipe, source, asked)
     return Findings(look.saves, adopt, resume_arg, resume_source, _completeness(group))
+
+
+def _resume_argument(
+    recipe: Recipe | None, source: str | None, asked: Help
+) -> tuple[str | None, str]:
+    """Return the words of --resume-arg, and where they come from or why there are none."""
+    if option := find_resume_option(asked.text):
+        return option.words, f"from its --help; {option.note}" if option.note else "from its --help"
+    if recipe is not None:
+        return recipe.resume_arg, f"as {recipe.program} takes it"
+    if option := find_in_source(source or ""):
+        return option.words, option.note
+    return None, asked.problem or "its --help names no option to resume"
 
 
 def _recipe_of(group: SaveGroup, source: str | None) -> Recipe | None:

@@ -19,10 +19,10 @@ MOST_HELP_BYTES = 256 << 10
 GRACE_SECONDS = 2.0
 MOST_SOURCE_BYTES = 1 << 20
 _POLL_MILLISECONDS = 100
-# What a source has that reads a command line; one without would take --help for a start.
-_READS_OPTIONS = re.compile(
-    r"argv|arg_?parse|ArgumentParser|parse_args|parser|click|typer|\bfire\b|absl|hydra|docopt|tyro"
-    r"|CLI\b|get_args|parse_config"
+# What a source has that answers --help. Another script would take that for a start.
+_ANSWERS_HELP = re.compile(
+    r"arg_?parse|ArgumentParser|parse_args|\bclick\b|\btyper\b|\bfire\b|\babsl\b|\bhydra\b|\bdocopt\b"
+    r"|\btyro\b|simple_parsing|CLI\b|get_args"
 )
 # No line breaks and no colours in the help of common libraries.
 _VARIABLES = {"COLUMNS": "250", "TERM": "dumb", "NO_COLOR": "1"}
@@ -43,9 +43,9 @@ def _read(path: Path) -> str:
         return file.read(MOST_SOURCE_BYTES).decode()
 
 
-def reads_options(source: str | None) -> bool:
-    """Return whether a script may have options; one that has none would start to train."""
-    return source is None or _READS_OPTIONS.search(source) is not None
+def answers_help(source: str | None) -> bool:
+    """Return whether a command answers --help, as far as its source shows."""
+    return source is None or _ANSWERS_HELP.search(source) is not None
 
 
 @dataclass(frozen=True)

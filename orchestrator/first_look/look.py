@@ -1,6 +1,7 @@
 """The look itself: starts the script, watches what it writes, and ends it after two saves."""
 
 import fcntl
+import math
 import os
 import signal
 import tempfile
@@ -22,8 +23,9 @@ from orchestrator.system.open_files import files_open_for_writing
 SAVES_TO_SEE = 2
 POLL_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-# The files of a save follow each other within this time.
+# The files of a save follow each other within this time; a script may save all the time.
 REST_SECONDS = 1.0
+LONGEST_WAIT_FOR_REST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,17 @@ def look_at(command: Sequence[str], options: LookOptions, requests: StopRequests
 
 def _watch(script: ScriptRun, watch: FileWatch, deadline: float, requests: StopRequests) -> None:
     """Watch until two saves are at rest, the script has ended, or the time is up."""
-    last_news = 0.0
-    has_enough = False
+    last_news = enough_since = math.inf
     while not (script.has_ended or requests.count) and time.monotonic() < deadline:
         if watch.look(files_open_for_writing()):
             last_news = time.monotonic()
             saves = find_saves(watch.written.values())
-            has_enough = saves is not None and saves.group.saves >= SAVES_TO_SEE
-        elif has_enough and time.monotonic() - last_news >= REST_SECONDS:
+            if saves is not None and saves.group.saves >= SAVES_TO_SEE:
+                enough_since = min(enough_since, last_news)
+        now = time.monotonic()
+        if enough_since < now and now - last_news >= REST_SECONDS:
+            return
+        if now - enough_since >= LONGEST_WAIT_FOR_REST_SECONDS:
             return
         _pause(script, requests, min(max(POLL_SECONDS, watch.pause_seconds), LONGEST_PAUSE_SECONDS))
 

@@ -24,6 +24,8 @@ def report(look: Look, findings: Findings | None, command: Sequence[str]) -> str
     lines += ["", *_found(findings), "", *_promises(look, findings), ""]
     lines += ["The command to use, from the first start to the last:", ""]
     lines += [f"    {run_command(findings, command)}"]
+    if findings.resume_arg is not None:
+        lines += ["", _goes_on(findings)]
     return "\n".join(lines)
 
 
@@ -33,6 +35,13 @@ def run_command(findings: Findings, command: Sequence[str]) -> str:
     if findings.resume_arg is not None:
         words += ["--resume-arg", findings.resume_arg]
     return shlex.join([*words, "--", *command])
+
+
+def _goes_on(findings: Findings) -> str:
+    return (
+        f"Its first start goes on from the newest of these saves; to begin from zero, delete what "
+        f"matches {findings.adopt} first."
+    )
 
 
 def _watched(look: Look) -> str:
@@ -156,7 +165,7 @@ def _resume(findings: Findings) -> str:
     if findings.resume_arg is None:
         return (
             "only if the script looks for its checkpoint itself, or reads ORCHESTRATOR_RESUME_FROM;"
-            " otherwise each restart begins from zero"
+            " otherwise each restart begins from zero: give it such an option, or a Session"
         )
     return "not tried: if the script does not read what it is offered, the first restart says so"
 

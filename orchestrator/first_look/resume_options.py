@@ -1,8 +1,9 @@
-"""Finds the option by which a script is told what to resume from, in the text of its --help."""
+"""Finds the option by which a script is told what to resume from, in its --help or its source."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 # From the likeliest; the same for dashes and underscores, and after the last dot.
 NAMES = (
@@ -25,6 +26,7 @@ _NO_PATH = re.compile(
     r"N|NUM\w*|INT\w*|FLOAT|BOOL\w*|COUNT|STEP\w*|EPOCH\w*|ITER\w*|ID|\w+_(?:STEP|EPOCH|ID)",
     re.IGNORECASE,
 )
+_RESUMING = re.compile(r"(?:continue|resume|restart)\w*\s+(?:the\s+)?training", re.IGNORECASE)
 _RESUMES = {"resume", "continue", "latest", "last", "auto"}
 
 
@@ -38,28 +40,43 @@ class ResumeOption:
 
 def find_resume_option(help_text: str) -> ResumeOption | None:
     """Return the likeliest option of a script that resumes; None if its help names none."""
-    best: tuple[tuple[bool, int], ResumeOption] | None = None
-    for name, rest in _options(help_text):
+    named: dict[tuple[bool, int], ResumeOption] = {}
+    described: dict[str, ResumeOption] = {}
+    for name, rest, description in _options(help_text):
         plain = name.rpartition(".")[2].replace("-", "_").lower()
-        if plain not in NAMES:
+        if (option := _option(name, rest)) is None:
             continue
-        option = _option(name, rest)
-        if option is None:
-            continue
-        # One that takes a path, before one that does not.
-        rank = ("{path}" not in option.words, NAMES.index(plain))
-        if best is None or rank < best[0]:
-            best = rank, option
-    return None if best is None else best[1]
+        takes_path = "{path}" in option.words
+        if plain in NAMES:
+            # One that takes a path, before one that does not.
+            named.setdefault((not takes_path, NAMES.index(plain)), option)
+        elif takes_path and _RESUMING.search(description):
+            described[name] = option
+    if named:
+        return named[min(named)]
+    # Where there are several, each takes a part of what was saved.
+    return next(iter(described.values())) if len(described) == 1 else None
 
 
-def _options(help_text: str) -> Iterator[tuple[str, str]]:
-    for line in help_text.splitlines():
+def find_in_source(source: str) -> ResumeOption | None:
+    """Return the option that the source of a script compares its command line with."""
+    for name in NAMES:
+        spelled = name.replace("_", "[-_]")
+        if found := re.search(rf"""["'](--{spelled})=?["']""", source):
+            note = "named in its source: correct this if the option takes no path"
+            return ResumeOption(f"{found[1]} {{path}}", note)
+    return None
+
+
+def _options(help_text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each option, the rest of its line, and what describes it."""
+    for line, following in pairwise([*help_text.splitlines(), ""]):
+        more = "" if _OPTION.search(following) else following
         # A line has several options where they are spelled in two ways, and in the usage.
         rest = line
         while found := _OPTION.search(rest):
-            yield found["name"], found["rest"]
             rest = found["rest"]
+            yield found["name"], rest, f"{rest} {more}"
 
 
 def _option(name: str, rest: str) -> ResumeOption | None:
