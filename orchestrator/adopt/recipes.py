@@ -45,7 +45,7 @@ class Recipe:
     """Where a program saves, and how it is told what to resume from.
 
     ``directory`` has the names of ``choices`` in braces. ``mark`` is a regular expression by which
-    a script that uses the program is recognized.
+    a script, or a command, that takes the resume argument is recognized.
     """
 
     name: str
@@ -89,7 +89,7 @@ RECIPES = (
         "{output_dir}",
         "checkpoint-*",
         "--resume_from_checkpoint {path}",
-        r"\btransformers\b|\btrl\b",
+        r"\bHfArgumentParser\b|\bresume_from_checkpoint\b",
         ("huggingface", "transformers", "trainer", "trl"),
         {"output_dir": Choice(_OUTPUT_DIR, "trainer_output")},
         "the script must pass `--resume_from_checkpoint` on to `train()`",
@@ -100,7 +100,7 @@ RECIPES = (
         "{root}/lightning_logs/version_*/checkpoints",
         "*.ckpt",
         "--ckpt_path {path}",
-        r"\blightning\b|pytorch_lightning",
+        r"\bLightningCLI\b",
         ("pytorch-lightning", "pl"),
         {"root": Choice(("--trainer.default_root_dir", "--default_root_dir"), ".")},
         "earlier versions of the same directory are taken for this run's",
@@ -111,7 +111,7 @@ RECIPES = (
         "{output_dir}",
         "step_*",
         "--resume_from_checkpoint {path}",
-        r"\baccelerate\b",
+        r"\bresume_from_checkpoint\b",
         ("accelerator",),
         {"output_dir": Choice(_OUTPUT_DIR, ".")},
         "with `--checkpointing_steps N`; for `epoch` write the pattern, `'OUT/epoch_*'`",
@@ -122,7 +122,7 @@ RECIPES = (
         "runs/{task}/{name}*/weights",
         "last.pt",
         "resume=True model={path}",
-        r"\bultralytics\b|\bYOLO\(",
+        r"\byolo\b",
         ("yolo", "yolov8", "yolo11"),
         {
             "task": Choice(("task",), "detect", ("segment", "classify", "pose", "obb")),
@@ -162,7 +162,7 @@ RECIPES = (
         "{folder}/{algo}/{env}_*",
         "rl_model_*_steps.zip",
         "--trained-agent {path}",
-        r"\bstable_baselines3\b|\brl_zoo3\b",
+        r"\brl_zoo3\b|\btrained_agent\b",
         ("stable-baselines3", "rl-zoo3", "rlzoo"),
         {
             "folder": Choice(("-f", "--log-folder"), "logs"),

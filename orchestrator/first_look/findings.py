@@ -1,6 +1,8 @@
 """What a look has found out: the pattern, the resume argument, and what both rest on."""
 
+import contextlib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,7 +11,7 @@ from orchestrator.adopt.completeness import Completeness, examine
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.adopt.recipes import RECIPES, Recipe
+from orchestrator.adopt.recipes import RECIPES
 from orchestrator.first_look.help_text import Help
 from orchestrator.first_look.look import Look
 from orchestrator.first_look.patterns import pattern_text
@@ -51,44 +53,37 @@ def findings(
     if look.saves is None:
         return None
     group = look.saves.group
-    recipe = _recipe_of(group, source)
-    adopt = _recipe_pattern(recipe, group, command)
-    if adopt is None:
-        adopt = pattern_text(group, command, look.before)
-    resume_arg, resume_source = _resume_argument(recipe, source, asked)
+    adopt = _recipe_pattern(group, command) or pattern_text(group, command, look.before)
+    text = shlex.join(command) if source is None else source
+    resume_arg, resume_source = _resume_argument(group, text, asked)
     return Findings(look.saves, adopt, resume_arg, resume_source, _completeness(group))
 
 
-def _resume_argument(
-    recipe: Recipe | None, source: str | None, asked: Help
-) -> tuple[str | None, str]:
-    """Return the words of --resume-arg, and where they come from or why there are none."""
+def _resume_argument(group: SaveGroup, text: str, asked: Help) -> tuple[str | None, str]:
+    """Return the words of --resume-arg, and where they come from or why there are none.
+
+    ``text`` is the script's source, or the command where that is not known.
+    """
     if option := find_resume_option(asked.text):
         return option.words, f"from its --help; {option.note}" if option.note else "from its --help"
-    if recipe is not None:
-        return recipe.resume_arg, f"as {recipe.program} takes it"
-    if option := find_in_source(source or ""):
-        return option.words, option.note
-    return None, asked.problem or "its --help names no option to resume"
-
-
-def _recipe_of(group: SaveGroup, source: str | None) -> Recipe | None:
-    """Return the recipe that fits the names of the saves and the script's source."""
+    if not asked.problem:
+        return None, "its --help names no option to resume"
     for recipe in RECIPES:
-        if fnmatchcase(group.newest.name, recipe.files) and re.search(recipe.mark, source or ""):
-            return recipe
+        if fnmatchcase(group.newest.name, recipe.files) and re.search(recipe.mark, text):
+            return recipe.resume_arg, f"as in the recipe {recipe.name}"
+    if option := find_in_source(text):
+        return option.words, option.note
+    return None, asked.problem
+
+
+def _recipe_pattern(group: SaveGroup, command: Sequence[str]) -> str | None:
+    """Return the pattern of a recipe that matches the newest save; it knows what may change."""
+    for recipe in RECIPES:
+        with contextlib.suppress(ValueError):
+            text = recipe.pattern(command)
+            if Pattern.parse(text).names(group.newest):
+                return text
     return None
-
-
-def _recipe_pattern(recipe: Recipe | None, group: SaveGroup, command: Sequence[str]) -> str | None:
-    """Return the recipe's pattern for the command if it matches the newest save."""
-    if recipe is None:
-        return None
-    try:
-        text = recipe.pattern(command)
-    except ValueError:
-        return None
-    return text if Pattern.parse(text).names(group.newest) else None
 
 
 def _completeness(group: SaveGroup) -> Completeness | None:

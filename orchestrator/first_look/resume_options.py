@@ -26,6 +26,8 @@ _NO_PATH = re.compile(
     r"N|NUM\w*|INT\w*|FLOAT|BOOL\w*|COUNT|STEP\w*|EPOCH\w*|ITER\w*|ID|\w+_(?:STEP|EPOCH|ID)",
     re.IGNORECASE,
 )
+# A word that may be left out, after the options in argparse's usage.
+_POSITIONAL = re.compile(r"\]\s+\[(\w+)\]")
 _RESUMING = re.compile(r"(?:continue|resume|restart)\w*\s+(?:the\s+)?training", re.IGNORECASE)
 _RESUMES = {"resume", "continue", "latest", "last", "auto"}
 
@@ -54,6 +56,9 @@ def find_resume_option(help_text: str) -> ResumeOption | None:
             described[name] = option
     if named:
         return named[min(named)]
+    for found in _POSITIONAL.finditer(help_text):
+        if found[1].lower() in NAMES:
+            return ResumeOption("{path}", "the script takes the path without an option")
     # Where there are several, each takes a part of what was saved.
     return next(iter(described.values())) if len(described) == 1 else None
 
