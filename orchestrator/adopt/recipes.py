@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _NAME = re.compile(r"([A-Za-z][\w.-]*)(?::(.+))?", re.DOTALL)
-LEAST_LIKENESS = 0.8
+LEAST_LIKENESS = 0.85
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Choice:
         """Return what the command says, as plain text of a pattern; else the default."""
         value = self.default
         for word, following in zip(command, [*command[1:], ""], strict=True):
-            name, is_joined, joined = word.partition("=")
+            name, _, joined = word.partition("=")
             if word in self.words:
                 value = word
-            elif name in self.options and is_joined:
+            elif name in self.options and joined:
                 value = joined
             elif word in self.options and word.startswith("-") and following:
                 value = following
@@ -90,7 +90,7 @@ RECIPES = (
         "checkpoint-*",
         "--resume_from_checkpoint {path}",
         r"\bHfArgumentParser\b|\bresume_from_checkpoint\b",
-        ("huggingface", "transformers", "trainer", "trl"),
+        ("huggingface", "transformers"),
         {"output_dir": Choice(_OUTPUT_DIR, "trainer_output")},
         "the script must pass `--resume_from_checkpoint` on to `train()`",
     ),
@@ -101,9 +101,9 @@ RECIPES = (
         "*.ckpt",
         "--ckpt_path {path}",
         r"\bLightningCLI\b",
-        ("pytorch-lightning", "pl"),
+        ("pytorch-lightning",),
         {"root": Choice(("--trainer.default_root_dir", "--default_root_dir"), ".")},
-        "earlier versions of the same directory are taken for this run's",
+        "versions that are already there are taken for this run's",
     ),
     Recipe(
         "accelerate",
@@ -114,7 +114,7 @@ RECIPES = (
         r"\bresume_from_checkpoint\b",
         ("accelerator",),
         {"output_dir": Choice(_OUTPUT_DIR, ".")},
-        "with `--checkpointing_steps N`; for `epoch` write the pattern, `'OUT/epoch_*'`",
+        "with `--checkpointing_steps N`; with `epoch` write `--adopt 'OUT/epoch_*'`",
     ),
     Recipe(
         "ultralytics",
@@ -128,8 +128,8 @@ RECIPES = (
             "task": Choice(("task",), "detect", ("segment", "classify", "pose", "obb")),
             "name": Choice(("name",), "train"),
         },
-        "give `name=NAME`, or earlier trainings are taken for this run's; with `project=DIR` write "
-        "`ultralytics:'DIR/NAME*/weights'`",
+        "give `name=NAME`: trainings of that name that are already there are taken for this run's; "
+        "with `project=DIR` write `ultralytics:'DIR/NAME*/weights'`",
     ),
     Recipe(
         "timm",
@@ -169,7 +169,7 @@ RECIPES = (
             "algo": Choice(("--algo",), "ppo"),
             "env": Choice(("--env",), "CartPole-v1"),
         },
-        "with `--save-freq N`; earlier trainings of the same kind are taken for this run's",
+        "with `--save-freq N`; trainings that are already there are taken for this run's",
     ),
 )
 

@@ -15,7 +15,7 @@ from orchestrator.first_look.saves import Saves, find_saves
 from orchestrator.first_look.script_run import ScriptEnd, ScriptRun
 from orchestrator.first_look.stop_requests import StopRequests
 from orchestrator.first_look.weights import likeness
-from orchestrator.first_look.written_files import FileWatch, named_directories
+from orchestrator.first_look.written_files import FILE_CLOCK_NS, FileWatch, named_directories
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.system.open_files import files_open_for_writing
@@ -45,7 +45,7 @@ class Look:
     end: ScriptEnd
     was_stopped: bool
     """Whether a signal has ended the look."""
-    saved_when_asked: bool
+    has_saved_when_asked: bool
     """Whether the script has saved after it was asked to end."""
     saves: Saves | None
     before: Collection[Path]
@@ -71,14 +71,16 @@ def look_at(command: Sequence[str], options: LookOptions, requests: StopRequests
             _let_save_end(script, requests, options.grace_seconds)
             _look_twice(watch)
             seconds = time.monotonic() - began
+            asked_ns = time.time_ns() - FILE_CLOCK_NS
         finally:
             end = script.end(options.grace_seconds, options.stop_signal, requests.is_hurried)
-    saved_when_asked = _look_twice(watch) and end.asked_seconds is not None
+    _look_twice(watch)
+    newest_ns = max((file.versions[-1].modified_ns for file in watch.written.values()), default=0)
     return Look(
         seconds,
         end,
         was_stopped,
-        saved_when_asked,
+        end.asked_seconds is not None and newest_ns >= asked_ns,
         find_saves(watch.written.values()),
         watch.before.keys(),
         sorted(watch.written.keys() & watch.before.keys()),
@@ -113,12 +115,10 @@ def _let_save_end(script: ScriptRun, requests: StopRequests, seconds: float) -> 
         time.sleep(POLL_SECONDS)
 
 
-def _look_twice(watch: FileWatch) -> bool:
-    """Look until what is there has come to rest; return whether there is a new version."""
-    has_news = False
+def _look_twice(watch: FileWatch) -> None:
+    """Look until what is there has come to rest."""
     for _ in range(2):
-        has_news = watch.look(files_open_for_writing()) or has_news
-    return has_news
+        watch.look(files_open_for_writing())
 
 
 def _pause(script: ScriptRun, requests: StopRequests, seconds: float) -> None:

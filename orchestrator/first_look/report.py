@@ -183,6 +183,6 @@ def _stop(look: Look) -> str:
     seconds = duration_text(look.end.asked_seconds)
     if look.end.was_killed:
         return f"the script did not end within {seconds} of the stop signal, and was killed"
-    if look.saved_when_asked:
-        return f"the script saves and ends {seconds} after the stop signal"
-    return f"the script ends {seconds} after the stop signal, without a save"
+    if look.has_saved_when_asked:
+        return f"the script ended {seconds} after the stop signal, and saved in that time"
+    return f"the script ended {seconds} after the stop signal, without a save"
