@@ -87,4 +87,5 @@ class ScriptRun:
         process_tree.kill_all_descendants(KILL_SECONDS, self._earlier)
         # One that waits for a disk or a device ends after that.
         status = self._process.returncode if self.wait(KILL_SECONDS) else -signal.SIGKILL
+        process_tree.reap_children(self._earlier)
         return ScriptEnd(status, seconds if was_asked else None, was_killed)
