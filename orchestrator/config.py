@@ -200,7 +200,8 @@ class Config:
         _parse_count,
         "N",
         "Restart after at most N failures without progress, then give up. A run that saves "
-        "something new between failures is restarted without limit. Default: 5.",
+        "something new between failures is restarted without limit, unless --max-attempts or "
+        "--give-up-after sets one. Default: 5.",
         5,
     )
     max_attempts: int | None = _option(

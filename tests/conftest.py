@@ -4,7 +4,12 @@ import gc
 import os
 import signal
 
+import hypothesis
 import pytest
+
+# The pace of the machine is nothing that a test may fail by.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 # The test processes share the cores: threads of torch that wait for each other would spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -12,12 +12,6 @@ from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import PAGE_BYTES, Field, Phase
-from orchestrator.ipc.messages import (
-    ATTEMPT_VARIABLE,
-    RESUME_VARIABLE,
-    RUN_DIR_VARIABLE,
-    SOCKET_VARIABLE,
-)
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.telemetry.run_state import State
 from tests import cli_reference
@@ -76,9 +70,14 @@ def test_names(name: str) -> None:
 
 
 def test_environment() -> None:
-    """The page of environment variables names the trainer's."""
-    for name in (SOCKET_VARIABLE, RUN_DIR_VARIABLE, ATTEMPT_VARIABLE, RESUME_VARIABLE):
-        assert f"`{name}`" in ENVIRONMENT
+    """Each variable in the source is documented, and each that is documented is in the source."""
+    sources = "".join(path.read_text() for path in (ROOT / "orchestrator").rglob("*.py"))
+    named = set(re.findall(r"ORCHESTRATOR_[A-Z_]+[A-Z]", sources))
+    settings = {f"ORCHESTRATOR_{name.upper()}" for name in Config.__dataclass_fields__}
+    page = set(re.findall(r"ORCHESTRATOR_[A-Z_]+[A-Z]", ENVIRONMENT))
+    assert named - settings <= page
+    for text in (README, *PAGES.values()):
+        assert set(re.findall(r"ORCHESTRATOR_[A-Z_]+[A-Z]", text)) <= named | settings
 
 
 def test_format_examples() -> None:

@@ -1,4 +1,4 @@
-"""Finds saves that are like those of a pattern and lie where the pattern does not look."""
+"""Finds saves that are like those of a pattern and are where the pattern does not look."""
 
 import glob
 import os
@@ -33,7 +33,7 @@ def find_beside(
     """
     parts = [*pattern.base.parts[1:], *(level.text for level in pattern.levels)]
     escaped = [*map(glob.escape, pattern.base.parts[1:]), *parts[len(pattern.base.parts) - 1 :]]
-    # Other projects lie beside the current directory.
+    # Other projects are beside the current directory.
     here = Path.cwd().parts
     project = len(here) - 1 if pattern.base.parts[: len(here)] == here else 0
     first = max(project, len(parts) - 1 - MOST_CHANGING_LEVELS)

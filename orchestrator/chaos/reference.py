@@ -82,7 +82,7 @@ def check_undisturbed(result: TrialResult) -> TrialResult:
     if not result.history.steps:
         raise ConfigError(
             "cannot judge this command: it has made no step of a Session; train with "
-            "`orchestrator.training.Session`, as the README shows"
+            "`from orchestrator import Session`, as the README shows"
         )
     return result
 

@@ -234,9 +234,9 @@ class Adoption:
                 if not self._has_told_of_numbers:
                     self._has_told_of_numbers = True
                     self._log.warning(
-                        f"the script numbers its saves anew after a resume ({path.name} comes "
-                        f"after number {resumed_number}): checkpoints are ordered by what they "
-                        "descend from, and their steps go on",
+                        "the script begins to number its saves again after a resume "
+                        f"({path.name} comes after number {resumed_number}): checkpoints are "
+                        "ordered by what they descend from, and their steps go on",
                         path=str(path),
                         number=number,
                     )

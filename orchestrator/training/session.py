@@ -97,7 +97,8 @@ class Session:
         """Register the objects whose states are saved and restored.
 
         Args:
-            run_dir: Where the run is kept if no supervisor says it; default: runs/<script>.
+            run_dir: Where the run is kept if no supervisor says it; {name} and {args} stand for the
+                script's name and its arguments. Default: runs/<script>.
             start_from: A file in the classic form {'epoch', 'model_state_dict',
                 'optimizer_state_dict', 'loss'} with which a run begins that has no checkpoints of
                 its own.

@@ -276,7 +276,7 @@ def test_numbers_that_begin_anew_do_not_run_in_circles(supervise: Start) -> None
     assert status == 0
     begun = [first_line_of(run, attempt) for attempt in (1, 2, 3, 4)]
     assert begun == [f"begins with work {work}" for work in (0, 2, 4, 6)]
-    assert stderr.count("numbers its saves anew") == 1
+    assert stderr.count("begins to number its saves again") == 1
 
 
 @pytest.mark.parametrize(

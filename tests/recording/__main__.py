@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 RECORDING = ROOT / "docs" / "assets" / "demo.svg"
 TITLE = (
     "A terminal: training is stopped with Ctrl-C, resumed by the same command, killed with "
-    "kill -9, back within a second, and completed."
+    "kill -9, back at once, and completed."
 )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 PRINT = (
     "import json\nimport orchestrator.training\n"
     "from orchestrator.spare.loaded_modules import loaded_modules\n"

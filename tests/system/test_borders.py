@@ -33,7 +33,7 @@ ANY_VALUE = st.recursive(
     lambda parts: st.lists(parts, max_size=3) | st.dictionaries(ANY_TEXT, parts, max_size=3),
     max_leaves=6,
 )
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def objects(**right: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:

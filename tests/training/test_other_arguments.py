@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from orchestrator.training import Session, TrainingRefused, TrainingStopped
+from tests.e2e.warm_python import TRAINING, WarmPython
 
 SCRIPT = """
 import os, signal, sys, torch
@@ -39,19 +39,15 @@ def train(tmp_path: Path) -> Train:
     (tmp_path / "train.py").write_text(SCRIPT)
 
     def run(words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "train.py", *words.split()],
-            capture_output=True,
-            check=False,
-            cwd=tmp_path,
-            env={**os.environ, **variables},
-            text=True,
-            timeout=120,
-        )
+        arguments = ["train.py", *words.split()]
+        process = WarmPython(arguments, TRAINING, cwd=tmp_path, env=os.environ | variables)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(arguments, process.wait(), out, err)
 
     return run
 
 
+@pytest.mark.processes
 def test_resume_with_other_arguments_is_told_with_both_values(train: Train, tmp_path: Path) -> None:
     """Arguments and optimizer options stand side by side; the same arguments give no warning."""
     assert train("6 --lr 1e-3", STOP="2").returncode == 75
@@ -72,6 +68,7 @@ def test_resume_with_other_arguments_is_told_with_both_values(train: Train, tmp_
     assert manifests[-1]["options"]["optimizer"]["lr"] == 1e-3
 
 
+@pytest.mark.processes
 def test_complete_run_is_not_trained_with_other_arguments_unasked(train: Train) -> None:
     """A sweep over one directory ends with 78 at its second value, and trains it when asked to."""
     assert train("2 --lr 1e-3").returncode == 0
@@ -84,6 +81,7 @@ def test_complete_run_is_not_trained_with_other_arguments_unasked(train: Train) 
     assert train("3 --lr 1e-4").returncode == 0
 
 
+@pytest.mark.processes
 def test_pattern_gives_each_set_of_arguments_a_run(train: Train, tmp_path: Path) -> None:
     """Each value of a sweep is trained in a directory that is named after it."""
     for lr in ("1e-3", "1e-4"):

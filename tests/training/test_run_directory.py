@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir
+from tests.e2e.warm_python import ORCHESTRATOR, TRAINING, WarmPython
 
 SCRIPT = """
 import os, shutil, signal, sys, time, torch
@@ -34,6 +35,8 @@ with Session(model=torch.nn.Linear(2, 1)) as session:
         session.step()
 """
 
+pytestmark = pytest.mark.processes
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -45,18 +48,14 @@ def run(tmp_path: Path) -> Run:
         inside: str = "pass", before: str = "", *, supervised: bool = False
     ) -> subprocess.CompletedProcess[str]:
         (tmp_path / "train.py").write_text(SCRIPT.format(before=before, inside=inside))
-        command = [sys.executable, "train.py"]
+        words, modules = ["train.py"], TRAINING
         if supervised:
-            command = [sys.executable, "-m", "orchestrator", "run", "--no-spare", "--", *command]
-        return subprocess.run(
-            command,
-            capture_output=True,
-            check=False,
-            cwd=tmp_path,
-            env={**os.environ, "ORCHESTRATOR_SNAPSHOT_BUDGET": "off"},
-            text=True,
-            timeout=180,
-        )
+            words = ["-m", "orchestrator", "run", "--no-spare", "--", sys.executable, "train.py"]
+            modules = ORCHESTRATOR
+        variables = {**os.environ, "ORCHESTRATOR_SNAPSHOT_BUDGET": "off"}
+        process = WarmPython(words, modules, cwd=tmp_path, env=variables)
+        out, err = process.communicate(timeout=180)
+        return subprocess.CompletedProcess(words, process.wait(), out, err)
 
     return run_script
 

@@ -256,6 +256,6 @@ RemoveIPC=yes
 # - PrivateDevices, DevicePolicy, PrivateUsers: GPUs, and the groups that may use them.
 # - PrivateNetwork, IPAddressDeny: data sets, experiment trackers, NCCL.
 # - ProtectSystem=strict, ProtectHome, UMask: scripts write anywhere, also for other users.
-# - PrivateTmp: compile caches survive a restart, and `orchestrator status` has its socket there.
+# - PrivateTmp: compile caches survive a restart; sockets of runs with long paths are there.
 # - ProcSubset: torch reads /proc/cpuinfo.
 """

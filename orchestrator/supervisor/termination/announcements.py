@@ -19,6 +19,9 @@ KILLING = "killing everything now"
 def announce_stop(source: str, patience_seconds: float, has_session: bool) -> None:
     """Log what a request to stop does, how long it may take, and how to hurry it."""
     name = "Ctrl-C" if source == signal.SIGINT.name else source
+    again, third = f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same signal'} again", "a third time"
+    if source not in signal.Signals.__members__:  # a notice or a command, which never escalates
+        again, third = "a stop signal", "a second one"
     if has_session:
         now = "saving at the next safe point"
         late = "if no safe point comes, the newest snapshot in memory is saved instead"
@@ -29,8 +32,7 @@ def announce_stop(source: str, patience_seconds: float, has_session: bool) -> No
         f"stopping on {name}: {now}",
         details=[
             f"up to {patience_seconds:.0f} s; {late}",
-            f"{'Ctrl-C' if name == 'Ctrl-C' else 'the same signal'} again: do not wait for that; "
-            "a third time: kill at once",
+            f"{again}: do not wait for that; {third}: kill at once",
         ],
         source=source,
         patience_seconds=patience_seconds,

@@ -334,7 +334,7 @@ def test_skipped_samples_are_never_read(tmp_path: Path, batch_size: int | None) 
     assert len(rest) == len(range(done, SIZE, batch_size or 1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.integers(1, 30),
     batch_size=st.integers(1, 8),

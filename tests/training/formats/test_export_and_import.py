@@ -20,6 +20,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session
+from orchestrator.training.formats import classic
 from tests.checkpoint.support import manifest_of
 from tests.training.support import as_new_process
 
@@ -401,7 +402,6 @@ def damaged_safetensors(path: Path) -> None:
             "a tensor of it spreads its data over 4000000000000 bytes",
         ),
         (lambda path: torch.save({"epoch": 1, "m_state_dict": nested(200)}, path), "too deeply"),
-        (lambda path: torch.save({"epoch": 1, "m_state_dict": doubled(40)}, path), "too often"),
         (
             lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),
             "'epoch' is -1, not a whole number of at least 0",
@@ -421,6 +421,17 @@ def test_unusable_file_is_not_imported(
     with pytest.raises(OrchestratorError, match=text) as refused:
         command("import", "file", "new")
     assert refused.value.status == 78
+    assert not (tmp_path / "new").exists()
+
+
+def test_small_file_with_an_endless_content_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a few bytes describe is walked up to a limit, which is lower here to save time."""
+    monkeypatch.setattr(classic, "MOST_PARTS", 100_000)
+    torch.save({"epoch": 1, "m_state_dict": doubled(40)}, tmp_path / "file")
+    with pytest.raises(OrchestratorError, match="refers to itself too often"):
+        command("import", "file", "new")
     assert not (tmp_path / "new").exists()
 
 

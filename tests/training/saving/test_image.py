@@ -140,9 +140,7 @@ def states(draw: st.DrawFn) -> Any:
     )
 
 
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(states())
 def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: Any) -> None:
     """Any nested state loads from its image as from torch.save: values, strides, and ties."""

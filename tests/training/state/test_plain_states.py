@@ -183,14 +183,14 @@ def nest(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.recursive(leaves, nest, max_leaves=8))
 def test_nested_state_comes_back(value: Any) -> None:
     """A nested state of supported types comes back from the file bit for bit."""
     assert same(round_trip(value), value)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.recursive(leaves, nest, max_leaves=8))
 def test_conversion_does_not_change_the_live_state(value: Any) -> None:
     """Conversion makes new containers and never changes those of the script."""
