@@ -3,6 +3,8 @@
 python -m tests.recipe_table
 """
 
+import os
+
 from orchestrator.adopt.recipes import RECIPES, Recipe
 
 
@@ -18,7 +20,7 @@ def _row(recipe: Recipe) -> str:
     for name, choice in recipe.choices.items():
         shown = choice.default or choice.options[0].strip("-").upper()
         where = where.replace(f"{{{name}}}", shown)
-    path = f"{where}/{recipe.files}".removeprefix("./")
+    path = os.path.normpath(f"{where}/{recipe.files}")
     options = f"--adopt '{path}' --resume-arg '{recipe.resume_arg}'"
     taken = ", ".join(f"`{choice.options[0]}`" for choice in recipe.choices.values())
     return f"| `{recipe.name}` | {recipe.program} | `{options}` | {taken} | {recipe.note} |"

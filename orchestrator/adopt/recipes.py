@@ -70,7 +70,7 @@ class Recipe:
                     f"the recipe {self.name} needs {option} in the command, since the program "
                     f"names its directory by the time without it; or write {self.name}:DIRECTORY"
                 )
-        return os.path.join(self.directory.format(**values), self.files)
+        return os.path.normpath(os.path.join(self.directory.format(**values), self.files))
 
 
 @dataclass(frozen=True)

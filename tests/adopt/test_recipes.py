@@ -29,7 +29,7 @@ def adopted(text: str, *command: str, directory: Path = Path()) -> str:
         ("hf", "python train.py --output_dir mine", "mine/checkpoint-*"),
         ("hf", "python train.py --output_dir a --output-dir=b", "b/checkpoint-*"),
         ("hf:there", "python train.py --output_dir mine", "there/checkpoint-*"),
-        ("lightning", "python m.py fit", "./lightning_logs/version_*/checkpoints/*.ckpt"),
+        ("lightning", "python m.py fit", "lightning_logs/version_*/checkpoints/*.ckpt"),
         ("lightning:out", "python m.py fit", "out/*.ckpt"),
         ("accelerate", "python m.py --output_dir o", "o/step_*"),
         ("ultralytics", "yolo train model=x", "runs/detect/train*/weights/last.pt"),
