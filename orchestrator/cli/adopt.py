@@ -14,7 +14,7 @@ from orchestrator.first_look.look import LookOptions, look_at
 from orchestrator.first_look.report import report
 from orchestrator.first_look.settings_file import write_settings
 from orchestrator.first_look.stop_requests import StopRequests
-from orchestrator.system.units import duration_text, parse_duration
+from orchestrator.system.units import parse_duration
 from orchestrator.terminal.printing import print_text
 
 FOUND, NOTHING_FOUND = 0, 1
@@ -38,7 +38,7 @@ def adopt(arguments: Namespace) -> int:
         return NOTHING_FOUND
     _tell(
         f"starting: {shlex.join(command)}\n"
-        f"it trains from zero until it has saved twice, for {duration_text(seconds)} at most; what "
+        f"it trains from zero until it has saved twice, for {arguments.look_for} at most; what "
         "it writes stays, and what it writes over is gone; Ctrl-C ends the look"
     )
     options = LookOptions(seconds, config.grace, config.stop_signal)

@@ -9,6 +9,7 @@ from orchestrator.checkpoint.retention import DEFAULT_KEEP
 from orchestrator.first_look.findings import Findings
 from orchestrator.first_look.look import Look
 from orchestrator.first_look.saves import SaveGroup
+from orchestrator.first_look.weights import Likeness
 from orchestrator.system.units import duration_text, size_text
 
 MOST_OVERWRITTEN = 3
@@ -95,6 +96,8 @@ def _found(findings: Findings) -> Iterator[str]:
     if findings.saves.parts:
         names = ", ".join(part.newest.name for part in findings.saves.parts)
         yield f"Beside it there is always {names}."
+    if group.likeness is Likeness.WEAK:
+        yield "It may hold results or data instead of the state of a training: look into it first."
     yield ""
     yield f"--adopt       {shlex.quote(findings.adopt)}"
     shown = "none" if findings.resume_arg is None else shlex.quote(findings.resume_arg)

@@ -18,7 +18,7 @@ from orchestrator.first_look.written_files import WrittenFile
 # A directory that is a save lies at most this far above its files.
 MOST_LEVELS = 3
 _TEMPORARY = re.compile(r"(^|[-_./])(tmp|temp|incomplete)([-_./]|\d|$)", re.IGNORECASE)
-# What is no save to go on from: the best one, the last one of a finished training.
+# What is no save to go on from: the best one, the model of a finished training.
 _SPECIAL = re.compile(r"(^|[-_.])(best|final|ema|export)([-_.=]|\d|$)", re.IGNORECASE)
 # The file of a rank, or a part of a file that is too large.
 _SHARD = re.compile(r"(rank|shard|part|of)[-_]?\d+|\d+[-_]of", re.IGNORECASE)
@@ -54,8 +54,8 @@ class SaveGroup:
 
     @property
     def is_rewritten(self) -> bool:
-        """Whether a path was saved under more than once."""
-        return any(len(versions) > 1 for versions in self.members.values())
+        """Whether each path was saved under more than once, as far as it was seen."""
+        return self.saves >= 2 * len(self.members)
 
     @property
     def has_numbers(self) -> bool:
@@ -78,7 +78,7 @@ class SaveGroup:
 
     @property
     def is_special(self) -> bool:
-        """Whether its name says that it is the best or the last, not one to go on from."""
+        """Whether its name says that it is the best or the final one, not one to go on from."""
         return _SPECIAL.search(self.newest.stem) is not None
 
     @property

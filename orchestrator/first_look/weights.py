@@ -11,7 +11,7 @@ _STRONG = {
     *(".zip", ".h5", ".keras", ".weights", ".model", ".msgpack", ".pdparams", ".joblib"),
 }
 # Data sets and results are as likely as checkpoints.
-_WEAK = {".npz", ".npy", ".json"}
+_WEAK = {".npz", ".npy"}
 # torch.save's older format, and pickles, begin like this.
 _PICKLE_MAGIC = b"\x80"
 

@@ -36,10 +36,7 @@ class WrittenFile:
 class FileWatch:
     """Watches the files below some directories; links to directories count only at the top."""
 
-    def __init__(
-        self, directories: Iterable[Path], most_names: int = MOST_NAMES, since_ns: int | None = None
-    ) -> None:
-        """``since_ns`` is the start of the look by time.time_ns, by default now."""
+    def __init__(self, directories: Iterable[Path], most_names: int = MOST_NAMES) -> None:
         self.written: dict[Path, WrittenFile] = {}
         """The files that were written and may hold weights."""
         self.was_cut_off = False
@@ -47,7 +44,7 @@ class FileWatch:
         self.session_run: Path | None = None
         """The run directory of a session that the script has opened."""
         self.seconds_for_look = 0.0
-        self.since_ns = time.time_ns() - FILE_CLOCK_NS if since_ns is None else since_ns
+        self._since_ns = time.time_ns() - FILE_CLOCK_NS
         self._roots = [path.absolute() for path in directories]
         self._most_names = most_names
         self._seen: dict[Path, FileState] = {}
@@ -69,7 +66,7 @@ class FileWatch:
         self._follow(open_files)
         has_news = False
         for path, state in self._files():
-            if state.modified_ns < self.since_ns or self.before.get(path) == state:
+            if state.modified_ns < self._since_ns or self.before.get(path) == state:
                 continue
             is_at_rest = self._seen.get(path) == state and path not in open_files
             self._seen[path] = state
@@ -91,9 +88,10 @@ class FileWatch:
         return True
 
     def _follow(self, open_files: Collection[Path]) -> None:
-        """Watch the directories outside in which the script has a file of weights open."""
+        """Watch, before all others, the unwatched directories in which a file of weights is open."""
         for path in open_files:
-            if likeness(path) is Likeness.NONE or any(map(path.is_relative_to, self._roots)):
+            is_watched = any(map(path.is_relative_to, self._roots)) and not self.was_cut_off
+            if is_watched or likeness(path) is Likeness.NONE:
                 continue
             directory = path.parent
             for _ in range(MOST_PARENTS):
@@ -101,8 +99,8 @@ class FileWatch:
                     break
                 directory = directory.parent
             temporary = {*_SHARED, Path(tempfile.gettempdir())}
-            if directory not in temporary:
-                self._roots.append(directory)
+            if directory not in temporary and directory not in self._roots:
+                self._roots.insert(0, directory)
 
     def _files(self) -> Iterator[tuple[Path, FileState]]:
         """Yield the files and their states, those in few levels first, linked directories last."""
@@ -142,7 +140,7 @@ class FileWatch:
             modified_ns = run_file.stat().st_mtime_ns
         except OSError:
             return True
-        if modified_ns >= self.since_ns:
+        if modified_ns >= self._since_ns:
             self.session_run = Path(entry.path)
         return False
 

@@ -208,7 +208,7 @@ def test_hidden_and_foreign_directories_are_not_watched(script: Callable[..., Sc
 
 
 def test_number_of_watched_names_has_a_limit(script: Callable[..., Script]) -> None:
-    """Names in few levels come first, and the report can say that some were left out."""
+    """Names in few levels come first, and those beside a file that the script has open."""
     write("m.pt", *(f"data/{i}.txt" for i in range(20)))
     watch = FileWatch([Path.cwd()], most_names=10)
     assert watch.was_cut_off
@@ -217,3 +217,10 @@ def test_number_of_watched_names_has_a_limit(script: Callable[..., Script]) -> N
     for _ in range(2):
         watch.look(())
     assert list(watch.written) == [Path("m.pt").absolute()]
+    deep = Path("out/a/b/c/m.pt").absolute()
+    write(str(deep))
+    for open_files in ([], [], [deep]):
+        watch.look(open_files)
+        assert deep not in watch.written
+    watch.look(())
+    assert deep in watch.written
