@@ -14,7 +14,7 @@ from orchestrator.chaos.faults import help_text
 from orchestrator.cli import attach, control, run, transfer
 from orchestrator.cli.slurm_script import slurm_script
 from orchestrator.cli.systemd_unit import print_systemd_unit
-from orchestrator.config import Config
+from orchestrator.config import REPEATED, Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.terminal.printing import print_text
@@ -113,8 +113,8 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Stop a PyTorch training run and lose nothing. Kill it and lose seconds. Cut the "
-        "power and lose the time since the last checkpoint.",
+        description="Stop a PyTorch training run and lose nothing. Kill it and lose seconds. Cut "
+        "the power and lose the time since the last checkpoint.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -202,6 +202,14 @@ def _add_slurm_script(groups: Any) -> None:
     _take_settings(printing)
 
 
+class _AddLine(argparse.Action):
+    """Adds each further value of an option as a line to its text."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, _: Any = None) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if earlier is None else f"{earlier}\n{values}")
+
+
 def _take_settings(command: argparse.ArgumentParser) -> None:
     for setting in fields(Config):
         option, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
@@ -209,7 +217,10 @@ def _take_settings(command: argparse.ArgumentParser) -> None:
             _add_switch(command, option, text)
             continue
         command.add_argument(
-            option, metavar=setting.metadata["metavar"], help=text.replace("%", "%%")
+            option,
+            action=_AddLine if setting.name in REPEATED else "store",
+            metavar=setting.metadata["metavar"],
+            help=text.replace("%", "%%"),
         )
 
 

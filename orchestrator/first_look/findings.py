@@ -12,10 +12,15 @@ from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.formats import IncompleteError
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.recipes import RECIPES
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.first_look.help_text import Help
 from orchestrator.first_look.look import Look
 from orchestrator.first_look.patterns import pattern_text
-from orchestrator.first_look.resume_options import find_in_source, find_resume_option
+from orchestrator.first_look.resume_options import (
+    find_in_source,
+    find_member_options,
+    find_resume_option,
+)
 from orchestrator.first_look.saves import SaveGroup, Saves
 
 
@@ -25,6 +30,7 @@ class Findings:
 
     saves: Saves
     adopt: str
+    """The pattern, or a line for each file that the script saves together with it."""
     resume_arg: str | None
     resume_source: str
     """Where the resume argument comes from, or why there is none."""
@@ -38,9 +44,9 @@ class Findings:
         return found if self.resume_arg is None else found | {"resume_arg": self.resume_arg}
 
     @property
-    def pattern(self) -> Pattern:
+    def pattern(self) -> UnitPattern:
         """The parsed pattern."""
-        return Pattern.parse(self.adopt)
+        return UnitPattern.parse(self.adopt)
 
 
 def findings(
@@ -53,9 +59,14 @@ def findings(
     if look.saves is None:
         return None
     group = look.saves.group
-    adopt = _recipe_pattern(group, command) or pattern_text(group, command, look.before)
+    adopt = _recipe_pattern(group, command) or _patterns(look, look.saves, command)
     text = shlex.join(command) if source is None else source
-    resume_arg, resume_source = _resume_argument(group, text, asked)
+    names = UnitPattern.parse(adopt).names
+    resume_arg: str | None
+    if option := find_member_options(asked.text, names):
+        resume_arg, resume_source = option.words, "from its --help"
+    else:
+        resume_arg, resume_source = _resume_argument(group, text, asked)
     return Findings(look.saves, adopt, resume_arg, resume_source, _completeness(group))
 
 
@@ -74,6 +85,16 @@ def _resume_argument(group: SaveGroup, text: str, asked: Help) -> tuple[str | No
     if option := find_in_source(text):
         return option.words, option.note
     return None, asked.problem
+
+
+def _patterns(look: Look, saves: Saves, command: Sequence[str]) -> str:
+    """Return a line for each part of a save; the first alone where the parts do not fit."""
+    lines = [pattern_text(g, command, look.before) for g in (saves.group, *saves.parts)]
+    try:
+        UnitPattern.parse("\n".join(lines))
+    except ValueError:
+        return lines[0]
+    return "\n".join(lines)
 
 
 def _recipe_pattern(group: SaveGroup, command: Sequence[str]) -> str | None:

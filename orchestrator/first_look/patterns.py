@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from orchestrator.adopt.beside import find_beside
-from orchestrator.adopt.pattern import DATE_AND_TIME, Pattern
+from orchestrator.adopt.pattern import DATE_AND_TIME
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.first_look.saves import STEP_NUMBER, SaveGroup
 
 _NUMBER = re.compile(r"(\d+)")
@@ -74,7 +75,7 @@ def _name_text(group: SaveGroup) -> str:
 
 def _with_earlier_starts(text: str, path: Path, own: Collection[Path]) -> str:
     """Return a wider pattern if earlier starts have saved in directories counted like this one."""
-    beside = find_beside(Pattern.parse(text), 0, in_directories=True)
+    beside = find_beside(UnitPattern.parse(text), 0, in_directories=True)
     if beside is None:
         return text
     above = list(zip(path.parents, beside.path.parents, strict=False))

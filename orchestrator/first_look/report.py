@@ -32,16 +32,18 @@ def report(look: Look, findings: Findings | None, command: Sequence[str]) -> str
 
 def run_command(findings: Findings, command: Sequence[str]) -> str:
     """Return the command line that adopts the script."""
-    words = ["orchestrator", "run", "--adopt", findings.adopt]
+    adopted = [word for text in findings.adopt.split("\n") for word in ("--adopt", text)]
+    words = ["orchestrator", "run", *adopted]
     if findings.resume_arg is not None:
         words += ["--resume-arg", findings.resume_arg]
     return shlex.join([*words, "--", *command])
 
 
 def _goes_on(findings: Findings) -> str:
+    patterns = " or ".join(findings.adopt.split("\n"))
     return (
-        f"Its first start goes on from the newest of these saves; to begin from zero, delete what "
-        f"matches {findings.adopt} first."
+        "Its first start goes on from the newest of these saves; to begin from zero, delete what "
+        f"matches {patterns} first."
     )
 
 
@@ -99,7 +101,8 @@ def _found(findings: Findings) -> Iterator[str]:
     if group.likeness is Likeness.WEAK:
         yield "It may hold results or data instead of the state of a training: look into it first."
     yield ""
-    yield f"--adopt       {shlex.quote(findings.adopt)}"
+    for text in findings.adopt.split("\n"):
+        yield f"--adopt       {shlex.quote(text)}"
     shown = "none" if findings.resume_arg is None else shlex.quote(findings.resume_arg)
     yield f"--resume-arg  {shown} ({findings.resume_source})"
 
@@ -121,7 +124,13 @@ def _promised(look: Look, findings: Findings) -> Iterator[tuple[str, str]]:
     yield "steps", _steps(findings)
     if findings.saves.parts:
         names = ", ".join(part.newest.name for part in findings.saves.parts)
-        yield "files", f"only {group.newest.name} is adopted and restored, not {names}"
+        if len(findings.pattern.patterns) > 1:
+            yield (
+                "files",
+                f"{group.newest.name} and {names} are one checkpoint: whole only together",
+            )
+        else:
+            yield "files", f"only {group.newest.name} is adopted and restored, not {names}"
     yield "resume", _resume(findings)
     yield "a kill", _kill_costs(group)
     yield "a stop", _stop(look)

@@ -1,7 +1,7 @@
 """Finds the option by which a script is told what to resume from, in its --help or its source."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,6 +61,18 @@ def find_resume_option(help_text: str) -> ResumeOption | None:
             return ResumeOption("{path}", "the script takes the path without an option")
     # Where there are several, each takes a part of what was saved.
     return next(iter(described.values())) if len(described) == 1 else None
+
+
+def find_member_options(help_text: str, names: Sequence[str]) -> ResumeOption | None:
+    """Return the options that take one path each of files that are saved together, by name."""
+    found: dict[str, str] = {}
+    for name, rest, description in _options(help_text):
+        option = _option(name, rest)
+        if name in names and option and "{path}" in option.words and _RESUMING.search(description):
+            found[name] = f"--{name} {{{name}}}"
+    if len(names) < 2 or found.keys() != set(names):
+        return None
+    return ResumeOption(" ".join(found[name] for name in names), "")
 
 
 def find_in_source(source: str) -> ResumeOption | None:

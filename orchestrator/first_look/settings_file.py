@@ -15,6 +15,7 @@ from orchestrator.system.durable import replace_file
 def write_settings(settings: Mapping[str, str], directory: Path) -> Path:
     """Set these texts in the directory's orchestrator.toml, and return its path.
 
+    A text of several lines becomes a list.
     Raises ConfigError where the file cannot be read or written, or has lines that would change, and
     where the project's settings are in pyproject.toml, which a new file would hide.
     """
@@ -31,7 +32,8 @@ def write_settings(settings: Mapping[str, str], directory: Path) -> Path:
         new = old
         for name, line in zip(settings, lines, strict=True):
             new = _with_line(new, name, line)
-        if _parse(new) != before | dict(settings):
+        wanted = {name: _values(text) for name, text in settings.items()}
+        if _parse(new) != before | wanted:
             raise ConfigError(f"cannot change {path} line by line" + advice)
         replace_file(path, new.encode())
     except (OSError, ValueError) as error:
@@ -60,7 +62,13 @@ def _with_line(text: str, name: str, line: str) -> str:
     return f"{text}{joint}{line}\n"
 
 
+def _values(text: str) -> str | list[str]:
+    return text.split("\n") if "\n" in text else text
+
+
 def _quoted(text: str) -> str:
-    """Return a text as TOML writes it: as it is, where that is possible."""
+    """Return a text as TOML writes it: as it is, where that is possible; lines as a list."""
+    if isinstance(values := _values(text), list):
+        return f"[{', '.join(map(_quoted, values))}]"
     is_plain = "'" not in text and text.isprintable()
     return f"'{text}'" if is_plain else json.dumps(text)

@@ -17,6 +17,7 @@ SOCKET_VARIABLE = "ORCHESTRATOR_SOCKET"
 RUN_DIR_VARIABLE = "ORCHESTRATOR_RUN_DIR"
 ATTEMPT_VARIABLE = "ORCHESTRATOR_ATTEMPT"
 RESUME_VARIABLE = "ORCHESTRATOR_RESUME_FROM"
+RESUME_PATHS_VARIABLE = "ORCHESTRATOR_RESUME_PATHS"
 
 # Makes a trainer's interpreters write their stacks. A process without a handler ignores SIGURG, and
 # the kernel sends it only for urgent data, to processes that ask for it.

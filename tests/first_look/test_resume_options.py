@@ -2,7 +2,11 @@
 
 import pytest
 
-from orchestrator.first_look.resume_options import find_in_source, find_resume_option
+from orchestrator.first_look.resume_options import (
+    find_in_source,
+    find_member_options,
+    find_resume_option,
+)
 
 HELP_TEXTS = {
     "argparse": (
@@ -60,6 +64,18 @@ def test_option_is_found_in_the_help(text: str, words: str) -> None:
 def test_help_without_such_an_option_names_none(text: str) -> None:
     """An option that takes a number, or that is only mentioned, is none."""
     assert find_resume_option(text) is None
+
+
+def test_options_of_files_that_are_saved_together() -> None:
+    """Each takes the file of its name; names alone, such as --model, are no such options."""
+    text = (
+        "  --netG G  to continue training\n  --netD D  to continue training\n  --a A  x\n  --b B  y"
+    )
+    option = find_member_options(text, ("netG", "netD"))
+    assert option is not None
+    assert option.words == "--netG {netG} --netD {netD}"
+    for names in (("netG",), ("netG", "path2"), ("a", "b")):
+        assert find_member_options(text, names) is None
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_other_lines_stay(tmp_path: Path, text: str) -> None:
     assert "old" not in file.read_text()
 
 
+def test_lines_become_a_list(tmp_path: Path) -> None:
+    """Files that are saved together have a pattern each."""
+    write_settings({"adopt": "g_*.pt\nd_*.pt"}, tmp_path)
+    config = Config.resolve({}, {}, tmp_path)
+    assert config.adopt is not None
+    assert [pattern.text for pattern in config.adopt.patterns] == ["g_*.pt", "d_*.pt"]
+
+
 def test_setting_that_was_not_found_stays(tmp_path: Path) -> None:
     """A look that finds no resume argument leaves the one that a person has written."""
     (tmp_path / "orchestrator.toml").write_text("resume_arg = '--resume {path}'\n")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.position import Position
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
-from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_VARIABLE
+from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
@@ -117,6 +118,9 @@ class Attempt:
         variables = {ATTEMPT_VARIABLE: str(self.number), **self._tracking}
         if self.resume_checkpoint is not None:
             variables[RESUME_VARIABLE] = str(self.resume_checkpoint.resume_path.absolute())
+            if len(unit := self.resume_checkpoint.script_paths) > 1:
+                paths = {name: str(path.absolute()) for name, path in unit.items()}
+                variables[RESUME_PATHS_VARIABLE] = json.dumps(paths)
         return variables
 
     @property
