@@ -113,8 +113,8 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Stop a PyTorch training run and lose nothing. Kill it and lose seconds. Cut the "
-        "power and lose the time since the last checkpoint.",
+        description="Stop a PyTorch training run and lose nothing. Kill it and lose seconds. Cut "
+        "the power and lose the time since the last checkpoint.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)

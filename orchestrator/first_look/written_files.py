@@ -88,7 +88,7 @@ class FileWatch:
         return True
 
     def _follow(self, open_files: Collection[Path]) -> None:
-        """Watch, before all others, the unwatched directories in which a file of weights is open."""
+        """Watch, before all others, unwatched directories in which a file of weights is open."""
         for path in open_files:
             is_watched = any(map(path.is_relative_to, self._roots)) and not self.was_cut_off
             if is_watched or likeness(path) is Likeness.NONE:
