@@ -162,6 +162,16 @@ def test_files_that_are_saved_together_are_named(script: Callable[..., Script]) 
     assert "netD_1.pt" in names
 
 
+def test_best_model_is_no_part_of_a_save(script: Callable[..., Script]) -> None:
+    """It is written beside the last one, but not each time; an optimizer's file is a part."""
+    watched = script()
+    for _ in range(2):
+        watched.save("w/best.pt", "w/last.pt", "w/optimizer.pt")
+    saves = watched.saves()
+    names = {group.newest.name for group in (saves.group, *saves.parts)}
+    assert names == {"last.pt", "optimizer.pt"}
+
+
 def test_file_counts_when_it_is_at_rest(script: Callable[..., Script]) -> None:
     """Neither an empty file counts, nor one that is open, nor one from before the look."""
     write("old.pt")

@@ -74,6 +74,7 @@ def test_tensor_that_torch_can_store_is_stored_and_resumed(kind: str, tmp_path: 
     [
         (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
         (lambda: torch.ones(3).to_mkldnn(), "_mkldnn"),
+        (lambda: torch.empty(3, dtype=torch.uint4), "torch.uint4"),
         (lambda: torch.ones(3, dtype=torch.complex64).imag, "different types"),
     ],
 )

@@ -138,6 +138,7 @@ class SessionSaves:
     def wait_for_emergency(self, stopped: TrainingStopped) -> None:
         """Wait for the checkpoint of a stop, and give ``stopped`` the status it leads to."""
         if self._emergency is not None:
+            self.saver.hurry()
             stopped.set_status(self._status_of(self._emergency))
 
     def _status_of(self, emergency: Future[Checkpoint]) -> ExitStatus:
@@ -166,6 +167,7 @@ class SessionSaves:
         with self._phase_save():
             written = self._save(reason, deadline)
             assert written is not None
+            self.saver.hurry()
             try:
                 return written.result(timeout=max(0.0, deadline - time.monotonic()))
             except TimeoutError:
