@@ -29,8 +29,6 @@ class SavedFiles:
     """
 
     paths: tuple[Path, ...]
-    root: Path
-    """The directory that the names are relative to."""
     is_directory: bool
     states: dict[str, FileState]
     members: tuple["SavedFiles", ...] = ()
@@ -39,9 +37,11 @@ class SavedFiles:
     @classmethod
     def at(cls, *paths: Path) -> "SavedFiles | None":
         """Look at what is there now; None where there is nothing, or it is being taken away."""
+        if len(paths) == 1:
+            return _look_at(paths[0])
         members = tuple(filter(None, map(_look_at, paths)))
-        if len(paths) == 1 or not members:
-            return members[0] if members else None
+        if not members:
+            return None
         root = common_folder(paths)
         states = {
             str((member.root / name).relative_to(root)): state
@@ -49,12 +49,19 @@ class SavedFiles:
             for name, state in member.states.items()
         }
         is_directory = any(member.is_directory for member in members)
-        return cls(paths, root, is_directory, states, members)
+        return cls(paths, is_directory, states, members)
 
     @property
     def path(self) -> Path:
         """The path that stands for all of them."""
         return self.paths[0]
+
+    @property
+    def root(self) -> Path:
+        """The directory that the names are relative to."""
+        if len(self.paths) > 1:
+            return common_folder(self.paths)
+        return self.path if self.is_directory else self.path.parent
 
     @property
     def missing(self) -> list[Path]:
@@ -65,10 +72,8 @@ class SavedFiles:
     @property
     def times_of_members(self) -> dict[str, int]:
         """When each member of the unit was written last, by its name below ``root``."""
-        return {
-            str(member.path.relative_to(self.root)): member.last_change_ns
-            for member in self.members
-        }
+        root = self.root
+        return {str(part.path.relative_to(root)): part.last_change_ns for part in self.members}
 
     @property
     def modified_ns(self) -> dict[str, int]:
@@ -95,9 +100,9 @@ def _look_at(path: Path) -> SavedFiles | None:
     try:
         found = path.lstat()
         if stat.S_ISREG(found.st_mode):
-            return SavedFiles((path,), path.parent, False, {path.name: state_of(found)})
+            return SavedFiles((path,), False, {path.name: state_of(found)})
         if stat.S_ISDIR(found.st_mode):
-            return SavedFiles((path,), path, True, dict(_walk(path)))
+            return SavedFiles((path,), True, dict(_walk(path)))
     except OSError:
         pass
     return None

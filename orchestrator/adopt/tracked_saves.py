@@ -124,8 +124,11 @@ class SaveTracker:
 
     def _is_known(self, files: SavedFiles, seal: Seal | None) -> bool:
         """Return whether it was a checkpoint as it is, or some of its files are deleted since."""
-        now, before = files.modified_ns.items(), self.previous_times(files.path, seal).items()
-        return bool(before) and now <= before and (seal is not None or now < before)
+        before = self.previous_times(files.path, seal)
+        if not before:
+            return False
+        now = files.modified_ns.items()
+        return now <= before.items() and (seal is not None or len(now) < len(before))
 
     def _is_work_of_run(
         self, files: SavedFiles, seal: Seal | None, times_before_run: dict[str, int]

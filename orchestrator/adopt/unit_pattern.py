@@ -21,8 +21,8 @@ _BRACES = re.compile(r"\{(?!\])([^{}]*,[^{}]*)\}")
 _NO_NAME = re.compile(r"[^A-Za-z0-9]+")
 _WORD_END = re.compile(r"[A-Za-z0-9]*$")
 _WORD_START = re.compile(r"[A-Za-z0-9]*")
-# The last two are filled in for every checkpoint.
-_NO_NAMES = {"", "path", "step"}
+# These are filled in for every checkpoint, or are the numbers of members.
+_TAKEN = re.compile(r"(?:path\d*|step)?")
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,6 @@ def _member_names(texts: list[str]) -> tuple[str, ...]:
     words = [left[0] + rest[: len(rest) - len(suffix)] + right[0] for rest in rests]
     names = [_NO_NAME.sub("_", word).strip("_") for word in words]
     return tuple(
-        f"path{number}" if name in _NO_NAMES or names.count(name) > 1 else name
+        f"path{number}" if _TAKEN.fullmatch(name) or names.count(name) > 1 else name
         for number, name in enumerate(names, 1)
     )

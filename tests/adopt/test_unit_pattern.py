@@ -61,6 +61,8 @@ def test_unit_without_its_first_file_is_found(tmp_path: Path) -> None:
         (["netG.pth", "netD.pth", "optim.pth"], ("netG", "netD", "optim")),
         (["model_*.pt", "model_ema_*.pt"], ("path1", "ema")),
         (["out/{path,step}_*.pt"], ("path1", "path2")),
+        (["out/{path2,x}_*.pt"], ("path1", "x")),
+        (["path2_*.pt", "path2_*_.pt"], ("path1", "path2")),
         (["a-b/x*", "a+b/x*"], ("path1", "path2")),
     ],
 )
