@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from orchestrator.system.process_tree import has_ended
 from tests.e2e.support import (
     DEADLINE_SECONDS,
     Supervised,
@@ -50,7 +50,7 @@ def suggested(report: str) -> list[str]:
 
 def assert_script_is_gone(directory: Path) -> None:
     pid = int((directory / "pid").read_text())
-    wait_for(lambda: not psutil.pid_exists(pid), "the end of the script")
+    wait_for(lambda: has_ended(pid), "the end of the script")
 
 
 @pytest.mark.parametrize(

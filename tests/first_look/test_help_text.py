@@ -1,7 +1,9 @@
 """The question for --help, which some scripts answer late, without end, or not at all."""
 
+import ctypes
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,8 +16,17 @@ from orchestrator.first_look.help_text import (
     ask_for_help,
     source_of,
 )
+from orchestrator.system.process_tree import PR_SET_CHILD_SUBREAPER
 
 pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(autouse=True)
+def no_subreaper() -> Iterator[None]:
+    """Leave the orphans of later tests to the process that reaps them."""
+    yield
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def never() -> bool:
