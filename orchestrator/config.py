@@ -23,7 +23,7 @@ from orchestrator.checkpoint.retention import (
     RetentionPolicy,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.system.units import parse_duration, parse_size
+from orchestrator.system.units import DURATION, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
@@ -58,12 +58,9 @@ def _parse_every(text: str) -> Every:
         if amount < 1:
             raise ValueError("it must be at least 1")
         return Every(amount, "steps" if match[2].startswith("step") else "epochs")
-    try:
-        return Every(_parse_positive_duration(text), "seconds")
-    except ValueError as error:
-        raise ValueError(
-            f"write a time or a count, such as 10m, 500steps or 1epoch ({error})"
-        ) from None
+    if DURATION.fullmatch(text.strip()) is None:
+        raise ValueError("write a time or a count, such as 10m, 500steps or 1epoch")
+    return Every(_parse_positive_duration(text), "seconds")
 
 
 def _parse_keep(text: str) -> int:

@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -82,9 +83,10 @@ def parse(words: Sequence[str]) -> Namespace:
     arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
     if unknown:
-        advice = "" if "--" in words else "; put -- before the command"
+        advice = "; put -- before the command" if "--" not in words else ""
         arguments.parser.error(
             f"unknown arguments: {' '.join(unknown)}{advice if arguments.takes_command else ''}"
+            f"{_nearest(unknown, arguments.parser)}; see `{arguments.parser.prog} --help`"
         )
     if arguments.takes_command:
         arguments.command += tail
@@ -93,6 +95,14 @@ def parse(words: Sequence[str]) -> Namespace:
     elif tail:
         arguments.parser.error(f"unexpected arguments after --: {' '.join(tail)}")
     return arguments
+
+
+def _nearest(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return the options that unknown words may stand for, as the end of a sentence."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    words = (word.partition("=")[0] for word in unknown if word.startswith("--"))
+    meant = [match for word in words for match in get_close_matches(word, known, n=1)]
+    return f"; did you mean {', '.join(meant)}?" if meant else ""
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:
@@ -229,7 +239,7 @@ def _add_commands_to_a_run(groups: Any) -> None:
         groups,
         "status",
         control.status,
-        "Show what a run is doing, what a kill now would lose, or why it failed.",
+        "Show what a run is doing, what is at risk now, or why it failed.",
     )
     showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
     stopping = _add(
@@ -293,7 +303,7 @@ def _add_checkpoints(groups: Any) -> None:
 
 
 def _add_chaos(groups: Any) -> None:
-    testing = _add(groups, "chaos", _chaos, "Test on a script that no fault changes its result.")
+    testing = _add(groups, "chaos", _chaos, "Check that faults do not change a script's result.")
     _take_command(testing, CHAOS_HELP + help_text())
     testing.add_argument(
         "--faults",

@@ -60,6 +60,7 @@ class Saver:
         self.pace = SnapshotPace(self._budget, facts.settings.snapshot_interval_seconds)
         self._write_seconds = 0.0
         self._thread_seconds = 0.0
+        self._capture_seconds = 0.0
         self._backend = backend
         self._options = options
         self._start = facts.store.start_record
@@ -101,13 +102,17 @@ class Saver:
                 return written
         return None
 
-    def snapshot(self, saved: StateToSave) -> None:
+    def snapshot(self, saved: StateToSave, capture_seconds: float) -> None:
         """Keep the state in memory, if that is possible now.
+
+        To capture it has cost ``capture_seconds``, which counts towards the pace: a long list takes
+        its time.
 
         Raises:
             UnstorableError: At the first save, a value has no form that can be loaded safely.
         """
         self.prove_loadable(saved.state)
+        self._capture_seconds = capture_seconds
         self._take(saved, Reason.PERIODIC, None)
         if self._snapshotter.sizes != self._watched_sizes:
             self._watch_layout(saved)
@@ -183,7 +188,7 @@ class Saver:
             return None
         if pending is not None:
             # The cost of this one's thread is not known yet; that of the last one is.
-            self.pace.record(pending.stall_seconds + self._thread_seconds)
+            self.pace.record(self._capture_seconds + pending.stall_seconds + self._thread_seconds)
             pending.done.add_done_callback(
                 functools.partial(self._report_snapshot, pending=pending)
             )

@@ -50,6 +50,15 @@ def digest(
     return hasher.hexdigest()
 
 
+def digest_of_all_bytes(tensor: torch.Tensor) -> str:
+    """Return a digest of every byte of a contiguous tensor on the CPU."""
+    size = tensor.numel() * tensor.element_size()
+    if not size:
+        return ""
+    memory = (ctypes.c_char * size).from_address(tensor.data_ptr())
+    return xxhash.xxh3_64_hexdigest(memory)
+
+
 class _Hasher:
     def __init__(
         self, addresses: Mapping[int, int] | None, breathe: Callable[[], None] | None
