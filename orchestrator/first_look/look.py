@@ -1,8 +1,6 @@
 """The look itself: starts the script, watches what it writes, and ends it after two saves."""
 
-import fcntl
 import math
-import os
 import signal
 import tempfile
 import time
@@ -16,7 +14,9 @@ from orchestrator.first_look.script_run import ScriptEnd, ScriptRun
 from orchestrator.first_look.stop_requests import StopRequests
 from orchestrator.first_look.weights import likeness
 from orchestrator.first_look.written_files import FILE_CLOCK_NS, FileWatch, named_directories
+from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
+from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.system.open_files import files_open_for_writing
 
@@ -132,11 +132,10 @@ def _locked(options: LookOptions) -> Iterator[int]:
     """Hold a lock that the script inherits: by it the lifeline finds what a killed look left."""
     ending = OrphanEnding(options.grace_seconds, options.stop_signal)
     with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "lock"
-        with lifeline(file, ending):
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        run = RunDir(Path(directory))
+        with lifeline(run, ending):
+            lock = RunLock(run)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield descriptor
+                yield lock.descriptor
             finally:
-                os.close(descriptor)
+                lock.close()
