@@ -48,13 +48,8 @@ def run(arguments: Namespace) -> int:
     """Supervise a training command in the foreground, or with --detach in the background."""
     command: list[str] = arguments.command
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
-    config = Config.resolve(options, os.environ, Path.cwd())
-    check_program(command[0])
-    if (script := missing_script(command)) is not None:
-        raise ConfigError(
-            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
-            "directory"
-        )
+    config = Config.resolve(options, os.environ, Path.cwd(), command)
+    check_command(command)
     start = Start.of_command(command)
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
@@ -185,6 +180,16 @@ def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
                 f"cannot use --adopt in {store.run.root}: a Session has saved {checkpoint.name} "
                 "there, not the script itself; leave --adopt out, or use another --run-dir"
             )
+
+
+def check_command(command: list[str]) -> None:
+    """Check that a command's program and script are there. Raises ConfigError."""
+    check_program(command[0])
+    if (script := missing_script(command)) is not None:
+        raise ConfigError(
+            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
+            "directory"
+        )
 
 
 def check_program(program: str) -> None:
