@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,12 @@ in orchestrator.toml or in [tool.orchestrator] of pyproject.toml."""
 UNIT_HELP = """The unit runs the command in this directory, with this Python and with the options
 given here, which are those of `run`. Without --run-dir, systemd provides the run directory.
 See docs/how-to/systemd.md."""
+
+ADOPT_HELP = """The script is asked for its --help, and then trains from zero. What it
+writes stays, and what it writes over is gone. Two saves end the look, or its time, or Ctrl-C. The
+script then gets the stop signal, and is killed after the grace period, or on another Ctrl-C.
+
+Exit status: 0 if there is something to adopt, else 1. See docs/how-to/adopt-a-script.md."""
 
 SLURM_SCRIPT_HELP = """orchestrator slurm-script -- python train.py > train.sh; sbatch train.sh
 
@@ -76,9 +83,10 @@ def parse(words: Sequence[str]) -> Namespace:
     arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
     if unknown:
-        advice = "" if "--" in words else "; put -- before the command"
+        advice = "; put -- before the command" if "--" not in words else ""
         arguments.parser.error(
             f"unknown arguments: {' '.join(unknown)}{advice if arguments.takes_command else ''}"
+            f"{_nearest(unknown, arguments.parser)}; see `{arguments.parser.prog} --help`"
         )
     if arguments.takes_command:
         arguments.command += tail
@@ -87,6 +95,14 @@ def parse(words: Sequence[str]) -> Namespace:
     elif tail:
         arguments.parser.error(f"unexpected arguments after --: {' '.join(tail)}")
     return arguments
+
+
+def _nearest(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return the options that unknown words may stand for, as the end of a sentence."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    words = (word.partition("=")[0] for word in unknown if word.startswith("--"))
+    meant = [match for word in words for match in get_close_matches(word, known, n=1)]
+    return f"; did you mean {', '.join(meant)}?" if meant else ""
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:
@@ -114,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(groups)
+    _add_adopt(groups)
     _add_systemd_unit(groups)
     _add_slurm_script(groups)
     _add_commands_to_a_run(groups)
@@ -137,6 +154,28 @@ def _add_run(groups: Any) -> None:
         dest="accept_other",
         help="Train a complete run further with other arguments, or go on with a run whose script "
         "has another name or place now. Without it both are refused.",
+    )
+
+
+def _add_adopt(groups: Any) -> None:
+    looking = _add(
+        groups,
+        "adopt",
+        _adopt,
+        "Look at a script that saves for itself, and print the --adopt and --resume-arg for it.",
+    )
+    _take_command(looking, ADOPT_HELP)
+    looking.add_argument(
+        "--for",
+        dest="look_for",
+        default="3m",
+        metavar="3m",
+        help="watch the script for this long at most; default: 3m",
+    )
+    looking.add_argument(
+        "--write",
+        action="store_true",
+        help="write what was found into orchestrator.toml in this directory",
     )
 
 
@@ -200,7 +239,7 @@ def _add_commands_to_a_run(groups: Any) -> None:
         groups,
         "status",
         control.status,
-        "Show what a run is doing, what a kill now would lose, or why it failed.",
+        "Show what a run is doing, what is at risk now, or why it failed.",
     )
     showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
     stopping = _add(
@@ -264,7 +303,7 @@ def _add_checkpoints(groups: Any) -> None:
 
 
 def _add_chaos(groups: Any) -> None:
-    testing = _add(groups, "chaos", _chaos, "Test on a script that no fault changes its result.")
+    testing = _add(groups, "chaos", _chaos, "Check that faults do not change a script's result.")
     _take_command(testing, CHAOS_HELP + help_text())
     testing.add_argument(
         "--faults",
@@ -277,6 +316,12 @@ def _add_chaos(groups: Any) -> None:
 
 
 # These import on use, since the start of `orchestrator run` is part of every restart.
+
+
+def _adopt(arguments: Namespace) -> int:
+    from orchestrator.cli.adopt import adopt
+
+    return adopt(arguments)
 
 
 def _chaos(arguments: Namespace) -> int:

@@ -32,6 +32,11 @@ RECEIVE_BYTES = 1 << 16
 Message = dict[str, Any]
 
 
+def several_processes(world_size: object) -> str:
+    """Return why a session of several processes is refused."""
+    return f"a run has one training process, and WORLD_SIZE is {world_size}; start one per run"
+
+
 def encode(message: Message) -> bytes:
     """Return a message as one line of JSON."""
     return json.dumps(message, default=str).encode() + b"\n"

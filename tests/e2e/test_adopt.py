@@ -249,6 +249,7 @@ def test_stop_without_a_save_says_so(adopt: Start) -> None:
     status, _, stderr = run.end()
     assert status == 74
     assert "stopped, but the last steps are not saved; run the same command again" in stderr
+    assert "checkpoint=" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ class Attempt:
         self.session_pid: int | None = None
         self.refused_second_session = False
         """Whether the command tried to open a second session, beside the first or after it."""
+        self.refusal: str | None = None
+        """Why a session was refused, or why it refused to continue."""
         self.adopted: AdoptedProgress | None = None
         self.resumed = False
         self.rejected_snapshot = False
@@ -134,6 +136,11 @@ class Attempt:
     def memory_descriptors(self) -> list[int]:
         """The control page, and the snapshot memory whose table it holds."""
         return [self._page_descriptor, *self._slot_descriptors]
+
+    @property
+    def start_step(self) -> int:
+        """The step of what this attempt is offered to resume from."""
+        return self._source.manifest.step if self._source else 0
 
     @property
     def resumed_step(self) -> int | None:

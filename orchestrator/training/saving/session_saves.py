@@ -91,8 +91,9 @@ class SessionSaves:
                 self._give_up_waiting()
         elif self.saver.is_snapshot_due(now_ns) and self._loop_state.is_resumable():
             self._membership.metrics.flush()
+            began = time.perf_counter()
             if (saved := self._state_to_save(Reason.PERIODIC)) is not None:
-                self.saver.snapshot(saved)
+                self.saver.snapshot(saved, time.perf_counter() - began)
                 self.progress.refuses_bad_values = False
             else:
                 self.pace.next_ns = now_ns + MISSING_RETRY_NS

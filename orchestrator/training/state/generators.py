@@ -1,5 +1,6 @@
 """Capture and restore of random generators that a script owns and registers."""
 
+import importlib
 import random
 import sys
 from typing import Any, Protocol
@@ -10,7 +11,12 @@ from orchestrator.training.state.plain_values import from_plain, to_plain
 
 
 def is_generator(value: Any) -> bool:
-    """Return whether this is a random generator of NumPy (both kinds), torch or Python."""
+    """Return whether this is a random generator of NumPy (both kinds), torch or Python.
+
+    One that draws from the operating system has no state, and is none.
+    """
+    if isinstance(value, random.SystemRandom):
+        return False
     # A script that has not imported NumPy has no generator of it.
     numpy = sys.modules.get("numpy")
     kinds = (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
@@ -39,6 +45,16 @@ def set_state(generator: Any, saved: dict[str, Any]) -> None:
         set_state_of_python(generator, state)
     else:
         _bit_generator(generator).state = from_plain(state)
+
+
+def new_generator(kind: str) -> Any:
+    """Return a generator of the ``kind`` that ``state_of`` names."""
+    if kind == "torch":
+        return torch.Generator()
+    if kind == "python":
+        return random.Random()
+    numpy_random = importlib.import_module("numpy.random")
+    return numpy_random.Generator(getattr(numpy_random, kind)())
 
 
 def seed_generator(generator: Any, seed: int) -> None:
