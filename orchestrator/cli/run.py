@@ -33,6 +33,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
+from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
@@ -58,7 +59,9 @@ def run(arguments: Namespace) -> int:
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
     if arguments.detach:
-        words = [*option_words(options), *(["--continue"] if arguments.accept_other else [])]
+        words = option_words(options)
+        words += ["--continue"] if arguments.accept_other else []
+        words += ["--trust"] if arguments.trust else []
         return detach.start(run_dir, ["run", *words, "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
@@ -68,6 +71,9 @@ def run(arguments: Namespace) -> int:
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
         try:
+            run_dir.create()
+            trusted = arguments.trust or os.environ.get(TRUST_VARIABLE) == "on"
+            refuse_foreign(run_dir, trusted=trusted)
             lock = _lock(config, run_dir, log)
             store = _open_store(config, run_dir, start, accept_other=accept_other)
             ending = _run(config, store, lock, console, given)
@@ -93,7 +99,6 @@ def _orphan_ending(config: Config) -> OrphanEnding:
 
 
 def _lock(config: Config, run_dir: RunDir, log: Log) -> RunLock:
-    run_dir.create()
     lock = RunLock(run_dir, _orphan_ending(config))
     lock.write_owner()
     log.record_in(run_dir.log_file, config.log_size)
