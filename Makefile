@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template_unit; stdout.write(template_unit
 
-.PHONY: demo test test-fast test-lowest lint docs package matrix bench units cli-reference survival recording clean
+.PHONY: demo test test-fast test-lowest fuzz lint docs package matrix bench units cli-reference survival recording clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -23,6 +23,10 @@ lint: $(VENV)/.dev
 
 test-lowest: $(VENV)/.dev  ## test-fast with the oldest of every dependency that pyproject.toml allows, but torch.
 	.ci/lowest
+
+fuzz: $(VENV)/.dev  ## Coverage-guided fuzzing of every border, a minute each: FUZZ="--only import --seconds 600".
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzzing $(FUZZ)
 
 package: $(VENV)/.dev  ## Build the source distribution and the wheel, check, install and use them.
 	.ci/package
