@@ -21,7 +21,7 @@ HISTORY = (
     "checkpoints/step-000000000007/manifest.json",
 )
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+needs_root = pytest.mark.usefixtures("as_root")
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_run_in_a_new_working_directory_is_hinted_at(run: Run, tmp_path: Path) -
     assert Store.open(RunDir(tmp_path / "outputs/1/runs/train"), []).all()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.usefixtures("as_root")
 @pytest.mark.parametrize("supervised", [False, True], ids=["alone", "supervised"])
 def test_history_of_another_user_is_resumed_only_when_trusted(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supervised: bool
