@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.resume_argument import ResumeArgument
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.checkpoint.retention import (
     DEFAULT_KEEP,
     KEEP_ALL,
@@ -22,7 +22,7 @@ from orchestrator.checkpoint.retention import (
     RetentionPolicy,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.system.units import parse_duration, parse_size
+from orchestrator.system.units import DURATION, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
@@ -57,12 +57,9 @@ def _parse_every(text: str) -> Every:
         if amount < 1:
             raise ValueError("it must be at least 1")
         return Every(amount, "steps" if match[2].startswith("step") else "epochs")
-    try:
-        return Every(_parse_positive_duration(text), "seconds")
-    except ValueError as error:
-        raise ValueError(
-            f"write a time or a count, such as 10m, 500steps or 1epoch ({error})"
-        ) from None
+    if DURATION.fullmatch(text.strip()) is None:
+        raise ValueError("write a time or a count, such as 10m, 500steps or 1epoch")
+    return Every(_parse_positive_duration(text), "seconds")
 
 
 def _parse_keep(text: str) -> int:
@@ -152,8 +149,12 @@ def _parse_switch(text: str) -> bool:
     return _SWITCH[text.strip()]
 
 
-def _option(parse: Callable[[str], Any], metavar: str, text: str, default: Any) -> Any:
-    return field(default=default, metadata={"parse": parse, "metavar": metavar, "help": text})
+def _option(
+    parse: Callable[[str], Any], metavar: str, text: str, default: Any, *, repeats: bool = False
+) -> Any:
+    """Describe a setting. One that ``repeats`` has a text with a line for each value."""
+    metadata = {"parse": parse, "metavar": metavar, "help": text, "repeats": repeats}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -244,18 +245,22 @@ class Config:
         True,
     )
 
-    adopt: Pattern | None = _option(
-        Pattern.parse,
+    adopt: UnitPattern | None = _option(
+        UnitPattern.parse,
         "PATTERN",
         "Use the files that an unmodified script saves under these names ('out/checkpoint-*') as "
-        "its checkpoints. Default: none; the script opens a Session.",
+        "its checkpoints. Files that it saves together ('out/net{G,D}_*.pth', or --adopt once for "
+        "each) count only together. Default: none; the script opens a Session.",
         None,
+        repeats=True,
     )
     resume_arg: ResumeArgument = _option(
         ResumeArgument.parse,
         "WORDS",
         "With --adopt: words to add to the command when there is a checkpoint to resume from, "
-        "such as '--resume {path}'; {path} and {step} are filled in. Default: none.",
+        "such as '--resume {path}'; {path} and {step} are filled in. Of files that are saved "
+        "together {path} is the first, and each has the word by which its pattern differs, {netG} "
+        "and {netD}, or its number, {path1} and {path2}. Default: none.",
         ResumeArgument(),
     )
     stop_signal: signal.Signals = _option(
@@ -341,6 +346,10 @@ class Config:
         return cls(**values)
 
 
+REPEATED = {setting.name for setting in fields(Config) if setting.metadata["repeats"]}
+"""The settings that may be given several times; their text has a line for each."""
+
+
 def option_words(options: Mapping[str, str | None]) -> list[str]:
     """Return the settings that are given (not None) as words of a command line."""
     words = []
@@ -351,7 +360,8 @@ def option_words(options: Mapping[str, str | None]) -> list[str]:
         if Config.__dataclass_fields__[name].type is bool:
             words.append(f"--{option}" if text == "on" else f"--no-{option}")
         else:
-            words += [f"--{option}", text]
+            values = text.split("\n") if name in REPEATED else [text]
+            words += [word for value in values for word in (f"--{option}", value)]
     return words
 
 
@@ -374,8 +384,9 @@ def _read_file(directory: Path) -> tuple[dict[str, str], str]:
         known = {setting.name for setting in fields(Config)}
         values = {str(key).replace("-", "_"): _text(value) for key, value in content.items()}
         for key, value in content.items():
-            # A list or a table cannot be written on the command line.
-            if not isinstance(value, str | int | float):
+            texts = value if key in REPEATED and isinstance(value, list) else [value]
+            # Another list, or a table, cannot be written on the command line.
+            if not texts or not all(isinstance(text, str | int | float) for text in texts):
                 raise ConfigError(f"cannot use {key} in {name} = {value}: write a text or a number")
         if unknown := sorted(values.keys() - known):
             raise ConfigError(
@@ -390,4 +401,4 @@ def _text(value: object) -> str:
     """Return a value of a TOML file as it is written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(value)
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

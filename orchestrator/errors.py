@@ -9,7 +9,7 @@ OrchestratorError                 carries the exit status that tells a scheduler
 ├── RunInUseError                 another process trains in this run: wait for it, or stop it
 ├── NoValidCheckpointError        checkpoints exist and none can be trusted: a person must look
 ├── LeftoverError                 the last trainer cannot be killed: repair the machine
-├── LimitReachedError             the run has had all its attempts or its time: allow more
+├── LimitReachedError             the run has had all its attempts or its time: run it again
 ├── NoThreadError                 the system starts no more threads: raise its limit
 ├── CheckpointInvalidError        one checkpoint failed verification: use an older one
 ├── CheckpointWriteError          a checkpoint could not be written: continue, try again later
@@ -18,9 +18,13 @@ OrchestratorError                 carries the exit status that tells a scheduler
 Every text starts with "cannot" and says what happened, to what, and what to do now.
 """
 
+import errno
 from pathlib import Path
 
 from orchestrator.exitcodes import ExitStatus
+
+AGAIN_WITH_NEW_LIMITS = "run the same command again to continue; its limits then count from 0"
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class OrchestratorError(Exception):
@@ -100,7 +104,7 @@ class LimitReachedError(OrchestratorError):
     status = ExitStatus.GAVE_UP
 
     def __init__(self, limit: str) -> None:
-        super().__init__(f"cannot start another attempt: {limit}; allow more, and run again")
+        super().__init__(f"cannot start another attempt: {limit}; {AGAIN_WITH_NEW_LIMITS}")
 
 
 class NoThreadError(OrchestratorError):
@@ -137,10 +141,18 @@ class CheckpointWriteError(OrchestratorError):
 
     status = ExitStatus.STOPPED_UNSAVED
 
-    def __init__(self, step: int, cause: OSError, has_older: bool = False) -> None:
-        intact = "; older checkpoints are intact" if has_older else ""
-        super().__init__(
-            f"cannot save the checkpoint of step {step}: {cause.strerror or cause}{intact}"
-        )
+    def __init__(
+        self, step: int, cause: OSError, has_older: bool = False, place: Path | None = None
+    ) -> None:
+        """``place`` is the run directory. A ``cause`` that is such an error already is kept."""
+        problem = str(cause.strerror or cause)
+        if not problem.startswith("cannot save"):
+            problem = f"cannot save the checkpoint of step {step}: {problem}"
+        if has_older:
+            problem += "; older checkpoints are intact"
+        if cause.errno in FULL_DISK:
+            where = "" if place is None else f" on the disk of {place}"
+            problem += f"; free some space or raise the quota{where}"
+        super().__init__(problem)
         self.step = step
         self.cause = cause

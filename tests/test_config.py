@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
 from orchestrator.cli.parser import parse
-from orchestrator.config import Config, Every
+from orchestrator.config import Config, Every, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.system.units import parse_duration
 
@@ -53,6 +53,24 @@ def test_strongest_source_wins(tmp_path: Path, present: tuple[str, ...]) -> None
     """The order is command line, environment, orchestrator.toml, pyproject.toml."""
     values = {source: str(2 + SOURCES.index(source)) for source in present}
     assert resolve(tmp_path, "keep", values).keep == int(values[present[0]])
+
+
+def test_setting_that_repeats_takes_a_list_or_braces(tmp_path: Path) -> None:
+    """Each source can give several patterns, and they reach another command line as they were."""
+    words = ["run", "--adopt", "a_*", "--adopt", "b_*", "--", "true"]
+    given = parse(words).adopt
+    assert option_words({"adopt": given}) == words[1:-2]
+    of_command = Config.resolve({"adopt": given}, {}, tmp_path).adopt
+    of_variable = Config.resolve({}, {"ORCHESTRATOR_ADOPT": "{a,b}_*"}, tmp_path).adopt
+    (tmp_path / "orchestrator.toml").write_text("adopt = ['a_*', 'b_*']\n")
+    of_file = Config.resolve({}, {}, tmp_path).adopt
+    assert of_command == of_variable == of_file
+    assert of_file is not None
+    assert [pattern.text for pattern in of_file.patterns] == ["a_*", "b_*"]
+    for text in ("adopt = []", "adopt = [['a']]", "keep = ['3', '4']"):
+        (tmp_path / "orchestrator.toml").write_text(text + "\n")
+        with pytest.raises(ConfigError, match="write a text or a number"):
+            Config.resolve({}, {}, tmp_path)
 
 
 def test_sources_are_combined(tmp_path: Path) -> None:

@@ -72,7 +72,15 @@ def test_texts_name_what_they_are_about() -> None:
     assert "No space left on device" in str(write)
     assert (write.step, write.cause.errno) == (7, 28)
     assert "older checkpoints" not in str(write)
-    assert str(CheckpointWriteError(7, write.cause, has_older=True)).endswith("are intact")
+    full = CheckpointWriteError(7, write.cause, has_older=True, place=Path("runs/a"))
+    assert str(full) == (
+        "cannot save the checkpoint of step 7: No space left on device; older checkpoints are "
+        "intact; free some space or raise the quota on the disk of runs/a"
+    )
+    told = CheckpointWriteError(7, OSError(5, str(full)))
+    assert str(told) == str(full), "a text that another process has reported is not repeated"
+    broken = CheckpointWriteError(7, OSError(5, "Input/output error"), has_older=True)
+    assert str(broken).endswith("Input/output error; older checkpoints are intact")
     invalid = CheckpointInvalidError(Path("runs/a/step-1"), "state.pt is missing")
     assert "runs/a/step-1: state.pt is missing" in str(invalid)
     assert (invalid.path, invalid.reason) == (Path("runs/a/step-1"), "state.pt is missing")

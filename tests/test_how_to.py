@@ -258,3 +258,55 @@ def test_python_blocks_compile() -> None:
     for page in PAGES:
         for block in blocks(page, "python"):
             compile(block, str(page), "exec")
+
+
+LOOPS = blocks(DOCS / "how-to" / "convert-common-loops.md", "python")
+AROUND_A_LOOP = """
+import random
+from collections import deque
+from functools import partial
+
+import numpy
+import torch
+
+import orchestrator
+
+
+class Environment:
+    def reset(self):
+        return numpy.zeros(2)
+
+    def step(self):
+        return numpy.random.rand(2)
+
+
+def train(batch):
+    loss = sum(net(torch.as_tensor(batch).float()).sum() for net in (model, generator, critic))
+    loss.backward()
+    for each in (optimizer, optimizer_g, optimizer_d):
+        each.step()
+    return loss
+
+
+def get_batch():
+    return torch.rand(1, 2).tolist()
+
+
+model, generator, critic = (torch.nn.Linear(2, 1) for _ in range(3))
+optimizer, optimizer_g, optimizer_d = (
+    torch.optim.SGD(net.parameters(), lr=0.01) for net in (model, generator, critic)
+)
+loader = torch.utils.data.DataLoader(torch.rand(10, 2), 3)
+env = Environment()
+"""
+
+
+@pytest.mark.processes
+def test_loops_of_the_page_of_conversions_train(tmp_path: Path) -> None:
+    """Each pattern of the page runs as it stands."""
+    script = AROUND_A_LOOP
+    for number, loop in enumerate(LOOPS):
+        script += f'Session = partial(orchestrator.Session, run_dir="runs/{number}")\n{loop}'
+    train(tmp_path, script)
+    assert len(LOOPS) > 5
+    assert all(is_complete(tmp_path / "runs" / str(number)) for number in range(len(LOOPS)))

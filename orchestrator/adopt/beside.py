@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.pattern import Pattern
+from orchestrator.adopt.unit_pattern import UnitPattern
 
 # This many directories above a save may have names that change from one start to the next.
 MOST_CHANGING_LEVELS = 3
@@ -20,15 +21,21 @@ class SaveBeside:
     """A save that the pattern does not match, and the text of a pattern that would match both."""
 
     path: Path
+    narrow_text: str
     pattern_text: str
 
 
-def find_beside(pattern: Pattern, since_ns: int) -> SaveBeside | None:
-    """Return the newest save beside the pattern that was written after ``since_ns``, or None.
+def find_beside(pattern: UnitPattern, since_ns: int) -> SaveBeside | None:
+    """Return the newest save beside the patterns that was written after ``since_ns``, or None.
 
     One part of the path differs, such as the number of an experiment or a date, or two parts that
     follow each other.
     """
+    found = (_find_beside(one, pattern, since_ns) for one in pattern.patterns)
+    return next((beside for beside in found if beside is not None), None)
+
+
+def _find_beside(pattern: Pattern, unit: UnitPattern, since_ns: int) -> SaveBeside | None:
     parts = [*pattern.base.parts[1:], *(level.text for level in pattern.levels)]
     escaped = [*map(glob.escape, pattern.base.parts[1:]), *parts[len(pattern.base.parts) - 1 :]]
     # Other projects are beside the current directory.
@@ -39,11 +46,11 @@ def find_beside(pattern: Pattern, since_ns: int) -> SaveBeside | None:
     spans += [(i, i + 2) for i in range(first, len(parts) - 2)]
     for start, end in spans:
         wide = _widened(escaped, parts, start, end, None)
-        found = [path for path in _matches(wide) if not pattern.covers(path)]
+        found = [path for path in _matches(wide) if not unit.covers(path)]
         newest = max(((_written_ns(path), path) for path in found[:MOST_FOUND]), default=None)
         if newest is not None and newest[0] >= since_ns:
             narrow = _widened(escaped, parts, start, end, newest[1])
-            return SaveBeside(newest[1], os.path.relpath(narrow))
+            return SaveBeside(newest[1], pattern.text, os.path.relpath(narrow))
     return None
 
 

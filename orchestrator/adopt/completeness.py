@@ -5,6 +5,7 @@ having everything that an earlier checkpoint of the run has, each file proven wh
 in that checkpoint.
 """
 
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from orchestrator.adopt.formats import (
     read_json,
     shows_whole,
 )
+from orchestrator.adopt.rank_files import check_rank_files, latest_files
 
 INDEX_SUFFIX = ".index.json"
 # The file that the Hugging Face Trainer writes last, and the files by which it is recognized.
@@ -60,27 +62,30 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
     if not saved.states:
         raise IncompleteError("it is empty")
     _check_indexes(saved)
-    measured = _check_dcp(saved)
+    measured = _check_dcp(saved) | latest_files(saved)
+    accounted = measured | (check_rank_files(saved) - silent.keys())
     is_trainer = _check_trainer(saved)
-    is_accelerate = _check_accelerate(saved) and not silent
-    if usual is not None:
-        lacking = kinds_of(usual) - kinds_of(saved.states)
-        if lacking:
-            return Completeness(False, f"it lacks {min(lacking)}, which an earlier one has")
-        as_long = {(kind_of(name), size) for name, size in usual.items()}
-        of_other_size = {n for n, size in silent.items() if (kind_of(n), size) not in as_long}
-        doubtful = of_other_size - measured
-        if not doubtful or is_trainer:
-            return Completeness(True)
-        return Completeness(
-            False, f"the format of {min(doubtful)} does not show whether it is complete"
-        )
-    is_dcp = measured == saved.states.keys()
-    proven = is_dcp or is_trainer or is_accelerate
-    return Completeness(proven, "nothing in it shows that it is complete")
+    is_accelerate = _check_accelerate(saved, accounted) and not silent.keys() - measured
+    if usual is None:
+        is_known = accounted == saved.states.keys()
+        proven = is_known or is_trainer or is_accelerate
+        return Completeness(proven, "nothing in it shows that it is complete")
+    # The number of ranks may change where the layout tells it.
+    of_ranks = {os.path.basename(kind) for kind in kinds_of(accounted)}
+    fewer = kinds_of(usual) - kinds_of(saved.states)
+    if lacking := [kind for kind in fewer if os.path.basename(kind) not in of_ranks]:
+        return Completeness(False, f"it lacks {min(lacking)}, which an earlier one has")
+    as_long = {(kind_of(name), size) for name, size in usual.items()}
+    of_other_size = {n for n, size in silent.items() if (kind_of(n), size) not in as_long}
+    doubtful = of_other_size - measured
+    if not doubtful or is_trainer:
+        return Completeness(True)
+    return Completeness(
+        False, f"the format of {min(doubtful)} does not show whether it is complete"
+    )
 
 
-def check_all_new(now: dict[str, int], before: dict[str, int]) -> None:
+def check_all_new(now: Mapping[str, int], before: Mapping[str, int]) -> None:
     """Check that a directory was written over completely or not at all, by modification times.
 
     Raises IncompleteError for a mix of new and old files.
@@ -134,18 +139,20 @@ def _check_trainer(saved: SavedFiles) -> bool:
     return TRAINER_STATE in saved.states
 
 
-def _check_accelerate(saved: SavedFiles) -> bool:
+def _check_accelerate(saved: SavedFiles, accounted: set[str]) -> bool:
     """Return whether it is a directory of Accelerate's that was at rest after its last file.
 
-    Only objects that the script has registered are written after the random states, at once.
+    Only objects that the script has registered are written after the random states, at once. With
+    FSDP and DeepSpeed the model is in ``accounted`` files of folders.
     """
     has_states = any(name.startswith(ACCELERATE_RANDOM_STATES) for name in saved.states)
     is_accelerate = any(name in saved.states for name in ACCELERATE_FILES)
     if is_accelerate and not has_states:
         raise IncompleteError("it lacks the random states, which Accelerate writes last")
     has_model = any(ACCELERATE_MODEL.search(name) for name in saved.states)
+    has_folders = has_states and any("/" in name for name in accounted)
     at_rest = time.time_ns() - saved.last_change_ns > ACCELERATE_REST_NS
-    return is_accelerate and has_model and at_rest
+    return ((is_accelerate and has_model) or has_folders) and at_rest
 
 
 def _require(saved: SavedFiles, name: str, why: str) -> None:

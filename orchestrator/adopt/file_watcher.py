@@ -90,7 +90,7 @@ class DirectoryWatcher(FileSystemEventHandler):
 
 
 class ReadWatcher(FileSystemEventHandler):
-    """Watches whether a process opens a file, or a file in a directory, to read it.
+    """Watches whether a process opens one of some files, or a file in a directory, to read it.
 
     A save opens its file too, and then writes to it: that is no read, nor is what comes after it.
     """
@@ -115,8 +115,8 @@ class ReadWatcher(FileSystemEventHandler):
         mapped = time.monotonic() - min(self._opened.values(), default=math.inf) > WRITE_SECONDS
         return self._observer is not None and not self._was_read and not mapped
 
-    def start(self, path: Path) -> None:
-        """Watch ``path`` from now on, and nothing else."""
+    def start(self, paths: Iterable[Path]) -> None:
+        """Watch ``paths`` from now on, and nothing else."""
         self.stop()
         self._was_read = False
         self._written.clear()
@@ -124,7 +124,9 @@ class ReadWatcher(FileSystemEventHandler):
         observer = Observer()
         # Where the system allows no watch it is not known whether the script reads.
         with contextlib.suppress(OSError, RuntimeError):
-            observer.schedule(self, str(path), recursive=path.is_dir(), event_filter=self._READS)
+            for path in paths:
+                recursive = path.is_dir()
+                observer.schedule(self, str(path), recursive=recursive, event_filter=self._READS)
             observer.start()
             self._observer = observer
 

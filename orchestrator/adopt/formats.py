@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from orchestrator.adopt.pickle_reader import (
     DamagedPickleError,
+    PickleContent,
     PickledObject,
     PickleTooLargeError,
     ends_with_pickle,
@@ -178,16 +179,37 @@ def _zip_shows_whole(name: str, file: BinaryIO) -> bool:
     return True
 
 
-def _storages(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> set[str]:
-    """Return the keys of the storages that a data.pkl names."""
+def torch_root(path: Path) -> dict[str, Any]:
+    """Return the dict that a torch.save file holds, with texts, integers, dicts and objects.
+
+    It is empty where the file holds none, or reading it would take too much. Raises OSError.
+    """
+    try:
+        with open(path, "rb") as file:
+            bounded: Any = _BoundedReads(file)
+            with zipfile.ZipFile(bounded) as archive:
+                names = [n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]
+                root = _content(archive, archive.getinfo(names[0])).root if names else None
+    except OSError:
+        raise
+    except Exception:  # it is no zip, or a damaged one
+        return {}
+    return root if isinstance(root, dict) else {}
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> PickleContent:
     stored = info.compress_type == zipfile.ZIP_STORED
     if info.file_size > (LARGEST_PICKLE_BYTES if stored else LARGEST_COMPRESSED_PICKLE_BYTES):
         raise _TooLargeError
     with archive.open(info) as pickled:
-        content = read_pickle(pickled, info.file_size)  # type: ignore[arg-type]
+        return read_pickle(pickled, info.file_size)  # type: ignore[arg-type]
+
+
+def _storages(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> set[str]:
+    """Return the keys of the storages that a data.pkl names."""
     return {
         identity[2]
-        for identity in content.persistent_ids
+        for identity in _content(archive, info).persistent_ids
         if isinstance(identity, tuple)
         and len(identity) > 2
         and identity[0] == "storage"

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Self
 
 _WILDCARDS = re.compile(r"(\*|\?+|(?:\[[^\]]+\])+)")
 _CLASS = re.compile(r"\[(!?)([^\]]+)\]")
-# How a shell pattern quotes a wildcard character.
-_ESCAPED = re.compile(r"\[([*?[])\]")
+# How a shell pattern quotes a wildcard character, or a brace.
+_ESCAPED = re.compile(r"\[([*?[{])\]")
 _STEP = re.compile(r"step\D?(\d+)", re.IGNORECASE)
 _DATE = r"(?<!\d)20\d\d[-_. ]?(?:0[1-9]|1[0-2])[-_. ]?(?:0[1-9]|[12]\d|3[01])"
 _TIME = r"(?:[-_T. ]?[0-2]\d[-_:. ]?[0-5]\d(?:[-_:. ]?[0-5]\d)?)?(?!\d)"
@@ -25,28 +25,45 @@ LONGEST_STEP_DIGITS = 12
 
 @dataclass(frozen=True)
 class PatternLevel:
-    """One component of the pattern; without ``matches`` it is a plain name."""
+    """One component of the pattern; without ``matches`` it is a plain name.
+
+    ``literals`` are the texts before, between and after the wildcards.
+    """
 
     text: str
     matches: re.Pattern[str] | None
+    literals: tuple[str, ...]
 
     @classmethod
     def of(cls, text: str) -> Self:
         """Parse ``*``, ``?`` and ``[...]`` as a shell does. Raises ValueError."""
         if not _WILDCARDS.search(_ESCAPED.sub("", text)):
-            return cls(_ESCAPED.sub(r"\1", text), None)
-        pieces = _WILDCARDS.split(text)
+            plain = _ESCAPED.sub(r"\1", text)
+            return cls(plain, None, (plain,))
+        literals, parts = [""], []
+        for index, piece in enumerate(_WILDCARDS.split(text)):
+            if index % 2 and not _ESCAPED.fullmatch(piece):
+                parts.append(_group(piece))
+                literals.append("")
+                continue
+            literal = _ESCAPED.sub(r"\1", piece) if index % 2 else piece
+            parts.append(re.escape(literal))
+            literals[-1] += literal
         # As in a shell, a wildcard does not match a leading dot.
         hidden = "" if text.startswith(".") else r"(?!\.)"
-        parts = [_group(p) if i % 2 else re.escape(p) for i, p in enumerate(pieces)]
         try:
-            return cls(text, re.compile(hidden + "".join(parts), re.DOTALL))
+            whole = re.compile(hidden + "".join(parts), re.DOTALL)
+            return cls(text, whole, tuple(literals))
         except re.error as error:
             raise ValueError(f"{text} has a [...] that names no characters: {error}") from None
 
     def fits(self, name: str) -> bool:
         """Return whether a component of a path is the plain name, or matches."""
         return self.text == name if self.matches is None else bool(self.matches.fullmatch(name))
+
+    def filled(self, texts: Iterator[str]) -> str:
+        """Return the name in which the next of these texts stand for the wildcards."""
+        return self.literals[0] + "".join(next(texts) + after for after in self.literals[1:])
 
     def within(self, directory: Path) -> list[Path]:
         """Return the paths in ``directory`` that match; links do not count."""
@@ -110,6 +127,34 @@ class Pattern:
     def tells_steps(self) -> bool:
         """Whether the names that it matches may contain a step."""
         return self.levels[-1].matches is not None
+
+    @property
+    def wildcards(self) -> int:
+        """How many wildcards it has."""
+        return sum(len(level.literals) - 1 for level in self.levels)
+
+    @property
+    def literal_length(self) -> int:
+        """How many characters of a match are given: the more, the narrower the pattern."""
+        return sum(len(literal) for level in self.levels for literal in level.literals)
+
+    def texts_in(self, path: Path) -> tuple[str, ...] | None:
+        """Return what the wildcards stand for in this path; None if it does not match."""
+        below = path.parts[len(self.base.parts) :]
+        if len(below) != len(self.levels) or not path.is_relative_to(self.base):
+            return None
+        texts: list[str] = []
+        for level, name in zip(self.levels, below, strict=True):
+            if not level.fits(name):
+                return None
+            if level.matches is not None and (found := level.matches.fullmatch(name)):
+                texts += found.groups()
+        return tuple(texts)
+
+    def filled(self, texts: Iterable[str]) -> Path:
+        """Return the path in which these texts stand for the wildcards."""
+        rest = iter(texts)
+        return self.base.joinpath(*[level.filled(rest) for level in self.levels])
 
     def find(self) -> tuple[list[Path], list[Path]]:
         """Return the directories where matches may appear, and the matches; links do not count."""

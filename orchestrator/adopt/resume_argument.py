@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,8 +10,7 @@ from typing import Self
 from orchestrator.errors import ConfigError
 
 _PLACEHOLDER = re.compile(r"{([^{}]*)}")
-_KNOWN = {"path", "step"}
-_FILLED = re.compile(r"{(path|step)}")
+_NAME = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,46 @@ class ResumeArgument:
         words = tuple(shlex.split(text))
         if not words:
             raise ValueError("write what the script takes, such as '--resume {path}'")
-        unknown = {name for word in words for name in _PLACEHOLDER.findall(word)} - _KNOWN
-        if unknown:
-            names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
-            raise ValueError(f"there are {{path}} and {{step}}, not {names}")
+        names = {name for word in words for name in _PLACEHOLDER.findall(word)}
+        if not all(map(_NAME.fullmatch, names)):
+            raise ValueError("a name in braces is a word, such as {path} or {step}")
         if any(word.count("{") != word.count("}") for word in words):
             raise ValueError("a brace is not closed; write {path} or {step}")
         return cls(words)
+
+    def check_names(self, members: Sequence[str]) -> None:
+        """Check that every ``{name}`` can be filled in, for a unit of these members, by name.
+
+        Raises ConfigError.
+        """
+        several = len(members) > 1
+        numbered = [f"path{number}" for number in range(1, len(members) + 1)]
+        known = ["path", "step", *(dict.fromkeys([*members, *numbered]) if several else ())]
+        used = {name for word in self.template for name in _PLACEHOLDER.findall(word)}
+        if unknown := sorted(used - set(known)):
+            first, last = ", ".join(f"{{{name}}}" for name in known[:-1]), known[-1]
+            names = ", ".join(f"{{{name}}}" for name in unknown)
+            raise ConfigError(
+                f"cannot use --resume-arg: there are {first} and {{{last}}}, not {names}"
+            )
 
     @property
     def needs_step(self) -> bool:
         """Whether only a checkpoint with a number in its name can fill it."""
         return any("{step}" in word for word in self.template)
 
-    def words(self, path: Path, step: int | None) -> list[str]:
-        """Fill in one checkpoint. Raises ConfigError if ``{step}`` is used and ``step`` is None."""
+    def words(self, members: Mapping[str, Path], step: int | None) -> list[str]:
+        """Fill in one checkpoint, of which ``{path}`` is the first member.
+
+        Raises ConfigError if ``{step}`` is used and ``step`` is None.
+        """
+        paths = list(members.values())
         if step is None and self.needs_step:
             raise ConfigError(
-                f"cannot fill in {{step}} of --resume-arg: the name of {path} has no number; "
+                f"cannot fill in {{step}} of --resume-arg: the name of {paths[0]} has no number; "
                 "use {path}"
             )
-        values = {"path": str(path), "step": str(step)}
+        numbered = {f"path{number}": path for number, path in enumerate(paths, 1)}
+        values = {**numbered, **members, "path": paths[0], "step": step}
         # In one pass: the path may contain braces.
-        return [_FILLED.sub(lambda found: values[found[1]], word) for word in self.template]
+        return [_PLACEHOLDER.sub(lambda f: str(values[f[1]]), word) for word in self.template]

@@ -75,4 +75,12 @@ class Renumbered:
     resumed_number: int
 
 
-ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed | Renumbered
+@dataclass(frozen=True)
+class Lacking:
+    """A unit is not whole, and the script does not seem to complete it; ``problem`` says why."""
+
+    path: Path
+    problem: str
+
+
+ScanEvent = Sealed | Withdrawn | SetAside | LeftAlone | Failed | Renumbered | Lacking

@@ -11,26 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
-from orchestrator.adopt.completeness import check_all_new, examine
 from orchestrator.adopt.descent import Descent
+from orchestrator.adopt.examiner import SaveExaminer
 from orchestrator.adopt.files import SavedFiles, kind_of
-from orchestrator.adopt.formats import IncompleteError
-from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.scan_events import (
     STARTS,
     Failed,
+    Lacking,
     LeftAlone,
     Moment,
     Renumbered,
     ScanEvent,
     Sealed,
     SetAside,
-    Withdrawn,
 )
-from orchestrator.adopt.seal_policy import Decision, Proof, SaveFacts, judge
+from orchestrator.adopt.seal_policy import LONG_QUIET_SECONDS, Decision, Proof, SaveFacts, judge
 from orchestrator.adopt.seal_store import Seal, Sealing, SealStore
 from orchestrator.adopt.sealer import Sealer
 from orchestrator.adopt.tracked_saves import SaveTracker, TrackedSave
+from orchestrator.adopt.unit_pattern import UnitPattern, relative_members
+from orchestrator.adopt.withdrawals import withdraw_seals
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
@@ -51,7 +51,7 @@ class SaveScanner:
 
     def __init__(
         self,
-        pattern: Pattern,
+        pattern: UnitPattern,
         store: SealStore,
         ledger: WriteLedger,
         clock: Callable[[], float] = time.monotonic,
@@ -67,10 +67,12 @@ class SaveScanner:
         self._ledger = ledger
         self._clock = clock
         self._stop_ns = stop_ns
-        self._tracker = SaveTracker(ledger, clock)
+        self._tracker = SaveTracker(pattern, ledger, clock)
+        self._examiner = SaveExaminer()
         self._sealer = Sealer(store, clock)
         self._descent = ledger.descent
         self._has_seals = False
+        self._has_told_of_lacking = False
 
     @property
     def pending(self) -> bool:
@@ -83,8 +85,9 @@ class SaveScanner:
         return self._sealer.cpu_seconds
 
     def forget_write_habits(self) -> None:
-        """Forget whether the script replaces its files: another trainer begins."""
+        """Forget how the script writes its files: another trainer begins."""
         self._sealer.forget_write_habits()
+        self._examiner.order.forget()
 
     def begin_attempt(self, resumed: Checkpoint | None) -> None:
         """Begin with an attempt that is offered this checkpoint."""
@@ -109,7 +112,8 @@ class SaveScanner:
         self._tracker.observe(paths, seals, moment)
         events = self._judge_all(seals, moment, reason)
         # Last: a new seal may stand in for one whose files are gone.
-        return events + self._withdraw_seals()
+        has_one_path = self._pattern.is_one_path
+        return [*events, *withdraw_seals(self._store, self._ledger, has_one_path=has_one_path)]
 
     def scan_pending(self, reason: Reason) -> list[ScanEvent]:
         """Scan only the saves on which a decision is due, while a trainer runs."""
@@ -131,21 +135,25 @@ class SaveScanner:
         events: list[ScanEvent] = []
         sealed: list[Path] = []
         for save in saves:
+            if moment is Moment.RUNNING:
+                self._learn_order(save, seals)
             facts = SaveFacts(
                 save.proof,
                 moment,
-                is_directory=save.files.is_directory,
+                in_parts=self._comes_in_parts(save, seals),
                 quiet_seconds=self._clock() - save.unchanged_since,
                 followed=begun[kind_of(save.path.name)] > save.files.last_change_ns,
                 postponed=self._sealer.is_postponed(save.path),
                 # While it runs this is looked up only if nothing else is in the way.
                 held_open=save.held_open and moment is not Moment.RUNNING,
+                lacks=bool(save.files.missing),
             )
             try:
                 decision = self._decide(save, facts, seals)
                 if decision is Decision.SEAL:
                     events += self._note_renumbering(save)
                 event = self._act(save, decision, reason, seals)
+                events += self._note_lacking(save, facts, decision)
             except FileNotFoundError:
                 continue  # the script has deleted it meanwhile
             except Exception as error:
@@ -182,30 +190,39 @@ class SaveScanner:
         if save.proof is Proof.PROVEN:
             return False
         if self._clock() >= save.held_open_until:
-            save.held_open = bool(open_for_writing([save.path]))
+            save.held_open = bool(open_for_writing(save.files.paths))
             save.held_open_until = self._clock() + OPEN_FILES_SECONDS
         return save.held_open
 
     def _examine(self, save: TrackedSave, seals: Mapping[Path, Seal]) -> None:
         """Find out whether a save is whole. Raises OSError."""
-        files = save.files
-        directories = [seal for seal in seals.values() if seal.adopted.is_directory]
-        newest = max(directories, key=lambda seal: seal.checkpoint.order, default=None)
-        usual = None
-        if newest is not None:
-            records = newest.checkpoint.manifest.files
-            usual = {name: record.bytes for name, record in records.items()}
-        try:
-            before = self._tracker.previous_times(save.path, seals.get(save.path))
-            check_all_new(files.modified_ns, before)
-            save.completeness = examine(files, usual)
-        except IncompleteError as error:
-            save.problem = str(error)
-        except OSError:
-            raise
-        except Exception as error:
-            # Its files hold what no check expects; the other saves are looked at all the same.
-            save.problem = f"it cannot be examined: {error!r}"
+        self._examiner.examine(
+            save,
+            seals,
+            self._times_before(save, seals),
+            names_return=self._names_return(save.path),
+        )
+
+    def _times_before(self, save: TrackedSave, seals: Mapping[Path, Seal]) -> dict[str, int]:
+        before = self._tracker.previous_times(save.path, seals.get(save.path))
+        return before or (save.times_before_run if save.files.members else {})
+
+    def _names_return(self, path: Path) -> bool:
+        """Return whether the script writes over a path, as far as its name tells."""
+        has_digit = any(map(str.isdigit, path.name))
+        # last.ckpt, say; a name with a date or a hash comes once
+        return not self._pattern.tells_steps or not has_digit
+
+    def _learn_order(self, save: TrackedSave, seals: Mapping[Path, Seal]) -> None:
+        if save.files.members and self._names_return(save.path):
+            self._examiner.order.learn(save.files, self._times_before(save, seals))
+
+    def _comes_in_parts(self, save: TrackedSave, seals: Mapping[Path, Seal]) -> bool:
+        """Return whether it consists of several files, of which none is known to be the last."""
+        if not save.files.members or not self._names_return(save.path):
+            return save.files.is_directory
+        order_is_known = self._examiner.order.is_known(save.path, self._times_before(save, seals))
+        return save.files.is_directory or not order_is_known
 
     def _act(
         self,
@@ -219,6 +236,10 @@ class SaveScanner:
                 return self._seal(save, reason, has_older=save.path in seals)
             case Decision.REJECT:
                 return self._reject(save)
+            case Decision.LEAVE:
+                self._ledger.forget(save.path)
+                save.reported = True
+                return None
             case Decision.WAIT | Decision.EXAMINE:
                 return None
             case _:
@@ -239,6 +260,18 @@ class SaveScanner:
         assert descent.number is not None
         return [Renumbered(save.path, number, descent.number)]
 
+    def _note_lacking(
+        self, save: TrackedSave, facts: SaveFacts, decision: Decision
+    ) -> list[ScanEvent]:
+        """Report once that the rest of a unit does not come."""
+        rests = decision is Decision.WAIT and facts.quiet_seconds >= LONG_QUIET_SECONDS
+        if self._has_told_of_lacking or not (rests or decision is Decision.LEAVE):
+            return []
+        if not save.files.members or save.problem is None or facts.moment in STARTS:
+            return []
+        self._has_told_of_lacking = True
+        return [Lacking(save.path, save.problem)]
+
     def _seal(self, save: TrackedSave, reason: Reason, *, has_older: bool) -> ScanEvent | None:
         number, written_ns = self._pattern.step_of(save.path), save.files.last_change_ns
         highest = self._store.highest_step if number is None else 0
@@ -247,11 +280,12 @@ class SaveScanner:
         checkpoint = self._sealer.seal(
             Sealing(
                 save.files,
+                self._members_of(save.files),
                 step,
                 number,
                 Reason.EMERGENCY if after_stop else reason,
                 written_here=self._ledger.was_written_here(save.path),
-                keep=self._may_be_rewritten(save.path, number),
+                keep=self._may_be_rewritten(save.path),
                 keeps_all_versions=self._pattern.is_one_path,
             ),
             has_older=has_older,
@@ -265,12 +299,13 @@ class SaveScanner:
         self._tracker.drop(save.path)
         return Sealed(checkpoint, after_stop)
 
-    def _may_be_rewritten(self, path: Path, number: int | None) -> bool:
+    def _members_of(self, files: SavedFiles) -> dict[str, str] | None:
+        return relative_members(self._pattern.names, files.paths) if files.members else None
+
+    def _may_be_rewritten(self, path: Path) -> bool:
         """Return whether the next save may destroy this one, so that a copy must be kept."""
-        if not self._pattern.tells_steps or self._ledger.has_rewrites:
+        if self._ledger.has_rewrites or self._names_return(path):
             return True
-        if number is None and not any(map(str.isdigit, path.name)):
-            return True  # last.ckpt, say; a name with a date or a hash comes once
         # Nothing is known yet of how the script names its saves.
         return not self._has_seals and self._ledger.was_written_here(path)
 
@@ -279,7 +314,7 @@ class SaveScanner:
         doubt = save.completeness.doubt if save.completeness else ""
         reason = save.problem or doubt
         if self._ledger.was_written_here(save.path):
-            moved_to = self._store.set_aside(save.path, reason)
+            moved_to = self._store.set_aside(save.files.paths, reason)
             self._ledger.forget(save.path)
             self._tracker.drop(save.path)
             return SetAside(save.path, moved_to, reason)
@@ -309,38 +344,3 @@ class SaveScanner:
             else:
                 rejected += 1
                 save.reported = rejected > EARLIER_SAVES_REPORTED
-
-    def _withdraw_seals(self) -> list[ScanEvent]:
-        """Withdraw the seals of saves that are deleted or being written again.
-
-        The last seal stays, and so does the newest when its files are deleted: without any the run
-        would start from zero.
-        """
-        events: list[ScanEvent] = []
-        seals = self._store.seals()
-        newest = max(seals.values(), key=lambda seal: seal.checkpoint.order, default=None)
-        for path, seal in seals.items():
-            files = SavedFiles.at(path)
-            if files is not None and files.modified_ns == seal.adopted.modified_ns:
-                continue
-            if files is not None and _has_rewritten(files.modified_ns, seal.adopted.modified_ns):
-                self._ledger.record_rewriting()
-            if seal.adopted.kept and (files is not None or self._pattern.is_one_path):
-                continue
-            if len(seals) == 1 or (files is None and seal is newest):
-                continue
-            if files is None and not path.parent.is_dir():
-                continue  # perhaps it is not mounted
-            if files is not None:
-                self._ledger.record_rewrite(path, seal.adopted.modified_ns)
-            with contextlib.suppress(OSError):  # the next scan tries again
-                self._store.withdraw(seal)
-                deleted = files is None
-                why = "the script has deleted it" if deleted else "it is being written again"
-                events.append(Withdrawn(seal.checkpoint, why))
-        return events
-
-
-def _has_rewritten(now: Mapping[str, int], before: Mapping[str, int]) -> bool:
-    """Return whether a file was written again; a new one beside the others destroys nothing."""
-    return any(now[name] != before[name] for name in now.keys() & before.keys())

@@ -5,17 +5,18 @@ Only what was seen being written by a trainer of the run is ever touched.
 
 import contextlib
 import errno
+import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.adopt.files import SavedFiles
-from orchestrator.adopt.pattern import Pattern
+from orchestrator.adopt.files import SavedFiles, common_folder
+from orchestrator.adopt.unit_pattern import UnitPattern
+from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, AdoptedFiles
-from orchestrator.checkpoint.manifest import Adopted
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.system.durable import Disk
 
@@ -29,25 +30,25 @@ class ScriptFiles:
     while retention keeps all of them.
     """
 
-    pattern: Pattern
+    pattern: UnitPattern
     verifies_all = False
 
     def locate(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """Return the checkpoint with the path that the pattern names; None if it names none.
+        """Return the checkpoint with the paths that the pattern names; None if it names none.
 
-        The path may be another one than it was, where the project was moved.
+        The paths may be others than they were, where the project was moved.
         """
         contents = checkpoint.contents
         if not isinstance(contents, AdoptedFiles):
             return checkpoint
         paths = dict.fromkeys((contents.path_from_run, Path(contents.adopted.path)))
-        named = [path for path in paths if path is not None and self.pattern.names(path)]
+        located = [self.pattern.locate(contents.adopted, path) for path in paths if path]
+        named = [adopted for adopted in located if adopted is not None]
         if not named:
             return None
-        if len(paths) == 1:
-            return checkpoint  # nothing has moved
-        named.sort(key=lambda path: not path.exists())
-        adopted = replace(contents.adopted, path=str(named[0]), path_from_run=None)
+        adopted = min(named, key=lambda adopted: not Path(adopted.path).exists())
+        if len(paths) == 1 and _describes(adopted) == _describes(contents.adopted):
+            return checkpoint  # nothing has moved, and nothing has another name
         return replace(checkpoint, manifest=replace(checkpoint.manifest, adopted=adopted))
 
     def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
@@ -66,7 +67,7 @@ class ScriptFiles:
             return None
         # Before the seal moves: without a seal the files would be taken for a new checkpoint.
         with contextlib.suppress(FileNotFoundError):
-            moved_to = move_out_of_sight(Path(adopted.path), path, disk)
+            moved_to = move_out_of_sight(saved_paths(adopted), path, disk)[0]
             return None if moved_to.is_relative_to(path) else moved_to
         return None
 
@@ -96,33 +97,51 @@ class ScriptFiles:
         contents = None if located is None else located.contents
         try:
             if isinstance(contents, AdoptedFiles) and self._takes_files_along(contents.adopted):
-                _remove(move_out_of_sight(contents.script_path, trash, disk))
+                beside_copy = trash / CONTENT_FOLDER
+                for moved in move_out_of_sight(saved_paths(contents.adopted), beside_copy, disk):
+                    _remove(moved)
         finally:
             shutil.rmtree(trash, ignore_errors=True)
 
 
-def move_out_of_sight(path: Path, directory: Path, disk: Disk) -> Path:
-    """Move a file or directory of a script below ``directory`` and return its new path.
+def _describes(adopted: Adopted) -> tuple[str, list[tuple[str, str]]]:
+    return adopted.path, list((adopted.members or {}).items())
 
-    On another disk it gets a hidden name beside its old one instead. Raises OSError.
+
+def saved_paths(adopted: Adopted) -> tuple[Path, ...]:
+    """Return the paths of what the script wrote together."""
+    return tuple(adopted.paths_from(Path(adopted.path)).values())
+
+
+def move_out_of_sight(paths: Sequence[Path], directory: Path, disk: Disk) -> list[Path]:
+    """Move a save of a script below ``directory`` and return the new path of each part of it.
+
+    On another disk a part gets a hidden name beside its old one instead. Raises
+    FileNotFoundError if no part is there, and OSError.
     """
-    target = directory / CONTENT_FOLDER
+    root, token = common_folder(paths), secrets.token_hex(4)
+    there = [path for path in paths if os.path.lexists(path)] or paths[:1]
+    return [
+        _move(path, directory / CONTENT_FOLDER / path.relative_to(root), token, disk)
+        for path in there
+    ]
+
+
+def _move(path: Path, target: Path, token: str, disk: Disk) -> Path:
     try:
-        target.mkdir(exist_ok=True)
-        disk.rename(path, target / path.name)
-        disk.sync_directory(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        disk.rename(path, target)
+        disk.sync_directory(target.parent)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         # A copy to another disk would take long, and its room.
-        target.rmdir()
-        target = path.parent
-        hidden = f".set-aside-{secrets.token_hex(4)}-{path.name}"
-        disk.rename(path, target / hidden)
-        disk.sync_directory(target)
-        return target / hidden
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()
+        target = path.with_name(f".set-aside-{token}-{path.name}")
+        disk.rename(path, target)
     disk.sync_directory(path.parent)
-    return target / path.name
+    return target
 
 
 def _is_newest_seal(path: Path, adopted: Adopted, checkpoints: Iterable[Checkpoint]) -> bool:
@@ -137,7 +156,7 @@ def _is_newest_seal(path: Path, adopted: Adopted, checkpoints: Iterable[Checkpoi
 
 def _is_unchanged_work(adopted: Adopted) -> bool:
     """Return whether the run wrote the files, and nothing has changed them since the seal."""
-    files = SavedFiles.at(Path(adopted.path))
+    files = SavedFiles.at(*saved_paths(adopted))
     return adopted.written_here and files is not None and files.modified_ns == adopted.modified_ns
 
 

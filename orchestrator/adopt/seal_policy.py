@@ -35,25 +35,30 @@ class Decision(Enum):
     WAIT = "wait"
     SEAL = "seal"
     REJECT = "reject"
+    LEAVE = "leave"
+    """It is no checkpoint, and no kill has cut it off: it stays where it is."""
 
 
 @dataclass(frozen=True)
 class SaveFacts:
     """What a decision depends on.
 
+    ``in_parts`` says that it comes in several files, of which none is known to be the last.
     ``quiet_seconds`` is the time without a change. ``followed`` says that the script has begun
     another save of the same kind since. ``held_open`` says that a process of the trainer had a file
     of it open for writing when that was last looked at. ``postponed`` says that sealing this path
-    must wait, because it takes too large a share of the time or the disk has refused it.
+    must wait, because it takes too large a share of the time or the disk has refused it. ``lacks``
+    says that a file or directory of the unit is not there.
     """
 
     proof: Proof
     moment: Moment
-    is_directory: bool
+    in_parts: bool
     quiet_seconds: float
     followed: bool = False
     postponed: bool = False
     held_open: bool = False
+    lacks: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,15 @@ class DecisionRow:
 ALWAYS = Condition("always", lambda facts: True)
 POSTPONED = Condition("sealing is postponed", lambda facts: facts.postponed)
 CHANGING = Condition(
-    f"a directory has changed within {QUIET_SECONDS:g} s and no later save has begun",
-    lambda facts: facts.is_directory and facts.quiet_seconds < QUIET_SECONDS and not facts.followed,
+    f"one of several files has changed within {QUIET_SECONDS:g} s and no later save has begun",
+    lambda facts: facts.in_parts and facts.quiet_seconds < QUIET_SECONDS and not facts.followed,
 )
 FOLLOWED = Condition("a later save has begun", lambda facts: facts.followed)
 HELD_OPEN = Condition("a process has it open for writing", lambda facts: facts.held_open)
+GONE_ON_WITHOUT = Condition(
+    "a part of the unit is not there, and the script has gone on or ended well without it",
+    lambda facts: facts.lacks and (facts.followed or facts.moment is Moment.SUCCEEDED),
+)
 LONG_QUIET = Condition(
     f"nothing has changed for {LONG_QUIET_SECONDS:g} s",
     lambda facts: facts.quiet_seconds >= LONG_QUIET_SECONDS,
@@ -108,6 +117,7 @@ TABLE = (
     DecisionRow(UNPROVEN, ANY_MOMENT, FOLLOWED, Decision.SEAL),
     # At a later start the time without a change is only known from then on.
     DecisionRow(UNPROVEN, ANY_MOMENT - {Moment.LATER_START}, LONG_QUIET, Decision.SEAL),
+    DecisionRow(INCOMPLETE, ANY_MOMENT, GONE_ON_WITHOUT, Decision.LEAVE),
     DecisionRow(UNPROVEN | INCOMPLETE, RUNNING, ALWAYS, Decision.WAIT),
     DecisionRow(UNPROVEN | INCOMPLETE, ANY_MOMENT, ALWAYS, Decision.REJECT),
 )

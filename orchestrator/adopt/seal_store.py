@@ -8,16 +8,18 @@ import contextlib
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import __version__
 from orchestrator.adopt.files import SavedFiles
-from orchestrator.adopt.script_files import move_out_of_sight
+from orchestrator.adopt.script_files import move_out_of_sight, saved_paths
+from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.contents import CONTENT_FOLDER
 from orchestrator.checkpoint.external_files import link_or_copy, sync_and_digest
-from orchestrator.checkpoint.manifest import Adopted, FileRecord, Manifest, Reason
+from orchestrator.checkpoint.manifest import FileRecord, Manifest, Reason
 from orchestrator.checkpoint.store import Store, publish_directory
 from orchestrator.checkpoint.verification import verify_files
 from orchestrator.errors import CheckpointInvalidError
@@ -39,17 +41,28 @@ class Seal:
         """The file or directory that the script wrote."""
         return Path(self.adopted.path)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything that the script wrote together."""
+        return saved_paths(self.adopted)
+
+    def files_now(self) -> SavedFiles | None:
+        """Look at what is at these paths now; None where there is nothing."""
+        return SavedFiles.at(*self.paths)
+
 
 @dataclass(frozen=True)
 class Sealing:
     """How files become a checkpoint.
 
-    ``number`` is the one in the name, None where there is none. ``keep`` asks for a copy in the
-    store; with ``keeps_all_versions`` only retention deletes earlier copies. ``link`` says that the
-    script replaces its files and never writes into them, so that a hard link is a copy.
+    ``members`` describes the files of a unit, and is None for a single path. ``number`` is the one
+    in the name, None where there is none. ``keep`` asks for a copy in the store; with
+    ``keeps_all_versions`` only retention deletes earlier copies. ``link`` says that the script
+    replaces its files and never writes into them, so that a hard link is a copy.
     """
 
     files: SavedFiles
+    members: dict[str, str] | None
     step: int
     number: int | None
     reason: Reason
@@ -83,14 +96,14 @@ class SealStore:
                 disk.sync_directory(folder)
             read = {name: record.bytes for name, record in records.items()}
             # Two saves within one tick of the clock have the same time.
-            if SavedFiles.at(files.path) != files or read != files.sizes:
+            if SavedFiles.at(*files.paths) != files or read != files.sizes:
                 raise _ChangedError
             return records
 
         try:
             checkpoint = publish_directory(self.store.run, disk, self._manifest(sealing), fill)
         except Exception as error:
-            if isinstance(error, _ChangedError) or SavedFiles.at(files.path) != files:
+            if isinstance(error, _ChangedError) or SavedFiles.at(*files.paths) != files:
                 return None
             raise
         self.store.verified.record(checkpoint)
@@ -119,6 +132,7 @@ class SealStore:
                 kept=sealing.keep,
                 modified_ns=files.modified_ns,
                 path_from_run=os.path.relpath(files.path, os.path.abspath(self.store.run.root)),
+                members=sealing.members,
             ),
         )
 
@@ -136,7 +150,7 @@ class SealStore:
         for seal in map(_seal_of, self.store.all()):
             if seal is not None:
                 of_path[seal.path].append(seal)
-        return {path: _current(path, seals) for path, seals in of_path.items()}
+        return {path: _current(seals) for path, seals in of_path.items()}
 
     @property
     def highest_step(self) -> int:
@@ -167,23 +181,25 @@ class SealStore:
                     self.withdraw(older)
 
     def put_back(self, seal: Seal) -> None:
-        """Copy the kept version to the script's own path, where nothing is. Raises OSError."""
-        target, disk = seal.path, self.store.disk
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}{RESTORING_SUFFIX}")
+        """Copy the kept version to the script's own paths, where nothing is. Raises OSError."""
+        disk, paths = self.store.disk, seal.paths
+        root = seal.adopted.folder_from(seal.path)
+        folder = root.parent if root == seal.path else root
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{seal.path.name}{RESTORING_SUFFIX}"
         shutil.rmtree(temporary, ignore_errors=True)
         source = seal.checkpoint.contents.folder
         self._copy(source, seal.adopted.modified_ns, temporary, link=False)
-        if seal.adopted.is_directory:
-            disk.rename(temporary, target)
-        else:
-            disk.rename(temporary / target.name, target)
-            disk.remove(temporary)
-        disk.sync_directory(target.parent)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.rename(temporary / path.relative_to(root), path)
+            disk.sync_directory(path.parent)
+        if root != seal.path:
+            shutil.rmtree(temporary)
 
     def is_in_place(self, seal: Seal) -> bool:
         """Return whether the script's own path holds this very version, every byte of it."""
-        files, checkpoint = SavedFiles.at(seal.path), seal.checkpoint
+        files, checkpoint = seal.files_now(), seal.checkpoint
         if files is None or files.states.keys() != checkpoint.manifest.files.keys():
             return False
         try:
@@ -192,18 +208,21 @@ class SealStore:
             return False
         return True
 
-    def set_aside(self, path: Path, reason: str) -> Path:
+    def set_aside(self, paths: Sequence[Path], reason: str) -> Path:
         """Move to quarantine what never was a checkpoint, and return its new path. Raises OSError.
 
-        The reason is written down beside it.
+        Of a unit it is the path of the first part. The reason is written down beside it.
         """
-        quarantine = self.store.quarantine_folder
+        quarantine, path = self.store.quarantine_folder, paths[0]
         directory = quarantine.free_path(f"partial-{path.name}")
         self.store.disk.make_directory(directory)
         try:
-            moved_to = move_out_of_sight(path, directory, self.store.disk)
+            moved_to = move_out_of_sight(paths, directory, self.store.disk)[0]
         except OSError:
-            shutil.rmtree(directory, ignore_errors=True)
+            # Of a unit, a part may be in there already.
+            for folder, _, _ in os.walk(directory, topdown=False):
+                with contextlib.suppress(OSError):
+                    self.store.disk.remove(Path(folder))
             raise
         if not moved_to.is_relative_to(directory):
             reason = f"{reason}; its files are {moved_to}"
@@ -211,8 +230,8 @@ class SealStore:
         return moved_to
 
 
-def _current(path: Path, seals: list[Seal]) -> Seal:
-    if len(seals) > 1 and (files := SavedFiles.at(path)) is not None:
+def _current(seals: list[Seal]) -> Seal:
+    if len(seals) > 1 and (files := seals[-1].files_now()) is not None:
         for seal in reversed(seals):
             if seal.adopted.modified_ns == files.modified_ns:
                 return seal

@@ -10,6 +10,7 @@ from orchestrator.adopt.files import SavedFiles, kind_of
 from orchestrator.adopt.scan_events import STARTS, Moment
 from orchestrator.adopt.seal_policy import Proof
 from orchestrator.adopt.seal_store import Seal
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.adopt.write_ledger import WriteLedger
 
 
@@ -55,7 +56,10 @@ class TrackedSave:
 class SaveTracker:
     """Tracks every save that matches the pattern and is not sealed as it is now."""
 
-    def __init__(self, ledger: WriteLedger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, pattern: UnitPattern, ledger: WriteLedger, clock: Callable[[], float]
+    ) -> None:
+        self._pattern = pattern
         self._ledger = ledger
         self._clock = clock
         self._saves: dict[Path, TrackedSave] = {}
@@ -103,8 +107,8 @@ class SaveTracker:
         found = {}
         written = []
         for path in paths:
-            files, seal = SavedFiles.at(path), seals.get(path)
-            if files is None or (seal and seal.adopted.modified_ns == files.modified_ns):
+            files, seal = SavedFiles.at(*self._pattern.members(path)), seals.get(path)
+            if files is None or self._is_known(files, seal):
                 continue
             save = self._saves.get(path)
             if save is None or save.files != files:
@@ -117,6 +121,14 @@ class SaveTracker:
             found[path] = save
         self._ledger.record_writes(written)
         return found
+
+    def _is_known(self, files: SavedFiles, seal: Seal | None) -> bool:
+        """Return whether it was a checkpoint as it is, or some of its files are deleted since."""
+        before = self.previous_times(files.path, seal)
+        if not before:
+            return False
+        now = files.modified_ns.items()
+        return now <= before.items() and (seal is not None or len(now) < len(before))
 
     def _is_work_of_run(
         self, files: SavedFiles, seal: Seal | None, times_before_run: dict[str, int]

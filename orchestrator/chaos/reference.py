@@ -16,6 +16,8 @@ MIN_PATIENCE_SECONDS = 120.0
 PATIENCE_RUNS = 10.0
 # Unseeded random streams and the script's own plain values may differ as long as weights agree.
 _MAY_DIFFER = ("rng", "state", "data.epoch_rng")
+# What an environment or a buffer holds that the session keeps may differ likewise.
+_KEPT = "_state_dict.__kept__."
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,11 @@ class Reference:
 
     @property
     def volatile(self) -> list[str]:
-        """The names of the metrics, random streams and plain values that are not compared."""
-        streams = {".".join(path.split(".")[:2]) for path in self.volatile_entries}
+        """The names of the metrics, streams, plain and kept values that are not compared."""
+        streams = {
+            path if _KEPT in path else ".".join(path.split(".")[:2])
+            for path in self.volatile_entries
+        }
         return sorted(self.volatile_metrics | streams)
 
     def divergences(self, result: TrialResult) -> list[Divergence]:
@@ -81,7 +86,7 @@ def check_undisturbed(result: TrialResult) -> TrialResult:
         )
     if not result.history.steps:
         raise ConfigError(
-            "cannot judge this command: it has made no step of a Session; train with "
+            "cannot judge this command: it never called session.step(); train with "
             "`from orchestrator import Session`, as the README shows"
         )
     return result
@@ -90,7 +95,7 @@ def check_undisturbed(result: TrialResult) -> TrialResult:
 def _may_differ(path: str, volatile_metrics: Collection[str]) -> bool:
     """Return whether an entry need not agree: an unseeded stream, the time of day."""
     is_allowed = any(path == part or path.startswith(f"{part}.") for part in _MAY_DIFFER)
-    return is_allowed or path in volatile_metrics
+    return is_allowed or _KEPT in path or path in volatile_metrics
 
 
 def _some_of(paths: list[str]) -> str:

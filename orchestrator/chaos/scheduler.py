@@ -14,6 +14,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.invitation import INVITATION_VARIABLE
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
+    RESUME_PATHS_VARIABLE,
     RESUME_VARIABLE,
     RUN_DIR_VARIABLE,
     SOCKET_VARIABLE,
@@ -28,6 +29,7 @@ RERUN_STATUSES = frozenset({ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED
 OUTER_VARIABLES = (
     ATTEMPT_VARIABLE,
     INVITATION_VARIABLE,
+    RESUME_PATHS_VARIABLE,
     RESUME_VARIABLE,
     RUN_DIR_VARIABLE,
     SOCKET_VARIABLE,

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from orchestrator.checkpoint.contents import STATE_FILE, Contents, StateFile, contents_of
+from orchestrator.checkpoint.contents import (
+    STATE_FILE,
+    AdoptedFiles,
+    Contents,
+    StateFile,
+    contents_of,
+)
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.rundir.paths import RunDir
@@ -88,6 +94,11 @@ class Checkpoint:
     def resume_path(self) -> Path:
         """The path that a trainer is given to resume from."""
         return self.contents.resume_path
+
+    @property
+    def script_paths(self) -> dict[str, Path]:
+        """What a script has saved together for itself, by name; empty for any other checkpoint."""
+        return self.contents.script_paths if isinstance(self.contents, AdoptedFiles) else {}
 
     @property
     def shown_path(self) -> Path:

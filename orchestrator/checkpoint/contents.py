@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.checkpoint.manifest import Adopted, Manifest
+from orchestrator.checkpoint.adopted import Adopted
+from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.errors import ConfigError
 
 STATE_FILE = "state.pt"
@@ -102,7 +103,12 @@ class AdoptedFiles:
         """The directory that the file names of the manifest are relative to."""
         if self.adopted.kept:
             return self.directory / CONTENT_FOLDER
-        return self.script_path if self.adopted.is_directory else self.script_path.parent
+        return self.adopted.folder_from(self.script_path)
+
+    @property
+    def script_paths(self) -> dict[str, Path]:
+        """Everything that the script wrote together, by name; ``script_path`` comes first."""
+        return self.adopted.paths_from(self.script_path)
 
     @property
     def state_file(self) -> Path:

@@ -5,13 +5,21 @@ The format is docs/reference/checkpoint-format.md.
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
+from orchestrator.checkpoint.adopted import Adopted
+from orchestrator.checkpoint.manifest_fields import (
+    NAME_BELOW,
+    JsonObject,
+    count_of,
+    is_path,
+    text_of,
+    typed,
+)
 from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP, Position
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.text import storable
@@ -19,13 +27,6 @@ from orchestrator.system.text import storable
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A script's files may have any names, in folders too, but none that leads elsewhere.
-NAME_BELOW = re.compile(r"(?!\.{0,2}(?:/|$))[^/\0]+(?:/(?!\.{0,2}(?:/|$))[^/\0]+)*")
-
-JsonObject = dict[str, object]
-"""An object of manifest.json that has not been checked yet."""
-
-T = TypeVar("T")
 
 
 class Reason(StrEnum):
@@ -46,51 +47,6 @@ class FileRecord:
 
     bytes: int
     xxh3_128: str
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """What the script itself has saved at ``path`` (--adopt), as the manifest describes it."""
-
-    path: str
-    is_directory: bool
-    numbered: bool
-    """Whether the step is the number in the name, and not a count of such saves."""
-    written_here: bool
-    """Whether it was seen being written while a trainer of this run was running."""
-    kept: bool
-    """Whether the files are copies beside the manifest, since the script overwrites its own."""
-    modified_ns: dict[str, int]
-    """The modification time of each file."""
-    number: int | None = None
-    """The number in the name, if there is one."""
-    path_from_run: str | None = None
-    """The path relative to the run directory, for a project that is moved as a whole."""
-
-    @classmethod
-    def from_json(cls, content: JsonObject) -> Self:
-        """Parse and check the object. Raises ValueError, KeyError and TypeError."""
-        relative = content.get("path_from_run")
-        has_number = content.get("number") is not None
-        return cls(
-            number=_count(content, "number") if has_number else None,
-            path=_path_of_files(_typed(content, "path", str), absolute=True),
-            is_directory=_typed(content, "is_directory", bool),
-            numbered=_typed(content, "numbered", bool),
-            written_here=_typed(content, "written_here", bool),
-            kept=_typed(content, "kept", bool),
-            modified_ns={k: int(v) for k, v in _typed(content, "modified_ns", dict).items()},
-            path_from_run=None
-            if relative is None
-            else _path_of_files(_typed(content, "path_from_run", str), absolute=False),
-        )
-
-    def check_names(self, files: Iterable[str]) -> None:
-        """Check that these files of the manifest are the ones described here. Raises ValueError."""
-        if self.modified_ns.keys() != set(files):
-            raise ValueError("manifest.json has modified_ns for other files than it names")
-        if not self.is_directory and self.modified_ns.keys() != {os.path.basename(self.path)}:
-            raise ValueError(f"manifest.json names other files than {self.path!r}")
 
 
 @dataclass(frozen=True)
@@ -173,32 +129,30 @@ class Manifest:
         try:
             framework = None
             if "framework" in content:
-                framework = _text(_typed(content, "framework", str))
+                framework = text_of(typed(content, "framework", str))
             adopted = None
             if content.get("adopted") is not None:
-                adopted = Adopted.from_json(_typed(content, "adopted", dict))
+                adopted = Adopted.from_json(typed(content, "adopted", dict))
             of_session = framework is None and adopted is None
             return cls(
-                run_id=storable(_typed(content, "run_id", str)),
-                step=_count(content, "step", MAXIMUM_STEP),
-                epoch=_count(content, "epoch", MAXIMUM_EPOCH),
-                reason=Reason(_typed(content, "reason", str)),
-                metrics={_text(k): float(v) for k, v in _typed(content, "metrics", dict).items()},
-                healthy=_typed(content, "healthy", bool),
-                time=_text(_typed(content, "time", str)),
+                run_id=storable(typed(content, "run_id", str)),
+                step=count_of(content, "step", MAXIMUM_STEP),
+                epoch=count_of(content, "epoch", MAXIMUM_EPOCH),
+                reason=Reason(typed(content, "reason", str)),
+                metrics={text_of(k): float(v) for k, v in typed(content, "metrics", dict).items()},
+                healthy=typed(content, "healthy", bool),
+                time=text_of(typed(content, "time", str)),
                 files=_file_records(
-                    _typed(content, "files", dict), PLAIN_NAME if of_session else NAME_BELOW
+                    typed(content, "files", dict), PLAIN_NAME if of_session else NAME_BELOW
                 ),
-                versions=_texts(_typed(content, "versions", dict)),
-                digests=_texts(_typed(content, "digests", dict)),
-                classes=_texts(_typed(content, "classes", dict)) if "classes" in content else {},
-                doubts=list(map(_text, _typed(content, "doubts", list))),
+                versions=_texts(typed(content, "versions", dict)),
+                digests=_texts(typed(content, "digests", dict)),
+                classes=_texts(typed(content, "classes", dict)) if "classes" in content else {},
+                doubts=list(map(text_of, typed(content, "doubts", list))),
                 framework=framework,
                 adopted=adopted,
-                start=_typed(content, "start", dict) if "start" in content else None,
-                options=_options(_typed(content, "options", dict))
-                if "options" in content
-                else None,
+                start=typed(content, "start", dict) if "start" in content else None,
+                options=_options(typed(content, "options", dict)) if "options" in content else None,
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
@@ -217,29 +171,8 @@ def json_metrics(metrics: dict[str, float]) -> dict[str, float | str]:
     return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
 
 
-def _typed(content: JsonObject, key: str, kind: type[T]) -> T:
-    value = content[key]
-    if not isinstance(value, kind):
-        raise ValueError(f"manifest.json has {key} = {value!r}, not a {kind.__name__}")
-    return value
-
-
-def _path_of_files(text: str, *, absolute: bool) -> str:
-    """Return a path of a script's files in its only form, without links of ``..`` in the middle."""
-    parts = text.split("/")
-    below = "/".join(parts[parts.count("..") :] if not absolute else parts[1:])
-    if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not _is_path(text):
-        raise ValueError(f"manifest.json has the path {text!r}, which is not in its plain form")
-    return text
-
-
-def _text(value: object) -> str:
-    """Return a text that every encoder takes: lone surrogates, which only paths need, escaped."""
-    return str(value).encode(errors="backslashreplace").decode()
-
-
 def _texts(content: JsonObject) -> dict[str, str]:
-    return {_text(key): _text(value) for key, value in content.items()}
+    return {text_of(key): text_of(value) for key, value in content.items()}
 
 
 def _options(content: JsonObject) -> dict[str, dict[str, Any]]:
@@ -251,29 +184,13 @@ def _options(content: JsonObject) -> dict[str, dict[str, Any]]:
     return options
 
 
-def _count(content: JsonObject, key: str, maximum: int | None = None) -> int:
-    value = _typed(content, key, int)
-    if maximum is not None and value > maximum:
-        raise ValueError(f"manifest.json has {key} = {value}, and the most is {maximum}")
-    if value < 0 or isinstance(value, bool):
-        raise ValueError(f"manifest.json has {key} = {value!r}, not a count")
-    return value
-
-
-def _is_path(name: str) -> bool:
-    """Return whether the system can encode a name."""
-    try:
-        os.fsencode(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _file_records(files: dict[str, JsonObject], allowed: re.Pattern[str]) -> dict[str, FileRecord]:
     records = {}
     for name, record in files.items():
         # A manifest is data from the disk: a name with a slash would read or delete elsewhere.
-        if not allowed.fullmatch(name) or not _is_path(name):
+        if not allowed.fullmatch(name) or not is_path(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
-        records[name] = FileRecord(bytes=_count(record, "bytes"), xxh3_128=str(record["xxh3_128"]))
+        records[name] = FileRecord(
+            bytes=count_of(record, "bytes"), xxh3_128=str(record["xxh3_128"])
+        )
     return records

@@ -145,7 +145,7 @@ class Store:
             has_older = False
             with contextlib.suppress(UnreadableError):  # the failure to write is what counts
                 has_older = bool(self.names())
-            raise CheckpointWriteError(manifest.step, error, has_older) from error
+            raise CheckpointWriteError(manifest.step, error, has_older, self.run.root) from error
 
     # --- finding -----------------------------------------------------------------------------
 
@@ -238,9 +238,11 @@ class Store:
         lost = self.quarantine_folder.checkpoints()
         passed_over += [f"{path.name} is in quarantine" for path in lost]
         if passed_over:
+            where = f" in {self.run.quarantine}" if lost else ""
             raise NoValidCheckpointError(
                 f"cannot resume: none of the checkpoints in {self.run.checkpoints} is valid "
-                f"({'; '.join(passed_over)}); repair one, or start over with another --run-dir"
+                f"({'; '.join(passed_over)}); see `orchestrator checkpoints list "
+                f"{self.run.root}`; repair one{where}, or start over with another --run-dir"
             )
         return None
 

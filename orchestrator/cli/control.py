@@ -28,9 +28,9 @@ from orchestrator.errors import (
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner
-from orchestrator.supervisor.report import AGAIN_TO_RESUME, last_steps_are
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import status_from_disk
+from orchestrator.telemetry.stop_text import Stop
 from orchestrator.terminal.printing import print_text
 
 CHECKPOINT_WAIT_SECONDS = 600.0
@@ -41,7 +41,7 @@ PIPE_COLUMNS = 200
 
 
 def status(arguments: Namespace) -> None:
-    """Show what a run is doing, how far it is, what a kill would lose, or why it failed."""
+    """Show what a run is doing, how far it is, what is at risk, or why it failed."""
     as_json, watch = arguments.json, arguments.watch
     run = existing_run(arguments.run_dir)
     if as_json and not watch:
@@ -96,30 +96,31 @@ def _report_end(store: Store) -> ExitStatus:
     """Print how a run has ended, what was saved and what was lost; return the exit status."""
     final = status_from_disk(store)
     newest = final.newest_checkpoint
-    where = f"the newest checkpoint is {newest['path']}" if newest else "there is no checkpoint"
+    path = str(newest["path"]) if newest else None
+    where = "there is no checkpoint" if path is None else f"the newest checkpoint is {path}"
     if final.state == State.COMPLETED:
-        print_text(f"training is complete at step {final.step}; {where}")
+        step = "" if path is None else f" at step {final.step}"
+        print_text(f"{'training' if step else 'the command'} is complete{step}; {where}")
         return ExitStatus.COMPLETE
     if final.state != State.STOPPED:
-        print_text(
-            f"{final.state}: the run ended for another reason; {where}; "
-            f"see `orchestrator status {store.run.root}`"
-        )
+        how = "the run ended for another reason"
+        if final.state == "interrupted":
+            how = "the run ended without a record, since it was killed or its disk is full"
+        print_text(f"{final.state}: {how}; {where}; see `orchestrator status {store.run.root}`")
         return ExitStatus.GAVE_UP if final.state == State.FAILED else ExitStatus.STOPPED_UNSAVED
-    record = read_history(store.run).last_stop
-    if record.get("status") != ExitStatus.STOPPED_SAVED:
-        lost = (record.get("step") or 0) - (final.step or 0)
-        print_text(
-            f"stopped, but {last_steps_are(lost if lost > 0 else None)} lost: {where}"
-            + (f", of step {final.step}" if newest else "")
-            + f"; {AGAIN_TO_RESUME}"
-        )
-        return ExitStatus.STOPPED_UNSAVED
-    if newest is None:
-        print_text("stopped before the first step: there was nothing to save")
-    else:
-        print_text(f"stopped at step {final.step}, saved in {newest['path']}; {AGAIN_TO_RESUME}")
-    return ExitStatus.COMPLETE
+    history = read_history(store.run)
+    lost = (history.last_stop.get("step") or 0) - (final.step or 0)
+    is_saved = history.last_stop.get("status") == ExitStatus.STOPPED_SAVED
+    stop = Stop(
+        is_saved=is_saved,
+        step=final.step,
+        path=path,
+        lost_steps=lost if lost > 0 else None,
+        problem=final.problem,
+        shows_saves=bool(history.last_exit.get("connected", True)),
+    )
+    print_text("\n    ".join(stop.lines))
+    return ExitStatus.COMPLETE if is_saved else ExitStatus.STOPPED_UNSAVED
 
 
 def checkpoint(arguments: Namespace) -> None:
@@ -140,7 +141,10 @@ def checkpoint(arguments: Namespace) -> None:
             return
         reply = ask(connection, {"type": "checkpoint"}, CHECKPOINT_WAIT_SECONDS)
     if reply.get("type") != "published":
-        raise NotSavedError(f"cannot save: {reply.get('problem', 'the supervisor has ended')}")
+        problem = str(reply.get("problem", "the supervisor has ended"))
+        raise NotSavedError(
+            problem if problem.startswith("cannot save") else f"cannot save: {problem}"
+        )
     print_text(reply["path"])
 
 
@@ -156,7 +160,8 @@ def verify(arguments: Namespace) -> ExitStatus:
     if not rows and (quarantined := store.quarantine_folder.checkpoints()):
         raise NoValidCheckpointError(
             f"cannot find a valid checkpoint in {store.run.checkpoints}: all {len(quarantined)} "
-            "are in quarantine; repair one and move it back, or start over with another --run-dir"
+            f"are in quarantine; repair one and move it back from {store.run.quarantine}, or start "
+            "over with another --run-dir"
         )
     if any(not row["valid"] for row in rows):
         return ExitStatus.NO_VALID_CHECKPOINT

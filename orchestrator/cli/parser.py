@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from orchestrator.chaos.faults import help_text
 from orchestrator.cli import attach, control, run, transfer
 from orchestrator.cli.slurm_script import slurm_script
 from orchestrator.cli.systemd_unit import print_systemd_unit
-from orchestrator.config import Config
+from orchestrator.config import REPEATED, Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.terminal.printing import print_text
@@ -76,9 +77,10 @@ def parse(words: Sequence[str]) -> Namespace:
     arguments, unknown = _parser().parse_known_args(_with_negative_values(words[:split]))
     tail = list(words[split + 1 :])
     if unknown:
-        advice = "" if "--" in words else "; put -- before the command"
+        advice = "; put -- before the command" if "--" not in words else ""
         arguments.parser.error(
             f"unknown arguments: {' '.join(unknown)}{advice if arguments.takes_command else ''}"
+            f"{_nearest(unknown, arguments.parser)}; see `{arguments.parser.prog} --help`"
         )
     if arguments.takes_command:
         arguments.command += tail
@@ -87,6 +89,14 @@ def parse(words: Sequence[str]) -> Namespace:
     elif tail:
         arguments.parser.error(f"unexpected arguments after --: {' '.join(tail)}")
     return arguments
+
+
+def _nearest(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return the options that unknown words may stand for, as the end of a sentence."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    words = (word.partition("=")[0] for word in unknown if word.startswith("--"))
+    meant = [match for word in words for match in get_close_matches(word, known, n=1)]
+    return f"; did you mean {', '.join(meant)}?" if meant else ""
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:
@@ -107,8 +117,8 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Stop or kill a PyTorch training run in any way, and lose nothing, or a few "
-        "seconds of work.",
+        description="Stop a PyTorch training run and lose nothing. Kill it and lose seconds. Cut "
+        "the power and lose the time since the last checkpoint.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -180,6 +190,14 @@ def _add_slurm_script(groups: Any) -> None:
     _take_settings(printing)
 
 
+class _AddLine(argparse.Action):
+    """Adds each further value of an option as a line to its text."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, _: Any = None) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if earlier is None else f"{earlier}\n{values}")
+
+
 def _take_settings(command: argparse.ArgumentParser) -> None:
     for setting in fields(Config):
         option, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
@@ -187,7 +205,10 @@ def _take_settings(command: argparse.ArgumentParser) -> None:
             _add_switch(command, option, text)
             continue
         command.add_argument(
-            option, metavar=setting.metadata["metavar"], help=text.replace("%", "%%")
+            option,
+            action=_AddLine if setting.name in REPEATED else "store",
+            metavar=setting.metadata["metavar"],
+            help=text.replace("%", "%%"),
         )
 
 
@@ -196,7 +217,7 @@ def _add_commands_to_a_run(groups: Any) -> None:
         groups,
         "status",
         control.status,
-        "Show what a run is doing, what a kill now would lose, or why it failed.",
+        "Show what a run is doing, what is at risk now, or why it failed.",
     )
     showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
     stopping = _add(
@@ -260,7 +281,7 @@ def _add_checkpoints(groups: Any) -> None:
 
 
 def _add_chaos(groups: Any) -> None:
-    testing = _add(groups, "chaos", _chaos, "Test on a script that no fault changes its result.")
+    testing = _add(groups, "chaos", _chaos, "Check that faults do not change a script's result.")
     _take_command(testing, CHAOS_HELP + help_text())
     testing.add_argument(
         "--faults",

@@ -154,6 +154,8 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
             "cannot use --resume-arg without --adopt, which names the checkpoints to resume from; "
             "give both, or neither"
         )
+    if config.adopt is not None:
+        config.resume_arg.check_names(config.adopt.names)
     if config.adopt and config.resume_arg.needs_step and not config.adopt.tells_steps:
         raise ConfigError(
             f"cannot fill in {{step}} of --resume-arg: the last name in --adopt "

@@ -6,10 +6,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.supervisor.recovery.symptoms import ADVICE
-from orchestrator.supervisor.report import AGAIN_TO_RESUME, FIX_AND_RUN_AGAIN
+from orchestrator.errors import AGAIN_WITH_NEW_LIMITS
+from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
+from orchestrator.supervisor.report import FIX_AND_RUN_AGAIN
 from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text
+from orchestrator.telemetry.stop_text import AGAIN_FROM_START, AGAIN_TO_RESUME, HOW_TO_SAVE
 
 _STATE_STYLES = {
     "training": "green",
@@ -19,11 +21,7 @@ _STATE_STYLES = {
     "killing": "red",
 }
 
-_NEXT = {
-    "stopped": AGAIN_TO_RESUME,
-    "interrupted": AGAIN_TO_RESUME,
-    "failed": FIX_AND_RUN_AGAIN,
-}
+NO_SESSION_YET = "none yet: nothing is saved before the script opens one"
 
 # Stands before metrics and notes that have a line of their own.
 DETAILS_INDENT = "\n    "
@@ -38,15 +36,16 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("run", f"{status['run_id']}  {status['run_dir']}"),
         ("state", Text(_state(status), style=_STATE_STYLES.get(state, "yellow"))),
         *_failure(status["failure"]),
-        ("next", _NEXT.get(state)),
+        ("next", _next(status)),
+        ("session", NO_SESSION_YET if state == "starting" else None),
         ("attempt", _attempt(status)),
         ("progress", _progress(status)),
         ("phase", _phase(status)),
         ("metrics", _metrics(status["metrics"])),
-        ("checkpoint", _checkpoint(status["newest_checkpoint"])),
+        ("checkpoint", _checkpoint(status)),
         ("snapshot", _snapshot(status["newest_snapshot"], status["snapshots"])),
         ("problem", Text(status["problem"] or "", style="red")),
-        ("at risk", _at_risk(status["lose_at_most_seconds"])),
+        ("at risk", _at_risk(status)),
         ("processes", _processes(status)),
         ("spare", _spare(status["spare"])),
     ]
@@ -116,11 +115,27 @@ def _state(status: dict[str, Any]) -> str:
     return f"{status['state']}: gave up with exit status {failure['status']}"
 
 
+def _next(status: dict[str, Any]) -> str | None:
+    """Return what a person does about a run that has ended before its training."""
+    match status["state"]:
+        case "stopped" | "interrupted":
+            return AGAIN_FROM_START if status["newest_checkpoint"] is None else AGAIN_TO_RESUME
+        case "failed":
+            failure = status["failure"] or {"kind": None, "attempt": 0}
+            if failure["kind"] == Kind.STOPPED:
+                return AGAIN_WITH_NEW_LIMITS
+            # The reason why no attempt could begin says what to do.
+            return None if failure["attempt"] is None else FIX_AND_RUN_AGAIN
+    return None
+
+
 def _failure(failure: dict[str, Any] | None) -> list[tuple[str, str | None]]:
     """Return what ended the run, where, how often, and which file to read."""
     if failure is None:
         return []
     cause, last_line, where = failure["cause"], failure["last_line"], None
+    if failure["kind"] == Kind.STOPPED:
+        cause = None  # nothing failed: a limit of the run was reached
     if failure["attempt"] is not None:
         where = f"attempt {failure['attempt']}, step {failure['step']}"
         if failure["times"] > 1:
@@ -146,7 +161,8 @@ def _attempt(status: dict[str, Any]) -> str:
 def _progress(status: dict[str, Any]) -> str:
     if status["step"] is None:
         return ""
-    return f"step {status['step']}, {status['epoch']} epochs done"
+    epochs = status["epoch"]
+    return f"step {status['step']}, {epochs} epoch{'' if epochs == 1 else 's'} done"
 
 
 def _phase(status: dict[str, Any]) -> str:
@@ -162,9 +178,9 @@ def _metrics(metrics: dict[str, Any]) -> str:
     return "  ".join(f"{name} {float(value):.6g}" for name, value in (metrics or {}).items())
 
 
-def _checkpoint(newest: dict[str, Any] | None) -> str:
-    if newest is None:
-        return "none yet"
+def _checkpoint(status: dict[str, Any]) -> str:
+    if (newest := status["newest_checkpoint"]) is None:
+        return f"none: {HOW_TO_SAVE}" if status["state"] == "completed" else "none yet"
     return f"step {newest['step']}, {duration_text(newest['age_seconds'])} old  {newest['path']}"
 
 
@@ -181,8 +197,15 @@ def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> st
     return "; ".join(parts)
 
 
-def _at_risk(seconds: float | None) -> str:
-    return "" if seconds is None else f"a kill now would lose at most {duration_text(seconds)}"
+def _at_risk(status: dict[str, Any]) -> str:
+    if (seconds := status["lose_at_most_seconds"]) is None:
+        return ""
+    after = status["machine_loses_at_most_seconds"]
+    machine = "all of it" if after is None else f"at most {duration_text(after)}"
+    return (
+        f"if the trainer is killed: at most {duration_text(seconds)}; "
+        f"if the machine goes down: {machine}"
+    )
 
 
 def _processes(status: dict[str, Any]) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training import Session
 from orchestrator.training.exits import refusing
+from orchestrator.training.state.composite import Composite
 from orchestrator.training.state.plain_values import to_plain
 from orchestrator.training.state.progress import RESERVED, SUFFIX
-from orchestrator.training.state.registry import Composite
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -17,6 +17,7 @@ SOCKET_VARIABLE = "ORCHESTRATOR_SOCKET"
 RUN_DIR_VARIABLE = "ORCHESTRATOR_RUN_DIR"
 ATTEMPT_VARIABLE = "ORCHESTRATOR_ATTEMPT"
 RESUME_VARIABLE = "ORCHESTRATOR_RESUME_FROM"
+RESUME_PATHS_VARIABLE = "ORCHESTRATOR_RESUME_PATHS"
 
 # Makes a trainer's interpreters write their stacks. A process without a handler ignores SIGURG, and
 # the kernel sends it only for urgent data, to processes that ask for it.
@@ -29,6 +30,11 @@ RECEIVE_BYTES = 1 << 16
 
 # A JSON object whose "type" selects the other keys (docs/reference/process-contract.md).
 Message = dict[str, Any]
+
+
+def several_processes(world_size: object) -> str:
+    """Return why a session of several processes is refused."""
+    return f"a run has one training process, and WORLD_SIZE is {world_size}; start one per run"
 
 
 def encode(message: Message) -> bytes:

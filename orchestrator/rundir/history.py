@@ -68,6 +68,11 @@ class History:
     ends: dict[str, int] = field(default_factory=dict)
     """How often attempts ended in each way, for the ways that were seen last."""
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether the last supervisor has started an attempt, and recorded no end of the run."""
+        return self.last_mark.get("event") == JournalEvent.ATTEMPT_STARTED
+
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event of the journal."""
         name = event["event"]

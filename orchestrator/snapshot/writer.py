@@ -13,7 +13,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import CheckpointWriteError
+from orchestrator.errors import FULL_DISK, CheckpointWriteError
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
@@ -22,7 +22,6 @@ from orchestrator.system.regular_files import open_regular
 CHUNK_BYTES = 16 << 20
 # Room for the manifest, for directories, and for a file that has grown since.
 RESERVE_MARGIN_BYTES = 1 << 16
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 # The time that a stop allows for writes, in units of the last write: one under way, the final one,
 # and a disk that is slower than before.
 WRITE_ALLOWANCE = 2.5
@@ -52,7 +51,7 @@ class Writer:
             try:
                 return self._publish(snapshot, reason)
             except CheckpointWriteError as error:
-                if error.cause.errno not in _FULL or not self._free_reserve():
+                if error.cause.errno not in FULL_DISK or not self._free_reserve():
                     raise
                 return self._publish(snapshot, reason)
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_VARIABLE
+from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
 from orchestrator.spare.worker import environment_digest
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
@@ -26,7 +26,7 @@ _FIRST_ENVIRONMENT = Path("/proc/self/environ")
 # Variables of the attempt, and variables that torch and Lightning set and read during use, not
 # during their import.
 _IGNORED_VARIABLES = {
-    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, MLFLOW_VARIABLE),
+    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, RESUME_PATHS_VARIABLE, MLFLOW_VARIABLE),
     *("CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"),
     *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 }

@@ -1,15 +1,18 @@
 """Adopt mode: a script's own saves become checkpoints (docs/how-to/adopt-a-script.md)."""
 
 import asyncio
+import contextlib
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from orchestrator.adopt.beside import find_beside
-from orchestrator.adopt.pattern import Pattern
+from orchestrator.adopt.pointers import Pointer, repair_pointers
 from orchestrator.adopt.scan_events import (
     Failed,
+    Lacking,
     LeftAlone,
     Moment,
     Renumbered,
@@ -20,6 +23,7 @@ from orchestrator.adopt.scan_events import (
 )
 from orchestrator.adopt.scanner import SaveScanner
 from orchestrator.adopt.seal_store import Seal, SealStore
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
@@ -56,7 +60,7 @@ class Adoption:
 
     def __init__(
         self,
-        pattern: Pattern,
+        pattern: UnitPattern,
         store: SealStore,
         facts: RunFacts,
         catalog: CheckpointCatalog,
@@ -98,33 +102,44 @@ class Adoption:
         await self._scan(Moment.FIRST_START if self._facts.is_new else Moment.LATER_START, None)
 
     async def put_back(self, chosen: Checkpoint | None) -> None:
-        """Put the chosen version back to the path where the script looks for it.
+        """Put the chosen version back to the path where the script looks for it, by name too.
 
         Raises ConfigError where something else is there that no trainer of this run wrote.
         """
         if chosen is None or (adopted := chosen.manifest.adopted) is None:
             return
+        seal = Seal(chosen, adopted)
         if adopted.kept:
-            seal = Seal(chosen, adopted)
             await in_thread(lambda: self._put_back(seal))
+        for pointer in await in_thread(lambda: self._repair_pointers(seal)):
+            self._log.info(
+                f"{pointer.file} named {pointer.named or 'nothing'}, which is no whole checkpoint: "
+                f"it names {chosen.resume_path.name} now"
+            )
         from orchestrator.adopt.file_watcher import ReadWatcher
 
         self._reading = ReadWatcher()
-        self._reading.start(chosen.resume_path)
+        self._reading.start(chosen.script_paths.values())
 
     def _put_back(self, seal: Seal) -> None:
         if self._store.is_in_place(seal):
             return
-        path = seal.checkpoint.resume_path
-        if path.exists():
-            if not (seal.adopted.written_here or self._ledger.was_written_here(path)):
+        if path := next(filter(Path.exists, seal.paths), None):
+            if not (seal.adopted.written_here or self._ledger.was_written_here(seal.path)):
                 raise ConfigError(
                     f"cannot resume: {path} is incomplete or has changed, and no trainer of this "
                     "run wrote it; move it away, or put a valid one there, and run again"
                 )
             reason = f"not the version of {seal.checkpoint.name}, which is resumed from"
-            self._store.set_aside(path, reason)
+            self._store.set_aside(seal.paths, reason)
         self._store.put_back(seal)
+
+    def _repair_pointers(self, seal: Seal) -> list[Pointer]:
+        members = zip(self._pattern.patterns, seal.paths, strict=True)
+        disk = self._store.store.disk
+        with contextlib.suppress(OSError):  # the script says itself what it cannot read
+            return [p for pattern, path in members for p in repair_pointers(pattern, path, disk)]
+        return []
 
     def begin(self, attempt: Attempt) -> None:
         """Scan beside an attempt that has started."""
@@ -240,6 +255,12 @@ class Adoption:
                         path=str(path),
                         number=number,
                     )
+            case Lacking(path, problem):
+                self._log.warning(
+                    f"{path} is no checkpoint: {problem}; what --adopt {self._pattern.text} names "
+                    "counts only together: correct the pattern of the part that is missing, or "
+                    "leave it out"
+                )
             case Failed(path, problem):
                 text = f"cannot seal {path}, or set it aside: {problem}"
                 self._events.save_failed({"adopted": str(path), "problem": text})
@@ -278,7 +299,7 @@ class Adoption:
             return
         self._has_told_of_saves_beside = True
         self._log.warning(
-            f"the script has saved {beside.path}, which --adopt {self._pattern.text} does not "
+            f"the script has saved {beside.path}, which --adopt {beside.narrow_text} does not "
             f"match: it will not be resumed from and is no progress; use --adopt "
             f"'{beside.pattern_text}'"
         )

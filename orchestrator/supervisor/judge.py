@@ -16,13 +16,14 @@ from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureB
 from orchestrator.supervisor.recovery.output_tail import end_of, last_lines
 from orchestrator.supervisor.recovery.policy import Action, Decision, decide
 from orchestrator.supervisor.recovery.symptoms import Kind
-from orchestrator.supervisor.stop_request import StopRequest
+from orchestrator.supervisor.run_facts import RunFacts
 
 NOT_THERE = frozenset({Kind.IO_ERROR, Kind.HARDWARE})
 NOT_READ = (
     "the script begins from zero each time: it has not read the checkpoint that it was offered, "
     "and got no further than before; name its option with --resume-arg"
 )
+NO_SESSION_YET = "the command has opened no Session"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Verdict:
 
     ``record`` is the content of exit.json, ``output`` the path of output.log. ``saved`` says what
     is saved. ``lost_steps`` counts completed steps that no checkpoint holds; None if unknown.
+    ``problem`` says why the last save failed; None since one has succeeded.
     """
 
     diagnosis: Diagnosis
@@ -39,6 +41,7 @@ class Verdict:
     output: str
     saved: str
     lost_steps: int | None
+    problem: str | None
     not_there_yet: bool
     """Whether a network, a filesystem or a device was missing before the first safe point."""
 
@@ -51,13 +54,13 @@ class Judge:
         budget: FailureBudget,
         catalog: CheckpointCatalog,
         snapshots: SnapshotWriteQueue,
-        stop: StopRequest,
+        facts: RunFacts,
         journal: Journal,
     ) -> None:
         self._budget = budget
         self._catalog = catalog
         self._snapshots = snapshots
-        self._stop = stop
+        self._run_facts, self._stop = facts, facts.stop
         self._journal = journal
         self._log = structlog.get_logger()
 
@@ -113,6 +116,7 @@ class Judge:
             output=str(attempt.directory.output_file),
             saved=self._saved(attempt, decision),
             lost_steps=self._lost_steps(attempt),
+            problem=self._run_facts.problem,
             not_there_yet=diagnosis.kind in NOT_THERE and not attempt.reached_safe_point,
         )
 
@@ -121,6 +125,7 @@ class Judge:
             returncode=-signal.SIGKILL if attempt.returncode is None else attempt.returncode,
             connected=attempt.connected,
             reported=attempt.reported_status,
+            refusal=attempt.refusal,
             stop_requested=self._stop.wanted.is_set(),
             lost_steps=self._lost_steps(attempt),
             error=attempt.error(),
@@ -162,4 +167,6 @@ class Judge:
         if final is not None and not self._snapshots.is_written(final):
             return f"step {final.manifest.step}, in memory and being written"
         newest = self._catalog.newest
-        return f"step {newest.manifest.step}, {newest.shown_path}" if newest else "nothing yet"
+        if newest is None:
+            return "nothing yet" if attempt.shows_saves else f"nothing: {NO_SESSION_YET}"
+        return f"step {newest.manifest.step}, {newest.shown_path}"

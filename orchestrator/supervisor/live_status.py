@@ -73,9 +73,20 @@ class LiveStatus:
             status.hang_budget_seconds = silence.timeout_seconds
         if not attempt.over.is_set():
             status.trainer_pid = attempt.process.pid
-            saved = filter(None, (status.newest_checkpoint, status.newest_snapshot))
-            ages = [time.monotonic() - attempt.started, *(s["age_seconds"] for s in saved)]
-            status.lose_at_most_seconds = round(min(ages), 3)
+            self._add_risk(status, attempt)
+
+    def _add_risk(self, status: Status, attempt: Attempt) -> None:
+        """Add what the death of the trainer costs, and that of the machine with its memory."""
+        trained = time.monotonic() - attempt.started
+        checkpoint, snapshot = status.newest_checkpoint, status.newest_snapshot
+        ages = [each["age_seconds"] for each in (checkpoint, snapshot) if each is not None]
+        status.lose_at_most_seconds = round(min([trained, *ages]), 3)
+        # What the attempt resumed from may be in memory only.
+        resumed = attempt.resume_snapshot
+        on_disk = [checkpoint["age_seconds"]] if checkpoint is not None else []
+        if resumed is None or self._snapshots.is_written(resumed):
+            on_disk.append(trained)
+        status.machine_loses_at_most_seconds = round(min(on_disk), 3) if on_disk else None
 
     def _describe_script(self, status: Status) -> None:
         """Leave out what only a session tells: phases, hang timeouts, a spare for its imports."""

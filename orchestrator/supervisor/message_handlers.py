@@ -94,6 +94,8 @@ class TrainerMessages:
                 self._spares.on_trainer_modules(
                     attempt.directory.modules_file, attempt.session_pid == attempt.process.pid
                 )
+            case "refused":
+                attempt.refusal = facts.get("reason")
             case "rejected":
                 attempt.rejected_snapshot = True
             case "metrics":

@@ -2,8 +2,6 @@
 
 from typing import assert_never
 
-import structlog
-
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.journal import Journal, JournalEvent
@@ -29,14 +27,13 @@ def carry_out(
         case Action.FINISH:
             machine.handle(Event.COMPLETE)
             journal.write(JournalEvent.RUN_COMPLETED, attempt.number, step=attempt.step)
-            log = structlog.get_logger()
-            log.info(diagnosis.cause, step=attempt.step, epoch=attempt.epoch)
+            report.log_completion(verdict)
         case Action.STOP:
             machine.handle(Event.STOP)
             journal.write(
                 JournalEvent.RUN_STOPPED, attempt.number, status=status, step=attempt.step
             )
-            report.log_stop(verdict, newest)
+            report.log_stop(report.stop_of(verdict, newest))
         case Action.RETRY | Action.DEMOTE | Action.FORGET:
             machine.handle(Event.RETRY)
             return None
@@ -63,7 +60,7 @@ def carry_out(
                 reason=decision.reason,
                 status=status,
             )
-            report.log_failure(verdict, f"gave up: {decision.reason}; {report.FIX_AND_RUN_AGAIN}")
+            report.log_give_up(verdict)
         case _:
             assert_never(decision.action)
     return status

@@ -5,11 +5,20 @@ from typing import Any
 import structlog
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.errors import AGAIN_WITH_NEW_LIMITS
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.judge import Verdict
 from orchestrator.supervisor.recovery.policy import RETRIES
 from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
+from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.system.units import duration_text, size_text
+from orchestrator.telemetry.stop_text import (
+    AGAIN_TO_RESUME,
+    HOW_TO_SAVE,
+    NO_SESSION,
+    Stop,
+)
 
 PHASES = {
     "start": "before its session began",
@@ -19,7 +28,6 @@ PHASES = {
     "save": "while saving",
     "done": "after the training",
 }
-AGAIN_TO_RESUME = "run the same command again to resume"
 FIX_AND_RUN_AGAIN = "fix this and run the command again"
 _MEMORY_MATTERS = frozenset(
     {Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.OOM_KILLED, Kind.KILLED, Kind.WORKER_KILLED}
@@ -40,31 +48,95 @@ def log_failure(verdict: Verdict, now: str) -> None:
     )
 
 
-def log_stop(verdict: Verdict, newest: Checkpoint | None) -> None:
+def log_give_up(verdict: Verdict) -> None:
+    """Log that the run gives up: after a failure, or at one of its limits."""
+    reason = verdict.decision.reason
+    if verdict.diagnosis.kind is not Kind.STOPPED:
+        log_failure(verdict, f"gave up: {reason}; {FIX_AND_RUN_AGAIN}")
+        return
+    record = verdict.record
+    details = [f"saved: {verdict.saved}", f"now: {AGAIN_WITH_NEW_LIMITS}"]
+    structlog.get_logger().error(
+        f"gave up: {reason}",
+        details=details,
+        kind=record["kind"],
+        step=record["step"],
+        decision=record["decision"],
+        output=verdict.output,
+    )
+
+
+def log_completion(verdict: Verdict) -> None:
+    """Log that the training is complete, or that a command ended of which nothing is known."""
+    record, log = verdict.record, structlog.get_logger()
+    facts = {"step": record["step"], "epoch": record["epoch"]}
+    if record["connected"]:
+        log.info(verdict.diagnosis.cause, **facts)
+        return
+    details = [NO_SESSION, HOW_TO_SAVE]
+    log.warning(verdict.diagnosis.cause, details=details, **facts)
+
+
+def stop_of(verdict: Verdict, newest: Checkpoint | None) -> Stop:
+    """Return how a stop during an attempt ended."""
+    return Stop(
+        is_saved=verdict.diagnosis.status is ExitStatus.STOPPED_SAVED,
+        step=newest.manifest.step if newest else None,
+        path=str(newest.shown_path) if newest else None,
+        lost_steps=verdict.lost_steps,
+        problem=verdict.problem,
+        shows_saves=verdict.record["connected"],
+    )
+
+
+def log_stop(stop: Stop) -> None:
     """Log a stop on request: whether everything is saved, and where."""
+    sentence, *details = stop.lines
     log = structlog.get_logger()
-    where = str(newest.shown_path) if newest else None
-    if verdict.diagnosis.status is not ExitStatus.STOPPED_SAVED:
-        lost = {} if verdict.lost_steps is None else {"lost_steps": verdict.lost_steps}
-        log.error(
-            f"stopped, but {last_steps_are(verdict.lost_steps)} not saved; {AGAIN_TO_RESUME}",
-            **lost,
-            checkpoint=where,
+    if stop.is_saved:
+        log.info(sentence, **({"details": details} if details else {}))
+        return
+    lost = {} if stop.lost_steps is None else {"lost_steps": stop.lost_steps}
+    log.error(sentence, details=details, **lost, checkpoint=stop.path)
+
+
+def log_stop_between_attempts(
+    facts: RunFacts, newest: Checkpoint | None, unsaved: Snapshot | None
+) -> None:
+    """Log a stop while no trainer ran; ``unsaved`` is a snapshot that no checkpoint holds."""
+    if facts.attempt is None:  # the checkpoints have not been looked at yet
+        text = f"stopped before the training began; {AGAIN_TO_RESUME}"
+        structlog.get_logger().info(text)
+        return
+    step = newest.manifest.step if newest else None
+    log_stop(
+        Stop(
+            is_saved=unsaved is None,
+            step=step,
+            path=str(newest.shown_path) if newest else None,
+            lost_steps=None if unsaved is None else unsaved.manifest.step - (step or 0),
+            problem=facts.problem,
+            shows_saves=facts.attempt.shows_saves,
         )
-    elif newest is None:
-        log.info("stopped before the first step: there was nothing to save")
+    )
+
+
+def log_interruption(recorded_step: int | None, start_step: int) -> None:
+    """Log that the last supervisor of the run died with its trainer, and what that has cost.
+
+    ``recorded_step`` is the last one of its metrics, ``start_step`` that from which the run goes
+    on. Each None or 0 if there is none.
+    """
+    text = "the last supervisor of this run was killed, or the machine went down"
+    lost = None if recorded_step is None else recorded_step - start_step
+    log = structlog.get_logger()
+    if lost is None:
+        log.warning(f"{text}; the run goes on from step {start_step}")
+    elif lost > 0:
+        steps = "1 step is" if lost == 1 else f"{lost} steps are"
+        log.warning(f"{text}: at least {steps} lost, and trained again from step {start_step}")
     else:
-        log.info(f"stopped at step {newest.manifest.step}, saved in {where}; {AGAIN_TO_RESUME}")
-
-
-def last_steps_are(count: int | None) -> str:
-    """Return the subject and the verb of a sentence about lost steps; None if unknown."""
-    match count:
-        case None:
-            return "the last steps are"
-        case 1:
-            return "the last step is"
-    return f"the last {count} steps are"
+        log.warning(f"{text}; no step after step {start_step} is known to be lost")
 
 
 def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list[str]:

@@ -26,6 +26,10 @@ class RunFacts:
     """Whether no supervisor of this run had started an attempt before this one."""
     was_complete: bool = False
     """Whether the last supervisor of this run ended it as complete."""
+    was_interrupted: bool = False
+    """Whether the last supervisor of this run died with its attempt."""
+    interrupted_at: int | None = None
+    """The last step that its metrics record; None if unknown."""
     restarts: int = 0
     save_seconds: float = 0.0
     problem: str | None = None
@@ -41,6 +45,7 @@ class RunFacts:
             stop,
             is_new=not history.has_attempts,
             was_complete=history.last_mark.get("event") == JournalEvent.RUN_COMPLETED,
+            was_interrupted=history.was_interrupted,
             restarts=history.restarts,
             save_seconds=history.save_seconds[-1] if history.save_seconds else 0.0,
         )

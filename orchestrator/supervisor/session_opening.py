@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
-from orchestrator.ipc.messages import PROTOCOL_VERSION, Message
+from orchestrator.ipc.messages import PROTOCOL_VERSION, Message, several_processes
 from orchestrator.ipc.server import Peer
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
@@ -47,7 +47,9 @@ class SessionOpening:
         await self._facts.launch_done.wait()
         attempt = self._facts.attempt
         if self._config.adopt is not None:
-            peer.send({"type": "refused", "reason": NO_SESSION})
+            _refuse(peer, attempt, NO_SESSION)
+        elif (size := message.get("world_size")) not in (None, 1):
+            _refuse(peer, attempt, several_processes(size))
         elif attempt is None:
             return
         elif attempt.over.is_set() or str(message.get("attempt")) != str(attempt.number):
@@ -55,7 +57,7 @@ class SessionOpening:
         elif attempt.connected:
             attempt.refused_second_session = True
             attempt.withhold_completion()  # before the answer may end the trainer
-            peer.send({"type": "refused", "reason": SECOND_SESSION})
+            _refuse(peer, attempt, SECOND_SESSION)
         else:
             attempt.peer, attempt.connected = peer, True
             attempt.launch_seconds = time.monotonic() - attempt.started
@@ -79,3 +81,9 @@ class SessionOpening:
             "writing_generations": [s.generation for s in self._snapshots.pending],
             "grace_seconds": self._config.grace,
         }
+
+
+def _refuse(peer: Peer, attempt: Attempt | None, reason: str) -> None:
+    if attempt is not None:
+        attempt.refusal = reason
+    peer.send({"type": "refused", "reason": reason})

@@ -162,6 +162,8 @@ class Supervisor:
             self._record_no_start(error)
             raise
         self._catalog.attempt_number = attempt.number
+        if self._facts.attempt is None and self._facts.was_interrupted:
+            report.log_interruption(self._facts.interrupted_at, attempt.start_step)
         self._record_start(attempt)
         self._parts.budget.begin_attempt(time.time())
         if self._parts.adoption is not None:
@@ -329,7 +331,8 @@ class Supervisor:
         saved = newest is None or self._snapshots.is_written(newest)
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
         self._journal.write(JournalEvent.RUN_STOPPED, status=status)
-        self._log.info(f"stopped; {report.AGAIN_TO_RESUME}", status=status.value)
+        unsaved = None if saved else newest
+        report.log_stop_between_attempts(self._facts, self._catalog.newest, unsaved)
         return status
 
     async def _wait_for_writes(self) -> None:

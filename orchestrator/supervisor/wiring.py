@@ -15,6 +15,7 @@ from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
 from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.metrics_end import last_recorded_step
 from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.adoption import Adoption
 from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
@@ -92,6 +93,8 @@ def wire(
     journal.listeners.append(HistoryIndexer(store.run).on_event)
     stop = StopRequest(config.grace)
     facts = RunFacts.from_history(stop, history)
+    if facts.was_interrupted:  # before the next trainer goes on in this file
+        facts.interrupted_at = last_recorded_step(store.run.metrics_file)
     budget = FailureBudget.from_history(
         config.max_restarts, history, TotalLimits(config.max_attempts, config.give_up_after)
     )
@@ -119,7 +122,7 @@ def wire(
         adoption = Adoption(
             config.adopt, SealStore(store), facts, catalog, publisher, checkpoint_journal
         )
-    judge = Judge(budget, catalog, snapshots, stop, journal)
+    judge = Judge(budget, catalog, snapshots, facts, journal)
     service = ServiceWatchdog(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
     )

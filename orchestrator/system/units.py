@@ -6,7 +6,7 @@ import re
 LONGEST_SECONDS = 3650 * 86400.0
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG])")
 
 
@@ -40,7 +40,7 @@ def duration_text(seconds: float) -> str:
 
 def parse_duration(text: str) -> float:
     """Return the seconds in ``90s``, ``10m``, ``1.5h`` or ``200ms``. Raises ValueError."""
-    match = _DURATION.fullmatch(text.strip())
+    match = DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("write a duration such as 90s, 10m or 2h")
     seconds = float(match[1]) * _UNIT_SECONDS[match[2]]

@@ -45,6 +45,7 @@ class Status:
     newest_snapshot: dict[str, Any] | None = None
     snapshots: dict[str, Any] | None = None
     lose_at_most_seconds: float | None = None
+    machine_loses_at_most_seconds: float | None = None
     problem: str | None = None
     failure: dict[str, Any] | None = None
 

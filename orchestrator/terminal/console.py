@@ -9,6 +9,9 @@ from orchestrator.system.text import shown_line
 from orchestrator.terminal.lossy_writer import LossyWriter
 from orchestrator.terminal.screen import READER_PATIENCE_SECONDS, Screen
 
+# A script prints a line in several pieces; a message may come before the line or after it.
+LINE_SECONDS = 0.2
+
 
 class Sink(Protocol):
     """A destination for the trainer's output that never waits for its reader."""
@@ -33,7 +36,10 @@ class Console:
         if self.screen is not None and _is_same_terminal(output, error):
             self.output = self.screen
         else:
-            self.output = LossyWriter(output, READER_PATIENCE_SECONDS)
+            shared = os.path.sameopenfile(output, error)
+            self.output = LossyWriter(
+                output, READER_PATIENCE_SECONDS, line_seconds=LINE_SECONDS if shared else 0.0
+            )
 
     def set_footer(self, text: str) -> None:
         """Show ``text`` below all output of the terminal, if there is one; '' removes it."""

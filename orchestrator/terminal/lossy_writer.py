@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 QUEUED_PIECES = 64
+LINE_ENDS = (b"\n", b"\r")
 
 
 class LossyWriter:
@@ -22,8 +23,12 @@ class LossyWriter:
         descriptor: int,
         patience_seconds: float | None = 0.0,
         compose: Callable[[bytes], bytes] = bytes,
+        line_seconds: float = 0.0,
     ) -> None:
         """``patience_seconds`` is how long a slow reader may block ``write``, once; None: for ever.
+
+        The rest of a line is awaited for ``line_seconds``, so that what another writer writes to
+        the same file does not come between.
 
         The writing thread passes each piece through ``compose`` and writes the result.
         """
@@ -31,6 +36,8 @@ class LossyWriter:
         self._patience_seconds = patience_seconds
         self._compose = compose
         self._pieces: queue.Queue[bytes | threading.Event | None] = queue.Queue(QUEUED_PIECES)
+        self._line_seconds = line_seconds
+        self._next: list[threading.Event | None] = []
         self._is_blocked = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._write_pieces, name="lossy-writer", daemon=True)
@@ -65,7 +72,7 @@ class LossyWriter:
         self._is_closed = True
 
     def _write_pieces(self) -> None:
-        while (piece := self._pieces.get()) is not None:
+        while (piece := self._take()) is not None:
             if isinstance(piece, threading.Event):
                 piece.set()
             elif not self._is_closed:
@@ -74,6 +81,25 @@ class LossyWriter:
                 except OSError:
                     self._is_closed = True
             self._is_blocked = False
+
+    def _take(self) -> bytes | threading.Event | None:
+        """Return what is next in the queue; data as whole lines, if the rest comes in time."""
+        if self._next:
+            return self._next.pop()
+        piece = self._pieces.get()
+        deadline = time.monotonic() + self._line_seconds
+        while isinstance(piece, bytes) and piece and not piece.endswith(LINE_ENDS):
+            if (remaining := deadline - time.monotonic()) <= 0:
+                break
+            try:
+                rest = self._pieces.get(timeout=remaining)
+            except queue.Empty:
+                break
+            if not isinstance(rest, bytes):
+                self._next.append(rest)
+                break
+            piece += rest
+        return piece
 
     def _write_all(self, data: bytes) -> None:
         while data:

@@ -1,5 +1,6 @@
 """The session: what a training script uses to be stopped, saved and resumed."""
 
+import builtins
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -206,6 +207,13 @@ class Session:
 
     def _complete(self) -> None:
         run = self._open_run
+        if self._loop_state.has_missed_cut:
+            raise ConfigError(
+                "cannot complete the run: the script has ended before the pass over the data in "
+                f"which the checkpoint of step {self.global_step} was made, so that nothing was "
+                "trained; let its loop begin at the first round again, or write `for epoch in "
+                "session.epochs(N)` in a new run"
+            )
         run.mistakes.check(self._registry.parts(), self._loop_state.progress.step, at_end=True)
         save = partial(run.saves.save_now, Reason.FINAL)
         run.membership.complete(self._loop_state.progress, run.steps_at_start, save)
@@ -288,12 +296,47 @@ class Session:
             ```
         """
         with refusing():
-            if self._run is not None:
-                raise ConfigError(
-                    f"cannot register {', '.join(objects)} inside the `with` block: the state is "
-                    "restored when it is entered; register before it"
-                )
+            self._refuse_inside(objects, "register")
             self._registry.add(objects)
+
+    def keep(self, **objects: Any) -> Self:
+        """Register objects that have no ``state_dict()``, before the ``with`` block.
+
+        They are a list, dict, set, deque, array or tensor that the script changes in place, or any
+        object whose attributes hold such values: a replay buffer, an environment. Everything that
+        they hold is stored with each snapshot, and put back into these objects on a resume.
+        Functions, classes and modules among it stay as the script has made them.
+
+        Args:
+            **objects: The objects by name. One with a ``state_dict()`` is registered as usual.
+
+        Returns:
+            The session, for the ``with`` line.
+
+        Raises:
+            TrainingRefused: The block has been entered already, part of an object cannot be stored,
+                or a name is taken; the reason has been printed.
+
+        Example:
+            ```python
+            replay = deque(maxlen=100_000)
+            with Session(model=model, optimizer=optimizer).keep(replay=replay, env=env) as session:
+                for step in session.steps(1_000_000):
+                    replay.append(...)
+                    session.step()
+            ```
+        """
+        with refusing():
+            self._refuse_inside(objects, "keep")
+            self._registry.keep(objects)
+        return self
+
+    def _refuse_inside(self, objects: Iterable[str], verb: str) -> None:
+        if self._run is not None:
+            raise ConfigError(
+                f"cannot {verb} {', '.join(objects)} inside the `with` block: the state is "
+                f"restored when it is entered; {verb} before it"
+            )
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -352,7 +395,9 @@ class Session:
                 session.step(loss=loss)
             ```
         """
+        mistakes = self._open_run.mistakes
         while (step := self.global_step) < total:
+            mistakes.rounds += 1
             with refusing():
                 self._loop_state.begin_step()
             yield step
@@ -384,7 +429,10 @@ class Session:
                 session.step(loss=loss)
             ```
         """
-        loop_state, page = self._loop_state, self._open_run.page
+        loop_state, run = self._loop_state, self._open_run
+        page, run.mistakes.asked = run.page, True
+        if loop_state.has_rounds_of_its_own:
+            run.mistakes.say_rounds()
         with refusing():
             loop_state.begin_pass(loader)
         used_up = yield from loop_state.data.batches(loader, loop_state.progress.epoch)
@@ -392,6 +440,60 @@ class Session:
             page[PHASE] = Phase.EVALUATE
             with refusing():
                 loop_state.end_pass()
+
+    def enumerate(self, loader: Iterable[Any], start: int = 0) -> Iterator[tuple[int, Any]]:
+        """Yield number and batch, as ``enumerate(loader)`` would in a run without interruption.
+
+        Args:
+            loader: As for ``batches``.
+            start: The number of the first batch of the pass.
+
+        Yields:
+            The number of the batch in its pass over the loader, and the batch.
+
+        Raises:
+            TrainingRefused: As ``batches``.
+
+        Example:
+            ```python
+            for number, (inputs, targets) in session.enumerate(loader):
+                ...
+                session.step(loss=loss)
+            ```
+        """
+        first = start + self._loop_state.data.start_of_next(loader)
+        yield from builtins.enumerate(self.batches(loader), first)
+
+    def cycle(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of ``loader`` without end, in another order in each pass over it.
+
+        It takes the place of ``itertools.cycle(loader)`` and of loops that make a new
+        ``iter(loader)`` where the last one ends. Several cycles may be open at a time.
+
+        Args:
+            loader: As for ``batches``; not an iterator, which has one pass only.
+
+        Yields:
+            The batches, as the loader makes them.
+
+        Raises:
+            TrainingRefused: As ``batches``; or a pass has no batch, so that there would be no end.
+
+        Example:
+            ```python
+            batches = session.cycle(loader)
+            for step in session.steps(100_000):
+                inputs, targets = next(batches)
+                ...
+                session.step(loss=loss)
+            ```
+        """
+        _ = self._open_run
+        batches = self._loop_state.data.cycle(loader)
+        while True:
+            with refusing():
+                batch = next(batches)
+            yield batch
 
     def step(self, **metrics: Any) -> None:
         """Complete a step, which is a safe point: about 2 us where nothing is due.

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.adopt.beside import find_beside
 from orchestrator.adopt.file_watcher import ReadWatcher
 from orchestrator.adopt.ongoing_saves import OngoingSaves
-from orchestrator.adopt.pattern import Pattern
+from orchestrator.adopt.unit_pattern import UnitPattern
 
 READS = {
     "read": ("open(p, 'rb').read()", True),
@@ -36,7 +36,7 @@ def test_read_of_an_offered_checkpoint_is_seen(
     file.write_bytes(b"old" * 1000)
     watcher = ReadWatcher()
     assert not watcher.is_unread
-    watcher.start(file.parent if whole_directory else file)
+    watcher.start([file.parent if whole_directory else file])
     assert watcher.is_unread
     script = f"import mmap, os, sys, time; p = sys.argv[1]; {does}; print(flush=True); input()"
     with subprocess.Popen(
@@ -72,16 +72,16 @@ def test_save_beside_the_pattern_is_found(
     (tmp_path / "out").mkdir()
     Path(saved).parent.mkdir(parents=True, exist_ok=True)
     Path(saved).write_bytes(b"x")
-    found = find_beside(Pattern.parse(pattern), 0)
+    found = find_beside(UnitPattern.parse(pattern), 0)
     assert found is not None
     assert (found.path, found.pattern_text) == (tmp_path / saved, suggested)
-    assert tmp_path / saved in Pattern.parse(suggested).find()[1]
-    assert find_beside(Pattern.parse(pattern), time.time_ns() + 10**12) is None
-    assert find_beside(Pattern.parse(suggested), 0) is None
+    assert tmp_path / saved in UnitPattern.parse(suggested).find()[1]
+    assert find_beside(UnitPattern.parse(pattern), time.time_ns() + 10**12) is None
+    assert find_beside(UnitPattern.parse(suggested), 0) is None
     elsewhere = Path("..") / "elsewhere" / pattern.replace("*", "7")
     elsewhere.parent.mkdir(parents=True)
     elsewhere.touch()
-    assert find_beside(Pattern.parse(suggested), 0) is None
+    assert find_beside(UnitPattern.parse(suggested), 0) is None
     shutil.rmtree(Path("..") / "elsewhere")
 
 
@@ -104,7 +104,7 @@ def test_save_is_under_way_while_its_file_is_open(
     (tmp_path / "out").symlink_to(tmp_path / "real")
     file = name(tmp_path / "out")
     file.parent.mkdir(parents=True, exist_ok=True)
-    saves = OngoingSaves(Pattern.parse(str(tmp_path / "out" / pattern)))
+    saves = OngoingSaves(UnitPattern.parse(str(tmp_path / "out" / pattern)))
     script = "import sys; f = open(sys.argv[1], 'wb'); print(flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

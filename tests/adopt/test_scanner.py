@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.scan_events import LeftAlone, Moment, ScanEvent, Sealed, SetAside, Withdrawn
 from orchestrator.adopt.scanner import SaveScanner
 from orchestrator.adopt.script_files import ScriptFiles
 from orchestrator.adopt.seal_store import SealStore
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
@@ -30,14 +30,14 @@ class Script:
         run = RunDir(root / "run")
         run.create()
         self.now = 0.0
-        own = ScriptFiles(Pattern.parse(str(self.out / pattern)))
+        own = ScriptFiles(UnitPattern.parse(str(self.out / pattern)))
         self.store = Store(run, "0123456789abcdef", disposal=own)
         self.seals = SealStore(self.store)
         self.ledger = WriteLedger(run.write_ledger_file)
         self.scanner = self.scanner_of(str(self.out / pattern))
 
     def scanner_of(self, pattern: str) -> SaveScanner:
-        return SaveScanner(Pattern.parse(pattern), self.seals, self.ledger, lambda: self.now)
+        return SaveScanner(UnitPattern.parse(pattern), self.seals, self.ledger, lambda: self.now)
 
     def scan(self, moment: Moment = Moment.RUNNING, after: float = 0.0) -> list[ScanEvent]:
         self.now += after

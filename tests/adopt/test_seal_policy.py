@@ -19,16 +19,17 @@ from orchestrator.adopt.seal_policy import (
 
 def facts(proof: Proof, moment: Moment, **changes: Any) -> SaveFacts:
     """The facts of a single file that has just been written, but for ``changes``."""
-    usual: dict[str, Any] = {"is_directory": False, "quiet_seconds": 0.0}
+    usual: dict[str, Any] = {"in_parts": False, "quiet_seconds": 0.0}
     return SaveFacts(proof, moment, **(usual | changes))
 
 
-DIRECTORY = {"is_directory": True}
+DIRECTORY = {"in_parts": True}
 QUIET = {"quiet_seconds": QUIET_SECONDS}
 LONG_QUIET = {"quiet_seconds": LONG_QUIET_SECONDS}
 FOLLOWED = {"followed": True}
 HELD_OPEN = {"held_open": True}
 POSTPONED = {"postponed": True}
+LACKS = {"lacks": True}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,13 @@ POSTPONED = {"postponed": True}
         (Proof.INCOMPLETE, Moment.LATER_START, {}, Decision.REJECT),
         (Proof.INCOMPLETE, Moment.SUCCEEDED, {}, Decision.REJECT),
         (Proof.INCOMPLETE, Moment.FAILED, LONG_QUIET | FOLLOWED, Decision.REJECT),
+        # A part of a unit that no kill has kept from coming costs the others nothing.
+        (Proof.INCOMPLETE, Moment.RUNNING, LACKS | LONG_QUIET, Decision.WAIT),
+        (Proof.INCOMPLETE, Moment.RUNNING, LACKS | FOLLOWED, Decision.LEAVE),
+        (Proof.INCOMPLETE, Moment.FAILED, LACKS, Decision.REJECT),
+        (Proof.INCOMPLETE, Moment.FAILED, LACKS | FOLLOWED, Decision.LEAVE),
+        (Proof.INCOMPLETE, Moment.LATER_START, LACKS, Decision.REJECT),
+        (Proof.INCOMPLETE, Moment.SUCCEEDED, LACKS, Decision.LEAVE),
     ],
 )
 def test_decision_of_the_table(
@@ -93,6 +101,7 @@ ALL_FACTS = [
         Moment,
         (False, True),
         (0.0, QUIET_SECONDS, LONG_QUIET_SECONDS),
+        (False, True),
         (False, True),
         (False, True),
         (False, True),
@@ -117,7 +126,9 @@ def test_every_combination_of_facts_has_a_decision() -> None:
 def test_incomplete_save_is_never_sealed() -> None:
     """Whatever else is the case, a save that lacks something does not become a checkpoint."""
     decisions = {judge(each) for each in ALL_FACTS if each.proof is Proof.INCOMPLETE}
-    assert decisions == {Decision.WAIT, Decision.REJECT}
+    assert decisions == {Decision.WAIT, Decision.REJECT, Decision.LEAVE}
+    kept = [each for each in ALL_FACTS if not each.lacks]
+    assert Decision.LEAVE not in map(judge, kept)
 
 
 def test_examined_save_is_not_examined_again() -> None:

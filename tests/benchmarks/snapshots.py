@@ -190,6 +190,8 @@ def tiny(root: Path) -> list[Figure]:
         figures.append(paired(name, many[key], floors, tenfold, 1.5))
     name = "100,000 tiny tensors: layout"
     figures.append(paired(name, many["layout"], many["save"], "torch.save into memory"))
+    name = "100,000 tiny tensors: stall of the first save"
+    figures.append(paired(name, many["first_stall"], many["save"][:1], "torch.save into memory"))
     stall = statistics.median(many["stall"])
     name = "100,000 tiny tensors: stall"
     return [Figure(name, "s", stall, 0.0, "nothing", 1.0), *figures]

@@ -17,17 +17,23 @@ def result_of(content: dict[str, str]) -> TrialResult:
 
 @pytest.mark.parametrize(
     "path",
-    ["rng.numpy.keys.3", "rng.python.1", "data.epoch_rng.numpy.keys.3", "data.epoch_rng.python.1"],
+    [
+        *("rng.numpy.keys.3", "rng.python.1"),
+        *("data.epoch_rng.numpy.keys.3", "data.epoch_rng.python.1"),
+        "env_state_dict.__kept__.attributes.began_at",
+    ],
 )
-def test_streams_that_a_script_does_not_seed_may_differ(path: str) -> None:
-    """An unused stream differs from run to run, at the end of an epoch and within one."""
+def test_what_a_script_does_not_seed_may_differ(path: str) -> None:
+    """An unused stream differs from run to run, and the time of day in a kept environment."""
     first, second = ({path: value, "model_state_dict.w": "1"} for value in "ab")
     reference = Reference.of(result_of(first), result_of(second))
     assert reference.divergences(result_of({path: "c", "model_state_dict.w": "1"})) == []
     assert reference.divergences(result_of({path: "c", "model_state_dict.w": "2"}))
 
 
-@pytest.mark.parametrize("path", ["model_state_dict.w", "data.passes.0.batches", "data.seed"])
+@pytest.mark.parametrize(
+    "path", ["model_state_dict.w", "model_state_dict.kept.w", "data.passes.0.batches", "data.seed"]
+)
 def test_weights_and_position_must_not_differ(path: str) -> None:
     """A script whose weights or data differ without a fault cannot be judged."""
     with pytest.raises(ConfigError, match=path):

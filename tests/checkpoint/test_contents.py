@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.contents import AdoptedFiles, Contents, FrameworkFiles, StateFile
-from orchestrator.checkpoint.manifest import Adopted
 from orchestrator.errors import ConfigError
 
 DIRECTORY = Path("/run/checkpoints/step-000000000007")

@@ -140,8 +140,58 @@ def test_status_of_a_failed_start_says_why() -> None:
 @pytest.mark.parametrize("state", ["stopped", "interrupted"])
 def test_status_of_a_run_that_can_resume_says_how(state: str) -> None:
     """A stopped or killed run names the next step."""
-    text = shown(status_table(Status("abc", state, "runs/a").to_json()), 200)
+    status = Status("abc", state, "runs/a")
+    text = shown(status_table(status.to_json()), 200)
+    assert "next        run the same command again; it begins from the start" in text
+    status.newest_checkpoint = {"path": "runs/a/checkpoints/x", "step": 3, "age_seconds": 1.0}
+    text = shown(status_table(status.to_json()), 200)
     assert "next        run the same command again to resume" in text
+
+
+def test_status_of_a_run_at_its_limit_names_nothing_to_fix() -> None:
+    """A run that was stopped by --give-up-after is continued by the same command."""
+    limit = FAILURE | {
+        "kind": "stopped",
+        "cause": "the trainer was ended by SIGTERM while stopping",
+        "reason": "the time of --give-up-after is over",
+    }
+    text = shown(status_table(Status("abc", "failed", "runs/a", failure=limit).to_json()), 200)
+    assert "why         the time of --give-up-after is over" in text
+    assert "next        run the same command again to continue" in text
+    assert "SIGTERM" not in text
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ("starting", "session     none yet: nothing is saved before the script opens one"),
+        ("completed", "checkpoint  none: a script is saved through a Session"),
+        ("stopped", "checkpoint  none yet"),
+    ],
+)
+def test_status_without_a_session_says_that_nothing_is_saved(state: str, line: str) -> None:
+    """A script that opens no Session is not shown like one that is saved."""
+    assert line in shown(status_table(Status("abc", state, "runs/a").to_json()), 200)
+
+
+@pytest.mark.parametrize(
+    ("machine", "text"), [(11.0, "at most 11 s"), (None, "all of it")], ids=["saved", "unsaved"]
+)
+def test_status_tells_a_kill_of_the_trainer_from_the_end_of_the_machine(
+    machine: float | None, text: str
+) -> None:
+    """Snapshots in memory outlive the trainer, and not the machine."""
+    status = Status("abc", "training", "runs/a", lose_at_most_seconds=0.3)
+    status.machine_loses_at_most_seconds = machine
+    shown_text = shown(status_table(status.to_json()), 200)
+    assert "if the trainer is killed: at most 0.3 s; " in shown_text
+    assert f"if the machine goes down: {text}" in shown_text
+
+
+def test_status_counts_one_epoch_in_the_singular() -> None:
+    """One epoch is not called epochs."""
+    status = Status("abc", "training", "runs/a", step=5, epoch=1)
+    assert "progress    step 5, 1 epoch done" in shown(status_table(status.to_json()), 80)
 
 
 def test_run_directory_is_not_read_as_markup() -> None:

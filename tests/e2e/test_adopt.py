@@ -26,6 +26,8 @@ from tests.e2e.support import (
 SCRIPTS = Path(__file__).parent.parent / "adopt" / "scripts"
 PLAIN = SCRIPTS / "plain.py"
 RESTARTED = SCRIPTS / "restarted.py"
+PAIRS = SCRIPTS / "pairs.py"
+SHARDED = SCRIPTS / "sharded.py"
 NUMBERED = ("--adopt", "out/model_*.pt", "--resume-arg", "--resume {path}")
 ONE_FILE = ("--adopt", "out/last.pt", "--resume-arg", "--resume {path}")
 TRAINER = ("--adopt", "out/checkpoint-*", "--resume-arg", "--resume_from_checkpoint {path}")
@@ -247,6 +249,7 @@ def test_stop_without_a_save_says_so(adopt: Start) -> None:
     status, _, stderr = run.end()
     assert status == 74
     assert "stopped, but the last steps are not saved; run the same command again" in stderr
+    assert "checkpoint=" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -277,6 +280,61 @@ def test_numbers_that_begin_anew_do_not_run_in_circles(supervise: Start) -> None
     begun = [first_line_of(run, attempt) for attempt in (1, 2, 3, 4)]
     assert begun == [f"begins with work {work}" for work in (0, 2, 4, 6)]
     assert stderr.count("begins to number its saves again") == 1
+
+
+@pytest.mark.parametrize(
+    ("way", "patterns"),
+    [
+        ("numbered", ["out/netG_epoch_*.json", "out/netD_epoch_*.json"]),
+        ("fixed", ["out/{netG,netD}.json"]),
+        ("variable", ["out/net{G,D}_epoch_*.json"]),
+    ],
+)
+def test_files_of_a_unit_are_resumed_from_together(
+    supervise: Start, way: str, patterns: list[str]
+) -> None:
+    """A kill between the two files of a save costs that save, and never mixes two of them."""
+    options = [word for pattern in patterns for word in ("--adopt", pattern)]
+    if way != "variable":
+        options += ["--resume-arg", "--netG {netG} --netD {netD}"]
+    command = [sys.executable, str(PAIRS), way, "3"]
+    run = supervise(command=command, options=tuple(options))
+    status, _, stderr = run.end()
+    assert status == 0, stderr
+    begun = [first_line_of(run, attempt) for attempt in (1, 2, 3)]
+    assert begun == [
+        "begins with work []",
+        "begins with work [('netD', 2), ('netG', 2)]",
+        "begins with work [('netD', 4), ('netG', 4)]",
+    ]
+    assert stderr.count("an unfinished save was moved to quarantine") == 2
+    store = open_store(run.run)
+    newest = store.newest_valid()
+    assert newest is not None
+    saved = [json.loads(path.read_text()) for path in newest.script_paths.values()]
+    assert saved == [{"work": 7, "of": "netG"}, {"work": 7, "of": "netD"}]
+
+
+def test_file_that_names_a_torn_checkpoint_names_the_one_before_again(adopt: Start) -> None:
+    """A script that resumes by DeepSpeed's `latest` goes on from the last save of both ranks."""
+    run = adopt(SHARDED, "3", options=("--adopt", "out/global_step*"))
+    status, _, stderr = run.end()
+    assert status == 0, stderr
+    begun = [first_line_of(run, attempt) for attempt in (1, 2, 3)]
+    assert begun == [f"begins at step {step}" for step in (0, 2, 4)]
+    said = " ".join(stderr.split())
+    assert said.count("latest named global_step") == 2
+    assert "latest named global_step3, which is no whole checkpoint: it names global_step2" in said
+
+
+def test_part_of_a_unit_that_never_comes_is_told_of(supervise: Start) -> None:
+    """A wrong pattern is named within one attempt, once, and nothing is moved."""
+    command = [sys.executable, str(PAIRS), "numbered", "1"]
+    options = ("--adopt", "out/netG_epoch_*.json", "--adopt", "out/netE_epoch_*.json")
+    status, _, stderr = supervise(command=command, options=options).end()
+    assert status == 0
+    told = "it lacks netE_epoch_1.json, which belongs to it"
+    assert " ".join(stderr.split()).count(told) == 1
 
 
 @pytest.mark.parametrize(
@@ -349,6 +407,9 @@ def test_pattern_without_a_match_is_reported_once(adopt: Start) -> None:
         (("--adopt", "*"), "also matches the run directory"),
         (("--adopt", "runs/true/*.json"), "or a file in it"),
         (("--adopt", "out/*/step-*", "--run-dir", "a/../out"), "or a file in it"),
+        (("--adopt", "g_*", "--adopt", "d.pt"), "different numbers of wildcards"),
+        (("--adopt", "{g,d}_*", "--resume-arg", "{g} {e}"), "{path1} and {path2}, not {e}"),
+        (("--adopt", "a*", "--adopt", "runs/*"), "also matches the run directory"),
         (("--stop-signal", "KILL"), "no program can handle this signal"),
     ],
 )

@@ -140,7 +140,7 @@ def test_command_without_a_session_is_not_judged(chaos: Chaos, tmp_path: Path) -
     file.write_text("print('hello')")
     done = chaos(file)
     assert done.returncode == 78
-    assert "it has made no step of a Session" in done.stderr
+    assert "it never called session.step()" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -58,6 +58,7 @@ def test_status_has_all_keys_during_and_after_a_run(supervise: Start) -> None:
     assert live["metrics"]["loss"] > 0
     assert live["newest_checkpoint"].keys() == {"path", "step", "age_seconds"}
     assert live["lose_at_most_seconds"] >= 0
+    assert live["machine_loses_at_most_seconds"] >= live["lose_at_most_seconds"]
     run.signal(signal.SIGTERM)
     run.end()
     ended = run.status()
@@ -89,9 +90,11 @@ def test_stop_before_the_first_step_has_nothing_to_save(supervise: Start, tmp_pa
     run = supervise(*SLOW, cold=True)
     run.trainer_pid()
     stopped = orchestrator("stop", str(run.run.root), cwd=tmp_path)
-    nothing = "stopped before the first step: there was nothing to save"
-    assert (stopped.returncode, stopped.stdout) == (0, f"{nothing}\n")
+    nothing = "stopped; the command has opened no Session: nothing was saved"
+    assert stopped.returncode == 0
+    assert stopped.stdout.startswith(nothing)
     status, _, stderr = run.end()
+    assert "a stop signal: do not wait for that; a second one: kill at once" in stderr
     assert status == 75
     assert nothing in stderr
 

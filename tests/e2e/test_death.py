@@ -233,7 +233,7 @@ def test_failure_on_a_terminal_is_a_paragraph(tmp_path: Path) -> None:
     lines = [line.rstrip() for line in below.splitlines()[1:]]
     assert lines == [
         "    attempt 1, before its session began",
-        "    saved: nothing yet",
+        "    saved: nothing: the command has opened no Session",
         "    now: gave up: it failed before its first safe point or checkpoint, and a restart "
         "would fail too; fix this and run the command again",
         "    its whole output: run/attempts/0001/output.log",

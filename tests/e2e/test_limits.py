@@ -30,6 +30,10 @@ def test_run_gives_up_when_its_time_is_over(supervise: Start) -> None:
     assert status == 70, stderr
     assert events(run.run, "stop_requested")[0]["source"] == "--give-up-after"
     assert events(run.run, "gave_up")
+    assert "gave up: the time of --give-up-after is over" in stderr
+    assert "now: run the same command again to continue; its limits then count from 0" in stderr
+    assert "fix this" not in stderr
+    assert "the same signal" not in stderr
     assert wait_for(lambda: events(run.run, "checkpoint_published"), "the save")
 
 

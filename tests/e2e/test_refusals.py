@@ -27,7 +27,11 @@ TRUE = ("--", "true")
         ((*RUN, "--grace", "200000d", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--every", "99999999999h", *TRUE), 78, "at most 3650d"),
         ((*RUN, "--keep-best", "loss", *TRUE), 78, "METRIC:min"),
-        ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option"),
+        ((*RUN, "--every", "5", *TRUE), 78, "a count, such as 10m, 500steps or 1epoch\n"),
+        ((*RUN, "--no-such-option", *TRUE), 2, "--no-such-option; see `orchestrator run --help`"),
+        ((*RUN, "--kep=3", *TRUE), 2, "did you mean --keep?; see `orchestrator run --help`"),
+        (("status", "--jsn"), 2, "did you mean --json?; see `orchestrator status --help`"),
+        (("checkpoints", "pin", "--setp", "3"), 2, "did you mean --step?"),
         ((*RUN, "--every", "0s", *TRUE), 78, "it must be longer than 0"),
         ((*RUN, "--every", "-5s", *TRUE), 78, "--every = -5s: write a time or a count"),
         (("run", "python", "train.py", "--lr", "3"), 2, "--lr 3; put -- before the command"),
@@ -123,6 +127,8 @@ def test_run_without_a_valid_checkpoint_never_starts_from_zero(supervise: Start)
         status, _, stderr = again.end()
         assert status == 65
         assert "none of the checkpoints" in stderr
+        assert "see `orchestrator checkpoints list " in stderr
+        assert f"; repair one in {run.run.quarantine}, or start over" in stderr
         assert "Traceback" not in stderr
         assert again.status()["state"] == "failed"
     assert len(events(run.run, "attempt_started")) == 1
@@ -185,6 +191,36 @@ def test_several_processes_are_refused(supervise: Start, monkeypatch: pytest.Mon
     status, stdout, _ = supervise("--epochs", "1").end()
     assert status == 78
     assert "WORLD_SIZE is 2" in stdout
+
+
+LAUNCHER = """
+import subprocess, sys
+children = [subprocess.Popen([sys.executable, *sys.argv[1:]]) for _ in range(2)]
+sys.exit(any([child.wait() for child in children]))
+"""
+
+
+def launched(*arguments: str) -> list[str]:
+    """A command that starts two trainers, like torchrun, and hides their exit statuses."""
+    return [sys.executable, "-c", LAUNCHER, str(TRAIN), *arguments]
+
+
+def test_launcher_does_not_hide_that_several_processes_are_refused(
+    supervise: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with the session's 78 and its reason, whatever the launcher ends with."""
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    status, _, stderr = supervise(command=launched("--epochs", "1")).end()
+    assert status == 78
+    assert "the script was refused: a run has one training process, and WORLD_SIZE is 2" in stderr
+
+
+def test_launcher_does_not_hide_that_adopt_refuses_a_session(supervise: Start) -> None:
+    """A session under --adopt is refused with 78 behind a launcher too."""
+    run = supervise(command=launched("--epochs", "1"), options=("--adopt", "out/*"))
+    status, _, stderr = run.end()
+    assert status == 78
+    assert "the script was refused: this run has --adopt" in stderr
 
 
 def test_unloadable_checkpoint_is_replaced_by_an_older_one(supervise: Start) -> None:

@@ -127,9 +127,12 @@ def test_changed_architecture_is_refused_and_not_retried(
     script_of = [*warm_trainers.command[:-1], "script.py"]
     first = supervise(command=[*script_of, "2"], options=("--max-restarts", "0"))
     assert first.end()[0] == 70
-    second = supervise(command=[*script_of, "3"])
-    status, stdout, _ = second.end()
+    # A launcher, such as torchrun, ends with a status of its own.
+    second = supervise(command=["bash", "-c", '"$@" || exit 1', "sh", *script_of, "3"])
+    status, stdout, stderr = second.end()
     assert status == 78
+    assert "the script was refused: cannot resume from " in stderr
+    assert ".py:" not in stderr
     assert "layer weight is [2, 4] in the file, [3, 4] here" in stdout
     assert "Traceback" not in stdout
     assert len(events(first.run, "attempt_started")) == 2

@@ -330,3 +330,22 @@ def test_event_that_is_nested_deeply_ends_no_reader(run: RunDir, depth: int) -> 
         read_history(run)
         rotate_journal(run, 1000)
         read_history(run)
+
+
+@pytest.mark.parametrize(
+    ("events", "interrupted"),
+    [
+        ((), False),
+        (("run_started", "attempt_started"), True),
+        (("run_started", "attempt_started", "restart_scheduled"), True),
+        (("run_started", "attempt_started", "run_stopped"), False),
+        (("run_started", "attempt_started", "gave_up"), False),
+        (("run_started", "attempt_started", "run_stopped", "run_started"), False),
+    ],
+)
+def test_run_is_interrupted_if_its_last_attempt_has_no_end(
+    events: tuple[str, ...], interrupted: bool
+) -> None:
+    """Only a supervisor that died with an attempt leaves none; a bare script starts no attempt."""
+    history = history_of([{"event": name, "attempt": 1} for name in events])
+    assert history.was_interrupted is interrupted

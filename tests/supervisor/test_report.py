@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from orchestrator.ipc.control_page import Phase
-from orchestrator.supervisor.report import PHASES, paragraph, restart_text
+from orchestrator.supervisor.report import PHASES, log_interruption, paragraph, restart_text
 
 
 def test_every_phase_is_described() -> None:
@@ -63,3 +63,22 @@ def test_restart_text_counts_all_restarts() -> None:
     """A run that saves between its failures is told their whole number."""
     counts = "restart 8; failures since the last new checkpoint: 1 of at most 5, see --max-restarts"
     assert restart_text(0, 1, 5, 8).endswith(f"({counts})")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "start", "text"),
+    [
+        (149, 110, "at least 39 steps are lost, and trained again from step 110"),
+        (1, 0, "at least 1 step is lost, and trained again from step 0"),
+        (110, 110, "no step after step 110 is known to be lost"),
+        (None, 7, "the run goes on from step 7"),
+    ],
+)
+def test_death_of_supervisor_and_trainer_is_told_with_its_cost(
+    recorded: int | None, start: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next supervisor says what the metrics tell of the lost steps."""
+    log_interruption(recorded, start)
+    said = capsys.readouterr().out
+    assert "the last supervisor of this run was killed, or the machine went down" in said
+    assert text in said

@@ -141,6 +141,7 @@ KEYS = {
     "newest_checkpoint",
     "newest_snapshot",
     "lose_at_most_seconds",
+    "machine_loses_at_most_seconds",
     "problem",
     "failure",
 }

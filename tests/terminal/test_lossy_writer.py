@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import time
 from collections.abc import Iterator
 
@@ -84,4 +85,39 @@ def test_descriptor_made_non_blocking_by_another_process_loses_nothing(
     got = 0
     while got < 4 * len(PIECE):
         got += len(os.read(reader, 1 << 20))
+    lossy_writer.close(PROMPT_SECONDS)
+
+
+LONG_SECONDS = 60.0
+
+
+def test_rest_of_a_line_is_awaited(pipe: tuple[int, int]) -> None:
+    """A line that comes in pieces is written in one, so that no other output comes between."""
+    reader, writer = pipe
+    lossy_writer = LossyWriter(writer, line_seconds=LONG_SECONDS)
+    lossy_writer.write(b"epoch")
+    assert select.select([reader], [], [], 0.2)[0] == []
+    for piece in (b" ", b"0", b"\n"):
+        lossy_writer.write(piece)
+    assert os.read(reader, 100) == b"epoch 0\n"
+    lossy_writer.close(PROMPT_SECONDS)
+
+
+def test_line_without_an_end_is_written_when_the_time_is_up(pipe: tuple[int, int]) -> None:
+    """A prompt or a progress bar is not held back for ever."""
+    reader, writer = pipe
+    lossy_writer = LossyWriter(writer, line_seconds=0.01)
+    lossy_writer.write(b"ready?")
+    assert os.read(reader, 100) == b"ready?"
+    lossy_writer.close(PROMPT_SECONDS)
+
+
+@pytest.mark.parametrize("end", ["drain", "close"])
+def test_end_of_the_output_does_not_wait_for_the_line(pipe: tuple[int, int], end: str) -> None:
+    """What is there is written at once when no more is to come."""
+    reader, writer = pipe
+    lossy_writer = LossyWriter(writer, line_seconds=LONG_SECONDS)
+    lossy_writer.write(b"half a line")
+    getattr(lossy_writer, end)(LONG_SECONDS / 2)
+    assert os.read(reader, 100) == b"half a line"
     lossy_writer.close(PROMPT_SECONDS)

@@ -3,6 +3,7 @@
 import collections
 import random
 import resource
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_tensor_that_torch_can_store_is_stored_and_resumed(kind: str, tmp_path: 
     [
         (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
         (lambda: torch.ones(3).to_mkldnn(), "_mkldnn"),
+        (lambda: torch.empty(3, dtype=torch.uint4), "torch.uint4"),
         (lambda: torch.ones(3, dtype=torch.complex64).imag, "different types"),
     ],
 )
@@ -157,6 +159,34 @@ def test_object_whose_state_fails_later_keeps_its_last_one(tmp_path: Path) -> No
             session.step()
             session.checkpoint()
     assert last_content(tmp_path)["odd_state_dict"] == {"calls": 4}
+
+
+def test_module_that_becomes_unstorable_keeps_its_last_state(tmp_path: Path) -> None:
+    """A nested tensor, which its module could not load, is refused when it is captured."""
+
+    def at_step(session: Session, model: torch.nn.Module) -> None:
+        if session.global_step == 3:
+            model.register_buffer("odd", torch.nested.nested_tensor([torch.ones(2)]))
+        if session.global_step:
+            session.checkpoint()
+
+    session = train(tmp_path, 6, at_step=at_step)
+    assert last_content(tmp_path)["model_state_dict"].keys() == {"weight", "bias"}
+    assert session.global_step == 6
+
+
+def test_kept_object_that_becomes_unstorable_keeps_its_last_state(tmp_path: Path) -> None:
+    """A lock in a replay buffer after the first save does not end the training."""
+    buffer: dict[str, Any] = {"entries": [1]}
+    with Session(run_dir=tmp_path).keep(buffer=buffer) as session:
+        for step in session.steps(6):
+            buffer["entries"].append(step)
+            if step == 3:
+                buffer["lock"] = threading.Lock()
+            session.step()
+            session.checkpoint()
+    kept = str(last_content(tmp_path)["buffer_state_dict"])
+    assert "[1, 0, 1, 2]" in kept
 
 
 def test_state_with_a_freed_storage_is_never_published(

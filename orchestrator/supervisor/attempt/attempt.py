@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.position import Position
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
-from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_VARIABLE
+from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
@@ -79,6 +80,8 @@ class Attempt:
         self.session_pid: int | None = None
         self.refused_second_session = False
         """Whether the command tried to open a second session, beside the first or after it."""
+        self.refusal: str | None = None
+        """Why a session was refused, or why it refused to continue."""
         self.adopted: AdoptedProgress | None = None
         self.resumed = False
         self.rejected_snapshot = False
@@ -117,6 +120,9 @@ class Attempt:
         variables = {ATTEMPT_VARIABLE: str(self.number), **self._tracking}
         if self.resume_checkpoint is not None:
             variables[RESUME_VARIABLE] = str(self.resume_checkpoint.resume_path.absolute())
+            if len(unit := self.resume_checkpoint.script_paths) > 1:
+                paths = {name: str(path.absolute()) for name, path in unit.items()}
+                variables[RESUME_PATHS_VARIABLE] = json.dumps(paths)
         return variables
 
     @property
@@ -128,6 +134,11 @@ class Attempt:
     def memory_descriptors(self) -> list[int]:
         """The control page, and the snapshot memory whose table it holds."""
         return [self._page_descriptor, *self._slot_descriptors]
+
+    @property
+    def start_step(self) -> int:
+        """The step of what this attempt is offered to resume from."""
+        return self._source.manifest.step if self._source else 0
 
     @property
     def resumed_step(self) -> int | None:

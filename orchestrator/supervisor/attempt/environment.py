@@ -5,6 +5,7 @@ import os
 from orchestrator.ipc.invitation import INVITATION_VARIABLE
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
+    RESUME_PATHS_VARIABLE,
     RESUME_VARIABLE,
     RUN_DIR_VARIABLE,
     SOCKET_VARIABLE,
@@ -25,7 +26,7 @@ def common_environment(
         RUN_DIR_VARIABLE: str(run.root.absolute()),
     }
     # These may come from an outer supervisor.
-    for name in (ATTEMPT_VARIABLE, RESUME_VARIABLE):
+    for name in (ATTEMPT_VARIABLE, RESUME_VARIABLE, RESUME_PATHS_VARIABLE):
         environment.pop(name, None)
     # Output to a pipe would be buffered in blocks, and a SIGKILL would lose the last one.
     environment.setdefault("PYTHONUNBUFFERED", "1")

@@ -47,10 +47,10 @@ async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> Train
 
 
 def _resume_words(argument: ResumeArgument, checkpoint: Checkpoint | None) -> list[str]:
-    if checkpoint is None:
+    if checkpoint is None or not argument.template:
         return []
     adopted = checkpoint.manifest.adopted
     step = checkpoint.manifest.step if adopted and adopted.numbered else None
     if adopted is not None and adopted.number is not None:
         step = adopted.number
-    return argument.words(checkpoint.resume_path, step)
+    return argument.words(checkpoint.script_paths, step)

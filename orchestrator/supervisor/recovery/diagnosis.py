@@ -52,7 +52,8 @@ class ExitFacts:
 
     ``reported`` is the exit status that the session announced: a shell in between does not hide it.
     ``lost_steps`` counts completed steps that no checkpoint holds; None if unknown. ``error`` is
-    the content of error.json. ``hang`` says what the trainer was doing, if it was ended for a hang.
+    the content of error.json. ``refusal`` says why a session was refused. ``hang`` says what the
+    trainer was doing, if it was ended for a hang.
     """
 
     returncode: int
@@ -61,6 +62,7 @@ class ExitFacts:
     stop_requested: bool
     lost_steps: int | None
     error: dict[str, Any] | None = None
+    refusal: str | None = None
     hang: str | None = None
     oom_kills: int = 0
     output: Sequence[str] = ()
@@ -106,8 +108,11 @@ def diagnose(facts: ExitFacts) -> Diagnosis:
             return Diagnosis(Kind.STOPPED, "stopped on request", ExitStatus(facts.reported))
     # A shell in between may end with a status of its own: the session's report counts first.
     ended_with = facts.returncode if facts.reported is None else facts.reported
+    if facts.refusal is not None and not facts.connected and facts.returncode > 0:
+        ended_with = ExitStatus.CONFIGURATION  # a launcher hides the session's own status
     if ended_with in FINAL_FOR_TRAINER:
-        return Diagnosis(Kind.REFUSED, f"the script {death.what}", ExitStatus(ended_with))
+        why = f"was refused: {_headline(facts.refusal)}" if facts.refusal else death.what
+        return Diagnosis(Kind.REFUSED, f"the script {why}", ExitStatus(ended_with))
     if facts.stop_requested:
         saved = facts.lost_steps == 0
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED

@@ -5,14 +5,16 @@ makes several; the position is counted in batches consumed by steps, not in batc
 """
 
 import weakref
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from orchestrator.errors import MismatchError
+from orchestrator.errors import ConfigError, MismatchError
 from orchestrator.training.data.data_pass import DataPass, Facts, differences, facts_of, start_of
+from orchestrator.training.data.endless import Rounds
 from orchestrator.training.data.other_loaders import (
     Opened,
     has_own_state,
@@ -29,8 +31,8 @@ _NOT_REACHED = "before the script reached the place where it was interrupted"
 
 
 def digest_of_next(state: Mapping[str, Any]) -> str:
-    """Return a digest of the batches that come next in the passes of a position's ``state``."""
-    return digest([each.get("next") for each in state["passes"]])
+    """Return a digest of the batches that come next in the passes and cycles of a ``state``."""
+    return digest([each.get("next") for each in (*state["passes"], *state.get("cycles", ()))])
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class DataPosition:
         self._open: list[DataPass] = []
         self._passes: list[DataPass] = []
         self._cut = Cut()
+        self._cycles: list[DataPass] = []
+        self._cycled: list[Any] = []
+        self._cut_cycles: list[dict[str, Any]] = []
         self._states_of_last_epoch: list[dict[str, Any]] = []
         # Kept from epoch to epoch, for the sake of persistent workers.
         self._loaders: weakref.WeakKeyDictionary[DataLoader[Any], SeekableLoader]
@@ -80,6 +85,7 @@ class DataPosition:
             "passes": begun + self._cut.passes[len(begun) :],
             "pass": self._cut.in_pass if self.is_returning else self._current_pass(),
             "last_epoch": self._states_of_last_epoch,
+            "cycles": [c.state() for c in self._cycles] + self._cut_cycles[len(self._cycles) :],
         }
 
     def _current_pass(self) -> int | None:
@@ -95,6 +101,7 @@ class DataPosition:
         """Continue from what ``state`` returned."""
         self.seed = int(state["seed"])
         self._states_of_last_epoch = list(state["last_epoch"])
+        self._cut_cycles = list(state.get("cycles", ()))
         self._cut = Cut(list(state["passes"]), self._states_of_last_epoch, state["pass"])
         self.is_returning = self._cut.in_pass is not None
 
@@ -102,6 +109,17 @@ class DataPosition:
     def is_at_cut_pass(self) -> bool:
         """Whether the next pass to begin is the one to return to; True if there is none."""
         return not self.is_returning or self._cut.in_pass == len(self._passes)
+
+    @property
+    def has_missed_cut(self) -> bool:
+        """Whether passes were begun, and not the one to return to."""
+        return self.is_returning and bool(self._passes)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether steps have used two passes of this epoch in a row over loaders that are alike."""
+        used = [each for each in self._passes if each.consumed]
+        return len(used) > 1 and not self._open and not differences(used[-2].facts, used[-1].facts)
 
     def arrive(self) -> None:
         """Record that the script is back where the checkpoint was made."""
@@ -124,13 +142,13 @@ class DataPosition:
         if self.is_returning:
             self.problems.append(f"a step ended {_NOT_REACHED}")
             self.is_returning = False
-        for each in self._open:
+        for each in (*self._open, *self._cycles):
             each.consumed = each.taken
 
     @property
     def mid_batch(self) -> bool:
         """Whether batches were taken that no step has consumed yet."""
-        return any(each.taken != each.consumed for each in self._open)
+        return any(each.taken != each.consumed for each in (*self._open, *self._cycles))
 
     def check(self, loader: Iterable[Any]) -> None:
         """Refuse another loader than the one that the next pass was cut over.
@@ -139,16 +157,22 @@ class DataPosition:
             MismatchError: It is another one, and such a change is not allowed.
         """
         index = len(self._passes)
-        saved = self._cut.state_of(index)
+        self._refuse_change(self._cut.state_of(index), loader, f"pass {index + 1} over the data")
+
+    def _refuse_change(self, saved: Mapping[str, Any], loader: Iterable[Any], place: str) -> None:
         changes = differences(saved["loader"], facts_of(loader)) if saved.get("batches") else []
         if changes and not self._allow_change:
             raise MismatchError(
-                f"cannot resume at batch {saved['batches']} of pass {index + 1} over the data: "
+                f"cannot resume at batch {saved['batches']} of {place}: "
                 "the data or the loader has changed\n  "
                 + "\n  ".join(changes)
                 + "\nundo that, or resume anyway with --allow-data-change "
                 "(ORCHESTRATOR_ALLOW_DATA_CHANGE=on); the run is APPROXIMATE then"
             )
+
+    def start_of_next(self, loader: Iterable[Any]) -> int:
+        """Return the number of the batch at which the next pass, over ``loader``, begins."""
+        return start_of(self._cut.state_of(len(self._passes)), facts_of(loader))
 
     def batches(self, loader: Iterable[Any], epoch: int) -> Generator[Any, None, bool]:
         """Yield the batches that this epoch has left; return whether steps used them all."""
@@ -159,14 +183,16 @@ class DataPosition:
         start = start_of(saved, facts)
         # A second pass in the same epoch has an order of its own.
         seed = rng.derive_seed(self.seed, epoch, index)
-        opened = self._open_pass(loader, seed, epoch, index, start)
+        own_state = self._last_known_state(index).get("own")
+        ended = bool(self._cut.state_of(index).get("ended", False))
+        opened = self._open_pass(loader, seed, epoch, start, own_state, ended=ended)
         this = DataPass(facts, saved, start, opened)
         self._passes.append(this)
         self._open.append(this)
         try:
             for batch in opened.batches:
                 if this.taken == this.start and not changed:
-                    self._check_first_batch(index, this)
+                    self._check_first_batch(f"pass {index + 1} over the data", this)
                 this.taken += 1
                 yield batch
             this.ended = True
@@ -195,22 +221,54 @@ class DataPosition:
             self.problems.append(f"pass {index + 1} over the data: {', '.join(changes)}")
         return bool(changes)
 
-    def _open_pass(self, loader: Any, seed: int, epoch: int, index: int, start: int) -> Opened:
+    def cycle(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of ``loader`` without end, from where the cycle is.
+
+        Cycles are known by the order in which they begin, and do not end with an epoch.
+
+        Raises:
+            ConfigError: There is a cycle over this loader already, or a pass over it has no batch.
+            MismatchError: The cycle was cut over another loader.
+        """
+        if any(each is loader for each in self._cycled):
+            raise ConfigError(
+                f"cannot begin a second cycle over this {type(loader).__name__}: write `batches = "
+                "session.cycle(loader)` once, before the loop, and next(batches) in it"
+            )
+        self._cycled.append(loader)
+        index, facts = len(self._cycles), facts_of(loader)
+        saved = self._cut_cycles[index] if index < len(self._cut_cycles) else {}
+        place = f"cycle {index + 1} over the data"
+        self._refuse_change(saved, loader, place)
+        changes = differences(saved["loader"], facts) if saved else []
+        if changes:
+            self.problems.append(f"{place}: {', '.join(changes)}")
+        seed = rng.derive_seed(self.seed, -1, index)  # no epoch has that number
+        open_round = partial(self._open_pass, loader)
+        opened = Rounds(loader, open_round, seed, saved, facts).opened()
+        this = DataPass(facts, saved, start_of(saved, facts), opened)
+        self._cycles.append(this)
+        for batch in opened.batches:
+            if this.taken == this.start and not changes:
+                self._check_first_batch(place, this)
+            this.taken += 1
+            yield batch
+
+    def _open_pass(
+        self, loader: Any, seed: int, epoch: int, start: int, own_state: Any, *, ended: bool = False
+    ) -> Opened:
+        """Open a pass from batch ``start`` on; ``ended`` says that it has no more."""
         if has_positions(loader):
             if loader not in self._loaders:
                 self._loaders[loader] = SeekableLoader(loader)
             return self._loaders[loader].open(seed, epoch, start)
         begin_epoch(loader, epoch)
-        own_state = self._last_known_state(index).get("own")
-        ended = self._cut.state_of(index).get("ended", False)
         if has_own_state(loader) and (own_state is not None or not start):
             opened = open_by_own_state(loader, seed, start, own_state, ended=ended)
             self.problems += opened.doubts
             return opened
         return open_by_reading(loader, seed, start)
 
-    def _check_first_batch(self, index: int, this: DataPass) -> None:
+    def _check_first_batch(self, place: str, this: DataPass) -> None:
         if not this.continues_as_saved():
-            self.problems.append(
-                f"pass {index + 1} over the data continues with other samples than expected"
-            )
+            self.problems.append(f"{place} continues with other samples than expected")

@@ -135,6 +135,19 @@ class LoopState:
         if self.data.is_at_cut_pass:
             self._arrive()
 
+    @property
+    def has_rounds_of_its_own(self) -> bool:
+        """Whether the script has made several passes outside of ``session.epochs()``."""
+        return not isinstance(self._position, InEpoch) and self.data.has_rounds
+
+    @property
+    def has_missed_cut(self) -> bool:
+        """Whether the script has made passes, and none that reached the place of the checkpoint.
+
+        Only outside of ``session.epochs()``, whose number a script may lower.
+        """
+        return self._streams_at_epoch is None and self.data.has_missed_cut
+
     def end_pass(self) -> None:
         """Leave a pass whose batches are used up."""
         if self.data.mid_batch:

@@ -17,12 +17,15 @@ class LoopMistakes:
     """Looks for mistakes at the first saves and at the end, and says each once.
 
     Attributes:
-        asked: Whether the loop has asked the session for its epochs, its steps or where it is.
+        asked: Whether the loop has asked the session for its epochs, its steps, its batches or
+            where it is.
+        rounds: How many rounds of ``session.steps()`` have begun.
     """
 
     def __init__(self, steps_at_start: int, plain_state: Mapping[str, Any]) -> None:
         """``plain_state`` is the session's dict, in which a loop may count its rounds itself."""
         self.asked = False
+        self.rounds = 0
         self._steps_at_start = steps_at_start
         self._plain_state = plain_state
         self._said: set[str] = set()
@@ -49,7 +52,7 @@ class LoopMistakes:
                 "resume would begin at step 0: write session.step(loss=loss) after each "
                 "optimizer.step()"
             )
-        if done > 0 and not self.asked and not self._plain_state:
+        if done > 0 and not self.asked and not self._may_count_itself():
             self._say(
                 "the loop does not ask the session where it is; if it is over range(N), a resumed "
                 "run will do all of its rounds again: write `for epoch in session.epochs(N)` or "
@@ -58,6 +61,20 @@ class LoopMistakes:
         self._check_optimizers(list(registered), done)
         if done >= ENOUGH_STEPS or at_end:
             self.close()
+
+    def say_rounds(self) -> None:
+        """Say what a resumed run does with passes over the data that no epoch of its own holds."""
+        self._say(
+            "the loop makes several passes over the data outside of session.epochs(): a resumed "
+            "run must begin at the first one again, does what stands around each of them again, "
+            "and leaves data out if it begins at a later one; write `for epoch in "
+            "session.epochs(N)`"
+        )
+
+    def _may_count_itself(self) -> bool:
+        """Return whether the plain state holds more than a loss or a name."""
+        values = self._plain_state.values()
+        return any(isinstance(v, bool) or not isinstance(v, float | str | None) for v in values)
 
     def _check_optimizers(self, registered: list[Any], done: int) -> None:
         optimizers = [o for o in registered if isinstance(o, torch.optim.Optimizer)]
@@ -70,10 +87,15 @@ class LoopMistakes:
                     f"{'optimizer' if not optimizers else 'other_optimizer'}=optimizer)"
                 )
         most = max((counts.get(optimizer, 0) for optimizer in optimizers), default=0)
-        if most and done >= max(ENOUGH_STEPS, 1.5 * most):
-            self._say(
-                f"session.step() was called {done} times for {most} steps of the optimizer: call "
-                "it once after each optimizer.step(), since it counts the step and the batch"
+        if self.rounds:
+            # A round may well do without the optimizer, as in reinforcement learning.
+            self._check_count(done, self.rounds, "rounds of session.steps(): call it once in each")
+        elif most:
+            self._check_count(
+                done,
+                most,
+                "steps of the optimizer: call it once after each optimizer.step(), since it counts "
+                "the step and the batch",
             )
         modules = [m for m in registered if isinstance(m, torch.nn.Module)]
         owned = {id(parameter) for module in modules for parameter in module.parameters()}
@@ -85,6 +107,10 @@ class LoopMistakes:
                     "model: make it from the parameters of the model that is registered, as in "
                     "optimizer = torch.optim.Adam(model.parameters())"
                 )
+
+    def _check_count(self, done: int, expected: int, what: str) -> None:
+        if done >= max(ENOUGH_STEPS, 1.5 * expected):
+            self._say(f"session.step() was called {done} times for {expected} {what}")
 
     def _say(self, text: str) -> None:
         if text not in self._said:

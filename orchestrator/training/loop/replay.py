@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.training.state.digests import digest
+from orchestrator.training.state.digests import digest, digest_of_all_bytes
 from orchestrator.training.state.plain_values import copy_containers, to_plain
 from orchestrator.training.state.registry import Registry
 from orchestrator.training.state.tensor_kinds import has_its_storage, is_plain
@@ -62,10 +62,10 @@ class ReplayPoint:
 
     def _compute_fingerprints(self) -> list[Any]:
         versions = [0 if t.is_inference() else t._version for t in self._tensors]
-        # A write through .data leaves the version as it is, and inference tensors have none:
-        # averaged weights are swapped in like that for an evaluation. One pass over the values at
-        # memory speed shows it.
-        return [*versions, *map(_sum, self._tensors)]
+        # A write through .data leaves the version as it is, and inference tensors and arrays of
+        # NumPy have none: averaged weights are swapped in like that for an evaluation. One pass
+        # over the values at memory speed shows it.
+        return [*versions, *map(_fingerprint, self._tensors)]
 
 
 def have_same_values(one: Any, other: Any) -> bool:
@@ -98,11 +98,15 @@ def _are_same_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
         return digest(one) == digest(other)
 
 
-def _sum(tensor: torch.Tensor) -> str:
-    if not is_plain(tensor) or tensor.is_complex():
+def _fingerprint(tensor: torch.Tensor) -> str:
+    if not is_plain(tensor):
         return ""
     if not has_its_storage(tensor):
         return "freed"
+    if tensor.is_cpu and tensor.is_contiguous():
+        return digest_of_all_bytes(tensor)
+    if tensor.is_complex():
+        return ""
     try:
         # As text, in which NaN equals NaN.
         return str(torch.sum(tensor.detach(), dtype=torch.float32).item())

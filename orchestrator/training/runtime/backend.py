@@ -85,6 +85,8 @@ class Report(StrEnum):
     SAVE_FAILED = "save_failed"
     """This process could not write a checkpoint."""
     STOP_NOTICED = "stop_noticed"
+    REFUSED = "refused"
+    """The session cannot continue; only a supervisor needs the reason, which has been printed."""
 
 
 class RunBackend(Protocol):

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import CheckpointWriteError, ConfigError
+from orchestrator.errors import CheckpointWriteError, ConfigError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
-from orchestrator.ipc.messages import SOCKET_VARIABLE
+from orchestrator.ipc.messages import SOCKET_VARIABLE, several_processes
 from orchestrator.rundir.completion import has_other_arguments
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import write_json
@@ -23,7 +23,7 @@ from orchestrator.training.runtime.standalone import Standalone
 from orchestrator.training.runtime.supervised import Supervised
 from orchestrator.training.runtime.worker_signals import WorkerShield
 from orchestrator.training.state.progress import Progress
-from orchestrator.training.stop import StopSignals, TrainingStopped
+from orchestrator.training.stop import StopSignals, TrainingRefused, TrainingStopped
 
 
 class RunMembership:
@@ -43,14 +43,12 @@ class RunMembership:
             ConfigError: There are several ranks, or the supervisor cannot be reached.
             RunInUseError: Another process works on the run.
         """
-        if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
-            raise ConfigError(
-                "cannot train with several processes yet: WORLD_SIZE is "
-                f"{os.environ['WORLD_SIZE']}; start one process per run"
-            )
-        self.backend: RunBackend = (
-            Supervised() if SOCKET_VARIABLE in os.environ else Standalone(run_dir)
-        )
+        is_supervised = SOCKET_VARIABLE in os.environ
+        size = os.environ.get("WORLD_SIZE", "").strip()
+        # A supervisor refuses them itself, since torchrun would hide the reason from it.
+        if size not in ("", "1") and not (is_supervised and size.isdecimal()):
+            raise ConfigError(f"cannot train with several processes yet: {several_processes(size)}")
+        self.backend: RunBackend = Supervised() if is_supervised else Standalone(run_dir)
         facts = self.backend.facts
         self.page = facts.memory.page.values
         self.metrics = MetricsFile(facts.run_dir.metrics_file, facts.attempt)
@@ -119,7 +117,7 @@ class RunMembership:
         try:
             write_json(self._done_file, done)
         except OSError as cause:
-            error = CheckpointWriteError(progress.step, cause)
+            error = CheckpointWriteError(progress.step, cause, place=self._done_file.parent)
             report_failure(self.backend, error)
             raise error from cause
 
@@ -135,5 +133,9 @@ class RunMembership:
         # A device that has failed reports that again when a metric is read from it.
         with contextlib.suppress(RuntimeError):
             self.metrics.flush()
+        refusal = error.__cause__ if isinstance(error, TrainingRefused) else error
+        if isinstance(refusal, OrchestratorError) and self.backend.facts.supervised:
+            self.backend.report(Report.REFUSED, reason=str(refusal))
+            status = refusal.status
         self.backend.leave(status, None if error is None or status is not None else describe(error))
         self.stop_signals.restore()

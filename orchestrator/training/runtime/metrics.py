@@ -77,7 +77,7 @@ class MetricsFile:
         self._stride = max(stride, self._stride << (len(records) // MOST_AT_ONCE).bit_length())
         try:
             if not append_lines(self._path, b"".join(map(self._line, records))):
-                raise OSError("no space is left on the disk")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if stride > self._thinned_by:
                 self._thinned_by = stride
                 thin_out(self._path, stride)

@@ -31,6 +31,7 @@ from orchestrator.rundir.start import Start
 from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system.recorded_command import recorded
+from orchestrator.telemetry.stop_text import Stop
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
 from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
@@ -121,6 +122,7 @@ class Standalone:
         self._directory_watch = DirectoryWatch(self._run_dir)
         self._resumed_from: Checkpoint | None = None
         self._newest: Checkpoint | None = None
+        self._problem: str | None = None
         _trained.add(self._resolved_path)
 
     def _hint_at_new_directory(self, given: Path | None) -> None:
@@ -171,6 +173,7 @@ class Standalone:
         elif report is Report.SAVE_FAILED:
             self._checkpoint_journal.record_failure(facts["problem"], step=facts["step"])
             print_message(facts["problem"])
+            self._problem = str(facts["problem"])
         elif report in _JOURNAL_EVENTS:
             self._journal.write(_JOURNAL_EVENTS[report], **facts)
 
@@ -181,7 +184,7 @@ class Standalone:
 
     def record_publish(self, checkpoint: Checkpoint, seconds: float) -> None:
         """Journal a new checkpoint, then delete what the policy does not keep."""
-        self._newest = checkpoint
+        self._newest, self._problem = checkpoint, None
         self._checkpoint_journal.record_publication(checkpoint, seconds=seconds)
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
@@ -211,13 +214,20 @@ class Standalone:
         self._lock.unlock_and_close()
 
     def _print_stop(self, status: ExitStatus, step: int) -> None:
-        again = "run the same command again to resume"
-        if status is ExitStatus.STOPPED_UNSAVED:
-            print_message(f"stopped at step {step}, but the last steps are not saved; {again}")
-        elif status is ExitStatus.STOPPED_SAVED and self._newest is not None:
-            print_message(f"stopped at step {step}, saved in {self._newest.path}; {again}")
-        elif status is ExitStatus.STOPPED_SAVED:
-            print_message("stopped before the first step: there was nothing to save")
+        if status not in (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED):
+            return  # refused, and the reason has been printed
+        newest = self._newest
+        if status is ExitStatus.STOPPED_UNSAVED and newest and not newest.manifest.healthy:
+            newest = self._store.newest_healthy()
+        saved_step = newest.manifest.step if newest else 0
+        stop = Stop(
+            is_saved=status is ExitStatus.STOPPED_SAVED,
+            step=saved_step,
+            path=str(newest.path) if newest else None,
+            lost_steps=step - saved_step if step > saved_step else None,
+            problem=self._problem,
+        )
+        print_message("\n    ".join(stop.lines))
 
     def _close_in_child(self) -> None:
         # A loader worker that outlives a killed trainer must not hold the run.

@@ -68,8 +68,8 @@ class SupervisorConnection:
                     "type": "hello",
                     "attempt": self._attempt,
                     "pid": os.getpid(),
-                    "rank": int(environment.get("RANK", "0")),
-                    "world_size": int(environment.get("WORLD_SIZE", "1")),
+                    "rank": int(environment.get("RANK") or "0"),
+                    "world_size": int(environment.get("WORLD_SIZE") or "1"),
                 }
             )
             welcome, descriptors = self._connection.receive_with_descriptors()

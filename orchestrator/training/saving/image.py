@@ -7,7 +7,7 @@ them. The bytes can then be copied there at memory speed, and the result is an o
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
@@ -15,12 +15,17 @@ import torch
 from torch.utils.serialization import config as serialization_config
 
 from orchestrator.errors import UnstorableError
+from orchestrator.training.saving.breather import never
+from orchestrator.training.saving.fast_pickle import TYPED_DTYPES, fast_pickle
 
 # Aligned to a page the layout hardly ever moves when the pickled part grows; for many small tensors
 # that would cost more than they hold.
 PAGE_ALIGNMENT = 4096
 LEAST_ALIGNMENT = 64
 LEAST_MEAN_BYTES = 16 * PAGE_ALIGNMENT
+# What torch.save writes for each storage besides its bytes and their alignment, and for a file.
+ENTRY_BYTES = 256
+FILE_BYTES = 1536
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 _DICTS = frozenset({dict, OrderedDict})
@@ -38,10 +43,12 @@ class Frozen:
     Attributes:
         tree: The containers and plain values, copied, with tensors that share the live storages.
         storages: The distinct storages, in the order in which pickle meets them.
+        sizes: Their sizes at that moment, in bytes.
     """
 
     tree: Any
     storages: list[torch.UntypedStorage]
+    sizes: list[int]
 
 
 def freeze(state: Any) -> Frozen:
@@ -51,16 +58,19 @@ def freeze(state: Any) -> Frozen:
 
     Raises:
         InexpressibleError: A tensor has a layout whose bytes are not written storage by storage.
+        UnstorableError: torch.save refuses the state, because of tensors that share memory.
     """
     freezer = _Freezer()
     tree = freezer.freeze(state)
-    return Frozen(tree, list(freezer.storages.values()))
+    storages = list(freezer.storages.values())
+    return Frozen(tree, storages, [storage.nbytes() for storage in storages])
 
 
 class _Freezer:
     def __init__(self) -> None:
         self.storages: dict[int, torch.UntypedStorage] = {}
         self._seen: dict[int, Any] = {}
+        self._dtypes: dict[int, torch.dtype] = {}
 
     def freeze(self, value: Any) -> Any:
         kind = type(value)
@@ -88,11 +98,19 @@ class _Freezer:
             raise InexpressibleError("a quantised tensor, which skip_data refuses")
         storage = tensor.untyped_storage()
         self.storages.setdefault(storage._cdata, storage)
+        self._check_dtype(storage, tensor.dtype)
         # A new tensor object: an assignment to .data of the script's own would change this one.
         alias = tensor.detach()
         if type(tensor) is torch.nn.Parameter:
             return torch.nn.Parameter(alias, requires_grad=tensor.requires_grad)
         return alias.requires_grad_() if tensor.requires_grad else alias
+
+    def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
+        # torch.save would refuse this only once the layout is made, beside the training.
+        known = self._dtypes.setdefault(storage.data_ptr(), dtype)
+        if known is not dtype and {known, dtype} <= TYPED_DTYPES and storage.nbytes():
+            problem = f"tensors of different types, {known} and {dtype}, share their memory"
+            raise UnstorableError(where="the state", problem=problem)
 
 
 @dataclass(frozen=True)
@@ -112,32 +130,54 @@ class Layout:
     image_bytes: int
 
 
-def lay_out(frozen: Frozen) -> Layout:
-    """Lay the file out.
+def provisional(frozen: Frozen) -> Layout:
+    """Return places for the storages that take no time to find: one after the other.
+
+    No storage comes later in the file, so that all can be moved up to where ``lay_out`` has them.
+    The size of the image is an estimate.
+    """
+    sizes = frozen.sizes
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end if size else 0)
+        end += -(-size // LEAST_ALIGNMENT) * LEAST_ALIGNMENT
+    room = end + len(sizes) * (ENTRY_BYTES + _alignment(sizes)) + FILE_BYTES
+    return Layout(sizes, offsets, [], room)
+
+
+def lay_out(frozen: Frozen, breathe: Callable[[], None] = never) -> Layout:
+    """Lay the file out; ``breathe`` is called after each small piece of the work.
 
     Raises:
-        InexpressibleError: torch.save skips other bytes than those of the frozen storages.
+        InexpressibleError: torch.save skips other bytes than those of the frozen storages, or one
+            of them has been resized or freed meanwhile.
         UnstorableError: torch.save refuses the state.
     """
-    sizes = [storage.nbytes() for storage in frozen.storages]
-    sink = _Sink()
+    sizes = frozen.sizes
+    sink = _Sink(breathe)
     try:
         with torch.serialization.skip_data(), _aligned(sizes):
-            torch.save(frozen.tree, cast(IO[bytes], sink))
+            torch.save(frozen.tree, cast(IO[bytes], sink), pickle_module=fast_pickle(breathe))
     except RuntimeError as error:
         raise UnstorableError(where="the state", problem=str(error)) from error
     gaps = iter(sink.gaps)
     # torch.save skips nothing for an empty storage.
     placed = [next(gaps, (0, -1)) if size else (0, 0) for size in sizes]
     if [length for _, length in placed] != sizes or next(gaps, None) is not None:
-        raise InexpressibleError("a tensor that torch.save writes in a way of its own")
+        raise InexpressibleError(
+            "a tensor that was resized or freed, or that torch.save alone can write"
+        )
     return Layout(sizes, [offset for offset, _ in placed], sink.pieces(), sink.end)
+
+
+def _alignment(sizes: Sequence[int]) -> int:
+    mean_bytes = sum(sizes) / max(1, len(sizes))
+    return PAGE_ALIGNMENT if mean_bytes >= LEAST_MEAN_BYTES else LEAST_ALIGNMENT
 
 
 @contextlib.contextmanager
 def _aligned(sizes: Sequence[int]) -> Iterator[None]:
-    mean_bytes = sum(sizes) / max(1, len(sizes))
-    wanted = PAGE_ALIGNMENT if mean_bytes >= LEAST_MEAN_BYTES else LEAST_ALIGNMENT
+    wanted = _alignment(sizes)
     with serialization_config.patch("save.storage_alignment", wanted):  # type: ignore[attr-defined]
         yield
 
@@ -146,6 +186,7 @@ def _aligned(sizes: Sequence[int]) -> Iterator[None]:
 class _Sink:
     """The file that torch.save writes to: keeps what is written, records what is skipped."""
 
+    breathe: Callable[[], None]
     end: int = 0
     gaps: list[tuple[int, int]] = field(default_factory=list)
     _runs: list[tuple[int, list[bytes]]] = field(default_factory=lambda: [(0, [])])
@@ -158,6 +199,7 @@ class _Sink:
     def seek(self, distance: int, whence: int) -> int:
         if whence != 1:
             raise InexpressibleError("torch.save seeks to an absolute position")
+        self.breathe()
         self.gaps.append((self.end, distance))
         self.end += distance
         self._runs.append((self.end, []))

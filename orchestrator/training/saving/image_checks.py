@@ -1,6 +1,6 @@
 """Checks of an image in memory, at a time when the live tensors are changing already."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,15 +10,21 @@ from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.tensor_kinds import all_finite
 
 
-def digests_of(frozen: Frozen, layout: Layout, target: SlotMemory) -> dict[str, str]:
+def digests_of(
+    frozen: Frozen, layout: Layout, target: SlotMemory, breathe: Callable[[], None]
+) -> dict[str, str]:
     """Return the digests of the parts of the state in the image."""
     located = zip(frozen.storages, layout.offsets, strict=True)
     addresses = {storage._cdata: target.address + offset for storage, offset in located}
-    return digest_parts(frozen.tree, addresses)
+    return digest_parts(frozen.tree, addresses, breathe)
 
 
 def is_finite(
-    parameters: Sequence[torch.Tensor], frozen: Frozen, layout: Layout, target: SlotMemory
+    parameters: Sequence[torch.Tensor],
+    frozen: Frozen,
+    layout: Layout,
+    target: SlotMemory,
+    breathe: Callable[[], None],
 ) -> bool:
     """Return whether the parameters are finite in the image."""
     locations = dict(
@@ -30,6 +36,7 @@ def is_finite(
     )
     checked = set()
     for parameter in parameters:
+        breathe()
         location = locations.get(parameter.untyped_storage()._cdata)
         # A parameter that the state_dict leaves out is not in the image.
         if location is not None and location not in checked:

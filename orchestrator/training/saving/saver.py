@@ -1,11 +1,11 @@
 """Brings the state of a session into checkpoints."""
 
 import errno
+import functools
 import io
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from typing import IO, Any, cast
 
 import torch
@@ -30,6 +30,7 @@ from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.tensor_kinds import is_plain
 from orchestrator.training.state.versions import VERSIONS
 
 REPORT_SNAPSHOTS_NS = 1_000_000_000
@@ -59,6 +60,7 @@ class Saver:
         self.pace = SnapshotPace(self._budget, facts.settings.snapshot_interval_seconds)
         self._write_seconds = 0.0
         self._thread_seconds = 0.0
+        self._capture_seconds = 0.0
         self._backend = backend
         self._options = options
         self._start = facts.store.start_record
@@ -100,13 +102,17 @@ class Saver:
                 return written
         return None
 
-    def snapshot(self, saved: StateToSave) -> None:
+    def snapshot(self, saved: StateToSave, capture_seconds: float) -> None:
         """Keep the state in memory, if that is possible now.
+
+        To capture it has cost ``capture_seconds``, which counts towards the pace: a long list takes
+        its time.
 
         Raises:
             UnstorableError: At the first save, a value has no form that can be loaded safely.
         """
         self.prove_loadable(saved.state)
+        self._capture_seconds = capture_seconds
         self._take(saved, Reason.PERIODIC, None)
         if self._snapshotter.sizes != self._watched_sizes:
             self._watch_layout(saved)
@@ -135,7 +141,7 @@ class Saver:
             if pending is not None and not _has_failed(pending):
                 self._add_write(pending.slot, written)
                 pending.done.add_done_callback(
-                    partial(self._write, saved=saved, reason=reason, written=written)
+                    functools.partial(self._write, saved=saved, reason=reason, written=written)
                 )
                 return written
             if self._snapshotter.has_room and deadline is None:
@@ -145,7 +151,7 @@ class Saver:
         return written
 
     def prove_loadable(self, state: dict[str, Any]) -> None:
-        """Save and load everything but the tensors, once, so that a refusal comes at once.
+        """Save and load all but the elements of tensors, once, so that a refusal comes at once.
 
         Raises:
             UnstorableError: A value cannot be loaded safely; the error names its entry.
@@ -153,6 +159,10 @@ class Saver:
         if not self.has_proved_loadable:
             _prove_loadable(state)
             self.has_proved_loadable = True
+
+    def hurry(self) -> None:
+        """Complete the snapshot under way as fast as possible: the loop waits for it."""
+        self._snapshotter.hurry()
 
     def close(self) -> None:
         """Wait for the snapshot under way and give the memory back."""
@@ -178,8 +188,10 @@ class Saver:
             return None
         if pending is not None:
             # The cost of this one's thread is not known yet; that of the last one is.
-            self.pace.record(pending.stall_seconds + self._thread_seconds)
-            pending.done.add_done_callback(partial(self._report_snapshot, pending=pending))
+            self.pace.record(self._capture_seconds + pending.stall_seconds + self._thread_seconds)
+            pending.done.add_done_callback(
+                functools.partial(self._report_snapshot, pending=pending)
+            )
         return pending
 
     def _report_snapshot(self, done: Future[Snapshot], *, pending: PendingSnapshot) -> None:
@@ -212,7 +224,9 @@ class Saver:
             cause = OSError(errno.EIO, str(error))
             written.set_exception(CheckpointWriteError(int(saved.state["step"]), cause))
             return
-        written.add_done_callback(partial(self._record_write_seconds, began=time.monotonic()))
+        written.add_done_callback(
+            functools.partial(self._record_write_seconds, began=time.monotonic())
+        )
         self._backend.write(done.result(), reason, written)
 
     def _record_write_seconds(self, written: Future[Checkpoint], *, began: float) -> None:
@@ -272,7 +286,7 @@ def _has_failed(pending: PendingSnapshot) -> bool:
 
 
 def _prove_loadable(state: dict[str, Any]) -> None:
-    """Save and load everything but the tensors, so that a refusal comes in the first minute.
+    """Save and load all but the elements of tensors, so that a refusal comes in the first minute.
 
     Raises:
         UnstorableError: A value cannot be loaded safely; the error names its entry.
@@ -281,7 +295,7 @@ def _prove_loadable(state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         try:
             with without_warnings():
-                torch.save(_without_tensors(value), buffer)
+                torch.save(_without_elements(value), buffer)
                 buffer.seek(0)
                 torch.load(buffer, weights_only=True)
         except Exception as error:  # pickle lets through whatever an object's methods raise
@@ -301,11 +315,17 @@ def _with_name(error: UnstorableError, state: dict[str, Any]) -> UnstorableError
     return error
 
 
-def _without_tensors(value: Any) -> Any:
+def _without_elements(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return None
+        return _specimen(value.dtype) if is_plain(value) else None
     if isinstance(value, dict):
-        return {key: _without_tensors(item) for key, item in value.items()}
+        return {key: _without_elements(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return type(value)(_without_tensors(item) for item in value)
+        return type(value)(_without_elements(item) for item in value)
     return value
+
+
+@functools.cache
+def _specimen(dtype: torch.dtype) -> torch.Tensor:
+    """Return the same empty tensor for each call with the same dtype."""
+    return torch.empty(0, dtype=dtype)

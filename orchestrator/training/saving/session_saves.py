@@ -91,8 +91,9 @@ class SessionSaves:
                 self._give_up_waiting()
         elif self.saver.is_snapshot_due(now_ns) and self._loop_state.is_resumable():
             self._membership.metrics.flush()
+            began = time.perf_counter()
             if (saved := self._state_to_save(Reason.PERIODIC)) is not None:
-                self.saver.snapshot(saved)
+                self.saver.snapshot(saved, time.perf_counter() - began)
                 self.progress.refuses_bad_values = False
             else:
                 self.pace.next_ns = now_ns + MISSING_RETRY_NS
@@ -138,6 +139,7 @@ class SessionSaves:
     def wait_for_emergency(self, stopped: TrainingStopped) -> None:
         """Wait for the checkpoint of a stop, and give ``stopped`` the status it leads to."""
         if self._emergency is not None:
+            self.saver.hurry()
             stopped.set_status(self._status_of(self._emergency))
 
     def _status_of(self, emergency: Future[Checkpoint]) -> ExitStatus:
@@ -166,6 +168,7 @@ class SessionSaves:
         with self._phase_save():
             written = self._save(reason, deadline)
             assert written is not None
+            self.saver.hurry()
             try:
                 return written.result(timeout=max(0.0, deadline - time.monotonic()))
             except TimeoutError:

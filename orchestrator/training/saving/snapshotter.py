@@ -1,7 +1,8 @@
 """Takes snapshots: copies the state's bytes into a slot at memory speed, the rest in a thread.
 
-The loop stands still only while the bytes are copied. A thread then lays the file out again (its
-pickled part changes with every step), looks for non-finite parameters and declares it complete.
+The loop stands still only while the bytes are copied, to where the last layout had them. A thread
+then lays the file out (its pickled part changes with every step), moves them to their places, looks
+for non-finite parameters and declares it complete.
 """
 
 import os
@@ -20,9 +21,18 @@ from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system import memory
 from orchestrator.training.exits import describe_shortly, print_message, warn, without_warnings
 from orchestrator.training.runtime.worker_signals import sigchld_default
+from orchestrator.training.saving.breather import Breather
 from orchestrator.training.saving.device_copy import Copier
-from orchestrator.training.saving.image import Frozen, InexpressibleError, Layout, freeze, lay_out
+from orchestrator.training.saving.image import (
+    Frozen,
+    InexpressibleError,
+    Layout,
+    freeze,
+    lay_out,
+    provisional,
+)
 from orchestrator.training.saving.image_checks import digests_of, is_finite
+from orchestrator.training.saving.placement import place
 from orchestrator.training.saving.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
@@ -87,6 +97,7 @@ class Snapshotter:
         self._takes_images = True
         self._warned_of_plain = False
         self._thread: threading.Thread | None = None
+        self._breather = Breather()
         self._held: dict[int, Future[Any]] = {}
 
     @property
@@ -166,6 +177,7 @@ class Snapshotter:
         target = self._memories[pending.slot]
         events = self._copier.copy(frozen.storages, target, layout.offsets, content.of_optimizers)
         job = (pending, content, frozen, layout, events)
+        self._breather = Breather()
         self._thread = threading.Thread(target=self._finish, args=job, name="snapshot", daemon=True)
         self._thread.start()
         return pending
@@ -195,8 +207,13 @@ class Snapshotter:
             self.take_simpler_way(error)
         pending.done.set_exception(error)
 
+    def hurry(self) -> None:
+        """Complete the snapshot under way without rests: the loop waits for it."""
+        self._breather.is_hurried = True
+
     def close(self) -> None:
         """Wait for the snapshot under way, and unpin the memory."""
+        self.hurry()
         if self._thread is not None:
             self._thread.join(FINISH_SECONDS)
         self._copier.close()
@@ -242,6 +259,8 @@ class Snapshotter:
 
     def _begin(self, deadline: float | None) -> PendingSnapshot | None:
         """Declare a slot torn and take it; wait for one where there is a deadline."""
+        if deadline is not None:
+            self.hurry()
         while deadline is not None and time.monotonic() < deadline and not self._can_begin:
             time.sleep(POLL_SECONDS)
         if not self._can_begin or (slot := self._target()) is None:
@@ -258,9 +277,9 @@ class Snapshotter:
     # --- filling -----------------------------------------------------------------------------
 
     def _layout_for(self, frozen: Frozen) -> Layout:
-        """Return the last layout while the sizes are the same, else a new one."""
-        if self._layout is None or self._layout.sizes != [s.nbytes() for s in frozen.storages]:
-            self._layout = lay_out(frozen)
+        """Return the last layout while the sizes are the same, else a provisional one."""
+        if self._layout is None or self._layout.sizes != frozen.sizes:
+            self._layout = provisional(frozen)
         return self._layout
 
     def _finish(
@@ -271,18 +290,17 @@ class Snapshotter:
         layout: Layout,
         events: list[torch.cuda.Event],
     ) -> None:
+        breathe = self._breather.breathe
         try:
             for event in events:
                 event.synchronize()
-            fresh = lay_out(frozen)
+            fresh = lay_out(frozen, breathe)
             target = self._memories[pending.slot]
             target.prepare(fresh.image_bytes, pin=target.is_pinned)
-            _move(target, layout, fresh)
-            for offset, piece in fresh.pieces:
-                target.write(offset, piece)
+            place(target, layout, fresh, breathe)
             self._layout = fresh
-            healthy = is_finite(content.parameters, frozen, fresh, target)
-            digests = digests_of(frozen, fresh, target)
+            healthy = is_finite(content.parameters, frozen, fresh, target, breathe)
+            digests = digests_of(frozen, fresh, target, breathe)
             pending.thread_seconds = time.thread_time()
             pending.done.set_result(
                 self._commit(pending, content, fresh.image_bytes, healthy, digests)
@@ -311,13 +329,3 @@ class Snapshotter:
             warn(
                 f"snapshots use the slower torch.save, because the state holds {error}",
             )
-
-
-def _move(target: SlotMemory, copied: Layout, fresh: Layout) -> None:
-    """Move the storages from where they were copied to where the fresh layout has them."""
-    if copied.offsets == fresh.offsets:
-        return
-    moves = [m for m in zip(copied.offsets, fresh.offsets, fresh.sizes, strict=True) if m[2]]
-    grows = moves[-1][1] > moves[-1][0]
-    for source, destination, size in reversed(moves) if grows else moves:
-        target.move(source, destination, size)

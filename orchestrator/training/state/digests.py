@@ -8,7 +8,7 @@ at each snapshot would cost a sixth of the copy.
 
 import ctypes
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,35 +23,55 @@ _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dty
 
 
 def digest_parts(
-    state: Mapping[str, Any], addresses: Mapping[int, int] | None = None
+    state: Mapping[str, Any],
+    addresses: Mapping[int, int] | None = None,
+    breathe: Callable[[], None] | None = None,
 ) -> dict[str, str]:
     """Return a digest of each registered object in a checkpoint's ``state``, and of ``rng``.
 
     ``addresses`` maps the ``_cdata`` of a storage to the address that its bytes are read from; by
-    default they are read from the tensors themselves.
+    default they are read from the tensors themselves. ``breathe`` is called for each tensor.
     """
     parts = {key: part for key, part in state.items() if key.endswith(SUFFIX) or key == "rng"}
-    return {key: digest(part, addresses) for key, part in parts.items()}
+    return {key: digest(part, addresses, breathe) for key, part in parts.items()}
 
 
-def digest(value: Any, addresses: Mapping[int, int] | None = None) -> str:
+def digest(
+    value: Any,
+    addresses: Mapping[int, int] | None = None,
+    breathe: Callable[[], None] | None = None,
+) -> str:
     """Return a hexadecimal digest that is equal for equal plain values and tensors.
 
     The order of dicts and sets does not count.
     """
-    hasher = _Hasher(addresses)
+    hasher = _Hasher(addresses, breathe)
     hasher.add(value)
     return hasher.hexdigest()
 
 
+def digest_of_all_bytes(tensor: torch.Tensor) -> str:
+    """Return a digest of every byte of a contiguous tensor on the CPU."""
+    size = tensor.numel() * tensor.element_size()
+    if not size:
+        return ""
+    memory = (ctypes.c_char * size).from_address(tensor.data_ptr())
+    return xxhash.xxh3_64_hexdigest(memory)
+
+
 class _Hasher:
-    def __init__(self, addresses: Mapping[int, int] | None) -> None:
+    def __init__(
+        self, addresses: Mapping[int, int] | None, breathe: Callable[[], None] | None
+    ) -> None:
         self._addresses = addresses
+        self._breathe = breathe
         self._hash = xxhash.xxh3_128()
         self.hexdigest = self._hash.hexdigest
 
     def add(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
+            if self._breathe is not None:
+                self._breathe()
             if is_plain(value):
                 self._add_text(f"{value.dtype}{tuple(value.shape)}")
                 self._add_bytes(value)

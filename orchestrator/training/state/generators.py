@@ -1,5 +1,6 @@
 """Capture and restore of random generators that a script owns and registers."""
 
+import importlib
 import random
 import sys
 from typing import Any, Protocol
@@ -39,6 +40,16 @@ def set_state(generator: Any, saved: dict[str, Any]) -> None:
         set_state_of_python(generator, state)
     else:
         _bit_generator(generator).state = from_plain(state)
+
+
+def new_generator(kind: str) -> Any:
+    """Return a generator of the ``kind`` that ``state_of`` names."""
+    if kind == "torch":
+        return torch.Generator()
+    if kind == "python":
+        return random.Random()
+    numpy_random = importlib.import_module("numpy.random")
+    return numpy_random.Generator(getattr(numpy_random, kind)())
 
 
 def seed_generator(generator: Any, seed: int) -> None:

@@ -49,10 +49,14 @@ class PlainCapture:
 
     def _last_of(self, name: str, state_of: Callable[[], Any], error: Exception) -> Any:
         last = self._last.get(name, _NOTHING)
-        if isinstance(error, UnstorableError):
+        try:
             plain = self._storable_part(name, state_of(), last)
-        else:
-            problem = f"its state_dict() fails ({type(error).__name__}: {error})"
+        except FreedStorageError:
+            raise
+        except UnstorableError as its_own:
+            plain = self._replace(its_own, last)
+        except Exception as its_own:
+            problem = f"its state_dict() fails ({type(its_own).__name__}: {its_own})"
             plain = self._replace(UnstorableError(name, problem), last)
         if plain is _NOTHING:
             raise error

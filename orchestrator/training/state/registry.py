@@ -1,6 +1,5 @@
 """The objects registered with a session: their states, captured into a dict and restored."""
 
-import abc
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -21,8 +20,11 @@ from orchestrator.training.state.compatibility import (
     may_load_anyway,
     rehearse,
 )
+from orchestrator.training.state.composite import Composite
 from orchestrator.training.state.generators import is_generator
+from orchestrator.training.state.kept import Kept
 from orchestrator.training.state.layout_watch import LayoutWatch
+from orchestrator.training.state.object_capture import has_state_dict
 from orchestrator.training.state.plain_capture import PlainCapture
 from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
@@ -46,14 +48,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: Any) -> Any:
         """Load what ``state_dict`` returned."""
-
-
-class Composite(abc.ABC):
-    """One registered object whose state contains those of several modules and optimizers."""
-
-    @abc.abstractmethod
-    def parts(self) -> Iterable[Any]:
-        """Return these modules and optimizers."""
 
 
 class Registry:
@@ -81,11 +75,21 @@ class Registry:
             if not isinstance(value, Stateful):
                 raise ConfigError(
                     f"cannot register {name}: a {type(value).__name__} has no state_dict() and "
-                    "load_state_dict(); keep plain values in session.state"
+                    f"load_state_dict(); write session.keep({name}=...) for a replay buffer, an "
+                    "environment or an array, and keep plain values in session.state"
                 )
             if is_optimizer(value):
                 self._prepared.append(value)
             self._objects[name] = unwrapped(value)
+
+    def keep(self, objects: Mapping[str, Any]) -> None:
+        """Register objects by name that need no ``state_dict()``.
+
+        Raises ConfigError for a name in use and for an object that cannot be stored.
+        """
+        for name, value in objects.items():
+            has_state = has_state_dict(value) or is_generator(value)
+            self.add({name: value if has_state else Kept(name, value)})
 
     def add_scalers(self) -> None:
         """Register the gradient scalers of prepared optimizers that the script has not registered.

@@ -2,11 +2,10 @@
 
 import io
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,13 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.errors import UnstorableError
 from orchestrator.ipc.control_page import ControlPage
-from orchestrator.snapshot.slots import Slots, Snapshot
-from orchestrator.training.saving.image import InexpressibleError, freeze, lay_out
+from orchestrator.snapshot.slots import Slots
+from orchestrator.training.saving.image import (
+    InexpressibleError,
+    Layout,
+    freeze,
+    lay_out,
+    provisional,
+)
 from orchestrator.training.saving.snapshotter import SnapshotContent, Snapshotter
+from tests.training.saving.support import assert_same, bytes_of, loaded, sharing, states
 from tests.training.support import draft_of, result_of
-
-FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
-WHOLE = [torch.int64, torch.int8, torch.uint8, torch.bool]
 
 
 @pytest.fixture
@@ -39,107 +42,6 @@ def image_of(snapshotter: Snapshotter, state: Any) -> bytes:
     return bytes_of(result_of(taking))
 
 
-def bytes_of(snapshot: Snapshot) -> bytes:
-    with open(f"/dev/fd/{snapshot.descriptor}", "rb") as file:
-        return file.read(snapshot.image_bytes)
-
-
-def loaded(image: bytes) -> Any:
-    return torch.load(io.BytesIO(image), weights_only=True)["state"]
-
-
-def assert_same(mine: Any, other: Any) -> None:
-    """Equal in type, value, layout in memory, and in what is shared."""
-    assert type(mine) is type(other)
-    if isinstance(other, torch.Tensor):
-        assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
-        assert (mine.stride(), mine.storage_offset()) == (other.stride(), other.storage_offset())
-        assert mine.requires_grad == other.requires_grad
-        assert mine.untyped_storage().tolist() == other.untyped_storage().tolist()
-    elif isinstance(other, dict):
-        assert list(mine) == list(other)
-        assert vars(mine) == vars(other) if hasattr(other, "__dict__") else True
-        for key, value in other.items():
-            assert_same(mine[key], value)
-    elif isinstance(other, (list, tuple)):
-        assert len(mine) == len(other)
-        for a, b in zip(mine, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert mine == other or (mine != mine and other != other)
-
-
-def sharing(value: Any) -> list[int]:
-    """Which tensors share storages, as numbers of the storages in the order of appearance."""
-    storages: list[int] = []
-
-    def visit(item: Any) -> Iterator[int]:
-        if isinstance(item, torch.Tensor):
-            key = item.untyped_storage()._cdata
-            if key not in storages:
-                storages.append(key)
-            yield storages.index(key)
-        elif isinstance(item, dict):
-            for entry in item.values():
-                yield from visit(entry)
-        elif isinstance(item, (list, tuple)):
-            for entry in item:
-                yield from visit(entry)
-
-    return list(visit(value))
-
-
-@st.composite
-def tensors(draw: st.DrawFn) -> torch.Tensor:
-    shape = draw(st.lists(st.integers(0, 4), max_size=3))
-    seed = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    numbers = torch.randint(-100, 100, shape, generator=seed)
-    tensor = numbers.to(draw(st.sampled_from(FLOATS + WHOLE)))
-    match draw(st.sampled_from(["plain", "turned", "strided", "parameter", "expanded", "grad"])):
-        case "turned" if tensor.dim() > 1:
-            return tensor.transpose(0, -1)
-        case "strided" if tensor.dim():
-            return tensor[::2]
-        case "parameter" if tensor.is_floating_point():
-            return torch.nn.Parameter(tensor)
-        case "expanded":
-            return tensor.unsqueeze(0).expand(3, *tensor.shape)
-        case "grad" if tensor.is_floating_point():
-            return tensor.requires_grad_()
-    return tensor
-
-
-PLAIN = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=5),
-    st.binary(min_size=1, max_size=5),
-)
-
-
-@st.composite
-def states(draw: st.DrawFn) -> Any:
-    """A nested state in which tensors and containers may appear more than once."""
-    pool = draw(st.lists(tensors(), min_size=1, max_size=4))
-    pool += [tensor.detach().view(-1) for tensor in pool if tensor.is_contiguous()]
-    leaves = st.one_of(PLAIN, st.sampled_from(range(len(pool))).map(lambda i: pool[i]))
-    shared = draw(st.lists(leaves, max_size=3))
-    return draw(
-        st.recursive(
-            leaves | st.just(shared),
-            lambda inner: (
-                st.lists(inner, max_size=4)
-                | st.tuples(inner, inner)
-                | st.dictionaries(st.text(max_size=3) | st.integers(0, 9), inner, max_size=4)
-                | st.dictionaries(st.text(max_size=3), inner, max_size=3).map(OrderedDict)
-            ),
-            max_leaves=12,
-        )
-    )
-
-
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(states())
 def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: Any) -> None:
@@ -149,6 +51,31 @@ def test_image_equals_what_torch_save_writes(snapshotter: Snapshotter, state: An
     expected, actual = loaded(buffer.getvalue()), loaded(image_of(snapshotter, state))
     assert_same(actual, expected)
     assert sharing(actual) == sharing(expected)
+
+
+@settings(max_examples=100)
+@given(states())
+def test_provisional_places_are_never_behind_those_in_the_file(state: Any) -> None:
+    """Storages that were copied before the layout was known can all be moved forward."""
+    frozen = freeze(state)
+    first, layout = provisional(frozen), lay_out(frozen)
+    assert first.sizes == layout.sizes
+    pairs = zip(first.offsets, layout.offsets, strict=True)
+    assert all(before <= after for before, after in pairs)
+    assert _overlaps(first) == []
+
+
+def test_provisional_image_is_about_as_large_as_the_file() -> None:
+    """The memory that is reserved before the layout is known is enough, and not twice as much."""
+    for count, elements in ((1, 0), (1, 1000), (1000, 4), (3, 100_000)):
+        frozen = freeze({"tensors": [torch.zeros(elements) for _ in range(count)]})
+        actual, estimated = lay_out(frozen).image_bytes, provisional(frozen).image_bytes
+        assert actual * 0.9 <= estimated <= actual * 1.5
+
+
+def _overlaps(layout: Layout) -> list[int]:
+    places = sorted((o, o + s) for o, s in zip(layout.offsets, layout.sizes, strict=True) if s)
+    return [end for (_, end), (begin, _) in pairwise(places) if begin < end]
 
 
 def test_image_holds_conjugated_and_overlapping_tensors(snapshotter: Snapshotter) -> None:
@@ -253,7 +180,7 @@ def test_layout_is_taken_from_what_torch_save_skips() -> None:
     """Should torch.save ever skip other bytes than those of the storages, the layout is refused."""
     frozen = freeze({"a": torch.ones(3), "b": torch.ones(4)})
     assert lay_out(frozen).sizes == [12, 16]
-    frozen.storages.pop()
+    frozen.sizes.pop()
     with pytest.raises(InexpressibleError):
         lay_out(frozen)
 
