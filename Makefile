@@ -61,6 +61,7 @@ survival: $(VENV)/.dev  ## Over a thousand faults against every example; the tab
 	$(BIN)/python -m tests.survival
 	$(BIN)/python -m tests.survival.adopted
 	$(BIN)/python -m tests.survival.trainers
+	$(BIN)/python -m tests.survival.supervisors
 
 recording: $(VENV)/.dev  ## docs/assets/demo.svg, from a real `make demo`.
 	$(BIN)/python -m tests.recording

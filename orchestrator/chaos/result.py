@@ -71,7 +71,7 @@ def _quarantine_problem(store: Store, damaged: Collection[str]) -> str | None:
         if name not in quarantined:
             return f"{name} was damaged, and no verification noticed it"
     for name, event in quarantined.items():
-        # A checkpoint is demoted by design when two kills in a row come while it is loaded.
+        # A checkpoint is demoted by design when several kills in a row come while it is loaded.
         if name not in damaged and not event.get("demoted"):
             return f"{name} is bad, though no fault has damaged it: {event['reason']}"
     return None

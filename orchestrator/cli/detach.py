@@ -41,7 +41,8 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
         end_by_interrupt()
     if state is None:
         _print_log(run, log_bytes_before)
-        return supervisor.returncode if supervisor.returncode >= 0 else ExitStatus.GAVE_UP
+        # Whoever has killed it wanted no end of the run: the same command continues it.
+        return supervisor.returncode if supervisor.returncode >= 0 else ExitStatus.STOPPED_UNSAVED
     print_text(_how_to_come_back(run, supervisor.pid, state))
     return ExitStatus.COMPLETE
 

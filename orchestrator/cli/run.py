@@ -20,6 +20,7 @@ from orchestrator.config import Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.ipc.server import remove_stale_sockets
 from orchestrator.rundir.completion import (
     CONTINUE_VARIABLE,
     has_other_arguments,
@@ -48,13 +49,8 @@ def run(arguments: Namespace) -> int:
     """Supervise a training command in the foreground, or with --detach in the background."""
     command: list[str] = arguments.command
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
-    config = Config.resolve(options, os.environ, Path.cwd())
-    check_program(command[0])
-    if (script := missing_script(command)) is not None:
-        raise ConfigError(
-            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
-            "directory"
-        )
+    config = Config.resolve(options, os.environ, Path.cwd(), command)
+    check_command(command)
     start = Start.of_command(command)
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
@@ -67,7 +63,7 @@ def run(arguments: Namespace) -> int:
     faulthandler.enable()
     given = given_descriptors()
     accept_other = arguments.accept_other or os.environ.get(CONTINUE_VARIABLE) == "on"
-    with lifeline(run_dir.lock_file, _orphan_ending(config)):
+    with lifeline(run_dir, _orphan_ending(config)):
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
         try:
@@ -100,7 +96,10 @@ def _orphan_ending(config: Config) -> OrphanEnding:
 
 def _lock(config: Config, run_dir: RunDir, log: Log) -> RunLock:
     lock = RunLock(run_dir, _orphan_ending(config))
+    # Before the note of the owner is replaced: nothing else knows where its socket is.
+    remove_stale_sockets(run_dir.root, lock.previous_owner.get("socket"))
     lock.write_owner()
+    run_dir.remove_temporaries()
     log.record_in(run_dir.log_file, config.log_size)
     if (others := others_who_may_write(run_dir.root)) is not None:
         structlog.get_logger().warning(others)
@@ -128,6 +127,7 @@ def _run(
     assert store.start is not None
     notifier = Notifier.from_environment(os.environ)
     if _already_complete(store.run, store.start):
+        store.sweep()  # the process that completed it may have been killed
         notifier.send("READY=1")  # systemd counts a service that ends before this as failed
         return Ending(ExitStatus.COMPLETE, by_interrupt=False)
     if config.adopt is not None:
@@ -185,6 +185,16 @@ def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
                 f"cannot use --adopt in {store.run.root}: a Session has saved {checkpoint.name} "
                 "there, not the script itself; leave --adopt out, or use another --run-dir"
             )
+
+
+def check_command(command: list[str]) -> None:
+    """Check that a command's program and script are there. Raises ConfigError."""
+    check_program(command[0])
+    if (script := missing_script(command)) is not None:
+        raise ConfigError(
+            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
+            "directory"
+        )
 
 
 def check_program(program: str) -> None:

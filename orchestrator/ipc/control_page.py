@@ -46,6 +46,7 @@ class SlotField(IntEnum):
     STEP = 4
     EPOCH = 5
     TAKEN_NS = 6
+    FIRST_BATCH = 7
 
 
 SLOT_VALUES = 8

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -57,6 +58,11 @@ class Peer:
 
 
 Handler = Callable[[Peer, Message], Awaitable[None]]
+Announce = Callable[[str], None]
+
+
+def ignore(path: str) -> None:
+    """Announce a path to nobody."""
 
 
 class MessageServer:
@@ -71,13 +77,17 @@ class MessageServer:
         handle: Handler,
         directory: Path | None = None,
         first_message_seconds: float = FIRST_MESSAGE_SECONDS,
+        announce: Announce = ignore,
     ) -> None:
         """Listen in ``directory`` if its path is short enough, else in a temporary one.
+
+        ``announce`` is told the path of each socket before it is made, so that whoever follows a
+        killed process can remove it.
 
         Raises ConfigError when no directory has a short enough path for a socket.
         """
         self._handle = handle
-        self._address = SocketAddress(directory)
+        self._address = SocketAddress(directory, announce)
         self.invitation = Invitation()
         """The way for processes that inherit a descriptor."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,9 +234,10 @@ class MessageServer:
 class SocketAddress:
     """The socket that listens at a path, which can be made again."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, announce: Announce) -> None:
         """Listen. Raises ConfigError when no directory is suitable."""
         self._preferred = directory
+        self._announce = announce
         self._temporary: Path | None = None
         self._listen()
 
@@ -259,10 +270,11 @@ class SocketAddress:
                 path = (self._preferred / SOCKET_NAME).absolute()
                 if len(os.fsencode(path)) <= MAXIMUM_PATH_BYTES:
                     path.unlink(missing_ok=True)
+                    self._announce(str(path))
                     self._bind(path)
                     self._temporary = None
                     return
-        self._temporary = make_socket_directory()
+        self._temporary = make_socket_directory(self._announce)
         self._bind(self._temporary / SOCKET_NAME)
 
     def _bind(self, path: Path) -> None:
@@ -279,18 +291,24 @@ class SocketAddress:
         self.path, self._inode = str(path), os.lstat(path).st_ino
 
 
-def remove_stale_socket(socket_path: object) -> None:
-    """Remove the socket of a killed supervisor, and its directory if that is then empty.
+def remove_stale_sockets(run_directory: Path, noted_path: object) -> None:
+    """Remove the socket of a killed supervisor, and its temporary directory if that is then empty.
 
-    The path comes from a file that another program may have written, so nothing is removed
+    The noted path comes from a file that another program may have written, so nothing is removed
     recursively, and nothing that a process still listens on.
     """
-    path = Path(str(socket_path))
+    _remove_stale(run_directory / SOCKET_NAME)
+    path = Path(str(noted_path))
     if path.name == SOCKET_NAME and path.parent.name.startswith(DIRECTORY_PREFIX):
+        _remove_stale(path)
         with contextlib.suppress(OSError, ValueError):
-            if path.is_socket() and not _is_listened_on(path):
-                path.unlink()
-                path.parent.rmdir()
+            path.parent.rmdir()
+
+
+def _remove_stale(path: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_socket() and not _is_listened_on(path):
+            path.unlink()
 
 
 def _is_listened_on(path: Path) -> bool:
@@ -305,18 +323,20 @@ def _is_listened_on(path: Path) -> bool:
     return True
 
 
-def make_socket_directory() -> Path:
+def make_socket_directory(announce: Announce = ignore) -> Path:
     """Create a private directory with a path that is short enough for a socket.
 
-    A run directory may have a longer path. Raises ConfigError when no directory is suitable.
+    A run directory may have a longer path. ``announce`` is told the path of the socket first.
+    Raises ConfigError when no directory is suitable.
     """
     candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
     for parent in filter(None, candidates):
         with contextlib.suppress(OSError):
-            directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=parent))
+            directory = Path(parent, f"{DIRECTORY_PREFIX}{secrets.token_hex(4)}").absolute()
             if len(os.fsencode(directory / SOCKET_NAME)) <= MAXIMUM_PATH_BYTES:
+                announce(str(directory / SOCKET_NAME))
+                directory.mkdir(mode=0o700)
                 return directory
-            directory.rmdir()
     raise ConfigError(
         "cannot create a socket: no temporary directory is writable and has a path of at most "
         f"{MAXIMUM_PATH_BYTES - len(SOCKET_NAME) - 30} bytes; set TMPDIR to a short path"

@@ -73,7 +73,8 @@ class RunLock:
             except BlockingIOError:
                 owner = self._owner()
                 ended = has_ended(owner)
-                seconds = DEAD_OWNER_TIMEOUT_SECONDS if ended else BUSY_TIMEOUT_SECONDS
+                ends = ended or _is_being_killed(owner)
+                seconds = DEAD_OWNER_TIMEOUT_SECONDS if ends else BUSY_TIMEOUT_SECONDS
                 if time.monotonic() > begun + seconds:
                     raise
             if ended and orphan_ending is not None and not has_ended_orphans:
@@ -147,10 +148,20 @@ def _describe(owner: dict[str, Any], run: RunDir) -> str:
 
 def has_ended(owner: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this host and has ended."""
+    pid = _local_pid(owner)
+    return pid is not None and process_tree.has_ended(pid)
+
+
+def _is_being_killed(owner: dict[str, Any]) -> bool:
+    pid = _local_pid(owner)
+    return pid is not None and process_tree.is_being_killed(pid)
+
+
+def _local_pid(owner: dict[str, Any]) -> int | None:
     pid = owner.get("pid")
     if type(pid) is not int or pid <= 0 or owner.get("host") != socket.gethostname():
-        return False
-    return process_tree.has_ended(pid)
+        return None
+    return pid
 
 
 def _parse_owner(note: bytes) -> dict[str, Any]:

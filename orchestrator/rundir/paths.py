@@ -1,5 +1,6 @@
 """Every path in a run directory."""
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.error_record import checked_error
 from orchestrator.rundir.ownership import refuse_unsafe
 from orchestrator.rundir.records import read_record
+from orchestrator.system.durable import remove_temporaries
 
 _ATTEMPT_NAME = re.compile(r"[0-9]{1,9}")
 # Between a run directory and the files of an attempt there are attempts/ and 0001/.
@@ -101,9 +103,12 @@ class RunDir:
     @property
     def all_paths(self) -> list[Path]:
         """The directory and every path in it, with one checkpoint and one attempt as examples."""
-        names = [name for name, kind in vars(RunDir).items() if isinstance(kind, property)]
-        paths: list[Path] = [getattr(self, name) for name in names if name != "all_paths"]
-        return [self.root, *paths, self.checkpoints / "step-000000000000", self.attempt(1).root]
+        return [
+            self.root,
+            *_paths_of(self),
+            self.checkpoints / "step-000000000000",
+            self.attempt(1).root,
+        ]
 
     def attempt(self, number: int) -> "AttemptDir":
         """Return the directory of one attempt, counted from 1."""
@@ -136,6 +141,17 @@ class RunDir:
             )
         refuse_unsafe([self.root, self.checkpoints, self.attempts])
 
+    def remove_temporaries(self) -> None:
+        """Remove files that a dead process had not yet given their names.
+
+        Call it only under the run lock and while no trainer runs. Only the newest attempt's records
+        can have been cut short since the last call.
+        """
+        remove_temporaries(self.root, {path.name for path in self.all_paths})
+        with contextlib.suppress(OSError):
+            newest = self.attempt(self.last_attempt())
+            remove_temporaries(newest.root, {path.name for path in newest.all_paths})
+
     def read_done(self) -> dict[str, Any] | None:
         """Return the content of done.json; None while the training is not complete.
 
@@ -145,6 +161,13 @@ class RunDir:
             self.done_file,
             "move it away to continue the run from its newest checkpoint if there is more to train",
         )
+
+
+def _paths_of(directory: "RunDir | AttemptDir") -> list[Path]:
+    """Return the paths that the other properties of a directory hold."""
+    kinds = vars(type(directory)).items()
+    names = [name for name, kind in kinds if isinstance(kind, property) and name != "all_paths"]
+    return [getattr(directory, name) for name in names]
 
 
 def default_run_dir(script: str) -> Path:
@@ -164,6 +187,11 @@ class AttemptDir:
     """The paths of the records about one attempt."""
 
     root: Path
+
+    @property
+    def all_paths(self) -> list[Path]:
+        """Every path in the directory."""
+        return _paths_of(self)
 
     @property
     def output_file(self) -> Path:

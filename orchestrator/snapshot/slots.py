@@ -9,7 +9,7 @@ COMPLETE to the same generation.
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
@@ -28,7 +28,11 @@ class Snapshot:
     descriptor: int
     image_bytes: int
     manifest: Manifest
-    """The manifest that the image would be published with, without files."""
+    """The manifest that the image would be published with, without files.
+
+    Its digests have ``first_batch``, of the batch that the loop took first after it, where there is
+    one so far.
+    """
     taken_ns: int
     """When it was completed, by CLOCK_MONOTONIC."""
 
@@ -73,7 +77,12 @@ class Slots:
         indices = range(len(self.images))
         generation = 1 + max(self._get(index, SlotField.BEGUN) for index in indices)
         self._set(slot, SlotField.BEGUN, generation)
+        self._set(slot, SlotField.FIRST_BATCH, 0)
         return generation
+
+    def note_first_batch(self, slot: int, digest: int) -> None:
+        """Keep a digest (63 bits, not 0) of the batch that came first after the slot's image."""
+        self._set(slot, SlotField.FIRST_BATCH, digest)
 
     def commit(self, slot: int, image_bytes: int, manifest: Manifest) -> Snapshot:
         """Write the manifest and mark the slot as complete, with an image of ``image_bytes``."""
@@ -131,6 +140,9 @@ class Slots:
         try:
             text = os.pread(self._manifests, length, slot * MAXIMUM_MANIFEST_BYTES)
             manifest = Manifest.draft_from_json(text)
+            if first_batch := self._get(slot, SlotField.FIRST_BATCH):
+                digests = manifest.digests | {"first_batch": f"{first_batch:016x}"}
+                manifest = replace(manifest, digests=digests)
             if self._get(slot, SlotField.IMAGE_BYTES) <= 0:
                 raise ValueError("there is no image")
         except (OSError, ValueError, OverflowError):

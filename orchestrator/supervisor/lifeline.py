@@ -1,28 +1,31 @@
-"""The lifeline: a process that ends what the supervisor started, if the supervisor is killed.
+"""The lifeline: a process that cleans up after the supervisor, if the supervisor is killed.
 
 A session notices that its supervisor is dead. A command that has no session, not yet or never,
 cannot; the kernel's signal to the children of a dead process reaches only the command itself, not
-what a wrapper around it has started.
+what a wrapper around it has started. The socket would stay too, if the run is not started again.
 """
 
 import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
+from orchestrator.errors import OrchestratorError
+from orchestrator.ipc.server import remove_stale_sockets
+from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.stop_signals import STOP_SIGNALS
 
 
 @contextlib.contextmanager
-def lifeline(lock_file: Path, orphan_ending: OrphanEnding) -> Iterator[None]:
-    """Run the process beside the block; it ends the supervisor's orphans if the block is killed.
+def lifeline(run: RunDir, orphan_ending: OrphanEnding) -> Iterator[None]:
+    """Run the process beside the block; it cleans up the run if the block is killed.
 
     Enter the block before any thread is started and before the lock is taken: the process is a
     fork. Without room for a further process there is none.
     """
-    lock_file = lock_file.absolute()
+    run = RunDir(run.root.absolute())
     supervisor = os.getpid()
     watched, held = os.pipe()
     try:
@@ -34,7 +37,9 @@ def lifeline(lock_file: Path, orphan_ending: OrphanEnding) -> Iterator[None]:
         return
     if pid == 0:
         try:
-            _watch(watched, supervisor, lock_file, orphan_ending)
+            _watch(watched)
+            orphan_ending.end(supervisor, run.lock_file)
+            _remove_socket(run)
         finally:
             os._exit(0)
     os.close(watched)
@@ -53,7 +58,8 @@ def _end(pid: int) -> None:
             os.waitpid(pid, 0)
 
 
-def _watch(watched: int, supervisor: int, lock_file: Path, orphan_ending: OrphanEnding) -> None:
+def _watch(watched: int) -> None:
+    """Return when the supervisor has died."""
     os.setsid()
     for number in (*STOP_SIGNALS, signal.SIGUSR2, signal.SIGPIPE):
         # A scheduler signals every process of a job; the supervisor decides what that means.
@@ -61,5 +67,11 @@ def _watch(watched: int, supervisor: int, lock_file: Path, orphan_ending: Orphan
     # The readers of the supervisor's output wait for the last process that has it open.
     os.closerange(0, watched)
     os.closerange(watched + 1, os.sysconf("SC_OPEN_MAX"))
-    os.read(watched, 1)  # returns when the supervisor has died
-    orphan_ending.end(supervisor, lock_file)
+    os.read(watched, 1)
+
+
+def _remove_socket(run: RunDir) -> None:
+    with contextlib.suppress(OrchestratorError):  # the run has been started again, or is gone
+        lock = RunLock(run)
+        remove_stale_sockets(run.root, lock.previous_owner.get("socket"))
+        lock.close()

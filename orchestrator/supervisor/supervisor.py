@@ -17,7 +17,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError, LimitReachedError, NoThreadError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.messages import SOCKET_VARIABLE
-from orchestrator.ipc.server import MessageServer, remove_stale_socket
+from orchestrator.ipc.server import MessageServer
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor import report
@@ -82,8 +82,11 @@ class Supervisor:
             on_child=self._on_child,
             on_resize=self._on_resize,
         )
-        remove_stale_socket(parts.lock.previous_owner.get("socket"))
-        server = MessageServer(parts.message_handlers.handle, self._run.root)
+        server = MessageServer(
+            parts.message_handlers.handle,
+            self._run.root,
+            announce=lambda path: parts.lock.write_owner(socket=path),
+        )
         try:
             async with beside(parts.service.run()):
                 status = await self._run_with(server)
@@ -100,12 +103,7 @@ class Supervisor:
             self._run, parts.store.run_id, server.path, invitation.text
         )
 
-        def publish_path(path: str) -> None:
-            environment[SOCKET_VARIABLE] = path
-            parts.lock.write_owner(socket=path)
-
-        server.start(publish_path)
-        publish_path(server.path)
+        server.start(lambda path: environment.update({SOCKET_VARIABLE: path}))
         spec = LaunchSpec(
             command=parts.command,
             resume_argument=parts.config.resume_arg,

@@ -10,9 +10,10 @@ import fcntl
 import io
 import json
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,6 +24,7 @@ WRITE_BUFFER_BYTES = 1 << 20
 # The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
 DIRECT_BLOCK_BYTES = 4096
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{8}")
 
 
 class Disk:
@@ -142,7 +144,7 @@ def atomic_replacement(target: Path, disk: Disk, *, replace: bool) -> Iterator[P
     and ``replace`` is false, or when it is not a regular file; otherwise OSError.
     """
     _refuse_existing(target, replace)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    temporary = _temporary_path(target)
     try:
         yield temporary
         # Another process may have created it in the meantime.
@@ -152,6 +154,20 @@ def atomic_replacement(target: Path, disk: Disk, *, replace: bool) -> Iterator[P
         temporary.unlink(missing_ok=True)
         raise
     disk.sync_directory(target.parent)
+
+
+def remove_temporaries(folder: Path, names: Collection[str]) -> None:
+    """Remove what processes have left that were killed while they replaced files of these names."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            match = _TEMPORARY_NAME.fullmatch(path.name)
+            if match is not None and match[1] in names:
+                with contextlib.suppress(OSError):  # what stays costs disk space and nothing else
+                    path.unlink()
+
+
+def _temporary_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
 
 
 def _refuse_existing(target: Path, replace: bool) -> None:
@@ -207,7 +223,7 @@ def replace_disposable_file(path: Path, content: bytes) -> None:
     Another process sees the old content or the new. After a power cut it may be damaged, which the
     reader must notice.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _temporary_path(path)
     try:
         with open(temporary, "xb") as file:
             file.write(content)

@@ -60,11 +60,6 @@ def lock_takers(pid: int, file: os.stat_result) -> set[int]:
     return takers
 
 
-def _takers_in(facts: list[str]) -> set[int]:
-    takers = (_exclusive_holder(fact.removeprefix("lock:\t")) for fact in facts)
-    return {taker for taker in takers if taker is not None}
-
-
 def _check_holder(pid: int, lock_file: Path) -> None:
     if not is_available(Capability.PROC):
         _check_opener(pid, lock_file)

@@ -20,6 +20,9 @@ from orchestrator.system.capabilities import Capability, is_available, proc_is_f
 PR_SET_CHILD_SUBREAPER = 36
 # The name of the memory by which /proc tells that a process has a session.
 PAGE_NAME = "orchestrator-page"
+PENDING_SIGNALS = ("SigPnd:", "ShdPnd:")
+# PF_EXITING of the kernel, in the flags of /proc/PID/stat.
+EXITING_FLAG = 4
 FIRST_POLL_SECONDS = 0.001
 LONGEST_POLL_SECONDS = 0.005
 PATIENT_POLL_SECONDS = 0.2
@@ -119,6 +122,27 @@ def has_ended(pid: int) -> bool:
         return False
     process = Process.read(pid)
     return process is None or process.is_dead
+
+
+def is_being_killed(pid: int) -> bool:
+    """Return whether SIGKILL has reached a process that has not ended yet; False if unknown.
+
+    On a busy machine the end of its threads takes a while.
+    """
+    if not is_available(Capability.PROC):
+        return False
+    with contextlib.suppress(OSError):  # it has ended
+        return all(map(_is_thread_being_killed, Path(f"/proc/{pid}/task").iterdir()))
+    return False
+
+
+def _is_thread_being_killed(directory: Path) -> bool:
+    facts = (directory / "status").read_text(errors="replace").splitlines()
+    pending = [int(fact.split()[1], 16) for fact in facts if fact.startswith(PENDING_SIGNALS)]
+    if any(signals >> (signal.SIGKILL - 1) & 1 for signals in pending):
+        return True
+    flags = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()[6]
+    return bool(int(flags) & EXITING_FLAG)
 
 
 def describe_processes(pid: int, tree: Iterable[int]) -> str:

@@ -158,13 +158,14 @@ class Session:
         options = OptimizerOptions(self._registry, self._keep_options)
         # With the hook, only the script knows what it can load.
         watch = self._registry.layout_watch() if self._before_restore is None else None
-        saver = Saver(backend, self._registry, options, watch)
         self._loop_state = LoopState(
             self._registry,
             self.state,
             torch.initial_seed(),
             allow_data_change=settings.allow_data_change,
         )
+        first_batch = self._loop_state.data.first_batch
+        saver = Saver(backend, self._registry, options, watch, first_batch)
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
         self.resumed_from = resume_newest(

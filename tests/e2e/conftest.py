@@ -1,5 +1,6 @@
 """Fixtures that start real processes, and leave none behind."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,10 @@ from tests.e2e.support import (
     forked_by,
     forking_server,
     kill_all_runs,
+    wait_for,
 )
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,3 +81,22 @@ def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     address = tmp_path_factory.mktemp("warm") / "server"
     with forking_server(address):
         yield address
+
+
+@pytest.fixture
+def frozen() -> Iterator[Callable[[int, bool], None]]:
+    """Yield a function that freezes a process, so that SIGKILL does not end it before the thaw."""
+    group = FREEZER / f"orchestrator-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"needs root and the freezer of control groups, version 1: {error}")
+
+    def freeze(pid: int, is_frozen: bool) -> None:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN" if is_frozen else "THAWED")
+
+    yield freeze
+    (group / "freezer.state").write_text("THAWED")
+    wait_for(lambda: not (group / "cgroup.procs").read_text(), "the end of what was frozen")
+    group.rmdir()

@@ -327,14 +327,19 @@ with Session(model=torch.nn.Linear(1, 1), poison=poison) as session:
 
 
 @pytest.mark.parametrize(
-    ("death", "from_memory"),
-    [("ctypes.string_at(0)", True), ("os.kill(os.getpid(), 9)", False)],
+    ("death", "deaths", "from_memory"),
+    [("ctypes.string_at(0)", 2, True), ("os.kill(os.getpid(), 9)", 4, False)],
     ids=["segfault, from memory", "SIGKILL, from the disk"],
 )
 def test_checkpoint_that_kills_its_loader_is_demoted(
-    supervise: Start, tmp_path: Path, warm_trainers: WarmTrainers, death: str, from_memory: bool
+    supervise: Start,
+    tmp_path: Path,
+    warm_trainers: WarmTrainers,
+    death: str,
+    deaths: int,
+    from_memory: bool,
 ) -> None:
-    """A second death while loading the same state demotes it, and an older one is used."""
+    """A second crash or a fourth SIGKILL while loading a state makes way for an older one."""
     (tmp_path / "script.py").write_text(POISON)
     command = [*warm_trainers.command[:-1], "script.py", death, SAVED % 6]
     options = ("--every", "3steps", "--snapshot-budget", "off")
@@ -344,15 +349,35 @@ def test_checkpoint_that_kills_its_loader_is_demoted(
     status, _, stderr = run.end()
     assert status == 0, stderr
     exits, starts = events(run.run, "attempt_exited"), events(run.run, "attempt_started")
-    assert [e["loading_step"] for e in exits] == [None, 6, 6, None]
-    assert [e["phase"] for e in exits] == ["train", "restore", "restore", "done"]
-    assert [e["decision"] for e in exits][1:] == ["retry", "demote", "finish"]
-    assert [e["resume_step"] for e in starts] == [None, 6, 6, 3]
+    assert [e["loading_step"] for e in exits] == [None, *[6] * deaths, None]
+    assert [e["phase"] for e in exits] == ["train", *["restore"] * deaths, "done"]
+    assert [e["decision"] for e in exits][1:] == ["retry"] * (deaths - 1) + ["demote", "finish"]
+    assert [e["resume_step"] for e in starts] == [None, *[6] * deaths, 3]
     assert starts[1]["from_memory"] == from_memory
     demoted = [e for e in events(run.run, "checkpoint_quarantined") if e["demoted"]]
     assert [path.name for path in run.run.quarantine.iterdir()] == ["step-000000000006"]
     assert len(demoted) == 1
     assert "while loading the state of step 6" in stderr
+
+
+def test_kills_from_outside_set_no_checkpoint_aside(
+    supervise: Start, tmp_path: Path, warm_trainers: WarmTrainers
+) -> None:
+    """After two SIGKILLs while loading a good checkpoint, that checkpoint is loaded."""
+    (tmp_path / "script.py").write_text(POISON)
+    killed_twice = (
+        "open(f'life{os.getpid()}', 'w')\n"
+        "life = sum(name.startswith('life') for name in os.listdir('.'))\n"
+        "os.kill(os.getpid(), 9) if life < 3 else open('recovered', 'w')"
+    )
+    run = supervise(
+        command=[*warm_trainers.command[:-1], "script.py", killed_twice, SAVED % 6],
+        options=("--every", "3steps", "--snapshot-budget", "off"),
+    )
+    assert run.end()[0] == 0
+    starts = events(run.run, "attempt_started")
+    assert [e["resume_step"] for e in starts] == [None, 6, 6, 6]
+    assert not run.run.quarantine.exists()
 
 
 def test_memory_error_after_resuming_demotes_no_checkpoint(

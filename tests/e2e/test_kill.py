@@ -15,13 +15,16 @@ from orchestrator.client import status_of
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
+from tests.e2e.supervisor_kills import KilledRun, Subject
 from tests.e2e.support import (
+    TRAIN,
     Supervised,
     WarmTrainers,
     assert_all_valid,
     assert_nothing_left,
     assert_same_result,
     events,
+    forked_by,
     open_store,
     wait_for,
 )
@@ -108,6 +111,28 @@ def test_second_supervisor_is_refused(supervise: Start) -> None:
     run.signal(signal.SIGKILL)
     run.process.wait()
     assert supervise(*SLOW, options=("--grace", "2s")).end()[0] == 0
+
+
+def test_same_command_after_any_kill_of_the_supervisor(
+    tmp_path: Path, warm_server: Path, request: pytest.FixtureRequest
+) -> None:
+    """After SIGKILLs from the first millisecond on, the same command at once ends with 0."""
+    arguments = ("--epochs", "16", "--step-seconds", "0.01", "--ballast", "2000000")
+    subject = Subject(
+        [*forked_by(warm_server), str(TRAIN), *arguments, "--result", "result.pt"],
+        last_words="epoch 15 done",
+        options=("--every", "3steps", "--keep", "2", "--grace", "5s"),
+        cold_share=0.2,
+    )
+    chance = random.Random(20261130)
+    runs = [KilledRun(subject, tmp_path / name, chance) for name in ("undisturbed", "killed")]
+    for run in runs:
+        request.addfinalizer(run.close)
+    undisturbed, killed = runs
+    undisturbed.kill(0)
+    killed.kill(20)
+    killed.check(undisturbed)
+    assert killed.phases.total() > 15, killed.phases
 
 
 KILLS = 200

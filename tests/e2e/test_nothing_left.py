@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -41,7 +41,6 @@ sleep 1000 &
 echo $! > sleeper
 wait
 """
-FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
 def test_daemon_ends_with_its_attempt(supervise: Start, tmp_path: Path) -> None:
@@ -67,25 +66,6 @@ def test_earlier_background_process_of_the_shell_is_not_killed(tmp_path: Path) -
     server = int((tmp_path / "server").read_text())
     assert len(events(RunDir(tmp_path / "run"), "attempt_started")) == 2
     os.kill(server, signal.SIGKILL)  # which fails if it has ended
-
-
-@pytest.fixture
-def frozen() -> Iterator[Callable[[int, bool], None]]:
-    """Yield a function that freezes a process, so that SIGKILL does not end it before the thaw."""
-    group = FREEZER / f"orchestrator-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"needs root and the freezer of control groups, version 1: {error}")
-
-    def freeze(pid: int, is_frozen: bool) -> None:
-        (group / "cgroup.procs").write_text(str(pid))
-        (group / "freezer.state").write_text("FROZEN" if is_frozen else "THAWED")
-
-    yield freeze
-    (group / "freezer.state").write_text("THAWED")
-    wait_for(lambda: not (group / "cgroup.procs").read_text(), "the end of what was frozen")
-    group.rmdir()
 
 
 def test_process_that_survives_sigkill_delays_the_next_attempt(

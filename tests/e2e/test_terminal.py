@@ -26,6 +26,7 @@ from tests.e2e.support import (
     assert_nothing_left,
     clean_environment,
     events,
+    kill_all_runs,
     kill_leftovers,
     orchestrator,
     wait_for,
@@ -191,6 +192,18 @@ def test_detach_says_why_training_could_not_start(tmp_path: Path, run: RunDir) -
     assert after.returncode == 70
     assert "no_such_module" in after.stdout
     assert "failed" in after.stderr
+
+
+def test_detach_says_to_run_again_if_the_supervisor_is_killed(
+    tmp_path: Path, run: RunDir, request: pytest.FixtureRequest
+) -> None:
+    """The command ends with 74 and not with 70 if its supervisor is killed before it trains."""
+    started = Supervised(tmp_path, command=["sleep", "60"], options=("--detach", "--grace", "1s"))
+    request.addfinalizer(lambda: kill_all_runs([started]))
+    wait_for(lambda: events(run, "attempt_started"), "the trainer")
+    os.kill((lock_owner(run) or {})["pid"], signal.SIGKILL)
+    assert started.end()[0] == 74
+    assert_nothing_left(run)
 
 
 def test_event_hook_runs_at_the_end(tmp_path: Path, run: RunDir) -> None:

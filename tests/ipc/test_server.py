@@ -22,7 +22,8 @@ from orchestrator.ipc.server import (
     MAXIMUM_PATH_BYTES,
     MessageServer,
     Peer,
-    remove_stale_socket,
+    make_socket_directory,
+    remove_stale_sockets,
 )
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child
 
@@ -333,8 +334,8 @@ def test_only_a_stale_socket_directory_is_removed(
         directory.mkdir()
         with socket.socket(socket.AF_UNIX) as abandoned:
             abandoned.bind(str(directory / "socket"))
-        remove_stale_socket(str(directory / "socket"))
-    remove_stale_socket(None)
+        remove_stale_sockets(tmp_path, str(directory / "socket"))
+    remove_stale_sockets(tmp_path, None)
     assert not own.exists()
     assert (other / "socket").exists()
 
@@ -367,6 +368,19 @@ def test_removed_socket_is_made_again(
     shutil.rmtree(parent, ignore_errors=True)
 
 
+def test_path_is_announced_before_the_directory_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told the path knows it even if the process is killed at once."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    announced: list[tuple[str, bool]] = []
+    directory = make_socket_directory(
+        lambda path: announced.append((path, Path(path).parent.exists()))
+    )
+    assert announced == [(str(directory / "socket"), False)]
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
 def test_socket_in_use_is_not_removed(tmp_path: Path) -> None:
     """A lock note cannot make this program remove another run's socket, a file or a link."""
     for name, make in {
@@ -380,7 +394,7 @@ def test_socket_in_use_is_not_removed(tmp_path: Path) -> None:
             make(directory / "socket")
             if name == "listened-on":
                 listener.listen()
-            remove_stale_socket(str(directory / "socket"))
+            remove_stale_sockets(tmp_path, str(directory / "socket"))
             assert os.path.lexists(directory / "socket"), name
 
 

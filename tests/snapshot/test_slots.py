@@ -70,7 +70,7 @@ def test_death_at_any_instruction_leaves_the_newest_complete_snapshot(page: Cont
     slots.commit(0, 15, draft(7))
     after = page.values.tolist()
     # The stores in the order in which begin() and commit() make them.
-    order = [SlotField.BEGUN]
+    order = [SlotField.BEGUN, SlotField.FIRST_BATCH]
     order += [SlotField.IMAGE_BYTES, SlotField.MANIFEST_BYTES, SlotField.STEP, SlotField.EPOCH]
     order += [SlotField.TAKEN_NS, SlotField.COMPLETE]
     assert sorted(order) == sorted(SlotField)
@@ -116,6 +116,20 @@ def test_snapshots_move_to_the_next_attempt(slots: Slots) -> None:
     assert steps(slots) == [5]
     assert page.values[Field.SLOT_TABLE + SLOT_VALUES + SlotField.BEGUN] == 2
     assert slots.begin(1) == 3
+
+
+def test_digest_of_the_first_batch_stays_with_its_snapshot(slots: Slots) -> None:
+    """It is among the digests of its manifest; a new image in the slot begins without one."""
+
+    def noted() -> list[str | None]:
+        return [each.manifest.digests.get("first_batch") for each in slots.snapshots()]
+
+    fill(slots, 0, 5)
+    fill(slots, 1, 6)
+    slots.note_first_batch(0, 2**63 - 1)
+    assert noted() == [None, "7fffffffffffffff"]
+    fill(slots, 0, 7)
+    assert noted() == [None, None]
 
 
 def test_forgotten_snapshots_do_not_count(slots: Slots) -> None:

@@ -64,6 +64,14 @@ def test_image_becomes_the_state_file(tmp_path: Path, slots: Slots, size: int) -
     assert checkpoint.manifest.step == 7
 
 
+def test_checkpoint_has_the_digest_of_the_batch_that_followed(tmp_path: Path, slots: Slots) -> None:
+    """A note that was left beside the snapshot is found on the disk too."""
+    slots.note_first_batch(snapshot_of(slots, 7, 100).slot, 0xABC)
+    checkpoint = write(Writer(new_store(tmp_path)), slots.snapshots()[0], Reason.CRASH)
+    verify(checkpoint)
+    assert checkpoint.manifest.digests["first_batch"] == "0000000000000abc"
+
+
 def test_write_has_the_image_of_that_moment(tmp_path: Path, slots: Slots) -> None:
     """A slot whose image grows, shrinks and changes is written as it is each time."""
     writer = Writer(new_store(tmp_path))

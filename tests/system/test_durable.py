@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.system.durable import Disk, replace_file, write_json
+from orchestrator.system.durable import Disk, remove_temporaries, replace_file, write_json
 from tests.support import DIED, FailingDisk, die, in_child
 
 OLD, NEW = {"number": 1}, {"number": 2}
@@ -120,3 +120,17 @@ def test_sync_of_a_missing_directory_or_a_file_is_refused(tmp_path: Path) -> Non
         with pytest.raises(OSError, match=r"[Nn]o"):
             Disk().sync_directory(tmp_path / name)
     Disk().sync_directory(tmp_path)
+
+
+@pytest.mark.parametrize("fail_at", range(1, 4))
+def test_temporary_file_of_a_killed_process_is_removed(tmp_path: Path, fail_at: int) -> None:
+    """What a process that dies while it replaces a file has left goes, and nothing else."""
+    target = tmp_path / "run.json"
+    others = [tmp_path / name for name in (".other.json.0123abcd", ".run.json", ".run.json.swp")]
+    for path in (target, *others):
+        path.touch()
+    (tmp_path / ".run.json.00000000").mkdir()  # a directory is no such file
+    assert in_child(lambda: write_json(target, {}, FailingDisk(fail_at, die))) == DIED
+    remove_temporaries(tmp_path, {"run.json"})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {target.name, *(path.name for path in others), ".run.json.00000000"}

@@ -149,6 +149,7 @@ def test_process_without_its_first_thread_is_alive() -> None:
 
         wait_until(lambda: read().state == "Z", "the end of its first thread")
         assert not read().is_dead
+        assert not process_tree.is_being_killed(pid)
         assert process_tree.kill_all_descendants(TIMEOUT_SECONDS).stuck == []
         assert read().is_dead
 
@@ -168,6 +169,21 @@ def test_process_of_another_user_is_not_waited_for() -> None:
         assert time.monotonic() - began < TIMEOUT_SECONDS
 
     run_as_subreaper(work)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGSTOP, signal.SIGTERM])
+def test_other_signals_are_no_kill(number: int) -> None:
+    """A process that runs, is stopped, or has SIGTERM pending is not being killed."""
+    ignoring = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
+    code = f"{ignoring}; print('ready', flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        os.kill(child.pid, number)
+        assert not process_tree.is_being_killed(child.pid)
+        child.kill()
+        wait_until(lambda: process_tree.has_ended(child.pid), "its end")
+    assert not process_tree.is_being_killed(child.pid)
 
 
 def test_kept_children_are_not_reaped() -> None:

@@ -17,6 +17,8 @@ from orchestrator.supervisor.recovery.symptoms import Kind
 
 # This many stops that saved nothing prove nothing yet, however few restarts are allowed.
 LEAST_SLICES = 3
+# This many kills from outside in a row, each while the same checkpoint was loaded, may be chance.
+LOADING_KILLS_BY_CHANCE = 3
 HARDWARE_TRIES = 2
 # A failure this soon after resuming may come from the state that was resumed.
 STEPS_AFTER_RESUMING = 1
@@ -73,15 +75,27 @@ def _right_after_resuming(end: AttemptEnd) -> bool:
     return end.resumed_step is not None and end.step - end.resumed_step <= STEPS_AFTER_RESUMING
 
 
-def _loading_again(end: AttemptEnd, budget: FailureBudget) -> bool:
+def _deaths_in_loading(end: AttemptEnd, budget: FailureBudget) -> list[AttemptEnd]:
+    """Return the ends in a row, up to this one, that came while loading what this one loaded."""
     if end.loading is None:
-        return False
+        return []
+    deaths = [end]
     for earlier in reversed(budget.not_passed[:-1]):
         if earlier.loading == end.loading:
-            return True
-        if earlier.resumed_step == end.loading.step:
-            return False  # it can be loaded
-    return False
+            deaths.append(earlier)
+        elif earlier.resumed_step == end.loading.step:
+            break  # it can be loaded
+    return deaths
+
+
+def _loading_again(end: AttemptEnd, budget: FailureBudget) -> bool:
+    deaths = _deaths_in_loading(end, budget)
+    return len(deaths) > 1 and any(death.kind is not Kind.KILLED for death in deaths)
+
+
+def _killed_while_loading(end: AttemptEnd, budget: FailureBudget) -> bool:
+    chance = max(1, min(LOADING_KILLS_BY_CHANCE, budget.allowed))
+    return len(_deaths_in_loading(end, budget)) > chance
 
 
 ALWAYS = Condition("", lambda end, budget: True)
@@ -94,9 +108,15 @@ SNAPSHOT_REJECTED = Condition(
     lambda end, budget: end.rejected_snapshot,
 )
 LOADING_AGAIN = Condition(
-    "twice in a row while loading the same checkpoint, and no checkpoint has been set aside since "
-    "the run last got further",
+    "twice in a row while loading the same checkpoint, not both times `killed`, and no checkpoint "
+    "has been set aside since the run last got further",
     lambda end, budget: _loading_again(end, budget) and not budget.demoted,
+)
+KILLED_WHILE_LOADING = Condition(
+    f"more than {LOADING_KILLS_BY_CHANCE} times in a row while loading the same checkpoint, or "
+    "more than once and than --max-restarts, and no checkpoint has been set aside since the run "
+    "last got further",
+    lambda end, budget: _killed_while_loading(end, budget) and not budget.demoted,
 )
 AGAIN_AFTER_RESUMING = Condition(
     "the same failure at the same step, within one step after resuming, and no checkpoint has been "
@@ -193,6 +213,12 @@ TABLE = (
         "loading the checkpoint of step {loading} ended the trainer twice",
     ),
     DecisionRow(
+        frozenset({Kind.KILLED}),
+        KILLED_WHILE_LOADING,
+        Action.DEMOTE,
+        "each of the last {deaths} kills came while the checkpoint of step {loading} was loaded",
+    ),
+    DecisionRow(
         POISON,
         AGAIN_AFTER_RESUMING,
         Action.DEMOTE,
@@ -234,6 +260,7 @@ def decide(end: AttemptEnd, budget: FailureBudget) -> Decision:
         step=end.step,
         resumed=end.resumed_step,
         loading=end.loading.step if end.loading else None,
+        deaths=len(_deaths_in_loading(end, budget)),
         slices=budget.slices,
         attempts=budget.attempts,
         spent=budget.spent,

@@ -22,7 +22,7 @@ class DataPass:
     """
 
     __slots__ = (
-        *("_own_state", "_saved", "_upcoming"),
+        *("_own_state", "_past", "_saved", "_upcoming"),
         *("consumed", "ended", "facts", "start", "taken"),
     )
 
@@ -36,6 +36,7 @@ class DataPass:
         self._saved = saved
         # Not its batches: their workers end when the loop leaves them.
         self._upcoming = opened.upcoming
+        self._past = opened.past
         self._own_state = opened.own_state
 
     def state(self) -> dict[str, Any]:
@@ -47,19 +48,28 @@ class DataPass:
             and self.ended == self._saved.get("ended", False)
         ):
             return dict(self._saved)
+        past = self._past(self.consumed)
+        if past is None and self.consumed == self.start:
+            past = self._saved.get("past")  # a pass that was used up may draw nothing
         own = self._own_state() if self.taken == self.consumed else None
         return {
             "batches": self.consumed,
             "loader": self.facts,
+            "past": past,
             "next": self._upcoming(self.consumed),
             "own": own,
             "ended": self.ended,
         }
 
     def continues_as_saved(self) -> bool:
-        """Return whether its first batch since the cut is the one that was to come next."""
+        """Return whether the samples of its first batch since the cut are those to come next."""
         expected = self._saved.get("next")
         return expected is None or self._upcoming(self.start) == expected
+
+    def has_saved_past(self) -> bool:
+        """Return whether what was skipped is what had been taken before the cut."""
+        expected = self._saved.get("past")
+        return expected is None or self._past(self.start) in (None, expected)
 
 
 def start_of(saved: Mapping[str, Any], facts: Facts | None) -> int:

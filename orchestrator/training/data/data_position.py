@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from orchestrator.errors import ConfigError, MismatchError
 from orchestrator.training.data.data_pass import DataPass, Facts, differences, facts_of, start_of
 from orchestrator.training.data.endless import Rounds
+from orchestrator.training.data.first_batch import CYCLES, FirstBatch
 from orchestrator.training.data.other_loaders import (
     Opened,
     has_own_state,
@@ -65,7 +66,9 @@ class DataPosition:
         self.seed = seed
         self.problems: list[str] = []
         self.is_returning = False
+        self.first_batch = FirstBatch()
         self._allow_change = allow_change
+        self._is_resumed = False
         self._open: list[DataPass] = []
         self._passes: list[DataPass] = []
         self._cut = Cut()
@@ -99,6 +102,7 @@ class DataPosition:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned."""
+        self._is_resumed = True
         self.seed = int(state["seed"])
         self._states_of_last_epoch = list(state["last_epoch"])
         self._cut_cycles = list(state.get("cycles", ()))
@@ -132,7 +136,8 @@ class DataPosition:
         if self.is_returning:
             self.problems.append(f"an epoch ended {_NOT_REACHED}")
             self.is_returning = False
-        self._states_of_last_epoch = [each.state() for each in self._passes]
+        # Their data does not come again, so that their past is not compared any more.
+        self._states_of_last_epoch = [each.state() | {"past": None} for each in self._passes]
         self._cut = Cut()
         self._passes = []
         self._open = []
@@ -187,14 +192,12 @@ class DataPosition:
         ended = bool(self._cut.state_of(index).get("ended", False))
         opened = self._open_pass(loader, seed, epoch, start, own_state, ended=ended)
         this = DataPass(facts, saved, start, opened)
+        self._add_doubts(opened)
         self._passes.append(this)
         self._open.append(this)
         try:
-            for batch in opened.batches:
-                if this.taken == this.start and not changed:
-                    self._check_first_batch(f"pass {index + 1} over the data", this)
-                this.taken += 1
-                yield batch
+            name, key = f"pass {index + 1} over the data", (epoch, index)
+            yield from self._take(this, opened.batches, name, key, changed=changed)
             this.ended = True
             return this.taken == this.consumed
         finally:
@@ -247,12 +250,39 @@ class DataPosition:
         open_round = partial(self._open_pass, loader)
         opened = Rounds(loader, open_round, seed, saved, facts).opened()
         this = DataPass(facts, saved, start_of(saved, facts), opened)
+        self._add_doubts(opened)
         self._cycles.append(this)
-        for batch in opened.batches:
-            if this.taken == this.start and not changes:
-                self._check_first_batch(place, this)
+        key = (CYCLES, index)
+        yield from self._take(this, opened.batches, place, key, changed=bool(changes))
+
+    def _add_doubts(self, opened: Opened) -> None:
+        if self._is_resumed:
+            self.problems += [each for each in opened.doubts if each not in self.problems]
+
+    def _take(
+        self,
+        this: DataPass,
+        batches: Iterator[Any],
+        name: str,
+        key: tuple[int, int],
+        *,
+        changed: bool,
+    ) -> Iterator[Any]:
+        """Yield the batches of a pass; compare what was skipped, and the first that comes."""
+        for batch in batches:
+            if this.taken == this.start and not changed:
+                self._check_position(name, this)
+            if self.first_batch.is_awaited:
+                differs = self.first_batch.differs((*key, this.taken), batch)
+                if differs and not changed:
+                    self.problems.append(
+                        f"{name}: batch {this.taken + 1} holds other data than it had after the "
+                        "snapshot"
+                    )
             this.taken += 1
             yield batch
+        if this.taken == this.start and not changed:
+            self._check_position(name, this)
 
     def _open_pass(
         self, loader: Any, seed: int, epoch: int, start: int, own_state: Any, *, ended: bool = False
@@ -264,11 +294,16 @@ class DataPosition:
             return self._loaders[loader].open(seed, epoch, start)
         begin_epoch(loader, epoch)
         if has_own_state(loader) and (own_state is not None or not start):
-            opened = open_by_own_state(loader, seed, start, own_state, ended=ended)
-            self.problems += opened.doubts
-            return opened
+            return open_by_own_state(loader, seed, start, own_state, ended=ended)
         return open_by_reading(loader, seed, start)
 
-    def _check_first_batch(self, place: str, this: DataPass) -> None:
+    def _check_position(self, name: str, this: DataPass) -> None:
         if not this.continues_as_saved():
-            self.problems.append(f"{place} continues with other samples than expected")
+            self.problems.append(f"{name} continues with other samples than expected")
+        elif not this.has_saved_past():
+            self.problems.append(
+                f"{name}: {this.facts['sampler']} has drawn other indices for the "
+                "batches before the cut than it had"
+                if this.facts
+                else f"{name}: the loader has given other batches before the cut than it had"
+            )

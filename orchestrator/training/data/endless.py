@@ -36,7 +36,9 @@ class Rounds:
 
     def opened(self) -> Opened:
         """Return the cycle as a pass."""
-        return Opened(self._batches(), self._upcoming, self._own_state, self._opened.doubts)
+        return Opened(
+            self._batches(), self._upcoming, self._past, self._own_state, self._opened.doubts
+        )
 
     def _open(self, own_state: Any) -> Opened:
         seed = rng.derive_seed(self._seed, self._round)
@@ -58,6 +60,10 @@ class Rounds:
 
     def _upcoming(self, number: int) -> str | None:
         return self._opened.upcoming(number - self._began_at) if number >= self._began_at else None
+
+    def _past(self, number: int) -> str | None:
+        # At the beginning of a round, what a cut at the end of the one before has saved is of that.
+        return self._opened.past(number - self._began_at) if number > self._began_at else None
 
     def _own_state(self) -> dict[str, Any]:
         return {"round": self._round, "batch": self._batch, "own": self._opened.own_state()}

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from orchestrator.training.data.own_generators import find_generators
+from orchestrator.training.data.own_generators import doubts_about, find_generators
+from orchestrator.training.data.past import ReadBatches
 from orchestrator.training.exits import warn
 from orchestrator.training.state import rng
 from orchestrator.training.state.accelerate import base_of
@@ -26,12 +27,15 @@ class Opened:
         batches: The batches.
         upcoming: Returns a digest of the indices of a batch that no step has used; None where they
             are not known.
+        past: Returns a digest of the indices, or of the batches, before a batch; None where it is
+            not known.
         own_state: Returns the loader's own state of its position after the batch it gave last.
         doubts: Why a resumed pass may differ from one that was not interrupted.
     """
 
     batches: Iterator[Any]
     upcoming: Callable[[int], str | None] = _unknown
+    past: Callable[[int], str | None] = _unknown
     own_state: Callable[[], Any] = lambda: None
     doubts: tuple[str, ...] = ()
 
@@ -57,7 +61,8 @@ def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
             depth=4,
         )
     batches = rng.drawing(lambda: iter(loader), rng.Streams(seed, find_generators(loader)))
-    return Opened(itertools.islice(batches, start, None))
+    read = ReadBatches(batches, start)
+    return Opened(iter(read), past=read.digest_before, doubts=doubts_about(loader))
 
 
 def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: bool) -> Opened:
@@ -66,7 +71,7 @@ def open_by_own_state(loader: Any, seed: int, start: int, state: Any, *, ended: 
     ``ended`` says that the pass has no more batches: the state of some loaders then begins the next
     pass.
     """
-    doubts = []
+    doubts = [*doubts_about(base_of(loader))]
     if state is not None:
         state = from_plain(state)
         # A loader that fetches ahead knows the end with its last batch; at the start it still has

@@ -28,20 +28,14 @@ def find_generators(*roots: Any) -> list[Any]:
     Those of the whole process, which every session restores, are left out.
     """
     of_process = _generators_of_process()
-    found: dict[int, Any] = {}
-    seen: dict[int, Any] = {}
-    waiting = deque(roots)
-    while waiting and len(seen) < MOST_OBJECTS:
-        value = waiting.popleft()
-        if id(value) in seen or isinstance(value, _LEAVES):
-            continue
-        seen[id(value)] = value
-        if is_generator(value):
-            if id(value) not in of_process:
-                found[id(value)] = value
-            continue
-        waiting.extend(_held_by(value))
-    return list(found.values())
+    return [v for v in _held(roots) if is_generator(v) and id(v) not in of_process]
+
+
+def doubts_about(*roots: Any) -> tuple[str, ...]:
+    """Return why a resumed run may differ from an uninterrupted one because of these objects."""
+    if any(isinstance(value, random.SystemRandom) for value in _held(roots)):
+        return ("the data draws from random.SystemRandom, which nothing can restore",)
+    return ()
 
 
 class OwnGenerators:
@@ -72,6 +66,20 @@ def _generators_of_process() -> set[int]:
     return set(map(id, generators))
 
 
+def _held(roots: Iterable[Any]) -> Iterator[Any]:
+    """Yield the objects and what they hold or use, each once."""
+    seen: dict[int, Any] = {}
+    waiting = deque(roots)
+    while waiting and len(seen) < MOST_OBJECTS:
+        value = waiting.popleft()
+        if id(value) in seen or isinstance(value, _LEAVES):
+            continue
+        seen[id(value)] = value
+        yield value
+        if not is_generator(value):
+            waiting.extend(_held_by(value))
+
+
 def _held_by(value: Any) -> Iterator[Any]:
     if isinstance(value, Mapping):
         yield from _first(value.values())
@@ -100,7 +108,7 @@ def _held_by_function(function: FunctionType) -> Iterator[Any]:
     yield from function.__defaults__ or ()
     for name in function.__code__.co_names:
         used = function.__globals__.get(name)
-        if is_generator(used):
+        if is_generator(used) or isinstance(used, random.SystemRandom):
             yield used
 
 

@@ -251,6 +251,8 @@ class LoopState:
         self._plain_state.update(restored.state)
         self.progress = restored.progress
         self.data.load(restored.position)
+        if (noted := restored.digests.get("first_batch")) is not None:
+            self.data.first_batch.expect(self.progress.epoch, restored.position, noted)
         # Last, since loading may draw from the streams.
         problems = restored.problems + rng.restore(restored.streams, self._registry.generators)
         self.mark_resumed(problems + self._differences(restored))

@@ -17,6 +17,7 @@ from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.data.data_position import digest_of_next
+from orchestrator.training.data.first_batch import FirstBatch
 from orchestrator.training.exits import describe_shortly, without_warnings
 from orchestrator.training.loop.loop_state import StateToSave
 from orchestrator.training.loop.snapshot_pace import SnapshotPace
@@ -53,8 +54,12 @@ class Saver:
         registry: Registry,
         options: OptimizerOptions,
         layout_watch: LayoutWatch | None,
+        first_batch: FirstBatch,
     ) -> None:
-        """Tell ``layout_watch``, if there is one, of each state whose layout may have changed."""
+        """Tell ``layout_watch``, if there is one, of each state whose layout may have changed.
+
+        What ``first_batch`` notes after a snapshot is kept beside it.
+        """
         facts = backend.facts
         self._budget = facts.settings.snapshot_budget
         self.pace = SnapshotPace(self._budget, facts.settings.snapshot_interval_seconds)
@@ -66,6 +71,7 @@ class Saver:
         self._start = facts.store.start_record
         self._registry = registry
         self._layout_watch = layout_watch
+        self._first_batch = first_batch
         self._watched_sizes: list[int] = []
         self._snapshotter = Snapshotter(facts.memory.slots)
         self._writes: list[Future[Checkpoint]] = []
@@ -187,12 +193,17 @@ class Saver:
             self._snapshotter.take_simpler_way(error)
             return None
         if pending is not None:
+            self._note_first_batch(saved.state, pending.slot)
             # The cost of this one's thread is not known yet; that of the last one is.
             self.pace.record(self._capture_seconds + pending.stall_seconds + self._thread_seconds)
             pending.done.add_done_callback(
                 functools.partial(self._report_snapshot, pending=pending)
             )
         return pending
+
+    def _note_first_batch(self, state: dict[str, Any], slot: int) -> None:
+        write = functools.partial(self._backend.facts.memory.slots.note_first_batch, slot)
+        self._first_batch.note(int(state["epoch"]), state["data"], write)
 
     def _report_snapshot(self, done: Future[Snapshot], *, pending: PendingSnapshot) -> None:
         self._thread_seconds = pending.thread_seconds

@@ -45,7 +45,7 @@ def digest(
 
     The order of dicts and sets does not count.
     """
-    hasher = _Hasher(addresses, breathe)
+    hasher = Hasher(addresses, breathe)
     hasher.add(value)
     return hasher.hexdigest()
 
@@ -59,16 +59,30 @@ def digest_of_all_bytes(tensor: torch.Tensor) -> str:
     return xxhash.xxh3_64_hexdigest(memory)
 
 
-class _Hasher:
+class Hasher:
+    """A digest of values that are added one after another.
+
+    Attributes:
+        hexdigest: Returns the digest of what was added so far, in hexadecimal.
+        update: Adds bytes.
+    """
+
     def __init__(
-        self, addresses: Mapping[int, int] | None, breathe: Callable[[], None] | None
+        self,
+        addresses: Mapping[int, int] | None = None,
+        breathe: Callable[[], None] | None = None,
+        sample_bytes: int = SAMPLE_BYTES,
     ) -> None:
+        """Read at most ``sample_bytes`` of each end of a tensor; the rest is as for ``digest``."""
         self._addresses = addresses
         self._breathe = breathe
+        self._sample_bytes = sample_bytes
         self._hash = xxhash.xxh3_128()
         self.hexdigest = self._hash.hexdigest
+        self.update = self._hash.update
 
     def add(self, value: Any) -> None:
+        """Add a plain value or a tensor, or a container of them."""
         if isinstance(value, torch.Tensor):
             if self._breathe is not None:
                 self._breathe()
@@ -99,7 +113,7 @@ class _Hasher:
             self._add_bytes_of_view(part)
 
     def _add_text(self, text: str) -> None:
-        self._hash.update(text.encode(errors="surrogatepass"))
+        self.update(text.encode(errors="surrogatepass"))
 
     def _add_items(self, values: Sequence[Any]) -> None:
         if set(map(type, values)) <= _ATOMS:
@@ -124,20 +138,21 @@ class _Hasher:
 
     def _add_bytes_of_view(self, tensor: torch.Tensor) -> None:
         """Add the bytes in the order of the elements, for any device, stride and offset."""
-        flat, count = tensor.detach().reshape(-1), SAMPLE_BYTES // tensor.element_size()
+        flat, count = tensor.detach().reshape(-1), self._sample_bytes // tensor.element_size()
         if flat.numel() > 2 * count:
             flat = torch.cat((flat[:count], flat[-count:]))
-        flat = flat.cpu()
+        flat = flat.contiguous().cpu()  # of one dimension, reshape() leaves the strides
         self._sample(flat.data_ptr(), flat.numel() * flat.element_size())
 
     def _sample(self, address: int, size: int) -> None:
         if not size:
             return
-        if size <= 2 * SAMPLE_BYTES:
-            self._hash.update(ctypes.string_at(address, size))
+        part = self._sample_bytes
+        if size <= 2 * part:
+            self.update(ctypes.string_at(address, size))
         else:
-            self._hash.update(ctypes.string_at(address, SAMPLE_BYTES))
-            self._hash.update(ctypes.string_at(address + size - SAMPLE_BYTES, SAMPLE_BYTES))
+            self.update(ctypes.string_at(address, part))
+            self.update(ctypes.string_at(address + size - part, part))
 
 
 def _text_of(value: Any) -> str:

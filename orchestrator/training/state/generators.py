@@ -11,7 +11,12 @@ from orchestrator.training.state.plain_values import from_plain, to_plain
 
 
 def is_generator(value: Any) -> bool:
-    """Return whether this is a random generator of NumPy (both kinds), torch or Python."""
+    """Return whether this is a random generator of NumPy (both kinds), torch or Python.
+
+    One that draws from the operating system has no state, and is none.
+    """
+    if isinstance(value, random.SystemRandom):
+        return False
     # A script that has not imported NumPy has no generator of it.
     numpy = sys.modules.get("numpy")
     kinds = (numpy.random.Generator, numpy.random.RandomState) if numpy else ()

@@ -48,6 +48,7 @@ def case(
 EXCEPTION, KILLED, HARDWARE = end(), end(Kind.KILLED), end(Kind.HARDWARE)
 SOON = end(step=11)
 LOADING = end(Kind.CRASHED, step=0, resumed_step=None, loading=Position(10, 1))
+KILLED_LOADING = replace(LOADING, fingerprint=None, kind=Kind.KILLED)
 GIVE_UP, RETRY, DEMOTE = Action.GIVE_UP, Action.RETRY, Action.DEMOTE
 CASES = {
     "complete": case(Action.FINISH, "complete", end(Kind.COMPLETE)),
@@ -87,20 +88,38 @@ CASES = {
     "loading again, otherwise": case(
         DEMOTE, "", replace(LOADING, kind=Kind.OOM_KILLED), replace(LOADING, kind=Kind.KILLED)
     ),
+    "killed while loading, after a crash": case(
+        DEMOTE, "ended the trainer twice", KILLED_LOADING, LOADING
+    ),
+    "killed while loading, after a hang": case(
+        DEMOTE, "ended the trainer twice", KILLED_LOADING, replace(LOADING, kind=Kind.HANG)
+    ),
+    "killed while loading again": case(RETRY, "", KILLED_LOADING, KILLED_LOADING),
+    "killed while loading a third time": case(RETRY, "", KILLED_LOADING, *[KILLED_LOADING] * 2),
+    "killed while loading a fourth time": case(
+        DEMOTE, "each of the last 4 kills", KILLED_LOADING, *[KILLED_LOADING] * 3
+    ),
+    "killed while loading a fourth time, loaded between": case(
+        RETRY, "", KILLED_LOADING, KILLED_LOADING, KILLED, *[KILLED_LOADING] * 2, allowed=9
+    ),
+    "killed while loading again, one restart allowed": case(
+        DEMOTE, "each of the last 2 kills", KILLED_LOADING, KILLED_LOADING, allowed=1
+    ),
+    "killed while loading, no restart allowed": case(
+        GIVE_UP, "1 failures without", KILLED_LOADING, allowed=0
+    ),
     "loading another": case(
         RETRY, "", replace(LOADING, fingerprint="x", loading=Position(9, 1)), LOADING
     ),
-    "loading again, loaded between": case(
-        RETRY, "", replace(LOADING, fingerprint=None, kind=Kind.KILLED), LOADING, KILLED
-    ),
+    "loading again, loaded between": case(RETRY, "", KILLED_LOADING, LOADING, KILLED),
     "loading again, one demoted": case(
         GIVE_UP, "came again at step 0", LOADING, LOADING, demoted=True
     ),
     "killed while loading again, one demoted": case(
         RETRY,
         "",
-        replace(LOADING, fingerprint=None, kind=Kind.KILLED),
-        replace(LOADING, fingerprint=None, kind=Kind.KILLED),
+        KILLED_LOADING,
+        KILLED_LOADING,
         demoted=True,
     ),
     "import error while loading again": case(

@@ -231,11 +231,15 @@ def global_streams() -> tuple[Any, ...]:
 def drain(
     loader: Any, state: dict[str, Any] | None = None, stop_after: int | None = None, epoch: int = 1
 ) -> tuple[list[torch.Tensor], dict[str, Any]]:
-    """The batches of a pass in a process of its own, each consumed, and the position then."""
+    """The batches of a pass in a process of its own, each consumed, and the position then.
+
+    It must not be in doubt.
+    """
     new_process()
     position = DataPosition(seed=7 if state is None else 0)
     if state is not None:
         position.load(state)
+        position.arrive()
     batches: list[torch.Tensor] = []
     if stop_after == 0:
         return batches, position.state()
@@ -246,6 +250,7 @@ def drain(
             consume(position)
             if len(batches) == stop_after:
                 break
+    assert not position.problems
     return batches, position.state()
 
 
@@ -328,7 +333,9 @@ def test_persistent_workers_serve_every_epoch() -> None:
 def test_skipped_samples_are_never_read(tmp_path: Path, batch_size: int | None) -> None:
     """Continuing at batch 3 reads what comes after it and nothing else."""
     log = tmp_path / "log"
-    rest, _ = drain(DataLoader(Augmented(log), batch_size), cut_at(3))
+    position = DataPosition(seed=0)
+    position.load(cut_at(3))
+    rest = take(position, DataLoader(Augmented(log), batch_size))
     done = 3 * (batch_size or 1)
     assert read(log) == list(range(done, SIZE))
     assert len(rest) == len(range(done, SIZE, batch_size or 1))

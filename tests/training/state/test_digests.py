@@ -23,6 +23,8 @@ LONG = SAMPLE_BYTES  # elements of four bytes: twice the bytes of both ends
         (torch.arange(6.0).reshape(2, 3).T, torch.arange(6.0).reshape(2, 3).T.contiguous()),
         (torch.arange(9.0)[3:], torch.arange(3.0, 9.0)),
         (torch.arange(4.0 * LONG).reshape(2, -1).T, torch.arange(4.0 * LONG).reshape(2, -1).T + 0),
+        (torch.arange(12.0)[::4], torch.tensor([0.0, 4.0, 8.0])),
+        (torch.ones(1).expand(1000), torch.ones(1000)),
         (torch.empty(0), torch.empty(0)),
         (torch.tensor([float("nan")]), torch.tensor([float("nan")])),
     ],
