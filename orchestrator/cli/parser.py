@@ -155,6 +155,13 @@ def _add_run(groups: Any) -> None:
         help="Train a complete run further with other arguments, or go on with a run whose script "
         "has another name or place now. Without it both are refused.",
     )
+    running.add_argument(
+        "--trust",
+        action="store_true",
+        help="Resume from files in the run directory that belong to another user, who is neither "
+        "root nor a member of a group that shares the run. Without it they are refused. It is "
+        "remembered: say it once.",
+    )
 
 
 def _add_adopt(groups: Any) -> None:

@@ -34,6 +34,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
+from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
@@ -54,7 +55,9 @@ def run(arguments: Namespace) -> int:
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
     if arguments.detach:
-        words = [*option_words(options), *(["--continue"] if arguments.accept_other else [])]
+        words = option_words(options)
+        words += ["--continue"] if arguments.accept_other else []
+        words += ["--trust"] if arguments.trust else []
         return detach.start(run_dir, ["run", *words, "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
@@ -64,6 +67,9 @@ def run(arguments: Namespace) -> int:
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
         try:
+            run_dir.create()
+            trusted = arguments.trust or os.environ.get(TRUST_VARIABLE) == "on"
+            refuse_foreign(run_dir, trusted=trusted)
             lock = _lock(config, run_dir, log)
             store = _open_store(config, run_dir, start, accept_other=accept_other)
             ending = _run(config, store, lock, console, given)
@@ -89,7 +95,6 @@ def _orphan_ending(config: Config) -> OrphanEnding:
 
 
 def _lock(config: Config, run_dir: RunDir, log: Log) -> RunLock:
-    run_dir.create()
     lock = RunLock(run_dir, _orphan_ending(config))
     # Before the note of the owner is replaced: nothing else knows where its socket is.
     remove_stale_sockets(run_dir.root, lock.previous_owner.get("socket"))
