@@ -195,18 +195,24 @@ def append_lines(path: Path, lines: bytes) -> bool:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: dict[str, Any], disk: Disk | None = None) -> None:
+def write_json(
+    path: Path, content: dict[str, Any], disk: Disk | None = None, *, mode: int | None = None
+) -> None:
     """Replace a small JSON file atomically. Raises OSError, as ``replace_file`` does."""
-    replace_file(path, json.dumps(content, indent=2).encode() + b"\n", disk)
+    replace_file(path, json.dumps(content, indent=2).encode() + b"\n", disk, mode=mode)
 
 
-def replace_file(path: Path, content: bytes, disk: Disk | None = None) -> None:
+def replace_file(
+    path: Path, content: bytes, disk: Disk | None = None, *, mode: int | None = None
+) -> None:
     """Replace a file atomically: readers see the old content or the new, never a part.
 
-    Raises OSError, which leaves the old file in place.
+    The file gets ``mode``, or what the umask leaves. Raises OSError; the old file then stays.
     """
     disk = disk or Disk()
     with atomic_replacement(path, disk, replace=True) as temporary, disk.create(temporary) as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         file.write(content)
         disk.sync(file)
 
