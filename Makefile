@@ -3,9 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The packages that build this one have pinned versions too; older pips know the first name only.
+PIN := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+INSTALL := $(PIN) $(BIN)/pip install --quiet --disable-pip-version-check
 TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template_unit; stdout.write(template_unit
 
-.PHONY: demo test test-fast test-lowest lint docs package matrix bench units cli-reference survival recording clean
+.PHONY: demo test test-fast test-lowest fuzz lock audit lint docs package matrix bench units cli-reference survival recording clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.
 	$(BIN)/python examples/demo.py
@@ -24,7 +27,17 @@ lint: $(VENV)/.dev
 test-lowest: $(VENV)/.dev  ## test-fast with the oldest of every dependency that pyproject.toml allows, but torch.
 	.ci/lowest
 
-package: $(VENV)/.dev  ## Build the source distribution and the wheel, check, install and use them.
+fuzz: $(VENV)/.dev  ## Coverage-guided fuzzing of every border, a minute each: FUZZ="--only import --seconds 600".
+	$(INSTALL) -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzzing $(FUZZ)
+
+lock: $(VENV)/.dev  ## requirements.lock, the hashes of all files of the versions in constraints.txt.
+	.ci/lock
+
+audit: $(VENV)/.dev  ## Known vulnerabilities of these versions, where a database can be reached.
+	.ci/audit
+
+package: $(VENV)/.dev  ## Build the distributions and a bill of materials; check, install and use them.
 	.ci/package
 
 matrix: $(VENV)/.dev  ## With the oldest torch allowed and the newest served; docs/reference/compatibility.md.
@@ -57,11 +70,11 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.dev: $(VENV)/.ready  # What tests need beyond what the demo does.
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,examples,integrations]"
+	$(INSTALL) -e ".[dev,docs,examples,integrations]"
 	touch $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 ...')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[examples]"
+	$(INSTALL) -e ".[examples]"
 	touch $@

@@ -9,11 +9,12 @@ import re
 import signal
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from orchestrator.adopt import recipes
 from orchestrator.adopt.resume_argument import ResumeArgument
 from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.checkpoint.retention import (
@@ -251,10 +252,14 @@ class Config:
 
     adopt: UnitPattern | None = _option(
         UnitPattern.parse,
-        "PATTERN",
+        "PATTERN|RECIPE",
         "Use the files that an unmodified script saves under these names ('out/checkpoint-*') as "
-        "its checkpoints. Files that it saves together ('out/net{G,D}_*.pth', or --adopt once for "
-        "each) count only together. Default: none; the script opens a Session.",
+        "its checkpoints; `orchestrator adopt` finds them. Files that it saves together "
+        "('out/net{G,D}_*.pth', or --adopt once for each) count only together. Or name a recipe, "
+        "which also sets --resume-arg: "
+        + ", ".join(recipe.name for recipe in recipes.RECIPES)
+        + "; "
+        "RECIPE:DIR names its directory. Default: none; the script opens a Session.",
         None,
         repeats=True,
     )
@@ -324,30 +329,61 @@ class Config:
 
     @classmethod
     def resolve(
-        cls, options: Mapping[str, str | None], environment: Mapping[str, str], directory: Path
+        cls,
+        options: Mapping[str, str | None],
+        environment: Mapping[str, str],
+        directory: Path,
+        command: Sequence[str] = (),
     ) -> Self:
         """Combine the sources; ``options`` holds the command line's texts, None if not given.
 
+        ``command`` is the one that trains, whose options say where a recipe of --adopt looks.
         Raises ConfigError, which names the source and the value.
         """
-        file_values, file_name = _read_file(directory)
+        given = _given(options, environment, directory)
+        _apply_recipe(given, command)
         values: dict[str, Any] = {}
-        for setting in fields(cls):
-            variable = ENVIRONMENT_PREFIX + setting.name.upper()
-            candidates = (
-                ("--" + setting.name.replace("_", "-"), options.get(setting.name)),
-                (variable, environment.get(variable)),
-                (f"{setting.name} in {file_name}", file_values.get(setting.name)),
-            )
-            for source, text in candidates:
-                if text is None:
-                    continue
-                try:
-                    values[setting.name] = setting.metadata["parse"](text)
-                except ValueError as error:
-                    raise ConfigError(f"cannot use {source} = {text}: {error}") from None
-                break
+        for name, (source, text) in given.items():
+            try:
+                values[name] = cls.__dataclass_fields__[name].metadata["parse"](text)
+            except ValueError as error:
+                raise ConfigError(f"cannot use {source} = {text}: {error}") from None
         return cls(**values)
+
+
+def _given(
+    options: Mapping[str, str | None], environment: Mapping[str, str], directory: Path
+) -> dict[str, tuple[str, str]]:
+    """Return the source and the text of each setting that is given anywhere."""
+    file_values, file_name = _read_file(directory)
+    given = {}
+    for setting in fields(Config):
+        variable = ENVIRONMENT_PREFIX + setting.name.upper()
+        candidates = (
+            ("--" + setting.name.replace("_", "-"), options.get(setting.name)),
+            (variable, environment.get(variable)),
+            (f"{setting.name} in {file_name}", file_values.get(setting.name)),
+        )
+        for source, text in candidates:
+            if text is not None:
+                given[setting.name] = (source, text)
+                break
+    return given
+
+
+def _apply_recipe(given: dict[str, tuple[str, str]], command: Sequence[str]) -> None:
+    """Replace the name of a recipe in --adopt by what it stands for. Raises ConfigError."""
+    # Without a command, as for `status`, nothing is adopted.
+    if "adopt" not in given or not command:
+        return
+    source, text = given["adopt"]
+    try:
+        preset = recipes.preset(text, command)
+    except ValueError as error:
+        raise ConfigError(f"cannot use {source} = {text}: {error}") from None
+    if preset is not None:
+        given["adopt"] = (source, preset.pattern)
+        given.setdefault("resume_arg", (source, preset.resume_arg))
 
 
 REPEATED = {setting.name for setting in fields(Config) if setting.metadata["repeats"]}

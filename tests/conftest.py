@@ -7,12 +7,21 @@ import signal
 import hypothesis
 import pytest
 
+from tests.e2e.hosts.need import skip_or_fail
+
 # The pace of the machine is nothing that a test may fail by.
 hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
 
 # The test processes share the cores: threads of torch that wait for each other would spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def as_root() -> None:
+    """Skip a test that acts as several users where this process may not; fail it in CI."""
+    if os.getuid() != 0:
+        skip_or_fail("only root can become other users, or give files to them")
 
 
 def pytest_configure() -> None:

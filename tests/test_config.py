@@ -280,7 +280,7 @@ def test_switch_has_two_options_on_the_command_line(word: str, expected: str) ->
     assert parse(["run", "--", "true"]).spare is None
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
+@pytest.mark.usefixtures("as_root")
 @pytest.mark.parametrize("name", ["orchestrator.toml", "pyproject.toml"])
 @pytest.mark.parametrize("case", ["owner", "mode", "link"])
 def test_file_of_a_stranger_is_refused(tmp_path: Path, name: str, case: str) -> None:
@@ -302,7 +302,7 @@ def test_file_of_a_stranger_is_refused(tmp_path: Path, name: str, case: str) -> 
         Config.resolve({}, {}, tmp_path)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
+@pytest.mark.usefixtures("as_root")
 def test_project_of_a_stranger_without_settings_is_no_matter(tmp_path: Path) -> None:
     """A pyproject.toml of another user that has no settings for this program is passed over."""
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'theirs'\n")

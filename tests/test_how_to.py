@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.parser import parse
+from tests.e2e.warm_python import TRAINING, WarmPython
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -63,19 +65,28 @@ def commands(page: Path) -> list[list[str]]:
 
 def train(directory: Path, script: str) -> None:
     (directory / "train.py").write_text(script)
-    subprocess.run([sys.executable, "train.py"], cwd=directory, check=True, timeout=120)
+    process = WarmPython(["train.py"], TRAINING, cwd=directory, env=dict(os.environ))
+    _, said = process.communicate(timeout=120)
+    assert process.wait() == 0, said
 
 
 def is_complete(run_dir: Path) -> bool:
     return (run_dir / "done.json").exists()
 
 
-@pytest.mark.processes
-def test_readme_quick_start_trains_to_completion(tmp_path: Path) -> None:
-    """The script that the README's diff leads to trains to completion."""
+@pytest.fixture(scope="module")
+def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the README's script after its training."""
     (diff,) = blocks(ROOT / "README.md", "diff")
-    train(tmp_path, after_the_change(diff))
-    assert is_complete(tmp_path / "runs" / "train")
+    directory = tmp_path_factory.mktemp("quick_start")
+    train(directory, after_the_change(diff))
+    return directory / "runs" / "train"
+
+
+@pytest.mark.processes
+def test_readme_quick_start_trains_to_completion(quick_start: Path) -> None:
+    """The script that the README's diff leads to trains to completion."""
+    assert is_complete(quick_start)
 
 
 def test_readme_counts_the_changed_lines_truthfully() -> None:
@@ -181,15 +192,12 @@ def test_best_checkpoint_is_found_as_the_page_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_weights_load_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_load_as_the_page_says(quick_start: Path) -> None:
     """Plain torch reads a checkpoint's weights into the model."""
-    (diff,) = blocks(ROOT / "README.md", "diff")
-    train(tmp_path, after_the_change(diff))
-    monkeypatch.chdir(tmp_path)
     import torch
 
     code = blocks(DOCS / "how-to" / "use-the-weights.md", "python")[0]
-    (path,) = Path("runs/train/checkpoints").glob("step-*4800/state.pt")
+    (path,) = quick_start.glob("checkpoints/step-*4800/state.pt")
     code = re.sub(r'path = ".*"', f'path = "{path}"', code)
     model = torch.nn.Linear(8, 1)
     before = model.weight.detach().clone()
@@ -241,7 +249,7 @@ for code in (interrupting, cell, cell):
 assert ends == ["TrainingStopped", "complete", "TrainingRefused"], ends
 assert session.global_step == 160
 """
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    train(tmp_path, script)
 
 
 @pytest.mark.processes

@@ -25,7 +25,7 @@ LAYERS = {
         {"spare", "hosts", "client"},
         {"supervisor", "training"},
         {"integrations"},
-        {"doctor", "chaos"},
+        {"doctor", "chaos", "first_look"},
         {"cli"},
         {"__main__"},
     ),

@@ -25,24 +25,28 @@ class SaveBeside:
     pattern_text: str
 
 
-def find_beside(pattern: UnitPattern, since_ns: int) -> SaveBeside | None:
+def find_beside(
+    pattern: UnitPattern, since_ns: int, *, in_directories: bool = False
+) -> SaveBeside | None:
     """Return the newest save beside the patterns that was written after ``since_ns``, or None.
 
     One part of the path differs, such as the number of an experiment or a date, or two parts that
-    follow each other.
+    follow each other. With ``in_directories`` the last part does not differ.
     """
-    found = (_find_beside(one, pattern, since_ns) for one in pattern.patterns)
+    found = (_find_beside(one, pattern, since_ns, in_directories) for one in pattern.patterns)
     return next((beside for beside in found if beside is not None), None)
 
 
-def _find_beside(pattern: Pattern, unit: UnitPattern, since_ns: int) -> SaveBeside | None:
+def _find_beside(
+    pattern: Pattern, unit: UnitPattern, since_ns: int, in_directories: bool
+) -> SaveBeside | None:
     parts = [*pattern.base.parts[1:], *(level.text for level in pattern.levels)]
     escaped = [*map(glob.escape, pattern.base.parts[1:]), *parts[len(pattern.base.parts) - 1 :]]
     # Other projects are beside the current directory.
     here = Path.cwd().parts
     project = len(here) - 1 if pattern.base.parts[: len(here)] == here else 0
     first = max(project, len(parts) - 1 - MOST_CHANGING_LEVELS)
-    spans = [(i, i + 1) for i in reversed(range(first, len(parts)))]
+    spans = [(i, i + 1) for i in reversed(range(first, len(parts) - in_directories))]
     spans += [(i, i + 2) for i in range(first, len(parts) - 2)]
     for start, end in spans:
         wide = _widened(escaped, parts, start, end, None)

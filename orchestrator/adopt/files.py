@@ -100,7 +100,7 @@ def _look_at(path: Path) -> SavedFiles | None:
     try:
         found = path.lstat()
         if stat.S_ISREG(found.st_mode):
-            return SavedFiles((path,), False, {path.name: _state(found)})
+            return SavedFiles((path,), False, {path.name: state_of(found)})
         if stat.S_ISDIR(found.st_mode):
             return SavedFiles((path,), True, dict(_walk(path)))
     except OSError:
@@ -123,10 +123,11 @@ def _walk(directory: Path) -> Iterator[tuple[str, FileState]]:
                     waiting.append(f"{prefix}{entry.name}/")
                 elif entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
-                        yield prefix + entry.name, _state(entry.stat(follow_symlinks=False))
+                        yield prefix + entry.name, state_of(entry.stat(follow_symlinks=False))
 
 
-def _state(found: os.stat_result) -> FileState:
+def state_of(found: os.stat_result) -> FileState:
+    """Return the facts of a file that change when it changes."""
     return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
 
 

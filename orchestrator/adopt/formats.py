@@ -136,8 +136,14 @@ class _BoundedReads:
     """A file for zipfile, which reads the whole directory of an archive at once."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self.tell, self.seekable = file.tell, file.seekable
         self._file = file
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        # As an OSError it would look like a disk that cannot be read now, and be tried again.
+        if whence == os.SEEK_SET and offset < 0:
+            raise zipfile.BadZipFile("a member begins before the file")
+        return self._file.seek(offset, whence)
 
     def read(self, count: int = -1) -> bytes:
         wanted = LARGEST_ZIP_DIRECTORY_BYTES + 1 if count < 0 else count

@@ -17,8 +17,9 @@ _ESCAPED = re.compile(r"\[([*?[{])\]")
 _STEP = re.compile(r"step\D?(\d+)", re.IGNORECASE)
 _DATE = r"(?<!\d)20\d\d[-_. ]?(?:0[1-9]|1[0-2])[-_. ]?(?:0[1-9]|[12]\d|3[01])"
 _TIME = r"(?:[-_T. ]?[0-2]\d[-_:. ]?[0-5]\d(?:[-_:. ]?[0-5]\d)?)?(?!\d)"
+DATE_AND_TIME = re.compile(_DATE + _TIME)
 # A date, whose last number starts again at 1; a metric; what Lightning appends to a taken name.
-_NO_STEP = re.compile(_DATE + _TIME + r"|\d+\.\d+|-v\d+(?=\.|$)")
+_NO_STEP = re.compile(DATE_AND_TIME.pattern + r"|\d+\.\d+|-v\d+(?=\.|$)")
 # Longer numbers, such as a time in milliseconds, do not fit the name of a checkpoint's directory.
 LONGEST_STEP_DIGITS = 12
 

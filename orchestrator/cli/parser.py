@@ -32,6 +32,12 @@ UNIT_HELP = """The unit runs the command in this directory, with this Python and
 given here, which are those of `run`. Without --run-dir, systemd provides the run directory.
 See docs/how-to/systemd.md."""
 
+ADOPT_HELP = """The script is asked for its --help, and then trains from zero. What it
+writes stays, and what it writes over is gone. Two saves end the look, or its time, or Ctrl-C. The
+script then gets the stop signal, and is killed after the grace period, or on another Ctrl-C.
+
+Exit status: 0 if there is something to adopt, else 1. See docs/how-to/adopt-a-script.md."""
+
 SLURM_SCRIPT_HELP = """orchestrator slurm-script -- python train.py > train.sh; sbatch train.sh
 
 The options of `orchestrator run` can be given too. See docs/how-to/slurm.md."""
@@ -124,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(groups)
+    _add_adopt(groups)
     _add_systemd_unit(groups)
     _add_slurm_script(groups)
     _add_commands_to_a_run(groups)
@@ -147,6 +154,35 @@ def _add_run(groups: Any) -> None:
         dest="accept_other",
         help="Train a complete run further with other arguments, or go on with a run whose script "
         "has another name or place now. Without it both are refused.",
+    )
+    running.add_argument(
+        "--trust",
+        action="store_true",
+        help="Resume from files in the run directory that belong to another user, who is neither "
+        "root nor a member of a group that shares the run. Without it they are refused. It is "
+        "remembered: say it once.",
+    )
+
+
+def _add_adopt(groups: Any) -> None:
+    looking = _add(
+        groups,
+        "adopt",
+        _adopt,
+        "Look at a script that saves for itself, and print the --adopt and --resume-arg for it.",
+    )
+    _take_command(looking, ADOPT_HELP)
+    looking.add_argument(
+        "--for",
+        dest="look_for",
+        default="3m",
+        metavar="3m",
+        help="watch the script for this long at most; default: 3m",
+    )
+    looking.add_argument(
+        "--write",
+        action="store_true",
+        help="write what was found into orchestrator.toml in this directory",
     )
 
 
@@ -287,6 +323,12 @@ def _add_chaos(groups: Any) -> None:
 
 
 # These import on use, since the start of `orchestrator run` is part of every restart.
+
+
+def _adopt(arguments: Namespace) -> int:
+    from orchestrator.cli.adopt import adopt
+
+    return adopt(arguments)
 
 
 def _chaos(arguments: Namespace) -> int:

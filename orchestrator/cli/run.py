@@ -34,6 +34,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
+from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.supervisor.supervisor import Ending, Supervisor
 from orchestrator.supervisor.wiring import wire
@@ -48,18 +49,15 @@ def run(arguments: Namespace) -> int:
     """Supervise a training command in the foreground, or with --detach in the background."""
     command: list[str] = arguments.command
     options = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
-    config = Config.resolve(options, os.environ, Path.cwd())
-    check_program(command[0])
-    if (script := missing_script(command)) is not None:
-        raise ConfigError(
-            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
-            "directory"
-        )
+    config = Config.resolve(options, os.environ, Path.cwd(), command)
+    check_command(command)
     start = Start.of_command(command)
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
     if arguments.detach:
-        words = [*option_words(options), *(["--continue"] if arguments.accept_other else [])]
+        words = option_words(options)
+        words += ["--continue"] if arguments.accept_other else []
+        words += ["--trust"] if arguments.trust else []
         return detach.start(run_dir, ["run", *words, "--", *command])
     # When systemd's watchdog sends SIGABRT, the stacks show where the supervisor was stuck.
     faulthandler.enable()
@@ -69,6 +67,9 @@ def run(arguments: Namespace) -> int:
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
         try:
+            run_dir.create()
+            trusted = arguments.trust or os.environ.get(TRUST_VARIABLE) == "on"
+            refuse_foreign(run_dir, trusted=trusted)
             lock = _lock(config, run_dir, log)
             store = _open_store(config, run_dir, start, accept_other=accept_other)
             ending = _run(config, store, lock, console, given)
@@ -94,7 +95,6 @@ def _orphan_ending(config: Config) -> OrphanEnding:
 
 
 def _lock(config: Config, run_dir: RunDir, log: Log) -> RunLock:
-    run_dir.create()
     lock = RunLock(run_dir, _orphan_ending(config))
     # Before the note of the owner is replaced: nothing else knows where its socket is.
     remove_stale_sockets(run_dir.root, lock.previous_owner.get("socket"))
@@ -185,6 +185,16 @@ def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
                 f"cannot use --adopt in {store.run.root}: a Session has saved {checkpoint.name} "
                 "there, not the script itself; leave --adopt out, or use another --run-dir"
             )
+
+
+def check_command(command: list[str]) -> None:
+    """Check that a command's program and script are there. Raises ConfigError."""
+    check_program(command[0])
+    if (script := missing_script(command)) is not None:
+        raise ConfigError(
+            f"cannot find the script {script} in {Path.cwd()}: correct its name, or change to its "
+            "directory"
+        )
 
 
 def check_program(program: str) -> None:

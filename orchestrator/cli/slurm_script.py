@@ -17,8 +17,8 @@ from orchestrator.rundir.start import Start
 def slurm_script(arguments: Namespace) -> None:
     """Print a batch script that passes the given options on to `orchestrator run`."""
     given = {setting.name: getattr(arguments, setting.name) for setting in fields(Config)}
-    config = Config.resolve(given, os.environ, Path.cwd())
     command: list[str] = arguments.command
+    config = Config.resolve(given, os.environ, Path.cwd(), command)
     name = script_of(command) or command[0]
     run_dir = run_dir_of(config.run_dir, name, Start.of_command(command))
     options = {"slurm_requeue": "on"} | {

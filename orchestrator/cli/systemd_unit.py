@@ -29,7 +29,7 @@ def print_systemd_unit(arguments: Namespace) -> None:
     """Print a unit that runs a command as `orchestrator run` would here."""
     given = _settings(arguments)
     directory = Path.cwd()
-    config = Config.resolve(given, {}, directory)
+    config = Config.resolve(given, {}, directory, arguments.command)
     command = [_absolute_program(arguments.command[0]), *arguments.command[1:]]
     script = script_of(command) or command[0]
     usual_run_dir = default_run_dir(script)

@@ -166,9 +166,10 @@ def _progress(status: dict[str, Any]) -> str:
 
 
 def _phase(status: dict[str, Any]) -> str:
-    if status["phase"] is None:
+    if status["silent_seconds"] is None:
         return ""
-    parts = [status["phase"], f"last progress {duration_text(status['silent_seconds'])} ago"]
+    parts = [] if status["phase"] is None else [status["phase"]]
+    parts.append(f"last progress {duration_text(status['silent_seconds'])} ago")
     if (timeout := status["hang_budget_seconds"]) is not None:
         parts.append(f"restarted as hung after {duration_text(timeout)}")
     return ", ".join(parts)

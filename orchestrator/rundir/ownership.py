@@ -39,11 +39,11 @@ def others_who_may_write(directory: Path) -> str | None:
         return None
     if facts.st_uid not in (os.geteuid(), 0):
         return (
-            f"the run directory {directory} belongs to the user {_user(facts.st_uid)}, who can "
+            f"the run directory {directory} belongs to the user {user_name(facts.st_uid)}, who can "
             "change what this run loads"
         )
     group = _group(facts.st_gid)
-    if facts.st_mode & stat.S_IWGRP and group not in (_user(facts.st_uid), "root"):
+    if facts.st_mode & stat.S_IWGRP and group not in (user_name(facts.st_uid), "root"):
         return (
             f"every member of the group {group} can change what this run loads from the run "
             f"directory {directory}"
@@ -58,7 +58,7 @@ def stranger_behind(path: Path, opened: os.stat_result) -> str | None:
     """
     for facts in (opened, path.lstat()):
         if facts.st_uid not in (os.geteuid(), 0):
-            return f"the user {_user(facts.st_uid)}"
+            return f"the user {user_name(facts.st_uid)}"
     if opened.st_mode & stat.S_IWOTH and _has_permissions(path.parent):
         return "every user, as its permissions are"
     return None
@@ -71,7 +71,8 @@ def _has_permissions(directory: Path) -> bool:
     return True
 
 
-def _user(number: int) -> str:
+def user_name(number: int) -> str:
+    """Return the name of an account, or its number where it has none here."""
     with contextlib.suppress(KeyError):
         return pwd.getpwuid(number).pw_name
     return str(number)

@@ -31,6 +31,11 @@ class RunDir:
         return self.root / "run.json"
 
     @property
+    def trust_file(self) -> Path:
+        """The other users whose files the owner of this file has agreed to resume from."""
+        return self.root / "trust.json"
+
+    @property
     def lock_file(self) -> Path:
         """The file that the supervisor and the trainer hold with flock."""
         return self.root / "lock"

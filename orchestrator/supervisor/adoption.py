@@ -146,7 +146,7 @@ class Adoption:
         resumed = attempt.resume_checkpoint
         self._scanner.begin_attempt(resumed)
         attempt.adopted = AdoptedProgress(resumed.manifest.step if resumed else 0)
-        self._scanning = asyncio.ensure_future(self._scan_beside(attempt))
+        self._scanning = asyncio.ensure_future(self._scan_beside(attempt, attempt.adopted))
         ignore_outcome(self._scanning)
 
     async def end(self, attempt: Attempt) -> None:
@@ -168,7 +168,7 @@ class Adoption:
             self._reading.stop()
             self._reading = None
 
-    async def _scan_beside(self, attempt: Attempt) -> None:
+    async def _scan_beside(self, attempt: Attempt, progress: AdoptedProgress) -> None:
         """Scan after each change, and at intervals, until the attempt is over."""
         everywhere, last_scan, interval = True, 0.0, SCAN_SECONDS
         # watchdog is imported here, so that only adopt mode loads it.
@@ -193,7 +193,9 @@ class Adoption:
                 await first_of(attempt.over.wait(), timeout_seconds=pause)
                 rest = PENDING_SECONDS if self._scanner.pending else interval
                 await first_of(attempt.over.wait(), changes.changed.wait(), timeout_seconds=rest)
-                everywhere = changes.changed.is_set() or time.monotonic() - last_scan >= interval
+                has_changed = changes.changed.is_set()
+                progress.file_changes += has_changed
+                everywhere = has_changed or time.monotonic() - last_scan >= interval
 
     async def _scan(self, moment: Moment, attempt: Attempt | None, everywhere: bool = True) -> None:
         self._scanner.record_reading(self._is_unread)

@@ -89,11 +89,11 @@ class LiveStatus:
         status.machine_loses_at_most_seconds = round(min(on_disk), 3) if on_disk else None
 
     def _describe_script(self, status: Status) -> None:
-        """Leave out what only a session tells: phases, hang timeouts, a spare for its imports."""
+        """Leave out what only a session tells: phases, and a spare for its imports."""
         if status.state == State.STARTING:
             status.state = State.TRAINING
         status.spare = status.spare_pid = None
-        status.phase = status.silent_seconds = status.hang_budget_seconds = None
+        status.phase = None
 
     def _snapshot_facts(self, attempt: Attempt) -> dict[str, Any] | None:
         if not attempt.snapshot_facts:

@@ -239,24 +239,37 @@ def append_lines(path: Path, lines: bytes) -> bool:
 
 
 def write_json(
-    path: Path, content: dict[str, Any], disk: Disk | None = None, *, below: Path | None = None
+    path: Path,
+    content: dict[str, Any],
+    disk: Disk | None = None,
+    *,
+    mode: int | None = None,
+    below: Path | None = None,
 ) -> None:
     """Replace a small JSON file atomically. Raises OSError, as ``replace_file`` does."""
-    replace_file(path, json.dumps(content, indent=2).encode() + b"\n", disk, below=below)
+    text = json.dumps(content, indent=2).encode() + b"\n"
+    replace_file(path, text, disk, mode=mode, below=below)
 
 
 def replace_file(
-    path: Path, content: bytes, disk: Disk | None = None, *, below: Path | None = None
+    path: Path,
+    content: bytes,
+    disk: Disk | None = None,
+    *,
+    mode: int | None = None,
+    below: Path | None = None,
 ) -> None:
     """Replace a file atomically: readers see the old content or the new, never a part.
 
-    Raises OSError, which leaves the old file in place.
+    The file gets ``mode``, or what the umask leaves. Raises OSError; the old file then stays.
     """
     disk = disk or Disk()
     with (
         atomic_replacement(path, disk, replace=True, below=below) as temporary,
         disk.create(temporary, below=below) as file,
     ):
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         file.write(content)
         disk.sync(file)
 

@@ -53,7 +53,8 @@ class Process:
     """The kernel's facts about one process; ``state`` is its letter in /proc.
 
     ``session`` is the id of the process that leads its session, 0 where that is unknown.
-    ``started`` tells it from a later process with the same id.
+    ``started`` tells it from a later process with the same id. ``cpu_seconds`` is the processor
+    time of all its threads.
     """
 
     pid: int
@@ -63,6 +64,7 @@ class Process:
     parent: int
     session: int
     started: str
+    cpu_seconds: float
 
     @classmethod
     def read(cls, pid: int) -> "Process | None":
@@ -88,6 +90,7 @@ class Process:
             parent=int(fields[1]),
             session=int(fields[3]),
             started=fields[19],
+            cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
         )
 
     @classmethod
@@ -96,7 +99,8 @@ class Process:
             process = psutil.Process(pid)
             state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "S"
             parent, started = process.ppid(), str(process.create_time())
-            return cls(pid, process.name(), state, 1, parent, session=0, started=started)
+            cpu_seconds = sum(process.cpu_times()[:2])
+            return cls(pid, process.name(), state, 1, parent, 0, started, cpu_seconds)
         except psutil.Error:
             return None
 

@@ -131,5 +131,5 @@ def text_of(line: str, *, on_terminal: bool) -> str:
         event = parse_object(line)
         render = _Paragraphs(is_coloured=on_terminal, with_date=not on_terminal)
         return render(None, event["level"], event)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, OverflowError, TypeError, KeyError):
         return shown(line)

@@ -63,6 +63,8 @@ def hostile_files(root: Path) -> list[Path]:
     files["encrypted.pt"] = damaged(whole, b"PK\1\2", 8, b"\1\0")
     files["encrypted header.pt"] = damaged(whole[:6] + b"\1\0" + whole[8:], b"PK\1\2", 8, b"\1\0")
     files["method.pt"] = damaged(whole, b"PK\1\2", 10, b"\x63\0")
+    # A directory that says to be longer than the file puts its members before the file.
+    files["offset.pt"] = damaged(whole, b"PK\5\6", 16, struct.pack("<I", 1 << 20))
     files["bomb.pt"] = zipped(bytes(200 << 20))
     nested = 200_000 * b"[" + 200_000 * b"]"
     files["nested.safetensors"] = struct.pack("<Q", len(nested)) + nested

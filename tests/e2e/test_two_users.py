@@ -20,7 +20,6 @@ import pytest
 import orchestrator
 from orchestrator.cli import parser
 from orchestrator.system.lock_holder import holder_of
-from tests.e2e.hosts.need import skip_or_fail
 from tests.support import in_child, wait_until
 
 GROUP = 54320
@@ -79,10 +78,8 @@ VICTIM, OTHER = User(54321, umask=0o002), User(54322, umask=0o002)
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def place(as_root: None) -> Iterator[Path]:
     """A directory of the group, as administrators make them; pytest's own are private."""
-    if os.getuid() != 0:
-        skip_or_fail("only root can become other users")
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         directory = Path(name)
         os.chown(directory, 0, GROUP)
@@ -90,8 +87,9 @@ def place() -> Iterator[Path]:
         yield directory
 
 
-def start(user: User, place: Path) -> subprocess.CompletedProcess[str]:
-    return user.run("run", "--run-dir", "run", "--log-format", "text", "--", *IDLE, cwd=place)
+def start(user: User, place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    words = ("run", "--run-dir", "run", "--log-format", "text", *options)
+    return user.run(*words, "--", *IDLE, cwd=place)
 
 
 def test_colleague_continues_a_run_of_the_group(place: Path) -> None:
@@ -208,6 +206,24 @@ def test_reader_cannot_hold_the_lock(place: Path) -> None:
     in_child(hold)
     seen = OTHER.run("status", "--json", "run", cwd=directory)
     assert json.loads(seen.stdout)["state"] == "completed", seen.stderr
+
+
+@pytest.mark.parametrize("user", [VICTIM, User(0)], ids=["another user", "root"])
+def test_history_of_another_user_is_resumed_only_when_trusted(place: Path, user: User) -> None:
+    """A run that another user has made is refused until --trust is given once."""
+    assert start(OTHER, place).returncode == 0
+    # Permissions alone would let these users go on: the run came here with its owner, by mv or tar.
+    for path in (place / "run", *(place / "run").rglob("*")):
+        os.chown(path, path.stat().st_uid if path.is_file() else user.number, OTHER.number)
+        path.chmod(0o770 if path.is_dir() else 0o666)
+    names = sorted(os.listdir(place / "run"))
+    refused = start(user, place)
+    assert refused.returncode == 78, refused.stderr
+    assert f"belong to {OTHER.number}, and this run would train" in refused.stderr
+    assert sorted(os.listdir(place / "run")) == names
+    for options in (["--trust"], []):
+        accepted = start(user, place, *options)
+        assert accepted.returncode == 0, accepted.stderr
 
 
 def test_directory_that_every_user_may_write_is_refused(place: Path) -> None:

@@ -224,7 +224,7 @@ def test_process_of_the_same_user_is_accepted(pair: tuple[Connection, socket.soc
     assert peer_is_same_user(supervisor_end)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.usefixtures("as_root")
 def test_process_of_another_user_is_rejected(tmp_path: Path) -> None:
     """A process of another user may not connect."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -275,7 +275,7 @@ def test_slow_answer_meets_the_deadline(tmp_path: Path) -> None:
         listener.close()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
+@pytest.mark.usefixtures("as_root")
 def test_client_refuses_the_socket_of_another_user() -> None:
     """A client does not talk to a listener of another user, whatever file named the path."""
     with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:

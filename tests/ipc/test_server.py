@@ -235,7 +235,7 @@ def test_connections_are_accepted_again_after_descriptors_run_out() -> None:
     talk(scenario)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.usefixtures("as_root")
 @pytest.mark.processes
 def test_other_users_cannot_send_messages() -> None:
     """The directory's permissions keep other users out, and so does the credentials check."""

@@ -63,7 +63,7 @@ def test_own_directory_needs_no_warning(run: RunDir) -> None:
     assert others_who_may_write(run.root) is None
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+@pytest.mark.usefixtures("as_root")
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -95,7 +95,7 @@ def test_lock_can_be_read_only_by_who_may_write_it(run: RunDir, umask: int, mode
     assert run.lock_file.stat().st_mode & 0o777 == mode
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.usefixtures("as_root")
 def test_lock_that_may_not_be_read_is_seen_to_be_held(public_directory: Path) -> None:
     """Another user still sees whether a run is in use, and cannot take its lock."""
     run = RunDir(public_directory / "run")

@@ -1,31 +1,19 @@
-"""Fuzzing of the borders: whatever comes in, the reader has a value or its own kind of error."""
+"""Fuzzing of the borders: whatever comes in, the reader has a value or its own kind of error.
+
+No input takes more time and memory than tests/fuzzing/bounds.py allows.
+"""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.checkpoint.manifest import Manifest
-from orchestrator.errors import ConfigError
-from orchestrator.ipc.message_schema import checked
-from orchestrator.ipc.messages import LineBuffer
-from orchestrator.rundir.error_record import checked_error
-from orchestrator.rundir.history_index import read_history
-from orchestrator.rundir.identity import RunIdentity
 from orchestrator.rundir.journal import JournalEvent
-from orchestrator.rundir.lock import lock_owner
-from orchestrator.rundir.paths import RunDir
-from orchestrator.spare.process import Modules
-from orchestrator.supervisor.recovery.diagnosis import ExitFacts, diagnose
-from orchestrator.telemetry.status import exit_status_after
-from orchestrator.telemetry.trackers import mlflow_variables
-from orchestrator.terminal.logs import text_of
+from tests.fuzzing import borders, file_borders
+from tests.fuzzing.bounds import bounded
+from tests.fuzzing.targets import Target, targets
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=30)
 ANY_VALUE = st.recursive(
@@ -83,72 +71,65 @@ ERRORS = objects(
 @given(MANIFESTS)
 def test_any_manifest_is_read_or_refused(content: dict[str, Any]) -> None:
     """A manifest is read, with names that stay below their directory, or is a ValueError."""
-    try:
-        manifest = Manifest.from_json(json.dumps(content).encode())
-    except ValueError:
-        return
-    for name in manifest.files:
-        assert os.fsencode(name)
-        assert not name.startswith("/")
-        assert ".." not in name.split("/")
-    assert 0 <= manifest.step < 10**12
-    Manifest.from_json(manifest.to_json())
+    with bounded():
+        borders.manifest(json.dumps(content).encode())
 
 
 @few
 @given(MESSAGES)
 def test_any_message_is_checked_or_refused(message: dict[str, Any]) -> None:
     """A message that passes the check has counts, durations and texts of the right types."""
-    [received] = LineBuffer().feed(json.dumps(message).encode() + b"\n")
-    try:
-        usable = checked(received)
-    except ValueError:
-        return
-    assert isinstance(usable["type"], str)
-    assert type(usable.get("step")) in (int, type(None))
-    assert "event" not in usable or usable["type"] == "hello"
-    json.dumps(usable, ensure_ascii=False).encode()
+    with bounded():
+        borders.message(json.dumps(message).encode())
 
 
+@pytest.mark.parametrize("name", file_borders.RUN_FILES)
 @few
-@given(ERRORS)
-def test_any_exception_is_diagnosed(content: dict[str, Any]) -> None:
-    """Whatever error.json has, there is a cause in words and a fingerprint."""
-    content = json.loads(json.dumps(content))
-    found = diagnose(ExitFacts(1, True, None, False, 0, checked_error(content)))
-    assert found.cause
-
-
-READERS: dict[str, Callable[[RunDir], object]] = {
-    "lock": lock_owner,
-    "run.json": lambda run: RunIdentity.open(run, []),
-    "done.json": lambda run: run.read_done(),
-    "tracking.json": lambda run: mlflow_variables(run, {}),
-    "attempts/0001/error.json": lambda run: run.attempt(1).read_error(),
-    "attempts/0001/modules.json": lambda run: Modules.read(run.attempt(1).modules_file),
-    "journal.jsonl": lambda run: exit_status_after(read_history(run)),
-    "journal.index.json": lambda run: exit_status_after(read_history(run)),
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-@few
-@given(st.binary(max_size=200) | (EVENTS | ANY_VALUE).map(lambda v: json.dumps(v).encode()))
+@given(
+    st.binary(max_size=200) | (EVENTS | ERRORS | ANY_VALUE).map(lambda v: json.dumps(v).encode())
+)
 def test_any_content_of_a_file_is_read_or_refused(name: str, content: bytes) -> None:
     """Every file of a run directory is read, or refused with a message for its user."""
-    with tempfile.TemporaryDirectory() as directory:
-        run = RunDir(Path(directory))
-        run.create()
-        run.attempt(1).root.mkdir()
-        (run.root / name).write_bytes(content)
-        try:
-            READERS[name](run)
-        except ConfigError as error:
-            assert str(error).startswith("cannot ")
+    with bounded():
+        file_borders.run_file(name, content)
 
 
 @few
 @given(ANY_VALUE.map(json.dumps) | EVENTS.map(json.dumps) | ANY_TEXT)
 def test_any_line_of_the_log_is_shown(line: str) -> None:
     """Whatever line is in supervisor.log, it is shown without control characters."""
-    assert not set(text_of(line, on_terminal=False)) & {"\x1b", "\x07", "\x9b", "\r"}
+    with bounded():
+        borders.log_line(line.encode(errors="replace"))
+
+
+TARGETS = targets()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, target: Target) -> bytes:
+    """A seed of the fuzzer of which a few parts are cut out, repeated or replaced."""
+    content = draw(st.sampled_from(target.seeds))
+    for _ in range(draw(st.integers(0, 3))):
+        begin = draw(st.integers(0, len(content)))
+        end = draw(st.integers(begin, min(len(content), begin + 16)))
+        new = draw(st.binary(max_size=8) | st.sampled_from((b"", content[begin:end] * 2)))
+        content = content[:begin] + new + content[end:]
+    return content
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@few
+@given(st.data())
+def test_any_damage_is_survived_at_every_border(name: str, data: st.DataObject) -> None:
+    """What each border accepts, damaged in a few places, is read or refused within the bounds."""
+    target = TARGETS[name]
+    content = data.draw(damaged(target))
+    with bounded():
+        target.read(content)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_of_the_fuzzer_are_accepted(name: str) -> None:
+    """The fuzzer begins with inputs that pass each border."""
+    for seed in TARGETS[name].seeds:
+        TARGETS[name].read(seed)

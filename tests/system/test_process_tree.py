@@ -156,7 +156,7 @@ def test_process_without_its_first_thread_is_alive() -> None:
     run_as_subreaper(work)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can start another user's process")
+@pytest.mark.usefixtures("as_root")
 def test_process_of_another_user_is_not_waited_for() -> None:
     """A process that may not be killed is reported, and the call does not wait for it."""
 

@@ -43,7 +43,12 @@ def test_details_become_a_paragraph() -> None:
     assert below == ["    attempt 1, step 7", "    saved: nothing yet"]
 
 
+# Here they are before the first year or after the last, or no times.
+OTHER_TIMES = ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "soon")
+
+
 def test_line_that_is_no_event_is_unchanged() -> None:
     """A warning of Python's, or a JSON value that is no event, is shown as it is."""
-    for line in ("UserWarning: careful", "[1, 2]", "{}", '{"level": "info"}'):
+    other_times = [json.dumps(EVENT | {"timestamp": time}) for time in OTHER_TIMES]
+    for line in ("UserWarning: careful", "[1, 2]", "{}", '{"level": "info"}', *other_times):
         assert text_of(line, on_terminal=True) == line

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir
 from tests.e2e.warm_python import ORCHESTRATOR, TRAINING, WarmPython
+from tests.support import NOBODY
 
 SCRIPT = """
 import os, shutil, signal, sys, time, torch
@@ -95,3 +96,22 @@ def test_run_in_a_new_working_directory_is_hinted_at(run: Run, tmp_path: Path) -
     stopped = run(before="os.makedirs('outputs/1'); os.chdir('outputs/1')")
     assert "the script has changed its working directory" in stopped.stderr
     assert Store.open(RunDir(tmp_path / "outputs/1/runs/train"), []).all()
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("supervised", [False, True], ids=["alone", "supervised"])
+def test_history_of_another_user_is_resumed_only_when_trusted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supervised: bool
+) -> None:
+    """Training in another user's run is refused, until it is trusted once."""
+    journal = tmp_path / "runs/train/journal.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.touch()
+    os.chown(journal, NOBODY, NOBODY)
+    refused = run(supervised=supervised)
+    assert refused.returncode == 78, refused.stderr
+    assert "journal.jsonl there belongs to nobody" in refused.stderr
+    monkeypatch.setenv("ORCHESTRATOR_TRUST", "on")
+    assert run(before="done_at = 0", supervised=supervised).returncode == 75
+    monkeypatch.delenv("ORCHESTRATOR_TRUST")
+    assert run(before="done_at = 0", supervised=supervised).returncode == 75

@@ -15,6 +15,8 @@ class Activity(StrEnum):
     EVALUATE = "evaluate"
     """From the end of an epoch's batches, or a poll(), to the next step."""
     SAVE = "save"
+    SCRIPT = "script"
+    """A script that saves for itself: from outside, all that it does looks alike."""
     END = "end"
     """The session was left by an exception; the process has yet to end."""
     DONE = "done"

@@ -30,12 +30,14 @@ class AdoptedProgress:
 
     ``saves`` counts its own checkpoints. ``saved_after_stop``: all of a checkpoint was written
     after a stop was requested. ``is_unread``: it saves, and has not opened what it was offered.
+    ``file_changes`` counts how often files that the pattern may match were seen to change.
     """
 
     step: int
     saved_after_stop: bool = False
     saves: int = 0
     is_unread: bool = False
+    file_changes: int = 0
 
     def record_save(self, step: int, after_stop: bool) -> None:
         """Record a checkpoint; an earlier one may settle after a later one."""

@@ -54,6 +54,8 @@ class Output:
         self.read_descriptor, self.write_descriptor = ends
         """The trainer holds the first too, and gets the second as standard output and error."""
         self.heartbeat = Heartbeat()
+        self.copied_bytes = 0
+        """How much the trainer has written."""
         self._log = _Log(RotatingFile(log, target.log_bytes, real_parents=REAL_PARENTS))
         self._target = target.sink
         self._ending = threading.Event()
@@ -85,6 +87,7 @@ class Output:
         with contextlib.suppress(OSError):
             while data := os.read(self.read_descriptor, COPY_BYTES):
                 self.heartbeat.beat()
+                self.copied_bytes += len(data)
                 self._log.write(data)
                 self._target.write(data)
                 self.heartbeat.pause()

@@ -93,9 +93,10 @@ class TrainerProcess:
         return returncode
 
     def ask_to_end(self) -> None:
-        """Signal the command itself, never its group."""
+        """Signal the command itself, never its group; continue it if it is stopped."""
         with contextlib.suppress(OSError):  # it has ended, or is root's, as sudo is
             self._handle.send_signal(self._stop_signal)
+            self._handle.send_signal(signal.SIGCONT)
 
     def tree(self) -> list[int]:
         """Return the pids of the command and of all its descendants, parents first."""

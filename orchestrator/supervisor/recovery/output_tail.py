@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.rundir.error_record import MOST_CAUSES
 from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.terminal.rotating_file import read_end
 
@@ -25,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 _FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+),? in (?P<name>.+)$')
-_ERRNO = re.compile(r"\[Errno (\d+)\]")
+_ERRNO = re.compile(r"\[Errno (\d{1,9})\]")
 _LINK = re.compile(r"(The above exception was the direct cause|During handling of the above)")
 _FATAL = "Fatal Python error: "
 
@@ -45,10 +46,11 @@ def last_lines(lines: list[str]) -> list[str]:
     return [line[:LONGEST_LINE] for line in lines[-LAST_LINES:]]
 
 
-def traceback_in(lines: Sequence[str]) -> dict[str, Any] | None:
+def traceback_in(lines: Sequence[str], causes: int = MOST_CAUSES) -> dict[str, Any] | None:
     """Return the exception at the end of the output, in the form of error.json; None without one.
 
-    It serves scripts that fail before they import the session.
+    It serves scripts that fail before they import the session. The exception keeps ``causes`` of
+    the exceptions that led to it.
     """
     if _TRACEBACK not in lines:
         return None
@@ -61,10 +63,10 @@ def traceback_in(lines: Sequence[str]) -> dict[str, Any] | None:
         return None  # it was printed, and the script went on
     frames = [frame for line in lines[begin:end] if (frame := _FRAME.match(line))]
     number = _ERRNO.search(found["message"] or "")
-    is_chained = begin > 0 and _LINK.match(lines[begin - 1])
+    is_chained = causes > 0 and begin > 0 and _LINK.match(lines[begin - 1])
     return {
         "errno": int(number[1]) if number else None,
-        "cause": traceback_in(lines[: begin - 1]) if is_chained else None,
+        "cause": traceback_in(lines[: begin - 1], causes - 1) if is_chained else None,
         "type": found["type"].rpartition(".")[2],
         "message": found["message"] or "",
         "frame": _location(frames[-1]) if frames else None,

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -20,8 +22,10 @@ from orchestrator.supervisor.termination.hang_timeouts import (
     HangTimeouts,
     Sign,
 )
+from orchestrator.supervisor.termination.script_signs import ScriptSigns, TreeWatch
 from orchestrator.supervisor.termination.stop_ladder import STACKS_SECONDS, StopLadder
 from orchestrator.system import process_tree
+from orchestrator.system.races import beside
 from orchestrator.system.threads import in_thread
 
 _ACTIVITIES = {
@@ -48,6 +52,13 @@ def sign_of(attempt: Attempt) -> Sign:
     return Sign(activity, safe_points, step)
 
 
+def _what_is_missing(silence: Silence) -> str:
+    """Return what has not come for too long, and for how long."""
+    if silence.activity is Activity.SCRIPT:
+        return f"no output, no saved file and no I/O for {silence.seconds:.0f} s"
+    return f"no progress for {silence.seconds:.0f} s in {silence.activity}"
+
+
 class HangDetector:
     """Watches each attempt for a silence that is longer than the timeout."""
 
@@ -67,17 +78,25 @@ class HangDetector:
 
     async def watch(self, attempt: Attempt) -> None:
         """Measure silences until the attempt is being ended; return when it is over."""
-        clock = HangClock(self._timeouts, sign_of(attempt))
+        if attempt.adopted is None:
+            await self._watch_signs(attempt, partial(sign_of, attempt))
+        else:
+            signs = ScriptSigns(attempt, attempt.adopted, self._timeouts, TreeWatch())
+            async with beside(signs.look_at_tree()):
+                await self._watch_signs(attempt, signs.read)
+        await attempt.over.wait()
+
+    async def _watch_signs(self, attempt: Attempt, read_sign: Callable[[], Sign]) -> None:
+        clock = HangClock(self._timeouts, read_sign())
         while self._machine.allows(Event.HANG):
             await asyncio.sleep(TICK_SECONDS)
-            sign = sign_of(attempt)
+            sign = read_sign()
             # A saving trainer waits for the supervisor's own write.
             excused = sign.activity is Activity.SAVE and bool(self._snapshots.pending)
             attempt.silence = silence = clock.tick(sign, excused)
             if silence.is_hang and self._machine.allows(Event.HANG):
                 await self._end_hung(attempt, silence)
         attempt.silence = None
-        await attempt.over.wait()
 
     async def _end_hung(self, attempt: Attempt, silence: Silence) -> None:
         """Record the stacks, ask the trainer to save in case it is only slow, then kill it."""
@@ -86,7 +105,7 @@ class HangDetector:
         tree = attempt.process.tree()
         first = attempt.session_pid if attempt.session_pid in tree else attempt.process.pid
         seems = process_tree.describe_processes(first, tree)
-        attempt.hang = f"no progress for {silence.seconds:.0f} s in {silence.activity}; {seems}"
+        attempt.hang = f"{_what_is_missing(silence)}; {seems}"
         facts = {
             "phase": silence.activity,
             "seconds": round(silence.seconds, 1),
@@ -97,7 +116,8 @@ class HangDetector:
         file = attempt.directory.stacks_file
         structlog.get_logger().error("the trainer hangs: restarting it", **facts, stacks=str(file))
         tree.sort(key=lambda pid: pid != first)
-        dump = os.dup(attempt.stacks_descriptor)
+        # A script that saves for itself may use the signal for something else.
+        dump = os.dup(attempt.stacks_descriptor) if attempt.adopted is None else None
         with contextlib.suppress(TimeoutError, OSError):
             await asyncio.wait_for(
                 in_thread(lambda: stack_dump.write(file, tree, dump)), STACKS_SECONDS

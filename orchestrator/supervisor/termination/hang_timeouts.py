@@ -4,8 +4,10 @@ A false alarm ends a good run and is far worse than a late one. So every activit
 the longest silence seen in it, and a margin on top. The margin is half an hour where nothing was
 seen yet (the first evaluation has no history), and for what is rare and depends on other systems,
 such as a start or a save. For steps and evaluations it is nine times the longest silence, but at
-least five minutes and at most half an hour. A step that was considered hung once gets ten times as
-long the next time: a good run that is slow there is restarted once, and does not give up.
+least five minutes and at most half an hour. A script that saves for itself has no timeout until
+three of its saves were seen: what it does between two of them, such as an evaluation, is known by
+then. A step that was considered hung once gets ten times as long the next time: a good run that is
+slow there is restarted once, and does not give up.
 """
 
 import time
@@ -19,6 +21,7 @@ LARGEST_MARGIN_SECONDS = 1800.0
 LEAST_MARGIN_SECONDS = 300.0
 MARGIN_FACTOR = 9.0
 SECOND_CHANCE_FACTOR = 10.0
+SAVES_TO_LEARN = 3
 
 TICK_SECONDS = 1.0
 # At most this much of the time between two ticks counts. A supervisor that was stopped, suspended
@@ -28,10 +31,14 @@ LONGEST_TICK_SECONDS = 2 * TICK_SECONDS
 
 @dataclass(frozen=True)
 class Sign:
-    """A sign of life is any change of this."""
+    """A sign of life is any change of this.
+
+    ``count`` is the number of safe points; for a script that saves for itself it grows with
+    whatever shows its life.
+    """
 
     activity: Activity
-    safe_points: int
+    count: int
     step: int
 
 
@@ -46,6 +53,16 @@ class HangTimeouts:
         self._setting = setting
         self._longest: dict[Activity, float] = {}
         self._hung_at: set[tuple[Activity, int]] = set()
+        self._saves = 0
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether the timeout was given as a number."""
+        return self._setting not in ("auto", "off")
+
+    def record_save(self) -> None:
+        """Record that a script which saves for itself has worked its way to a save."""
+        self._saves += 1
 
     def record_silence(self, activity: Activity, seconds: float) -> None:
         """Record a silence that came to an end by itself."""
@@ -64,6 +81,8 @@ class HangTimeouts:
             return None
         if activity is Activity.LAUNCH and activity not in self._longest:
             # The command may prepare its data for hours, or have no session at all.
+            return None
+        if activity is Activity.SCRIPT and not self.are_fixed and self._saves < SAVES_TO_LEARN:
             return None
         learned = self._longest.get(activity, 0.0) + self._margin(activity)
         if (activity, step) in self._hung_at:

@@ -28,41 +28,43 @@ LONGEST_ANSWER_BYTES = 1 << 22
 ALL_ANSWERS_SECONDS = 10.0
 
 
-def write(file: Path, pids: Iterable[int], dump: int) -> None:
+def write(file: Path, pids: Iterable[int], dump: int | None) -> None:
     """Write a section for each process to ``file``. Raises OSError.
 
-    ``dump`` is the descriptor that their handlers write to; it is closed.
+    ``dump`` is the descriptor that their handlers write to; it is closed. With None no process is
+    sent a signal.
     """
     try:
         text = _collect(pids, dump)
     finally:
-        os.close(dump)
+        if dump is not None:
+            os.close(dump)
     content = text.encode(errors="backslashreplace")
     replace_file(file, content, below=file.parents[REAL_PARENTS])
 
 
-def _collect(pids: Iterable[int], dump: int) -> str:
+def _collect(pids: Iterable[int], dump: int | None) -> str:
     deadline = time.monotonic() + ALL_ANSWERS_SECONDS
     sections = []
     for pid in pids:
         if (process := Process.read(pid)) is None or process.is_dead:
             continue
         answer = ""
-        if _listens(pid) and process.state not in "Dt" and time.monotonic() < deadline:
+        if dump is not None and _can_answer(process) and time.monotonic() < deadline:
             answer = _ask(process, dump)
         heading = f"=== process {pid} ({process.name}), {process.describe_state()}"
         sections.append(f"{heading}\n\n{answer or _seen_from_outside(pid)}\n")
     return "\n".join(sections)
 
 
-def _listens(pid: int) -> bool:
-    """Return whether the process catches DUMP_SIGNAL and does not block it."""
-    if not is_available(Capability.PROC):
+def _can_answer(process: Process) -> bool:
+    """Return whether the process catches DUMP_SIGNAL, does not block it, and can be woken up."""
+    if not is_available(Capability.PROC) or process.state in "Dt":
         return False
     bit = 1 << (DUMP_SIGNAL - 1)
     masks = {}
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+        for line in Path(f"/proc/{process.pid}/status").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key in ("SigCgt", "SigBlk"):
                 masks[key] = int(value, 16)

@@ -150,8 +150,14 @@ class StopLadder:
 
     def ask_hung_trainer_to_save(self, attempt: Attempt) -> None:
         """Ask it to save and end, in case it is only slow; its deadline is a new one."""
-        if self._machine.state is State.HUNG and not self._has_recovered(attempt):
+        if self._machine.state is not State.HUNG or self._has_recovered(attempt):
+            return
+        if self._script_saves is None:
             self._send_stop(attempt, min(COME_BACK_SECONDS, self._stop.grace_seconds))
+        else:
+            # No snapshot of it is in memory: what it cannot save is lost.
+            self._set_deadline(self._stop.grace_seconds)
+            attempt.process.ask_to_end()
 
     def _has_recovered(self, attempt: Attempt) -> bool:
         """Return whether a hung trainer has completed the training after all: no hang, then."""

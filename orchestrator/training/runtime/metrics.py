@@ -27,7 +27,7 @@ MOST_POLLS = 4
 # A loop that makes more lines than this between two flushes gets fewer.
 MOST_AT_ONCE = 1000
 MAXIMUM_BYTES = 1 << 31
-_LINE = re.compile(rb'\{"step": (\d+), "epoch": (\d+), "poll": (true|false), ')
+_LINE = re.compile(rb'\{"step": (\d{1,18}), "epoch": (\d{1,18}), "poll": (true|false), ')
 
 
 # Completed steps and epochs, whether it is a poll's, the time, the metrics: a plain tuple, since

@@ -28,6 +28,7 @@ from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import has_changed_directory, is_notebook
 from orchestrator.rundir.start import Start
+from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system.recorded_command import recorded
 from orchestrator.telemetry.stop_text import Stop
@@ -78,6 +79,7 @@ class Standalone:
         self._refuse_second_training()
         self._hint_at_new_directory(run_dir or config.run_dir)
         self._run_dir.create()
+        refuse_foreign(self._run_dir, trusted=os.environ.get(TRUST_VARIABLE) == "on")
         self._lock = RunLock(self._run_dir)
         self._has_left = False
         try:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.rundir.error_record import MOST_CAUSES
 from orchestrator.supervisor.recovery.output_tail import (
     END_BYTES,
     LAST_LINES,
@@ -77,6 +78,24 @@ def test_traceback_at_the_end() -> None:
 def test_no_traceback_at_the_end(lines: list[str]) -> None:
     """A traceback that is incomplete, or far from the end, does not explain the end."""
     assert traceback_in(lines) is None
+
+
+def test_chain_of_exceptions_is_bounded() -> None:
+    """Of thousands of exceptions that led to each other the last few are kept."""
+    link = "During handling of the above exception, another exception occurred:"
+    found = traceback_in([*[*TRACEBACK, link] * 3000, *TRACEBACK])
+    kept = 0
+    while found is not None:
+        found, kept = found["cause"], kept + 1
+    assert kept == 1 + MOST_CAUSES
+
+
+@pytest.mark.parametrize(("digits", "known"), [(2, True), (10, False), (5000, False)])
+def test_number_of_an_error_is_bounded(digits: int, known: bool) -> None:
+    """A number that no system has is no number of an error."""
+    found = traceback_in([*TRACEBACK[:-1], f"OSError: [Errno {'2' * digits}] No such file"])
+    assert found is not None
+    assert (found["errno"] is not None) is known
 
 
 def test_stack_of_the_thread_that_was_hit() -> None:

@@ -87,11 +87,11 @@ class Trainer:
 
     def __init__(self, timeouts: HangTimeouts) -> None:
         self.now = 1000.0
-        self.sign = Sign(Activity.STEP, safe_points=1, step=1)
+        self.sign = Sign(Activity.STEP, count=1, step=1)
         self._clock = HangClock(timeouts, self.sign, lambda: self.now)
 
     def steps(self) -> None:
-        self.sign = Sign(self.sign.activity, self.sign.safe_points + 1, self.sign.step + 1)
+        self.sign = Sign(self.sign.activity, self.sign.count + 1, self.sign.step + 1)
 
     def ticks(self, seconds: float, excused: bool = False) -> Silence:
         """Let time pass while the supervisor ticks as it should; return the last silence."""
@@ -129,7 +129,7 @@ def test_change_of_activity_is_a_sign_of_life() -> None:
     """An evaluation begins its own silence and is measured against its own timeout."""
     trainer = Trainer(HangTimeouts(90.0))
     trainer.ticks(80)
-    trainer.sign = Sign(Activity.EVALUATE, trainer.sign.safe_points, trainer.sign.step)
+    trainer.sign = Sign(Activity.EVALUATE, trainer.sign.count, trainer.sign.step)
     silence = trainer.ticks(80)
     assert silence.seconds < 80
     assert not silence.is_hang

@@ -65,10 +65,11 @@ def test_line_has_step_time_attempt_and_metrics(path: Path) -> None:
 def test_lines_of_steps_to_be_done_again_are_cut_off(
     path: Path, place: tuple[int, int], left: int
 ) -> None:
-    """A resumed run's file ends where it was resumed; a torn last line is gone in any case."""
+    """A resumed run's file ends where it was resumed; a torn or false last line is gone."""
     places = [(1, 0, False), (2, 0, False), (2, 0, True), (3, 1, False), (4, 1, False)]
     write(path, *places)
     with path.open("ab") as file:
+        file.write(b'{"step": %s, "epoch": 0, "poll": false, "time": 0}\n' % (b"1" * 5000))
         file.write(b'{"step": 1, "epoch": 0, "poll": false, "ti')
     MetricsFile(path, 2).resume(*place)
     assert places_of(path) == places[:left]

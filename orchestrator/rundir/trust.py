@@ -1,0 +1,97 @@
+"""Whether to resume from files of a run that another user has made (docs/explanation/security.md).
+
+Ownership is the fact that tells: a copy belongs to whoever made it, so a run that is moved to
+another machine or place stays its user's own.
+"""
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections import defaultdict
+from glob import glob
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+from orchestrator.rundir.ownership import user_name
+from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
+from orchestrator.system.durable import write_json
+from orchestrator.system.json_input import parse_object
+from orchestrator.system.regular_files import open_regular
+
+TRUST_VARIABLE = "ORCHESTRATOR_TRUST"
+_FORMAT_VERSION = 1
+# What a start reads and acts on. A file gets into a directory only by who may write to that, so the
+# directories of attempts and checkpoints stand for their content.
+_HISTORY = ("*.json*", "attempts/*", "checkpoints/step-*", "checkpoints/step-*/manifest.json")
+
+
+def refuse_foreign(run: RunDir, *, trusted: bool) -> None:
+    """Refuse to resume from files of users whom this user has not trusted with the run.
+
+    With ``trusted`` these users are recorded, and later starts accept them. Raises ConfigError.
+    """
+    owners = _strangers(run)
+    if not owners or not owners.keys() - _trusted_users(run):
+        return
+    names = " and ".join(sorted(map(user_name, owners)))
+    if not trusted:
+        name = min(min(files) for files in owners.values())
+        others = sum(map(len, owners.values())) - 1
+        raise ConfigError(
+            f"cannot resume in {run.root}: {name} there"
+            f"{f' and {others} more' if others else ''} belong{'' if others else 's'} to {names}, "
+            f"and this run would train on what is in them; if you trust {names} with this run, add "
+            f"--trust once (without a supervisor: {TRUST_VARIABLE}=on); for weights alone use "
+            "`orchestrator checkpoints import`"
+        )
+    try:
+        # A file that others may write into would not be this user's word.
+        write_json(
+            run.trust_file,
+            {"format_version": _FORMAT_VERSION, "users": sorted(owners)},
+            mode=0o644,
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot write {run.trust_file}: {error.strerror}") from None
+
+
+def _strangers(run: RunDir) -> dict[int, list[str]]:
+    """Return the files of the run's history that belong to others, by the number of their owner.
+
+    Members of a group of this user's that may write to the run are no strangers.
+    """
+    directory = run.root.stat()
+    groups = {os.getegid(), *os.getgroups()} if directory.st_mode & stat.S_IWGRP else set()
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name in (name for pattern in _HISTORY for name in glob(pattern, root_dir=run.root)):
+        with contextlib.suppress(OSError):  # it was deleted
+            facts = os.lstat(run.root / name)
+            is_shared = facts.st_gid == directory.st_gid and facts.st_gid in groups
+            if facts.st_uid not in (os.geteuid(), 0) and not is_shared:
+                owners[facts.st_uid].append(name)
+    if owners:
+        owners.pop(_owner_of_new_files(run.root), None)
+    return owners
+
+
+def _owner_of_new_files(directory: Path) -> int:
+    """Return whose the filesystem says this user's files are: some show one owner for all."""
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=directory) as probe:
+        return os.stat(probe).st_uid
+    return os.geteuid()
+
+
+def _trusted_users(run: RunDir) -> set[int]:
+    """Return the users in the record, if no other user could have written it."""
+    try:
+        with open(open_regular(run.trust_file, os.O_RDONLY), "rb") as file:
+            facts = os.fstat(file.fileno())
+            is_own = facts.st_uid in (os.geteuid(), 0) and facts.st_nlink == 1
+            if not is_own or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return set()
+            users = parse_object(file.read(MAXIMUM_JSON_BYTES)).get("users")
+    except (OSError, ValueError):
+        return set()
+    return {user for user in users if type(user) is int} if isinstance(users, list) else set()

@@ -1,0 +1,1 @@
+"""The borders of docs/explanation/security.md under arbitrary input: `make fuzz`."""
