@@ -20,7 +20,7 @@ from orchestrator.errors import (
 from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import has_ended, lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
-from orchestrator.system.lock_holder import signal_holder
+from orchestrator.system.lock_holder import has_open, signal_holder
 from orchestrator.telemetry.status import Status, status_from_disk
 
 REPLY_SECONDS = 5.0
@@ -75,7 +75,7 @@ def status_of(run: RunDir) -> dict[str, Any]:
     """Return the content of `status --json`, from the supervisor, or else from the disk."""
     owner = lock_owner(run)
     if owner is not None:
-        with contextlib.suppress(OrchestratorError), supervisor_of(owner) as connection:
+        with contextlib.suppress(OrchestratorError), supervisor_of(run, owner) as connection:
             if connection is not None:
                 reply = ask(connection, {"type": "status"})
                 if isinstance(reply.get("state"), str):
@@ -124,10 +124,10 @@ def signal_script(run: RunDir, owner: dict[str, Any], number: int) -> None:
 
 
 @contextlib.contextmanager
-def supervisor_of(owner: dict[str, Any]) -> Iterator[Connection | None]:
-    """Connect to the supervisor; yield None for a script without one, which has no socket.
+def supervisor_of(run: RunDir, owner: dict[str, Any]) -> Iterator[Connection | None]:
+    """Connect to the run's supervisor; yield None for a script without one, which has no socket.
 
-    Raises ConfigError when the supervisor does not accept the connection.
+    Raises ConfigError when the supervisor does not accept the connection, or is another run's.
     """
     path = owner.get("socket")
     if path is None:
@@ -145,6 +145,11 @@ def supervisor_of(owner: dict[str, Any]) -> Iterator[Connection | None]:
         except OSError as error:
             raise _unreachable(owner, str(error)) from None
     try:
+        if not has_open(connection.peer_pid, run.lock_file):
+            raise ConfigError(
+                f"cannot reach the supervisor of {run.root}: the socket that {run.lock_file} names "
+                "is not of a process that holds this run; see who may write there"
+            )
         yield connection
     finally:
         connection.close()

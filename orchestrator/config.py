@@ -4,8 +4,10 @@ The command line wins over the environment, and that over orchestrator.toml or p
 three give text, which is parsed here: a bad value is refused in the same words wherever it stands.
 """
 
+import os
 import re
 import signal
+import stat
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,11 +25,13 @@ from orchestrator.checkpoint.retention import (
     RetentionPolicy,
 )
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.ownership import stranger_behind
 from orchestrator.system.units import DURATION, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
 PROJECT_FILE = "pyproject.toml"
+MAXIMUM_FILE_BYTES = 1 << 20
 
 # The supervisor checks the heartbeat once a second.
 LEAST_HANG_SECONDS = 2.0
@@ -406,15 +410,24 @@ def _read_file(directory: Path) -> tuple[dict[str, str], str]:
     for name, table in ((CONFIG_FILE, ()), (PROJECT_FILE, ("tool", "orchestrator"))):
         path = directory / name
         try:
-            content: Any = tomllib.loads(path.read_text())
+            text, stranger = _read_text(path)
+            content: Any = tomllib.loads(text)
         except FileNotFoundError:
             continue
+        except RecursionError:
+            raise ConfigError(f"cannot read {path}: it is nested too deeply") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from None
         for key in table:
             content = content.get(key, {}) if isinstance(content, dict) else {}
         if not content:
             continue
+        if stranger is not None:
+            raise ConfigError(
+                f"cannot use {path}: it may be written by {stranger}, and its settings run "
+                f"commands as you; read it, and make it yours (`cp {name} own.toml && mv own.toml "
+                f"{name}`), or start in another directory"
+            )
         if not isinstance(content, dict):
             raise ConfigError(f"cannot use {path}: {'.'.join(table)} is not a table")
         known = {setting.name for setting in fields(Config)}
@@ -431,6 +444,21 @@ def _read_file(directory: Path) -> tuple[dict[str, str], str]:
             )
         return values, name
     return {}, CONFIG_FILE
+
+
+def _read_text(path: Path) -> tuple[str, str | None]:
+    """Return the content of a file, and who else may have written it. Raises OSError, ValueError.
+
+    Anybody may put a file into a directory such as /tmp, a FIFO too.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("it is not a regular file")
+        content = file.read(MAXIMUM_FILE_BYTES + 1)
+    if len(content) > MAXIMUM_FILE_BYTES:
+        raise ValueError(f"it has more than {MAXIMUM_FILE_BYTES} bytes")
+    return content.decode(), stranger_behind(path, facts)
 
 
 def _text(value: object) -> str:

@@ -94,16 +94,16 @@ class FailingDisk(Disk):
         """Let all further operations succeed."""
         self._fail_at = 0
 
-    def make_directory(self, path: Path) -> None:
+    def make_directory(self, path: Path, *, below: Path | None = None) -> None:
         with self._operation("make_directory", path):
-            super().make_directory(path)
+            super().make_directory(path, below=below)
 
-    def create(self, path: Path) -> BinaryIO:
+    def create(self, path: Path, *, below: Path | None = None) -> BinaryIO:
         with self._operation("create", path):
-            return cast(BinaryIO, _FailingFile(super().create(path), path, self))
+            return cast(BinaryIO, _FailingFile(super().create(path, below=below), path, self))
 
-    def create_direct(self, path: Path) -> BinaryIO:
-        return self.create(path)
+    def create_direct(self, path: Path, *, below: Path | None = None) -> BinaryIO:
+        return self.create(path, below=below)
 
     def write(self, file: BinaryIO, path: Path, data: bytes) -> None:
         """Write data; a write that fails leaves half of it, as on a disk that fills up."""
@@ -123,17 +123,17 @@ class FailingDisk(Disk):
         with self._operation("sync_directory", path):
             assert path.is_dir()
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Path, target: Path, *, below: Path | None = None) -> None:
         with self._operation("rename", source, target):
-            super().rename(source, target)
+            super().rename(source, target, below=below)
 
     def link(self, source: Path, target: Path) -> None:
         with self._operation("link", source, target):
             super().link(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path, *, below: Path | None = None) -> None:
         with self._operation("remove", path):
-            super().remove(path)
+            super().remove(path, below=below)
 
     def record(self, *record: object) -> None:
         """Append to the log, which the test reads after the process has died."""

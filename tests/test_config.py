@@ -1,6 +1,8 @@
 """The settings: their sources, and the values that are refused."""
 
 import itertools
+import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ import pytest
 
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
 from orchestrator.cli.parser import parse
-from orchestrator.config import Config, Every, option_words
+from orchestrator.config import MAXIMUM_FILE_BYTES, Config, Every, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.system.units import parse_duration
+from tests.support import NOBODY
 
 # From the strongest to the weakest.
 SOURCES = ("command line", "environment", "orchestrator.toml", "pyproject.toml")
@@ -275,3 +278,53 @@ def test_switch_has_two_options_on_the_command_line(word: str, expected: str) ->
     """--spare and --no-spare mean on and off."""
     assert parse(["run", word, "--", "true"]).spare == expected
     assert parse(["run", "--", "true"]).spare is None
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("name", ["orchestrator.toml", "pyproject.toml"])
+@pytest.mark.parametrize("case", ["owner", "mode", "link"])
+def test_file_of_a_stranger_is_refused(tmp_path: Path, name: str, case: str) -> None:
+    """What another user has put, or may have written, into the directory sets nothing."""
+    table = "[tool.orchestrator]\n" if name == "pyproject.toml" else ""
+    path = tmp_path / name
+    path.write_text(f"{table}on_event = 'echo'\n")
+    assert Config.resolve({}, {}, tmp_path).on_event == "echo"
+    if case == "owner":
+        os.chown(path, NOBODY, NOBODY)
+    elif case == "mode":
+        path.chmod(0o666)
+    else:
+        path.rename(tmp_path / "own.toml")
+        path.symlink_to("own.toml")
+        assert Config.resolve({}, {}, tmp_path).on_event == "echo"
+        os.lchown(path, NOBODY, NOBODY)
+    with pytest.raises(ConfigError, match="may be written by"):
+        Config.resolve({}, {}, tmp_path)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_project_of_a_stranger_without_settings_is_no_matter(tmp_path: Path) -> None:
+    """A pyproject.toml of another user that has no settings for this program is passed over."""
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'theirs'\n")
+    os.chown(tmp_path / "pyproject.toml", NOBODY, NOBODY)
+    assert Config.resolve({}, {}, tmp_path) == Config()
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "a FIFO": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a directory": lambda path: path.mkdir(),
+    "too long": lambda path: path.write_bytes(b"#" * (MAXIMUM_FILE_BYTES + 1)),
+    "nested": lambda path: path.write_text("keep = " + "[" * 5000),
+    "not UTF-8": lambda path: path.write_bytes(b"keep = '\xff'"),
+}
+
+
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_no_settings_file_is_refused_at_once(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    """A FIFO, a device and other content that no person writes end in a message."""
+    make(tmp_path / "orchestrator.toml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        Config.resolve({}, {}, tmp_path)

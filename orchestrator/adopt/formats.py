@@ -71,8 +71,7 @@ def _shows_whole(path: Path, size: int) -> bool:
         return read_json(path) is not None
     with open(path, "rb") as file:
         if path.suffix == ".safetensors":
-            _check_safetensors(path.name, file, size)
-            return True
+            return _safetensors_shows_whole(path.name, file, size)
         if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
             return _zip_shows_whole(path.name, file)
         if path.suffix in PICKLE_SUFFIXES:
@@ -102,7 +101,7 @@ def read_json(path: Path) -> Any:
         return None
     with open(path, "rb") as file:
         text = file.read(LARGEST_JSON_BYTES)
-    if sum(map(text.count, (b"[", b"{", b","))) > MOST_JSON_ITEMS:
+    if _has_too_many_items(text):
         return None
     try:
         return json.loads(text)
@@ -110,18 +109,27 @@ def read_json(path: Path) -> Any:
         raise IncompleteError(f"{path.name} is not complete JSON") from None
 
 
-def _check_safetensors(name: str, file: BinaryIO, size: int) -> None:
+def _has_too_many_items(text: bytes) -> bool:
+    return sum(map(text.count, (b"[", b"{", b","))) > MOST_JSON_ITEMS
+
+
+def _safetensors_shows_whole(name: str, file: BinaryIO, size: int) -> bool:
+    """Check that the file has the length that its header asks for; False for too long a header."""
     try:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
         if header_bytes > min(size, LARGEST_HEADER_BYTES):
             raise ValueError
-        header = json.loads(file.read(header_bytes))
+        text = file.read(header_bytes)
+        if _has_too_many_items(text):
+            return False
+        header = json.loads(text)
         ends = [t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"]
         needed = 8 + header_bytes + max(ends, default=0)
     except (ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError):
         raise IncompleteError(f"{name} has an incomplete header") from None
     if size != needed:
         raise IncompleteError(f"{name} has {size} bytes, not {needed}")
+    return True
 
 
 class _BoundedReads:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, AdoptedFiles
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
-from orchestrator.system.durable import Disk
+from orchestrator.system.durable import Disk, remove_tree
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ScriptFiles:
             return None
         # Before the seal moves: without a seal the files would be taken for a new checkpoint.
         with contextlib.suppress(FileNotFoundError):
-            moved_to = move_out_of_sight(saved_paths(adopted), path, disk)[0]
+            moved_to = move_out_of_sight(saved_paths(adopted), path, disk, path.parents[1])[0]
             return None if moved_to.is_relative_to(path) else moved_to
         return None
 
@@ -93,15 +92,15 @@ class ScriptFiles:
 
         Raises OSError; the scanner finds the files that are left, as any that the script has saved.
         """
-        located = self.locate(checkpoint)
+        located, run = self.locate(checkpoint), trash.parents[1]
         contents = None if located is None else located.contents
         try:
             if isinstance(contents, AdoptedFiles) and self._takes_files_along(contents.adopted):
-                beside_copy = trash / CONTENT_FOLDER
-                for moved in move_out_of_sight(saved_paths(contents.adopted), beside_copy, disk):
-                    _remove(moved)
+                beside_copy, paths = trash / CONTENT_FOLDER, saved_paths(contents.adopted)
+                for moved in move_out_of_sight(paths, beside_copy, disk, run):
+                    _remove(moved, disk, run)
         finally:
-            shutil.rmtree(trash, ignore_errors=True)
+            remove_tree(trash, below=run)
 
 
 def _describes(adopted: Adopted) -> tuple[str, list[tuple[str, str]]]:
@@ -113,8 +112,10 @@ def saved_paths(adopted: Adopted) -> tuple[Path, ...]:
     return tuple(adopted.paths_from(Path(adopted.path)).values())
 
 
-def move_out_of_sight(paths: Sequence[Path], directory: Path, disk: Disk) -> list[Path]:
+def move_out_of_sight(paths: Sequence[Path], directory: Path, disk: Disk, run: Path) -> list[Path]:
     """Move a save of a script below ``directory`` and return the new path of each part of it.
+
+    ``directory`` is in the run directory ``run``, and behind no link there.
 
     On another disk a part gets a hidden name beside its old one instead. Raises
     FileNotFoundError if no part is there, and OSError.
@@ -122,15 +123,15 @@ def move_out_of_sight(paths: Sequence[Path], directory: Path, disk: Disk) -> lis
     root, token = common_folder(paths), secrets.token_hex(4)
     there = [path for path in paths if os.path.lexists(path)] or paths[:1]
     return [
-        _move(path, directory / CONTENT_FOLDER / path.relative_to(root), token, disk)
+        _move(path, directory / CONTENT_FOLDER / path.relative_to(root), token, disk, run)
         for path in there
     ]
 
 
-def _move(path: Path, target: Path, token: str, disk: Disk) -> Path:
+def _move(path: Path, target: Path, token: str, disk: Disk, run: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        disk.rename(path, target)
+        disk.rename(path, target, below=run)
         disk.sync_directory(target.parent)
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -160,8 +161,8 @@ def _is_unchanged_work(adopted: Adopted) -> bool:
     return adopted.written_here and files is not None and files.modified_ns == adopted.modified_ns
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, disk: Disk, run: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        remove_tree(path, below=run)
     else:
-        path.unlink()
+        disk.remove(path, below=run)

@@ -213,16 +213,16 @@ class SealStore:
 
         Of a unit it is the path of the first part. The reason is written down beside it.
         """
-        quarantine, path = self.store.quarantine_folder, paths[0]
+        quarantine, path, disk = self.store.quarantine_folder, paths[0], self.store.disk
         directory = quarantine.free_path(f"partial-{path.name}")
-        self.store.disk.make_directory(directory)
+        disk.make_directory(directory, below=self.store.run.root)
         try:
-            moved_to = move_out_of_sight(paths, directory, self.store.disk)[0]
+            moved_to = move_out_of_sight(paths, directory, disk, self.store.run.root)[0]
         except OSError:
             # Of a unit, a part may be in there already.
             for folder, _, _ in os.walk(directory, topdown=False):
                 with contextlib.suppress(OSError):
-                    self.store.disk.remove(Path(folder))
+                    disk.remove(Path(folder), below=self.store.run.root)
             raise
         if not moved_to.is_relative_to(directory):
             reason = f"{reason}; its files are {moved_to}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.checkpoint.manifest_fields import (
+    LARGEST_NUMBER,
     NAME_BELOW,
     JsonObject,
     count_of,
@@ -46,13 +47,13 @@ class Adopted:
         relative = content.get("path_from_run")
         has_number = content.get("number") is not None
         return cls(
-            number=count_of(content, "number") if has_number else None,
+            number=count_of(content, "number", LARGEST_NUMBER) if has_number else None,
             path=_path_of_files(typed(content, "path", str), absolute=True),
             is_directory=typed(content, "is_directory", bool),
             numbered=typed(content, "numbered", bool),
             written_here=typed(content, "written_here", bool),
             kept=typed(content, "kept", bool),
-            modified_ns={k: int(v) for k, v in typed(content, "modified_ns", dict).items()},
+            modified_ns=_times(typed(content, "modified_ns", dict)),
             path_from_run=None
             if relative is None
             else _path_of_files(typed(content, "path_from_run", str), absolute=False),
@@ -99,6 +100,13 @@ def _path_of_files(text: str, *, absolute: bool) -> str:
     if os.path.isabs(text) != absolute or not NAME_BELOW.fullmatch(below) or not is_path(text):
         raise ValueError(f"manifest.json has the path {text!r}, which is not in its plain form")
     return text
+
+
+def _times(content: JsonObject) -> dict[str, int]:
+    times = {name: typed(content, name, int) for name in content}
+    if any(abs(time) > LARGEST_NUMBER for time in times.values()):
+        raise ValueError("manifest.json has a modified_ns that is no time")
+    return times
 
 
 def _members(content: JsonObject) -> dict[str, str]:

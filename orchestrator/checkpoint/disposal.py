@@ -57,10 +57,11 @@ class OwnFiles:
 
     def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:
         """Remove the checkpoint's files and folders one by one. Raises OSError."""
+        run = trash.parents[1]
         for name in _own_names(checkpoint):
-            disk.remove(trash / name)
+            disk.remove(trash / name, below=run)
         for folder, _, _ in os.walk(trash, topdown=False):
-            disk.remove(Path(folder))
+            disk.remove(Path(folder), below=run)
 
 
 def _own_names(checkpoint: Checkpoint) -> set[str]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.manifest_fields import (
+    LARGEST_NUMBER,
     NAME_BELOW,
     JsonObject,
     count_of,
@@ -191,6 +192,6 @@ def _file_records(files: dict[str, JsonObject], allowed: re.Pattern[str]) -> dic
         if not allowed.fullmatch(name) or not is_path(name):
             raise ValueError(f"manifest.json names a file outside its directory: {name!r}")
         records[name] = FileRecord(
-            bytes=count_of(record, "bytes"), xxh3_128=str(record["xxh3_128"])
+            bytes=count_of(record, "bytes", LARGEST_NUMBER), xxh3_128=str(record["xxh3_128"])
         )
     return records

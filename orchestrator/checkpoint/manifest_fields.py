@@ -7,6 +7,9 @@ from typing import TypeVar
 # A script's files may have any names, in folders too, but none that leads elsewhere.
 NAME_BELOW = re.compile(r"(?!\.{0,2}(?:/|$))[^/\0]+(?:/(?!\.{0,2}(?:/|$))[^/\0]+)*")
 
+# No file is larger, and no time of a file is later.
+LARGEST_NUMBER = 2**63 - 1
+
 JsonObject = dict[str, object]
 """An object of manifest.json that has not been checked yet."""
 

@@ -37,7 +37,7 @@ class QuarantineFolder:
         Raises OSError when the move fails.
         """
         target = self.free_path(checkpoint.name)
-        self.disk.rename(checkpoint, target)
+        self.disk.rename(checkpoint, target, below=self.run.root)
         # The new entry first: a power loss between the two may show it twice, but never not at all.
         self.disk.sync_directory(self.run.quarantine)
         self.disk.sync_directory(self.run.checkpoints)
@@ -47,7 +47,7 @@ class QuarantineFolder:
     def free_path(self, name: str) -> Path:
         """Return a path in the folder that nothing has yet; make the folder. Raises OSError."""
         if not self.run.quarantine.exists():
-            self.disk.make_directory(self.run.quarantine)
+            self.disk.make_directory(self.run.quarantine, below=self.run.root)
             self.disk.sync_directory(self.run.checkpoints)
         target = self.run.quarantine / name
         while os.path.lexists(target):
@@ -59,4 +59,4 @@ class QuarantineFolder:
         # The note helps a person; on a full disk the move itself matters more.
         with contextlib.suppress(OSError):
             note = {"name": name, "reason": reason, "time": utc_now()}
-            write_json(directory / REASON_FILE, note, self.disk)
+            write_json(directory / REASON_FILE, note, self.disk, below=self.run.root)

@@ -6,7 +6,6 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -47,7 +46,7 @@ from orchestrator.errors import (
 from orchestrator.rundir.identity import RunIdentity
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
-from orchestrator.system.durable import Disk
+from orchestrator.system.durable import Disk, remove_tree
 from orchestrator.system.regular_files import open_regular
 
 
@@ -314,7 +313,7 @@ class Store:
             trash = self._rename_to_trash(checkpoint)
             if (trash / PIN_FILE).exists():
                 # Pinned between the check and the rename.
-                self.disk.rename(trash, checkpoint.path)
+                self.disk.rename(trash, checkpoint.path, below=self.run.root)
                 return False
             self.disk.sync_directory(self.run.checkpoints)
             self.disposal.remove(checkpoint, trash, self.disk)
@@ -331,11 +330,11 @@ class Store:
         """
         trash = self._rename_to_trash(checkpoint)
         self.disk.sync_directory(self.run.checkpoints)
-        shutil.rmtree(trash, ignore_errors=True)
+        remove_tree(trash, below=self.run.root)
 
     def _rename_to_trash(self, checkpoint: Checkpoint) -> Path:
         trash = trash_path(self.run, checkpoint.name)
-        self.disk.rename(checkpoint.path, trash)
+        self.disk.rename(checkpoint.path, trash, below=self.run.root)
         return trash
 
     def sweep(self) -> None:
@@ -348,7 +347,7 @@ class Store:
         with contextlib.suppress(OSError):
             for path in list(self.run.checkpoints.iterdir()):
                 if path.name.startswith((WRITING_PREFIX, TRASH_PREFIX)):
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_tree(path, below=self.run.root)
 
     # --- pins --------------------------------------------------------------------------------
 
@@ -360,7 +359,8 @@ class Store:
 
     def unpin(self, checkpoint: Checkpoint) -> None:
         """Leave this checkpoint to the policy again. Raises OSError."""
-        (checkpoint.path / PIN_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.disk.remove(checkpoint.path / PIN_FILE, below=self.run.root)
 
 
 def publish_directory(
@@ -381,17 +381,17 @@ def publish_directory(
         raise OSError(errno.EOVERFLOW, problem)
     temporary = writing_path(run)
     try:
-        disk.make_directory(temporary)
+        disk.make_directory(temporary, below=run.root)
         manifest = replace(manifest, files=fill(temporary))
-        with disk.create(temporary / MANIFEST_FILE) as file:
+        with disk.create(temporary / MANIFEST_FILE, below=run.root) as file:
             file.write(manifest.to_json())
             disk.sync(file)
         disk.sync_directory(temporary)
         target = _unused_path(run, disk, manifest.step)
-        disk.rename(temporary, target)
+        disk.rename(temporary, target, below=run.root)
         disk.sync_directory(run.checkpoints)
     except Exception:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary, below=run.root)
         raise
     return Checkpoint(target, manifest, pinned=False)
 
@@ -405,7 +405,7 @@ def _write_state_file(
     another exception.
     """
     create = disk.create_direct if direct else disk.create
-    with create(directory / STATE_FILE) as file:
+    with create(directory / STATE_FILE, below=directory.parents[1]) as file:
         writer = DigestingWriter(file)
         try:
             write(writer)

@@ -74,7 +74,7 @@ def stop(arguments: Namespace) -> ExitStatus:
         print_text(f"no process is training in {run.root}")
         return ExitStatus.COMPLETE
     wait_seconds = STOP_MARGIN_SECONDS
-    with supervisor_of(owner) as connection:
+    with supervisor_of(run, owner) as connection:
         if connection is None:
             # A second SIGTERM, from another `stop`, would end it unsaved; SIGUSR1 never does.
             signal_script(run, owner, signal.SIGUSR1)
@@ -134,7 +134,7 @@ def checkpoint(arguments: Namespace) -> None:
         raise NotSavedError(
             f"cannot save: no process is training in {run.root}; run its command again first"
         )
-    with supervisor_of(owner) as connection:
+    with supervisor_of(run, owner) as connection:
         if connection is None:
             signal_script(run, owner, signal.SIGUSR2)
             print_text("the script will save at its next safe point")

@@ -83,6 +83,11 @@ class Connection:
             self._socket.close()
             raise error if isinstance(error, OSError) else OSError(str(error)) from None
 
+    @property
+    def peer_pid(self) -> int:
+        """The process that listens at the other end; 0 where the system does not tell."""
+        return _peer_credentials(self._socket)[0] if _tells_peers() else 0
+
     def send(self, message: Message) -> None:
         """Send one message. Raises OSError when the other end is closed."""
         self._socket.sendall(encode(message))
@@ -143,12 +148,21 @@ class Connection:
 
 def peer_is_same_user(connection: socket.socket) -> bool:
     """Return whether the other end belongs to this process's user or to root."""
-    if not is_available(Capability.PEER_CREDENTIALS):
+    if not _tells_peers():
         return True  # the permissions of the socket's directory are the only protection there
+    return _peer_credentials(connection)[1] in (os.getuid(), 0)
+
+
+def _tells_peers() -> bool:
+    return is_available(Capability.PEER_CREDENTIALS)
+
+
+def _peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """Return the process, user and group at the other end."""
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _, user, _ = struct.unpack("3i", credentials)
-    return user in (os.getuid(), 0)
+    pid, user, group = struct.unpack("3i", credentials)
+    return pid, user, group
 
 
 def send_with_descriptors(

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
@@ -32,6 +34,7 @@ MAXIMUM_CONNECTIONS = 64
 # A client sends its first message as soon as it is connected.
 FIRST_MESSAGE_SECONDS = 10.0
 DIRECTORY_PREFIX = "orchestrator-"
+_DIRECTORY_NAME = re.compile(rf"{DIRECTORY_PREFIX}[0-9a-f]{{8}}")
 # sun_path has 108 bytes on Linux and 104 on macOS, one of them the final zero.
 MAXIMUM_PATH_BYTES = 103
 
@@ -294,15 +297,25 @@ class SocketAddress:
 def remove_stale_sockets(run_directory: Path, noted_path: object) -> None:
     """Remove the socket of a killed supervisor, and its temporary directory if that is then empty.
 
-    The noted path comes from a file that another program may have written, so nothing is removed
-    recursively, and nothing that a process still listens on.
+    The noted path comes from a file that another program may have written. So nothing is removed
+    recursively, nothing that a process still listens on, and nothing but in a directory that only
+    this user can change, as this program makes it.
     """
     _remove_stale(run_directory / SOCKET_NAME)
     path = Path(str(noted_path))
-    if path.name == SOCKET_NAME and path.parent.name.startswith(DIRECTORY_PREFIX):
+    if path.is_absolute() and path.name == SOCKET_NAME and _is_private_directory(path.parent):
         _remove_stale(path)
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             path.parent.rmdir()
+
+
+def _is_private_directory(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        facts = os.lstat(path)
+        is_own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
+        is_private = not facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        return is_own and is_private and bool(_DIRECTORY_NAME.fullmatch(path.name))
+    return False
 
 
 def _remove_stale(path: Path) -> None:

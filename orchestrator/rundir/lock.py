@@ -78,7 +78,8 @@ class RunLock:
                 if time.monotonic() > begun + seconds:
                     raise
             if ended and orphan_ending is not None and not has_ended_orphans:
-                orphan_ending.end(owner["pid"], run.lock_file)
+                # Not by its path, where by now there may be a link to another lock.
+                orphan_ending.end(owner["pid"], os.fstat(self.descriptor))
                 begun, has_ended_orphans = time.monotonic(), True
             time.sleep(RETRY_SECONDS)
 

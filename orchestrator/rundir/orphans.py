@@ -28,7 +28,7 @@ class Orphans:
     There are none where the system does not show the locks of a process.
     """
 
-    def __init__(self, owner: int, lock_file: Path) -> None:
+    def __init__(self, owner: int, lock_file: os.stat_result) -> None:
         self._owner = owner
         self._lock_file = lock_file
         self._known: dict[int, str] = {}
@@ -40,12 +40,8 @@ class Orphans:
         """
         if not is_available(Capability.PROC):
             return set()
-        try:
-            file = self._lock_file.stat()
-        except OSError:
-            return set()
         table = _processes()
-        holders = {pid for pid in table if _has_inherited(pid, file, self._owner)}
+        holders = {pid for pid in table if _has_inherited(pid, self._lock_file, self._owner)}
         known = {p for p, begun in self._known.items() if p in table and table[p].started == begun}
         family, larger = set[int](), holders | known
         while larger != family:
@@ -72,7 +68,7 @@ class OrphanEnding:
     grace_seconds: float
     stop_signal: signal.Signals
 
-    def end(self, owner: int, lock_file: Path) -> None:
+    def end(self, owner: int, lock_file: os.stat_result) -> None:
         """Wait for the end of the orphans of ``owner``; ask them at first, and kill them at last.
 
         A session notices the death of its supervisor, saves and ends. A command without one gets

@@ -1,4 +1,4 @@
-"""Who may change a run directory besides its user (docs/explanation/security.md has the rule)."""
+"""Who besides its user may change a run directory or a file (docs/explanation/security.md)."""
 
 import contextlib
 import grp
@@ -48,6 +48,19 @@ def others_who_may_write(directory: Path) -> str | None:
             f"every member of the group {group} can change what this run loads from the run "
             f"directory {directory}"
         )
+    return None
+
+
+def stranger_behind(path: Path, opened: os.stat_result) -> str | None:
+    """Return who besides this user and root may have written a file, or placed a link to it.
+
+    ``opened`` are the facts of what was opened at ``path``. None if nobody may. Raises OSError.
+    """
+    for facts in (opened, path.lstat()):
+        if facts.st_uid not in (os.geteuid(), 0):
+            return f"the user {user_name(facts.st_uid)}"
+    if opened.st_mode & stat.S_IWOTH and _has_permissions(path.parent):
+        return "every user, as its permissions are"
     return None
 
 

@@ -147,10 +147,11 @@ class RunDir:
         Call it only under the run lock and while no trainer runs. Only the newest attempt's records
         can have been cut short since the last call.
         """
-        remove_temporaries(self.root, {path.name for path in self.all_paths})
+        remove_temporaries(self.root, {path.name for path in self.all_paths}, below=self.root)
         with contextlib.suppress(OSError):
             newest = self.attempt(self.last_attempt())
-            remove_temporaries(newest.root, {path.name for path in newest.all_paths})
+            names = {path.name for path in newest.all_paths}
+            remove_temporaries(newest.root, names, below=self.root)
 
     def read_done(self) -> dict[str, Any] | None:
         """Return the content of done.json; None while the training is not complete.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
+from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.spare.worker import environment_digest
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
@@ -56,7 +57,8 @@ class ModuleReport:
     def _write(self) -> None:
         # Without the list, for example on a full disk, there is no spare; training continues.
         with contextlib.suppress(OSError):
-            write_json(self._file, {**loaded_modules(), "environment": changed_environment()})
+            content = {**loaded_modules(), "environment": changed_environment()}
+            write_json(self._file, content, below=self._file.parents[REAL_PARENTS])
             self._on_written()
 
 

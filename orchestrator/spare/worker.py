@@ -173,6 +173,8 @@ def _import_modules(modules_file: Path, connection: socket.socket) -> None:
         read_regular(modules_file, MAXIMUM_JSON_BYTES, real_parents=REAL_PARENTS)
     )
     for name in modules["third_party"]:
+        if name.endswith(".__main__"):
+            continue  # a program, which an import may start
         # If the import fails in the script too, the script reports it.
         with contextlib.suppress(BaseException):
             importlib.import_module(name)

@@ -38,7 +38,8 @@ def lifeline(run: RunDir, orphan_ending: OrphanEnding) -> Iterator[None]:
     if pid == 0:
         try:
             _watch(watched)
-            orphan_ending.end(supervisor, run.lock_file)
+            with contextlib.suppress(OSError):  # the run is gone
+                orphan_ending.end(supervisor, os.lstat(run.lock_file))
             _remove_socket(run)
         finally:
             os._exit(0)

@@ -12,8 +12,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -30,20 +31,25 @@ _TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{8}")
 class Disk:
     """The disk operations of publishing and deleting; tests replace it to make each one fail.
 
-    Every method raises the system's OSError unchanged.
+    ``below`` is a directory to which others may write: no directory between it and a path below it
+    may be a link, at the moment of the operation. Every method raises the system's OSError
+    unchanged.
     """
 
-    def make_directory(self, path: Path) -> None:
+    def make_directory(self, path: Path, *, below: Path | None = None) -> None:
         """Create a directory. Raises FileExistsError when it exists."""
-        path.mkdir()
+        with folder_of(path, below) as folder:
+            os.mkdir(path.name, dir_fd=folder)
 
-    def create(self, path: Path) -> BinaryIO:
+    def create(self, path: Path, *, below: Path | None = None) -> BinaryIO:
         """Create a file and open it for writing. Raises FileExistsError when it exists."""
-        return open(path, "xb", buffering=WRITE_BUFFER_BYTES)
+        with folder_of(path, below) as folder:
+            return open(path, "xb", WRITE_BUFFER_BYTES, opener=_opener_in(folder))
 
-    def create_direct(self, path: Path) -> BinaryIO:
+    def create_direct(self, path: Path, *, below: Path | None = None) -> BinaryIO:
         """Create a file for large, page-aligned writes that bypass the page cache."""
-        return cast(BinaryIO, DirectFile(path))
+        with folder_of(path, below) as folder:
+            return cast(BinaryIO, DirectFile(path, _opener_in(folder)))
 
     def sync(self, file: BinaryIO) -> None:
         """Flush a file's bytes to the disk."""
@@ -60,20 +66,53 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Path, target: Path, *, below: Path | None = None) -> None:
         """Rename a file or directory atomically."""
-        os.rename(source, target)
+        with folder_of(source, below) as old, folder_of(target, below) as new:
+            os.rename(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
 
     def link(self, source: Path, target: Path) -> None:
         """Create a hard link ``target`` to the file ``source``."""
         os.link(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path, *, below: Path | None = None) -> None:
         """Remove one file or one empty directory."""
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
-        else:
-            path.unlink()
+        with folder_of(path, below) as folder:
+            kind = os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode
+            remove = os.rmdir if stat.S_ISDIR(kind) else os.unlink
+            remove(path.name, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def folder_of(path: Path, below: Path | None) -> Iterator[int]:
+    """Open the directory of ``path`` for the block, which gets its descriptor.
+
+    Where it is below the directory ``below``, none between the two may be a link. Raises OSError.
+    """
+    real_parents = 0
+    if below is not None and path.is_relative_to(below):
+        real_parents = len(path.relative_to(below).parts) - 1
+    folder = open_folder(path, real_parents)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _opener_in(folder: int) -> Callable[[str, int], int]:
+    def opener(path: str, flags: int) -> int:
+        return os.open(os.path.basename(path), flags, 0o666, dir_fd=folder)
+
+    return opener
+
+
+def remove_tree(path: Path, *, below: Path) -> None:
+    """Remove a file, or a directory with all that is in it, as far as that is possible.
+
+    It is not looked for behind a link between it and the directory ``below``.
+    """
+    with contextlib.suppress(OSError), folder_of(path, below) as folder:
+        shutil.rmtree(path.name, ignore_errors=True, dir_fd=folder)
 
 
 class DirectFile(io.FileIO):
@@ -83,8 +122,8 @@ class DirectFile(io.FileIO):
     cache after a sync. The end of a file that does not fill a block is always written this way.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "xb")
+    def __init__(self, path: Path, opener: Callable[[str, int], int] | None = None) -> None:
+        super().__init__(str(path), "xb", opener=opener)
         # Not passed to open(): an open() that refuses the flag may leave the file behind.
         if is_available(Capability.DIRECT_IO):
             with contextlib.suppress(OSError):
@@ -136,7 +175,9 @@ class DirectFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def atomic_replacement(target: Path, disk: Disk, *, replace: bool) -> Iterator[Path]:
+def atomic_replacement(
+    target: Path, disk: Disk, *, replace: bool, below: Path | None = None
+) -> Iterator[Path]:
     """Yield a temporary path beside ``target``, and rename it to ``target`` after the block.
 
     The block must write and sync the file. Readers see the old file or the complete new one. If
@@ -149,21 +190,23 @@ def atomic_replacement(target: Path, disk: Disk, *, replace: bool) -> Iterator[P
         yield temporary
         # Another process may have created it in the meantime.
         _refuse_existing(target, replace)
-        disk.rename(temporary, target)
+        disk.rename(temporary, target, below=below)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     disk.sync_directory(target.parent)
 
 
-def remove_temporaries(folder: Path, names: Collection[str]) -> None:
+def remove_temporaries(
+    directory: Path, names: Collection[str], *, below: Path | None = None
+) -> None:
     """Remove what processes have left that were killed while they replaced files of these names."""
-    with contextlib.suppress(OSError):
-        for path in list(folder.iterdir()):
-            match = _TEMPORARY_NAME.fullmatch(path.name)
+    with contextlib.suppress(OSError), folder_of(directory / "any", below) as folder:
+        for name in os.listdir(folder):
+            match = _TEMPORARY_NAME.fullmatch(name)
             if match is not None and match[1] in names:
                 with contextlib.suppress(OSError):  # what stays costs disk space and nothing else
-                    path.unlink()
+                    os.unlink(name, dir_fd=folder)
 
 
 def _temporary_path(target: Path) -> Path:
@@ -196,21 +239,35 @@ def append_lines(path: Path, lines: bytes) -> bool:
 
 
 def write_json(
-    path: Path, content: dict[str, Any], disk: Disk | None = None, *, mode: int | None = None
+    path: Path,
+    content: dict[str, Any],
+    disk: Disk | None = None,
+    *,
+    mode: int | None = None,
+    below: Path | None = None,
 ) -> None:
     """Replace a small JSON file atomically. Raises OSError, as ``replace_file`` does."""
-    replace_file(path, json.dumps(content, indent=2).encode() + b"\n", disk, mode=mode)
+    text = json.dumps(content, indent=2).encode() + b"\n"
+    replace_file(path, text, disk, mode=mode, below=below)
 
 
 def replace_file(
-    path: Path, content: bytes, disk: Disk | None = None, *, mode: int | None = None
+    path: Path,
+    content: bytes,
+    disk: Disk | None = None,
+    *,
+    mode: int | None = None,
+    below: Path | None = None,
 ) -> None:
     """Replace a file atomically: readers see the old content or the new, never a part.
 
     The file gets ``mode``, or what the umask leaves. Raises OSError; the old file then stays.
     """
     disk = disk or Disk()
-    with atomic_replacement(path, disk, replace=True) as temporary, disk.create(temporary) as file:
+    with (
+        atomic_replacement(path, disk, replace=True, below=below) as temporary,
+        disk.create(temporary, below=below) as file,
+    ):
         if mode is not None:
             os.fchmod(file.fileno(), mode)
         file.write(content)

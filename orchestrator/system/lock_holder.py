@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.system.capabilities import Capability, is_available
@@ -35,7 +36,7 @@ def signal_holder(pid: int, lock_file: Path, number: int) -> None:
 def holder_of(lock_file: Path) -> int | None:
     """Return the pid that the kernel names for the exclusive flock of a file; None if unknown."""
     try:
-        wanted = _identity(os.stat(lock_file))
+        wanted = _identity(os.lstat(lock_file))
         lines = LOCKS_FILE.read_text().splitlines()
     except OSError:
         return None
@@ -49,22 +50,41 @@ def lock_takers(pid: int, file: os.stat_result) -> set[int]:
     that has ended. Raises OSError when the process has ended or belongs to another user.
     """
     takers = set[int]()
+    for name in _descriptors_of(pid, file):
+        with contextlib.suppress(OSError):  # it has been closed in the meantime
+            facts = Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines()
+            locks = (fact.removeprefix("lock:\t") for fact in facts)
+            takers |= {taker for lock in locks if (taker := _exclusive_holder(lock)) is not None}
+    return takers
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Return whether a process has the file at ``path``, which is no link, open.
+
+    The answer is yes where the system does not tell, as of a process in another container.
+    """
+    if not pid or not is_available(Capability.PROC):
+        return True
+    try:
+        return any(True for _ in _descriptors_of(pid, os.lstat(path)))
+    except PermissionError:
+        return True
+    except OSError:
+        return False  # the file is gone, or the process is
+
+
+def _descriptors_of(pid: int, file: os.stat_result) -> Iterator[str]:
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):  # it has been closed in the meantime
             if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), file):
-                facts = Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines()
-                locks = (fact.removeprefix("lock:\t") for fact in facts)
-                takers |= {
-                    taker for lock in locks if (taker := _exclusive_holder(lock)) is not None
-                }
-    return takers
+                yield name
 
 
 def _check_holder(pid: int, lock_file: Path) -> None:
     if not is_available(Capability.PROC):
         _check_opener(pid, lock_file)
         return
-    wanted = os.stat(lock_file)
+    wanted = os.lstat(lock_file)
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         raise PermissionError(f"process {pid} belongs to another user")
     if pid not in lock_takers(pid, wanted):
@@ -81,7 +101,8 @@ def _check_opener(pid: int, lock_file: Path) -> None:
         is_own = process.uids().effective == os.geteuid()
     except psutil.Error as error:
         raise ProcessLookupError(str(error)) from None
-    if pid == 1 or not is_own or lock_file.resolve() not in paths:
+    itself = lock_file.parent.resolve() / lock_file.name
+    if pid == 1 or not is_own or itself not in paths:
         raise ProcessLookupError(f"process {pid} does not hold the lock {lock_file}")
 
 

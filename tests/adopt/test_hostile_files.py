@@ -70,6 +70,8 @@ def hostile_files(root: Path) -> list[Path]:
     files["nested.safetensors"] = struct.pack("<Q", len(nested)) + nested
     files["header.safetensors"] = struct.pack("<Q", 1 << 40)
     files["shape.safetensors"] = struct.pack("<Q", 2) + b"[]"
+    many = b'{"a":[' + b"[]," * (15 << 20) + b"[]]}"
+    files["many.safetensors"] = struct.pack("<Q", len(many)) + many
     files["nested.json"] = nested
     files["many.json"] = b"[" + b"[]," * (5 << 20) + b"[]]"
     paths = set()

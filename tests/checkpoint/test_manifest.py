@@ -32,7 +32,7 @@ def encoded(**changes: Any) -> bytes:
     metrics=st.dictionaries(st.text(), st.floats()),
     files=st.dictionaries(
         st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
-        st.builds(FileRecord, bytes=st.integers(0), xxh3_128=st.text()),
+        st.builds(FileRecord, bytes=st.integers(0, 2**63 - 1), xxh3_128=st.text()),
         min_size=1,
     ),
 )
@@ -147,6 +147,7 @@ HOSTILE = {
     "record without size": encoded(files={"state.pt": {"xxh3_128": "0"}}),
     "record without digest": encoded(files={"state.pt": {"bytes": 3}}),
     "size negative": encoded(files={"state.pt": RECORD | {"bytes": -1}}),
+    "size beyond any file": encoded(files={"state.pt": RECORD | {"bytes": 10**400}}),
     "size text": encoded(files={"state.pt": RECORD | {"bytes": "3"}}),
 }
 

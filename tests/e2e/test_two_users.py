@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import pkgutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,8 @@ import pytest
 
 import orchestrator
 from orchestrator.cli import parser
-from tests.support import in_child
+from orchestrator.system.lock_holder import holder_of
+from tests.support import in_child, wait_until
 
 GROUP = 54320
 IDLE = ("sh", "-c", "echo trained")
@@ -154,6 +157,37 @@ def test_stop_signals_no_process_that_another_user_names(place: Path) -> None:
                     assert result.returncode == 78, (pid, result.stderr)
         assert bystander.poll() is None
         bystander.kill()
+
+
+def test_stop_reaches_no_supervisor_of_another_run(place: Path) -> None:
+    """A note that names the socket of another run of the victim does not stop that run."""
+    assert start(OTHER, place).returncode == 0
+    path, lock = place / "socket", place / "run/lock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.set_inheritable(True)
+        listener.bind(str(path))
+        os.chown(path, VICTIM.number, VICTIM.number)
+        if (other_run := os.fork()) == 0:
+            VICTIM.become()
+            listener.listen()  # the kernel notes who does
+            os.execvp("sleep", ["sleep", "600"])
+        note = {"pid": other_run, "host": os.uname().nodename, "socket": str(path)}
+        lock.write_text(json.dumps(note))
+        with subprocess.Popen(["flock", "-F", lock, "sleep", "600"]) as holder:
+            wait_until(lambda: holder_of(lock) is not None, "the lock")
+            for command in ("stop", "checkpoint"):
+                result = VICTIM.run(command, "run", cwd=place)
+                assert result.returncode == 78, result.stderr
+                assert "not of a process that holds this run" in result.stderr
+            seen = VICTIM.run("status", "--json", "run", cwd=place)
+            assert seen.returncode == 0, seen.stderr
+            holder.kill()
+        os.kill(other_run, signal.SIGKILL)
+        os.waitpid(other_run, 0)
+        listener.setblocking(False)
+        for _ in range(3):
+            with listener.accept()[0] as client:
+                assert client.recv(1) == b"", "a message has come"
 
 
 def test_reader_cannot_hold_the_lock(place: Path) -> None:

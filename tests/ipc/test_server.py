@@ -326,18 +326,26 @@ def test_missing_runtime_directory_is_skipped(
 def test_only_a_stale_socket_directory_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a directory with this program's prefix and socket name is removed."""
+    """Only a private directory with a name as this program makes it is removed."""
     # An empty path would name the current directory.
     monkeypatch.chdir(tmp_path)
-    own, other = tmp_path / "orchestrator-abc", tmp_path / "precious"
-    for directory in (own, other):
+    modes = {"orchestrator-0123abcd": 0o700, "precious": 0o700, "orchestrator-data": 0o700}
+    modes |= {"orchestrator-11112222": 0o770, "orchestrator-33334444": 0o707}
+    for name, mode in modes.items():
+        directory = tmp_path / name
         directory.mkdir()
+        directory.chmod(mode)
         with socket.socket(socket.AF_UNIX) as abandoned:
             abandoned.bind(str(directory / "socket"))
-        remove_stale_sockets(tmp_path, str(directory / "socket"))
+    (tmp_path / "orchestrator-55556666").symlink_to("precious")
+    for path in ("orchestrator-55556666/socket", "orchestrator-0123abcd/socket"):
+        remove_stale_sockets(tmp_path, path)
+    for name in ("orchestrator-55556666", *list(modes)[1:]):
+        remove_stale_sockets(tmp_path, str(tmp_path / name / "socket"))
     remove_stale_sockets(tmp_path, None)
-    assert not own.exists()
-    assert (other / "socket").exists()
+    assert all((tmp_path / name / "socket").exists() for name in modes)
+    remove_stale_sockets(tmp_path, str(tmp_path / "orchestrator-0123abcd/socket"))
+    assert not (tmp_path / "orchestrator-0123abcd").exists()
 
 
 @pytest.mark.parametrize("removed", ["socket", "directory", "parent"])
@@ -383,13 +391,14 @@ def test_path_is_announced_before_the_directory_is_made(
 
 def test_socket_in_use_is_not_removed(tmp_path: Path) -> None:
     """A lock note cannot make this program remove another run's socket, a file or a link."""
-    for name, make in {
+    makers: dict[str, Callable[[Path], object]] = {
         "listened-on": lambda path: listener.bind(str(path)),
         "file": lambda path: path.touch(),
         "link": lambda path: path.symlink_to("/dev/null"),
-    }.items():
-        directory = tmp_path / f"orchestrator-{name}"
-        directory.mkdir()
+    }
+    for number, (name, make) in enumerate(makers.items()):
+        directory = tmp_path / f"orchestrator-{number:08x}"
+        directory.mkdir(0o700)
         with socket.socket(socket.AF_UNIX) as listener:
             make(directory / "socket")
             if name == "listened-on":

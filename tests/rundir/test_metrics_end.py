@@ -1,5 +1,6 @@
 """The last step that metrics.jsonl records."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,12 @@ def test_last_whole_line_counts(tmp_path: Path, content: bytes, step: int | None
 def test_run_without_metrics_has_no_last_step(tmp_path: Path) -> None:
     """A script may record no metrics."""
     assert last_recorded_step(tmp_path / "metrics.jsonl") is None
+
+
+def test_what_is_no_file_has_no_last_step(tmp_path: Path) -> None:
+    """A FIFO is not waited for, and a link is not followed."""
+    (tmp_path / "elsewhere").write_text('{"step": 4}\n')
+    (tmp_path / "link").symlink_to("elsewhere")
+    os.mkfifo(tmp_path / "fifo")
+    assert last_recorded_step(tmp_path / "link") is None
+    assert last_recorded_step(tmp_path / "fifo") is None

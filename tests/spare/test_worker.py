@@ -347,3 +347,17 @@ def test_imports_have_low_priority_and_the_trainer_does_not(setup: SpareSetup) -
         b"[%d]\n" % nice,
     )
     assert (setup.root / "waiting.log").read_text().split() == [str(BACKGROUND_NICE), str(nice)]
+
+
+def test_program_among_the_modules_is_not_started(tmp_path: Path) -> None:
+    """An import of a package's __main__ may start the package, and the spare imports none."""
+    setup = SpareSetup(tmp_path)
+    setup.environment["PYTHONPATH"] = str(tmp_path)
+    (tmp_path / "package").mkdir()
+    for name in ("__init__", "__main__", "module"):
+        (tmp_path / f"package/{name}.py").write_text("open(__file__ + '.imported', 'w').close()\n")
+    (tmp_path / "script.py").write_text("")
+    names = ["package.module", "package.__main__"]
+    setup.run_in_spare(sys.executable, "script.py", third_party=names)
+    imported = {path.name for path in (tmp_path / "package").glob("*.imported")}
+    assert imported == {"__init__.py.imported", "module.py.imported"}

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.system.durable import Disk, remove_temporaries, replace_file, write_json
+from orchestrator.system.durable import (
+    Disk,
+    remove_temporaries,
+    remove_tree,
+    replace_file,
+    write_json,
+)
 from tests.support import DIED, FailingDisk, die, in_child
 
 OLD, NEW = {"number": 1}, {"number": 2}
@@ -134,3 +140,31 @@ def test_temporary_file_of_a_killed_process_is_removed(tmp_path: Path, fail_at: 
     remove_temporaries(tmp_path, {"run.json"})
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {target.name, *(path.name for path in others), ".run.json.00000000"}
+
+
+def test_no_operation_below_a_directory_follows_a_link(tmp_path: Path) -> None:
+    """A link between a directory and a path below it makes each operation fail."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / ".exit.json.01234567").touch()
+    (elsewhere / "kept").touch()
+    (run / "attempts").symlink_to(elsewhere)
+    (run / "file").touch()
+    attempts, disk = run / "attempts", Disk()
+    operations: list[Callable[[], object]] = [
+        lambda: disk.make_directory(attempts / "new", below=run),
+        lambda: disk.create(attempts / "new", below=run),
+        lambda: disk.create_direct(attempts / "new", below=run),
+        lambda: disk.rename(run / "file", attempts / "new", below=run),
+        lambda: disk.rename(attempts / "kept", run / "new", below=run),
+        lambda: disk.remove(attempts / "kept", below=run),
+        lambda: write_json(attempts / "exit.json", NEW, below=run),
+    ]
+    for operation in operations:
+        with pytest.raises(OSError, match="Not a directory|symbolic links"):
+            operation()
+    remove_temporaries(attempts, {"exit.json"}, below=run)
+    remove_tree(attempts / "kept", below=run)
+    assert sorted(os.listdir(elsewhere)) == [".exit.json.01234567", "kept"]
+    assert sorted(os.listdir(run)) == ["attempts", "file"]

@@ -4,16 +4,17 @@ import contextlib
 import time
 from typing import Any
 
+from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.system.durable import write_json
 
 
 def write_exit_record(attempt: Attempt, **conclusions: Any) -> dict[str, Any]:
     """Write exit.json and return its content; ``seconds`` is how long the attempt took."""
-    record = {**_facts(attempt), **conclusions}
+    record, file = {**_facts(attempt), **conclusions}, attempt.directory.exit_file
     # The journal gets the same record; a full disk must not end the run.
     with contextlib.suppress(OSError):
-        write_json(attempt.directory.exit_file, record)
+        write_json(file, record, below=file.parents[REAL_PARENTS])
     return record
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.ipc.messages import DUMP_SIGNAL
+from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.durable import replace_file
 from orchestrator.system.process_tree import Process, kernel_wait_function
@@ -38,7 +39,8 @@ def write(file: Path, pids: Iterable[int], dump: int | None) -> None:
     finally:
         if dump is not None:
             os.close(dump)
-    replace_file(file, text.encode(errors="backslashreplace"))
+    content = text.encode(errors="backslashreplace")
+    replace_file(file, content, below=file.parents[REAL_PARENTS])
 
 
 def _collect(pids: Iterable[int], dump: int | None) -> str:

@@ -23,7 +23,7 @@ from orchestrator.ipc.messages import (
     Message,
 )
 from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.paths import REAL_PARENTS, RunDir
 from orchestrator.rundir.start import Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.spare.loaded_modules import ModuleReport
@@ -154,7 +154,8 @@ class Supervised:
         if error is not None:
             # A full disk must not replace the exception that the user has to see.
             with contextlib.suppress(OSError):
-                write_json(self._attempt_files.error_file, error)
+                file = self._attempt_files.error_file
+                write_json(file, error, below=file.parents[REAL_PARENTS])
         self._local_writer.finish()
         if status is not None:
             self._connection.send("ended", status=int(status))

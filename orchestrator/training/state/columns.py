@@ -66,13 +66,21 @@ def unpack(column: Column) -> list[Any]:
             rows = zip(*map(unpack, values), strict=True)
             if column["class"] in _BUILT_IN:
                 return list(map(_BUILT_IN[column["class"]], rows))
-            return list(map(class_by_name(column["class"])._make, rows))
+            return list(map(named_tuple_by_name(column["class"])._make, rows))
     raise ValueError(f"a column of the kind {column['kind']!r} is unknown")
 
 
 def is_named_tuple(kind: type) -> bool:
     """Return whether this is a class that collections.namedtuple or typing.NamedTuple has made."""
     return issubclass(kind, tuple) and hasattr(kind, "_fields") and hasattr(kind, "_make")
+
+
+def named_tuple_by_name(name: str) -> Any:
+    """Return a class of named tuples that the script has imported. Raises ValueError."""
+    kind = class_by_name(name)
+    if not is_named_tuple(kind):
+        raise ValueError(f"{name.replace(':', '.')} is no class of named tuples")
+    return kind
 
 
 def name_of_class(kind: type) -> str:

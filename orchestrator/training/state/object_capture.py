@@ -7,6 +7,7 @@ import enum
 import functools
 import logging
 import operator
+import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from types import (
@@ -42,6 +43,8 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
     kind.__name__: kind for kind in (list, dict, set, deque, OrderedDict, Counter)
 }
 _CONTAINERS = (list, dict, set, deque)
+# Their classes only hold data; other modules of Python have classes that act.
+_DATA_MODULES = ("argparse", "collections")
 
 Node = Any
 """A plain value, a tensor, or a dict that names its ``kind``."""
@@ -135,6 +138,8 @@ class Capture:
         node = self.node(value, where)
         if type(node) is dict and node["kind"] == "object":
             _findable(value, where)  # a resumed script's container may be empty
+            if (problem := why_not_made(type(value))) is not None:
+                raise UnstorableError(where, f"its class {type(value).__qualname__} {problem}")
         return node
 
     def _attributes(self, value: Any, where: str) -> dict[str, Node]:
@@ -164,6 +169,21 @@ def _is_plain_class(kind: type) -> bool:
     has_slots = any(isinstance(member, MemberDescriptorType) for member in members)
     has_dict = kind.__dictoffset__ != 0
     return has_dict and kind.__basicsize__ == _Plain.__basicsize__ and not has_slots
+
+
+def why_not_made(kind: type) -> str | None:
+    """Return why no object of this class is made for what a checkpoint names; None if one is.
+
+    A checkpoint may be a colleague's, and its attributes with the right class delete any file.
+    """
+    module = kind.__module__.partition(".")[0]
+    if not _is_plain_class(kind):
+        return "has state besides its attributes"
+    if hasattr(kind, "__del__"):
+        return "acts when an object of it goes"
+    if module in sys.stdlib_module_names and module not in _DATA_MODULES:
+        return "is one of Python's own"
+    return None
 
 
 def _findable(value: Any, where: str) -> str:

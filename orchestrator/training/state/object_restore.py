@@ -1,13 +1,20 @@
 """Puts what object_capture.py has captured back into the objects of a resumed script."""
 
+import enum
 from collections import deque
 from typing import Any, cast
 
 import torch
 
 from orchestrator.training.state import arrays, generators
-from orchestrator.training.state.columns import class_by_name, unpack
-from orchestrator.training.state.object_capture import BUILT_IN, LEAVES, Node, class_of_container
+from orchestrator.training.state.columns import class_by_name, named_tuple_by_name, unpack
+from orchestrator.training.state.object_capture import (
+    BUILT_IN,
+    LEAVES,
+    Node,
+    class_of_container,
+    why_not_made,
+)
 
 _MISSING = object()
 
@@ -32,9 +39,9 @@ class Restore:
             case "again":
                 return self._met[node["number"]]
             case "enum":
-                return class_by_name(node["class"])[node["name"]]
+                return _enum(node["class"])[node["name"]]
             case "flag":
-                return class_by_name(node["class"])(node["value"])
+                return _enum(node["class"])(node["value"])
             case "code":
                 return self._existing(live, where)
             case "scalar":
@@ -66,7 +73,11 @@ class Restore:
     def _tuple(self, node: Node, live: Any, where: str) -> Any:
         there = live if isinstance(live, tuple) else ()
         items = self._values(node, list(there), where)
-        return tuple(items) if node["class"] is None else class_by_name(node["class"])._make(items)
+        return (
+            tuple(items)
+            if node["class"] is None
+            else named_tuple_by_name(node["class"])._make(items)
+        )
 
     def _container(self, node: Node, live: Any, where: str) -> Any:
         if is_of_another_class(node, live):
@@ -97,7 +108,7 @@ class Restore:
 
     def _object(self, node: Node, live: Any, where: str) -> Any:
         if is_of_another_class(node, live):
-            live = object.__new__(class_by_name(node["class"]))
+            live = _new_object(class_by_name(node["class"]), where)
         self._meet(live)
         self._put_attributes(node, live, where)
         return live
@@ -114,6 +125,19 @@ def is_of_another_class(node: Node, live: Any) -> bool:
         return False
     here = class_of_container(live)
     return bool(here.rpartition(":")[2] != node["class"].rpartition(":")[2])
+
+
+def _enum(name: str) -> type[enum.Enum]:
+    kind = class_by_name(name)
+    if not issubclass(kind, enum.Enum):
+        raise ValueError(f"{name.replace(':', '.')} is no enum")
+    return cast(type[enum.Enum], kind)
+
+
+def _new_object(kind: type, where: str) -> Any:
+    if (problem := why_not_made(kind)) is not None:
+        raise ValueError(f"{where} is not there, and a {kind.__qualname__} {problem}")
+    return object.__new__(kind)
 
 
 def _new_container(node: Node, where: str) -> Any:

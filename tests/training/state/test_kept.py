@@ -1,8 +1,10 @@
 """Objects without a state_dict: what they hold is captured, and put back in place."""
 
+import argparse
 import collections
 import copy
 import enum
+import gc
 import pathlib
 import random
 import re
@@ -415,3 +417,73 @@ def test_class_that_has_moved_is_still_the_same() -> None:
     state["__kept__"]["class"] = "another.module:Space"
     Kept("two", two).load_state_dict(state)
     assert two.sample() == one.sample()
+
+
+class Finalized:
+    """Deletes the file that an attribute names, as a class of a library may."""
+
+    path: str | None = None
+
+    def __del__(self) -> None:
+        if self.path is not None:
+            pathlib.Path(self.path).rmdir()
+
+
+HOSTILE_CLASSES: dict[str, dict[str, Any]] = {
+    "tempfile:_TemporaryFileCloser": {"file": 5, "name": "PATH", "delete": True},
+    "numpy.lib._datasource:DataSource": {"_istmpdest": True, "_destpath": "PATH"},
+    f"{__name__}:Finalized": {"path": "PATH"},
+    "threading:Thread": {"_target": None},
+    "collections:deque": {},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_CLASSES)
+@pytest.mark.parametrize("place", ["attribute", "item", "another class"])
+def test_checkpoint_makes_no_object_that_acts(
+    tmp_path: pathlib.Path, name: str, place: str
+) -> None:
+    """A class that a checkpoint names is not made if it acts by itself, or is Python's own."""
+    victim = tmp_path / "precious"
+    victim.mkdir()
+    attributes = {
+        key: str(victim) if value == "PATH" else value
+        for key, value in HOSTILE_CLASSES[name].items()
+    }
+    planted = {"kind": "object", "class": name, "attributes": attributes}
+    live: Any = [] if place == "item" else Space()
+    state = stored(Kept("saved", [0] if place == "item" else Space()))
+    if place == "item":
+        state["__kept__"]["items"] = [planted]
+    else:
+        live.there = Space()
+        state["__kept__"]["attributes"]["there" if place == "another class" else "new"] = planted
+    with pytest.raises(ValueError, match="is not there"):
+        Kept("live", live).load_state_dict(state)
+    gc.collect()
+    assert victim.exists()
+
+
+def test_checkpoint_names_enums_and_named_tuples_only_as_such() -> None:
+    """Where a checkpoint says that a class is an enum or a named tuple, it must be one."""
+    for planted in (
+        {"kind": "enum", "class": f"{__name__}:Space", "name": "x"},
+        {"kind": "tuple", "class": f"{__name__}:Space", "items": []},
+    ):
+        state = stored(Kept("saved", [0]))
+        state["__kept__"]["items"] = [planted]
+        with pytest.raises(ValueError, match="is no "):
+            Kept("live", []).load_state_dict(state)
+
+
+def test_object_that_acts_is_not_stored_in_a_container() -> None:
+    """What a resume would refuse to make is refused when it is kept."""
+    with pytest.raises(ConfigError, match="acts when an object of it goes"):
+        Kept("memory", [Finalized()])
+
+
+def test_data_of_argparse_is_made() -> None:
+    """A namespace of arguments, which only holds data, comes back into an empty list."""
+    memory: list[Any] = []
+    Kept("memory", memory).load_state_dict(stored(Kept("saved", [argparse.Namespace(lr=0.5)])))
+    assert memory == [argparse.Namespace(lr=0.5)]

@@ -1,0 +1,91 @@
+"""Who may write to a run directory names no process that a start of the run ends."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.orphans import OrphanEnding
+from orchestrator.rundir.paths import RunDir
+from orchestrator.system import process_tree
+from tests.support import wait_until
+
+# Takes a lock and leaves it to a child, as daemons do: the process that has taken it is dead.
+DAEMON = """
+import fcntl, os, sys, time
+file = open(sys.argv[1], 'w')
+fcntl.flock(file, fcntl.LOCK_EX)
+if os.fork():
+    os._exit(0)
+os.setsid()
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+@dataclass(frozen=True)
+class ReplacingEnding(OrphanEnding):
+    """Ends orphans after a colleague has put a link in the place of the lock."""
+
+    lock: Path
+    elsewhere: Path
+    held: int
+
+    def end(self, owner: int, lock_file: Any) -> None:
+        self.lock.rename(self.lock.with_name("before"))
+        self.lock.symlink_to(self.elsewhere)
+        os.close(self.held)
+        super().end(owner, lock_file)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """A daemon of this user, and the process that has taken its lock and is dead."""
+    words = [sys.executable, "-c", DAEMON, str(tmp_path / "precious")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as taker:
+        assert taker.stdout is not None
+        pid = int(taker.stdout.readline())
+        taker.wait()
+    yield pid, taker.pid
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_start_ends_no_process_of_another_lock(tmp_path: Path, daemon: tuple[int, int]) -> None:
+    """A link in the place of the lock does not make a start end who holds the lock it leads to."""
+    pid, taker = daemon
+    run = RunDir(tmp_path / "run")
+    run.create()
+    note = {"pid": taker, "host": socket.gethostname()}
+    run.lock_file.write_text(json.dumps(note))
+    held = os.open(run.lock_file, os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    ending = ReplacingEnding(0.5, signal.SIGTERM, run.lock_file, tmp_path / "precious", held)
+    RunLock(run, ending).close()
+    assert not process_tree.has_ended(pid)
+
+
+def test_start_ends_what_holds_its_own_lock(tmp_path: Path) -> None:
+    """What has inherited the lock from a dead process is ended, as the note says."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    words = [sys.executable, "-c", DAEMON, str(run.lock_file)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as taker:
+        assert taker.stdout is not None
+        pid = int(taker.stdout.readline())
+        taker.wait()
+    run.lock_file.write_text(json.dumps({"pid": taker.pid, "host": socket.gethostname()}))
+    RunLock(run, OrphanEnding(5.0, signal.SIGTERM)).close()
+
+    wait_until(lambda: process_tree.has_ended(pid), "the end of the daemon")
