@@ -7,6 +7,7 @@ undisturbed run, and no process and no file may be left.
 """
 
 import argparse
+import itertools
 import random
 import shlex
 import sys
@@ -102,11 +103,11 @@ def kill(
     """Kill runs of a subject until there were enough kills, and return the phases they hit."""
     undisturbed = KilledRun(subject, root / "undisturbed", chance)
     undisturbed.kill(0)
-    phases, is_long = Counter[Phase](), False
-    while (left := count - phases.total()) > 0:
-        name = f"after-{phases.total()}"
-        if is_long := not is_long:
-            name = name.ljust(LONG, "-")
+    phases = Counter[Phase]()
+    for number in itertools.count():
+        if (left := count - phases.total()) <= 0:
+            break
+        name = f"run-{number}".ljust(LONG if number % 2 else 0, "-")
         run = KilledRun(subject, root / name, chance)
         try:
             run.kill(min(left, KILLS_PER_RUN))
