@@ -166,8 +166,10 @@ ROOTS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-def sorted_by_repr(values: set[Any]) -> list[Any]:
-    return sorted(values, key=repr)
+def in_order(container: Any) -> Any:
+    if isinstance(container, set):
+        return sorted(container, key=repr)
+    return container if isinstance(container, dict) else list(container)
 
 
 @pytest.mark.parametrize("name", ROOTS)
