@@ -181,10 +181,7 @@ def test_container_and_array_are_filled_in_place(name: str) -> None:
         assert bits(empty) == bits(full)
     else:
         assert type(empty) is type(full)
-        as_list = (
-            dict if isinstance(full, dict) else sorted_by_repr if isinstance(full, set) else list
-        )
-        assert bits(as_list(empty)) == bits(as_list(full))
+        assert bits(in_order(empty)) == bits(in_order(full))
 
 
 def test_arrays_are_not_copied() -> None:
