@@ -128,7 +128,7 @@ def test_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> No
     framework = Framework(tmp_path)
 
     def fill() -> None:
-        framework.store.disk.make_directory = lambda path: full_disk()  # type: ignore[method-assign]
+        framework.store.disk.make_directory = lambda path, **_: full_disk()  # type: ignore[method-assign]
 
     def empty() -> None:
         del framework.store.disk.make_directory  # type: ignore[method-assign]
