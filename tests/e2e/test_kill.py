@@ -117,10 +117,10 @@ def test_same_command_after_any_kill_of_the_supervisor(
     tmp_path: Path, warm_server: Path, request: pytest.FixtureRequest
 ) -> None:
     """After SIGKILLs from the first millisecond on, the same command at once ends with 0."""
-    arguments = ("--epochs", "60", "--step-seconds", "0.01", "--ballast", "2000000")
+    arguments = ("--epochs", "40", "--step-seconds", "0.01", "--ballast", "2000000")
     subject = Subject(
         [*forked_by(warm_server), str(TRAIN), *arguments, "--result", "result.pt"],
-        last_words="epoch 59 done",
+        last_words="epoch 39 done",
         options=("--every", "3steps", "--keep", "2", "--grace", "5s"),
         cold_share=0.2,
     )
