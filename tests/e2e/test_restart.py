@@ -76,7 +76,13 @@ def test_failures_before_the_session_demote_no_checkpoint(
     assert not run.run.quarantine.exists()
 
 
-KILL_SELF = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+# The first step's checkpoint is written beside the training; later ones would be progress.
+KILL_SELF = """
+import glob, os, signal, time
+while not glob.glob(os.environ["ORCHESTRATOR_RUN_DIR"] + "/checkpoints/step-*"):
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_failures_without_progress_are_counted_over_supervisors(supervise: Start) -> None:
