@@ -129,7 +129,8 @@ def alive(servers: list[int]) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.survival.supervisors")
-    parser.add_argument("--only", action="append", metavar="NAME")
+    names = tuple(subjects(Path()))
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME")
     parser.add_argument("--kills", type=int, help="instead of each subject's number")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
