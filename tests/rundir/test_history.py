@@ -18,13 +18,6 @@ from tests.rundir.support import history_of
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
-
-
-@pytest.fixture
 def indexed_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write the index whenever anything was read."""
     monkeypatch.setattr(history_index, "INDEX_EVERY_BYTES", 1)

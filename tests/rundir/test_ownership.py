@@ -17,13 +17,6 @@ OTHER_GROUP = 54321
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
-
-
-@pytest.fixture
 def public_directory() -> Iterator[Path]:
     """A directory that other users may read; pytest's own are private."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:

@@ -45,13 +45,6 @@ RunLock(RunDir(Path(sys.argv[1])))
 """
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
-
-
 # --- the directory -------------------------------------------------------------------------------
 
 

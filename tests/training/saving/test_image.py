@@ -2,7 +2,6 @@
 
 import io
 import warnings
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +11,6 @@ from hypothesis import HealthCheck, given, settings
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.errors import UnstorableError
-from orchestrator.ipc.control_page import ControlPage
-from orchestrator.snapshot.slots import Slots
 from orchestrator.training.saving.image import (
     InexpressibleError,
     Layout,
@@ -24,16 +21,6 @@ from orchestrator.training.saving.image import (
 from orchestrator.training.saving.snapshotter import SnapshotContent, Snapshotter
 from tests.training.saving.support import assert_same, bytes_of, loaded, sharing, states
 from tests.training.support import draft_of, result_of
-
-
-@pytest.fixture
-def snapshotter() -> Iterator[Snapshotter]:
-    page, _ = ControlPage.create()
-    slots = Slots.create(page)
-    taker = Snapshotter(slots)
-    yield taker
-    taker.close()
-    slots.close()
 
 
 def image_of(snapshotter: Snapshotter, state: Any) -> bytes:

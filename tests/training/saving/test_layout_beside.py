@@ -5,15 +5,13 @@ import signal
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.ipc.control_page import ControlPage
-from orchestrator.snapshot.slots import Slots
 from orchestrator.training import Session, TrainingStopped
 from orchestrator.training.saving.image import InexpressibleError
 from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent, Snapshotter
@@ -74,16 +72,6 @@ class Script:
     def freeze_and_add_group(self) -> None:
         self.model[0].requires_grad_(False)
         self.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(9))]})
-
-
-@pytest.fixture
-def snapshotter() -> Iterator[Snapshotter]:
-    page, _ = ControlPage.create()
-    slots = Slots.create(page)
-    taker = Snapshotter(slots)
-    yield taker
-    taker.close()
-    slots.close()
 
 
 def content_of(state: Any, step: int = 1) -> SnapshotContent:
