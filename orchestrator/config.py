@@ -4,11 +4,8 @@ The command line wins over the environment, and that over orchestrator.toml or p
 three give text, which is parsed here: a bad value is refused in the same words wherever it stands.
 """
 
-import os
 import re
 import signal
-import stat
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,14 +21,11 @@ from orchestrator.checkpoint.retention import (
     BestPolicy,
     RetentionPolicy,
 )
+from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.ownership import stranger_behind
 from orchestrator.system.units import DURATION, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
-CONFIG_FILE = "orchestrator.toml"
-PROJECT_FILE = "pyproject.toml"
-MAXIMUM_FILE_BYTES = 1 << 20
 
 # The supervisor checks the heartbeat once a second.
 LEAST_HANG_SECONDS = 2.0
@@ -355,18 +349,19 @@ def _given(
     options: Mapping[str, str | None], environment: Mapping[str, str], directory: Path
 ) -> dict[str, tuple[str, str]]:
     """Return the source and the text of each setting that is given anywhere."""
-    file_values, file_name = _read_file(directory)
+    names = [setting.name for setting in fields(Config)]
+    file_values, file_name = read_config_file(directory, names, REPEATED)
     given = {}
-    for setting in fields(Config):
-        variable = ENVIRONMENT_PREFIX + setting.name.upper()
+    for name in names:
+        variable = ENVIRONMENT_PREFIX + name.upper()
         candidates = (
-            ("--" + setting.name.replace("_", "-"), options.get(setting.name)),
+            ("--" + name.replace("_", "-"), options.get(name)),
             (variable, environment.get(variable)),
-            (f"{setting.name} in {file_name}", file_values.get(setting.name)),
+            (f"{name} in {file_name}", file_values.get(name)),
         )
         for source, text in candidates:
             if text is not None:
-                given[setting.name] = (source, text)
+                given[name] = (source, text)
                 break
     return given
 
@@ -403,66 +398,3 @@ def option_words(options: Mapping[str, str | None]) -> list[str]:
             values = text.split("\n") if name in REPEATED else [text]
             words += [word for value in values for word in (f"--{option}", value)]
     return words
-
-
-def _read_file(directory: Path) -> tuple[dict[str, str], str]:
-    """Return the settings in orchestrator.toml, or in pyproject.toml, and the file's name."""
-    for name, table in ((CONFIG_FILE, ()), (PROJECT_FILE, ("tool", "orchestrator"))):
-        path = directory / name
-        try:
-            text, stranger = _read_text(path)
-            content: Any = tomllib.loads(text)
-        except FileNotFoundError:
-            continue
-        except RecursionError:
-            raise ConfigError(f"cannot read {path}: it is nested too deeply") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from None
-        for key in table:
-            content = content.get(key, {}) if isinstance(content, dict) else {}
-        if not content:
-            continue
-        if stranger is not None:
-            raise ConfigError(
-                f"cannot use {path}: it may be written by {stranger}, and its settings run "
-                f"commands as you; read it, and make it yours (`cp {name} own.toml && mv own.toml "
-                f"{name}`), or start in another directory"
-            )
-        if not isinstance(content, dict):
-            raise ConfigError(f"cannot use {path}: {'.'.join(table)} is not a table")
-        known = {setting.name for setting in fields(Config)}
-        values = {str(key).replace("-", "_"): _text(value) for key, value in content.items()}
-        for key, value in content.items():
-            texts = value if key in REPEATED and isinstance(value, list) else [value]
-            # Another list, or a table, cannot be written on the command line.
-            if not texts or not all(isinstance(text, str | int | float) for text in texts):
-                raise ConfigError(f"cannot use {key} in {name} = {value}: write a text or a number")
-        if unknown := sorted(values.keys() - known):
-            raise ConfigError(
-                f"cannot use {path}: it sets {', '.join(unknown)}, "
-                f"which is not a setting; the settings are {', '.join(sorted(known))}"
-            )
-        return values, name
-    return {}, CONFIG_FILE
-
-
-def _read_text(path: Path) -> tuple[str, str | None]:
-    """Return the content of a file, and who else may have written it. Raises OSError, ValueError.
-
-    Anybody may put a file into a directory such as /tmp, a FIFO too.
-    """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("it is not a regular file")
-        content = file.read(MAXIMUM_FILE_BYTES + 1)
-    if len(content) > MAXIMUM_FILE_BYTES:
-        raise ValueError(f"it has more than {MAXIMUM_FILE_BYTES} bytes")
-    return content.decode(), stranger_behind(path, facts)
-
-
-def _text(value: object) -> str:
-    """Return a value of a TOML file as it is written on the command line."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

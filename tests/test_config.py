@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
 from orchestrator.cli.parser import parse
-from orchestrator.config import MAXIMUM_FILE_BYTES, Config, Every, option_words
+from orchestrator.config import Config, Every, option_words
+from orchestrator.config_file import MAXIMUM_FILE_BYTES
 from orchestrator.errors import ConfigError
 from orchestrator.system.units import parse_duration
 from tests.support import NOBODY

@@ -20,7 +20,7 @@ LAYERS = {
         {"system"},
         {"terminal", "ipc", "rundir"},
         {"checkpoint"},
-        {"snapshot", "adopt", "telemetry"},
+        {"snapshot", "adopt", "telemetry", "config_file"},
         {"config"},
         {"spare", "hosts", "client"},
         {"supervisor", "training"},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import CONFIG_FILE, PROJECT_FILE
+from orchestrator.config_file import CONFIG_FILE, PROJECT_FILE
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import replace_file
 
