@@ -98,7 +98,7 @@ BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
     ),
     TRAINER: (
         *_SAVING,
-        Breakpoint("load", "orchestrator.training.state.registry:Registry.restore"),
+        Breakpoint("load", "orchestrator.training.state.registered_objects:Registry.restore"),
         Breakpoint(
             "batch", "orchestrator.training.session:Session.batches", each=True, facts=_progress
         ),

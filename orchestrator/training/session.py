@@ -27,7 +27,7 @@ from orchestrator.training.saving.saver import Saver
 from orchestrator.training.saving.session_saves import SessionSaves
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import detach
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.stop import TrainingStopped
 
 # Plain integers: the hot path looks them up at every step.

@@ -15,7 +15,7 @@ from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
