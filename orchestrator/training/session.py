@@ -269,7 +269,7 @@ class Session:
 
         EXACT means that the run continues bit for bit like one that was not interrupted.
         """
-        return self._loop_state.exactness
+        return self._loop_state.exactness.text()
 
     @property
     def run_id(self) -> str:
