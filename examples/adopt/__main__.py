@@ -15,12 +15,15 @@ import json
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from examples.adopt.page import page
 from examples.adopt.programs import Program, load, version_of
 from examples.adopt.trial import Trial
+from examples.adopt.verdict import broken_promises
 
 
 def main() -> None:
@@ -40,21 +43,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
+    broken = False
     for program in programs:
         if not args.only or program.name in args.only:
             result = attempt(program, args)
             file = args.results / f"{program.name.replace(' ', '_').replace('/', '_')}.json"
             file.write_text(json.dumps(result, indent=1))
-            print(json.dumps(result, indent=1), flush=True)
+            outcome: Any = result.get("outcome")
+            broken = broken or bool(outcome and broken_promises(program, outcome))
+            print(f"{program.name}: {_in_words(program, result)}", flush=True)
     if args.page:
         results = [json.loads(path.read_text()) for path in args.results.glob("*.json")]
         args.page.write_text(page(programs, {result["name"]: result for result in results}))
+    sys.exit(broken)
 
 
-def attempt(program: Program, args: argparse.Namespace) -> dict[str, object]:
+def _in_words(program: Program, result: dict[str, Any]) -> str:
+    if "outcome" not in result:
+        return f"not run: needs {result['not_run']}"
+    return "; ".join(broken_promises(program, result["outcome"])) or "as promised"
+
+
+def attempt(program: Program, args: argparse.Namespace) -> dict[str, Any]:
     """Try one program, and return what is known then, ready for JSON."""
     checkouts = args.checkouts.absolute()
-    known: dict[str, object] = {"name": program.name, "date": str(datetime.date.today())}
+    known: dict[str, Any] = {"name": program.name, "date": str(datetime.date.today())}
     if missing := program.missing(args.python, checkouts):
         return known | {"not_run": missing}
     known["revision"] = program.revision(args.python, checkouts)

@@ -14,7 +14,10 @@ from pathlib import Path
 def load(path: str) -> bool:
     """Load one file; return False for a kind that is not known. Raises whatever the loader does."""
     name = Path(path).name
-    if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".distcp")):
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    by_torch = name.endswith((".pt", ".pth", ".bin", ".ckpt", ".pth.tar"))
+    if by_torch or (is_zip and name.endswith((".pkl", ".pickle"))):
         import torch
 
         torch.load(path, map_location="cpu", weights_only=False)
@@ -29,6 +32,11 @@ def load(path: str) -> bool:
             broken = archive.testzip()
         if broken:
             raise ValueError(f"{broken} is damaged")
+    elif name.endswith(".h5"):
+        import h5py
+
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: None)
     elif name.endswith(".json"):
         json.loads(Path(path).read_text())
     elif name.endswith((".pkl", ".pickle")):

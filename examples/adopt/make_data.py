@@ -14,11 +14,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 SEED = 0
-WORDS = "the a model trains on small data and saves its state then it goes on from there".split()
+WORDS = [
+    "the",
+    "a",
+    "model",
+    "trains",
+    "on",
+    "small",
+    "data",
+    "and",
+    "saves",
+    "its",
+    "state",
+    "then",
+    "it",
+    "goes",
+    "on",
+    "from",
+    "there",
+]
 
 
 def tokens(directory: Path) -> None:
-    """Random tokens of 64 kinds, as nanoGPT's prepare.py writes them."""
+    """Make random tokens of 64 kinds, as nanoGPT's prepare.py writes them."""
     chance = random.Random(SEED)
     (directory / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 64}))
     for name in ("train.bin", "val.bin"):
@@ -27,23 +45,23 @@ def tokens(directory: Path) -> None:
 
 
 def mnist(directory: Path) -> None:
-    """The four files of MNIST with random digits: 6,400 to train on and 1,000 to test."""
+    """Make the four files of MNIST with random digits: 1,600 to train on and 200 to test."""
     raw = directory / "MNIST" / "raw"
     raw.mkdir(parents=True)
     chance = random.Random(SEED)
-    for part, count in (("train", 6400), ("t10k", 1000)):
+    for part, count in (("train", 1600), ("t10k", 200)):
         images = struct.pack(">IIII", 0x803, count, 28, 28) + chance.randbytes(count * 28 * 28)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(images)
         labels = struct.pack(">II", 0x801, count) + bytes(i % 10 for i in range(count))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
 
 
-def images(directory: Path) -> None:
-    """Two classes of noise in folders, for training and for validation."""
+def images(directory: Path, counts: tuple[int, int] = (32, 8)) -> None:
+    """Make two classes of noise in folders, for training and for validation."""
     from PIL import Image
 
     chance = random.Random(SEED)
-    for part, count in (("train", 32), ("val", 8)):
+    for part, count in zip(("train", "val"), counts, strict=True):
         for label in ("cats", "dogs"):
             folder = directory / part / label
             folder.mkdir(parents=True)
@@ -52,12 +70,17 @@ def images(directory: Path) -> None:
                 noise.save(folder / f"{number:03d}.jpg")
 
 
+def few_images(directory: Path) -> None:
+    """Make the same, for a program that makes the images large."""
+    images(directory, (8, 2))
+
+
 def boxes(directory: Path) -> None:
-    """Images with one box each, and the YAML file that YOLO reads."""
+    """Make images with one box each, and the YAML file that YOLO reads."""
     from PIL import Image
 
     chance = random.Random(SEED)
-    for part, count in (("train", 16), ("val", 8)):
+    for part, count in (("train", 48), ("val", 8)):
         for kind in ("images", "labels"):
             (directory / kind / part).mkdir(parents=True)
         for number in range(count):
@@ -65,12 +88,13 @@ def boxes(directory: Path) -> None:
             noise.save(directory / "images" / part / f"{number:03d}.jpg")
             label = directory / "labels" / part / f"{number:03d}.txt"
             label.write_text(f"{number % 2} 0.5 0.5 0.4 0.4\n")
+    (directory / "Arial.ttf").touch()  # YOLOv5 would download it, and draws nothing here
     text = f"path: {directory.absolute()}\ntrain: images/train\nval: images/val\n"
     (directory / "data.yaml").write_text(f"{text}names: {{0: cat, 1: dog}}\n")
 
 
 def words(directory: Path) -> None:
-    """Three files of random sentences."""
+    """Make three files of random sentences."""
     chance = random.Random(SEED)
     for name, count in (("train.txt", 2000), ("valid.txt", 200), ("test.txt", 200)):
         sentences = (" ".join(chance.choices(WORDS, k=12)) for _ in range(count))
@@ -78,7 +102,7 @@ def words(directory: Path) -> None:
 
 
 def language_model(directory: Path) -> None:
-    """A tiny GPT-2 with random weights, its tokenizer, and sentences in a JSON Lines file."""
+    """Make a tiny GPT-2 with random weights, its tokenizer, and sentences as JSON Lines."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -99,7 +123,7 @@ def language_model(directory: Path) -> None:
 
 
 def unet(directory: Path) -> None:
-    """The configuration of a small UNet, as diffusers reads it."""
+    """Make the configuration of a small UNet, as diffusers reads it."""
     blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
     shape = {"sample_size": 16, "in_channels": 3, "out_channels": 3, "layers_per_block": 1}
     widths = {"block_out_channels": [16, 32], "norm_num_groups": 8}
@@ -108,7 +132,7 @@ def unet(directory: Path) -> None:
 
 
 def clip(directory: Path) -> None:
-    """The configuration of a small CLIP, as open_clip reads it."""
+    """Make the configuration of a small CLIP, as open_clip reads it."""
     vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32}
     text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
     config = {"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}}
@@ -117,7 +141,7 @@ def clip(directory: Path) -> None:
 
 
 def glue(directory: Path) -> None:
-    """What Accelerate's examples take from the hub: a tiny BERT, pairs of sentences, a metric."""
+    """Make what Accelerate's examples take from the hub: a tiny BERT, sentences, a metric."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -136,7 +160,7 @@ def glue(directory: Path) -> None:
     chance = random.Random(SEED)
     pairs = directory / "nyu-mll" / "glue"
     pairs.mkdir(parents=True)
-    for name, count in (("train", 4000), ("validation", 64)):
+    for name, count in (("train", 16_000), ("validation", 64)):
         with (pairs / f"{name}.jsonl").open("w") as file:
             for number in range(count):
                 first, second = (" ".join(chance.choices(WORDS, k=12)) for _ in range(2))
@@ -170,6 +194,7 @@ class Accuracy(evaluate.Metric):
 KINDS: dict[str, Callable[[Path], None]] = {
     "boxes": boxes,
     "clip": clip,
+    "few-images": few_images,
     "glue": glue,
     "images": images,
     "language-model": language_model,

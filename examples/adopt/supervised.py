@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import psutil
 from orchestrator.rundir.paths import RunDir
 
 DEADLINE_SECONDS = 240.0
+BY_SAVES = "saves"
 Progress = tuple[int, int]
 T = TypeVar("T")
 
@@ -52,6 +54,7 @@ class Supervised:
             return
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
+            termios.tcsetwinsize(1, (50, 200))
             os.chdir(directory)
             os.execvpe(command[0], command, environment)
         threading.Thread(target=self._drain, daemon=True).start()
@@ -105,7 +108,16 @@ def events(run: RunDir, *kinds: str) -> list[dict[str, Any]]:
 
 
 def progress_of(run: RunDir, attempt: int, expression: str) -> Progress | None:
-    """Return the first and the last count that an attempt has printed; None if it printed none."""
+    """Return the first and the last count that an attempt has printed; None if it printed none.
+
+    ``saves`` as the expression takes the numbers in the names of the attempt's saves instead.
+    """
+    if expression == BY_SAVES:
+        saves = [
+            event for event in events(run, "checkpoint_published") if event["attempt"] == attempt
+        ]
+        names = [re.findall(r"\d+", Path(save["adopted"]).name) for save in saves]
+        return (int(names[0][-1]), int(names[-1][-1])) if names else None
     file = run.attempt(attempt).output_file
     text = file.read_text(errors="replace") if file.exists() else ""
     counts = []

@@ -13,11 +13,11 @@ import numpy as np
 class Pace(keras.callbacks.Callback):
     """Makes a batch last as long as one of a larger model."""
 
-    def on_train_batch_end(self, batch: int, logs: object = None) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         """Wait, and print the place in the training."""
         time.sleep(0.05)
 
-    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:  # noqa: ARG002
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         """Print the epoch."""
         print(f"epoch {epoch}", flush=True)
 

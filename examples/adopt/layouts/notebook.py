@@ -1,11 +1,9 @@
 #!/usr/bin/env python
-# coding: utf-8
-"""A notebook as `jupyter nbconvert --to script` writes it: two folds, the best and the last state of each."""
+"""A notebook as `jupyter nbconvert --to script` writes it: two folds, each with its last state."""
 
 # # Cross-validation
 
 # In[1]:
-
 
 import os
 import time
@@ -38,7 +36,7 @@ def train_fold(fold):
         optimizer.load_state_dict(state["optimizer"])
         start, best = state["epoch"] + 1, state["best"]
     for epoch in range(start, CFG["epochs"]):
-        for batch in range(8):
+        for _ in range(8):
             rows = torch.randperm(512)[:64]
             loss = nn.functional.binary_cross_entropy_with_logits(model(x[rows]), y[rows])
             optimizer.zero_grad()
