@@ -76,7 +76,15 @@ class Outcome:
 class Trial:
     """A program's working directory, and the run in it."""
 
-    def __init__(self, program: Program, python: str, checkouts: Path, directory: Path) -> None:
+    def __init__(
+        self,
+        program: Program,
+        python: str,
+        checkouts: Path,
+        directory: Path,
+        most_pause_seconds: float = 2.0,
+    ) -> None:
+        """A fault comes up to ``most_pause_seconds`` after the saves that are waited for."""
         self._program = program
         self._python = python
         self._checkouts = checkouts
@@ -90,6 +98,7 @@ class Trial:
             "HOME": str(directory / "home"),
             **self._filled(program.environment or {}),
         }
+        self._most_pause_seconds = most_pause_seconds
         self._supervisor: Supervised | None = None
         self.outcome = Outcome()
 
@@ -191,7 +200,7 @@ class Trial:
         wait_for(ready, f"{LEAST_SAVES} saves of attempt {attempt}")
         assert self._supervisor is not None
         if self._supervisor.alive():
-            time.sleep(chance.uniform(0, 2))
+            time.sleep(chance.uniform(0, self._most_pause_seconds))
         return attempt if self._supervisor.alive() else None
 
     def _began(self) -> bool:
