@@ -50,7 +50,12 @@ def outcome(**changes: Any) -> dict[str, Any]:
     facts = {"last": 12, "first": 10, "offered": True, "status": None, "problem": ""}
     kept = {
         "faults": [{"name": name, **facts} for name in FAULTS],
-        **{"beginning": 1, "end": 40, "status": 0, "torn": [], "verified": True, "left": 0},
+        "beginning": 1,
+        "end": 40,
+        "status": 0,
+        "torn": [],
+        "verified": True,
+        "left": 0,
         "problem": "",
     }
     return kept | changes

@@ -1,6 +1,5 @@
 """Puts one program through kills and stops under ``orchestrator run --adopt``."""
 
-import glob
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 
 from examples.adopt.programs import HERE, Program
+from examples.adopt.saves_on_disk import SavesOnDisk
 from examples.adopt.supervised import (
     DEADLINE_SECONDS,
     Supervised,
@@ -27,8 +27,6 @@ from examples.adopt.supervised import (
     progress_of,
     wait_for,
 )
-from orchestrator.adopt.recipes import preset
-from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.rundir.paths import RunDir
 
 FAULTS = ("kill", "kill in a save", "SIGTERM", "Ctrl-C", "supervisor killed")
@@ -84,7 +82,7 @@ class Trial:
         directory: Path,
         most_pause_seconds: float = 2.0,
     ) -> None:
-        """A fault comes up to ``most_pause_seconds`` after the saves that are waited for."""
+        """Prepare a trial whose faults come up to ``most_pause_seconds`` after the second save."""
         self._program = program
         self._python = python
         self._checkouts = checkouts
@@ -99,6 +97,8 @@ class Trial:
             **self._filled(program.environment or {}),
         }
         self._most_pause_seconds = most_pause_seconds
+        command = program.words(program.command, python, checkouts)
+        self._saves = SavesOnDisk(self._directory, program.adopt, command)
         self._supervisor: Supervised | None = None
         self.outcome = Outcome()
 
@@ -210,37 +210,11 @@ class Trial:
     def _trainer(self) -> psutil.Process:
         return psutil.Process(int(events(self.run, "attempt_started")[-1]["pid"]))
 
-    def _patterns(self) -> list[str]:
-        """Return the patterns that the program's --adopt stands for."""
-        command = self._program.words(self._program.command, self._python, self._checkouts)
-        patterns = []
-        for text in self._program.adopt:
-            known = preset(text, command)
-            parsed = UnitPattern.parse(known.pattern if known else text)
-            patterns += [pattern.text for pattern in parsed.patterns]
-        return patterns
-
-    def _saved(self) -> dict[str, tuple[int, int]]:
-        """Return the size and time of what the patterns match, and of temporary files beside it."""
-        found = {}
-        for pattern in self._patterns():
-            whole = self._directory / pattern
-            beside = glob.glob(f"{whole.parent}/*tmp*") + glob.glob(f"{whole.parent}/*temp*")
-            for match in [*glob.glob(str(whole)), *beside]:
-                inside = [str(path) for path in Path(match).rglob("*")]
-                for path in [match, *inside]:
-                    try:
-                        status = os.stat(path)
-                    except OSError:
-                        continue
-                    found[path] = (status.st_size, status.st_mtime_ns)
-        return found
-
     def _wait_for_a_save(self) -> None:
         """Return as soon as a file of a save changes; it is then mostly under way."""
-        before = self._saved()
+        before = self._saves.look()
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while self._program.saves_at_all and self._saved() == before:
+        while self._program.saves_at_all and self._saves.look() == before:
             if time.monotonic() > deadline:
                 raise TooLateError("no save could be seen under way")
             time.sleep(SAVE_POLL_SECONDS)
@@ -295,7 +269,7 @@ class Trial:
         )
         loaded = subprocess.run(
             [self._python, str(HERE / "load_saved.py")],
-            input="\0".join(self._saved_files()),
+            input="\0".join(self._files_to_load()),
             cwd=self._directory,
             env=self._environment | {"PYTHONPATH": str(self._directory)},
             capture_output=True,
@@ -307,9 +281,9 @@ class Trial:
         outcome.loaded = found.get("loaded", 0)
         outcome.torn = found.get("torn", [found.get("error", "")])
 
-    def _saved_files(self) -> list[str]:
-        """Return the files that the patterns match, and the copies that the run has of them."""
-        files = [path for path in self._saved() if Path(path).is_file()]
+    def _files_to_load(self) -> list[str]:
+        """Return the files of all saves, and the copies that the run has of them."""
+        files = [path for path in self._saves.look() if Path(path).is_file()]
         copies = [str(path) for path in self.run.checkpoints.glob("step-*/content/**/*")]
         return sorted({*files, *(path for path in copies if Path(path).is_file())})
 

@@ -10,13 +10,12 @@ from examples.adopt.trial import FAULTS, Trial
 from examples.adopt.verdict import broken_promises
 
 SCRIPT = """
-import json, time
+import json, sys, time
 from pathlib import Path
 
 out = Path("out")
 out.mkdir(exist_ok=True)
-steps = [int(path.stem.removeprefix("step-")) for path in out.glob("step-*.json")]
-step = max(steps, default=0)
+step = json.loads(Path(sys.argv[1]).read_text())["step"] if sys.argv[1:] else 0
 while step < 250:
     step += 1
     print("step", step, flush=True)
@@ -34,6 +33,7 @@ PLAIN = Program(
     checkout="plain",
     command="{python} train.py",
     adopt=("out/step-*.json",),
+    resume_arg="{path}",
     progress=r"step (\d+)",
     unit="steps",
     promise="continues",

@@ -15,7 +15,7 @@ class Pace(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         """Wait, and print the place in the training."""
-        time.sleep(0.05)
+        time.sleep(0.08)
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         """Print the epoch."""
@@ -39,7 +39,7 @@ def main() -> None:
         keras.callbacks.ModelCheckpoint("out/model_{epoch:03d}.keras"),
         Pace(),
     ]
-    model.fit(x, y, batch_size=32, epochs=args.epochs, callbacks=callbacks, verbose=0)
+    model.fit(x, y, batch_size=16, epochs=args.epochs, callbacks=callbacks, verbose=0)
     print("done")
 
 
