@@ -31,7 +31,8 @@ FAULTS_HEAD = f"""
 ## What happened
 
 A cell has the last count before the fault and the first one after it: what lies between was done
-again. The counts are what the program prints. A status is the supervisor's, as a shell shows it.
+again. The counts are what the program prints; where that is only a progress bar, the last save
+before the fault and the first one after it. A status is the supervisor's, as a shell shows it.
 
 | program | counts | {" | ".join(FAULTS)} | end |
 |---|---|{"---|" * len(FAULTS)}---|

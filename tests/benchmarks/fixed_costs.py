@@ -84,43 +84,68 @@ def idle_supervisor(root: Path) -> list[Figure]:
 
 
 def watching_foreign_files(root: Path) -> list[Figure]:
-    """Measure the share of a core while adopt mode watches a directory of many other files."""
+    """Measure the share of a core that adopt mode adds where a directory has many other files.
+
+    The supervisors run at the same time, so that other load is the same for all of them.
+    """
+    empty = _Adopting(root / "empty", [])
+    foreign = _Adopting(root / "foreign", _names("sample_{}.png"))
+    matching = _Adopting(root / "matching", _names("checkpoint-0{}.json"))
+    watching = (empty, foreign, matching)
+    try:
+        for one in watching:
+            one.save_twice()
+        time.sleep(SETTLING_SECONDS)
+        before = [one.cpu_seconds() for one in watching]
+        time.sleep(WATCHING_SECONDS)
+        used = [one.cpu_seconds() - was for one, was in zip(watching, before, strict=True)]
+    finally:
+        for one in watching:
+            stop(one.supervisor)
+    floor, *shares = (seconds / WATCHING_SECONDS * 100 for seconds in used)
+    added = [share - floor for share in shares]
     return [
-        _watching(
-            root / "foreign", f"adopt mode, {FOREIGN_FILES} foreign files", "sample_{}.png", 0.1
-        ),
-        _watching(root / "matching", "adopt mode, as many that match", "checkpoint-0{}.json", 0.5),
+        Figure("adopt mode, idle", "% of a core", floor, 0.0, "nothing", 0.5),
+        Figure(f"{FOREIGN_FILES} foreign files add", "% of a core", added[0], 0.0, "nothing", 0.1),
+        Figure("as many that match add", "% of a core", added[1], 0.0, "nothing", 0.5),
     ]
 
 
-def _watching(root: Path, label: str, name: str, target: float) -> Figure:
-    out = root / "out"
-    out.mkdir(parents=True)
-    for number in range(FOREIGN_FILES):
-        (out / name.format(number)).touch()
-    command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root / "run")]
-    supervisor = subprocess.Popen(
-        [*command, "--adopt", f"{out}/checkpoint-*.json", "--", "sleep", "600"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        # The second one is of the script, as in a run that trains.
+def _names(template: str) -> list[str]:
+    return [template.format(number) for number in range(FOREIGN_FILES)]
+
+
+class _Adopting:
+    """A supervisor that adopts what is saved in a directory with these files."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self._out, self._run = root / "out", root / "run"
+        self._out.mkdir(parents=True)
+        for name in names:
+            (self._out / name).touch()
+        command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(self._run)]
+        self.supervisor = subprocess.Popen(
+            [*command, "--adopt", f"{self._out}/checkpoint-*.json", "--", "sleep", "600"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def save_twice(self) -> None:
+        """Save two checkpoints; the second one is of the script, as in a run that trains."""
         for count in (1, 2):
-            (out / f"checkpoint-{FOREIGN_FILES + count}.json").write_text("{}")
-            wait_for_checkpoint(root / "run", count)
-        time.sleep(SETTLING_SECONDS)
-        share = share_of_a_core(psutil.Process(supervisor.pid), WATCHING_SECONDS)
-    finally:
-        stop(supervisor)
-    return Figure(label, "% of a core", share, 0.0, "nothing", target)
+            (self._out / f"checkpoint-{FOREIGN_FILES + count}.json").write_text("{}")
+            wait_for_checkpoint(self._run, count)
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of the supervisor so far."""
+        return sum(psutil.Process(self.supervisor.pid).cpu_times()[:2])
 
 
-def share_of_a_core(process: psutil.Process, seconds: float = IDLE_SECONDS) -> float:
+def share_of_a_core(process: psutil.Process) -> float:
     """Return the percentage of a core that a process uses during the next seconds."""
     before = sum(process.cpu_times()[:2])
-    time.sleep(seconds)
-    share: float = (sum(process.cpu_times()[:2]) - before) / seconds * 100
+    time.sleep(IDLE_SECONDS)
+    share: float = (sum(process.cpu_times()[:2]) - before) / IDLE_SECONDS * 100
     return share
 
 
