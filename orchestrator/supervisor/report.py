@@ -77,10 +77,13 @@ def log_completion(verdict: Verdict) -> None:
     log.warning(verdict.diagnosis.cause, details=details, **facts)
 
 
-def stop_of(verdict: Verdict, newest: Checkpoint | None) -> Stop:
-    """Return how a stop during an attempt ended."""
+def stop_of(verdict: Verdict, newest: Checkpoint | None, *, begins_anew: bool) -> Stop:
+    """Return how a stop during an attempt ended; a script may begin anew at each start."""
+    is_saved = verdict.diagnosis.status is ExitStatus.STOPPED_SAVED
+    if begins_anew and not is_saved:
+        newest = None
     return Stop(
-        is_saved=verdict.diagnosis.status is ExitStatus.STOPPED_SAVED,
+        is_saved=is_saved,
         step=newest.manifest.step if newest else None,
         path=str(newest.shown_path) if newest else None,
         lost_steps=verdict.lost_steps,
