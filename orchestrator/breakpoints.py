@@ -38,7 +38,7 @@ def _progress(session: Any) -> dict[str, Any]:
 
 
 def _pid_of(attempt: Any) -> dict[str, Any]:
-    return {"trainer": attempt.process.pid}
+    return {"trainer": attempt.main.process.pid}
 
 
 def _always(*arguments: Any) -> bool:

@@ -1,6 +1,5 @@
 """A session's first message: it is welcomed with what it needs, or refused with the reason."""
 
-import time
 from dataclasses import asdict
 
 from orchestrator.checkpoint.store import Store
@@ -58,15 +57,13 @@ class SessionOpening:
             return
         elif is_over:
             peer.send({"type": "refused", "reason": ATTEMPT_IS_OVER})
-        elif attempt.connected:
-            attempt.refused_second_session = True
-            attempt.withhold_completion()  # before the answer may end the trainer
+        elif (rank := attempt.main).connected:
+            rank.refused_second_session = True
+            attempt.withhold_completion(rank)  # before the answer may end the trainer
             _refuse(peer, attempt, SECOND_SESSION)
         else:
-            attempt.peer, attempt.connected = peer, True
-            attempt.launch_seconds = time.monotonic() - attempt.started
-            attempt.session_pid = message.get("pid")
-            peer.send(self._welcome(attempt), attempt.session_descriptors)
+            rank.open_session(peer, message.get("pid"))
+            peer.send(self._welcome(attempt), attempt.session_descriptors(rank))
             self._facts.machine.handle(Event.CONNECTED)
 
     def _welcome(self, attempt: Attempt) -> Message:
@@ -89,5 +86,5 @@ class SessionOpening:
 
 def _refuse(peer: Peer, attempt: Attempt | None, reason: str) -> None:
     if attempt is not None:
-        attempt.refusal = reason
+        attempt.refuse(reason)
     peer.send({"type": "refused", "reason": reason})

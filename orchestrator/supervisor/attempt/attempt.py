@@ -1,4 +1,4 @@
-"""One attempt at the training: its process, its control page, and what its session has reported."""
+"""One attempt at the training: its trainer processes, and what is known of all of them."""
 
 import asyncio
 import contextlib
@@ -6,20 +6,18 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.position import Position
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
+from orchestrator.ipc.control_page import Field, Phase, anonymous_file
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.activity import Silence
-from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
-from orchestrator.supervisor.attempt.output import OutputTarget, open_output
-from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
+from orchestrator.supervisor.attempt.output import OutputTarget
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.telemetry.trackers import mlflow_variables
 
@@ -58,10 +56,10 @@ class Attempt:
         snapshots: SnapshotWriteQueue,
         printed_to: OutputTarget,
     ) -> None:
-        """Prepare what a trainer needs; ``begin`` follows when it has started. Raises OSError.
+        """Prepare what the trainers need; each rank's ``begin`` follows when it has started.
 
         A session resumes from ``resume_snapshot`` where there is one: it is then newer than
-        ``resume_checkpoint``.
+        ``resume_checkpoint``. Raises OSError.
         """
         self.number = number
         self.resume_checkpoint = resume_checkpoint
@@ -73,48 +71,29 @@ class Attempt:
         self._tracking = mlflow_variables(run, os.environ)
         self.started = time.monotonic()
         self.ended: float | None = None
-        self.peer: Peer | None = None
-        """The session's connection, while it is open."""
-        self.connected = False
-        """Whether a session has ever been opened."""
-        self.launch_seconds: float | None = None
-        """How long it took from the start of the command to the session's opening."""
-        self.session_pid: int | None = None
-        self.refused_second_session = False
-        """Whether the command tried to open a second session, beside the first or after it."""
-        self.refusal: str | None = None
-        """Why a session was refused, or why it refused to continue."""
         self.adopted: AdoptedProgress | None = None
-        self.resumed = False
-        self.rejected_snapshot = False
-        """Whether the session could not load the snapshot."""
         self.silence: Silence | None = None
         """How long it has shown no sign of life; None while that is not measured."""
         self.hang: str | None = None
         """What it was doing when it was considered hung, in words."""
-        self.reported_status: int | None = None
-        """The exit status that the session has announced."""
-        self.returncode: int | None = None
-        self.metrics: dict[str, float | str] = {}
-        self.snapshot_facts: dict[str, Any] = {}
         self.over = asyncio.Event()
-        # A full disk costs the records of this attempt and not the training.
-        with contextlib.suppress(OSError):
-            self.directory.root.mkdir(parents=True, exist_ok=True)
-        self.page, self._page_descriptor = ControlPage.create()
-        self._slot_descriptors = snapshots.attach(self.page)
         self.stacks_descriptor = anonymous_file("orchestrator-stacks")
-        self.output = open_output(self.directory.output_file, printed_to)
-
-    def begin(self, process: TrainerProcess) -> None:
-        """Record that the trainer has started."""
-        self.process = process
-        self.memory_watch = MemoryWatch(process.pid)
+        self.ranks = [Rank(0, self.directory, snapshots, printed_to)]
 
     def close(self) -> None:
         """Close the descriptors that only this attempt uses, after the end of its processes."""
-        os.close(self._page_descriptor)
+        for rank in self.ranks:
+            rank.close()
         os.close(self.stacks_descriptor)
+
+    @property
+    def main(self) -> Rank:
+        """Rank 0, whose output is printed and whose metrics count."""
+        return self.ranks[0]
+
+    def rank_of(self, peer: Peer) -> Rank | None:
+        """Return the rank with this connection."""
+        return next((rank for rank in self.ranks if rank.peer is peer), None)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -127,15 +106,48 @@ class Attempt:
                 variables[RESUME_PATHS_VARIABLE] = json.dumps(paths)
         return variables
 
-    @property
-    def session_descriptors(self) -> list[int]:
-        """The descriptors that a session gets: page, snapshot memory, output, stacks."""
-        return [*self.memory_descriptors, self.output.read_descriptor, self.stacks_descriptor]
+    def session_descriptors(self, rank: Rank) -> list[int]:
+        """Return the descriptors that a session gets: page, snapshot memory, output, stacks."""
+        return [*rank.memory_descriptors, rank.output.read_descriptor, self.stacks_descriptor]
 
     @property
-    def memory_descriptors(self) -> list[int]:
-        """The control page, and the snapshot memory whose table it holds."""
-        return [self._page_descriptor, *self._slot_descriptors]
+    def has_session(self) -> bool:
+        """Whether a session is open."""
+        return any(rank.peer is not None for rank in self.ranks)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session has ever been opened."""
+        return any(rank.connected for rank in self.ranks)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a trainer is saving."""
+        return any(rank.page.phase is Phase.SAVE for rank in self.ranks)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the trainer."""
+        return self.main.page.phase
+
+    @property
+    def reported_status(self) -> int | None:
+        """The exit status that the session has announced."""
+        return self.main.reported_status
+
+    @property
+    def rejected_snapshot(self) -> bool:
+        """Whether a session could not load the snapshot."""
+        return any(rank.rejected_snapshot for rank in self.ranks)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why a session was refused, or why it refused to continue."""
+        return next((rank.refusal for rank in self.ranks if rank.refusal is not None), None)
+
+    def refuse(self, reason: str) -> None:
+        """Record why a session of the command was refused."""
+        self.main.refusal = reason
 
     @property
     def start_step(self) -> int:
@@ -146,14 +158,18 @@ class Attempt:
     def resumed_step(self) -> int | None:
         """The step from which the session has resumed, or from which an adopted script starts."""
         source = self._source
-        resumed = self.resumed or self.adopted is not None
+        resumed = self._has_resumed or self.adopted is not None
         return source.manifest.step if source and resumed else None
+
+    @property
+    def _has_resumed(self) -> bool:
+        return all(rank.resumed for rank in self.ranks)
 
     @property
     def loading(self) -> Position | None:
         """The position of the state that the session is loading; None before and after that."""
         source = self._source
-        if source is None or self.resumed or self.page.phase is not Phase.RESTORE:
+        if source is None or not any(map(_is_loading, self.ranks)):
             return None
         return source.manifest.position
 
@@ -164,7 +180,7 @@ class Attempt:
     @property
     def step(self) -> int:
         """Completed steps: as the trainer last wrote them, or as an adopted script saved them."""
-        return self.page.values[Field.STEP] if self.adopted is None else self.adopted.step
+        return self.main.step if self.adopted is None else self.adopted.step
 
     @property
     def last_step(self) -> int:
@@ -174,20 +190,24 @@ class Attempt:
     @property
     def epoch(self) -> int:
         """Completed epochs."""
-        return self.page.values[Field.EPOCH]
+        return self.main.page.values[Field.EPOCH]
 
     @property
     def lost_seconds(self) -> float | None:
         """The training time between the final snapshot and the last safe point."""
         if self.final_snapshot is None:
             return None
-        lost_ns = self.page.values[Field.HEARTBEAT_NS] - self.final_snapshot.taken_ns
+        lost_ns = self._heartbeat_ns - self.final_snapshot.taken_ns
         return max(0.0, lost_ns / 1e9)
+
+    @property
+    def _heartbeat_ns(self) -> int:
+        return max(rank.page.values[Field.HEARTBEAT_NS] for rank in self.ranks)
 
     @property
     def reached_safe_point(self) -> bool:
         """Whether the trainer has reached a safe point."""
-        return self.page.values[Field.SAFE_POINTS] > 0
+        return all(rank.reached_safe_point for rank in self.ranks)
 
     @property
     def shows_saves(self) -> bool:
@@ -199,21 +219,18 @@ class Attempt:
         """The time from the last safe point to the end."""
         if not self.reached_safe_point or self.ended is None:
             return None
-        return max(0.0, self.ended - self.page.values[Field.HEARTBEAT_NS] / 1e9)
+        return max(0.0, self.ended - self._heartbeat_ns / 1e9)
 
-    def error(self) -> dict[str, Any] | None:
-        """Return the exception in error.json; None if another process wrote it."""
-        error = self.directory.read_error()
-        if error and self.session_pid and error.get("pid", self.session_pid) != self.session_pid:
-            return None
-        return error
-
-    def withhold_completion(self) -> None:
+    def withhold_completion(self, rank: Rank) -> None:
         """Let the first of several sessions not complete the run: another training follows.
 
         The script would otherwise be complete now, and by done.json when it is run again.
         """
         with contextlib.suppress(OSError):
             self._run.done_file.unlink(missing_ok=True)
-        if self.reported_status == ExitStatus.COMPLETE:
-            self.reported_status = ExitStatus.CONFIGURATION
+        if rank.reported_status == ExitStatus.COMPLETE:
+            rank.reported_status = ExitStatus.CONFIGURATION
+
+
+def _is_loading(rank: Rank) -> bool:
+    return not rank.resumed and rank.page.phase is Phase.RESTORE

@@ -19,14 +19,15 @@ def write_exit_record(attempt: Attempt, **conclusions: Any) -> dict[str, Any]:
 
 
 def _facts(attempt: Attempt) -> dict[str, Any]:
-    returncode, loading, final = attempt.returncode, attempt.loading, attempt.final_snapshot
+    loading, final, rank = attempt.loading, attempt.final_snapshot, attempt.main
+    returncode = rank.returncode
     return {
         "attempt": attempt.number,
         "status": returncode if returncode is not None and returncode >= 0 else None,
         "signal": -returncode if returncode is not None and returncode < 0 else None,
         "step": attempt.step,
         "epoch": attempt.epoch,
-        "phase": None if attempt.adopted else attempt.page.phase.name.lower(),
+        "phase": None if attempt.adopted else attempt.phase.name.lower(),
         "reached_safe_point": attempt.reached_safe_point,
         "since_safe_point_seconds": _rounded(attempt.since_safe_point_seconds),
         "connected": attempt.shows_saves,
@@ -37,9 +38,9 @@ def _facts(attempt: Attempt) -> dict[str, Any]:
         "left_step": final.manifest.step if final else None,
         "left_epoch": final.manifest.epoch if final else None,
         "lost_seconds": _rounded(attempt.lost_seconds),
-        "peak_memory_bytes": max(attempt.process.peak_bytes, attempt.memory_watch.peak_bytes),
-        "memory_limit_bytes": attempt.memory_watch.memory_limit_bytes,
-        "output_bytes_lost": attempt.output.lost_bytes,
+        "peak_memory_bytes": max(rank.process.peak_bytes, rank.memory_watch.peak_bytes),
+        "memory_limit_bytes": rank.memory_watch.memory_limit_bytes,
+        "output_bytes_lost": rank.output.lost_bytes,
         "seconds": _rounded((attempt.ended or time.monotonic()) - attempt.started),
     }
 

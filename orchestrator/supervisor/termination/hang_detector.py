@@ -12,6 +12,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.activity import Activity, Silence
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
@@ -38,18 +39,16 @@ _ACTIVITIES = {
 }
 
 
-def sign_of(attempt: Attempt) -> Sign:
-    """Return the sign of life that the attempt shows now."""
-    page = attempt.page
-    safe_points, step = page.values[Field.SAFE_POINTS], page.values[Field.STEP]
-    activity = _ACTIVITIES[page.phase]
-    if not attempt.connected:
+def sign_of(rank: Rank) -> Sign:
+    """Return the sign of life that a trainer shows now."""
+    activity = _ACTIVITIES[rank.page.phase]
+    if not rank.connected:
         activity = Activity.LAUNCH
-    elif attempt.peer is None and activity is not Activity.DONE:
+    elif rank.peer is None and activity is not Activity.DONE:
         activity = Activity.END
-    elif activity is Activity.STEP and not safe_points:
+    elif activity is Activity.STEP and not rank.reached_safe_point:
         activity = Activity.START
-    return Sign(activity, safe_points, step)
+    return Sign(activity, rank.page.values[Field.SAFE_POINTS], rank.step)
 
 
 def _what_is_missing(silence: Silence) -> str:
@@ -79,7 +78,7 @@ class HangDetector:
     async def watch(self, attempt: Attempt) -> None:
         """Measure silences until the attempt is being ended; return when it is over."""
         if attempt.adopted is None:
-            await self._watch_signs(attempt, partial(sign_of, attempt))
+            await self._watch_signs(attempt, partial(sign_of, attempt.main))
         else:
             signs = ScriptSigns(attempt, attempt.adopted, self._timeouts, TreeWatch())
             async with beside(signs.look_at_tree()):
@@ -102,8 +101,9 @@ class HangDetector:
         """Record the stacks, ask the trainer to save in case it is only slow, then kill it."""
         self._ladder.begin_hang()
         self._timeouts.record_hang(silence.activity, silence.step)
-        tree = attempt.process.tree()
-        first = attempt.session_pid if attempt.session_pid in tree else attempt.process.pid
+        rank = attempt.main
+        tree = rank.process.tree()
+        first = rank.first_pid if rank.first_pid in tree else rank.process.pid
         seems = process_tree.describe_processes(first, tree)
         attempt.hang = f"{_what_is_missing(silence)}; {seems}"
         facts = {
