@@ -64,7 +64,7 @@ class LiveStatus:
         if attempt.shows_saves:
             status.step, status.epoch = attempt.step, attempt.epoch
         status.snapshots = self._snapshot_facts(attempt)
-        if self._snapshots.slots and (newest := self._snapshots.slots.newest_step_and_age()):
+        if (memory := self._snapshots.memory) and (newest := memory.newest_step_and_age()):
             step, age = newest
             status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
         if (silence := attempt.silence) is not None:

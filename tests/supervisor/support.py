@@ -88,7 +88,7 @@ def take_snapshot(queue: SnapshotWriteQueue, slot: int = 0) -> Snapshot:
     page, descriptor = ControlPage.create()
     os.close(descriptor)
     queue.attach(page)
-    assert queue.slots is not None
-    queue.slots.begin(slot)
-    os.pwrite(queue.slots.images[slot], b"image", 0)
-    return queue.slots.commit(slot, 5, manifest_of(7))
+    slots = queue.slots[0]
+    slots.begin(slot)
+    os.pwrite(slots.images[slot], b"image", 0)
+    return slots.commit(slot, 5, manifest_of(7))
