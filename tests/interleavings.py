@@ -28,12 +28,12 @@ class Interleaving:
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._favoured: int | None = None
-        self.waitings: list[BufferedPage] = []
+        self._buffered: list[BufferedPage] = []
 
     def buffered(self, values: "memoryview | list[int]") -> "BufferedPage":
-        """Return a page whose stores reach ``values`` later, in their order, as a processor's do."""
-        self.waitings.append(BufferedPage(self, values))
-        return self.waitings[-1]
+        """Return a page whose stores reach ``values`` later, in order, as a processor's do."""
+        self._buffered.append(BufferedPage(self, values))
+        return self._buffered[-1]
 
     def direct(self, values: "memoryview | list[int]") -> "SteppedPage":
         """Return a page each of whose loads and stores is a step."""
@@ -41,7 +41,7 @@ class Interleaving:
 
     def barrier(self) -> None:
         """Let every store reach its page, as a full barrier on all processors does."""
-        for page in self.waitings:
+        for page in self._buffered:
             page.drain()
 
     def run(self, parts: Sequence[Callable[[], Any]]) -> None:
@@ -83,8 +83,8 @@ class Interleaving:
         """End a step: give the turn to a part that chance chooses. Call it in a part only."""
         if self._ended.is_set():
             raise StoppedError
-        if self.waitings and self.chance.random() < STAY:
-            self.chance.choice(self.waitings).drain(1)
+        if self._buffered and self.chance.random() < STAY:
+            self.chance.choice(self._buffered).drain(1)
         own = self._favoured
         assert own is not None
         if self.chance.random() < STAY:

@@ -86,7 +86,7 @@ class Deciding:
     """The supervisor's side of one decision: ``begin``, a wait for a full barrier, ``decide``."""
 
     def __init__(self, pages: Sequence[Page], number: int, ahead: int) -> None:
-        """``number`` is the id, another than that of the last decision on these pages."""
+        """Prepare one; ``number`` is its id, another than that of the last on these pages."""
         self._pages = pages
         self._id = number
         self._ahead = ahead

@@ -20,6 +20,14 @@ SLOT_COUNT = 2
 
 
 @dataclass(frozen=True)
+class Image:
+    """The image in a slot: its descriptor, and its size in bytes."""
+
+    descriptor: int
+    image_bytes: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A complete image: where it is, and what it holds."""
 

@@ -66,7 +66,7 @@ class Judge:
 
     async def judge(self, attempt: Attempt) -> Verdict:
         """Return the verdict, and record it. Raises StopWantedError when a stop comes first."""
-        rank = attempt.main
+        rank = attempt.cause
         output = end_of(rank.directory.output_file)
         facts = self._facts(attempt, output)
         if attempt.final_snapshot is not None and not facts.stop_requested:
@@ -122,8 +122,9 @@ class Judge:
         )
 
     def _facts(self, attempt: Attempt, output: list[str]) -> ExitFacts:
-        rank = attempt.main
+        rank = attempt.cause
         return ExitFacts(
+            who="the trainer" if len(attempt.ranks) == 1 else f"rank {rank.number}",
             returncode=-signal.SIGKILL if rank.returncode is None else rank.returncode,
             connected=attempt.connected,
             reported=attempt.reported_status,

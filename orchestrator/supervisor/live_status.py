@@ -74,6 +74,16 @@ class LiveStatus:
         if not attempt.over.is_set():
             status.trainer_pid = attempt.main.process.pid
             self._add_risk(status, attempt)
+        if len(attempt.ranks) > 1:
+            status.ranks = [
+                {
+                    "rank": rank.number,
+                    "pid": rank.process.pid,
+                    "step": rank.step,
+                    "state": "ended" if rank.is_over else rank.page.phase.name.lower(),
+                }
+                for rank in attempt.ranks
+            ]
 
     def _add_risk(self, status: Status, attempt: Attempt) -> None:
         """Add what the death of the trainer costs, and that of the machine with its memory."""

@@ -73,14 +73,17 @@ class TrainerMessages:
         match message.get("type"):
             case "resumed":
                 rank.resumed = True
-                self._journal.write(JournalEvent.RESUMED, attempt.number, **facts)
+                self._journal_of(rank, JournalEvent.RESUMED, attempt, facts)
             case "exactness_lost":
-                self._journal.write(JournalEvent.EXACTNESS_LOST, attempt.number, **facts)
+                self._journal_of(rank, JournalEvent.EXACTNESS_LOST, attempt, facts)
             case "stop_noticed":
-                self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)
+                self._journal_of(rank, JournalEvent.STOP_NOTICED, attempt, facts)
                 # A scheduler may have signalled the trainer alone: that is a stop too.
                 if attempt.hang is None:
-                    self._ladder.on_notice(f"{facts.get('source')} to the trainer")
+                    who = f"rank {rank.number}" if rank.number else "the trainer"
+                    self._ladder.on_notice(f"{facts.get('source')} to {who}")
+            case "skipped":
+                attempt.skipped[facts.get("generation") or 0] = str(facts.get("problem"))
             case "published":
                 self._events.checkpoint_published(str(facts.get("name")), facts)
             case "save_failed":
@@ -89,7 +92,7 @@ class TrainerMessages:
                 self._handle_snapshot(rank, facts)
             case "write":
                 self._handle_write(rank, facts)
-            case "modules" if not self._facts.stop.wanted.is_set():
+            case "modules" if rank.number == 0 and not self._facts.stop.wanted.is_set():
                 if rank.launch_seconds is not None and not rank.process.from_spare:
                     self._spares.on_cold_start(rank.launch_seconds)
                 self._spares.on_trainer_modules(
@@ -104,15 +107,22 @@ class TrainerMessages:
             case "ended":
                 self._handle_ended(attempt, rank, facts.get("status"))
             case "lost":  # the session has left, or its process has ended
-                rank.peer = None
-                if rank.is_over:
+                rank.close_session()
+                if attempt.has_ended:
                     self._facts.record_exit(attempt)
 
+    def _journal_of(
+        self, rank: Rank, event: JournalEvent, attempt: Attempt, facts: dict[str, Any]
+    ) -> None:
+        which = {"rank": rank.number} if len(attempt.ranks) > 1 else {}
+        self._journal.write(event, attempt.number, **facts | which)
+
     def _handle_snapshot(self, rank: Rank, facts: dict[str, Any]) -> None:
-        rank.snapshot_facts = facts
-        interval_seconds = facts.get("interval_seconds")
-        self._snapshots.interval_seconds = interval_seconds or self._snapshots.interval_seconds
-        self._events.snapshot_taken(facts)
+        interval_seconds = facts.get("interval_seconds") or self._snapshots.interval_seconds
+        self._snapshots.interval_seconds = interval_seconds
+        rank.snapshot_facts = facts | {"interval_seconds": interval_seconds}
+        if rank.number == 0:
+            self._events.snapshot_taken(facts)
 
     def _handle_write(self, rank: Rank, facts: dict[str, Any]) -> None:
         generation = facts.get("generation")

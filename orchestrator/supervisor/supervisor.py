@@ -101,7 +101,11 @@ class Supervisor:
         parts = self._parts
         invitation = server.invitation
         environment = common_environment(
-            self._run, parts.store.run_id, server.path, invitation.text
+            self._run,
+            parts.store.run_id,
+            server.path,
+            invitation.text,
+            self._snapshots.world_size,
         )
 
         server.start(lambda path: environment.update({SOCKET_VARIABLE: path}))
@@ -191,7 +195,8 @@ class Supervisor:
         number = 1 + (self._facts.attempt_number or self._run.last_attempt())
         target = OutputTarget(parts.console.output, parts.config.log_size)
         attempt = Attempt(self._run, number, checkpoint, snapshot, self._snapshots, target)
-        parts.fdstore.store(number, *attempt.main.memory_descriptors)
+        if len(attempt.ranks) == 1:
+            parts.fdstore.store(number, *attempt.main.memory_descriptors)
         await launch(spec, attempt, self._spares)
         return attempt
 
@@ -240,12 +245,14 @@ class Supervisor:
 
     async def _supervise(self, attempt: Attempt) -> None:
         """Wait for the end of the attempt, and clean up after it."""
-        watches = (rank.memory_watch.run() for rank in attempt.ranks)
-        async with beside(*watches, self._stop_when_time_is_up()):
+        works = [rank.memory_watch.run() for rank in attempt.ranks]
+        if len(attempt.ranks) > 1:
+            works.append(self._parts.coordinator.run(attempt))
+        async with beside(*works, self._stop_when_time_is_up()):
             await self._wait_until_over(attempt)
         self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
-        remains = await attempt.main.process.clean_up()
+        remains = await attempt.clean_up()
         users = remains.seen | {rank.first_pid for rank in attempt.ranks}
         self._former_processes = asyncio.ensure_future(all_gone(remains, users))
         ignore_outcome(self._former_processes)  # where no attempt follows
@@ -264,11 +271,11 @@ class Supervisor:
         try:
             await first_of(
                 attempt.over.wait(),
-                self._watch_command(attempt, attempt.main),
+                asyncio.gather(*(self._watch_command(attempt, r) for r in attempt.ranks)),
                 self._parts.hangs.watch(attempt),
             )
         except NoThreadError:
-            attempt.main.process.kill_tree()
+            attempt.kill()
             raise
         finally:
             self._ladder.end()
@@ -277,13 +284,23 @@ class Supervisor:
         """Wait for the command's exit and its session's end; return when the attempt is over."""
         rank.returncode = await rank.process.wait()
         if rank.peer is not None:
-            await asyncio.sleep(LAST_WORDS_SECONDS)
+            await first_of(rank.left.wait(), timeout_seconds=LAST_WORDS_SECONDS)
         if rank.peer is None:
-            self._facts.record_exit(attempt)
+            self._end_survivors(attempt, rank)
+            if attempt.has_ended:
+                self._facts.record_exit(attempt)
         elif attempt.hang is None and not self._stop.wanted.is_set():
             # A signal has ended a shell, for example, and its trainer runs on.
             self._ladder.request("the end of the shell around the trainer")
         await attempt.over.wait()
+
+    def _end_survivors(self, attempt: Attempt, rank: Rank) -> None:
+        """Kill the other ranks where one has failed: they would wait for it in a collective."""
+        if len(attempt.ranks) == 1 or attempt.first_death is not None or attempt.hang is not None:
+            return
+        if attempt.has_failed(rank):
+            attempt.first_death = rank
+            attempt.kill()
 
     async def _judge(self, attempt: Attempt) -> Verdict:
         """Save what the trainer has not saved itself, and reach the verdict."""

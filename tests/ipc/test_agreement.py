@@ -59,7 +59,7 @@ class Run:
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), ranks=st.integers(2, 4))
 def test_all_ranks_act_at_the_place_of_each_decision(seed: int, ranks: int) -> None:
-    """Ten thousand decisions in any interleaving: every rank acts at the same, the decided place."""
+    """Ten thousand decisions in any interleaving: every rank acts at the decided place."""
     run = Run(seed, ranks)
     run.play()
     expected = [(decision.place, decision.kind, decision.slot) for decision in run.decisions]

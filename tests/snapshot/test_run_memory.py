@@ -56,8 +56,9 @@ class Run:
                 [self._supervise, *(lambda r=r: self._train(r) for r in self._ranks)]
             )
         finally:
-            for descriptor in sum(self._descriptors, []):
-                os.close(descriptor)
+            for descriptors in self._descriptors:
+                for descriptor in descriptors:
+                    os.close(descriptor)
 
     def _memory(self, pages: list[Any]) -> RunMemory:
         pairs = zip(pages, self._descriptors, strict=True)
@@ -133,7 +134,7 @@ def test_newest_common_generation_survives_a_kill_after_any_store(seed: int, ran
 
 
 def test_ranks_with_slots_by_turns_lose_what_they_had() -> None:
-    """A rank that was not ready for one generation makes the others overwrite the last whole one."""
+    """A rank that skips a generation makes the others overwrite the last whole one."""
     with pytest.raises(AssertionError, match="was lost"):
         for seed in range(10):
             Run(seed, 2, is_careful=False).play()
@@ -167,7 +168,8 @@ def test_snapshot_of_a_run_has_a_part_of_each_rank() -> None:
         fill(slots[0], 5, step=8)
         assert (memory.generations(), memory.next_slot()) == ([4], 1)
         newest = memory.newest_step_and_age()
-        assert newest is not None and newest[0] == 7
+        assert newest is not None
+        assert newest[0] == 7
         fill(slots[1], 5, step=8)
         assert (memory.generations(), memory.next_slot()) == ([5, 4], 0)
         snapshot = memory.snapshots()[0]

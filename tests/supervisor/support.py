@@ -72,6 +72,12 @@ class RecordedEvents:
     def checkpoint_published(self, name: str, facts: dict[str, Any]) -> None:
         self.written.append(name)
 
+    def not_taken(self, generation: int, step: int, problem: str) -> None:
+        self.problems.append(problem)
+
+    def replicas_differ(self, step: int, names: list[str]) -> None:
+        self.problems += names
+
     def save_failed(self, facts: dict[str, Any]) -> None:
         self.problems.append(str(facts["problem"]))
 

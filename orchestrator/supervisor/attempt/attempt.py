@@ -18,7 +18,9 @@ from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.activity import Silence
 from orchestrator.supervisor.attempt.output import OutputTarget
 from orchestrator.supervisor.attempt.rank import Rank
+from orchestrator.supervisor.attempt.rank_variables import free_port, rank_variables
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.system.process_tree import KillResult
 from orchestrator.telemetry.trackers import mlflow_variables
 
 
@@ -76,9 +78,19 @@ class Attempt:
         """How long it has shown no sign of life; None while that is not measured."""
         self.hang: str | None = None
         """What it was doing when it was considered hung, in words."""
+        self.first_death: Rank | None = None
+        """Of several ranks, the first that failed; the others were killed then."""
+        self.hung: Rank | None = None
+        """Of several ranks, the one that was behind the others when they were considered hung."""
+        self.skipped: dict[int, str] = {}
+        """The generations of which a rank has taken no snapshot, with the reason."""
         self.over = asyncio.Event()
         self.stacks_descriptor = anonymous_file("orchestrator-stacks")
-        self.ranks = [Rank(0, self.directory, snapshots, printed_to)]
+        self.ranks = [
+            Rank(rank, self.directory.rank(rank), snapshots, printed_to)
+            for rank in range(snapshots.world_size)
+        ]
+        self._port = free_port() if len(self.ranks) > 1 else None
 
     def close(self) -> None:
         """Close the descriptors that only this attempt uses, after the end of its processes."""
@@ -91,14 +103,59 @@ class Attempt:
         """Rank 0, whose output is printed and whose metrics count."""
         return self.ranks[0]
 
+    @property
+    def behind(self) -> Rank:
+        """The rank that has come least far."""
+        return min(self.ranks, key=lambda rank: rank.place)
+
+    @property
+    def cause(self) -> Rank:
+        """The rank whose end is the cause of the attempt's end; rank 0 if there is no such one.
+
+        An exception of one rank ends its collectives, and so makes others fail after it, some of
+        which may be gone before it is.
+        """
+        if self.first_death is None:
+            return self.hung or self.main
+        if self.first_death.error() is None:
+            return self.first_death
+        failed = [rank for rank in self.ranks if rank.error() is not None]
+        return min(failed, key=lambda rank: str((rank.error() or {}).get("time")))
+
+    def has_failed(self, rank: Rank) -> bool:
+        """Return whether the end of one of several ranks is a failure of all."""
+        if rank.reported_status in (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED):
+            return False
+        if rank.reported_status == ExitStatus.COMPLETE or not self.connected:
+            return rank.returncode != 0
+        return True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every command has ended and every session has left."""
+        return all(rank.is_over for rank in self.ranks)
+
+    def kill(self) -> None:
+        """Send SIGKILL to all processes of all ranks; do not wait for their end."""
+        for rank in self.ranks:
+            rank.process.kill_tree()
+
+    async def clean_up(self) -> KillResult:
+        """End what the commands have left behind, after their own end, and copy the last output."""
+        first, *others = [await rank.process.clean_up() for rank in self.ranks]
+        for remains in others:
+            first.seen.update(remains.seen)
+        return first
+
     def rank_of(self, peer: Peer) -> Rank | None:
         """Return the rank with this connection."""
         return next((rank for rank in self.ranks if rank.peer is peer), None)
 
-    @property
-    def variables(self) -> dict[str, str]:
-        """The environment variables of this attempt, beside those that all attempts share."""
+    def variables(self, rank: Rank) -> dict[str, str]:
+        """Return a rank's environment variables, beside those that all attempts share."""
         variables = {ATTEMPT_VARIABLE: str(self.number), **self._tracking}
+        if self._port is not None:
+            variables |= rank_variables(rank.number, self.number, self._port)
         if self.resume_checkpoint is not None:
             variables[RESUME_VARIABLE] = str(self.resume_checkpoint.resume_path.absolute())
             if len(unit := self.resume_checkpoint.script_paths) > 1:
@@ -132,8 +189,14 @@ class Attempt:
 
     @property
     def reported_status(self) -> int | None:
-        """The exit status that the session has announced."""
-        return self.main.reported_status
+        """The exit status that the session has announced; of several, what they amount to."""
+        if self.first_death is not None:
+            return self.cause.reported_status
+        statuses = {rank.reported_status for rank in self.ranks}
+        if None in statuses or len(statuses) == 1:
+            return None if None in statuses else statuses.pop()
+        unsaved = ExitStatus.STOPPED_UNSAVED
+        return unsaved if unsaved in statuses else ExitStatus.STOPPED_SAVED
 
     @property
     def rejected_snapshot(self) -> bool:
@@ -153,6 +216,11 @@ class Attempt:
     def start_step(self) -> int:
         """The step of what this attempt is offered to resume from."""
         return self._source.manifest.step if self._source else 0
+
+    @property
+    def start_epoch(self) -> int:
+        """The epoch of what this attempt is offered to resume from."""
+        return self._source.manifest.epoch if self._source else 0
 
     @property
     def resumed_step(self) -> int | None:

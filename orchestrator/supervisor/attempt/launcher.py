@@ -34,14 +34,21 @@ async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> None:
 
     Raises OSError, and ConfigError where the command cannot be run.
     """
-    for rank in attempt.ranks:
-        rank.begin(await _launch(spec, attempt, rank, spares))
+    started: list[TrainerProcess] = []
+    try:
+        for rank in attempt.ranks:
+            started.append(await _launch(spec, attempt, rank, spares))
+            rank.begin(started[-1])
+    except BaseException:
+        for process in started:
+            process.kill_tree()
+        raise
 
 
 async def _launch(
     spec: LaunchSpec, attempt: Attempt, rank: Rank, spares: SparePool
 ) -> TrainerProcess:
-    variables, output = attempt.variables, rank.output
+    variables, output = attempt.variables(rank), rank.output
     handle = await spares.make_trainer(variables, output.write_descriptor, spec.lock_descriptor)
     from_spare = handle is not None
     if handle is None:

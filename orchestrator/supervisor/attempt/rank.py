@@ -1,21 +1,26 @@
 """One trainer process of an attempt: its control page, and what its session has reported."""
 
+import asyncio
 import contextlib
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir
 from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
-from orchestrator.supervisor.attempt.output import OutputTarget, open_output
+from orchestrator.supervisor.attempt.output import Nowhere, Output, OutputTarget, open_output
 from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 
 
 class Rank:
-    """A trainer process, from its control page to its end; ``number`` counts from 0."""
+    """A trainer process, from its control page to its end.
+
+    ``number`` counts from 0. The output of rank 0 is printed, that of any other only kept.
+    """
 
     def __init__(
         self,
@@ -30,6 +35,8 @@ class Rank:
         self._started = time.monotonic()
         self.peer: Peer | None = None
         """The session's connection, while it is open."""
+        self.left = asyncio.Event()
+        """Set when the session's connection has ended."""
         self.connected = False
         """Whether a session has ever been opened."""
         self.launch_seconds: float | None = None
@@ -51,8 +58,13 @@ class Rank:
         with contextlib.suppress(OSError):
             directory.root.mkdir(parents=True, exist_ok=True)
         self.page, self._page_descriptor = ControlPage.create()
-        self._slot_descriptors = snapshots.attach(self.page)
-        self.output = open_output(directory.output_file, printed_to)
+        self._slot_descriptors = snapshots.attach(self.page, number)
+        if number == 0:
+            self.output = open_output(directory.output_file, printed_to)
+        else:
+            self.output = Output(
+                directory.output_file, replace(printed_to, sink=Nowhere()), os.pipe()
+            )
 
     def begin(self, process: TrainerProcess) -> None:
         """Record that the process has started."""
@@ -64,6 +76,11 @@ class Rank:
         self.peer, self.connected = peer, True
         self.launch_seconds = time.monotonic() - self._started
         self.session_pid = pid
+
+    def close_session(self) -> None:
+        """Record that its session has left, or that its process has ended."""
+        self.peer = None
+        self.left.set()
 
     def close(self) -> None:
         """Close the descriptor of its page, after the end of its processes."""
@@ -78,6 +95,11 @@ class Rank:
     def step(self) -> int:
         """Completed steps, as the trainer last wrote them."""
         return self.page.values[Field.STEP]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far it has come, to be compared with other ranks: places, then safe points."""
+        return self.page.values[Field.PLACES], self.page.values[Field.SAFE_POINTS]
 
     @property
     def reached_safe_point(self) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -39,8 +40,14 @@ _ACTIVITIES = {
 }
 
 
-def sign_of(rank: Rank) -> Sign:
-    """Return the sign of life that a trainer shows now."""
+def sign_of(attempt: Attempt) -> Sign:
+    """Return the sign of life that the attempt shows now: of several ranks, the one behind."""
+    behind = _sign_of(attempt.behind)
+    count = sum(rank.page.values[Field.SAFE_POINTS] for rank in attempt.ranks)
+    return replace(behind, count=count)
+
+
+def _sign_of(rank: Rank) -> Sign:
     activity = _ACTIVITIES[rank.page.phase]
     if not rank.connected:
         activity = Activity.LAUNCH
@@ -78,7 +85,7 @@ class HangDetector:
     async def watch(self, attempt: Attempt) -> None:
         """Measure silences until the attempt is being ended; return when it is over."""
         if attempt.adopted is None:
-            await self._watch_signs(attempt, partial(sign_of, attempt.main))
+            await self._watch_signs(attempt, partial(sign_of, attempt))
         else:
             signs = ScriptSigns(attempt, attempt.adopted, self._timeouts, TreeWatch())
             async with beside(signs.look_at_tree()):
@@ -97,15 +104,26 @@ class HangDetector:
                 await self._end_hung(attempt, silence)
         attempt.silence = None
 
+    @staticmethod
+    def _say_who(attempt: Attempt) -> str:
+        """Return which rank the others wait for, as far as their places tell."""
+        behind, furthest = attempt.behind, max(rank.place for rank in attempt.ranks)
+        if behind.place == furthest:
+            return "all ranks are at the same step, and stacks.txt shows where"
+        attempt.hung = behind
+        return f"rank {behind.number} is behind the others"
+
     async def _end_hung(self, attempt: Attempt, silence: Silence) -> None:
         """Record the stacks, ask the trainer to save in case it is only slow, then kill it."""
         self._ladder.begin_hang()
         self._timeouts.record_hang(silence.activity, silence.step)
-        rank = attempt.main
+        rank = attempt.behind
         tree = rank.process.tree()
         first = rank.first_pid if rank.first_pid in tree else rank.process.pid
         seems = process_tree.describe_processes(first, tree)
         attempt.hang = f"{_what_is_missing(silence)}; {seems}"
+        if len(attempt.ranks) > 1:
+            attempt.hang += f"; {self._say_who(attempt)}"
         facts = {
             "phase": silence.activity,
             "seconds": round(silence.seconds, 1),

@@ -126,7 +126,7 @@ class StopLadder:
     def _kill(self, attempt: Attempt, why: str) -> None:
         """Rung 3: SIGKILL to the whole process tree."""
         self._log.warning(why, phase=attempt.phase.name.lower())
-        attempt.main.process.kill_tree()
+        attempt.kill()
         self._countdown.end()
         self._set_deadline(KILL_WAIT_SECONDS)
 
