@@ -160,11 +160,12 @@ def test_last_save_waits_for_all_ranks(tmp_path: Path) -> None:
 
     async def end(ranks: Ranks) -> None:
         ranks.at_end = True
-        await ranks.until(lambda: Kind.FINAL in ranks.kinds(0) and Kind.FINAL in ranks.kinds(1))
+        await ranks.until(lambda: len(ranks.events.written) == 2)
 
     ranks = Ranks(tmp_path, snapshot_budget="off")
     ranks.play(first_save, end)
     assert ranks.store.all()[-1].manifest.reason == "final"
+    assert ranks.kinds(0)[:2] == ranks.kinds(1)[:2] == [Kind.SAVE, Kind.FINAL]
 
 
 @pytest.mark.parametrize("diverging", [False, True])
