@@ -1,4 +1,7 @@
-"""`orchestrator run`: opens the run and supervises a training command in it."""
+"""`orchestrator run`: opens the run and supervises a training command in it.
+
+Its options are the settings of config.py; parser.py adds them to the command line.
+"""
 
 import asyncio
 import faulthandler
