@@ -33,7 +33,7 @@ LAYERS = {
         {"recovery", "signals", "state_machine", "stop_request", "run_events", "lifeline"},
         {"checkpoints"},
         {"attempt"},
-        {"run_facts"},
+        {"run_facts", "at_risk"},
         {"termination", "judge", "adoption", "save_requests", "session_opening", "live_status"},
         {"coordinator"},
         {"publishing", "message_handlers", "report"},
