@@ -61,7 +61,7 @@ HOMES = {
         "system/lock_holder.py",
         "hosts/laptop/battery.py",
     ),
-    "rich": ("cli/control.py", "cli/tables.py", "chaos/display.py"),
+    "rich": ("cli/view.py", "cli/tables.py", "chaos/display.py"),
     "xxhash": (
         "checkpoint/verification.py",
         "checkpoint/digesting_writer.py",
