@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from orchestrator.rundir.program import path_of_program, position_of_program
@@ -41,9 +41,11 @@ def never_started(command: Sequence[str], returncode: int, output: Sequence[str]
     if position is None or path_of_program(words, position) is None:
         position = len(words)  # each word may be a program that starts the next one
     wrappers = {Path(word).name for word in words[:position]} | {*words[:position]}
+    modules = {word.removeprefix("-m") for word in words[: position + 1]}
+    files = {os.path.abspath(word) for word in words[: position + 1]}
     for line in output:
         by_wrapper = returncode in WRAPPER_STATUSES and line.partition(": ")[0] in wrappers
-        if by_wrapper or _is_about(line, words[: position + 1]):
+        if by_wrapper or _is_about(line, modules, files):
             return line
     return None
 
@@ -66,12 +68,12 @@ def _words(command: Sequence[str]) -> list[str] | None:
     return [*command]
 
 
-def _is_about(line: str, words: Sequence[str]) -> bool:
-    """Return whether a line says that one of these words was not found."""
+def _is_about(line: str, modules: Collection[str], files: Collection[str]) -> bool:
+    """Return whether a line says that one of these modules or files was not found."""
     for message in _MESSAGES:
         if (match := message.match(line)) is not None:
             found = match.groupdict()
             if module := found.get("module"):
-                return module in words or f"-m{module}" in words
-            return os.path.abspath(found["file"]) in map(os.path.abspath, words)
+                return module in modules
+            return os.path.abspath(found["file"]) in files
     return False
