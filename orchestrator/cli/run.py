@@ -29,10 +29,10 @@ from orchestrator.rundir.completion import (
     words_of,
 )
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.name_pattern import run_dir_of
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
-from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
 from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign

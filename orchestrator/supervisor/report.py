@@ -77,8 +77,8 @@ def log_completion(verdict: Verdict) -> None:
     log.warning(verdict.diagnosis.cause, details=details, **facts)
 
 
-def stop_of(verdict: Verdict, newest: Checkpoint | None) -> Stop:
-    """Return how a stop during an attempt ended."""
+def stop_of(verdict: Verdict, newest: Checkpoint | None, *, begins_anew: bool) -> Stop:
+    """Return how a stop during an attempt ended; a script may begin anew at each start."""
     return Stop(
         is_saved=verdict.diagnosis.status is ExitStatus.STOPPED_SAVED,
         step=newest.manifest.step if newest else None,
@@ -86,6 +86,7 @@ def stop_of(verdict: Verdict, newest: Checkpoint | None) -> Stop:
         lost_steps=verdict.lost_steps,
         problem=verdict.problem,
         shows_saves=verdict.record["connected"],
+        begins_anew=begins_anew,
     )
 
 
@@ -97,7 +98,8 @@ def log_stop(stop: Stop) -> None:
         log.info(sentence, **({"details": details} if details else {}))
         return
     lost = {} if stop.lost_steps is None else {"lost_steps": stop.lost_steps}
-    log.error(sentence, details=details, **lost, checkpoint=stop.path)
+    path = None if stop.begins_anew else stop.path
+    log.error(sentence, details=details, **lost, checkpoint=path)
 
 
 def log_stop_between_attempts(
@@ -131,7 +133,10 @@ def log_interruption(recorded_step: int | None, start_step: int) -> None:
     lost = None if recorded_step is None else recorded_step - start_step
     log = structlog.get_logger()
     if lost is None:
-        log.warning(f"{text}; the run goes on from step {start_step}")
+        newest = f"its newest checkpoint is of step {start_step}"
+        if start_step == 0:
+            newest = "it has no checkpoint"
+        log.warning(f"{text}; {newest}")
     elif lost > 0:
         steps = "1 step is" if lost == 1 else f"{lost} steps are"
         log.warning(f"{text}: at least {steps} lost, and trained again from step {start_step}")

@@ -27,7 +27,7 @@ from orchestrator.training.saving.saver import Saver
 from orchestrator.training.saving.session_saves import SessionSaves
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import detach
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.stop import TrainingStopped
 
 # Plain integers: the hot path looks them up at every step.
@@ -269,7 +269,7 @@ class Session:
 
         EXACT means that the run continues bit for bit like one that was not interrupted.
         """
-        return self._loop_state.exactness
+        return self._loop_state.exactness.text()
 
     @property
     def run_id(self) -> str:

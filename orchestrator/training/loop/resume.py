@@ -15,7 +15,7 @@ from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 
@@ -43,7 +43,7 @@ def resume_newest(
     _refuse_others(newest, source, framework=None)
     if isinstance(newest, Checkpoint) and newest.manifest.reason is Reason.IMPORTED:
         start_from_classic(newest.state_file, registry, loop_state)
-        loop_state.mark_resumed(list(newest.manifest.doubts))
+        loop_state.exactness.begin(newest.manifest.doubts)
     else:
         restored = _read(newest, backend)
         if before_restore is not None:
@@ -51,8 +51,8 @@ def resume_newest(
         registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
         loop_state.resume(restored)
     replaced = options.after_restore(newest.manifest.options)
-    loop_state.add_problems(options.doubts)
-    report_resumed(backend, newest, source, loop_state.exactness, replaced)
+    loop_state.exactness.add(options.doubts)
+    report_resumed(backend, newest, source, loop_state.exactness.text(), replaced)
     return source
 
 

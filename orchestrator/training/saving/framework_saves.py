@@ -16,7 +16,7 @@ from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.local_writer import publish_and_report
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.state.progress import Progress
-from orchestrator.training.state.registry import parameters_of
+from orchestrator.training.state.registered_objects import parameters_of
 from orchestrator.training.state.tensor_kinds import all_finite
 from orchestrator.training.state.versions import VERSIONS
 

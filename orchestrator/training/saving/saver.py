@@ -30,7 +30,7 @@ from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.options import OptimizerOptions
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.tensor_kinds import is_plain
 from orchestrator.training.state.versions import VERSIONS
 

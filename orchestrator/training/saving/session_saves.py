@@ -59,7 +59,7 @@ class SessionSaves:
         self._has_said_missing = False
         self._missing = FreedStorageError("")
         self._emergency: Future[Checkpoint] | None = None
-        self._reported_exactness = loop_state.exactness
+        self._reported_exactness = loop_state.exactness.text()
 
     def attend(self, now_ns: int) -> None:
         """Do what is due at a safe point; what cannot be done yet stays due.
@@ -103,7 +103,7 @@ class SessionSaves:
 
     def _report_lost_exactness(self) -> None:
         """Report what has come up since the run was resumed, such as on the way back."""
-        exactness = self._loop_state.exactness
+        exactness = self._loop_state.exactness.text()
         if exactness != self._reported_exactness:
             self._reported_exactness = exactness
             step = self.progress.step

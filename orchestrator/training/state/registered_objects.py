@@ -23,8 +23,8 @@ from orchestrator.training.state.compatibility import (
 from orchestrator.training.state.composite import Composite
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.kept import Kept
+from orchestrator.training.state.kept_capture import has_state_dict
 from orchestrator.training.state.layout_watch import LayoutWatch
-from orchestrator.training.state.object_capture import has_state_dict
 from orchestrator.training.state.plain_capture import PlainCapture
 from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
