@@ -173,7 +173,7 @@ def test_only_durable_syncs_and_renames(module: Path) -> None:
 
 
 # breakpoints imports nothing of the package; the adopted formats bound what they read themselves.
-JSON_PARSERS = ("system/json_input.py", "breakpoints.py", "adopt/")
+JSON_PARSERS = ("system/json_input.py", "breakpoints/install.py", "adopt/")
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)

@@ -31,6 +31,10 @@ NO_FAULT = "no fault at all"
 # A fault that misses its moment this many times in a row is given up.
 MAX_MISSES = 3
 SAVES_PER_RUN = 20
+OF_FRAMEWORK = (
+    "a framework's run: compared are its steps, the losses of its batches, what it logs over whole "
+    "intervals, and the state in its last checkpoint's files; not which samples a batch has"
+)
 
 
 def chaos(arguments: Namespace) -> int:
@@ -100,6 +104,8 @@ class _Experiment:
         first = check_undisturbed(self._run_trial([], steps=None))
         second = check_undisturbed(self._run_trial([], first.history.steps))
         reference = Reference.of(first, second)
+        if reference.history.is_of_framework:
+            self._display.print_line(OF_FRAMEWORK)
         for name in reference.volatile:
             self._display.print_line(f"{name} differs from run to run: it is not compared")
         return reference

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.breakpoints import SUPERVISOR, TRAINER
+from orchestrator.breakpoints.table import SUPERVISOR, TRAINER
 from orchestrator.chaos.breakpoint_server import BreakpointServer, HeldProcess
 from orchestrator.chaos.damage import damage
 from orchestrator.chaos.display import ProgressDisplay
@@ -214,7 +214,9 @@ class Trial:
             self.interrupts.check()
             self._breakpoints.poll()
         newest = self._store().all()[-1]
-        damage(newest.state_file, action, self.rng)
+        records = newest.manifest.files.items()
+        names = sorted(name for name, record in records if record.bytes)
+        damage(newest.contents.folder / self.rng.choice(names), action, self.rng)
         self.damaged.append(newest.name)
 
     def _store(self) -> Store:

@@ -21,6 +21,7 @@ def result_of(content: dict[str, str]) -> TrialResult:
         *("rng.numpy.keys.3", "rng.python.1"),
         *("data.epoch_rng.numpy.keys.3", "data.epoch_rng.python.1"),
         "env_state_dict.__kept__.attributes.began_at",
+        "rng_state.pth.numpy.1",
     ],
 )
 def test_what_a_script_does_not_seed_may_differ(path: str) -> None:

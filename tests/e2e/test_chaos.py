@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.breakpoints import VARIABLE
+from orchestrator.breakpoints.trial_files import VARIABLE
 from tests.e2e.support import TRAIN, clean_environment, forked_by, forking_server, wait_for
 
 SESSION = """

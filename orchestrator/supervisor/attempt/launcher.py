@@ -1,5 +1,7 @@
 """Launches the command for an attempt: from the spare if there is one, else cold."""
 
+import errno
+import os
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
@@ -100,4 +102,13 @@ def _start_cold(
         output.start()
         output.finish(LAST_OUTPUT_SECONDS)
         name = error.filename or command[0]
-        raise ConfigError(f"cannot run {name}: {error.strerror}") from None
+        raise ConfigError(f"cannot run {name}: {_why_not(error, name)}") from None
+
+
+def _why_not(error: OSError, program: str) -> str:
+    """Return why the system did not run a program, and what to write instead."""
+    if error.errno == errno.ENOENT and os.path.exists(program):
+        return "the interpreter that its first line names does not exist; correct that line"
+    if error.errno == errno.ENOEXEC:
+        return "it is a script without a first line such as #!/bin/sh; add one"
+    return f"{error.strerror}; correct this and run the command again"
