@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
+from orchestrator.chaos.comparison import Reference, check_undisturbed
 from orchestrator.chaos.display import ProgressDisplay, print_report
 from orchestrator.chaos.experiment_report import Report
 from orchestrator.chaos.faults import (
@@ -19,11 +20,11 @@ from orchestrator.chaos.faults import (
     plan_trials,
     split_by_reach,
 )
-from orchestrator.chaos.history import Divergence
+from orchestrator.chaos.injector import TrialTiming
 from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
-from orchestrator.chaos.reference import Reference, check_undisturbed
 from orchestrator.chaos.result import Injection, TrialResult
-from orchestrator.chaos.trial import Trial, TrialTiming
+from orchestrator.chaos.step_history import Divergence
+from orchestrator.chaos.trial import Trial
 from orchestrator.terminal.printing import print_text
 
 FAILED = 1

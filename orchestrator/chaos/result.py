@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orchestrator.chaos.checkpoint_content import content_of
 from orchestrator.chaos.faults import PlannedFault
-from orchestrator.chaos.history import History
+from orchestrator.chaos.step_history import History
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import OrchestratorError

@@ -14,7 +14,7 @@ from orchestrator.breakpoints.install import install
 from orchestrator.breakpoints.table import BREAKPOINTS, SUPERVISOR, TRANSFORMERS, Breakpoint
 from orchestrator.breakpoints.trial_files import VARIABLE
 from orchestrator.chaos.breakpoint_server import BreakpointServer, HeldProcess
-from orchestrator.chaos.history import History
+from orchestrator.chaos.step_history import History
 from orchestrator.system.durable import Disk
 from tests.support import wait_until
 

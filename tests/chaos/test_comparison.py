@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.chaos.comparison import Reference
 from orchestrator.chaos.experiment import blame_each
-from orchestrator.chaos.history import Divergence, History, Record
-from orchestrator.chaos.reference import Reference
 from orchestrator.chaos.result import Injection, TrialResult
+from orchestrator.chaos.step_history import Divergence, History, Record
 from orchestrator.errors import ConfigError
 
 

@@ -1,12 +1,12 @@
-"""The undisturbed run of a script, and what differs between two undisturbed runs of it."""
+"""Compares runs with the undisturbed one, and says what differs between two undisturbed runs."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from orchestrator.chaos.final_state import differences
-from orchestrator.chaos.history import Divergence, History
+from orchestrator.chaos.injector import TrialTiming
 from orchestrator.chaos.result import TrialResult
-from orchestrator.chaos.trial import TrialTiming
+from orchestrator.chaos.step_history import Divergence, History
 from orchestrator.errors import ConfigError
 
 SHOWN_DIFFERENCES = 3

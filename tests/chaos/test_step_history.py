@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.chaos.history import Divergence, History, Record
+from orchestrator.chaos.step_history import Divergence, History, Record
 
 
 def step(at: float, number: int, loss: str = "0x1p0") -> Record:
