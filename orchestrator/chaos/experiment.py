@@ -30,7 +30,7 @@ from orchestrator.terminal.printing import print_text
 FAILED = 1
 NO_FAULT = "no fault at all"
 # A fault that misses its moment this many times in a row is given up.
-MAX_MISSES = 3
+MAX_MISSES = 6
 SAVES_PER_RUN = 20
 OF_FRAMEWORK = (
     "a framework's run: compared are its steps, the losses of its batches, what it logs over whole "

@@ -31,6 +31,9 @@ with Session(model=model, optimizer=optimizer) as session:
         optimizer.zero_grad()
         session.step(loss=loss, speed=random.SystemRandom().random())
 """
+# A run that is over in an instant leaves no time for the faults that come a moment after another.
+SLOW = ("--step-seconds", "0.02")
+
 Chaos = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -89,7 +92,7 @@ def test_faults_of_every_kind_do_not_change_the_result(chaos: Chaos, tmp_path: P
         "bit-flip,torn-page,truncation,missing-file,disk-full,io-error"
     )
     options = ("--faults", faults, "--seed", "1", "--json")
-    done = chaos(TRAIN, *options, arguments=("--epochs", "4", "--samples", "48"))
+    done = chaos(TRAIN, *options, arguments=(*SLOW, "--epochs", "4", "--samples", "48"))
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout)
     assert report["injected"] == report["survived"] == report["exact"] == 24, report
