@@ -27,7 +27,7 @@ def progress_of_transformers(trainer: Any) -> dict[str, Any]:
 
 def pid_of(attempt: Any) -> dict[str, Any]:
     """Return the process of an attempt."""
-    return {"trainer": attempt.process.pid}
+    return {"trainer": attempt.main.process.pid}
 
 
 # --- which calls count ---------------------------------------------------------------------------

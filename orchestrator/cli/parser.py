@@ -20,6 +20,9 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.terminal.printing import print_text
 
+# As torchrun takes it.
+ALIASES = {"--nproc-per-node": ("--nproc_per_node",)}
+
 RUN_HELP = """Run the same command again to resume.
 
 Exit status: 0 training is complete; 75 stopped, saved; 74 stopped, the last steps not saved;
@@ -236,6 +239,7 @@ def _take_settings(command: argparse.ArgumentParser) -> None:
             continue
         command.add_argument(
             option,
+            *ALIASES.get(option, ()),
             action=_AddLine if setting.name in REPEATED else "store",
             metavar=setting.metadata["metavar"],
             help=text.replace("%", "%%"),

@@ -157,6 +157,11 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
             "cannot use --resume-arg without --adopt, which names the checkpoints to resume from; "
             "give both, or neither"
         )
+    if config.adopt is not None and config.world_size() > 1:
+        raise ConfigError(
+            "cannot use --adopt with --nproc-per-node yet: several ranks need a Session; let the "
+            "script open one, or start the one process that torchrun is"
+        )
     if config.adopt is not None:
         config.resume_arg.check_names(config.adopt.names)
     if config.adopt and config.resume_arg.needs_step and not config.adopt.tells_steps:

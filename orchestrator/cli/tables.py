@@ -52,6 +52,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("at risk", _at_risk(status)),
         ("processes", _processes(status)),
         ("spare", _spare(status["spare"])),
+        *_ranks(status.get("ranks")),
     ]
     for name, value in rows:
         if value:
@@ -60,6 +61,13 @@ def status_table(status: dict[str, Any]) -> RenderableType:
                 Text(name, style="bold"), Text(value) if isinstance(value, str) else value
             )
     return Group(table)
+
+
+def _ranks(ranks: list[dict[str, Any]] | None) -> list[tuple[str, str]]:
+    return [
+        (f"rank {each['rank']}", f"step {each['step']}, {each['state']}, process {each['pid']}")
+        for each in ranks or ()
+    ]
 
 
 def runs_table(statuses: list[dict[str, Any]], parent: Path) -> Text:

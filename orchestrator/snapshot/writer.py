@@ -6,8 +6,10 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import rank_file
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
@@ -42,7 +44,8 @@ class Writer:
             if reason not in LAST_CHANCES:
                 lower_priority()
                 checkpoint = self._publish(snapshot, reason)
-                keep_reserve(self.store.run, snapshot.image_bytes)
+                image_bytes = sum(part.image_bytes for part in (snapshot, *snapshot.others))
+                keep_reserve(self.store.run, image_bytes)
                 return checkpoint
             try:
                 return self._publish(snapshot, reason)
@@ -52,14 +55,17 @@ class Writer:
                 return self._publish(snapshot, reason)
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
-        def copy(file: DigestingWriter) -> None:
-            for chunk in _chunks(snapshot):
+        def copy(part: Snapshot, file: DigestingWriter) -> None:
+            for chunk in _chunks(part):
                 self.heartbeat.beat()
                 file.write(chunk)
 
         manifest = replace(snapshot.manifest, reason=reason)
+        others = {
+            rank_file(rank): partial(copy, part) for rank, part in enumerate(snapshot.others, 1)
+        }
         try:
-            return self.store.publish(manifest, copy, direct=True)
+            return self.store.publish(manifest, partial(copy, snapshot), direct=True, parts=others)
         finally:
             self.heartbeat.pause()
 

@@ -151,7 +151,7 @@ class Adoption:
 
     async def end(self, attempt: Attempt) -> None:
         """Scan once more after the end, for what the script saved last."""
-        moment = Moment.SUCCEEDED if attempt.returncode == 0 else Moment.FAILED
+        moment = Moment.SUCCEEDED if attempt.main.returncode == 0 else Moment.FAILED
         last = asyncio.ensure_future(self._scan_last(attempt, moment))
         ignore_outcome(last)
         # A scan that a kill has overtaken goes on: its thread is at work in the store.

@@ -147,7 +147,7 @@ def log_interruption(recorded_step: int | None, start_step: int) -> None:
 def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list[str]:
     """Return the lines below the cause; ``record`` is exit.json."""
     kind = Kind(record["kind"])
-    lines = [_where(record)]
+    lines = [_where(record), *_others(record)]
     if kind in _MEMORY_MATTERS:
         lines[0] += f"; {_memory(record)}"
     if advice := ADVICE.get(kind):
@@ -155,6 +155,16 @@ def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list
     lines += [f"saved: {saved}", f"now: {now}"]
     # Of a command that never started the cause has what there is, and a new run is removed.
     return lines if kind is Kind.NEVER_STARTED else [*lines, f"its whole output: {output}"]
+
+
+def _others(record: dict[str, Any]) -> list[str]:
+    """Return how the other ranks failed, if there are any: what one does ends the others too."""
+    failed = [
+        f"rank {each['rank']} with {each['error'].splitlines()[0]}"
+        for each in record.get("ranks", ())
+        if each["error"] and each["rank"] != record["rank"]
+    ]
+    return [f"then failed: {'; '.join(failed)}"] if failed else []
 
 
 def _where(record: dict[str, Any]) -> str:

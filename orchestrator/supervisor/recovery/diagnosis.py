@@ -54,7 +54,7 @@ class ExitFacts:
     ``reported`` is the exit status that the session announced: a shell in between does not hide it.
     ``lost_steps`` counts completed steps that no checkpoint holds; None if unknown. ``error`` is
     the content of error.json. ``refusal`` says why a session was refused. ``hang`` says what the
-    trainer was doing, if it was ended for a hang.
+    trainer was doing, if it was ended for a hang. ``who`` has ended so.
     """
 
     returncode: int
@@ -68,6 +68,7 @@ class ExitFacts:
     oom_kills: int = 0
     output: Sequence[str] = ()
     command: Sequence[str] = ()
+    who: str = "the trainer"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Diagnosis:
 def diagnose(facts: ExitFacts) -> Diagnosis:
     """Return the diagnosis of one attempt."""
     death = _death(facts)
-    cause = f"the trainer {death.what}"
+    cause = f"{facts.who} {death.what}"
     is_configuration = death.kind is Kind.NEVER_STARTED
     status = ExitStatus.CONFIGURATION if is_configuration else ExitStatus.GAVE_UP
     failed = Diagnosis(death.kind, cause, status, death.fingerprint, death.stack)
@@ -120,7 +121,7 @@ def diagnose(facts: ExitFacts) -> Diagnosis:
     if facts.stop_requested:
         saved = facts.lost_steps == 0
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
-        return Diagnosis(Kind.STOPPED, f"the trainer {death.what} while stopping", status)
+        return Diagnosis(Kind.STOPPED, f"{facts.who} {death.what} while stopping", status)
     if not facts.connected and facts.returncode == 0:
         return Diagnosis(Kind.COMPLETE, "the command ended with status 0", ExitStatus.COMPLETE)
     return failed
