@@ -25,9 +25,9 @@ def progress_of_transformers(trainer: Any) -> dict[str, Any]:
     return {"step": trainer.state.global_step, "epoch": int(trainer.state.epoch or 0)}
 
 
-def pid_of(attempt: Any) -> dict[str, Any]:
-    """Return the process of an attempt."""
-    return {"trainer": attempt.main.process.pid}
+def pid_of(rank: Any) -> dict[str, Any]:
+    """Return the process of a rank."""
+    return {"trainer": rank.process.pid}
 
 
 # --- which calls count ---------------------------------------------------------------------------

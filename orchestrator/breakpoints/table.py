@@ -60,7 +60,7 @@ BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
         *_SAVING,
         Breakpoint(
             "launch",
-            "orchestrator.supervisor.attempt.attempt:Attempt.begin",
+            "orchestrator.supervisor.attempt.rank:Rank.begin",
             after=True,
             facts=facts.pid_of,
         ),
