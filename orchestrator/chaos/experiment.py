@@ -8,6 +8,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.chaos.display import ProgressDisplay, print_report
@@ -89,7 +90,9 @@ class _Experiment:
             injected = len(self._report.injections)
             missed: list[Fault] = []
             for group in plan_trials(waiting, steps, self._rng):
-                missed += self._judge(self._run_trial(group, steps), reference)
+                # A run that was over before a fault came gets it sooner at the next try.
+                plan = [replace(p, fraction=p.fraction / 2 ** self._misses[p.fault]) for p in group]
+                missed += self._judge(self._run_trial(plan, steps), reference)
                 if any(injection.name == NO_FAULT for injection in self._report.injections):
                     return  # a run that fails without a fault would fail again
             came = {injection.name for injection in self._report.injections[injected:]}
