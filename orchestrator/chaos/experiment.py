@@ -8,6 +8,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.chaos.comparison import Reference, check_undisturbed
@@ -30,7 +31,7 @@ from orchestrator.terminal.printing import print_text
 FAILED = 1
 NO_FAULT = "no fault at all"
 # A fault that misses its moment this many times in a row is given up.
-MAX_MISSES = 6
+MAX_MISSES = 3
 SAVES_PER_RUN = 20
 OF_FRAMEWORK = (
     "a framework's run: compared are its steps, the losses of its batches, what it logs over whole "
@@ -90,7 +91,9 @@ class _Experiment:
             injected = len(self._report.injections)
             missed: list[Fault] = []
             for group in plan_trials(waiting, steps, self._rng):
-                missed += self._judge(self._run_trial(group, steps), reference)
+                # A run that was over before a fault came gets it sooner at the next try.
+                plan = [replace(p, fraction=p.fraction / 2 ** self._misses[p.fault]) for p in group]
+                missed += self._judge(self._run_trial(plan, steps), reference)
                 if any(injection.name == NO_FAULT for injection in self._report.injections):
                     return  # a run that fails without a fault would fail again
             came = {injection.name for injection in self._report.injections[injected:]}

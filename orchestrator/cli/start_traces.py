@@ -5,7 +5,7 @@ import os
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.supervisor.recovery.symptoms import Kind
 from orchestrator.system.durable import Disk
 
@@ -31,7 +31,9 @@ class StartTraces:
         if not self._was_empty or not self._nothing_ran():
             return
         disk, first = Disk(), run.attempt(1)
-        made = [*first.all_paths, first.root, *(p for p in run.all_paths if p.parent == run.root)]
+        others = [AttemptDir(path) for path in first.root.glob("rank-*")]
+        made = [path for attempt in (*others, first) for path in (*attempt.all_paths, attempt.root)]
+        made += [path for path in run.all_paths if path.parent == run.root]
         # The lock comes last, so that no other start takes it in a directory that is half removed.
         for path in sorted(made, key=lambda path: path == run.lock_file):
             with contextlib.suppress(OSError):  # it is not there, or holds something else

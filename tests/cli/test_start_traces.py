@@ -21,8 +21,9 @@ def begin(run: RunDir) -> StartTraces:
 
 def end_attempt(run: RunDir, kind: Kind) -> None:
     """Record an attempt with its output, as a supervisor does."""
-    run.attempt(1).root.mkdir()
-    run.attempt(1).output_file.write_text("said")
+    for rank in (0, 1):
+        run.attempt(1).rank(rank).root.mkdir()
+        run.attempt(1).rank(rank).output_file.write_text("said")
     journal = Journal(run.journal_file)
     journal.write(JournalEvent.ATTEMPT_STARTED, 1)
     journal.write(JournalEvent.ATTEMPT_EXITED, 1, kind=kind)

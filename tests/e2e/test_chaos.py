@@ -95,7 +95,7 @@ def test_faults_of_every_kind_do_not_change_the_result(chaos: Chaos, tmp_path: P
     done = chaos(TRAIN, *options, arguments=(*SLOW, "--epochs", "4", "--samples", "48"))
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout)
-    assert report["injected"] == report["survived"] == report["exact"] == 24, report
+    assert report["injected"] == report["survived"] == report["exact"] == 24, str(report)
     assert {row["fault"].split("@")[0] for row in report["faults"]} >= {
         *("sigkill", "sigterm", "sigterm-all", "kill-supervisor", "kill-both"),
         *("bit-flip", "torn-page", "truncation", "missing-file", "disk-full", "io-error"),
