@@ -14,6 +14,7 @@ from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, atomic_replacement
+from orchestrator.system.regular_files import open_regular
 
 READ_CHUNK_BYTES = 16 << 20
 # Bytes in the page cache are copied from there, best while they are in the processor's cache too.
@@ -66,7 +67,7 @@ def export_state(
     disk = disk or Disk()
     with (
         atomic_replacement(target, disk, replace=replace) as temporary,
-        open(checkpoint.state_file, "rb") as source,
+        open(open_regular(checkpoint.state_file, os.O_RDONLY, real_parents=1), "rb") as source,
         disk.create(temporary) as file,
     ):
         writer = DigestingWriter(file)
@@ -88,7 +89,12 @@ def digest_of(path: Path, *, direct: bool) -> FileRecord:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-    return _digest_opened(os.open(path, flags), CACHED_CHUNK_BYTES)
+    return digest_of_opened(os.open(path, flags))
+
+
+def digest_of_opened(descriptor: int) -> FileRecord:
+    """Return size and digest of an opened file, from here to its end; close it. Raises OSError."""
+    return _digest_opened(descriptor, CACHED_CHUNK_BYTES)
 
 
 def _digest_opened(descriptor: int, chunk_bytes: int) -> FileRecord:

@@ -9,7 +9,6 @@ import os
 import stat
 from collections import defaultdict
 from glob import glob
-from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.ownership import is_shared, owner_of_new_files, user_name

@@ -12,14 +12,17 @@ from pathlib import Path
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o666, *, real_parents: int = 0) -> int:
+def open_regular(
+    path: Path, flags: int, mode: int = 0o666, *, real_parents: int = 0, follow_link: bool = False
+) -> int:
     """Open a regular file, as ``os.open`` does, and return its descriptor.
 
-    The path may not end in a symbolic link, nor may any of the last ``real_parents`` directories
-    above the file be one. A new file gets ``mode`` without the bits of the umask. Raises OSError.
+    Unless ``follow_link``, the path may not end in a symbolic link, and none of the last
+    ``real_parents`` directories above the file may be one. A new file gets ``mode`` without the
+    bits of the umask. Raises OSError.
     """
     # A FIFO would hold up the open until its other end is opened.
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_link else os.O_NOFOLLOW)
     folder = None
     try:
         if real_parents:
@@ -61,10 +64,15 @@ def open_folder(path: Path, real_parents: int) -> int:
     for name in names:
         above, folder = folder, -1
         try:
-            folder = os.open(name, _DIRECTORY, dir_fd=above)
+            folder = open_directory(name, above)
         finally:
             os.close(above)
     return folder
+
+
+def open_directory(name: str, folder: int) -> int:
+    """Open a directory that is no link, in an opened one; return its descriptor. Raises OSError."""
+    return os.open(name, _DIRECTORY, dir_fd=folder)
 
 
 def _explained(error: OSError, path: Path) -> OSError:

@@ -179,7 +179,7 @@ def test_save_of_another_user_is_left_alone(tmp_path: Path, pattern: str, moment
 
 @pytest.mark.usefixtures("as_root")
 def test_saves_of_another_user_do_not_push_out_the_own_ones(tmp_path: Path) -> None:
-    """Newer saves of another user neither take the place of older ones nor end the wait for them."""
+    """Newer saves of another user neither replace older ones nor end the wait for them."""
     script = Script(tmp_path, "c-*")
     for number in range(5):
         script.save(f"c-{number}")
