@@ -1,8 +1,6 @@
 """Who else may write to a run directory: refused where it is everybody, else named."""
 
-import contextlib
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.lock import RunLock, lock_owner
 from orchestrator.rundir.ownership import others_who_may_write, owner_of_new_files
 from orchestrator.rundir.paths import RunDir
-from tests.support import NOBODY, in_child
+from tests.support import NOBODY, in_child, swapped_in
 
 OTHER_GROUP = 54321
 
@@ -115,23 +113,12 @@ def test_lock_that_may_not_be_read_is_seen_to_be_held(public_directory: Path) ->
 @pytest.mark.usefixtures("as_root")
 def test_owner_of_new_files_is_not_another_users_word(tmp_path: Path) -> None:
     """Who may write to the directory cannot show a file of another owner in the new one's place."""
-    real = tmp_path / "real"
-    real.mkdir()
-    # Each look at a path in it takes milliseconds.
-    (tmp_path / "d").mkdir()
-    for number in range(30):
-        (tmp_path / f"{number}").symlink_to("d/../" * 700 + f"{number + 1}")
-    (tmp_path / "30").symlink_to("real")
-    if (swapper := os.fork()) == 0:
-        while True:
-            for name in os.listdir(real):
-                with contextlib.suppress(OSError):
-                    if os.stat(real / name).st_uid != NOBODY:
-                        os.rename(real / name, tmp_path / "old")
-                        os.mkdir(real / name)
-                        os.chown(real / name, NOBODY, NOBODY)
-    try:
-        assert {owner_of_new_files(tmp_path / "0") for _ in range(10)} == {os.geteuid()}
-    finally:
-        os.kill(swapper, signal.SIGKILL)
-        os.waitpid(swapper, 0)
+    (tmp_path / "shared").mkdir()
+
+    def swap(new: Path) -> None:
+        new.rename(tmp_path / "old")
+        new.mkdir()
+        os.chown(new, NOBODY, NOBODY)
+
+    with swapped_in(tmp_path / "shared", swap) as shared:
+        assert {owner_of_new_files(shared) for _ in range(10)} == {os.geteuid()}
