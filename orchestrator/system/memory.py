@@ -4,6 +4,7 @@ The limits and counters of control groups are read in version 1 and in version 2
 """
 
 import contextlib
+import resource
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,26 @@ def private_bytes(pid: int) -> int | None:
         return int(psutil.Process(pid).memory_full_info().uss)
     except psutil.Error:
         return None
+
+
+@contextlib.contextmanager
+def memory_limited(more_bytes: int) -> Iterator[None]:
+    """Let this process take at most ``more_bytes`` of address space in the block.
+
+    An allocation beyond that fails with MemoryError, or as the library that makes it says. Not for
+    a process whose other threads are at work. There is no limit on systems that do not enforce it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = psutil.Process().memory_info().vms + more_bytes
+    if soft != resource.RLIM_INFINITY:
+        wanted = min(wanted, soft)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class OomKillCounter:
