@@ -6,6 +6,7 @@ resume from is an argument of that method, and is loaded before any callback is 
 
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -274,8 +275,9 @@ def _is_incomplete(directory: Path, output: Path) -> bool:
 def _step_of(directory: Path) -> int | None:
     """Return the step of a complete checkpoint; None for an incomplete one."""
     try:
-        # The Trainer writes this file last, and not atomically.
-        step = parse_object((directory / STATE_FILE).read_bytes())["global_step"]
+        # The Trainer writes this file last, and not atomically. It has a part for each logged step.
+        state = (directory / STATE_FILE).read_bytes()
+        step = parse_object(state, most_parts=sys.maxsize)["global_step"]
     except (OSError, ValueError, KeyError):
         return None
     return step if directory.name == f"{PREFIX_CHECKPOINT_DIR}-{step}" else None
