@@ -21,7 +21,9 @@ from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import has_ended, lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 from orchestrator.system.lock_holder import has_open, signal_holder
-from orchestrator.telemetry.status import Status, status_from_disk
+from orchestrator.system.units import LONGEST_SECONDS
+from orchestrator.telemetry.status import status_from_disk
+from orchestrator.telemetry.status_reply import checked_status, is_number
 
 REPLY_SECONDS = 5.0
 # The supervisor looks for its socket every second.
@@ -76,12 +78,10 @@ def status_of(run: RunDir) -> dict[str, Any]:
     owner = lock_owner(run)
     if owner is not None:
         with contextlib.suppress(OrchestratorError), supervisor_of(run, owner) as connection:
-            if connection is not None:
-                reply = ask(connection, {"type": "status"})
-                if isinstance(reply.get("state"), str):
-                    # A supervisor of another version may lack a key.
-                    unknown = Status(run_id="", state="", run_dir=str(run.root)).to_json()
-                    return unknown | reply
+            reply = {} if connection is None else ask(connection, {"type": "status"})
+            if "state" in reply:
+                with contextlib.suppress(ValueError):
+                    return checked_status({"run_dir": str(run.root)} | reply)
     status = status_from_disk(Store.open(run, command=[])).to_json()
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.
@@ -172,6 +172,12 @@ def ask(
         return connection.receive() or {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot talk to the supervisor: {error}") from None
+
+
+def seconds_in(reply: Message, key: str) -> float:
+    """Return a duration of an answer, within the range of durations; 0 for anything else."""
+    value = reply.get(key)
+    return min(max(0.0, float(value)), LONGEST_SECONDS) if is_number(value) else 0.0
 
 
 def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) -> Checkpoint:

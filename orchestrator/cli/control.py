@@ -16,6 +16,7 @@ from orchestrator.client import (
     file_errors,
     open_store,
     owner_here,
+    seconds_in,
     signal_script,
     status_of,
     supervisor_of,
@@ -80,7 +81,7 @@ def stop(arguments: Namespace) -> ExitStatus:
             signal_script(run, owner, signal.SIGUSR1)
         else:
             reply = ask(connection, {"type": "stop"})
-            wait_seconds += float(reply.get("grace_seconds", 0))
+            wait_seconds += seconds_in(reply, "grace_seconds")
     deadline = time.monotonic() + wait_seconds
     while lock_owner(run) is not None:
         if time.monotonic() > deadline:
@@ -145,7 +146,7 @@ def checkpoint(arguments: Namespace) -> None:
         raise NotSavedError(
             problem if problem.startswith("cannot save") else f"cannot save: {problem}"
         )
-    print_text(reply["path"])
+    print_text(reply.get("path"))
 
 
 def list_(arguments: Namespace) -> None:
