@@ -39,11 +39,23 @@ def existing_run(argument: Path | None) -> RunDir:
     """
     root = argument or Config.resolve({}, os.environ, Path.cwd()).run_dir
     run = RunDir(root or _only_run())
-    if not run.run_file.exists():
-        raise ConfigError(
-            f"cannot find a run in {run.root}: there is no {run.run_file}; {_choice()}"
-        )
+    if not os.path.exists(run.run_file):
+        problem = f"there is no {run.run_file}"
+        with contextlib.suppress(ValueError):
+            problem = _why_not_seen(run.run_file) or problem
+        raise ConfigError(f"cannot find a run in {run.root}: {problem}; {_choice()}")
     return run
+
+
+def _why_not_seen(path: Path) -> str | None:
+    """Return why a path cannot be looked at; None where nothing is there. Raises ValueError."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None
 
 
 def _only_run() -> Path:

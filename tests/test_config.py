@@ -77,6 +77,14 @@ def test_setting_that_repeats_takes_a_list_or_braces(tmp_path: Path) -> None:
             Config.resolve({}, {}, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["run-dir", "adopt", "resume-arg", "on-event", "notice-file"])
+def test_text_with_a_nul_is_refused(tmp_path: Path, name: str) -> None:
+    """A NUL, which a file can hold, fits into no path and no command."""
+    (tmp_path / "orchestrator.toml").write_text(f'{name} = "a\\u0000b"\n')
+    with pytest.raises(ConfigError, match=r"in orchestrator\.toml: it has a NUL"):
+        Config.resolve({}, {}, tmp_path)
+
+
 def test_sources_are_combined(tmp_path: Path) -> None:
     """Each setting comes from the strongest source that has it."""
     (tmp_path / "orchestrator.toml").write_text("keep = 5\ngrace = '5s'\nmax-restarts = 7\n")

@@ -25,7 +25,7 @@ def copy_tree_durably(
     OSError.
     """
     disk.make_directory(target)
-    if source.is_dir():
+    if os.path.isdir(source):
         origins = {name: source / name for name in sorted(files_below(source))}
     else:
         origins = {source.name: source}
@@ -65,7 +65,7 @@ def link_or_copy(
     OSError.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    if link and not origin.is_symlink():
+    if link and not os.path.islink(origin):
         # Another filesystem, or one without links; the copy below meets any real problem.
         with contextlib.suppress(OSError):
             disk.link(origin, file)

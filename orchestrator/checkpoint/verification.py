@@ -35,7 +35,7 @@ def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
 def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None:
     """Verify the files of the checkpoint's names in ``folder``; raises as ``verify`` does."""
     for name, record in checkpoint.manifest.files.items():
-        if any(above.is_symlink() for above in _folders_of(checkpoint, name)):
+        if any(os.path.islink(above) for above in _folders_of(checkpoint, name)):
             reason = f"{name} is behind a symbolic link"
             raise CheckpointInvalidError(checkpoint.path, reason)
         try:

@@ -168,6 +168,6 @@ def named_directories(command: Iterable[str]) -> list[Path]:
     for word in command:
         text = word.partition("=")[2] or word
         path = Path(os.path.normpath(here / text)) if text.startswith(("/", "..")) else here
-        if not path.is_relative_to(here) and not path.is_file() and path not in _SHARED:
+        if not path.is_relative_to(here) and not os.path.isfile(path) and path not in _SHARED:
             found.append(path)
     return found

@@ -269,7 +269,7 @@ def _start_from(asked: Any, trainer: Trainer) -> Path | None:
 def _is_incomplete(directory: Path, output: Path) -> bool:
     """Return whether this is a checkpoint in ``output`` that the Trainer did not finish."""
     is_trainers = directory.name.startswith(PREFIX_CHECKPOINT_DIR) and directory.parent == output
-    return is_trainers and directory.is_dir() and _step_of(directory) is None
+    return is_trainers and os.path.isdir(directory) and _step_of(directory) is None
 
 
 def _step_of(directory: Path) -> int | None:

@@ -17,7 +17,7 @@ def refuse_unsafe(directories: list[Path]) -> None:
     The first is the run directory, which may itself be reached through a link. Raises ConfigError.
     """
     for number, directory in enumerate(directories):
-        if number > 0 and directory.is_symlink():
+        if number > 0 and os.path.islink(directory):
             raise ConfigError(
                 f"cannot use the run directory {directories[0]}: {directory} is a symbolic link, "
                 "which could lead elsewhere; put the whole run there with --run-dir"

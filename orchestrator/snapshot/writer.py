@@ -71,7 +71,7 @@ class Writer:
         """Reserve ``size`` bytes of disk, if at least twice as much is free."""
         with contextlib.suppress(OSError, AttributeError):  # not every system can allocate
             path = self.store.run.reserve_file
-            if path.exists() and path.stat().st_size >= size:
+            if os.path.exists(path) and path.stat().st_size >= size:
                 return
             room = os.statvfs(self.store.run.root)
             if room.f_bavail * room.f_frsize > 2 * size:

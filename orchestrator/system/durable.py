@@ -232,7 +232,7 @@ def _refuse_existing(target: Path, replace: bool) -> None:
     if not replace and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     # The rename would delete a device.
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise FileExistsError(errno.EEXIST, "it exists and is not a regular file", str(target))
 
 

@@ -4,6 +4,7 @@ The limits and counters of control groups are read in version 1 and in version 2
 """
 
 import contextlib
+import os
 import resource
 from collections import deque
 from collections.abc import Iterator
@@ -138,7 +139,7 @@ class OomKillCounter:
         """Record the current counters, including those of a group the process has moved to."""
         groups = _memory_groups(self._root, self._pid)
         own = (chain[0] / version.events for version, chain in groups)
-        self._files |= {file for file in own if file.exists()}
+        self._files |= {file for file in own if os.path.exists(file)}
         files = self._files or {self._root / "proc/vmstat"}
         self._samples.append({file: _oom_kills(file) for file in files})
 
@@ -170,7 +171,7 @@ def _memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[_Version, li
         top = root / "sys/fs/cgroup" / version.mount
         # In a container the path is the host's, and the container's group is mounted at the top.
         own = top / path.lstrip("/")
-        yield version, [own, *own.parents] if own.is_dir() else [top]
+        yield version, [own, *own.parents] if os.path.isdir(own) else [top]
 
 
 def _limit(group: Path, version: _Version) -> int | None:

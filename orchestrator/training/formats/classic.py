@@ -5,6 +5,7 @@ The classic form is what scripts commonly pass to ``torch.save``: a dict with ``
 """
 
 import operator
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -59,7 +60,7 @@ def read_foreign(source: Path, name: str, counts: Mapping[str, int]) -> dict[str
 
 def memory_for(file: Path) -> AbstractContextManager[None]:
     """Limit the memory that reading the file may take, in a process that does nothing else."""
-    size = file.stat().st_size if file.is_file() else 0
+    size = file.stat().st_size if os.path.isfile(file) else 0
     return memory_limited(MEMORY_FOR_FILE * size + MEMORY_BYTES)
 
 
@@ -76,9 +77,10 @@ def is_state_dict(value: Any) -> bool:
 
 
 def _loaded(source: Path) -> dict[str, Any]:
-    if not source.exists():
+    if not os.path.exists(source):
         raise ConfigError(f"cannot start from {source}: there is no such file")
-    if not (source.is_file() or source.is_dir()):  # torch would wait for the writer of a pipe
+    # torch would wait for the writer of a pipe.
+    if not (os.path.isfile(source) or os.path.isdir(source)):
         raise ConfigError(f"cannot start from {source}: it is not a regular file")
     try:
         _refuse_compressed(source)
