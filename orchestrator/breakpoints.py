@@ -38,7 +38,7 @@ def _progress(session: Any) -> dict[str, Any]:
 
 
 def _pid_of(attempt: Any) -> dict[str, Any]:
-    return {"trainer": attempt.process.pid}
+    return {"trainer": attempt.main.process.pid}
 
 
 def _always(*arguments: Any) -> bool:
@@ -98,7 +98,7 @@ BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
     ),
     TRAINER: (
         *_SAVING,
-        Breakpoint("load", "orchestrator.training.state.registry:Registry.restore"),
+        Breakpoint("load", "orchestrator.training.state.registered_objects:Registry.restore"),
         Breakpoint(
             "batch", "orchestrator.training.session:Session.batches", each=True, facts=_progress
         ),

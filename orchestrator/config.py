@@ -23,6 +23,7 @@ from orchestrator.checkpoint.retention import (
 )
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
+from orchestrator.system.processors import count_cpus, count_gpus
 from orchestrator.system.units import DURATION, parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
@@ -30,6 +31,8 @@ ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 # The supervisor checks the heartbeat once a second.
 LEAST_HANG_SECONDS = 2.0
 LEAST_LOG_BYTES = 1 << 20
+# More than any machine has GPUs; each takes descriptors and a connection of the supervisor.
+MOST_RANKS = 32
 
 _SWITCH = {"on": True, "off": False}
 _STEPS_OR_EPOCHS = re.compile(r"(\d+)(steps?|epochs?)")
@@ -95,6 +98,17 @@ def _parse_count(text: str) -> int:
 def _parse_positive_count(text: str) -> int:
     if not (count := _parse_count(text)):
         raise ValueError("it must be at least 1")
+    return count
+
+
+def _parse_ranks(text: str) -> int | Literal["gpu", "cpu"]:
+    match text.strip():
+        case "gpu" | "cpu" as word:
+            return word
+    if not text.strip().isdecimal():
+        raise ValueError("write a number of processes, gpu or cpu")
+    if not 1 <= (count := int(text)) <= MOST_RANKS:
+        raise ValueError(f"from 1 to {MOST_RANKS}")
     return count
 
 
@@ -244,6 +258,14 @@ class Config:
         True,
     )
 
+    nproc_per_node: int | Literal["gpu", "cpu"] = _option(
+        _parse_ranks,
+        "N|gpu|cpu",
+        "Start the command N times, as the ranks of one DDP training, with the variables that "
+        "torchrun sets; gpu and cpu: once for each. FSDP, Lightning, the Hugging Face Trainer and "
+        "accelerate do not work with several ranks yet. Default: 1.",
+        1,
+    )
     adopt: UnitPattern | None = _option(
         UnitPattern.parse,
         "PATTERN|RECIPE",
@@ -320,6 +342,19 @@ class Config:
             in_place = self.adopt is not None and not self.adopt.is_one_path
             keep = KEEP_ALL if in_place else DEFAULT_KEEP
         return RetentionPolicy(keep=keep, best=self.keep_best)
+
+    def world_size(self) -> int:
+        """Return the number of ranks. Raises ConfigError where there is no GPU to count."""
+        if self.nproc_per_node == "cpu":
+            return min(MOST_RANKS, count_cpus())
+        if self.nproc_per_node != "gpu":
+            return self.nproc_per_node
+        if not (count := min(MOST_RANKS, count_gpus())):
+            raise ConfigError(
+                "cannot count the GPUs for --nproc-per-node gpu: neither CUDA_VISIBLE_DEVICES nor "
+                "nvidia-smi shows one; write a number of processes"
+            )
+        return count
 
     @classmethod
     def resolve(

@@ -117,6 +117,8 @@ def test_sources_are_combined(tmp_path: Path) -> None:
         ("slurm_requeue", "on", True),
         ("notice_file", "/run/notice", Path("/run/notice")),
         ("notice_command", "curl -sf localhost", "curl -sf localhost"),
+        ("nproc_per_node", "4", 4),
+        ("nproc_per_node", "gpu", "gpu"),
         ("log_format", "auto", "auto"),
         ("log_format", "json", "json"),
     ],
@@ -162,6 +164,9 @@ def test_good_values(tmp_path: Path, source: str, name: str, text: str, expected
         ("slurm_requeue", "yes", "on or off"),
         ("notice_file", "", "name a file"),
         ("notice_command", " ", "write a command"),
+        ("nproc_per_node", "0", "from 1 to 32"),
+        ("nproc_per_node", "33", "from 1 to 32"),
+        ("nproc_per_node", "all", "a number of processes, gpu or cpu"),
         ("log_format", "xml", "auto, text or json"),
     ],
 )
@@ -177,6 +182,17 @@ def test_bad_values(tmp_path: Path, source: str, name: str, text: str, advice: s
     }.get(source, f"{name} in {source}")
     assert message.startswith(f"cannot use {place} = {text}: ")
     assert advice in message
+
+
+def test_number_of_ranks_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one for each CPU or visible GPU; no GPU at all is an error with advice."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    numbers = {"3": 3, "gpu": 3, "cpu": min(32, len(os.sched_getaffinity(0)))}
+    for text, number in numbers.items():
+        assert resolve(tmp_path, "nproc_per_node", {"command line": text}).world_size() == number
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match="write a number of processes"):
+        resolve(tmp_path, "nproc_per_node", {"command line": "gpu"}).world_size()
 
 
 def test_overridden_bad_value_is_ignored(tmp_path: Path) -> None:

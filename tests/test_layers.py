@@ -22,7 +22,7 @@ LAYERS = {
         {"checkpoint"},
         {"snapshot", "adopt", "telemetry", "config_file"},
         {"config"},
-        {"spare", "hosts", "client"},
+        {"spare", "hosts", "client", "pace"},
         {"supervisor", "training"},
         {"integrations"},
         {"doctor", "chaos", "first_look"},
@@ -35,6 +35,7 @@ LAYERS = {
         {"attempt"},
         {"run_facts"},
         {"termination", "judge", "adoption", "save_requests", "session_opening", "live_status"},
+        {"coordinator"},
         {"publishing", "message_handlers", "report"},
         {"outcome", "wiring"},
         {"supervisor"},
@@ -47,6 +48,7 @@ LAYERS = {
         {"loop"},
         {"saving"},
         {"safe_points"},
+        {"agreed_safe_points"},
         {"session", "framework_run"},
     ),
 }
@@ -61,7 +63,7 @@ HOMES = {
         "system/lock_holder.py",
         "hosts/laptop/battery.py",
     ),
-    "rich": ("cli/control.py", "cli/tables.py", "chaos/display.py"),
+    "rich": ("cli/view.py", "cli/tables.py", "chaos/display.py"),
     "xxhash": (
         "checkpoint/verification.py",
         "checkpoint/digesting_writer.py",

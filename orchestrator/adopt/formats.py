@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from orchestrator.adopt import hdf5
 from orchestrator.adopt.pickle_reader import (
     DamagedPickleError,
     PickleContent,
@@ -37,7 +38,7 @@ LEAST_ALLOCATED_SHARE = 1 / 16
 # An empty file of these kinds is one whose writing has just begun.
 _NEVER_EMPTY = {
     *(".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".msgpack", ".model", ".weights"),
-    *(".pkl", ".pickle", ".json", ".npz", ".npy", ".zip", ".gz", ".h5", ".keras", ".onnx"),
+    *(".pkl", ".pickle", ".json", ".npz", ".npy", ".zip", ".gz", ".h5", ".hdf5", ".keras", ".onnx"),
     DCP_SUFFIX,
 }
 
@@ -72,8 +73,11 @@ def _shows_whole(path: Path, size: int) -> bool:
     with open(path, "rb") as file:
         if path.suffix == ".safetensors":
             return _safetensors_shows_whole(path.name, file, size)
-        if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+        beginning = file.read(len(hdf5.MAGIC))
+        if beginning.startswith(ZIP_MAGIC):
             return _zip_shows_whole(path.name, file)
+        if beginning == hdf5.MAGIC or path.suffix in hdf5.SUFFIXES:
+            return _hdf5_shows_whole(path.name, file, size)
         if path.suffix in PICKLE_SUFFIXES:
             file.seek(0)
             return ends_with_pickle(file, size)
@@ -157,6 +161,17 @@ class _BoundedReads:
 
 class _TooLargeError(Exception):
     """Nothing is known to be wrong, but to find out would take too much memory or time."""
+
+
+def _hdf5_shows_whole(name: str, file: BinaryIO, size: int) -> bool:
+    """Check that the file ends where its superblock says; False for a version that is not known."""
+    try:
+        problem = hdf5.problem_of(file, size)
+    except ValueError:
+        return False
+    if problem:
+        raise IncompleteError(f"{name} {problem}")
+    return True
 
 
 def _zip_shows_whole(name: str, file: BinaryIO) -> bool:

@@ -14,6 +14,7 @@ from orchestrator.checkpoint.contents import (
     Contents,
     StateFile,
     contents_of,
+    rank_file,
 )
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
@@ -143,8 +144,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if manifest.step != PublicationOrder.of_name(path.name).step:
         raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
     checkpoint = Checkpoint(path, manifest, pinned=os.path.exists(path / PIN_FILE))
-    if isinstance(checkpoint.contents, StateFile) and STATE_FILE not in manifest.files:
-        raise CheckpointInvalidError(path, f"manifest.json does not name {STATE_FILE}")
+    if isinstance(checkpoint.contents, StateFile):
+        for name in (STATE_FILE, *map(rank_file, range(1, manifest.world_size))):
+            if name not in manifest.files:
+                raise CheckpointInvalidError(path, f"manifest.json does not name {name}")
     return checkpoint
 
 

@@ -52,6 +52,10 @@ class CheckpointJournal:
             **imported,
         )
 
+    def record_difference(self, attempt: int | None, *, step: int, tensors: list[str]) -> None:
+        """Journal that the ranks hold different values of what they should hold equally."""
+        self._journal.write(JournalEvent.REPLICAS_DIFFER, attempt, step=step, tensors=tensors)
+
     def record_deletion(
         self, checkpoint: Checkpoint, attempt: int | None = None, *, reason: str | None = None
     ) -> None:

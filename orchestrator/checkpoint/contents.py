@@ -16,6 +16,11 @@ STATE_FILE = "state.pt"
 CONTENT_FOLDER = "content"
 
 
+def rank_file(rank: int) -> str:
+    """Return the name of the file with what a rank other than 0 has saved of its own."""
+    return f"rank-{rank:05d}.pt"
+
+
 @dataclass(frozen=True)
 class StateFile:
     """The state of a session: one ``torch.save`` file beside the manifest in ``directory``."""

@@ -27,6 +27,7 @@ from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
 MAXIMUM_MANIFEST_BYTES = 1 << 20
+MAXIMUM_WORLD_SIZE = 1 << 16
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -80,6 +81,12 @@ class Manifest:
     """How the training was started (rundir/start.py); None in older checkpoints."""
     options: dict[str, dict[str, Any]] | None = None
     """The options of each optimizer as the script had set them, before any step."""
+    world_size: int = 1
+    """The number of ranks that have trained it together."""
+    differing: list[str] = field(default_factory=list)
+    """The names of tensors that all ranks should hold equally, and did not."""
+    replicas: dict[str, str] = field(default_factory=dict)
+    """Digests of what all ranks should hold equally; only in the draft of a rank's snapshot."""
 
     @property
     def position(self) -> Position:
@@ -100,9 +107,11 @@ class Manifest:
         """Return the text of manifest.json; non-finite metrics become strings, as JSON needs."""
         content: JsonObject = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["metrics"] = json_metrics(self.metrics)
-        for key in ("framework", "adopted", "classes", "start", "options"):
+        for key in ("framework", "adopted", "classes", "start", "options", "differing", "replicas"):
             if not content[key]:
                 del content[key]
+        if (size := content.pop("world_size")) != 1:
+            content["world"] = {"size": size}
         if self.adopted is not None:
             content["adopted"] = {k: v for k, v in asdict(self.adopted).items() if v is not None}
         return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
@@ -154,6 +163,11 @@ class Manifest:
                 adopted=adopted,
                 start=typed(content, "start", dict) if "start" in content else None,
                 options=_options(typed(content, "options", dict)) if "options" in content else None,
+                world_size=_world_size(content),
+                differing=list(map(text_of, typed(content, "differing", list)))
+                if "differing" in content
+                else [],
+                replicas=_texts(typed(content, "replicas", dict)) if "replicas" in content else {},
             )
         except KeyError as error:
             raise ValueError(f"manifest.json lacks {error}") from None
@@ -174,6 +188,15 @@ def json_metrics(metrics: dict[str, float]) -> dict[str, float | str]:
 
 def _texts(content: JsonObject) -> dict[str, str]:
     return {text_of(key): text_of(value) for key, value in content.items()}
+
+
+def _world_size(content: JsonObject) -> int:
+    if "world" not in content:
+        return 1
+    size = count_of(typed(content, "world", dict), "size", MAXIMUM_WORLD_SIZE)
+    if size < 1:
+        raise ValueError("manifest.json has a world of no rank")
+    return size
 
 
 def _options(content: JsonObject) -> dict[str, dict[str, Any]]:

@@ -6,10 +6,11 @@ The format and the write order are normative: docs/reference/checkpoint-format.m
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from orchestrator.checkpoint.checkpoint import (
@@ -109,17 +110,22 @@ class Store:
         write: Callable[[DigestingWriter], None],
         *,
         direct: bool = False,
+        parts: Mapping[str, Callable[[DigestingWriter], None]] = MappingProxyType({}),
     ) -> Checkpoint:
         """Make a checkpoint durable, in the normative order, and return it.
 
         ``manifest`` comes without files. ``write`` writes the bytes of state.pt to the file it is
-        given, which with ``direct`` expects large pieces of aligned memory. Raises
+        given, which with ``direct`` expects large pieces of aligned memory; ``parts`` writes
+        further files, by their names. Raises
         CheckpointWriteError when the disk refuses, after removing what was begun; what ``write``
         raises for other reasons passes through, also after the clean-up.
         """
 
         def fill(directory: Path) -> dict[str, FileRecord]:
-            return _write_state_file(directory, self.disk, write, direct=direct)
+            return {
+                name: _write_file(directory / name, self.disk, write_it, direct=direct)
+                for name, write_it in {STATE_FILE: write, **parts}.items()
+            }
 
         return self._publish(manifest, fill)
 
@@ -398,16 +404,16 @@ def publish_directory(
     return Checkpoint(target, manifest, pinned=False)
 
 
-def _write_state_file(
-    directory: Path, disk: Disk, write: Callable[[DigestingWriter], None], *, direct: bool
-) -> dict[str, FileRecord]:
-    """Write state.pt durably and return its record.
+def _write_file(
+    file_path: Path, disk: Disk, write: Callable[[DigestingWriter], None], *, direct: bool
+) -> FileRecord:
+    """Write one file of a checkpoint durably and return its record.
 
     Raises what ``write`` raises, or the OSError of the disk that ``write`` has hidden behind
     another exception.
     """
     create = disk.create_direct if direct else disk.create
-    with create(directory / STATE_FILE, below=directory.parents[1]) as file:
+    with create(file_path, below=file_path.parents[2]) as file:
         writer = DigestingWriter(file)
         try:
             write(writer)
@@ -416,7 +422,7 @@ def _write_state_file(
                 raise writer.error from error
             raise
         disk.sync(file)
-    return {STATE_FILE: writer.record()}
+    return writer.record()
 
 
 def _unused_path(run: RunDir, disk: Disk, step: int) -> Path:

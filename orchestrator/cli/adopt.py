@@ -8,9 +8,9 @@ from pathlib import Path
 from orchestrator.cli.run import check_command
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError
-from orchestrator.first_look.findings import findings
 from orchestrator.first_look.help_text import Help, answers_help, ask_for_help, source_of
 from orchestrator.first_look.look import LookOptions, look_at
+from orchestrator.first_look.proposal import findings
 from orchestrator.first_look.report import report
 from orchestrator.first_look.settings_file import write_settings
 from orchestrator.first_look.stop_requests import StopRequests

@@ -1,14 +1,13 @@
 """The commands that show a run, control it, or verify and pin its checkpoints."""
 
-import contextlib
 import json
 import signal
-import sys
 import time
 from argparse import Namespace
 from typing import Any
 
 from orchestrator.checkpoint.store import Store
+from orchestrator.cli.view import console, show
 from orchestrator.client import (
     ask,
     chosen_checkpoint,
@@ -37,34 +36,23 @@ from orchestrator.terminal.printing import print_text
 CHECKPOINT_WAIT_SECONDS = 600.0
 STOP_MARGIN_SECONDS = 15.0
 POLL_SECONDS = 0.1
-WATCH_SECONDS = 1.0
-PIPE_COLUMNS = 200
 
 
 def status(arguments: Namespace) -> None:
     """Show what a run is doing, how far it is, what is at risk, or why it failed."""
-    as_json, watch = arguments.json, arguments.watch
     run = existing_run(arguments.run_dir)
-    if as_json and not watch:
-        print_text(json.dumps(status_of(run)))
-        return
-    from rich.live import Live
+    show(
+        arguments,
+        read=lambda: status_of(run),
+        table=_table,
+        is_over=lambda status: status["supervisor_pid"] is status["trainer_pid"] is None,
+    )
 
+
+def _table(status: dict[str, Any]) -> Any:
     from orchestrator.cli.tables import status_table
 
-    if not watch:
-        _console().print(status_table(status_of(run)))
-        return
-    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
-        while True:
-            current = status_of(run)
-            if as_json:
-                print_text(json.dumps(current))
-            else:
-                live.update(status_table(current), refresh=True)
-            if current["supervisor_pid"] is current["trainer_pid"] is None:
-                return
-            time.sleep(WATCH_SECONDS)
+    return status_table(status)
 
 
 def stop(arguments: Namespace) -> ExitStatus:
@@ -196,16 +184,9 @@ def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
     else:
         from orchestrator.cli.tables import checkpoints_table, quarantine_table
 
-        console = _console()
+        terminal = console()
         # The terminal wraps a long line, so that no name is cut off.
-        console.print(checkpoints_table(rows, console.width), soft_wrap=True)
+        terminal.print(checkpoints_table(rows, terminal.width), soft_wrap=True)
         if quarantined := list_quarantined(store):
-            console.print(quarantine_table(quarantined), soft_wrap=True)
+            terminal.print(quarantine_table(quarantined), soft_wrap=True)
     return rows
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # A file or a pipe has no width of its own.
-    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)

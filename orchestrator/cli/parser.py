@@ -12,13 +12,16 @@ from typing import Any, NoReturn
 
 from orchestrator import __version__
 from orchestrator.chaos.faults import help_text
-from orchestrator.cli import attach, control, run, transfer
+from orchestrator.cli import attach, control, run, runs, transfer
 from orchestrator.cli.slurm_script import slurm_script
 from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import REPEATED, Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.terminal.printing import print_text
+
+# As torchrun takes it.
+ALIASES = {"--nproc-per-node": ("--nproc_per_node",)}
 
 RUN_HELP = """Run the same command again to resume.
 
@@ -235,6 +238,7 @@ def _take_settings(command: argparse.ArgumentParser) -> None:
             continue
         command.add_argument(
             option,
+            *ALIASES.get(option, ()),
             action=_AddLine if setting.name in REPEATED else "store",
             metavar=setting.metadata["metavar"],
             help=text.replace("%", "%%"),
@@ -249,6 +253,14 @@ def _add_commands_to_a_run(groups: Any) -> None:
         "Show what a run is doing, what is at risk now, or why it failed.",
     )
     showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
+    listing = _add(groups, "runs", runs.runs, "Show every run below a directory, one line each.")
+    listing.add_argument(
+        "directory", nargs="?", type=Path, metavar="DIR", help="where the runs are; default: runs"
+    )
+    listing.add_argument(
+        "--sort", choices=runs.SORT_KEYS, default="run", help="what to sort by; default: run"
+    )
+    listing.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
     stopping = _add(
         groups, "stop", control.stop, "Save and stop a run, and wait until it has ended."
     )
@@ -271,7 +283,7 @@ def _add_commands_to_a_run(groups: Any) -> None:
     )
     for command in (showing, following, stopping, saving, examining):
         _take_run_dir(command)
-    for command in (showing, examining):
+    for command in (showing, listing, examining):
         _take_json(command)
 
 

@@ -28,10 +28,10 @@ from orchestrator.rundir.completion import (
     words_of,
 )
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.name_pattern import run_dir_of
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
-from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
 from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign
@@ -153,6 +153,11 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
         raise ConfigError(
             "cannot use --resume-arg without --adopt, which names the checkpoints to resume from; "
             "give both, or neither"
+        )
+    if config.adopt is not None and config.world_size() > 1:
+        raise ConfigError(
+            "cannot use --adopt with --nproc-per-node yet: several ranks need a Session; let the "
+            "script open one, or start the one process that torchrun is"
         )
     if config.adopt is not None:
         config.resume_arg.check_names(config.adopt.names)

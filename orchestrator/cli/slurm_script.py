@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.config import Config, option_words
 from orchestrator.hosts.slurm.batch_script import batch_script
-from orchestrator.rundir.pattern import run_dir_of
+from orchestrator.rundir.name_pattern import run_dir_of
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import Start
 

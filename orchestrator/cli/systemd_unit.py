@@ -13,8 +13,8 @@ from orchestrator.cli.run import check_program
 from orchestrator.config import ENVIRONMENT_PREFIX, Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.systemd.unit import ServiceSpec, check_unit_name, service_unit, slowest_save
+from orchestrator.rundir.name_pattern import run_dir_of
 from orchestrator.rundir.paths import RunDir, default_run_dir
-from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import Start
 from orchestrator.terminal.printing import print_text

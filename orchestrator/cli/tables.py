@@ -1,5 +1,6 @@
 """The tables that `status` and `checkpoints list` print for people."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,7 +10,7 @@ from rich.text import Text
 from orchestrator.errors import AGAIN_WITH_NEW_LIMITS
 from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
 from orchestrator.supervisor.report import FIX_AND_RUN_AGAIN
-from orchestrator.system.text import shown_parts
+from orchestrator.system.text import shown_line, shown_parts
 from orchestrator.system.units import duration_text, size_text
 from orchestrator.telemetry.stop_text import AGAIN_FROM_START, AGAIN_TO_RESUME, HOW_TO_SAVE
 
@@ -18,6 +19,7 @@ _STATE_STYLES = {
     "completed": "green",
     "failed": "red",
     "interrupted": "red",
+    "unreadable": "red",
     "killing": "red",
 }
 
@@ -30,11 +32,13 @@ DETAILS_INDENT = "\n    "
 def status_table(status: dict[str, Any]) -> RenderableType:
     """Return the status of one run, one fact a line; absent facts are left out."""
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is not cut off on a narrow terminal
     status = shown_parts(status)
     state = status["state"]
     rows: list[tuple[str, str | Text | None]] = [
         ("run", f"{status['run_id']}  {status['run_dir']}"),
-        ("state", Text(_state(status), style=_STATE_STYLES.get(state, "yellow"))),
+        ("state", Text(_state(status), style=_state_style(state))),
         *_failure(status["failure"]),
         ("next", _next(status)),
         ("session", NO_SESSION_YET if state == "starting" else None),
@@ -48,6 +52,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("at risk", _at_risk(status)),
         ("processes", _processes(status)),
         ("spare", _spare(status["spare"])),
+        *_ranks(status.get("ranks")),
     ]
     for name, value in rows:
         if value:
@@ -56,6 +61,36 @@ def status_table(status: dict[str, Any]) -> RenderableType:
                 Text(name, style="bold"), Text(value) if isinstance(value, str) else value
             )
     return Group(table)
+
+
+def _ranks(ranks: list[dict[str, Any]] | None) -> list[tuple[str, str]]:
+    return [
+        (f"rank {each['rank']}", f"step {each['step']}, {each['state']}, process {each['pid']}")
+        for each in ranks or ()
+    ]
+
+
+def runs_table(statuses: list[dict[str, Any]], parent: Path) -> Text:
+    """Return a line for each run, with its directory as it is below ``parent``.
+
+    Nothing is cut off. The last column is the problem, or the metrics.
+    """
+    if not statuses:
+        return Text(f"no runs below {shown_line(parent)}")
+    statuses = shown_parts(statuses)
+    titles = ("run", "state", "step", "epoch", "restarts", "at risk", "checkpoint")
+    cells = [titles, *(_run_cells(status, parent) for status in statuses)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)) for line in cells]
+    # The terminal wraps a long line, so that no name is cut off.
+    text = Text(lines[0].rstrip(), style="bold", no_wrap=True, overflow="ignore")
+    for status, line in zip(statuses, lines[1:], strict=True):
+        first, rest = line[: widths[0] + 2], line[widths[0] + 2 :]
+        text.append(f"\n{first}", "not bold")
+        text.append(rest[: widths[1]], f"not bold {_state_style(status['state'])}")
+        last = status["problem"] or _metrics(status["metrics"])
+        text.append(f"{rest[widths[1] :]}  {last}".rstrip(), "not bold")
+    return text
 
 
 def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
@@ -90,6 +125,25 @@ def quarantine_table(rows: list[dict[str, str]]) -> Text:
     """Return a line for each checkpoint in quarantine, with the reason."""
     lines = [f"  {row['path'].rsplit('/', 1)[-1]}  {row['reason']}" for row in shown_parts(rows)]
     return Text("\n".join(("in quarantine:", *lines)))
+
+
+def _run_cells(status: dict[str, Any], parent: Path) -> tuple[str, ...]:
+    path, newest = Path(status["run_dir"]), status["newest_checkpoint"]
+    risk = status["lose_at_most_seconds"]
+    is_below = path != parent and path.is_relative_to(parent)
+    return (
+        str(path.relative_to(parent) if is_below else path),
+        str(status["state"]),
+        _text(status["step"]),
+        _text(status["epoch"]),
+        _text(status["restarts"] or None),
+        "" if risk is None else duration_text(risk),
+        "none" if newest is None else f"{duration_text(newest['age_seconds'])} old",
+    )
+
+
+def _state_style(state: str) -> str:
+    return _STATE_STYLES.get(state, "yellow")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

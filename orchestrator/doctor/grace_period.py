@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.doctor.findings import CheckedRun, Finding, Level
-from orchestrator.hosts.slurm.job import SHOW_CONFIG_COMMAND, StopTimes
+from orchestrator.hosts.slurm.scontrol import SHOW_CONFIG_COMMAND, StopTimes
 from orchestrator.system.units import duration_text, parse_duration
 
 QUERY_SECONDS = 10.0

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.adopt.seal_policy import LONG_QUIET_SECONDS
 from orchestrator.checkpoint.retention import DEFAULT_KEEP
-from orchestrator.first_look.findings import Findings
 from orchestrator.first_look.look import Look
+from orchestrator.first_look.proposal import Findings
 from orchestrator.first_look.saves import SaveGroup
 from orchestrator.first_look.weights import Likeness
 from orchestrator.system.units import duration_text, size_text

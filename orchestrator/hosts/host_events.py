@@ -12,8 +12,9 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.laptop.battery import save_on_low_battery
 from orchestrator.hosts.laptop.sleep import save_before_sleep
 from orchestrator.hosts.preemption import wait_for_command, wait_for_file
-from orchestrator.hosts.slurm.job import Job
-from orchestrator.hosts.slurm.time_limit import SlurmJobMonitor
+from orchestrator.hosts.slurm.requeue import requeue
+from orchestrator.hosts.slurm.scontrol import Job, JobQuery
+from orchestrator.hosts.slurm.time_limit import TimeLimitWatch
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.writer import WRITE_ALLOWANCE
@@ -43,16 +44,10 @@ class HostEvents:
         self._config = config
         self._run = run
         self._journal = journal
+        self._last_save_seconds = last_save_seconds
         self._request_stop = request_stop
-        self._job: SlurmJobMonitor | None = None
-        if (job := Job.from_environment(os.environ)) is not None:
-            self._job = SlurmJobMonitor(
-                job,
-                self.subprocesses,
-                config.grace,
-                lambda: WRITE_ALLOWANCE * last_save_seconds(),
-                request_stop,
-            )
+        job = Job.from_environment(os.environ)
+        self._job_query = None if job is None else JobQuery(job, self.subprocesses)
         self._tasks: list[asyncio.Future[None]] = []
 
     def start(self, save: Callable[[], Awaitable[object]]) -> None:
@@ -62,14 +57,20 @@ class HostEvents:
         # The file of an earlier job, whose run continues now.
         with contextlib.suppress(OSError):
             self._run.requeue_file.unlink()
-        if self._job is not None:
-            self._tasks.append(asyncio.ensure_future(self._job.watch()))
+        if self._job_query is not None:
+            watch = TimeLimitWatch(
+                self._job_query, self._config.grace, self._save_seconds, self._request_stop
+            )
+            self._tasks.append(asyncio.ensure_future(watch.watch()))
         elif self._config.slurm_requeue:
             structlog.get_logger().info("--slurm-requeue has no effect outside a SLURM job")
         if (path := self._config.notice_file) is not None:
             self._stop_on(wait_for_file(path), f"the notice file {path}")
         if (command := self._config.notice_command) is not None:
             self._stop_on(wait_for_command(command, self.subprocesses), "the notice command")
+
+    def _save_seconds(self) -> float:
+        return WRITE_ALLOWANCE * self._last_save_seconds()
 
     def _stop_on(self, notice: Awaitable[None], source: str) -> None:
         async def wait() -> None:
@@ -83,5 +84,6 @@ class HostEvents:
         for task in self._tasks:
             task.cancel()
         by_person = stop_source is not None and stop_source.startswith(PERSONAL_SOURCES)
-        if self._config.slurm_requeue and self._job and status in STOPPED and not by_person:
-            await self._job.requeue(self._run, self._journal)
+        is_wanted = self._config.slurm_requeue and status in STOPPED and not by_person
+        if is_wanted and self._job_query is not None:
+            await requeue(self._job_query, self._run, self._journal)

@@ -10,6 +10,7 @@ or a validation after the last batch. docs/how-to/lightning.md is for users.
 """
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.integrations.lightning_loop import KEY, FitSession
 from orchestrator.training.exits import refusing
 from orchestrator.training.formats.export import save_durably
+from orchestrator.training.runtime.coordination import World
 from orchestrator.training.state.plain_values import from_plain
 
 if TYPE_CHECKING:
@@ -54,9 +56,10 @@ class OrchestratorCallback(Callback):
         trainer.callbacks.remove(self)  # type: ignore[attr-defined]
         trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]
         with refusing():
-            if trainer.world_size != 1:
+            if (size := max(trainer.world_size, World.of(os.environ).size)) != 1:
                 raise ConfigError(
-                    f"cannot train with {trainer.world_size} processes yet: use Trainer(devices=1)"
+                    f"cannot train Lightning with {size} processes yet: use Trainer(devices=1), "
+                    "without --nproc-per-node"
                 )
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
         session = FitSession(trainer, self._run_dir)

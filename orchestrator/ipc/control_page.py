@@ -28,10 +28,16 @@ class Field(IntEnum):
     PHASE = 3
     HEARTBEAT_NS = 4
     SAFE_POINTS = 5
+    # Written by the trainer, with several ranks only (ipc/agreement.py).
+    PLACES = 6
+    AT_END = 7
+    SNAPSHOT_COST_NS = 8
     # Written by the supervisor.
     STOP_REQUEST = 16
     STOP_DEADLINE_NS = 17
     CHECKPOINT_REQUESTS = 18
+    DECIDING = 19
+    DECISION = 20
     # Written by the trainer: SLOT_VALUES for each slot of the snapshot memory.
     SLOT_TABLE = 32
 

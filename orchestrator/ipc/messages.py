@@ -18,6 +18,8 @@ RUN_DIR_VARIABLE = "ORCHESTRATOR_RUN_DIR"
 ATTEMPT_VARIABLE = "ORCHESTRATOR_ATTEMPT"
 RESUME_VARIABLE = "ORCHESTRATOR_RESUME_FROM"
 RESUME_PATHS_VARIABLE = "ORCHESTRATOR_RESUME_PATHS"
+# Set for each of several ranks, which RANK alone may be by somebody else.
+RANK_VARIABLE = "ORCHESTRATOR_RANK"
 
 # Makes a trainer's interpreters write their stacks. A process without a handler ignores SIGURG, and
 # the kernel sends it only for urgent data, to processes that ask for it.
@@ -34,7 +36,10 @@ Message = dict[str, Any]
 
 def several_processes(world_size: object) -> str:
     """Return why a session of several processes is refused."""
-    return f"a run has one training process, and WORLD_SIZE is {world_size}; start one per run"
+    return (
+        f"WORLD_SIZE is {world_size}, and this run was started for another number of processes; "
+        f"let `orchestrator run --nproc-per-node {world_size}` start them, without torchrun"
+    )
 
 
 def encode(message: Message) -> bytes:

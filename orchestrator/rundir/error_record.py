@@ -18,6 +18,7 @@ def checked_error(content: dict[str, Any], causes: int = MOST_CAUSES) -> dict[st
         ("type", LONGEST_NAME),
         ("frame", LONGEST_NAME),
         ("thread", LONGEST_NAME),
+        ("time", LONGEST_NAME),
         ("message", LONGEST_TEXT),
         ("traceback", LONGEST_TEXT),
     ):

@@ -39,6 +39,7 @@ class JournalEvent(StrEnum):
     CHECKPOINT_DELETED = "checkpoint_deleted"
     STOP_REQUESTED = "stop_requested"
     STOP_NOTICED = "stop_noticed"
+    REPLICAS_DIFFER = "replicas_differ"
     HANG_DETECTED = "hang_detected"
     ATTEMPT_EXITED = "attempt_exited"
     RESTART_SCHEDULED = "restart_scheduled"

@@ -66,6 +66,7 @@ class RunLock:
 
     def _lock(self, run: RunDir, orphan_ending: OrphanEnding | None) -> None:
         begun, has_ended_orphans = time.monotonic(), False
+        deadline = begun + BUSY_TIMEOUT_SECONDS
         while True:
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,9 +74,11 @@ class RunLock:
             except BlockingIOError:
                 owner = self._owner()
                 ended = has_ended(owner)
-                ends = ended or _is_being_killed(owner)
-                seconds = DEAD_OWNER_TIMEOUT_SECONDS if ends else BUSY_TIMEOUT_SECONDS
-                if time.monotonic() > begun + seconds:
+                now = time.monotonic()
+                if ended or _is_being_killed(owner):
+                    # Between the receipt of a SIGKILL and the exit, neither is seen for an instant.
+                    deadline = min(now + BUSY_TIMEOUT_SECONDS, begun + DEAD_OWNER_TIMEOUT_SECONDS)
+                if now > deadline:
                     raise
             if ended and orphan_ending is not None and not has_ended_orphans:
                 # Not by its path, where by now there may be a link to another lock.

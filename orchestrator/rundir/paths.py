@@ -194,6 +194,10 @@ class AttemptDir:
         """Every path in the directory."""
         return _paths_of(self)
 
+    def rank(self, number: int) -> "AttemptDir":
+        """Return the directory of one rank: this one for rank 0, one in it for any other."""
+        return AttemptDir(self.root / f"rank-{number:05d}") if number else self
+
     @property
     def output_file(self) -> Path:
         """All output of the trainer."""

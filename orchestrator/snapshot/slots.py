@@ -20,6 +20,14 @@ SLOT_COUNT = 2
 
 
 @dataclass(frozen=True)
+class Image:
+    """The image in a slot: its descriptor, and its size in bytes."""
+
+    descriptor: int
+    image_bytes: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A complete image: where it is, and what it holds."""
 
@@ -35,6 +43,8 @@ class Snapshot:
     """
     taken_ns: int
     """When it was completed, by CLOCK_MONOTONIC."""
+    others: tuple["Snapshot", ...] = ()
+    """The parts of the other ranks, in a run of several; this is then rank 0's."""
 
     @property
     def position(self) -> Position:
@@ -72,10 +82,14 @@ class Slots:
 
     # --- the trainer's side ------------------------------------------------------------------
 
-    def begin(self, slot: int) -> int:
-        """Mark the slot as torn from now on, and return the generation of its next image."""
-        indices = range(len(self.images))
-        generation = 1 + max(self._get(index, SlotField.BEGUN) for index in indices)
+    def begin(self, slot: int, generation: int | None = None) -> int:
+        """Mark the slot as torn from now on, and return the generation of its next image.
+
+        By default that is the next one; several ranks are told which ``generation`` they take.
+        """
+        if generation is None:
+            indices = range(len(self.images))
+            generation = 1 + max(self._get(index, SlotField.BEGUN) for index in indices)
         self._set(slot, SlotField.BEGUN, generation)
         self._set(slot, SlotField.FIRST_BATCH, 0)
         return generation
@@ -106,15 +120,18 @@ class Slots:
         complete = self._get(slot, SlotField.COMPLETE)
         return complete > 0 and complete == self._get(slot, SlotField.BEGUN)
 
+    def generations(self) -> dict[int, int]:
+        """Return the slot of each complete image by its generation, from the table alone."""
+        complete = [i for i in range(len(self.images)) if self.is_complete(i)]
+        return {self._get(index, SlotField.COMPLETE): index for index in complete}
+
     def newest_slot(self) -> int | None:
         """Return the slot of the newest complete image; None if there is none."""
-        complete = [i for i in range(len(self.images)) if self.is_complete(i)]
-        return max(complete, key=lambda i: self._get(i, SlotField.COMPLETE), default=None)
+        complete = self.generations()
+        return complete[max(complete)] if complete else None
 
-    def newest_step_and_age(self) -> tuple[int, float] | None:
-        """Return step and age in seconds of the newest complete image, from the table alone."""
-        if (slot := self.newest_slot()) is None:
-            return None
+    def step_and_age(self, slot: int) -> tuple[int, float]:
+        """Return step and age in seconds of the complete image in a slot, from the table alone."""
         age = (time.monotonic_ns() - self._get(slot, SlotField.TAKEN_NS)) / 1e9
         return self._get(slot, SlotField.STEP), max(0.0, age)
 

@@ -1,27 +1,25 @@
 """Writes snapshots to disk as checkpoints: one at a time, past the page cache, without torch."""
 
-import contextlib
 import errno
 import mmap
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import rank_file
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import FULL_DISK, CheckpointWriteError
+from orchestrator.snapshot.disk_reserve import free_reserve, keep_reserve
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
-from orchestrator.system.regular_files import open_regular
 
 CHUNK_BYTES = 16 << 20
-# Room for the manifest, for directories, and for a file that has grown since.
-RESERVE_MARGIN_BYTES = 1 << 16
 # The time that a stop allows for writes, in units of the last write: one under way, the final one,
 # and a disk that is slower than before.
 WRITE_ALLOWANCE = 2.5
@@ -46,43 +44,30 @@ class Writer:
             if reason not in LAST_CHANCES:
                 lower_priority()
                 checkpoint = self._publish(snapshot, reason)
-                self._keep_reserve(snapshot.image_bytes + RESERVE_MARGIN_BYTES)
+                image_bytes = sum(part.image_bytes for part in (snapshot, *snapshot.others))
+                keep_reserve(self.store.run, image_bytes)
                 return checkpoint
             try:
                 return self._publish(snapshot, reason)
             except CheckpointWriteError as error:
-                if error.cause.errno not in FULL_DISK or not self._free_reserve():
+                if error.cause.errno not in FULL_DISK or not free_reserve(self.store.run):
                     raise
                 return self._publish(snapshot, reason)
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
-        def copy(file: DigestingWriter) -> None:
-            for chunk in _chunks(snapshot):
+        def copy(part: Snapshot, file: DigestingWriter) -> None:
+            for chunk in _chunks(part):
                 self.heartbeat.beat()
                 file.write(chunk)
 
         manifest = replace(snapshot.manifest, reason=reason)
+        others = {
+            rank_file(rank): partial(copy, part) for rank, part in enumerate(snapshot.others, 1)
+        }
         try:
-            return self.store.publish(manifest, copy, direct=True)
+            return self.store.publish(manifest, partial(copy, snapshot), direct=True, parts=others)
         finally:
             self.heartbeat.pause()
-
-    def _keep_reserve(self, size: int) -> None:
-        """Reserve ``size`` bytes of disk, if at least twice as much is free."""
-        with contextlib.suppress(OSError, AttributeError):  # not every system can allocate
-            path = self.store.run.reserve_file
-            if os.path.exists(path) and path.stat().st_size >= size:
-                return
-            room = os.statvfs(self.store.run.root)
-            if room.f_bavail * room.f_frsize > 2 * size:
-                _reserve(path, size)
-
-    def _free_reserve(self) -> bool:
-        try:
-            self.store.run.reserve_file.unlink()
-        except OSError:
-            return False
-        return True
 
 
 def _chunks(snapshot: Snapshot) -> Iterator[memoryview]:
@@ -99,13 +84,3 @@ def _chunks(snapshot: Snapshot) -> Iterator[memoryview]:
         if os.preadv(snapshot.descriptor, [chunk], offset) < len(chunk):
             raise OSError(errno.EIO, "the snapshot's memory is shorter than its image")
         yield chunk
-
-
-def _reserve(path: Path, size: int) -> None:
-    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError:
-        path.unlink()
-    finally:
-        os.close(descriptor)

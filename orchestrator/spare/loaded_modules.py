@@ -9,7 +9,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
+from orchestrator.ipc.messages import (
+    ATTEMPT_VARIABLE,
+    RANK_VARIABLE,
+    RESUME_PATHS_VARIABLE,
+    RESUME_VARIABLE,
+)
 from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.spare.worker import environment_digest
 from orchestrator.system.durable import write_json
@@ -27,8 +32,9 @@ _FIRST_ENVIRONMENT = Path("/proc/self/environ")
 # Variables of the attempt, and variables that torch and Lightning set and read during use, not
 # during their import.
 _IGNORED_VARIABLES = {
-    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, RESUME_PATHS_VARIABLE, MLFLOW_VARIABLE),
+    *(ATTEMPT_VARIABLE, RESUME_VARIABLE, RESUME_PATHS_VARIABLE, MLFLOW_VARIABLE, RANK_VARIABLE),
     *("CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"),
+    *("RANK", "LOCAL_RANK", "ROLE_RANK", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"),
     *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 }
 

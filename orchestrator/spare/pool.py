@@ -102,8 +102,7 @@ class SparePool:
             pid
             for spare in (self._spare, self._previous)
             if spare is not None
-            for pid in (spare.process.pid, spare.trainer_pid)
-            if pid is not None
+            for pid in (spare.process.pid, *spare.trainer_pids)
         }
 
     def status(self) -> dict[str, Any]:
@@ -141,6 +140,8 @@ class SparePool:
     def on_trainer_exit(self) -> None:
         """Start no spare until the next trainer trains: a new one would be ready too late."""
         self._modules_file = None
+        if self._spare is not None:
+            self._spare.trainer_pids.clear()
 
     def _start_spare(self) -> None:
         if self._never or self._spare is not None or self._modules_file is None:

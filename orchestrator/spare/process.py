@@ -83,6 +83,8 @@ class SpareProcess:
         self.is_disconnected = False
         """Whether no more messages can arrive."""
         self._began: asyncio.Future[int | None] = loop.create_future()
+        self.trainer_pids: set[int] = set()
+        """The trainers that it has forked for the attempt, or itself as one of them."""
         # The output of the imports is needed only if they fail.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._connection, spare_end = socket.socketpair()
@@ -139,6 +141,7 @@ class SpareProcess:
             case "began" if not self._is_own(message.get("pid")):
                 pass  # the modules that it imports may write anything to its socket
             case "began" if not self._began.done():
+                self.trainer_pids.add(message["pid"])
                 self._began.set_result(message["pid"])
             case "began":  # after the timeout: another process is the trainer
                 with contextlib.suppress(ProcessLookupError):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # Network filesystems, and what another machine writes on them, give no events: scan this often.
 SCAN_SECONDS = 10.0
 # With thousands of matches, each of which costs a system call, scan less often than that.
-POLLING_SHARE = 0.005
+POLLING_SHARE = 0.003
 MOST_SCAN_SECONDS = 60.0
 # Scan a checkpoint that is being written this often, until it has settled.
 PENDING_SECONDS = 0.25
@@ -151,7 +151,7 @@ class Adoption:
 
     async def end(self, attempt: Attempt) -> None:
         """Scan once more after the end, for what the script saved last."""
-        moment = Moment.SUCCEEDED if attempt.returncode == 0 else Moment.FAILED
+        moment = Moment.SUCCEEDED if attempt.main.returncode == 0 else Moment.FAILED
         last = asyncio.ensure_future(self._scan_last(attempt, moment))
         ignore_outcome(last)
         # A scan that a kill has overtaken goes on: its thread is at work in the store.

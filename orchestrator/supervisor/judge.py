@@ -66,7 +66,8 @@ class Judge:
 
     async def judge(self, attempt: Attempt) -> Verdict:
         """Return the verdict, and record it. Raises StopWantedError when a stop comes first."""
-        output = end_of(attempt.directory.output_file)
+        rank = attempt.cause
+        output = end_of(rank.directory.output_file)
         facts = self._facts(attempt, output)
         if attempt.final_snapshot is not None and not facts.stop_requested:
             # Before the failure is counted: progress before a failure does not make up for it.
@@ -103,17 +104,17 @@ class Judge:
                 reason=decision.reason,
             )
             self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
-        if lost := attempt.output.lost_bytes:
+        if lost := rank.output.lost_bytes:
             self._log.warning(
                 "the disk refused a part of the trainer's output",
                 bytes=lost,
-                output=str(attempt.directory.output_file),
+                output=str(rank.directory.output_file),
             )
         return Verdict(
             diagnosis,
             decision,
             record,
-            output=str(attempt.directory.output_file),
+            output=str(rank.directory.output_file),
             saved=self._saved(attempt, decision),
             lost_steps=self._lost_steps(attempt),
             problem=self._run_facts.problem,
@@ -121,16 +122,18 @@ class Judge:
         )
 
     def _facts(self, attempt: Attempt, output: list[str]) -> ExitFacts:
+        rank = attempt.cause
         return ExitFacts(
-            returncode=-signal.SIGKILL if attempt.returncode is None else attempt.returncode,
+            who="the trainer" if len(attempt.ranks) == 1 else f"rank {rank.number}",
+            returncode=-signal.SIGKILL if rank.returncode is None else rank.returncode,
             connected=attempt.connected,
             reported=attempt.reported_status,
             refusal=attempt.refusal,
             stop_requested=self._stop.wanted.is_set(),
             lost_steps=self._lost_steps(attempt),
-            error=attempt.error(),
+            error=rank.error(),
             hang=attempt.hang,
-            oom_kills=attempt.memory_watch.oom_kills(),
+            oom_kills=rank.memory_watch.oom_kills(),
             output=output,
         )
 

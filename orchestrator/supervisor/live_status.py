@@ -55,16 +55,16 @@ class LiveStatus:
     def heartbeats(self) -> list[Heartbeat]:
         """Return the heartbeats of all threads whose work must make progress."""
         attempt = self._facts.running_attempt
-        output = [] if attempt is None else [attempt.output.heartbeat]
+        output = [] if attempt is None else [rank.output.heartbeat for rank in attempt.ranks]
         return [self._snapshots.heartbeat, *output]
 
     def _add_attempt(self, status: Status, attempt: Attempt) -> None:
         status.attempt = attempt.number
-        status.metrics = attempt.metrics
+        status.metrics = attempt.main.metrics
         if attempt.shows_saves:
             status.step, status.epoch = attempt.step, attempt.epoch
         status.snapshots = self._snapshot_facts(attempt)
-        if self._snapshots.slots and (newest := self._snapshots.slots.newest_step_and_age()):
+        if (memory := self._snapshots.memory) and (newest := memory.newest_step_and_age()):
             step, age = newest
             status.newest_snapshot = {"step": step, "age_seconds": round(age, 3)}
         if (silence := attempt.silence) is not None:
@@ -72,8 +72,18 @@ class LiveStatus:
             status.silent_seconds = round(silence.seconds, 3)
             status.hang_budget_seconds = silence.timeout_seconds
         if not attempt.over.is_set():
-            status.trainer_pid = attempt.process.pid
+            status.trainer_pid = attempt.main.process.pid
             self._add_risk(status, attempt)
+        if len(attempt.ranks) > 1:
+            status.ranks = [
+                {
+                    "rank": rank.number,
+                    "pid": rank.process.pid,
+                    "step": rank.step,
+                    "state": "ended" if rank.is_over else rank.page.phase.name.lower(),
+                }
+                for rank in attempt.ranks
+            ]
 
     def _add_risk(self, status: Status, attempt: Attempt) -> None:
         """Add what the death of the trainer costs, and that of the machine with its memory."""
@@ -96,8 +106,8 @@ class LiveStatus:
         status.phase = None
 
     def _snapshot_facts(self, attempt: Attempt) -> dict[str, Any] | None:
-        if not attempt.snapshot_facts:
+        if not attempt.main.snapshot_facts:
             return None
         shown = ("interval_seconds", "stall_seconds", "bytes")
-        facts = {key: attempt.snapshot_facts.get(key) for key in shown}
+        facts = {key: attempt.main.snapshot_facts.get(key) for key in shown}
         return facts | {"write_seconds": self._snapshots.last_write_seconds or None}

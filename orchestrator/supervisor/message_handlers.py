@@ -10,6 +10,7 @@ from orchestrator.ipc.server import Peer
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.live_status import LiveStatus
 from orchestrator.supervisor.run_events import RunEvents
@@ -66,67 +67,75 @@ class TrainerMessages:
         self._spares = spares
         self._journal = journal
 
-    def handle(self, attempt: Attempt, message: Message) -> None:
-        """Act on one message from the attempt's session."""
+    def handle(self, attempt: Attempt, rank: Rank, message: Message) -> None:
+        """Act on one message from the session of one of the attempt's ranks."""
         facts = {key: value for key, value in message.items() if key != "type"}
         match message.get("type"):
             case "resumed":
-                attempt.resumed = True
-                self._journal.write(JournalEvent.RESUMED, attempt.number, **facts)
+                rank.resumed = True
+                self._journal_of(rank, JournalEvent.RESUMED, attempt, facts)
             case "exactness_lost":
-                self._journal.write(JournalEvent.EXACTNESS_LOST, attempt.number, **facts)
+                self._journal_of(rank, JournalEvent.EXACTNESS_LOST, attempt, facts)
             case "stop_noticed":
-                self._journal.write(JournalEvent.STOP_NOTICED, attempt.number, **facts)
+                self._journal_of(rank, JournalEvent.STOP_NOTICED, attempt, facts)
                 # A scheduler may have signalled the trainer alone: that is a stop too.
                 if attempt.hang is None:
-                    self._ladder.on_notice(f"{facts.get('source')} to the trainer")
+                    who = f"rank {rank.number}" if rank.number else "the trainer"
+                    self._ladder.on_notice(f"{facts.get('source')} to {who}")
+            case "skipped":
+                attempt.skipped[facts.get("generation") or 0] = str(facts.get("problem"))
             case "published":
                 self._events.checkpoint_published(str(facts.get("name")), facts)
             case "save_failed":
                 self._events.save_failed(facts)
             case "snapshot":
-                self._handle_snapshot(attempt, facts)
+                self._handle_snapshot(rank, facts)
             case "write":
-                self._handle_write(attempt, facts)
-            case "modules" if not self._facts.stop.wanted.is_set():
-                if attempt.launch_seconds is not None and not attempt.process.from_spare:
-                    self._spares.on_cold_start(attempt.launch_seconds)
+                self._handle_write(rank, facts)
+            case "modules" if rank.number == 0 and not self._facts.stop.wanted.is_set():
+                if rank.launch_seconds is not None and not rank.process.from_spare:
+                    self._spares.on_cold_start(rank.launch_seconds)
                 self._spares.on_trainer_modules(
-                    attempt.directory.modules_file, attempt.session_pid == attempt.process.pid
+                    rank.directory.modules_file, rank.session_pid == rank.process.pid
                 )
             case "refused":
-                attempt.refusal = facts.get("reason")
+                rank.refusal = facts.get("reason")
             case "rejected":
-                attempt.rejected_snapshot = True
+                rank.rejected_snapshot = True
             case "metrics":
-                attempt.metrics = facts.get("metrics", {})
+                rank.metrics = facts.get("metrics", {})
             case "ended":
-                self._handle_ended(attempt, facts.get("status"))
+                self._handle_ended(attempt, rank, facts.get("status"))
             case "lost":  # the session has left, or its process has ended
-                attempt.peer = None
-                if attempt.returncode is not None:
+                rank.close_session()
+                if attempt.has_ended:
                     self._facts.record_exit(attempt)
 
-    def _handle_snapshot(self, attempt: Attempt, facts: dict[str, Any]) -> None:
-        attempt.snapshot_facts = facts
-        interval_seconds = facts.get("interval_seconds")
-        self._snapshots.interval_seconds = interval_seconds or self._snapshots.interval_seconds
-        self._events.snapshot_taken(facts)
+    def _journal_of(
+        self, rank: Rank, event: JournalEvent, attempt: Attempt, facts: dict[str, Any]
+    ) -> None:
+        which = {"rank": rank.number} if len(attempt.ranks) > 1 else {}
+        self._journal.write(event, attempt.number, **facts | which)
 
-    def _handle_write(self, attempt: Attempt, facts: dict[str, Any]) -> None:
+    def _handle_snapshot(self, rank: Rank, facts: dict[str, Any]) -> None:
+        interval_seconds = facts.get("interval_seconds") or self._snapshots.interval_seconds
+        self._snapshots.interval_seconds = interval_seconds
+        rank.snapshot_facts = facts | {"interval_seconds": interval_seconds}
+        if rank.number == 0:
+            self._events.snapshot_taken(facts)
+
+    def _handle_write(self, rank: Rank, facts: dict[str, Any]) -> None:
         generation = facts.get("generation")
         if self._snapshots.write_generation(generation, str(facts.get("reason"))):
             return
-        if attempt.peer is not None:
+        if rank.peer is not None:
             problem = "there is no such snapshot"
-            attempt.peer.send(
-                {"type": "write_failed", "generation": generation, "problem": problem}
-            )
+            rank.peer.send({"type": "write_failed", "generation": generation, "problem": problem})
 
-    def _handle_ended(self, attempt: Attempt, status: Any) -> None:
-        attempt.reported_status = status
-        if attempt.refused_second_session:
-            attempt.withhold_completion()
+    def _handle_ended(self, attempt: Attempt, rank: Rank, status: Any) -> None:
+        rank.reported_status = status
+        if rank.refused_second_session:
+            attempt.withhold_completion(rank)
 
 
 class MessageHandlers:
@@ -152,5 +161,5 @@ class MessageHandlers:
                 self._command_line.handle(peer, message)
             case "hello":
                 await self._session_opening.handle_hello(peer, message)
-            case _ if attempt is not None and peer is attempt.peer:
-                self._trainer.handle(attempt, message)
+            case _ if attempt is not None and (rank := attempt.rank_of(peer)) is not None:
+                self._trainer.handle(attempt, rank, message)

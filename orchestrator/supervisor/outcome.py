@@ -33,7 +33,8 @@ def carry_out(
             journal.write(
                 JournalEvent.RUN_STOPPED, attempt.number, status=status, step=attempt.step
             )
-            report.log_stop(report.stop_of(verdict, newest))
+            reads_nothing = attempt.adopted is not None and attempt.adopted.is_unread
+            report.log_stop(report.stop_of(verdict, newest, begins_anew=reads_nothing))
         case Action.RETRY | Action.DEMOTE | Action.FORGET:
             machine.handle(Event.RETRY)
             return None

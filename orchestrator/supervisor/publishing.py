@@ -28,6 +28,7 @@ class Publisher:
         self._requests = requests
         self._journal = journal
         self._is_grace_checked = False
+        self._differing: list[str] = []
         self._log = structlog.get_logger()
 
     def snapshot_taken(self, facts: dict[str, Any]) -> None:
@@ -39,14 +40,36 @@ class Publisher:
     ) -> None:
         """Publish the checkpoint, and tell the trainer, which may use the slot again."""
         self.checkpoint_published(checkpoint.name, {"seconds": seconds})
-        self._send_to_trainer(
+        self._send_to_trainers(
             type="written", generation=snapshot.generation, name=checkpoint.name, seconds=seconds
         )
 
     def write_failed(self, snapshot: Snapshot, problem: str) -> None:
         """Report the problem, and tell the trainer, which may use the slot again."""
         self.save_failed({"step": snapshot.manifest.step, "problem": problem})
-        self._send_to_trainer(type="write_failed", generation=snapshot.generation, problem=problem)
+        self._send_to_trainers(type="write_failed", generation=snapshot.generation, problem=problem)
+
+    def not_taken(self, generation: int, step: int, problem: str) -> None:
+        """Report the problem, and tell the ranks that do not wait for it."""
+        self.save_failed({"step": step, "problem": problem})
+        self._send_to_trainers(type="write_failed", generation=generation, problem=problem)
+
+    def replicas_differ(self, step: int, names: list[str]) -> None:
+        """Report them, once until other tensors differ."""
+        if names == self._differing:
+            return
+        self._differing = names
+        self._journal.record_difference(self._facts.attempt_number, step=step, tensors=names)
+        self._log.error(
+            "the ranks hold different values of the same tensors: what is saved from now on is "
+            "kept, and nothing resumes from it",
+            step=step,
+            tensors=", ".join(names),
+            details=[
+                "they have drifted apart: look for a step that not every rank takes, for a "
+                "parameter outside of DistributedDataParallel, for bad memory"
+            ],
+        )
 
     def checkpoint_published(self, name: str, facts: dict[str, Any]) -> None:
         """Record the checkpoint in catalog, journal and failure budget, and begin to rotate."""
@@ -76,10 +99,10 @@ class Publisher:
         self._log.error(problem)
         self._requests.answer_all({"type": "failed", **facts})
 
-    def _send_to_trainer(self, **message: Any) -> None:
-        attempt = self._facts.attempt
-        if attempt is not None and attempt.peer is not None:
-            attempt.peer.send(message)
+    def _send_to_trainers(self, **message: Any) -> None:
+        for rank in self._facts.attempt.ranks if self._facts.attempt is not None else ():
+            if rank.peer is not None:
+                rank.peer.send(message)
 
     def _warn_of_short_grace(self, save_seconds: Any) -> None:
         if self._is_grace_checked or not isinstance(save_seconds, float):

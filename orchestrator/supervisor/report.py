@@ -77,8 +77,8 @@ def log_completion(verdict: Verdict) -> None:
     log.warning(verdict.diagnosis.cause, details=details, **facts)
 
 
-def stop_of(verdict: Verdict, newest: Checkpoint | None) -> Stop:
-    """Return how a stop during an attempt ended."""
+def stop_of(verdict: Verdict, newest: Checkpoint | None, *, begins_anew: bool) -> Stop:
+    """Return how a stop during an attempt ended; a script may begin anew at each start."""
     return Stop(
         is_saved=verdict.diagnosis.status is ExitStatus.STOPPED_SAVED,
         step=newest.manifest.step if newest else None,
@@ -86,6 +86,7 @@ def stop_of(verdict: Verdict, newest: Checkpoint | None) -> Stop:
         lost_steps=verdict.lost_steps,
         problem=verdict.problem,
         shows_saves=verdict.record["connected"],
+        begins_anew=begins_anew,
     )
 
 
@@ -97,7 +98,8 @@ def log_stop(stop: Stop) -> None:
         log.info(sentence, **({"details": details} if details else {}))
         return
     lost = {} if stop.lost_steps is None else {"lost_steps": stop.lost_steps}
-    log.error(sentence, details=details, **lost, checkpoint=stop.path)
+    path = None if stop.begins_anew else stop.path
+    log.error(sentence, details=details, **lost, checkpoint=path)
 
 
 def log_stop_between_attempts(
@@ -131,7 +133,10 @@ def log_interruption(recorded_step: int | None, start_step: int) -> None:
     lost = None if recorded_step is None else recorded_step - start_step
     log = structlog.get_logger()
     if lost is None:
-        log.warning(f"{text}; the run goes on from step {start_step}")
+        newest = f"its newest checkpoint is of step {start_step}"
+        if start_step == 0:
+            newest = "it has no checkpoint"
+        log.warning(f"{text}; {newest}")
     elif lost > 0:
         steps = "1 step is" if lost == 1 else f"{lost} steps are"
         log.warning(f"{text}: at least {steps} lost, and trained again from step {start_step}")
@@ -142,12 +147,22 @@ def log_interruption(recorded_step: int | None, start_step: int) -> None:
 def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list[str]:
     """Return the lines below the cause; ``record`` is exit.json."""
     kind = Kind(record["kind"])
-    lines = [_where(record)]
+    lines = [_where(record), *_others(record)]
     if kind in _MEMORY_MATTERS:
         lines[0] += f"; {_memory(record)}"
     if advice := ADVICE.get(kind):
         lines.append(advice)
     return [*lines, f"saved: {saved}", f"now: {now}", f"its whole output: {output}"]
+
+
+def _others(record: dict[str, Any]) -> list[str]:
+    """Return how the other ranks failed, if there are any: what one does ends the others too."""
+    failed = [
+        f"rank {each['rank']} with {each['error'].splitlines()[0]}"
+        for each in record.get("ranks", ())
+        if each["error"] and each["rank"] != record["rank"]
+    ]
+    return [f"then failed: {'; '.join(failed)}"] if failed else []
 
 
 def _where(record: dict[str, Any]) -> str:

@@ -23,5 +23,11 @@ class RunEvents(Protocol):
     def checkpoint_published(self, name: str, facts: dict[str, Any]) -> None:
         """React to a new checkpoint of this name, in whatever way it was made."""
 
+    def not_taken(self, generation: int, step: int, problem: str) -> None:
+        """React to a save of several ranks for which one has taken no snapshot."""
+
+    def replicas_differ(self, step: int, names: list[str]) -> None:
+        """React to ranks that hold different values of what they should hold equally."""
+
     def save_failed(self, facts: dict[str, Any]) -> None:
         """React to a save that has failed; ``facts`` has its ``problem``."""

@@ -40,7 +40,7 @@ class SaveRequests:
         elif attempt is None:
             self.answer_all({"type": "failed", "problem": NO_TRAINER})
         else:
-            attempt.page.values[Field.CHECKPOINT_REQUESTS] += 1
+            attempt.main.page.values[Field.CHECKPOINT_REQUESTS] += 1
 
     async def save_now(self) -> Message:
         """Ask the trainer to save, and return the outcome: ``published`` or ``failed``."""

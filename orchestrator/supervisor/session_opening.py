@@ -1,6 +1,5 @@
 """A session's first message: it is welcomed with what it needs, or refused with the reason."""
 
-import time
 from dataclasses import asdict
 
 from orchestrator.checkpoint.store import Store
@@ -8,6 +7,7 @@ from orchestrator.config import Config
 from orchestrator.ipc.messages import PROTOCOL_VERSION, Message, several_processes
 from orchestrator.ipc.server import Peer
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
@@ -52,24 +52,28 @@ class SessionOpening:
         if self._config.adopt is not None:
             # What a process of an earlier attempt is told says nothing about this one.
             _refuse(peer, None if is_over else attempt, NO_SESSION)
-        elif (size := message.get("world_size")) not in (None, 1):
+        elif (size := message.get("world_size")) not in (None, self._snapshots.world_size):
             _refuse(peer, None if is_over else attempt, several_processes(size))
         elif attempt is None:
             return
         elif is_over:
             peer.send({"type": "refused", "reason": ATTEMPT_IS_OVER})
-        elif attempt.connected:
-            attempt.refused_second_session = True
-            attempt.withhold_completion()  # before the answer may end the trainer
+        elif (rank := attempt.ranks[_rank_in(message, attempt)]).connected:
+            rank.refused_second_session = True
+            attempt.withhold_completion(rank)  # before the answer may end the trainer
             _refuse(peer, attempt, SECOND_SESSION)
         else:
-            attempt.peer, attempt.connected = peer, True
-            attempt.launch_seconds = time.monotonic() - attempt.started
-            attempt.session_pid = message.get("pid")
-            peer.send(self._welcome(attempt), attempt.session_descriptors)
-            self._facts.machine.handle(Event.CONNECTED)
+            rank.open_session(peer, message.get("pid"))
+            peer.send(self._welcome(attempt, rank), self._descriptors_for(attempt, rank))
+            if all(each.connected for each in attempt.ranks):
+                self._facts.machine.handle(Event.CONNECTED)
 
-    def _welcome(self, attempt: Attempt) -> Message:
+    def _descriptors_for(self, attempt: Attempt, rank: Rank) -> list[int]:
+        """Return a session's descriptors; any rank but 0 also reads the snapshot of rank 0."""
+        descriptors, snapshot = attempt.session_descriptors(rank), attempt.resume_snapshot
+        return [*descriptors, snapshot.descriptor] if rank.number and snapshot else descriptors
+
+    def _welcome(self, attempt: Attempt, rank: Rank) -> Message:
         snapshot = attempt.resume_snapshot
         return {
             "type": "welcome",
@@ -84,10 +88,20 @@ class SessionOpening:
             "resume_generation": snapshot.generation if snapshot else None,
             "writing_generations": [s.generation for s in self._snapshots.pending],
             "grace_seconds": self._config.grace,
+            "rank": rank.number,
+            "world_size": len(attempt.ranks),
+            "resume_bytes": snapshot.image_bytes if snapshot else None,
         }
+
+
+def _rank_in(message: Message, attempt: Attempt) -> int:
+    """Return which of several ranks says hello; a single one may call itself by any number."""
+    number = message.get("rank")
+    is_known = isinstance(number, int) and number < len(attempt.ranks)
+    return int(number) if len(attempt.ranks) > 1 and is_known else 0  # type: ignore[arg-type]
 
 
 def _refuse(peer: Peer, attempt: Attempt | None, reason: str) -> None:
     if attempt is not None:
-        attempt.refusal = reason
+        attempt.refuse(reason)
     peer.send({"type": "refused", "reason": reason})

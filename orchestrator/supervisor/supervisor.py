@@ -26,6 +26,7 @@ from orchestrator.supervisor.attempt.cleanup import all_gone
 from orchestrator.supervisor.attempt.environment import common_environment
 from orchestrator.supervisor.attempt.launcher import LaunchSpec, launch
 from orchestrator.supervisor.attempt.output import OutputTarget, TerminalOutput
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.judge import Verdict
 from orchestrator.supervisor.outcome import carry_out
 from orchestrator.supervisor.recovery.backoff import delay_seconds
@@ -100,7 +101,11 @@ class Supervisor:
         parts = self._parts
         invitation = server.invitation
         environment = common_environment(
-            self._run, parts.store.run_id, server.path, invitation.text
+            self._run,
+            parts.store.run_id,
+            server.path,
+            invitation.text,
+            self._snapshots.world_size,
         )
 
         server.start(lambda path: environment.update({SOCKET_VARIABLE: path}))
@@ -190,8 +195,9 @@ class Supervisor:
         number = 1 + (self._facts.attempt_number or self._run.last_attempt())
         target = OutputTarget(parts.console.output, parts.config.log_size)
         attempt = Attempt(self._run, number, checkpoint, snapshot, self._snapshots, target)
-        parts.fdstore.store(number, *attempt.memory_descriptors)
-        attempt.begin(await launch(spec, attempt, self._spares))
+        if len(attempt.ranks) == 1:
+            parts.fdstore.store(number, *attempt.main.memory_descriptors)
+        await launch(spec, attempt, self._spares)
         return attempt
 
     async def _choose(self, resume_snapshot: Snapshot | None) -> Checkpoint | None:
@@ -209,15 +215,15 @@ class Supervisor:
         self._journal.write(
             JournalEvent.ATTEMPT_STARTED,
             attempt.number,
-            pid=attempt.process.pid,
+            pid=attempt.main.process.pid,
             resume_step=source.manifest.step if source else None,
             from_memory=snapshot is not None,
-            from_spare=attempt.process.from_spare,
+            from_spare=attempt.main.process.from_spare,
         )
         self._log.info(
             "training started",
             attempt=attempt.number,
-            pid=attempt.process.pid,
+            pid=attempt.main.process.pid,
             resume_from=(
                 f"the snapshot of step {snapshot.manifest.step}"
                 if snapshot
@@ -239,12 +245,15 @@ class Supervisor:
 
     async def _supervise(self, attempt: Attempt) -> None:
         """Wait for the end of the attempt, and clean up after it."""
-        async with beside(attempt.memory_watch.run(), self._stop_when_time_is_up()):
+        works = [rank.memory_watch.run() for rank in attempt.ranks]
+        if len(attempt.ranks) > 1:
+            works.append(self._parts.coordinator.run(attempt))
+        async with beside(*works, self._stop_when_time_is_up()):
             await self._wait_until_over(attempt)
         self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
-        remains = await attempt.process.clean_up()
-        users = remains.seen | {attempt.session_pid or attempt.process.pid}
+        remains = await attempt.clean_up()
+        users = remains.seen | {rank.first_pid for rank in attempt.ranks}
         self._former_processes = asyncio.ensure_future(all_gone(remains, users))
         ignore_outcome(self._former_processes)  # where no attempt follows
 
@@ -262,26 +271,36 @@ class Supervisor:
         try:
             await first_of(
                 attempt.over.wait(),
-                self._watch_command(attempt),
+                asyncio.gather(*(self._watch_command(attempt, r) for r in attempt.ranks)),
                 self._parts.hangs.watch(attempt),
             )
         except NoThreadError:
-            attempt.process.kill_tree()
+            attempt.kill()
             raise
         finally:
             self._ladder.end()
 
-    async def _watch_command(self, attempt: Attempt) -> None:
+    async def _watch_command(self, attempt: Attempt, rank: Rank) -> None:
         """Wait for the command's exit and its session's end; return when the attempt is over."""
-        attempt.returncode = await attempt.process.wait()
-        if attempt.peer is not None:
-            await asyncio.sleep(LAST_WORDS_SECONDS)
-        if attempt.peer is None:
-            self._facts.record_exit(attempt)
+        rank.returncode = await rank.process.wait()
+        if rank.peer is not None:
+            await first_of(rank.left.wait(), timeout_seconds=LAST_WORDS_SECONDS)
+        if rank.peer is None:
+            self._end_survivors(attempt, rank)
+            if attempt.has_ended:
+                self._facts.record_exit(attempt)
         elif attempt.hang is None and not self._stop.wanted.is_set():
             # A signal has ended a shell, for example, and its trainer runs on.
             self._ladder.request("the end of the shell around the trainer")
         await attempt.over.wait()
+
+    def _end_survivors(self, attempt: Attempt, rank: Rank) -> None:
+        """Kill the other ranks where one has failed: they would wait for it in a collective."""
+        if len(attempt.ranks) == 1 or attempt.first_death is not None or attempt.hang is not None:
+            return
+        if attempt.has_failed(rank):
+            attempt.first_death = rank
+            attempt.kill()
 
     async def _judge(self, attempt: Attempt) -> Verdict:
         """Save what the trainer has not saved itself, and reach the verdict."""
@@ -340,9 +359,9 @@ class Supervisor:
 
     def _on_child(self) -> None:
         attempt = self._facts.attempt
-        self._parts.unrelated.reap(attempt.process.pid if attempt else None)
+        self._parts.unrelated.reap({r.process.pid for r in attempt.ranks} if attempt else set())
 
     def _on_resize(self) -> None:
         attempt = self._facts.attempt
-        if attempt is not None and isinstance(attempt.output, TerminalOutput):
-            attempt.output.resize()
+        if attempt is not None and isinstance(attempt.main.output, TerminalOutput):
+            attempt.main.output.resize()

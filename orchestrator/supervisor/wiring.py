@@ -22,6 +22,7 @@ from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcess
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.fdstore import FdStore
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.coordinator import Coordinator
 from orchestrator.supervisor.judge import Judge
 from orchestrator.supervisor.live_status import LiveStatus
 from orchestrator.supervisor.message_handlers import (
@@ -69,6 +70,7 @@ class Parts:
     host_events: HostEvents
     hook: EventHook
     unrelated: UnrelatedProcesses
+    coordinator: Coordinator
 
 
 def wire(
@@ -81,7 +83,7 @@ def wire(
 ) -> Parts:
     """Make all parts of a supervisor for the run in ``store``.
 
-    Raises ConfigError where the journal cannot be read.
+    Raises ConfigError where the journal cannot be read, or there are no GPUs to count.
     """
     journal = Journal(store.run.journal_file)
     rotate_journal(store.run, config.log_size)
@@ -106,7 +108,7 @@ def wire(
     )
     save_requests = SaveRequests(facts, is_possible=config.adopt is None)
     publisher = Publisher(facts, catalog, save_requests, checkpoint_journal)
-    snapshots = SnapshotWriteQueue(store, catalog, stop, publisher)
+    snapshots = SnapshotWriteQueue(store, catalog, stop, publisher, config.world_size())
     script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
     ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
@@ -158,4 +160,5 @@ def wire(
         host_events=host_events,
         hook=hook,
         unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
+        coordinator=Coordinator(config, snapshots, publisher),
     )

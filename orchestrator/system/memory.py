@@ -1,4 +1,4 @@
-"""Available memory, the memory of processes, and the kills of the OOM killer.
+"""Available memory, and the memory of processes.
 
 The limits and counters of control groups are read in version 1 and in version 2.
 """
@@ -6,7 +6,6 @@ The limits and counters of control groups are read in version 1 and in version 2
 import contextlib
 import os
 import resource
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,11 @@ import psutil
 from orchestrator.system.capabilities import Capability, is_available
 
 _V1_UNLIMITED = 1 << 60
-_ROOT = Path("/")
-# A kill before the oldest kept sample does not explain why the trainer ends now.
-_SAMPLES_KEPT = 12
+ROOT = Path("/")
 
 
 @dataclass(frozen=True)
-class _Version:
+class GroupVersion:
     """The file names of a memory control group in one version of control groups."""
 
     mount: str
@@ -32,14 +29,14 @@ class _Version:
     events: str
 
 
-_V1 = _Version(
+_V1 = GroupVersion(
     mount="memory",
     limit="memory.limit_in_bytes",
     usage="memory.usage_in_bytes",
     cache="total_inactive_file",
     events="memory.oom_control",
 )
-_V2 = _Version(
+_V2 = GroupVersion(
     mount="",
     limit="memory.max",
     usage="memory.current",
@@ -48,7 +45,7 @@ _V2 = _Version(
 )
 
 
-def available_bytes(root: Path = _ROOT) -> int:
+def available_bytes(root: Path = ROOT) -> int:
     """Return the bytes that this process can allocate without swapping or being killed.
 
     The result is the minimum of the system's available memory and of what is left in each control
@@ -56,21 +53,21 @@ def available_bytes(root: Path = _ROOT) -> int:
     """
     available = [
         available
-        for version, groups in _memory_groups(root)
+        for version, groups in memory_groups(root)
         for group in groups
         if (available := _available_in_group(group, version)) is not None
     ]
     return max(0, min([psutil.virtual_memory().available, *available]))
 
 
-def limit_bytes(pid: int | str, root: Path = _ROOT) -> int | None:
+def limit_bytes(pid: int | str, root: Path = ROOT) -> int | None:
     """Return the memory limit of a process (or ``self``) in bytes; None without a limit.
 
     The tightest limit of its control groups counts.
     """
     limits = [
         limit
-        for version, groups in _memory_groups(root, str(pid))
+        for version, groups in memory_groups(root, str(pid))
         for group in groups
         if (limit := _limit(group, version)) is not None
     ]
@@ -123,38 +120,9 @@ def memory_limited(more_bytes: int) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-class OomKillCounter:
-    """Counts the kernel's OOM kills in the control groups of a process.
-
-    For a process without a control group it counts the kills of the whole system.
-    """
-
-    def __init__(self, pid: int, root: Path = _ROOT) -> None:
-        self._pid = str(pid)
-        self._root = root
-        self._files: set[Path] = set()
-        self._samples: deque[dict[Path, int]] = deque(maxlen=_SAMPLES_KEPT)
-
-    def sample(self) -> None:
-        """Record the current counters, including those of a group the process has moved to."""
-        groups = _memory_groups(self._root, self._pid)
-        own = (chain[0] / version.events for version, chain in groups)
-        self._files |= {file for file in own if os.path.exists(file)}
-        files = self._files or {self._root / "proc/vmstat"}
-        self._samples.append({file: _oom_kills(file) for file in files})
-
-    def recent_kills(self) -> int:
-        """Take a sample, and return the number of kills since the oldest sample kept."""
-        self.sample()
-        first: dict[Path, int] = {}
-        for sample in reversed(list(self._samples)):  # copied: another thread may append
-            first |= sample
-        return sum(count - first[file] for file, count in self._samples[-1].items())
-
-
-def _memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[_Version, list[Path]]]:
+def memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[GroupVersion, list[Path]]]:
     """Yield the memory control groups of a process: its own first, then every group above it."""
-    if root == _ROOT and not is_available(Capability.PROC):
+    if root == ROOT and not is_available(Capability.PROC):
         return
     try:
         lines = (root / "proc" / pid / "cgroup").read_text().splitlines()
@@ -174,7 +142,7 @@ def _memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[_Version, li
         yield version, [own, *own.parents] if os.path.isdir(own) else [top]
 
 
-def _limit(group: Path, version: _Version) -> int | None:
+def _limit(group: Path, version: GroupVersion) -> int | None:
     try:
         limit = (group / version.limit).read_text().strip()
         return None if limit == "max" or int(limit) >= _V1_UNLIMITED else int(limit)
@@ -182,25 +150,19 @@ def _limit(group: Path, version: _Version) -> int | None:
         return None
 
 
-def _available_in_group(group: Path, version: _Version) -> int | None:
+def _available_in_group(group: Path, version: GroupVersion) -> int | None:
     limit = _limit(group, version)
     if limit is None:
         return None
     try:
         # Cached file pages count as used, but the kernel drops them when it needs memory.
-        cache = _counters(group / "memory.stat").get(version.cache, 0)
+        cache = counters(group / "memory.stat").get(version.cache, 0)
         return limit - int((group / version.usage).read_text()) + cache
     except (OSError, ValueError):
         return None
 
 
-def _oom_kills(file: Path) -> int:
-    try:
-        return _counters(file).get("oom_kill", 0)
-    except (OSError, ValueError):
-        return 0
-
-
-def _counters(file: Path) -> dict[str, int]:
+def counters(file: Path) -> dict[str, int]:
+    """Return the counters in a file of a control group. Raises OSError and ValueError."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) == 2}

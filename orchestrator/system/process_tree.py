@@ -129,15 +129,16 @@ def has_ended(pid: int) -> bool:
 
 
 def is_being_killed(pid: int) -> bool:
-    """Return whether SIGKILL has reached a process that has not ended yet; False if unknown.
+    """Return whether SIGKILL has reached a process, or it has ended; False if unknown.
 
     On a busy machine the end of its threads takes a while.
     """
     if not is_available(Capability.PROC):
         return False
-    with contextlib.suppress(OSError):  # it has ended
+    try:
         return all(map(_is_thread_being_killed, Path(f"/proc/{pid}/task").iterdir()))
-    return False
+    except OSError:
+        return has_ended(pid)  # if not, it is another user's, and hidden
 
 
 def _is_thread_being_killed(directory: Path) -> bool:

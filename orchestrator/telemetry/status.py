@@ -47,6 +47,7 @@ class Status:
     snapshots: dict[str, Any] | None = None
     lose_at_most_seconds: float | None = None
     machine_loses_at_most_seconds: float | None = None
+    ranks: list[dict[str, Any]] | None = None
     problem: str | None = None
     failure: dict[str, Any] | None = None
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 AGAIN_TO_RESUME = "run the same command again to resume"
 AGAIN_FROM_START = "run the same command again; it begins from the start"
+READS_NOTHING = "the script does not read its checkpoints"
 NO_SESSION = (
     "the command has opened no Session: nothing was saved, and the same command begins from the "
     "start"
@@ -21,7 +22,8 @@ class Stop:
     ``path`` and ``step`` are those of the newest checkpoint; None where there is none.
     ``lost_steps`` counts completed steps that no checkpoint holds; None if unknown. ``problem``
     says why the last save failed. ``shows_saves``: whether a session was opened, or the script
-    saves by itself with --adopt.
+    saves by itself with --adopt. ``begins_anew``: whether the script has been offered a checkpoint
+    and has not read it.
     """
 
     is_saved: bool
@@ -30,6 +32,7 @@ class Stop:
     lost_steps: int | None = None
     problem: str | None = None
     shows_saves: bool = True
+    begins_anew: bool = False
 
     @property
     def lines(self) -> list[str]:
@@ -38,14 +41,15 @@ class Stop:
             return [f"stopped; {NO_SESSION}", HOW_TO_SAVE]
         if not self.is_saved:
             now = AGAIN_FROM_START
-            if self.path is not None:
+            if self.path is not None and not self.begins_anew:
                 now = f"{AGAIN_TO_RESUME} from step {self.step}, {self.path}"
             sentence = f"stopped, but {last_steps_are(self.lost_steps)} not saved; {now}"
             return [sentence, self.problem] if self.problem else [sentence]
         if self.path is None:
             nothing = "stopped before the first step: there was nothing to save"
             return [f"{nothing}; {AGAIN_FROM_START}"]
-        return [f"stopped at step {self.step}, saved in {self.path}; {AGAIN_TO_RESUME}"]
+        now = f"{READS_NOTHING}: {AGAIN_FROM_START}" if self.begins_anew else AGAIN_TO_RESUME
+        return [f"stopped at step {self.step}, saved in {self.path}; {now}"]
 
 
 def last_steps_are(count: int | None) -> str:

@@ -71,6 +71,11 @@ class FrameworkRun:
         with refusing():
             membership = RunMembership(None if run_dir is None else Path(run_dir))
             try:
+                if membership.backend.facts.world.size > 1:
+                    raise ConfigError(
+                        f"cannot train {framework} with several ranks yet: start it without "
+                        "--nproc-per-node"
+                    )
                 membership.page[Field.PHASE] = Phase.RESTORE
                 resumed = checkpoint_of(membership.backend, framework)
                 run = cls(membership, Framework(framework, version), resumed)

@@ -4,9 +4,9 @@ from time import monotonic_ns
 from typing import Protocol
 
 from orchestrator.ipc.control_page import Field
+from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.training.exits import refusing
 from orchestrator.training.loop.due_saves import CHECKPOINT_REQUESTS, STOP_REQUEST, DueSaves
-from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.state.progress import Progress
 
@@ -56,6 +56,10 @@ class SafePoints:
         page[HEARTBEAT] = now
         page[SAFE_POINTS] += 1
         return now
+
+    def poll(self) -> None:
+        """Do as at any safe point, in an evaluation; raises as ``reach`` does."""
+        self.reach()
 
     def reach(self) -> None:
         """Give a sign of life, and do what is due.

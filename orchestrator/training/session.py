@@ -15,19 +15,24 @@ import torch
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.ipc.control_page import Field, Phase
+from orchestrator.training.agreed_safe_points import AgreedSafePoints
 from orchestrator.training.exits import conclude, refusing
 from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.mistakes import LoopMistakes
 from orchestrator.training.loop.resume import resume_newest, start_from_classic
+from orchestrator.training.runtime.coordination import World
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.safe_points import SafePoints
+from orchestrator.training.saving.agreed_saver import AgreedSaver
+from orchestrator.training.saving.agreed_saves import AgreedSaves
 from orchestrator.training.saving.saver import Saver
 from orchestrator.training.saving.session_saves import SessionSaves
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import detach
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
+from orchestrator.training.state.replicas import refuse_sharded
 from orchestrator.training.stop import TrainingStopped
 
 # Plain integers: the hot path looks them up at every step.
@@ -47,7 +52,7 @@ class _OpenRun:
     page: memoryview
     metrics: MetricsFile
     saves: SessionSaves
-    safe_points: SafePoints
+    safe_points: SafePoints | AgreedSafePoints
     steps_at_start: int
     mistakes: LoopMistakes
 
@@ -128,6 +133,7 @@ class Session:
             self._registry.add(objects)
         self._loop_state = LoopState(self._registry, self.state, torch.initial_seed())
         self._run: _OpenRun | None = None
+        self._world = World.of(os.environ)
         self._is_forked = False
         self._run_id: str | None = None
 
@@ -164,8 +170,8 @@ class Session:
             torch.initial_seed(),
             allow_data_change=settings.allow_data_change,
         )
-        first_batch = self._loop_state.data.first_batch
-        saver = Saver(backend, self._registry, options, watch, first_batch)
+        if (coordination := backend.facts.coordination) is not None:
+            refuse_sharded(self._registry.objects, is_prepared=self._registry.is_prepared)
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
         self.resumed_from = resume_newest(
@@ -178,12 +184,21 @@ class Session:
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._loop_state)
         mistakes = LoopMistakes(self._loop_state.progress.step, self.state)
-        saves = SessionSaves(membership, due, self._loop_state, saver, mistakes)
+        saver = (backend, self._registry, options, watch, self._loop_state.data.first_batch)
+        of_run = (membership, due, self._loop_state)
+        saves: SessionSaves
+        safe_points: SafePoints | AgreedSafePoints
+        if coordination is None:
+            saves = SessionSaves(*of_run, Saver(*saver), mistakes)
+            safe_points = SafePoints(membership, due, saves)
+        else:
+            agreed = AgreedSaver(*saver, coordination)
+            saves = agreed_saves = AgreedSaves(*of_run, agreed, mistakes, coordination)
+            safe_points = AgreedSafePoints(membership, agreed_saves)
         membership.metrics.resume(self.global_step, self.epoch)
         page[Field.STEP] = self.global_step
         page[Field.EPOCH] = self.epoch
         page[Field.PHASE] = Phase.TRAIN
-        safe_points = SafePoints(membership, due, saves)
         _forget_in_children(self)
         mistakes.begin()
         step = self._loop_state.progress.step
@@ -269,7 +284,22 @@ class Session:
 
         EXACT means that the run continues bit for bit like one that was not interrupted.
         """
-        return self._loop_state.exactness
+        return self._loop_state.exactness.text()
+
+    @property
+    def rank(self) -> int:
+        """Which of the run's ranks this process is, from 0; 0 in a run of one."""
+        return self._world.rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of the run's ranks, which are started by ``--nproc-per-node``."""
+        return self._world.size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, of which each run has one."""
+        return self._world.is_main
 
     @property
     def run_id(self) -> str:
@@ -556,7 +586,7 @@ class Session:
         run.metrics.record(progress.step, progress.epoch, plain, is_poll=True)
         run.page[PHASE] = Phase.EVALUATE
         try:
-            run.safe_points.reach()
+            run.safe_points.poll()
         finally:
             self._loop_state.end_poll()
 
@@ -579,6 +609,12 @@ class Session:
         """
         saves = self._open_run.saves
         with refusing():
+            if self.world_size > 1:
+                raise ConfigError(
+                    "cannot save at a place of the script's choice with several ranks yet: they "
+                    "save where all of them are between two steps; leave session.checkpoint() out, "
+                    "and use --every or `orchestrator checkpoint`"
+                )
             if self._loop_state.data.mid_batch:
                 raise ConfigError(
                     "cannot save between a batch and its step: call session.checkpoint() after "

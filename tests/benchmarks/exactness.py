@@ -8,9 +8,9 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.pace.schedule import NEVER
 from orchestrator.training import Session
 from orchestrator.training.data.data_position import DataPosition
-from orchestrator.training.loop.schedule import NEVER
 from orchestrator.training.state.digests import digest_parts
 from tests.benchmarks.figures import Figure, median_seconds
 from tests.benchmarks.workload import Workload

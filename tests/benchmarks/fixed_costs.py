@@ -15,6 +15,9 @@ from tests.benchmarks.figures import Figure, median_seconds
 
 STEPS = 100_000
 IDLE_SECONDS = 20.0
+# Thousands of names are polled once a minute: after the first scans, two minutes hold two of them.
+SETTLING_SECONDS = 20.0
+WATCHING_SECONDS = 120.0
 FOREIGN_FILES = 10_000
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -81,31 +84,61 @@ def idle_supervisor(root: Path) -> list[Figure]:
 
 
 def watching_foreign_files(root: Path) -> list[Figure]:
-    """Measure the share of a core while adopt mode watches a directory of many other files."""
+    """Measure the share of a core that adopt mode adds where a directory has many other files.
+
+    The supervisors run at the same time, so that other load is the same for all of them.
+    """
+    empty = _Adopting(root / "empty", [])
+    foreign = _Adopting(root / "foreign", _names("sample_{}.png"))
+    matching = _Adopting(root / "matching", _names("checkpoint-0{}.json"))
+    watching = (empty, foreign, matching)
+    try:
+        for one in watching:
+            one.save_twice()
+        time.sleep(SETTLING_SECONDS)
+        before = [one.cpu_seconds() for one in watching]
+        time.sleep(WATCHING_SECONDS)
+        used = [one.cpu_seconds() - was for one, was in zip(watching, before, strict=True)]
+    finally:
+        for one in watching:
+            stop(one.supervisor)
+    floor, *shares = (seconds / WATCHING_SECONDS * 100 for seconds in used)
+    added = [share - floor for share in shares]
     return [
-        _watching(root / "foreign", f"adopt mode, {FOREIGN_FILES} foreign files", "sample_{}.png"),
-        _watching(root / "matching", "adopt mode, as many that match", "checkpoint-0{}.json"),
+        Figure("adopt mode, idle", "% of a core", floor, 0.0, "nothing", 0.5),
+        Figure(f"{FOREIGN_FILES} foreign files add", "% of a core", added[0], 0.0, "nothing", 0.1),
+        Figure("as many that match add", "% of a core", added[1], 0.0, "nothing", 0.5),
     ]
 
 
-def _watching(root: Path, label: str, name: str) -> Figure:
-    out = root / "out"
-    out.mkdir(parents=True)
-    for number in range(FOREIGN_FILES):
-        (out / name.format(number)).touch()
-    command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(root / "run")]
-    supervisor = subprocess.Popen(
-        [*command, "--adopt", f"{out}/checkpoint-*.json", "--", "sleep", "600"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        (out / f"checkpoint-{FOREIGN_FILES}.json").write_text("{}")
-        wait_for_checkpoint(root / "run")
-        share = share_of_a_core(psutil.Process(supervisor.pid))
-    finally:
-        stop(supervisor)
-    return Figure(label, "% of a core", share, 0.0, "nothing", 1.0)
+def _names(template: str) -> list[str]:
+    return [template.format(number) for number in range(FOREIGN_FILES)]
+
+
+class _Adopting:
+    """A supervisor that adopts what is saved in a directory with these files."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self._out, self._run = root / "out", root / "run"
+        self._out.mkdir(parents=True)
+        for name in names:
+            (self._out / name).touch()
+        command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", str(self._run)]
+        self.supervisor = subprocess.Popen(
+            [*command, "--adopt", f"{self._out}/checkpoint-*.json", "--", "sleep", "600"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def save_twice(self) -> None:
+        """Save two checkpoints; the second one is of the script, as in a run that trains."""
+        for count in (1, 2):
+            (self._out / f"checkpoint-{FOREIGN_FILES + count}.json").write_text("{}")
+            wait_for_checkpoint(self._run, count)
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of the supervisor so far."""
+        return sum(psutil.Process(self.supervisor.pid).cpu_times()[:2])
 
 
 def share_of_a_core(process: psutil.Process) -> float:
@@ -116,9 +149,9 @@ def share_of_a_core(process: psutil.Process) -> float:
     return share
 
 
-def wait_for_checkpoint(root: Path) -> None:
+def wait_for_checkpoint(root: Path, count: int = 1) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not list(RunDir(root).checkpoints.glob("step-*")):
+    while len(list(RunDir(root).checkpoints.glob("step-*"))) < count:
         if time.monotonic() > deadline:
             sys.exit(f"no checkpoint came within {START_SECONDS:g} s")
         time.sleep(0.1)

@@ -24,8 +24,8 @@ import torch
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field
+from orchestrator.pace.schedule import NEVER
 from orchestrator.training import Session
-from orchestrator.training.loop.schedule import NEVER
 from orchestrator.training.saving.image import freeze, lay_out
 from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent
 from tests.benchmarks.workload import (

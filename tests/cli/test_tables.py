@@ -217,3 +217,11 @@ def test_status_shows_the_newest_snapshot() -> None:
     text = " ".join(shown(status_table(status.to_json()), 200).split())
     assert "step 120, 2.0 s old, in memory; one every 4.5 s, taking 45.3 ms" in text
     assert "written to disk: 600.0 MiB in 0.5 s" in text
+
+
+def test_narrow_terminal_cuts_no_path_off() -> None:
+    """The table of `status` folds a path that is longer than the terminal is wide."""
+    path = "/very/long/" + "directory" * 10
+    status = Status(run_id="1", state="training", run_dir=path).to_json()
+    text = shown(status_table(status), 60)
+    assert path in "".join(line.strip() for line in text.splitlines())

@@ -358,6 +358,30 @@ def test_script_that_begins_from_zero_is_told_of_once_and_makes_no_progress(
         assert events(run.run, "gave_up")[-1]["reason"].startswith("the script begins from zero")
 
 
+READS_NOTHING = """
+import os, signal, time
+from pathlib import Path
+was_here = Path("out").exists()
+Path("out").mkdir(exist_ok=True)
+Path("out/last.json").write_text("{}")
+time.sleep(300 if was_here else 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_stop_of_a_script_that_reads_nothing_promises_no_resume(supervise: Start) -> None:
+    """The next start begins from zero, whatever there is, and the message says so."""
+    command = [sys.executable, "-S", "-c", READS_NOTHING]
+    run = supervise(command=command, options=("--adopt", "out/last.json"))
+    run.wait_for_event("attempt_started", 2)
+    run.wait_for_event("checkpoint_published", 2)
+    run.signal(signal.SIGTERM)
+    status, _, stderr = run.end()
+    assert status == 74
+    assert "offered, not read" in stderr
+    assert "run the same command again; it begins from the start" in stderr
+
+
 def test_status_of_a_script_has_no_parts_of_a_session(supervise: Start) -> None:
     """It trains from its start, without a phase and without a spare."""
     command = [sys.executable, str(RESTARTED), "file", "1"]

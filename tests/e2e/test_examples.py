@@ -12,16 +12,19 @@ from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import clean_environment, open_store
 
 ORCHESTRATOR = (sys.executable, "-m", "orchestrator", "run", "--")
+RANKS = ("--nproc-per-node", "2")
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 # Many times what the slowest takes alone, for machines that do other things too.
 HANG_SECONDS = 1500.0
 
 
-def run_example(cwd: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_example(
+    cwd: Path, name: str, *arguments: str, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            *(sys.executable, "-m", "orchestrator", "run", "--"),
+            *(sys.executable, "-m", "orchestrator", "run", *options, "--"),
             sys.executable,
             EXAMPLES / name,
             *list(arguments),
@@ -75,3 +78,11 @@ def test_char_gpt_trains(tmp_path: Path) -> None:
     result = run_example(tmp_path, "char_gpt.py", "--steps", "5", "--megabytes", "0.2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "parameters" in result.stdout
+
+
+@pytest.mark.timeout(HANG_SECONDS + 60)
+def test_ddp_digits_train_with_two_ranks(tmp_path: Path) -> None:
+    """Two processes train the digits together, and rank 0 evaluates and prints."""
+    result = run_example(tmp_path, "ddp_digits.py", "--epochs", "2", options=RANKS)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.findall(r"epoch +(\d)  test accuracy 0\.\d+", result.stdout) == ["1", "2"]

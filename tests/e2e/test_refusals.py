@@ -22,6 +22,12 @@ TRUE = ("--", "true")
     [
         ((*RUN, "--keep", "1", *TRUE), 78, "with a single checkpoint, damage to it loses the run"),
         ((*RUN, "--keep", "many", *TRUE), 78, "--keep = many"),
+        ((*RUN, "--nproc_per_node", "0", *TRUE), 78, "--nproc-per-node = 0: from 1 to 32"),
+        (
+            (*RUN, "--nproc-per-node", "2", "--adopt", "out/*", *TRUE),
+            78,
+            "cannot use --adopt with --nproc-per-node yet",
+        ),
         ((*RUN, "--every", "often", *TRUE), 78, "10m, 500steps or 1epoch"),
         ((*RUN, "--grace", "0s", *TRUE), 78, "--grace = 0s"),
         ((*RUN, "--grace", "200000d", *TRUE), 78, "at most 3650d"),
@@ -212,7 +218,7 @@ def test_launcher_does_not_hide_that_several_processes_are_refused(
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     status, _, stderr = supervise(command=launched("--epochs", "1")).end()
     assert status == 78
-    assert "the script was refused: a run has one training process, and WORLD_SIZE is 2" in stderr
+    assert "the script was refused: WORLD_SIZE is 2, and this run was started for" in stderr
 
 
 def test_launcher_does_not_hide_that_adopt_refuses_a_session(supervise: Start) -> None:

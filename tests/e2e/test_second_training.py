@@ -1,7 +1,6 @@
 """A script that trains more than once: each training has its own run, or is refused."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.rundir.paths import RunDir
-from tests.e2e.support import Supervised, clean_environment, events, open_store
+from tests.e2e.support import Supervised, clean_environment, events, forked_by, open_store
 
 Start = Callable[..., Supervised]
 
@@ -50,14 +49,14 @@ torch.save(model.state_dict(), "result.pt")
 
 
 @pytest.fixture
-def run_alone(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_alone(tmp_path: Path, warm_server: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a script without a supervisor in a directory of the test."""
 
     def run(script: str, *words: str, below: str = ".") -> subprocess.CompletedProcess[str]:
         (tmp_path / below).mkdir(exist_ok=True)
         (tmp_path / below / "script.py").write_text(script)
         return subprocess.run(
-            [sys.executable, "script.py", *words],
+            [*forked_by(warm_server), "script.py", *words],
             cwd=tmp_path / below,
             env=clean_environment(),
             capture_output=True,
@@ -99,14 +98,14 @@ def test_second_training_inside_the_first_is_refused_with_the_same_message(
 
 @pytest.mark.parametrize("swallow", [False, True], ids=["", "swallowed"])
 def test_second_training_under_a_supervisor_is_refused(
-    supervise: Start, tmp_path: Path, swallow: bool
+    supervise: Start, warm_server: Path, tmp_path: Path, swallow: bool
 ) -> None:
     """The status is 78 although the first is complete, and even if the script ignores the error."""
     indented = FOLDS.replace("\n", "\n    ")
     script = f"try:{indented}\nexcept SystemExit: pass\n" if swallow else FOLDS
     (tmp_path / "script.py").write_text(script)
     for count in (1, 2):
-        run = supervise(command=[sys.executable, "script.py"])
+        run = supervise(command=[*forked_by(warm_server), "script.py"])
         status, output, told = run.end()
         assert status == 78
         assert "trained 1" not in output
@@ -118,7 +117,9 @@ def test_second_training_under_a_supervisor_is_refused(
     assert open_store(run.run).all()[-1].manifest.step == 4
 
 
-def test_second_training_beside_the_first_is_refused(supervise: Start, tmp_path: Path) -> None:
+def test_second_training_beside_the_first_is_refused(
+    supervise: Start, warm_server: Path, tmp_path: Path
+) -> None:
     """The status is 78 also if the first training completes after the second was refused."""
     (tmp_path / "script.py").write_text(
         "import subprocess, sys, torch\nfrom orchestrator.training import Session\n"
@@ -129,7 +130,7 @@ def test_second_training_beside_the_first_is_refused(supervise: Start, tmp_path:
         "        subprocess.run([sys.executable, 'script.py', 'fold'])\n"
     )
     for _ in range(2):
-        run = supervise(command=[sys.executable, "script.py"])
+        run = supervise(command=[*forked_by(warm_server), "script.py"])
         status, output, told = run.end()
         assert status == 78
         assert "a run is one training" in output

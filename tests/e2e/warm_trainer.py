@@ -105,12 +105,13 @@ def run_client(path: str, arguments: list[str]) -> None:
     }
     socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
     answers = connection.makefile()
-    with open(f"{path}.new", "w") as file:
+    new = f"{path}.{os.getpid()}"  # another client may be at the same place
+    with open(new, "w") as file:
         trainer = answers.readline()
         file.write(trainer)
     # For the supervisor and its lifeline the client is the trainer.
     signal.signal(signal.SIGTERM, lambda number, frame: forward(number, int(trainer)))
-    os.rename(f"{path}.new", f"{path}.pid")
+    os.rename(new, f"{path}.pid")
     status = int(answers.readline())
     if status < 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

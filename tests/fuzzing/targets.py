@@ -142,6 +142,13 @@ def _safetensors() -> bytes:
     return struct.pack("<Q", len(header)) + header + bytes(4)
 
 
+def _hdf5() -> bytes:
+    addresses = struct.pack("<QQQQ", 0, 2**64 - 1, 100, 2**64 - 1)
+    return (b"\x89HDF\r\n\x1a\n" + bytes([0, 0, 0, 0, 0, 8, 8, 0]) + bytes(8) + addresses).ljust(
+        100
+    )
+
+
 def _page() -> bytes:
     values = [1, 7, 1, 2] + 28 * [0] + [1, 1, 9, len(_json(MANIFEST)[0]), 7, 1, 1]
     return struct.pack(f"<{len(values)}q", *values).ljust(PAGE_BYTES, b"\0") + _json(MANIFEST)[0]
@@ -170,6 +177,7 @@ def targets() -> dict[str, Target]:
     adopted = {
         "a.pt": zips,
         "a.safetensors": (safetensors,),
+        "a.h5": (_hdf5(),),
         "a.json": _json({"weight_map": {"a": "b"}}),
         "a.pkl": pickles,
         ".metadata": pickles,

@@ -14,8 +14,8 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.completion import has_other_arguments, refuse_other_arguments
 from orchestrator.rundir.identity import RunIdentity
+from orchestrator.rundir.name_pattern import expand
 from orchestrator.rundir.paths import RunDir
-from orchestrator.rundir.pattern import expand
 from orchestrator.rundir.program import script_of
 from orchestrator.rundir.start import Start
 

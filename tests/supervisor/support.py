@@ -72,6 +72,12 @@ class RecordedEvents:
     def checkpoint_published(self, name: str, facts: dict[str, Any]) -> None:
         self.written.append(name)
 
+    def not_taken(self, generation: int, step: int, problem: str) -> None:
+        self.problems.append(problem)
+
+    def replicas_differ(self, step: int, names: list[str]) -> None:
+        self.problems += names
+
     def save_failed(self, facts: dict[str, Any]) -> None:
         self.problems.append(str(facts["problem"]))
 
@@ -88,7 +94,7 @@ def take_snapshot(queue: SnapshotWriteQueue, slot: int = 0) -> Snapshot:
     page, descriptor = ControlPage.create()
     os.close(descriptor)
     queue.attach(page)
-    assert queue.slots is not None
-    queue.slots.begin(slot)
-    os.pwrite(queue.slots.images[slot], b"image", 0)
-    return queue.slots.commit(slot, 5, manifest_of(7))
+    slots = queue.slots[0]
+    slots.begin(slot)
+    os.pwrite(slots.images[slot], b"image", 0)
+    return slots.commit(slot, 5, manifest_of(7))

@@ -71,7 +71,8 @@ def test_restart_text_counts_all_restarts() -> None:
         (149, 110, "at least 39 steps are lost, and trained again from step 110"),
         (1, 0, "at least 1 step is lost, and trained again from step 0"),
         (110, 110, "no step after step 110 is known to be lost"),
-        (None, 7, "the run goes on from step 7"),
+        (None, 7, "its newest checkpoint is of step 7"),
+        (None, 0, "it has no checkpoint"),
     ],
 )
 def test_death_of_supervisor_and_trainer_is_told_with_its_cost(

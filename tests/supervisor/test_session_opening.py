@@ -41,6 +41,9 @@ class RunningAttempt:
         if is_over:
             self.over.set()
 
+    def refuse(self, reason: str) -> None:
+        self.refusal = reason
+
 
 def opened(folder: Path, facts: RunFacts) -> SessionOpening:
     """What answers the sessions of a run whose script saves for itself."""

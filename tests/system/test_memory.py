@@ -1,4 +1,4 @@
-"""Available memory and OOM kills under control groups of both versions."""
+"""Available memory under control groups of both versions."""
 
 import os
 import resource
@@ -10,26 +10,14 @@ import psutil
 import pytest
 
 from orchestrator.system.memory import (
-    OomKillCounter,
     available_bytes,
     limit_bytes,
     memory_limited,
     process_tree_bytes,
 )
+from tests.system.support import make_group, set_groups
 
 MIB = 1 << 20
-
-
-def make_group(root: Path, path: str, **files: object) -> None:
-    directory = root / "sys/fs/cgroup" / path
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (directory / name.replace("__", ".")).write_text(f"{content}\n")
-
-
-def set_groups(root: Path, *lines: str) -> None:
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text("".join(f"{line}\n" for line in lines))
 
 
 def test_version_2_applies_the_limit_of_every_group(tmp_path: Path) -> None:
@@ -94,72 +82,6 @@ def test_memory_limit_is_the_tightest_of_its_groups(tmp_path: Path) -> None:
     make_group(tmp_path, "job/step", memory__max="max")
     assert limit_bytes(17, tmp_path) == 100 * MIB
     assert limit_bytes(18, tmp_path) is None
-
-
-EVENTS = {1: "memory/job/memory.oom_control", 2: "job/memory.events"}
-
-
-def write_oom_kills(root: Path, file: str, count: int) -> None:
-    path = root / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"low 3\noom 9\noom_kill {count}\n")
-
-
-@pytest.mark.parametrize(("version", "line"), [(1, "4:memory:/job"), (2, "0::/job")])
-def test_oom_kills_of_the_process_s_group_are_counted(
-    tmp_path: Path, version: int, line: str
-) -> None:
-    """Kills since the first sample count, also after the process has ended."""
-    set_groups(tmp_path, line)
-    events = f"sys/fs/cgroup/{EVENTS[version]}"
-    write_oom_kills(tmp_path, events, 5)
-    kills = OomKillCounter(os.getpid(), tmp_path)
-    (tmp_path / "proc" / str(os.getpid())).symlink_to("self")
-    kills.sample()
-    assert kills.recent_kills() == 0
-    (tmp_path / "proc/self/cgroup").unlink()
-    write_oom_kills(tmp_path, events, 7)
-    assert kills.recent_kills() == 2
-
-
-def test_old_oom_kills_are_forgotten(tmp_path: Path) -> None:
-    """Kills before the oldest kept sample do not count."""
-    set_groups(tmp_path, "0::/job")
-    (tmp_path / "proc/17").symlink_to("self")
-    write_oom_kills(tmp_path, "sys/fs/cgroup/job/memory.events", 0)
-    kills = OomKillCounter(17, tmp_path)
-    kills.sample()
-    write_oom_kills(tmp_path, "sys/fs/cgroup/job/memory.events", 1)
-    kills.sample()
-    assert kills.recent_kills() == 1
-    for _ in range(20):
-        kills.sample()
-    assert kills.recent_kills() == 0
-
-
-def test_oom_kills_follow_a_process_to_another_group(tmp_path: Path) -> None:
-    """Kills that a group had counted before the process joined it do not count."""
-    set_groups(tmp_path, "0::/job")
-    (tmp_path / "proc/17").symlink_to("self")
-    for name, count in (("job", 0), ("other", 3)):
-        write_oom_kills(tmp_path, f"sys/fs/cgroup/{name}/memory.events", count)
-    kills = OomKillCounter(17, tmp_path)
-    kills.sample()
-    (tmp_path / "proc/self/cgroup").write_text("0::/other\n")
-    kills.sample()
-    assert kills.recent_kills() == 0
-    write_oom_kills(tmp_path, "sys/fs/cgroup/other/memory.events", 4)
-    assert kills.recent_kills() == 1
-
-
-def test_oom_kills_without_a_group_are_the_system_s(tmp_path: Path) -> None:
-    """Without a readable group counter the counter of the whole system is used."""
-    set_groups(tmp_path, "0::/")
-    write_oom_kills(tmp_path, "proc/vmstat", 1)
-    kills = OomKillCounter(17, tmp_path)
-    kills.sample()
-    write_oom_kills(tmp_path, "proc/vmstat", 2)
-    assert kills.recent_kills() == 1
 
 
 def test_memory_of_a_tree_includes_its_descendants() -> None:

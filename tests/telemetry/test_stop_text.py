@@ -44,3 +44,13 @@ def test_stop_of_a_script_without_a_session_does_not_speak_of_steps() -> None:
         assert line.startswith("stopped; the command has opened no Session: nothing was saved")
         assert "step" not in line
         assert "through a Session" in how
+
+
+def test_stop_of_a_script_that_reads_nothing_promises_no_resume() -> None:
+    """A script that has not read what it was offered begins from the start, saved or not."""
+    path = "runs/a/step-7"
+    for is_saved in (True, False):
+        (line,) = Stop(is_saved=is_saved, step=7, path=path, begins_anew=True).lines
+        assert "run the same command again; it begins from the start" in line
+        assert "resume" not in line
+        assert (f"saved in {path}" in line) == is_saved

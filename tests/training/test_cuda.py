@@ -11,7 +11,7 @@ from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.slots import Slots
 from orchestrator.training import Session
 from orchestrator.training.saving.snapshotter import SnapshotContent, Snapshotter
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from tests.support import DEADLINE_SECONDS
 from tests.training.support import draft_of, result_of
 

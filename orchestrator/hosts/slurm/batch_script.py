@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS
+from orchestrator.hosts.slurm.scontrol import CONTROLLER_SECONDS
 
 _OPTION = re.compile(r"--?[A-Za-z][^\n\r]*")
 _TASK = '"$SLURM_ARRAY_TASK_ID"'

@@ -1,10 +1,8 @@
 """How long before the job's end a run must stop, and which times are too short; pure functions."""
 
-from orchestrator.hosts.slurm.job import JobFacts, StopTimes
+from orchestrator.hosts.slurm.scontrol import CONTROLLER_SECONDS, JobFacts, StopTimes
 from orchestrator.system.units import duration_text
 
-# A last query for the end and a requeue each wait this long for SLURM's controller.
-CONTROLLER_SECONDS = 10.0
 # At least this share of a short job is for training.
 LEAST_TRAINING_SHARE = 0.5
 

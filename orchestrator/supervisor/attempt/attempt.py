@@ -1,4 +1,4 @@
-"""One attempt at the training: its process, its control page, and what its session has reported."""
+"""One attempt at the training: its trainer processes, and what is known of all of them."""
 
 import asyncio
 import contextlib
@@ -6,21 +6,21 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.position import Position
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.ipc.control_page import ControlPage, Field, Phase, anonymous_file
+from orchestrator.ipc.control_page import Field, Phase, anonymous_file
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.activity import Silence
-from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
-from orchestrator.supervisor.attempt.output import OutputTarget, open_output
-from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
+from orchestrator.supervisor.attempt.output import OutputTarget
+from orchestrator.supervisor.attempt.rank import Rank
+from orchestrator.supervisor.attempt.rank_variables import free_port, rank_variables
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.system.process_tree import KillResult
 from orchestrator.telemetry.trackers import mlflow_variables
 
 
@@ -58,10 +58,10 @@ class Attempt:
         snapshots: SnapshotWriteQueue,
         printed_to: OutputTarget,
     ) -> None:
-        """Prepare what a trainer needs; ``begin`` follows when it has started. Raises OSError.
+        """Prepare what the trainers need; each rank's ``begin`` follows when it has started.
 
         A session resumes from ``resume_snapshot`` where there is one: it is then newer than
-        ``resume_checkpoint``.
+        ``resume_checkpoint``. Raises OSError.
         """
         self.number = number
         self.resume_checkpoint = resume_checkpoint
@@ -73,53 +73,89 @@ class Attempt:
         self._tracking = mlflow_variables(run, os.environ)
         self.started = time.monotonic()
         self.ended: float | None = None
-        self.peer: Peer | None = None
-        """The session's connection, while it is open."""
-        self.connected = False
-        """Whether a session has ever been opened."""
-        self.launch_seconds: float | None = None
-        """How long it took from the start of the command to the session's opening."""
-        self.session_pid: int | None = None
-        self.refused_second_session = False
-        """Whether the command tried to open a second session, beside the first or after it."""
-        self.refusal: str | None = None
-        """Why a session was refused, or why it refused to continue."""
         self.adopted: AdoptedProgress | None = None
-        self.resumed = False
-        self.rejected_snapshot = False
-        """Whether the session could not load the snapshot."""
         self.silence: Silence | None = None
         """How long it has shown no sign of life; None while that is not measured."""
         self.hang: str | None = None
         """What it was doing when it was considered hung, in words."""
-        self.reported_status: int | None = None
-        """The exit status that the session has announced."""
-        self.returncode: int | None = None
-        self.metrics: dict[str, float | str] = {}
-        self.snapshot_facts: dict[str, Any] = {}
+        self.first_death: Rank | None = None
+        """Of several ranks, the first that failed; the others were killed then."""
+        self.hung: Rank | None = None
+        """Of several ranks, the one that was behind the others when they were considered hung."""
+        self.skipped: dict[int, str] = {}
+        """The generations of which a rank has taken no snapshot, with the reason."""
         self.over = asyncio.Event()
-        # A full disk costs the records of this attempt and not the training.
-        with contextlib.suppress(OSError):
-            self.directory.root.mkdir(parents=True, exist_ok=True)
-        self.page, self._page_descriptor = ControlPage.create()
-        self._slot_descriptors = snapshots.attach(self.page)
         self.stacks_descriptor = anonymous_file("orchestrator-stacks")
-        self.output = open_output(self.directory.output_file, printed_to)
-
-    def begin(self, process: TrainerProcess) -> None:
-        """Record that the trainer has started."""
-        self.process = process
-        self.memory_watch = MemoryWatch(process.pid)
+        self.ranks = [
+            Rank(rank, self.directory.rank(rank), snapshots, printed_to)
+            for rank in range(snapshots.world_size)
+        ]
+        self._port = free_port() if len(self.ranks) > 1 else None
 
     def close(self) -> None:
         """Close the descriptors that only this attempt uses, after the end of its processes."""
-        os.close(self._page_descriptor)
+        for rank in self.ranks:
+            rank.close()
         os.close(self.stacks_descriptor)
 
     @property
-    def variables(self) -> dict[str, str]:
-        """The environment variables of this attempt, beside those that all attempts share."""
+    def main(self) -> Rank:
+        """Rank 0, whose output is printed and whose metrics count."""
+        return self.ranks[0]
+
+    @property
+    def behind(self) -> Rank:
+        """The rank that has come least far."""
+        return min(self.ranks, key=lambda rank: rank.place)
+
+    @property
+    def cause(self) -> Rank:
+        """The rank whose end is the cause of the attempt's end; rank 0 if there is no such one.
+
+        An exception of one rank ends its collectives, and so makes others fail after it, some of
+        which may be gone before it is.
+        """
+        if self.first_death is None:
+            return self.hung or self.main
+        if self.first_death.error() is None:
+            return self.first_death
+        failed = [rank for rank in self.ranks if rank.error() is not None]
+        return min(failed, key=lambda rank: str((rank.error() or {}).get("time")))
+
+    def has_failed(self, rank: Rank) -> bool:
+        """Return whether the end of one of several ranks is a failure of all."""
+        if rank.reported_status in (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED):
+            return False
+        if rank.reported_status == ExitStatus.COMPLETE or not self.connected:
+            return rank.returncode != 0
+        return True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every command has ended and every session has left."""
+        return all(rank.is_over for rank in self.ranks)
+
+    def kill(self) -> None:
+        """Send SIGKILL to all processes of all ranks; do not wait for their end."""
+        for rank in self.ranks:
+            rank.process.kill_tree()
+
+    async def clean_up(self) -> KillResult:
+        """End what the commands have left behind, after their own end, and copy the last output."""
+        first, *others = [await rank.process.clean_up() for rank in self.ranks]
+        for remains in others:
+            first.seen.update(remains.seen)
+        return first
+
+    def rank_of(self, peer: Peer) -> Rank | None:
+        """Return the rank with this connection."""
+        return next((rank for rank in self.ranks if rank.peer is peer), None)
+
+    def variables(self, rank: Rank) -> dict[str, str]:
+        """Return a rank's environment variables, beside those that all attempts share."""
         variables = {ATTEMPT_VARIABLE: str(self.number), **self._tracking}
+        if self._port is not None:
+            variables |= rank_variables(rank.number, self.number, self._port)
         if self.resume_checkpoint is not None:
             variables[RESUME_VARIABLE] = str(self.resume_checkpoint.resume_path.absolute())
             if len(unit := self.resume_checkpoint.script_paths) > 1:
@@ -127,15 +163,54 @@ class Attempt:
                 variables[RESUME_PATHS_VARIABLE] = json.dumps(paths)
         return variables
 
-    @property
-    def session_descriptors(self) -> list[int]:
-        """The descriptors that a session gets: page, snapshot memory, output, stacks."""
-        return [*self.memory_descriptors, self.output.read_descriptor, self.stacks_descriptor]
+    def session_descriptors(self, rank: Rank) -> list[int]:
+        """Return the descriptors that a session gets: page, snapshot memory, output, stacks."""
+        return [*rank.memory_descriptors, rank.output.read_descriptor, self.stacks_descriptor]
 
     @property
-    def memory_descriptors(self) -> list[int]:
-        """The control page, and the snapshot memory whose table it holds."""
-        return [self._page_descriptor, *self._slot_descriptors]
+    def has_session(self) -> bool:
+        """Whether a session is open."""
+        return any(rank.peer is not None for rank in self.ranks)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session has ever been opened."""
+        return any(rank.connected for rank in self.ranks)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a trainer is saving."""
+        return any(rank.page.phase is Phase.SAVE for rank in self.ranks)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the trainer."""
+        return self.main.page.phase
+
+    @property
+    def reported_status(self) -> int | None:
+        """The exit status that the session has announced; of several, what they amount to."""
+        if self.first_death is not None:
+            return self.cause.reported_status
+        statuses = {rank.reported_status for rank in self.ranks}
+        if None in statuses or len(statuses) == 1:
+            return None if None in statuses else statuses.pop()
+        unsaved = ExitStatus.STOPPED_UNSAVED
+        return unsaved if unsaved in statuses else ExitStatus.STOPPED_SAVED
+
+    @property
+    def rejected_snapshot(self) -> bool:
+        """Whether a session could not load the snapshot."""
+        return any(rank.rejected_snapshot for rank in self.ranks)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why a session was refused, or why it refused to continue."""
+        return next((rank.refusal for rank in self.ranks if rank.refusal is not None), None)
+
+    def refuse(self, reason: str) -> None:
+        """Record why a session of the command was refused."""
+        self.main.refusal = reason
 
     @property
     def start_step(self) -> int:
@@ -143,17 +218,26 @@ class Attempt:
         return self._source.manifest.step if self._source else 0
 
     @property
+    def start_epoch(self) -> int:
+        """The epoch of what this attempt is offered to resume from."""
+        return self._source.manifest.epoch if self._source else 0
+
+    @property
     def resumed_step(self) -> int | None:
         """The step from which the session has resumed, or from which an adopted script starts."""
         source = self._source
-        resumed = self.resumed or self.adopted is not None
+        resumed = self._has_resumed or self.adopted is not None
         return source.manifest.step if source and resumed else None
+
+    @property
+    def _has_resumed(self) -> bool:
+        return all(rank.resumed for rank in self.ranks)
 
     @property
     def loading(self) -> Position | None:
         """The position of the state that the session is loading; None before and after that."""
         source = self._source
-        if source is None or self.resumed or self.page.phase is not Phase.RESTORE:
+        if source is None or not any(map(_is_loading, self.ranks)):
             return None
         return source.manifest.position
 
@@ -164,7 +248,7 @@ class Attempt:
     @property
     def step(self) -> int:
         """Completed steps: as the trainer last wrote them, or as an adopted script saved them."""
-        return self.page.values[Field.STEP] if self.adopted is None else self.adopted.step
+        return self.main.step if self.adopted is None else self.adopted.step
 
     @property
     def last_step(self) -> int:
@@ -174,20 +258,24 @@ class Attempt:
     @property
     def epoch(self) -> int:
         """Completed epochs."""
-        return self.page.values[Field.EPOCH]
+        return self.main.page.values[Field.EPOCH]
 
     @property
     def lost_seconds(self) -> float | None:
         """The training time between the final snapshot and the last safe point."""
         if self.final_snapshot is None:
             return None
-        lost_ns = self.page.values[Field.HEARTBEAT_NS] - self.final_snapshot.taken_ns
+        lost_ns = self._heartbeat_ns - self.final_snapshot.taken_ns
         return max(0.0, lost_ns / 1e9)
+
+    @property
+    def _heartbeat_ns(self) -> int:
+        return max(rank.page.values[Field.HEARTBEAT_NS] for rank in self.ranks)
 
     @property
     def reached_safe_point(self) -> bool:
         """Whether the trainer has reached a safe point."""
-        return self.page.values[Field.SAFE_POINTS] > 0
+        return all(rank.reached_safe_point for rank in self.ranks)
 
     @property
     def shows_saves(self) -> bool:
@@ -199,21 +287,18 @@ class Attempt:
         """The time from the last safe point to the end."""
         if not self.reached_safe_point or self.ended is None:
             return None
-        return max(0.0, self.ended - self.page.values[Field.HEARTBEAT_NS] / 1e9)
+        return max(0.0, self.ended - self._heartbeat_ns / 1e9)
 
-    def error(self) -> dict[str, Any] | None:
-        """Return the exception in error.json; None if another process wrote it."""
-        error = self.directory.read_error()
-        if error and self.session_pid and error.get("pid", self.session_pid) != self.session_pid:
-            return None
-        return error
-
-    def withhold_completion(self) -> None:
+    def withhold_completion(self, rank: Rank) -> None:
         """Let the first of several sessions not complete the run: another training follows.
 
         The script would otherwise be complete now, and by done.json when it is run again.
         """
         with contextlib.suppress(OSError):
             self._run.done_file.unlink(missing_ok=True)
-        if self.reported_status == ExitStatus.COMPLETE:
-            self.reported_status = ExitStatus.CONFIGURATION
+        if rank.reported_status == ExitStatus.COMPLETE:
+            rank.reported_status = ExitStatus.CONFIGURATION
+
+
+def _is_loading(rank: Rank) -> bool:
+    return not rank.resumed and rank.page.phase is Phase.RESTORE

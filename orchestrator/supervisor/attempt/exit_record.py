@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.system.durable import write_json
 
 
@@ -19,14 +20,13 @@ def write_exit_record(attempt: Attempt, **conclusions: Any) -> dict[str, Any]:
 
 
 def _facts(attempt: Attempt) -> dict[str, Any]:
-    returncode, loading, final = attempt.returncode, attempt.loading, attempt.final_snapshot
+    loading, final, rank = attempt.loading, attempt.final_snapshot, attempt.cause
     return {
         "attempt": attempt.number,
-        "status": returncode if returncode is not None and returncode >= 0 else None,
-        "signal": -returncode if returncode is not None and returncode < 0 else None,
+        **_ending(rank.returncode),
         "step": attempt.step,
         "epoch": attempt.epoch,
-        "phase": None if attempt.adopted else attempt.page.phase.name.lower(),
+        "phase": None if attempt.adopted else rank.page.phase.name.lower(),
         "reached_safe_point": attempt.reached_safe_point,
         "since_safe_point_seconds": _rounded(attempt.since_safe_point_seconds),
         "connected": attempt.shows_saves,
@@ -37,10 +37,35 @@ def _facts(attempt: Attempt) -> dict[str, Any]:
         "left_step": final.manifest.step if final else None,
         "left_epoch": final.manifest.epoch if final else None,
         "lost_seconds": _rounded(attempt.lost_seconds),
-        "peak_memory_bytes": max(attempt.process.peak_bytes, attempt.memory_watch.peak_bytes),
-        "memory_limit_bytes": attempt.memory_watch.memory_limit_bytes,
-        "output_bytes_lost": attempt.output.lost_bytes,
+        "peak_memory_bytes": max(rank.process.peak_bytes, rank.memory_watch.peak_bytes),
+        "memory_limit_bytes": rank.memory_watch.memory_limit_bytes,
+        "output_bytes_lost": rank.output.lost_bytes,
         "seconds": _rounded((attempt.ended or time.monotonic()) - attempt.started),
+        **_ranks(attempt),
+    }
+
+
+def _ranks(attempt: Attempt) -> dict[str, Any]:
+    """Return which of several ranks the record is of, and how each has ended."""
+    if len(attempt.ranks) == 1:
+        return {}
+    return {"rank": attempt.cause.number, "ranks": [_end_of(rank) for rank in attempt.ranks]}
+
+
+def _end_of(rank: Rank) -> dict[str, Any]:
+    error = rank.error()
+    return {
+        "rank": rank.number,
+        **_ending(rank.returncode),
+        "step": rank.step,
+        "error": f"{error.get('type')}: {error.get('message')}" if error else None,
+    }
+
+
+def _ending(returncode: int | None) -> dict[str, int | None]:
+    return {
+        "status": returncode if returncode is not None and returncode >= 0 else None,
+        "signal": -returncode if returncode is not None and returncode < 0 else None,
     }
 
 

@@ -8,6 +8,7 @@ from orchestrator.adopt.resume_argument import ResumeArgument
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.attempt.trainer_process import TrainerProcess, start_cold
 from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
 
@@ -28,12 +29,26 @@ class LaunchSpec:
     unrelated: UnrelatedProcesses
 
 
-async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> TrainerProcess:
-    """Start the command and return its process.
+async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> None:
+    """Start the command, once for each rank.
 
     Raises OSError, and ConfigError where the command cannot be run.
     """
-    variables, output = attempt.variables, attempt.output
+    started: list[TrainerProcess] = []
+    try:
+        for rank in attempt.ranks:
+            started.append(await _launch(spec, attempt, rank, spares))
+            rank.begin(started[-1])
+    except BaseException:
+        for process in started:
+            process.kill_tree()
+        raise
+
+
+async def _launch(
+    spec: LaunchSpec, attempt: Attempt, rank: Rank, spares: SparePool
+) -> TrainerProcess:
+    variables, output = attempt.variables(rank), rank.output
     handle = await spares.make_trainer(variables, output.write_descriptor, spec.lock_descriptor)
     from_spare = handle is not None
     if handle is None:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 
 from orchestrator.errors import NoThreadError
-from orchestrator.system.memory import OomKillCounter, limit_bytes, process_tree_bytes
+from orchestrator.system.memory import limit_bytes, process_tree_bytes
+from orchestrator.system.oom_kills import OomKillCounter
 from orchestrator.system.threads import in_thread
 
 # Sampling a process tree takes milliseconds: far under a percent of one core.

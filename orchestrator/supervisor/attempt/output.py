@@ -38,6 +38,16 @@ class OutputTarget:
     log_bytes: int
 
 
+class Nowhere:
+    """The sink of output that is kept and not printed."""
+
+    def write(self, data: bytes) -> None:
+        """Drop it."""
+
+    def drain(self, timeout_seconds: float) -> None:
+        """Return at once: nothing is queued."""
+
+
 def open_output(log: Path, target: OutputTarget) -> "Output":
     """Return a terminal if the supervisor prints to one, else a pipe. Raises OSError."""
     if sys.stdout.isatty():

@@ -27,9 +27,9 @@ class UnrelatedProcesses:
         """Return the pids of the unrelated children; their descendants are unrelated too."""
         return self._spares.spare_pids | self._earlier | self._commands.running
 
-    def reap(self, trainer: int | None) -> None:
+    def reap(self, trainers: set[int]) -> None:
         """Collect ended children, except for those that another part waits for."""
         awaited = self._spares.pids_with_waiter | self._commands.running
-        process_tree.reap_children(keep=awaited | ({trainer} if trainer is not None else set()))
+        process_tree.reap_children(keep=awaited | trainers)
         if self._earlier:
             self._earlier.intersection_update(process_tree.children_of(os.getpid()))

@@ -9,6 +9,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.run_memory import RunMemory
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.snapshot.writer import LAST_CHANCES, WRITE_ALLOWANCE, Writer
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
@@ -30,10 +31,19 @@ class SnapshotWriteQueue:
     """
 
     def __init__(
-        self, store: Store, catalog: CheckpointCatalog, stop: StopRequest, events: RunEvents
+        self,
+        store: Store,
+        catalog: CheckpointCatalog,
+        stop: StopRequest,
+        events: RunEvents,
+        world_size: int = 1,
     ) -> None:
-        """``events`` are told of each snapshot that was written, or could not be."""
-        self.slots: Slots | None = None
+        """``events`` are told of each snapshot that was written, or could not be.
+
+        ``world_size`` is the number of ranks, each of which has slots of its own.
+        """
+        self.world_size = world_size
+        self.slots: list[Slots] = []
         self.interval_seconds: float | None = None
         self.last_write_seconds = 0.0
         self._writer = Writer(store)
@@ -44,17 +54,22 @@ class SnapshotWriteQueue:
         self._last_chance = asyncio.Event()
         self._written: set[int] = set()
 
-    def attach(self, page: ControlPage) -> list[int]:
-        """Move the slots to a new attempt's control page; return the trainer's descriptors."""
-        if self.slots is None:
-            self.slots = Slots.create(page)
+    def attach(self, page: ControlPage, rank: int = 0) -> list[int]:
+        """Move a rank's slots to its control page in a new attempt; return its descriptors."""
+        if rank == len(self.slots):
+            self.slots.append(Slots.create(page))
         else:
-            self.slots.move_to(page)
-        return self.slots.descriptors
+            self.slots[rank].move_to(page)
+        return self.slots[rank].descriptors
 
     def take_over(self, slots: Slots) -> None:
         """Use the slots that an earlier supervisor of the run has left."""
-        self.slots = slots
+        self.slots = [slots]
+
+    @property
+    def memory(self) -> RunMemory | None:
+        """The slots of all ranks; None before the first attempt."""
+        return RunMemory(self.slots) if self.slots else None
 
     @property
     def pending(self) -> list[Snapshot]:
@@ -164,8 +179,8 @@ class SnapshotWriteQueue:
 
     def discard_all(self) -> None:
         """Invalidate every snapshot; only while no trainer runs."""
-        if self.slots is not None:
-            self.slots.forget()
+        if self.memory is not None:
+            self.memory.forget()
 
     def _complete(self) -> list[Snapshot]:
-        return [] if self.slots is None else self.slots.snapshots()
+        return [] if self.memory is None else self.memory.snapshots()

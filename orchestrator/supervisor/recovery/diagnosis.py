@@ -53,7 +53,7 @@ class ExitFacts:
     ``reported`` is the exit status that the session announced: a shell in between does not hide it.
     ``lost_steps`` counts completed steps that no checkpoint holds; None if unknown. ``error`` is
     the content of error.json. ``refusal`` says why a session was refused. ``hang`` says what the
-    trainer was doing, if it was ended for a hang.
+    trainer was doing, if it was ended for a hang. ``who`` has ended so.
     """
 
     returncode: int
@@ -66,6 +66,7 @@ class ExitFacts:
     hang: str | None = None
     oom_kills: int = 0
     output: Sequence[str] = ()
+    who: str = "the trainer"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Diagnosis:
 def diagnose(facts: ExitFacts) -> Diagnosis:
     """Return the diagnosis of one attempt."""
     death = _death(facts)
-    cause = f"the trainer {death.what}"
+    cause = f"{facts.who} {death.what}"
     failed = Diagnosis(death.kind, cause, ExitStatus.GAVE_UP, death.fingerprint, death.stack)
     match facts.reported:
         case ExitStatus.COMPLETE if facts.returncode == 0 or facts.stop_requested:
@@ -116,7 +117,7 @@ def diagnose(facts: ExitFacts) -> Diagnosis:
     if facts.stop_requested:
         saved = facts.lost_steps == 0
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
-        return Diagnosis(Kind.STOPPED, f"the trainer {death.what} while stopping", status)
+        return Diagnosis(Kind.STOPPED, f"{facts.who} {death.what} while stopping", status)
     if not facts.connected and facts.returncode == 0:
         return Diagnosis(Kind.COMPLETE, "the command ended with status 0", ExitStatus.COMPLETE)
     return failed

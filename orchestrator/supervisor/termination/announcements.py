@@ -8,7 +8,6 @@ from collections.abc import Callable
 import structlog
 
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.ipc.control_page import Phase
 from orchestrator.supervisor.attempt.attempt import Attempt
 
 TICK_SECONDS = 1.0
@@ -55,11 +54,11 @@ def late(attempt: Attempt) -> str:
 
 def awaited(attempt: Attempt) -> str:
     """Return what a stop waits for."""
-    if attempt.peer is None:
+    if not attempt.has_session:
         waiting = "waiting for the command to end"
         is_saved = attempt.reported_status == ExitStatus.STOPPED_SAVED
         return f"the state is saved; {waiting}" if is_saved else waiting
-    return "saving" if attempt.page.phase is Phase.SAVE else "waiting for the safe point"
+    return "saving" if attempt.is_saving else "waiting for the safe point"
 
 
 class Countdown:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -12,6 +13,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.activity import Activity, Silence
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
@@ -39,17 +41,21 @@ _ACTIVITIES = {
 
 
 def sign_of(attempt: Attempt) -> Sign:
-    """Return the sign of life that the attempt shows now."""
-    page = attempt.page
-    safe_points, step = page.values[Field.SAFE_POINTS], page.values[Field.STEP]
-    activity = _ACTIVITIES[page.phase]
-    if not attempt.connected:
+    """Return the sign of life that the attempt shows now: of several ranks, the one behind."""
+    behind = _sign_of(attempt.behind)
+    count = sum(rank.page.values[Field.SAFE_POINTS] for rank in attempt.ranks)
+    return replace(behind, count=count)
+
+
+def _sign_of(rank: Rank) -> Sign:
+    activity = _ACTIVITIES[rank.page.phase]
+    if not rank.connected:
         activity = Activity.LAUNCH
-    elif attempt.peer is None and activity is not Activity.DONE:
+    elif rank.peer is None and activity is not Activity.DONE:
         activity = Activity.END
-    elif activity is Activity.STEP and not safe_points:
+    elif activity is Activity.STEP and not rank.reached_safe_point:
         activity = Activity.START
-    return Sign(activity, safe_points, step)
+    return Sign(activity, rank.page.values[Field.SAFE_POINTS], rank.step)
 
 
 def _what_is_missing(silence: Silence) -> str:
@@ -98,14 +104,26 @@ class HangDetector:
                 await self._end_hung(attempt, silence)
         attempt.silence = None
 
+    @staticmethod
+    def _say_who(attempt: Attempt) -> str:
+        """Return which rank the others wait for, as far as their places tell."""
+        behind, furthest = attempt.behind, max(rank.place for rank in attempt.ranks)
+        if behind.place == furthest:
+            return "all ranks are at the same step, and stacks.txt shows where"
+        attempt.hung = behind
+        return f"rank {behind.number} is behind the others"
+
     async def _end_hung(self, attempt: Attempt, silence: Silence) -> None:
         """Record the stacks, ask the trainer to save in case it is only slow, then kill it."""
         self._ladder.begin_hang()
         self._timeouts.record_hang(silence.activity, silence.step)
-        tree = attempt.process.tree()
-        first = attempt.session_pid if attempt.session_pid in tree else attempt.process.pid
+        rank = attempt.behind
+        tree = rank.process.tree()
+        first = rank.first_pid if rank.first_pid in tree else rank.process.pid
         seems = process_tree.describe_processes(first, tree)
         attempt.hang = f"{_what_is_missing(silence)}; {seems}"
+        if len(attempt.ranks) > 1:
+            attempt.hang += f"; {self._say_who(attempt)}"
         facts = {
             "phase": silence.activity,
             "seconds": round(silence.seconds, 1),

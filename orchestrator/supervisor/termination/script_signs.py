@@ -68,7 +68,7 @@ class ScriptSigns:
         """Return the sign of life that the script shows now."""
         self._learn()
         progress, tree = self._progress, self._tree
-        count = self._attempt.output.copied_bytes + progress.file_changes + progress.saves
+        count = self._attempt.main.output.copied_bytes + progress.file_changes + progress.saves
         count += tree.moving
         if not self._timeouts.are_fixed:
             count += tree.computing
@@ -94,7 +94,7 @@ class ScriptSigns:
         def look() -> Uses:
             nonlocal cpu_seconds
             began = time.thread_time()
-            uses = uses_of(self._attempt.process.tree())
+            uses = uses_of(self._attempt.main.process.tree())
             cpu_seconds = time.thread_time() - began
             return uses
 

@@ -7,7 +7,7 @@ import structlog
 
 from orchestrator.adopt.ongoing_saves import OngoingSaves
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.ipc.control_page import Field, Phase
+from orchestrator.ipc.control_page import Field
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.trainer_process import KILL_WAIT_SECONDS
@@ -111,13 +111,13 @@ class StopLadder:
         """Rung 1: save at the next safe point, and end."""
         # The snapshot in memory must be written within the grace period too.
         patience = self._stop.patience_seconds(self._snapshots.expected_write_seconds())
-        announcements.announce_stop(str(self._stop.source), patience, attempt.peer is not None)
+        announcements.announce_stop(str(self._stop.source), patience, attempt.has_session)
         self._countdown.begin(patience, attempt)
         self._send_stop(attempt, patience)
 
     def _hurry(self, attempt: Attempt) -> None:
         """Rung 2: wait only for a save that has begun."""
-        if attempt.page.phase is Phase.SAVE:
+        if attempt.is_saving:
             self._log.info("a save is under way and may finish; one more signal: kill at once")
         else:
             self._machine.handle(Event.DEADLINE)
@@ -125,8 +125,8 @@ class StopLadder:
 
     def _kill(self, attempt: Attempt, why: str) -> None:
         """Rung 3: SIGKILL to the whole process tree."""
-        self._log.warning(why, phase=attempt.page.phase.name.lower())
-        attempt.process.kill_tree()
+        self._log.warning(why, phase=attempt.phase.name.lower())
+        attempt.kill()
         self._countdown.end()
         self._set_deadline(KILL_WAIT_SECONDS)
 
@@ -138,7 +138,7 @@ class StopLadder:
         if self._machine.handle(Event.DEADLINE) is State.KILLING:
             self._kill(attempt, why)
         else:
-            self._log.error("SIGKILL does not end the trainer", pid=attempt.process.pid)
+            self._log.error("SIGKILL does not end the trainer", pid=attempt.main.process.pid)
             attempt.over.set()
 
     # --- a hung trainer ----------------------------------------------------------------------
@@ -157,7 +157,7 @@ class StopLadder:
         else:
             # No snapshot of it is in memory: what it cannot save is lost.
             self._set_deadline(self._stop.grace_seconds)
-            attempt.process.ask_to_end()
+            attempt.main.process.ask_to_end()
 
     def _has_recovered(self, attempt: Attempt) -> bool:
         """Return whether a hung trainer has completed the training after all: no hang, then."""
@@ -173,19 +173,20 @@ class StopLadder:
 
     def _send_stop(self, attempt: Attempt, patience_seconds: float) -> None:
         self._set_deadline(patience_seconds)
-        page = attempt.page.values
-        page[Field.STOP_DEADLINE_NS] = time.monotonic_ns() + int(patience_seconds * 1e9)
-        page[Field.STOP_REQUEST] = 1
-        if attempt.peer is not None:
-            attempt.peer.send({"type": "stop"})
-        else:
-            # There is no session, not yet or no more: ask the command itself to end.
-            if self._script_saves is None:
-                attempt.process.ask_to_end()
-                return
+        if self._script_saves is not None:
             after_save = self._ask_after_save(attempt, self._script_saves, patience_seconds)
             self._signalling = asyncio.ensure_future(after_save)
             ignore_outcome(self._signalling)
+            return
+        for rank in attempt.ranks:
+            page = rank.page.values
+            page[Field.STOP_DEADLINE_NS] = time.monotonic_ns() + int(patience_seconds * 1e9)
+            page[Field.STOP_REQUEST] = 1
+            if rank.peer is not None:
+                rank.peer.send({"type": "stop"})
+            else:
+                # There is no session, not yet or no more: ask the command itself to end.
+                rank.process.ask_to_end()
 
     async def _ask_after_save(
         self, attempt: Attempt, saves: OngoingSaves, patience_seconds: float
@@ -199,7 +200,7 @@ class StopLadder:
                 tells = False
             await first_of(attempt.over.wait(), timeout_seconds=SAVE_POLL_SECONDS)
         if not attempt.over.is_set():
-            attempt.process.ask_to_end()
+            attempt.main.process.ask_to_end()
 
     def _set_deadline(self, seconds: float) -> None:
         self._cancel_deadline()

@@ -6,8 +6,8 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Every
 from orchestrator.ipc.control_page import Field
+from orchestrator.pace.schedule import Schedule
 from orchestrator.training.exits import print_message
-from orchestrator.training.loop.schedule import Schedule
 from orchestrator.training.state.progress import Progress
 
 # Plain integers: the hot path looks them up at every step.
@@ -78,7 +78,11 @@ class DueSaves:
 
 def print_unhealthy(checkpoint: Checkpoint) -> None:
     """Print that nothing will resume from a checkpoint."""
+    differing = checkpoint.manifest.differing
+    what = "weights that are not finite"
+    if differing:
+        what = f"values that differ between the ranks ({', '.join(differing)})"
     print_message(
-        f"step {checkpoint.manifest.step} has weights that are not finite: its checkpoint is kept, "
-        "but nothing will resume from it"
+        f"step {checkpoint.manifest.step} has {what}: its checkpoint is kept, but nothing will "
+        "resume from it"
     )

@@ -8,9 +8,10 @@ this code has changed are put back. The phases and what leads from one to anothe
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from orchestrator.checkpoint.manifest import Reason, exactness_of
+from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import FreedStorageError
 from orchestrator.training.data.data_position import DataPosition, digest_of_next
+from orchestrator.training.loop.exactness import Exactness
 from orchestrator.training.loop.loop_phase import (
     TRANSITIONS,
     LoopEvent,
@@ -23,7 +24,7 @@ from orchestrator.training.loop.replay import NO_REPLAY_POINT, ReplayPoint, have
 from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.progress import SUFFIX, Progress
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.restore import LoadedState
 
 # Looked up at every step.
@@ -61,8 +62,7 @@ class LoopState:
         self.data = DataPosition(seed, allow_change=allow_data_change)
         self._registry = registry
         self._plain_state = plain_state
-        self._is_resumed = False
-        self._problems: list[str] = []
+        self.exactness = Exactness(self.data, registry.plain)
         self._phase = STEPPING
         self._position = LoopPosition()
         self._in_evaluation = False
@@ -78,14 +78,6 @@ class LoopState:
     def registered(self) -> list[Any]:
         """Return the registered objects and the parts of composite ones."""
         return list(self._registry.parts())
-
-    @property
-    def exactness(self) -> str | None:
-        """EXACT, or APPROXIMATE and why; None in a run that was not resumed."""
-        return exactness_of(self._doubts()) if self._is_resumed else None
-
-    def _doubts(self) -> list[str]:
-        return self._problems + self.data.problems + self._registry.plain.problems
 
     def _follow(self, event: LoopEvent) -> bool:
         """Enter the phase that the table names; return whether it is another one."""
@@ -217,7 +209,7 @@ class LoopState:
             self.progress.refuses_bad_values = False
         metrics = self.progress.metric_values()
         state = self._replay_point.state | metrics if from_point else self._capture(metrics)
-        doubts = self._doubts() + state["data"]["caveats"]
+        doubts = self.exactness.doubts() + state["data"]["caveats"]
         return StateToSave(state, self.progress.measured_here(metrics), list(dict.fromkeys(doubts)))
 
     def _capture(self, metrics: dict[str, float]) -> dict[str, Any]:
@@ -255,19 +247,10 @@ class LoopState:
             self.data.first_batch.expect(self.progress.epoch, restored.position, noted)
         # Last, since loading may draw from the streams.
         problems = restored.problems + rng.restore(restored.streams, self._registry.generators)
-        self.mark_resumed(problems + self._differences(restored))
+        self.exactness.begin(problems + self._differences(restored))
         self._streams_at_cut = restored.streams
         self._streams_at_epoch = restored.position.get("epoch_rng")
         self._follow(LoopEvent.RESUME)
-
-    def mark_resumed(self, problems: list[str]) -> None:
-        """Record that the run was resumed, and why it may differ from an uninterrupted one."""
-        self._is_resumed = True
-        self._problems = problems
-
-    def add_problems(self, problems: list[str]) -> None:
-        """Record further reasons why a resumed run may differ from an uninterrupted one."""
-        self._problems = self._problems + problems
 
     def _differences(self, restored: LoadedState) -> list[str]:
         """Return what of the live objects and streams does not have the digest that was saved."""
@@ -287,11 +270,11 @@ class LoopState:
         if not self._follow(LoopEvent.ARRIVE):
             return
         if before is LoopPhase.REPLAYING:
-            self._problems += self._replay_point.undo(self._registry, self._plain_state)
+            self.exactness.add(self._replay_point.undo(self._registry, self._plain_state))
         if self._streams_after_pass and not have_same_values(
             self._streams_after_pass, self._capture_streams()
         ):
-            self._problems.append("random numbers were drawn between two passes of an epoch")
+            self.exactness.add(["random numbers were drawn between two passes of an epoch"])
         rng.restore(self._streams_at_cut, self._registry.generators)
         self._streams_at_cut, self._streams_after_pass = {}, {}
         self.data.arrive()

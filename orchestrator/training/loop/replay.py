@@ -15,7 +15,7 @@ import torch
 
 from orchestrator.training.state.digests import digest, digest_of_all_bytes
 from orchestrator.training.state.plain_values import copy_containers, to_plain
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.tensor_kinds import has_its_storage, is_plain
 
 _IMMUTABLE = (bool, int, float, complex, str, bytes, type(None))

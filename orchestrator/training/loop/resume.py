@@ -15,8 +15,16 @@ from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
+
+# Where only two are added, their order changes nothing.
+LEAST_RANKS_THAT_ROUND = 3
+REGROUPED = (
+    "DistributedDataParallel groups gradients in another way in the first step after a start, so "
+    "that sums over three or more ranks are rounded differently; find_unused_parameters=True keeps "
+    "the groups as they are"
+)
 
 
 def resume_newest(
@@ -41,9 +49,10 @@ def resume_newest(
         return None
     source = _path_of(newest, backend)
     _refuse_others(newest, source, framework=None)
+    _refuse_other_world(newest, source, backend)
     if isinstance(newest, Checkpoint) and newest.manifest.reason is Reason.IMPORTED:
         start_from_classic(newest.state_file, registry, loop_state)
-        loop_state.mark_resumed(list(newest.manifest.doubts))
+        loop_state.exactness.begin(newest.manifest.doubts)
     else:
         restored = _read(newest, backend)
         if before_restore is not None:
@@ -51,8 +60,10 @@ def resume_newest(
         registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
         loop_state.resume(restored)
     replaced = options.after_restore(newest.manifest.options)
-    loop_state.add_problems(options.doubts)
-    report_resumed(backend, newest, source, loop_state.exactness, replaced)
+    loop_state.exactness.add(options.doubts)
+    if registry.regroups_gradients and backend.facts.world.size >= LEAST_RANKS_THAT_ROUND:
+        loop_state.exactness.add([REGROUPED])
+    report_resumed(backend, newest, source, loop_state.exactness.text(), replaced)
     return source
 
 
@@ -136,9 +147,25 @@ def _refuse_others(state: Snapshot | Checkpoint, source: Path, framework: str | 
         )
 
 
+def _refuse_other_world(state: Snapshot | Checkpoint, source: Path, backend: RunBackend) -> None:
+    """Raise ConfigError for a state that another number of ranks has saved."""
+    saved, here = state.manifest.world_size, backend.facts.world.size
+    if isinstance(state, Snapshot) or state.manifest.reason is Reason.IMPORTED or saved == here:
+        return
+    raise ConfigError(
+        f"cannot resume from {source}: {saved} {'ranks have' if saved > 1 else 'rank has'} saved "
+        f"it, and there {'are' if here > 1 else 'is'} {here} now, which does not work yet; use "
+        f"--nproc-per-node {saved}, or start a new run in another run directory"
+    )
+
+
 def _read(state: Snapshot | Checkpoint, backend: RunBackend) -> LoadedState:
+    coordination, world = backend.facts.coordination, backend.facts.world
+    common = None if coordination is None else coordination.common
     try:
-        return read_snapshot(state) if isinstance(state, Snapshot) else read_state(state)
+        if isinstance(state, Snapshot):
+            return read_snapshot(state, common)
+        return read_state(state, world.rank)
     except RuntimeError:
         backend.report(Report.RESUME_FAILED)
         raise

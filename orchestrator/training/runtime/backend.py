@@ -13,6 +13,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.training.runtime.coordination import Coordination, World
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class TrainerFacts:
         memory: The control page and the snapshot slots.
         settings: What was asked for.
         attempt: The number of this attempt; None without a supervisor, which counts them.
+        coordination: What this process shares with other ranks; None where there are none.
     """
 
     run_dir: RunDir
@@ -67,6 +69,12 @@ class TrainerFacts:
     memory: SharedMemory
     settings: RunSettings
     attempt: int | None = None
+    coordination: Coordination | None = None
+
+    @property
+    def world(self) -> World:
+        """Which rank this process is, and of how many."""
+        return World() if self.coordination is None else self.coordination.world
 
     @property
     def supervised(self) -> bool:

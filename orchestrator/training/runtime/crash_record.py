@@ -14,6 +14,7 @@ from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, SOCKET
 from orchestrator.rundir.paths import REAL_PARENTS, RunDir
 from orchestrator.system.durable import write_json
 from orchestrator.training.exits import describe
+from orchestrator.training.runtime.coordination import World
 
 _pid = os.getpid()
 
@@ -54,7 +55,8 @@ def _record(error: BaseException | None, thread: threading.Thread | None = None)
     # Whatever goes wrong here, the script's own traceback must follow.
     with contextlib.suppress(Exception):
         attempt = int(os.environ[ATTEMPT_VARIABLE])
-        file = RunDir(Path(os.environ[RUN_DIR_VARIABLE])).attempt(attempt).error_file
+        run, rank = RunDir(Path(os.environ[RUN_DIR_VARIABLE])), World.of(os.environ).rank
+        file = run.attempt(attempt).rank(rank).error_file
         description = describe(error)
         if description is None or os.path.exists(file):
             return None  # the first is the cause; those of other threads and processes follow it

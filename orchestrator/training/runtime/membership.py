@@ -17,7 +17,7 @@ from orchestrator.system.recorded_command import recorded
 from orchestrator.training.exits import describe, print_message, status_of
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.runtime.local_writer import report_failure
-from orchestrator.training.runtime.metrics import MetricsFile
+from orchestrator.training.runtime.metrics import MetricsFile, UnwrittenMetrics
 from orchestrator.training.runtime.patient_retry import patient_retrying
 from orchestrator.training.runtime.standalone import Standalone
 from orchestrator.training.runtime.supervised import Supervised
@@ -47,11 +47,12 @@ class RunMembership:
         size = os.environ.get("WORLD_SIZE", "").strip()
         # A supervisor refuses them itself, since torchrun would hide the reason from it.
         if size not in ("", "1") and not (is_supervised and size.isdecimal()):
-            raise ConfigError(f"cannot train with several processes yet: {several_processes(size)}")
+            raise ConfigError(f"cannot train with several processes: {several_processes(size)}")
         self.backend: RunBackend = Supervised() if is_supervised else Standalone(run_dir)
         facts = self.backend.facts
         self.page = facts.memory.page.values
-        self.metrics = MetricsFile(facts.run_dir.metrics_file, facts.attempt)
+        kind = MetricsFile if facts.world.is_main else UnwrittenMetrics
+        self.metrics = kind(facts.run_dir.metrics_file, facts.attempt)
         self.stop_signals = StopSignals(self.page, supervised=facts.supervised)
         self._done_file = facts.run_dir.done_file
         self._shield = WorkerShield()
@@ -107,6 +108,8 @@ class RunMembership:
         )
 
     def _mark_complete(self, progress: Progress) -> None:
+        if not self.backend.facts.world.is_main:
+            return
         done = {
             "step": progress.step,
             "epoch": progress.epoch,

@@ -105,6 +105,16 @@ class MetricsFile:
             )
 
 
+class UnwrittenMetrics(MetricsFile):
+    """The metrics of a rank other than 0, which are not written: those of rank 0 count."""
+
+    def resume(self, step: int, epoch: int) -> None:
+        """Leave the file to rank 0."""
+
+    def record(self, step: int, epoch: int, metrics: dict[str, Any], *, is_poll: bool) -> None:
+        """Keep nothing."""
+
+
 def stride_at(step: int) -> int:
     """Return of how many steps one has a line, in the file of a run that has come to ``step``."""
     return 1 << (max(0, step - 1) // MOST_STEPS).bit_length()

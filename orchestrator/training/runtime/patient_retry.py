@@ -5,10 +5,10 @@ import time
 import tenacity
 
 from orchestrator.errors import CheckpointWriteError
+from orchestrator.pace.schedule import FIRST_RETRY_SECONDS
 from orchestrator.training.exits import print_message
 from orchestrator.training.stop import StopSignals
 
-FIRST_RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 300.0
 STOP_POLL_SECONDS = 0.1
 

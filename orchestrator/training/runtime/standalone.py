@@ -23,9 +23,9 @@ from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_argum
 from orchestrator.rundir.history_index import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.name_pattern import run_dir_of
 from orchestrator.rundir.ownership import others_who_may_write
 from orchestrator.rundir.paths import RunDir
-from orchestrator.rundir.pattern import run_dir_of
 from orchestrator.rundir.program import has_changed_directory, is_notebook
 from orchestrator.rundir.start import Start
 from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign

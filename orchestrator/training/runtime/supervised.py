@@ -30,6 +30,7 @@ from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MlflowWatch
 from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
+from orchestrator.training.runtime.coordination import Coordination, World
 from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 from orchestrator.training.runtime.supervisor_connection import SupervisorConnection
@@ -63,8 +64,13 @@ class Supervised:
                 f"or the number in {ATTEMPT_VARIABLE} is missing; pass all three on, or unset "
                 f"{SOCKET_VARIABLE} to run without a supervisor"
             ) from None
+        world = World.of(os.environ)
         self._connection = SupervisorConnection(os.environ, run_dir, self)
         welcome = self._connection.welcome
+        self._coordination = None
+        if world.size > 1:
+            common, send = self._connection.common, self._connection.send
+            self._coordination = Coordination(world, run_dir, send, common)
         self._changing_writes = threading.Lock()
         self._inherited = self._connection.slots.snapshots()
         self._writes: dict[int, tuple[Snapshot, Reason, Future[Checkpoint]]] = {
@@ -83,13 +89,15 @@ class Supervised:
             RunSettings(
                 command=welcome["command"],
                 every=Every(**welcome["every"]),
-                snapshot_budget=welcome["snapshot_budget"],
+                # Several ranks are told when to take one: their clocks differ.
+                snapshot_budget=None if world.size > 1 else welcome["snapshot_budget"],
                 allow_data_change=welcome["allow_data_change"],
                 snapshot_interval_seconds=welcome["snapshot_interval_seconds"],
             ),
             attempt,
+            self._coordination,
         )
-        self._attempt_files = run_dir.attempt(attempt)
+        self._attempt_files = run_dir.attempt(attempt).rank(world.rank)
         self._journal = Journal(run_dir.journal_file)
         self._checkpoint_journal = CheckpointJournal(self._journal)
         self._local_writer = LocalWriter(self)
@@ -139,6 +147,8 @@ class Supervised:
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Report the metrics, and what else a supervisor hears about once a second."""
+        if not self._facts.world.is_main:
+            return
         self._directory_watch.check()
         self._connection.offer("metrics", metrics=json_metrics(metrics))
         self._module_report.write_if_due()
@@ -165,6 +175,8 @@ class Supervised:
 
     def on_message(self, message: Message) -> None:
         """Complete the write that the supervisor's answer is about."""
+        if self._coordination is not None and self._coordination.on_message(message):
+            return
         with self._changing_writes:
             write = self._writes.pop(message.get("generation", 0), None)
         if write is None:

@@ -21,10 +21,16 @@ from orchestrator.ipc.messages import (
     Message,
 )
 from orchestrator.rundir.paths import REAL_PARENTS, RunDir
-from orchestrator.snapshot.slots import Slots
+from orchestrator.snapshot.slots import SLOT_COUNT, Image, Slots
 from orchestrator.system.regular_files import open_regular
+from orchestrator.training.exits import print_message
+from orchestrator.training.runtime.coordination import World
 
 CONNECT_SECONDS = 10.0
+NO_AGREEMENT = (
+    "the supervisor is dead, and without it several ranks cannot agree where to save: run the same "
+    "command again to resume from the newest checkpoint"
+)
 COPY_BYTES = 1 << 16
 
 
@@ -45,6 +51,8 @@ class SupervisorConnection:
         welcome: The supervisor's first message: the run's settings.
         page: The control page of this attempt.
         slots: The snapshot memory.
+        common: Of several ranks, the image of rank 0's part of the snapshot to resume from; None in
+            rank 0, and where there is no snapshot.
         supervisor_died: Whether the connection has ended before the session.
     """
 
@@ -58,7 +66,8 @@ class SupervisorConnection:
         """
         self._listener = listener
         self._attempt = int(environment.get(ATTEMPT_VARIABLE, "0"))
-        self._output_file = run_dir.attempt(self._attempt).output_file
+        self._world = World.of(environment)
+        self._output_file = run_dir.attempt(self._attempt).rank(self._world.rank).output_file
         path = environment[SOCKET_VARIABLE]
         try:
             invited = accept_invitation(environment.get(INVITATION_VARIABLE), CONNECT_SECONDS)
@@ -84,8 +93,10 @@ class SupervisorConnection:
         self.welcome: Message = welcome
         self.page = ControlPage(descriptors[0])
         os.close(descriptors[0])
-        *slots, self._output, self._stacks = descriptors[1:]
-        self.slots = Slots(self.page, slots)
+        memory, rest = descriptors[1 : SLOT_COUNT + 2], descriptors[SLOT_COUNT + 2 :]
+        self.slots = Slots(self.page, memory)
+        self._output, self._stacks, *common = rest
+        self.common = Image(common[0], welcome["resume_bytes"]) if common else None
         self._connection.set_timeout(None)
         self._closed = threading.Event()
         self.supervisor_died = False
@@ -130,6 +141,9 @@ class SupervisorConnection:
         self.supervisor_died = True
         self.page.values[Field.STOP_REQUEST] = 1
         self._keep_output()
+        if self._world.size > 1:
+            print_message(NO_AGREEMENT)
+            os._exit(ExitStatus.STOPPED_UNSAVED)
         self._listener.on_supervisor_death()
         if not self._closed.wait(self.welcome["grace_seconds"]):
             os._exit(ExitStatus.STOPPED_UNSAVED)

@@ -10,13 +10,13 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.ipc.control_page import Field, Phase
+from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.rundir.journal import utc_now
 from orchestrator.training.loop.due_saves import DueSaves
-from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.local_writer import publish_and_report
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.state.progress import Progress
-from orchestrator.training.state.registry import parameters_of
+from orchestrator.training.state.registered_objects import parameters_of
 from orchestrator.training.state.tensor_kinds import all_finite
 from orchestrator.training.state.versions import VERSIONS
 

@@ -14,13 +14,13 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.errors import CheckpointWriteError, UnstorableError
+from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.rundir.journal import utc_now
-from orchestrator.snapshot.slots import Snapshot
+from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training.data.data_position import digest_of_next
 from orchestrator.training.data.first_batch import FirstBatch
 from orchestrator.training.exits import describe_shortly, without_warnings
 from orchestrator.training.loop.loop_state import StateToSave
-from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.runtime.local_writer import publish_and_report, report_failure
 from orchestrator.training.runtime.worker_signals import sigchld_default
@@ -30,7 +30,7 @@ from orchestrator.training.state import rng
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.options import OptimizerOptions
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.tensor_kinds import is_plain
 from orchestrator.training.state.versions import VERSIONS
 
@@ -73,12 +73,15 @@ class Saver:
         self._layout_watch = layout_watch
         self._first_batch = first_batch
         self._watched_sizes: list[int] = []
-        self._snapshotter = Snapshotter(facts.memory.slots)
+        self._snapshotter = self._make_snapshotter(facts.memory.slots)
         self._writes: list[Future[Checkpoint]] = []
         self.has_proved_loadable = False
         self._reported_ns = 0
         for snapshot, written in facts.memory.writes_under_way:
             self._add_write(snapshot.slot, written)
+
+    def _make_snapshotter(self, slots: Slots) -> Snapshotter:
+        return Snapshotter(slots)
 
     def _add_write(self, slot: int, written: Future[Checkpoint]) -> None:
         self._snapshotter.hold(slot, written)
@@ -179,14 +182,8 @@ class Saver:
     def _take(
         self, saved: StateToSave, reason: Reason, deadline: float | None
     ) -> PendingSnapshot | None:
-        content = SnapshotContent(
-            state=saved.state,
-            draft=self._draft(saved, reason),
-            parameters=self._registry.parameters(),
-            of_optimizers=self._registry.storages_of_optimizers() if rng.cuda_in_use() else _NONE,
-        )
         try:
-            pending = self._snapshotter.take(content, deadline)
+            pending = self._snapshotter.take(self._content(saved, reason), deadline)
         except UnstorableError as error:
             if self._registry.plain.is_strict:
                 raise _with_name(error, saved.state) from error
@@ -200,6 +197,14 @@ class Saver:
                 functools.partial(self._report_snapshot, pending=pending)
             )
         return pending
+
+    def _content(self, saved: StateToSave, reason: Reason) -> SnapshotContent:
+        return SnapshotContent(
+            state=saved.state,
+            draft=self._draft(saved, reason),
+            parameters=self._registry.parameters(),
+            of_optimizers=self._registry.storages_of_optimizers() if rng.cuda_in_use() else _NONE,
+        )
 
     def _note_first_batch(self, state: dict[str, Any], slot: int) -> None:
         write = functools.partial(self._backend.facts.memory.slots.note_first_batch, slot)

@@ -13,11 +13,11 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, FreedStorageError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase
+from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.training.exits import print_message
 from orchestrator.training.loop.due_saves import DueSaves, print_unhealthy
 from orchestrator.training.loop.loop_state import LoopState, StateToSave
 from orchestrator.training.loop.mistakes import LoopMistakes
-from orchestrator.training.loop.snapshot_pace import SnapshotPace
 from orchestrator.training.runtime.backend import Report
 from orchestrator.training.runtime.local_writer import WRITE_WAIT_SECONDS, report_failure
 from orchestrator.training.runtime.membership import RunMembership
@@ -59,7 +59,7 @@ class SessionSaves:
         self._has_said_missing = False
         self._missing = FreedStorageError("")
         self._emergency: Future[Checkpoint] | None = None
-        self._reported_exactness = loop_state.exactness
+        self._reported_exactness = loop_state.exactness.text()
 
     def attend(self, now_ns: int) -> None:
         """Do what is due at a safe point; what cannot be done yet stays due.
@@ -103,7 +103,7 @@ class SessionSaves:
 
     def _report_lost_exactness(self) -> None:
         """Report what has come up since the run was resumed, such as on the way back."""
-        exactness = self._loop_state.exactness
+        exactness = self._loop_state.exactness.text()
         if exactness != self._reported_exactness:
             self._reported_exactness = exactness
             step = self.progress.step
@@ -129,6 +129,9 @@ class SessionSaves:
     def _stop(self) -> NoReturn:
         self._membership.report_stop(self.progress.step)
         self._emergency = self._save(Reason.EMERGENCY, self._stop_deadline())
+        self._raise_stopped()
+
+    def _raise_stopped(self) -> NoReturn:
         raise TrainingStopped(ExitStatus.STOPPED_SAVED)
 
     def _stop_deadline(self) -> float:

@@ -8,7 +8,7 @@ for non-finite parameters and declares it complete.
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, cast
@@ -31,7 +31,7 @@ from orchestrator.training.saving.image import (
     lay_out,
     provisional,
 )
-from orchestrator.training.saving.image_checks import digests_of, is_finite
+from orchestrator.training.saving.image_checks import addresses_in, is_finite
 from orchestrator.training.saving.placement import place
 from orchestrator.training.saving.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import rng
@@ -48,6 +48,11 @@ FINISH_SECONDS = 120.0
 WRITE_BUFFER_BYTES = 16 << 20
 
 
+ReplicaDigests = Callable[
+    [Mapping[str, Any], Mapping[int, int] | None, Callable[[], None] | None], dict[str, str]
+]
+
+
 @dataclass(frozen=True)
 class SnapshotContent:
     """What a snapshot is taken of.
@@ -57,12 +62,16 @@ class SnapshotContent:
         draft: The manifest, without files.
         parameters: They make the snapshot unhealthy where one is not finite.
         of_optimizers: The storages (by ``_cdata``) that only an optimizer changes.
+        replica_digests: Returns digests of what several ranks should hold equally, from the state,
+            the addresses of its storages (by ``_cdata``) and what rests between; None for a
+            single rank.
     """
 
     state: dict[str, Any]
     draft: Manifest
     parameters: Sequence[torch.Tensor]
     of_optimizers: frozenset[int] = frozenset()
+    replica_digests: ReplicaDigests | None = None
 
 
 @dataclass
@@ -197,6 +206,7 @@ class Snapshotter:
                 image_bytes = file.tell()
             healthy = all(map(all_finite, content.parameters))
             digests = digest_parts(content.state)
+            content = _compared(content, content.state)
             pending.done.set_result(self._commit(pending, content, image_bytes, healthy, digests))
         except BaseException as error:  # a save may be waiting for it
             self._fail(pending, error)
@@ -252,10 +262,16 @@ class Snapshotter:
 
     def _target(self) -> int | None:
         """Return the slot to fill: not one that is being written nor, of two, the newest."""
-        occupied = {slot for slot, until in self._held.items() if not until.done()}
+        occupied = {slot for slot in self._held if self._is_held(slot)}
         if self._usable > 1 and (newest := self._slots.newest_slot()) is not None:
             occupied.add(newest)
         return next((index for index in range(self._usable) if index not in occupied), None)
+
+    def _is_held(self, slot: int) -> bool:
+        return slot in self._held and not self._held[slot].done()
+
+    def _begin_slot(self, slot: int) -> None:
+        self._slots.begin(slot)
 
     def _begin(self, deadline: float | None) -> PendingSnapshot | None:
         """Declare a slot torn and take it; wait for one where there is a deadline."""
@@ -265,7 +281,7 @@ class Snapshotter:
             time.sleep(POLL_SECONDS)
         if not self._can_begin or (slot := self._target()) is None:
             return None
-        self._slots.begin(slot)
+        self._begin_slot(slot)
         return PendingSnapshot(slot)
 
     @property
@@ -300,7 +316,9 @@ class Snapshotter:
             place(target, layout, fresh, breathe)
             self._layout = fresh
             healthy = is_finite(content.parameters, frozen, fresh, target, breathe)
-            digests = digests_of(frozen, fresh, target, breathe)
+            addresses = addresses_in(frozen, fresh, target)
+            digests = digest_parts(frozen.tree, addresses, breathe)
+            content = _compared(content, frozen.tree, addresses, breathe)
             pending.thread_seconds = time.thread_time()
             pending.done.set_result(
                 self._commit(pending, content, fresh.image_bytes, healthy, digests)
@@ -329,3 +347,16 @@ class Snapshotter:
             warn(
                 f"snapshots use the slower torch.save, because the state holds {error}",
             )
+
+
+def _compared(
+    content: SnapshotContent,
+    state: Mapping[str, Any],
+    addresses: Mapping[int, int] | None = None,
+    breathe: Callable[[], None] | None = None,
+) -> SnapshotContent:
+    """Return the content with digests of what several ranks should hold equally."""
+    if content.replica_digests is None:
+        return content
+    replicas = content.replica_digests(state, addresses, breathe)
+    return replace(content, draft=replace(content.draft, replicas=replicas))

@@ -8,8 +8,8 @@ from typing import Any
 
 from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training.state.composite import Composite
-from orchestrator.training.state.object_capture import CODE, LEAVES, Capture
-from orchestrator.training.state.object_restore import Restore, is_of_another_class
+from orchestrator.training.state.kept_capture import CODE, LEAVES, Capture
+from orchestrator.training.state.kept_restore import Restore, is_of_another_class
 from orchestrator.training.state.plain_values import to_plain
 
 KEPT = "__kept__"

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.state.accelerate import unprepared
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 
 MAXIMUM_GROUPS = 100
 _NOT_SET_BY_SCRIPTS = frozenset({"params", "initial_lr", "param_names"})

@@ -2,17 +2,21 @@
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import rank_file
 from orchestrator.checkpoint.manifest import Manifest
-from orchestrator.snapshot.slots import Snapshot
+from orchestrator.snapshot.slots import Image, Snapshot
 from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import RESERVED, SUFFIX, Progress
+from orchestrator.training.state.replicas import DIGESTS, merge_own
 from orchestrator.training.state.versions import VERSIONS
 
 
@@ -34,8 +38,8 @@ class LoadedState:
     classes: dict[str, str]
 
 
-def read_state(checkpoint: Checkpoint) -> LoadedState:
-    """Read a checkpoint's state.
+def read_state(checkpoint: Checkpoint, rank: int = 0) -> LoadedState:
+    """Read the state of one rank from a checkpoint.
 
     Raises RuntimeError if that fails. The digest has been verified before, so the cause is not a
     damaged file but, for example, short memory or another version of torch. The run fails as after
@@ -46,21 +50,44 @@ def read_state(checkpoint: Checkpoint) -> LoadedState:
         checkpoint.manifest,
         "the file is intact, so the checkpoint is kept: run again, or move it away to resume from "
         "an older one",
+        checkpoint.path / rank_file(rank) if rank else None,
     )
 
 
-def read_snapshot(snapshot: Snapshot) -> LoadedState:
-    """Read the snapshot in a slot, without copying its tensors. Raises RuntimeError."""
-    path = Path(f"/dev/fd/{snapshot.descriptor}")
-    # torch expects the end of the archive at the end of the mapped file.
-    os.ftruncate(snapshot.descriptor, snapshot.image_bytes)
+def read_snapshot(snapshot: Snapshot, common: Image | None = None) -> LoadedState:
+    """Read the snapshot in a slot, without copying its tensors. Raises RuntimeError.
+
+    ``common`` is rank 0's part, of which any other rank reads what the ranks have in common.
+    """
+    path = _image(snapshot.descriptor, snapshot.image_bytes)
     advice = "this snapshot in memory is discarded: run again to resume from the newest checkpoint"
-    return _read(path, snapshot.manifest, advice)
+    if common is None:
+        return _read(path, snapshot.manifest, advice)
+    main = _image(common.descriptor, common.image_bytes)
+    return _read(main, snapshot.manifest, advice, path, snapshot.manifest.digests)
 
 
-def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:
+def _image(descriptor: int, image_bytes: int) -> Path:
+    # torch expects the end of the archive at the end of the mapped file.
+    os.ftruncate(descriptor, image_bytes)
+    return Path(f"/dev/fd/{descriptor}")
+
+
+def _read(
+    source: Path,
+    manifest: Manifest,
+    advice: str,
+    part: Path | None = None,
+    part_digests: Mapping[str, str] = MappingProxyType({}),
+) -> LoadedState:
+    """Read ``source``, and over it a rank's own ``part``, which brings its digests."""
     try:
         content = load(source, mmap=True)
+        digests = manifest.digests
+        if part is not None:
+            own = load(part, mmap=True)
+            merge_own(content, own)
+            digests = {**part_digests, **own[DIGESTS]}
         for key in ("state", "rng", "data"):
             content[key] = copy.deepcopy(content[key])
         position = content["data"]
@@ -77,7 +104,7 @@ def _read(source: Path, manifest: Manifest, advice: str) -> LoadedState:
             position=position,
             streams=content["rng"],
             problems=_doubts(manifest),
-            digests=manifest.digests,
+            digests=digests,
             classes=manifest.classes,
         )
     except Exception as error:  # torch raises many classes, some with an empty message

@@ -31,9 +31,20 @@ def unwrapped(value: Any) -> Any:
     return value
 
 
+def regroups_gradients(value: Any) -> bool:
+    """Return whether DDP groups this module's gradients anew after the first step of a process."""
+    while isinstance(value, torch.nn.Module):
+        if COMPILED in value._modules:
+            value = value._modules[COMPILED]
+        else:
+            kind = torch.nn.parallel.DistributedDataParallel
+            return isinstance(value, kind) and not value.find_unused_parameters
+    return False
+
+
 def with_plain_names(state: Any) -> Any:
     """Return a module's state_dict without the prefixes of compiled parts in its names."""
-    return _renamed(state, _plain_name) if _has_compiled_names(state) else state
+    return _renamed(state, plain_name) if _has_compiled_names(state) else state
 
 
 def with_names_of(module: torch.nn.Module, state: Any) -> Any:
@@ -43,16 +54,17 @@ def with_names_of(module: torch.nn.Module, state: Any) -> Any:
     here = module.state_dict().keys()
     if not _has_compiled_names(state) and not _has_compiled_names(here):
         return state
-    names = {_plain_name(name): name for name in here}
-    names |= {_plain_name(name): name for name, _ in module.named_modules()}
-    return _renamed(state, lambda name: names.get(_plain_name(name), _plain_name(name)))
+    names = {plain_name(name): name for name in here}
+    names |= {plain_name(name): name for name, _ in module.named_modules()}
+    return _renamed(state, lambda name: names.get(plain_name(name), plain_name(name)))
 
 
 def _has_compiled_names(names: Any) -> bool:
     return any(COMPILED in str(name).split(".") for name in names)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the name of a parameter or buffer without the prefixes of compiled parts."""
     return ".".join(part for part in str(name).split(".") if part != COMPILED)
 
 

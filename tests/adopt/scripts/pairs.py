@@ -2,7 +2,8 @@
 
 ``pairs.py WAY ATTEMPTS [--netG FILE] [--netD FILE]``: each attempt but the last is killed after it
 has written the generator of its third save. WAY is ``numbered``, ``fixed`` or ``variable``, which
-is numbered and reads what to resume from in its environment.
+is numbered and reads what to resume from in its environment. The fixed files are only written over
+when the run has a checkpoint of what they hold.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 PAUSE_SECONDS = 0.4
+DEADLINE_SECONDS = 60.0
 
 parser = argparse.ArgumentParser()
 parser.add_argument("way")
@@ -31,7 +33,15 @@ read = {name: json.loads(Path(file).read_text())["work"] for name, file in given
 print("begins with work", sorted(read.items()), flush=True)
 first = max(read.values(), default=0) + 1
 Path("out").mkdir(exist_ok=True)
+
+
+def count_checkpoints() -> int:
+    journal = Path(os.environ["ORCHESTRATOR_RUN_DIR"], "journal.jsonl")
+    return journal.read_text().count('"checkpoint_published"')
+
+
 for work in range(first, first + 3):
+    before = count_checkpoints()
     for part in ("netG", "netD"):
         name = f"{part}.json" if arguments.way == "fixed" else f"{part}_epoch_{work}.json"
         Path("out", name).write_text(json.dumps({"work": work, "of": part}))
@@ -40,4 +50,8 @@ for work in range(first, first + 3):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(PAUSE_SECONDS / 4)
     print("saved", work, flush=True)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while arguments.way == "fixed" and count_checkpoints() == before:
+        assert time.monotonic() < deadline, f"no checkpoint of {work}"
+        time.sleep(PAUSE_SECONDS / 4)
     time.sleep(PAUSE_SECONDS * 3)

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.hosts.slurm.job import TIME_FORMAT
+from orchestrator.hosts.slurm.scontrol import TIME_FORMAT
 from tests.e2e.support import wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "shellcheck")

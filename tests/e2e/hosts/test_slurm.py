@@ -4,9 +4,8 @@ Jobs that must reach their time limit are submitted first, and run beside the ot
 """
 
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.e2e.support import (
     assert_same_result,
     clean_environment,
     events,
+    forked_by,
     orchestrator,
     wait_for,
 )
@@ -109,16 +109,28 @@ def environment() -> dict[str, str]:
 
 
 def write_train(
-    directory: Path, *arguments: str, slow_attempts: int = 0, grace: str = GRACE
+    directory: Path,
+    *arguments: str,
+    warm: Path | None = None,
+    slow_attempts: int = 0,
+    grace: str = GRACE,
 ) -> None:
     """Write a train.py that trains with these arguments, whatever its own are, and the settings.
 
     The first ``slow_attempts`` attempts take seconds for each step, so that a test can end them.
+    With the address of a ``warm`` server the trainers are forked from it.
     """
     directory.mkdir(exist_ok=True)
     (directory / "orchestrator.toml").write_text(f"grace = '{grace}'\n")
+    fork = ""
+    if warm is not None:
+        fork = (
+            "if 'WARM' not in os.environ:\n"
+            "    os.environ['WARM'] = 'yes'\n"
+            f"    os.execv(sys.executable, [*{forked_by(warm)}, __file__])\n"
+        )
     (directory / "train.py").write_text(
-        "import os, runpy, sys\n"
+        f"import os, runpy, sys\n{fork}"
         f"sys.argv = {[str(TRAIN), *arguments]}\n"
         f"if int(os.environ['ORCHESTRATOR_ATTEMPT']) <= {slow_attempts}:\n"
         "    sys.argv += ['--step-seconds', '2']\n"
@@ -202,27 +214,13 @@ def limited(cluster: Cluster, name: str) -> Job:
     return Job(cluster, Path(directory), number)
 
 
-def uninterrupted(directory: Path, *arguments: str) -> Path:
-    """Return the result of an undisturbed run."""
-    result = directory / "expected.pt"
-    command = [sys.executable, str(TRAIN), *arguments, "--result", str(result)]
-    subprocess.run(
-        command,
-        cwd=directory,
-        # The run of the job is one of another script.
-        env=clean_environment() | {"ORCHESTRATOR_RUN_DIR": str(directory / "undisturbed")},
-        check=True,
-        timeout=120,
-        stdout=subprocess.DEVNULL,
-    )
-    return result
-
-
-def test_job_is_requeued_until_it_is_complete(cluster: Cluster, tmp_path: Path) -> None:
+def test_job_is_requeued_until_it_is_complete(
+    cluster: Cluster, warm_server: Path, uninterrupted: Callable[..., Path], tmp_path: Path
+) -> None:
     """A job that gets stop signals is requeued each time, and ends with the undisturbed result."""
     arguments = (*SHORT, *WORKERS)
     result = ("--result", str(tmp_path / "result.pt"))
-    write_train(tmp_path, *arguments, *result, slow_attempts=2)
+    write_train(tmp_path, *arguments, *result, warm=warm_server, slow_attempts=2)
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "single.sh"))
     ends = (("--batch", "--signal=USR1"), ("--full", "--signal=TERM"))
     for slice_, end in enumerate(ends, start=1):
@@ -237,12 +235,14 @@ def test_job_is_requeued_until_it_is_complete(cluster: Cluster, tmp_path: Path) 
     assert [event["exactness"] for event in job.events("resumed")] == ["EXACT", "EXACT"]
     assert job.output().count("begins at step") == 3
     assert_all_valid(job.run)
-    assert_same_result(tmp_path / "result.pt", uninterrupted(tmp_path, *arguments))
+    assert_same_result(tmp_path / "result.pt", uninterrupted(*arguments))
 
 
-def test_preempted_array_task_is_requeued_alone(cluster: Cluster, tmp_path: Path) -> None:
+def test_preempted_array_task_is_requeued_alone(
+    cluster: Cluster, warm_server: Path, tmp_path: Path
+) -> None:
     """A preempted task of an array is requeued and continues; the other task is not touched."""
-    write_train(tmp_path, *SHORT, slow_attempts=1)
+    write_train(tmp_path, *SHORT, warm=warm_server, slow_attempts=1)
     number = submit(cluster, tmp_path, EXAMPLES / "array.sh", "--array=0-1")
     first, second = (Job(cluster, tmp_path, f"{number}_{n}", f"train-{n}") for n in range(2))
     first.wait_until_training()
@@ -256,9 +256,11 @@ def test_preempted_array_task_is_requeued_alone(cluster: Cluster, tmp_path: Path
     second.signal()
 
 
-def test_preempted_job_saves_and_completes_later(cluster: Cluster, tmp_path: Path) -> None:
+def test_preempted_job_saves_and_completes_later(
+    cluster: Cluster, warm_server: Path, tmp_path: Path
+) -> None:
     """A job of a higher partition preempts the job, which saves, is requeued and completes."""
-    write_train(tmp_path, *SHORT, slow_attempts=1)
+    write_train(tmp_path, *SHORT, warm=warm_server, slow_attempts=1)
     most = f"--cpus-per-task={PROCESSORS * 3 // 4}"
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "preemptible.sh", most))
     job.wait_until_training()
@@ -291,10 +293,10 @@ def test_cancelled_job_saves_and_is_not_requeued(cluster: Cluster, tmp_path: Pat
 
 
 def test_signal_to_the_steps_saves_and_the_exit_status_requeues(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, warm_server: Path, tmp_path: Path
 ) -> None:
     """SIGTERM to the job steps saves, and RequeueExit requeues the job for status 75."""
-    write_train(tmp_path, *SHORT, slow_attempts=1)
+    write_train(tmp_path, *SHORT, warm=warm_server, slow_attempts=1)
     script = write_script(
         tmp_path,
         "#SBATCH --open-mode=append",
@@ -316,10 +318,11 @@ time.sleep(300)
 
 
 def test_failure_before_a_requeue_counts_and_a_failed_job_is_not_requeued(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, warm_server: Path, tmp_path: Path
 ) -> None:
     """A failure from before the requeue counts after it, so the second one like it is the last."""
-    write_train(tmp_path, *SHORT, "--run-at", "2", "--code", FAILS_BUT_ONCE, grace="3s")
+    fails = ("--run-at", "2", "--code", FAILS_BUT_ONCE)
+    write_train(tmp_path, *SHORT, *fails, warm=warm_server, grace="3s")
     job = Job(cluster, tmp_path, submit(cluster, tmp_path, EXAMPLES / "single.sh"))
     job.wait_for_event("resumed")
     job.signal("--batch", "--signal=USR1")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.hosts.slurm.job import JobFacts, StopTimes
-from orchestrator.hosts.slurm.margins import CONTROLLER_SECONDS, stop_lead_seconds, timing_warnings
+from orchestrator.hosts.slurm.margins import stop_lead_seconds, timing_warnings
+from orchestrator.hosts.slurm.scontrol import CONTROLLER_SECONDS, JobFacts, StopTimes
 
 HOUR = 3600
 

@@ -54,7 +54,7 @@ class Script:
         self._clock = HangClock(self.timeouts, self._signs.read(), lambda: self.now)
 
     def prints(self) -> None:
-        self._attempt.output.copied_bytes += 1
+        self._attempt.main.output.copied_bytes += 1
 
     def changes_a_file(self) -> None:
         self._progress.file_changes += 1

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from orchestrator.training.state import rng
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.wrappers import unwrapped
 
 GENERATORS: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {

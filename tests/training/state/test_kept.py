@@ -20,7 +20,7 @@ from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training.state.digests import digest
 from orchestrator.training.state.kept import Kept
 from orchestrator.training.state.plain_values import from_plain, to_plain
-from orchestrator.training.state.registry import Registry
+from orchestrator.training.state.registered_objects import Registry
 from tests.training.state.support import bits
 
 

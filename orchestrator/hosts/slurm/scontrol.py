@@ -1,4 +1,4 @@
-"""The SLURM job of this process, and a parser of scontrol's output.
+"""The SLURM job of this process, and what scontrol tells about it.
 
 Only ``scontrol`` reliably knows when a job ends: the environment contains the end only in newer
 versions of SLURM, and a limit may change while the job runs.
@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from orchestrator.system.subprocesses import CommandResult, SubprocessRunner
+
 SCONTROL = "scontrol"
+# A last query for the end and a requeue each wait this long for SLURM's controller.
+CONTROLLER_SECONDS = 10.0
 # Makes scontrol print seconds since 1970 instead of local times, which are ambiguous once a year.
 TIME_FORMAT = {"SLURM_TIME_FORMAT": "%s"}
 
@@ -89,6 +93,28 @@ class JobFacts:
         that the time limit is not the reason.
         """
         return self.state != "RUNNING" and self.reason != "TimeLimit"
+
+
+class JobQuery:
+    """Asks scontrol about one job; ``facts`` is what it said last, None before its first answer."""
+
+    def __init__(self, job: Job, subprocesses: SubprocessRunner) -> None:
+        self.job = job
+        self.facts = (
+            None
+            if job.known_end is None
+            else JobFacts("RUNNING", "", job.restarts, None, job.known_end, "", False)
+        )
+        self._subprocesses = subprocesses
+
+    async def update(self) -> None:
+        """Ask for the facts; without an answer the last ones stay valid."""
+        result = await self.ask(self.job.show_command)
+        self.facts = JobFacts.parse(result.output) or self.facts
+
+    async def ask(self, words: tuple[str, ...]) -> CommandResult:
+        """Run a command of SLURM."""
+        return await self._subprocesses.run(words, CONTROLLER_SECONDS, TIME_FORMAT)
 
 
 SHOW_CONFIG_COMMAND = (SCONTROL, "show", "config")

@@ -3,8 +3,8 @@
 import pytest
 
 from orchestrator.config import Every
-from orchestrator.training.loop.schedule import NEVER, Schedule
-from orchestrator.training.loop.snapshot_pace import LEARNING, SnapshotPace
+from orchestrator.pace.schedule import NEVER, Schedule
+from orchestrator.pace.snapshot_pace import LEARNING, SnapshotPace
 
 
 class Clock:

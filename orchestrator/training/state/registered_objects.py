@@ -23,13 +23,18 @@ from orchestrator.training.state.compatibility import (
 from orchestrator.training.state.composite import Composite
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.kept import Kept
+from orchestrator.training.state.kept_capture import has_state_dict
 from orchestrator.training.state.layout_watch import LayoutWatch
-from orchestrator.training.state.object_capture import has_state_dict
 from orchestrator.training.state.plain_capture import PlainCapture
 from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.tensor_kinds import all_finite, is_plain, is_uninitialized
-from orchestrator.training.state.wrappers import unwrapped, with_names_of, with_plain_names
+from orchestrator.training.state.wrappers import (
+    regroups_gradients,
+    unwrapped,
+    with_names_of,
+    with_plain_names,
+)
 
 SHOWN_DIFFERENCES = 12
 # Failures of the device, not of the state; both are RuntimeErrors. torch 2.7 lacks the second.
@@ -59,7 +64,14 @@ class Registry:
         self.plain = PlainCapture()
         """How states become plain values."""
         self._objects: dict[str, Stateful] = {}
+        self.regroups_gradients = False
+        """Whether DDP groups the gradients of a module anew after the first step of a process."""
         self._prepared: list[Any] = []
+
+    @property
+    def objects(self) -> Mapping[str, Stateful]:
+        """The registered objects by name."""
+        return MappingProxyType(self._objects)
 
     def add(self, objects: Mapping[str, Any]) -> None:
         """Register objects by name; random generators go to ``generators``.
@@ -80,6 +92,7 @@ class Registry:
                 )
             if is_optimizer(value):
                 self._prepared.append(value)
+            self.regroups_gradients |= regroups_gradients(value)
             self._objects[name] = unwrapped(value)
 
     def keep(self, objects: Mapping[str, Any]) -> None:
@@ -115,6 +128,11 @@ class Registry:
         """Return the learning rate schedulers."""
         objects = map(unprepared, self._objects.values())
         return [o for o in objects if isinstance(o, torch.optim.lr_scheduler.LRScheduler)]
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether accelerate has prepared what is registered."""
+        return bool(self._prepared)
 
     @property
     def accumulates(self) -> bool:

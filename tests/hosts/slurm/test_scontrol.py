@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.hosts.slurm.job import Job, JobFacts, StopTimes
+from orchestrator.hosts.slurm.scontrol import Job, JobFacts, StopTimes
 
 # The beginning of the output, which is longer.
 ANSWER = (

@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass
 
 from orchestrator.config import Every
-from orchestrator.training.runtime.patient_retry import FIRST_RETRY_SECONDS
 
+FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
 NEVER = 1 << 62
 

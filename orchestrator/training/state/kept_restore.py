@@ -1,4 +1,4 @@
-"""Puts what object_capture.py has captured back into the objects of a resumed script."""
+"""Puts what kept_capture.py has captured back into the objects of a resumed script."""
 
 import enum
 from collections import deque
@@ -8,7 +8,7 @@ import torch
 
 from orchestrator.training.state import arrays, generators
 from orchestrator.training.state.columns import class_by_name, named_tuple_by_name, unpack
-from orchestrator.training.state.object_capture import (
+from orchestrator.training.state.kept_capture import (
     BUILT_IN,
     LEAVES,
     Node,

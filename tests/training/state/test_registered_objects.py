@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError, MismatchError, UnstorableError
-from orchestrator.training.state.registry import SHOWN_DIFFERENCES, Registry, all_finite
+from orchestrator.training.state.registered_objects import SHOWN_DIFFERENCES, Registry, all_finite
 
 SOURCE = Path("state.pt")
 Content = dict[str, Any]

@@ -1,6 +1,6 @@
 """What objects of a script hold, captured as plain values, tensors and dicts that name a kind.
 
-A walk follows attributes and containers; object_restore.py walks in the same order.
+A walk follows attributes and containers; kept_restore.py walks in the same order.
 """
 
 import enum

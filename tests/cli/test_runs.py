@@ -1,0 +1,157 @@
+"""`orchestrator runs`: every run below a directory, one line each."""
+
+import json
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.checkpoint.store import Store
+from orchestrator.cli.parser import parse
+from orchestrator.cli.runs import SORT_KEYS, statuses
+from orchestrator.cli.tables import runs_table
+from orchestrator.errors import ConfigError
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.lock import RunLock
+from orchestrator.rundir.paths import RunDir
+from tests.checkpoint.support import publish
+
+
+def make_run(root: Path, steps: Iterable[int] = ()) -> RunDir:
+    """Make a run with a checkpoint of each of ``steps``."""
+    run = RunDir(root)
+    run.create()
+    store = Store.open(run, command=["python", "train.py"])
+    for step in steps:
+        publish(store, step, run_id=store.run_id)
+    return run
+
+
+def make_runs(parent: Path) -> None:
+    """Make a new run, a stopped one and a failed one, at three depths."""
+    make_run(parent / "fresh")
+    stopped = make_run(parent / "sweep" / "stopped", [5, 7])
+    failed = make_run(parent / "sweep" / "more" / "failed", [3])
+    for run, end in ((stopped, JournalEvent.RUN_STOPPED), (failed, JournalEvent.GAVE_UP)):
+        journal = Journal(run.journal_file)
+        journal.write(JournalEvent.RUN_STARTED)
+        journal.write(JournalEvent.ATTEMPT_STARTED, 1)
+        if end == JournalEvent.GAVE_UP:
+            journal.write(JournalEvent.RESTART_SCHEDULED, 1)
+        journal.write(end, status=70)
+
+
+def names(found: list[dict[str, Any]]) -> list[str]:
+    return [Path(status["run_dir"]).name for status in found]
+
+
+def shown(found: list[dict[str, Any]], parent: Path, columns: int = 60) -> str:
+    console = Console(width=columns, color_system=None)
+    with console.capture() as capture:
+        console.print(runs_table(found, parent), soft_wrap=True)
+    return capture.get()
+
+
+def test_runs_at_every_depth_are_listed_with_what_status_says(tmp_path: Path) -> None:
+    """Each run below the directory is listed, and a run inside a run's directory is not."""
+    make_runs(tmp_path)
+    make_run(tmp_path / "fresh" / "attempts" / "copy")
+    (tmp_path / "data").mkdir()
+    found = statuses(tmp_path, "run")
+    assert names(found) == ["fresh", "failed", "stopped"]
+    assert [status["state"] for status in found] == ["new", "failed", "stopped"]
+    assert [status["step"] for status in found] == [None, 3, 7]
+    lines = shown(found, tmp_path).splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["fresh", "new", "none"],
+        ["sweep/more/failed", "failed", "3"],
+        ["sweep/stopped", "stopped", "7"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [
+        ("run", ["fresh", "failed", "stopped"]),
+        ("state", ["failed", "fresh", "stopped"]),
+        ("step", ["stopped", "failed", "fresh"]),
+        ("restarts", ["failed", "fresh", "stopped"]),
+        ("age", ["failed", "stopped", "fresh"]),
+        ("risk", ["fresh", "failed", "stopped"]),
+    ],
+)
+def test_runs_are_sorted(tmp_path: Path, key: str, order: list[str]) -> None:
+    """Runs are sorted by the key, those without a value last and by their directories."""
+    make_runs(tmp_path)
+    assert names(statuses(tmp_path, key)) == order
+    assert key in SORT_KEYS
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"run_id": 5}', b"\xff\0"])
+def test_run_that_cannot_be_read_is_shown_with_the_reason(tmp_path: Path, content: bytes) -> None:
+    """A damaged run is listed beside the others, with its problem, and ends nothing."""
+    make_runs(tmp_path)
+    (tmp_path / "fresh" / "run.json").write_bytes(content)
+    found = statuses(tmp_path, "run")
+    assert [status["state"] for status in found] == ["unreadable", "failed", "stopped"]
+    assert "run.json" in found[0]["problem"]
+    assert "run.json" in shown(found, tmp_path)
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    """A link that leads back up, or to another place, adds no run."""
+    make_runs(tmp_path / "runs")
+    make_run(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "up").symlink_to(tmp_path)
+    (tmp_path / "runs" / "other").symlink_to(tmp_path / "elsewhere")
+    assert len(statuses(tmp_path / "runs", "run")) == 3
+
+
+def test_run_that_another_process_holds_is_running(tmp_path: Path) -> None:
+    """A run that a script without a supervisor holds is shown as running."""
+    lock = RunLock(make_run(tmp_path / "held", [1]))
+    lock.write_owner()
+    try:
+        assert [status["state"] for status in statuses(tmp_path, "run")] == ["running"]
+    finally:
+        lock.close()
+
+
+def test_names_and_metrics_do_nothing_to_the_terminal(tmp_path: Path) -> None:
+    """Escape sequences in names and problems are shown as text, on one line each."""
+    make_run(tmp_path / "a\x1b[31m\nb", [1])
+    text = shown(statuses(tmp_path, "run"), tmp_path)
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == 2
+
+
+def test_directory_itself_may_be_the_run(tmp_path: Path) -> None:
+    """The directory of a run lists this run, by its whole path."""
+    make_run(tmp_path / "one", [1])
+    assert str(tmp_path / "one") in shown(statuses(tmp_path / "one", "run"), tmp_path / "one")
+
+
+def run_command(*words: str) -> None:
+    arguments: Namespace = parse(["runs", *words])
+    arguments.run_command(arguments)
+
+
+def test_command_prints_a_table_or_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a directory the command lists runs/; --json has the objects of `status --json`."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no directory runs"):
+        run_command()
+    Path("runs").mkdir()
+    run_command()
+    assert capsys.readouterr().out == "no runs below runs\n"
+    make_runs(Path("runs"))
+    run_command()
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    run_command("--json", "--sort", "step")
+    assert [status["step"] for status in json.loads(capsys.readouterr().out)] == [7, 3, None]
+    assert RunDir(Path("runs/fresh")).run_file.exists()
