@@ -85,10 +85,10 @@ def open_store(argument: Path | None) -> Store:
     return Store.open(existing_run(argument), command=[])
 
 
-def status_of(run: RunDir) -> dict[str, Any]:
+def status_of(run: RunDir, *, from_supervisor: bool = True) -> dict[str, Any]:
     """Return the content of `status --json`, from the supervisor, or else from the disk."""
     owner = lock_owner(run)
-    if owner is not None:
+    if owner is not None and from_supervisor:
         with contextlib.suppress(OrchestratorError), supervisor_of(run, owner) as connection:
             reply = {} if connection is None else ask(connection, {"type": "status"})
             if "state" in reply:

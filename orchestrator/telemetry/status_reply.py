@@ -34,6 +34,7 @@ _PARTS: dict[str, Shape] = {
         **dict.fromkeys(("cause", "reason", "kind", "output", "last_line"), _TEXT),
     },
 }
+_RANK: Shape = {**dict.fromkeys(("rank", "pid", "step"), (int, 0)), "state": (str, "")}
 
 
 def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +48,10 @@ def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(part, dict | None):
             raise ValueError(f"its {key} has the wrong type")
         status[key] = None if part is None else part | _checked(part, shape)
+    ranks = reply.get("ranks") or []
+    if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
+        raise ValueError("its ranks have the wrong type")
+    status["ranks"] = [rank | _checked(rank, _RANK) for rank in ranks] or None
     metrics = reply.get("metrics") or {}
     if not isinstance(metrics, dict) or not all(map(_is_metric, metrics.values())):
         raise ValueError("its metrics have the wrong type")

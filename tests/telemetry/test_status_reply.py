@@ -35,6 +35,7 @@ FULL = Status(
     snapshots={"interval_seconds": 1.0, "stall_seconds": 0, "bytes": 5, "write_seconds": None},
     lose_at_most_seconds=1.0,
     machine_loses_at_most_seconds=5,
+    ranks=[{"rank": 1, "pid": 8, "step": 40, "state": "train"}],
     problem="the disk is full",
     failure=asdict(Failure(70, "a bug", None, "exception", 2, 40, 3, "output.log", "last")),
 )
@@ -45,7 +46,7 @@ def test_status_is_shown_as_the_supervisor_has_it() -> None:
     for status in (FULL, Status(run_id="0123", state="starting", run_dir="runs/a")):
         reply = json.loads(json.dumps(status.to_json()))
         assert checked_status(reply) == reply
-    known = {*status_reply._STATUS, *status_reply._PARTS, "metrics"}
+    known = {*status_reply._STATUS, *status_reply._PARTS, "metrics", "ranks"}
     assert known == {field.name for field in fields(Status)}
 
 
@@ -65,6 +66,9 @@ def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
         for inner in shape
         if part == key
     ]
+    if key == "ranks":
+        rank = reply[key][0]
+        replies += [reply | {key: [rank, rank | {inner: value}]} for inner in rank]
     for changed in replies:
         try:
             status_table(checked_status(changed))
