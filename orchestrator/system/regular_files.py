@@ -45,9 +45,12 @@ def open_regular(
     return descriptor
 
 
-def read_regular(path: Path, maximum_bytes: int, *, real_parents: int = 0) -> bytes:
+def read_regular(
+    path: Path, maximum_bytes: int, *, real_parents: int = 0, follow_link: bool = False
+) -> bytes:
     """Return the content of a regular file of at most ``maximum_bytes``. Raises OSError."""
-    with open(open_regular(path, os.O_RDONLY, real_parents=real_parents), "rb") as file:
+    descriptor = open_regular(path, os.O_RDONLY, real_parents=real_parents, follow_link=follow_link)
+    with open(descriptor, "rb") as file:
         content = file.read(maximum_bytes + 1)
     if len(content) > maximum_bytes:
         raise OSError(errno.EFBIG, f"it has more than {maximum_bytes} bytes", str(path))
