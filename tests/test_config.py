@@ -354,6 +354,13 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "not UTF-8": lambda path: path.write_bytes(b"keep = '\xff'"),
     "a long key": lambda path: path.write_text("a" + ".a" * 500_000 + " = 1\n"),
     "a long table": lambda path: path.write_text('["\\""' + '."\\""' * 100_000 + "]\n"),
+    "a long key between texts": lambda path: path.write_text(
+        'x = ["""\n""", {a' + ".a" * 100_000 + ' = 1}, ""]\n'
+    ),
+    "a long key of lines": lambda path: path.write_text("a" + '."\u2028"' * 100_000 + " = 1\n"),
+    "a long heading": lambda path: path.write_text(
+        "[a" + ".a" * 2000 + "]\n" + "".join(f"{n} = 1\n" for n in range(100_000))
+    ),
     "a long key inside": lambda path: path.write_text("x = {a" + " . 'a'" * 100_000 + " = 1}\n"),
 }
 

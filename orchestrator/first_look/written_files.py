@@ -145,10 +145,10 @@ class FileWatch:
             return False
         run_file = RunDir(Path(entry.path)).run_file
         try:
-            modified_ns = run_file.stat().st_mtime_ns
+            facts = run_file.lstat()
         except OSError:
             return True
-        if modified_ns >= self._since_ns:
+        if facts.st_mtime_ns >= self._since_ns and facts.st_uid in self._users:
             self.session_run = Path(entry.path)
         return False
 

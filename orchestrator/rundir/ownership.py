@@ -65,9 +65,13 @@ def stranger_behind(path: Path, opened: os.stat_result) -> str | None:
 
 
 def is_shared(facts: os.stat_result, directory: os.stat_result) -> bool:
-    """Return whether a group of this user's that may write to the directory has the file."""
-    may_write = directory.st_mode & stat.S_IWGRP and facts.st_gid == directory.st_gid
-    return bool(may_write) and facts.st_gid in (os.getegid(), *os.getgroups())
+    """Return whether a group of this user's that may write to the directory has the file.
+
+    Where every user may write to it, the set-group-ID bit of the directory gives the group away.
+    """
+    writers = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    has_group = writers == stat.S_IWGRP and facts.st_gid == directory.st_gid
+    return has_group and facts.st_gid in (os.getegid(), *os.getgroups())
 
 
 def owner_of_new_files(directory: Path) -> int:

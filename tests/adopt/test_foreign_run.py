@@ -195,6 +195,23 @@ def test_saves_of_another_user_do_not_push_out_the_own_ones(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("mode", "group", "steps"),
+    [(0o2775, 0, [1]), (0o2755, 0, []), (0o2777, 0, []), (0o775, 7, [])],
+)
+def test_save_of_a_member_of_the_group_is_the_scripts(
+    tmp_path: Path, mode: int, group: int, steps: list[int]
+) -> None:
+    """A group shares its saves, if it may write to the directory and no other user may."""
+    script = Script(tmp_path, "c-*")
+    script.save("c-1")
+    script.out.chmod(mode)
+    os.chown(script.out / "c-1", NOBODY, group)
+    script.scan(Moment.FIRST_START)
+    assert script.steps() == steps
+
+
+@pytest.mark.usefixtures("as_root")
 def test_files_of_the_user_as_whom_the_trainer_runs_are_its_own(tmp_path: Path) -> None:
     """Where the command is started through sudo, the other user's saves are the script's."""
     script = Script(tmp_path, "c-*")

@@ -245,9 +245,12 @@ def test_files_of_another_user_are_not_the_scripts(script: Callable[..., Script]
     write("theirs-1.pt", "theirs-2.pt", content=STATE * 9)
     for name in ("theirs-1.pt", "theirs-2.pt"):
         os.chown(name, NOBODY, NOBODY)
+    write("run/run.json", content=b"{}")
+    os.chown("run/run.json", NOBODY, NOBODY)
     watched.look()
     assert watched.pattern() == "ckpt-*.pt"
     assert watched.saves().parts == []
+    assert watched.watch.session_run is None
 
 
 def test_nothing_is_read_from_a_pipe_or_a_terminal(script: Callable[..., Script]) -> None:
