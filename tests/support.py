@@ -154,9 +154,9 @@ class FailingDisk(Disk):
         with self._operation("rename", source, target):
             super().rename(source, target, below=below)
 
-    def link(self, source: Path, target: Path) -> None:
+    def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
         with self._operation("link", source, target):
-            super().link(source, target)
+            super().link(source, target, below=below)
 
     def remove(self, path: Path, *, below: Path | None = None) -> None:
         with self._operation("remove", path):

@@ -68,7 +68,7 @@ def link_or_copy(
     if link and not os.path.islink(origin):
         # Another filesystem, or one without links; the copy below meets any real problem.
         with contextlib.suppress(OSError):
-            disk.link(origin, file)
+            disk.link(origin, file, below=below)
             return
     with _opened(origin, below) as old, disk.create(file) as new:
         _copy_bytes(old, new)

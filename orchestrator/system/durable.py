@@ -70,9 +70,10 @@ class Disk:
         with folder_of(source, below) as old, folder_of(target, below) as new:
             os.rename(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
 
-    def link(self, source: Path, target: Path) -> None:
+    def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
         """Create a hard link ``target`` to the file ``source``."""
-        os.link(source, target)
+        with folder_of(source, below) as folder:
+            os.link(source.name, target, src_dir_fd=folder, follow_symlinks=False)
 
     def remove(self, path: Path, *, below: Path | None = None) -> None:
         """Remove one file or one empty directory."""

@@ -1,5 +1,6 @@
 """A file is swapped while it is sealed or put back: nothing else of this user's is copied."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.scan_events import Moment
 from orchestrator.adopt.seal_store import Sealing
+from orchestrator.checkpoint.external_files import link_or_copy
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.system.durable import Disk
 from tests.adopt.test_scanner import Script
 
 SECRET = b"only for its owner"
@@ -80,4 +83,19 @@ def test_save_that_was_swapped_is_not_sealed(
     sealing = Sealing(files, None, 1, 1, Reason.PERIODIC, written_here=True, keep=keep, link=link)
     assert script.seals.seal(sealing) is None
     assert script.store.all() == []
+    assert_secret_stays(tmp_path)
+
+
+@swaps
+@pytest.mark.parametrize("link", [True, False])
+def test_nothing_behind_a_link_is_linked_or_copied(
+    tmp_path: Path, home: Path, swap: Swap, link: bool
+) -> None:
+    """A hard link to a private file would be put back later as a file that others can read."""
+    origin = tmp_path / "out" / "c-1" / "a.pt"
+    origin.parent.mkdir(parents=True)
+    origin.write_bytes(b"a save")
+    swap(origin, home)
+    with contextlib.suppress(OSError):
+        link_or_copy(origin, tmp_path / "copy" / "a.pt", Disk(), link=link, below=tmp_path / "out")
     assert_secret_stays(tmp_path)
