@@ -21,7 +21,9 @@ from orchestrator.ipc.messages import Connection, Message
 from orchestrator.rundir.lock import has_ended, lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 from orchestrator.system.lock_holder import has_open, signal_holder
-from orchestrator.telemetry.status import Status, status_from_disk
+from orchestrator.system.units import LONGEST_SECONDS
+from orchestrator.telemetry.status import status_from_disk
+from orchestrator.telemetry.status_reply import checked_status, is_number
 
 REPLY_SECONDS = 5.0
 # The supervisor looks for its socket every second.
@@ -37,11 +39,23 @@ def existing_run(argument: Path | None) -> RunDir:
     """
     root = argument or Config.resolve({}, os.environ, Path.cwd()).run_dir
     run = RunDir(root or _only_run())
-    if not run.run_file.exists():
-        raise ConfigError(
-            f"cannot find a run in {run.root}: there is no {run.run_file}; {_choice()}"
-        )
+    if not os.path.exists(run.run_file):
+        problem = f"there is no {run.run_file}"
+        with contextlib.suppress(ValueError):
+            problem = _why_not_seen(run.run_file) or problem
+        raise ConfigError(f"cannot find a run in {run.root}: {problem}; {_choice()}")
     return run
+
+
+def _why_not_seen(path: Path) -> str | None:
+    """Return why a path cannot be looked at; None where nothing is there. Raises ValueError."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None
 
 
 def _only_run() -> Path:
@@ -71,17 +85,15 @@ def open_store(argument: Path | None) -> Store:
     return Store.open(existing_run(argument), command=[])
 
 
-def status_of(run: RunDir) -> dict[str, Any]:
+def status_of(run: RunDir, *, from_supervisor: bool = True) -> dict[str, Any]:
     """Return the content of `status --json`, from the supervisor, or else from the disk."""
     owner = lock_owner(run)
-    if owner is not None:
+    if owner is not None and from_supervisor:
         with contextlib.suppress(OrchestratorError), supervisor_of(run, owner) as connection:
-            if connection is not None:
-                reply = ask(connection, {"type": "status"})
-                if isinstance(reply.get("state"), str):
-                    # A supervisor of another version may lack a key.
-                    unknown = Status(run_id="", state="", run_dir=str(run.root)).to_json()
-                    return unknown | reply
+            reply = {} if connection is None else ask(connection, {"type": "status"})
+            if "state" in reply:
+                with contextlib.suppress(ValueError):
+                    return checked_status({"run_dir": str(run.root)} | reply)
     status = status_from_disk(Store.open(run, command=[])).to_json()
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.
@@ -172,6 +184,12 @@ def ask(
         return connection.receive() or {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot talk to the supervisor: {error}") from None
+
+
+def seconds_in(reply: Message, key: str) -> float:
+    """Return a duration of an answer, within the range of durations; 0 for anything else."""
+    value = reply.get(key)
+    return min(max(0.0, float(value)), LONGEST_SECONDS) if is_number(value) else 0.0
 
 
 def chosen_checkpoint(store: Store, step: int | None, *, to_load: bool = False) -> Checkpoint:

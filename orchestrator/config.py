@@ -373,6 +373,8 @@ class Config:
         _apply_recipe(given, command)
         values: dict[str, Any] = {}
         for name, (source, text) in given.items():
+            if "\0" in text:  # no command line, path or environment can hold one
+                raise ConfigError(f"cannot use {source}: it has a NUL in it")
             try:
                 values[name] = cls.__dataclass_fields__[name].metadata["parse"](text)
             except ValueError as error:

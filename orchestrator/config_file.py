@@ -1,9 +1,11 @@
 """The file with the settings of runs: orchestrator.toml, or a table of pyproject.toml."""
 
 import os
+import reprlib
 import stat
 import tomllib
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,26 @@ from orchestrator.rundir.ownership import stranger_behind
 CONFIG_FILE = "orchestrator.toml"
 PROJECT_FILE = "pyproject.toml"
 MAXIMUM_FILE_BYTES = 1 << 20
+# Of the parser, for which a millionth of this takes up to a quarter of a second.
+MOST_STEPS = 10_000_000
+
+
+@dataclass(frozen=True)
+class TomlFile:
+    """A file with settings, and who besides this user and root may have written it, if anybody."""
+
+    text: str
+    content: dict[str, Any]
+    stranger: str | None
+
+    def refuse_stranger(self, path: Path) -> None:
+        """Refuse to use what others may have written. Raises ConfigError."""
+        if self.stranger is not None:
+            raise ConfigError(
+                f"cannot use {path}: it may be written by {self.stranger}, and its settings run "
+                f"commands as you; read it, and make it yours (`cp {path.name} own.toml && mv "
+                f"own.toml {path.name}`), or start in another directory"
+            )
 
 
 def read_config_file(
@@ -26,25 +48,14 @@ def read_config_file(
     """
     for name, table in ((CONFIG_FILE, ()), (PROJECT_FILE, ("tool", "orchestrator"))):
         path = directory / name
-        try:
-            text, stranger = _read_text(path)
-            content: Any = tomllib.loads(text)
-        except FileNotFoundError:
+        if (file := read_toml(path)) is None:
             continue
-        except RecursionError:
-            raise ConfigError(f"cannot read {path}: it is nested too deeply") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from None
+        content: Any = file.content
         for key in table:
             content = content.get(key, {}) if isinstance(content, dict) else {}
         if not content:
             continue
-        if stranger is not None:
-            raise ConfigError(
-                f"cannot use {path}: it may be written by {stranger}, and its settings run "
-                f"commands as you; read it, and make it yours (`cp {name} own.toml && mv own.toml "
-                f"{name}`), or start in another directory"
-            )
+        file.refuse_stranger(path)
         if not isinstance(content, dict):
             raise ConfigError(f"cannot use {path}: {'.'.join(table)} is not a table")
         values = {str(key).replace("-", "_"): _text(value) for key, value in content.items()}
@@ -52,7 +63,8 @@ def read_config_file(
             texts = value if key in repeated and isinstance(value, list) else [value]
             # Another list, or a table, cannot be written on the command line.
             if not texts or not all(isinstance(text, str | int | float) for text in texts):
-                raise ConfigError(f"cannot use {key} in {name} = {value}: write a text or a number")
+                shown = reprlib.repr(value)  # a nested value may be too deep to be written
+                raise ConfigError(f"cannot use {key} in {name} = {shown}: write a text or a number")
         if unknown := sorted(values.keys() - set(known)):
             raise ConfigError(
                 f"cannot use {path}: it sets {', '.join(unknown)}, "
@@ -60,6 +72,21 @@ def read_config_file(
             )
         return values, name
     return {}, CONFIG_FILE
+
+
+def read_toml(path: Path) -> TomlFile | None:
+    """Read a file of settings; return None if there is none. Raises ConfigError."""
+    try:
+        text, stranger = _read_text(path)
+        if _steps_for_keys(text) > MOST_STEPS:
+            raise ValueError("it has too many keys of too many parts")
+        return TomlFile(text, tomllib.loads(text), stranger)
+    except FileNotFoundError:
+        return None
+    except RecursionError:
+        raise ConfigError(f"cannot read {path}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
 
 
 def _read_text(path: Path) -> tuple[str, str | None]:
@@ -75,6 +102,16 @@ def _read_text(path: Path) -> tuple[str, str | None]:
     if len(content) > MAXIMUM_FILE_BYTES:
         raise ValueError(f"it has more than {MAXIMUM_FILE_BYTES} bytes")
     return content.decode(), stranger_behind(path, facts)
+
+
+def _steps_for_keys(text: str) -> int:
+    """Return about how many steps the parser takes for keys such as ``a.b.c``, at most.
+
+    They grow with the square of the parts of a key, and for each line with those of the heading
+    above. What is quoted is not told apart: a key's parts may be quoted too.
+    """
+    dots = [line.count(".") for line in text.split("\n")]
+    return sum(count * count for count in dots) + max(dots) * len(dots)
 
 
 def _text(value: object) -> str:

@@ -4,11 +4,12 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -45,6 +46,32 @@ def in_child(work: Callable[[], object]) -> int:
     assert os.WIFEXITED(status), f"the child was ended by signal {os.WTERMSIG(status)}"
     assert os.WEXITSTATUS(status) != _RAISED, "the child raised: see standard error"
     return os.WEXITSTATUS(status)
+
+
+@contextmanager
+def swapped_in(directory: Path, swap: Callable[[Path], None]) -> Iterator[Path]:
+    """Have another process swap whatever is made in a directory; yield a slow path to that.
+
+    A look at a path below it takes milliseconds, by a chain of links, as another user may make it.
+    """
+    maze = directory.parent / "m"
+    (maze / "d").mkdir(parents=True)
+    for number in range(30):
+        (maze / f"{number}").symlink_to("d/../" * 700 + f"{number + 1}")
+    (maze / "30").symlink_to(directory)
+    known = {entry.inode() for entry in os.scandir(directory)}
+    if (swapper := os.fork()) == 0:
+        while True:
+            for entry in os.scandir(directory):
+                with suppress(OSError):
+                    if entry.inode() not in known:
+                        swap(directory / entry.name)
+                        known.add(os.lstat(directory / entry.name).st_ino)
+    try:
+        yield maze / "0"
+    finally:
+        os.kill(swapper, signal.SIGKILL)
+        os.waitpid(swapper, 0)
 
 
 def die() -> NoReturn:
@@ -127,9 +154,9 @@ class FailingDisk(Disk):
         with self._operation("rename", source, target):
             super().rename(source, target, below=below)
 
-    def link(self, source: Path, target: Path) -> None:
+    def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
         with self._operation("link", source, target):
-            super().link(source, target)
+            super().link(source, target, below=below)
 
     def remove(self, path: Path, *, below: Path | None = None) -> None:
         with self._operation("remove", path):

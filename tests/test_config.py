@@ -77,6 +77,14 @@ def test_setting_that_repeats_takes_a_list_or_braces(tmp_path: Path) -> None:
             Config.resolve({}, {}, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["run-dir", "adopt", "resume-arg", "on-event", "notice-file"])
+def test_text_with_a_nul_is_refused(tmp_path: Path, name: str) -> None:
+    """A NUL, which a file can hold, fits into no path and no command."""
+    (tmp_path / "orchestrator.toml").write_text(f'{name} = "a\\u0000b"\n')
+    with pytest.raises(ConfigError, match=r"in orchestrator\.toml: it has a NUL"):
+        Config.resolve({}, {}, tmp_path)
+
+
 def test_sources_are_combined(tmp_path: Path) -> None:
     """Each setting comes from the strongest source that has it."""
     (tmp_path / "orchestrator.toml").write_text("keep = 5\ngrace = '5s'\nmax-restarts = 7\n")
@@ -319,6 +327,16 @@ def test_file_of_a_stranger_is_refused(tmp_path: Path, name: str, case: str) -> 
         Config.resolve({}, {}, tmp_path)
 
 
+@pytest.mark.parametrize("levels", [5, 100, 200, 300])
+def test_nested_value_is_refused_with_a_short_message(tmp_path: Path, levels: int) -> None:
+    """However deep a value is, the message names the key and the file."""
+    value = "{a=" * levels + "1" + "}" * levels
+    (tmp_path / "orchestrator.toml").write_text(f"{'.'.join(['keep', *'a' * 40])} = {value}\n")
+    with pytest.raises(ConfigError, match=r"orchestrator\.toml") as refused:
+        Config.resolve({}, {}, tmp_path)
+    assert len(str(refused.value)) < 300
+
+
 @pytest.mark.usefixtures("as_root")
 def test_project_of_a_stranger_without_settings_is_no_matter(tmp_path: Path) -> None:
     """A pyproject.toml of another user that has no settings for this program is passed over."""
@@ -334,6 +352,16 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "too long": lambda path: path.write_bytes(b"#" * (MAXIMUM_FILE_BYTES + 1)),
     "nested": lambda path: path.write_text("keep = " + "[" * 5000),
     "not UTF-8": lambda path: path.write_bytes(b"keep = '\xff'"),
+    "a long key": lambda path: path.write_text("a" + ".a" * 500_000 + " = 1\n"),
+    "a long table": lambda path: path.write_text('["\\""' + '."\\""' * 100_000 + "]\n"),
+    "a long key between texts": lambda path: path.write_text(
+        'x = ["""\n""", {a' + ".a" * 100_000 + ' = 1}, ""]\n'
+    ),
+    "a long key of lines": lambda path: path.write_text("a" + '."\u2028"' * 100_000 + " = 1\n"),
+    "a long heading": lambda path: path.write_text(
+        "[a" + ".a" * 2000 + "]\n" + "".join(f"{n} = 1\n" for n in range(100_000))
+    ),
+    "a long key inside": lambda path: path.write_text("x = {a" + " . 'a'" * 100_000 + " = 1}\n"),
 }
 
 

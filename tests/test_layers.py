@@ -73,6 +73,8 @@ HOMES = {
     "safetensors": ("training/formats/safetensors.py",),
     "watchdog": ("hosts/preemption.py", "adopt/file_watcher.py"),
 }
+# They raise for a path that is too long, or in a directory that may not be searched.
+ASKING = re.compile(r"(?<!entry)\.(exists|is_file|is_dir|is_symlink)\(\)|Path\.(exists|is_\w+)")
 # A path's own rename, and shutil's; Disk's is the one that is allowed.
 MOVE = re.compile(r"shutil\.move|(?<!disk)\.rename\(")
 
@@ -170,6 +172,12 @@ def test_only_durable_syncs_and_renames(module: Path) -> None:
     if name_of(module) != "system/durable.py":
         assert not calls & {"fsync", "fdatasync", "rename", "renames", "replace"}
         assert not MOVE.search(module.read_text())
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_what_is_at_a_path_is_asked_without_exceptions(module: Path) -> None:
+    """os.path says of every text whether a file is there; a person may write any text."""
+    assert not ASKING.search(module.read_text())
 
 
 # breakpoints imports nothing of the package; the adopted formats bound what they read themselves.

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -125,7 +126,7 @@ class ReadWatcher(FileSystemEventHandler):
         # Where the system allows no watch it is not known whether the script reads.
         with contextlib.suppress(OSError, RuntimeError):
             for path in paths:
-                recursive = path.is_dir()
+                recursive = os.path.isdir(path)
                 observer.schedule(self, str(path), recursive=recursive, event_filter=self._READS)
             observer.start()
             self._observer = observer

@@ -16,6 +16,7 @@ from orchestrator.adopt.pickle_reader import (
     ends_with_pickle,
     read_pickle,
 )
+from orchestrator.system.regular_files import open_regular
 
 LARGEST_JSON_BYTES = 64 << 20
 # Each bracket and each comma may stand for an object of a hundred bytes.
@@ -70,7 +71,7 @@ def shows_whole(path: Path, size: int) -> bool:
 def _shows_whole(path: Path, size: int) -> bool:
     if path.suffix == ".json":
         return read_json(path) is not None
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         if path.suffix == ".safetensors":
             return _safetensors_shows_whole(path.name, file, size)
         beginning = file.read(len(hdf5.MAGIC))
@@ -103,7 +104,7 @@ def read_json(path: Path) -> Any:
     """
     if path.stat().st_size > LARGEST_JSON_BYTES:
         return None
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         text = file.read(LARGEST_JSON_BYTES)
     if _has_too_many_items(text):
         return None
@@ -111,6 +112,11 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise IncompleteError(f"{path.name} is not complete JSON") from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file of the script; in a shared directory it may be a FIFO, which nobody waits for."""
+    return open(open_regular(path, os.O_RDONLY, follow_link=True), "rb")
 
 
 def _has_too_many_items(text: bytes) -> bool:
@@ -208,7 +214,7 @@ def torch_root(path: Path) -> dict[str, Any]:
     It is empty where the file holds none, or reading it would take too much. Raises OSError.
     """
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             bounded: Any = _BoundedReads(file)
             with zipfile.ZipFile(bounded) as archive:
                 names = [n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]
@@ -247,7 +253,7 @@ def dcp_sizes(metadata: Path) -> dict[str, int] | None:
     IncompleteError and OSError.
     """
     try:
-        with open(metadata, "rb") as file:
+        with _opened(metadata) as file:
             content = read_pickle(file, os.fstat(file.fileno()).st_size)
     except PickleTooLargeError:
         return None

@@ -30,7 +30,7 @@ class OngoingSaves:
             if self._covers(file) or (file.parent in real and _TEMPORARY.search(file.name)):
                 return True
         units = map(self.pattern.members, paths)
-        in_parts = [members for members in units if len(members) > 1 or members[0].is_dir()]
+        in_parts = [members for members in units if len(members) > 1 or os.path.isdir(members[0])]
         saves = (SavedFiles.at(*members) for members in in_parts)
         changed_ns = max((files.last_change_ns for files in saves if files), default=0)
         return time.time_ns() - changed_ns < BETWEEN_FILES_NS

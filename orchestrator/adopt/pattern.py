@@ -70,7 +70,7 @@ class PatternLevel:
         """Return the paths in ``directory`` that match; links do not count."""
         if self.matches is None:
             path = directory / self.text
-            return [path] if os.path.lexists(path) and not path.is_symlink() else []
+            return [path] if os.path.lexists(path) and not os.path.islink(path) else []
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             return [
                 directory / entry.name
@@ -159,17 +159,17 @@ class Pattern:
 
     def find(self) -> tuple[list[Path], list[Path]]:
         """Return the directories where matches may appear, and the matches; links do not count."""
-        if not self.base.is_dir():
-            return [next(parent for parent in self.base.parents if parent.is_dir())], []
+        if not os.path.isdir(self.base):
+            return [next(parent for parent in self.base.parents if os.path.isdir(parent))], []
         directories: list[Path] = []
         paths = [self.base]
         for level in self.levels:
-            parents = [path for path in paths if path.is_dir()]
+            parents = [path for path in paths if os.path.isdir(path)]
             directories += parents
             paths = [found for parent in parents for found in level.within(parent)]
         if self.is_one_path:
             # A directory that is written over changes only inside.
-            directories += [path for path in paths if path.is_dir()]
+            directories += [path for path in paths if os.path.isdir(path)]
         return directories, paths
 
     def names(self, path: Path) -> bool:

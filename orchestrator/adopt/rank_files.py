@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.formats import DCP_METADATA, IncompleteError, torch_root
 from orchestrator.adopt.pickle_reader import PickledObject
+from orchestrator.system.regular_files import read_regular
 
 LATEST = "latest"
 LARGEST_LATEST_BYTES = 1024
@@ -71,7 +72,8 @@ def latest_files(saved: SavedFiles) -> set[str]:
     for name in map(PurePosixPath, saved.states):
         if name.name != LATEST or saved.states[str(name)].bytes > LARGEST_LATEST_BYTES:
             continue
-        tag = (saved.root / name).read_text(errors="replace").strip()
+        content = read_regular(saved.root / name, LARGEST_LATEST_BYTES, follow_link=True)
+        tag = content.decode(errors="replace").strip()
         if tag and str(name.parent / tag) in folders:
             found.add(str(name))
     return found

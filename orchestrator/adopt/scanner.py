@@ -13,6 +13,7 @@ from typing import assert_never
 
 from orchestrator.adopt.descent import Descent
 from orchestrator.adopt.examiner import SaveExaminer
+from orchestrator.adopt.file_owners import FileOwners
 from orchestrator.adopt.files import SavedFiles, kind_of
 from orchestrator.adopt.scan_events import (
     STARTS,
@@ -67,7 +68,7 @@ class SaveScanner:
         self._ledger = ledger
         self._clock = clock
         self._stop_ns = stop_ns
-        self._tracker = SaveTracker(pattern, ledger, clock)
+        self._tracker = SaveTracker(pattern, ledger, FileOwners(store.store.run), clock)
         self._examiner = SaveExaminer()
         self._sealer = Sealer(store, clock)
         self._descent = ledger.descent
@@ -332,7 +333,7 @@ class SaveScanner:
             (max(s.adopted.modified_ns.values(), default=0) for s in seals.values()), default=0
         )
         for save in reversed(saves):
-            if self._ledger.was_written_here(save.path):
+            if self._ledger.was_written_here(save.path) or save.stranger is not None:
                 continue
             if accepted == EARLIER_SAVES_ACCEPTED or save.files.last_change_ns < sealed_ns:
                 save.problem, save.reported = "newer ones were there", True

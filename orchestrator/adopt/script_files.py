@@ -45,7 +45,7 @@ class ScriptFiles:
         named = [adopted for adopted in located if adopted is not None]
         if not named:
             return None
-        adopted = min(named, key=lambda adopted: not Path(adopted.path).exists())
+        adopted = min(named, key=lambda adopted: not os.path.exists(adopted.path))
         if len(paths) == 1 and _describes(adopted) == _describes(contents.adopted):
             return checkpoint  # nothing has moved, and nothing has another name
         return replace(checkpoint, manifest=replace(checkpoint.manifest, adopted=adopted))
@@ -162,7 +162,7 @@ def _is_unchanged_work(adopted: Adopted) -> bool:
 
 
 def _remove(path: Path, disk: Disk, run: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         remove_tree(path, below=run)
     else:
         disk.remove(path, below=run)

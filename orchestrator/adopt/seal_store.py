@@ -6,14 +6,13 @@ Of a path that the script overwrites with each save the seal holds a copy.
 
 import contextlib
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import __version__
-from orchestrator.adopt.files import SavedFiles
+from orchestrator.adopt.files import SavedFiles, common_folder
 from orchestrator.adopt.script_files import move_out_of_sight, saved_paths
 from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.checkpoint import Checkpoint
@@ -24,6 +23,7 @@ from orchestrator.checkpoint.store import Store, publish_directory
 from orchestrator.checkpoint.verification import verify_files
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now
+from orchestrator.system.durable import remove_tree
 
 DOUBT = "saved by the script itself; only the script knows what it restores"
 RESTORING_SUFFIX = ".orchestrator-restoring"
@@ -87,11 +87,13 @@ class SealStore:
         files, disk = sealing.files, self.store.disk
 
         def fill(directory: Path) -> dict[str, FileRecord]:
-            root = files.root
+            # The pattern names what is in this directory: neither a link, nor anything behind one.
+            root, below = files.root, common_folder(files.paths)
             if sealing.keep:
                 root = directory / CONTENT_FOLDER
-                self._copy(files.root, files.modified_ns, root, link=sealing.link)
-            records = {name: sync_and_digest(root / name, disk) for name in files.states}
+                self._copy(files.root, files.modified_ns, root, link=sealing.link, below=below)
+                below = self.store.run.root
+            records = {name: sync_and_digest(root / name, disk, below) for name in files.states}
             for folder in {root, root.parent, *((root / name).parent for name in records)}:
                 disk.sync_directory(folder)
             read = {name: record.bytes for name, record in records.items()}
@@ -136,13 +138,17 @@ class SealStore:
             ),
         )
 
-    def _copy(self, source: Path, modified_ns: dict[str, int], target: Path, *, link: bool) -> None:
-        """Copy files of these names, with these times, to a new directory."""
+    def _copy(
+        self, source: Path, modified_ns: dict[str, int], target: Path, *, link: bool, below: Path
+    ) -> None:
+        """Copy files of these names, with these times, to a new directory.
+
+        Nothing is taken from behind a link below the directory ``below``.
+        """
         target.mkdir()
         for name, modified in modified_ns.items():
-            link_or_copy(source / name, target / name, self.store.disk, link=link)
-            if (target / name).stat().st_nlink == 1:
-                os.utime(target / name, ns=(modified, modified))
+            origin, disk = source / name, self.store.disk
+            link_or_copy(origin, target / name, disk, link=link, below=below, modified_ns=modified)
 
     def seals(self) -> dict[Path, Seal]:
         """Return the seal of what each path of the script holds, or else the one sealed last."""
@@ -187,15 +193,15 @@ class SealStore:
         folder = root.parent if root == seal.path else root
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{seal.path.name}{RESTORING_SUFFIX}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        source = seal.checkpoint.contents.folder
-        self._copy(source, seal.adopted.modified_ns, temporary, link=False)
+        remove_tree(temporary, below=folder)
+        source, run = seal.checkpoint.contents.folder, self.store.run.root
+        self._copy(source, seal.adopted.modified_ns, temporary, link=False, below=run)
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             disk.rename(temporary / path.relative_to(root), path)
             disk.sync_directory(path.parent)
         if root != seal.path:
-            shutil.rmtree(temporary)
+            remove_tree(temporary, below=folder)
 
     def is_in_place(self, seal: Seal) -> bool:
         """Return whether the script's own path holds this very version, every byte of it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.adopt.completeness import Completeness
+from orchestrator.adopt.file_owners import FileOwners
 from orchestrator.adopt.files import SavedFiles, kind_of
 from orchestrator.adopt.scan_events import STARTS, Moment
 from orchestrator.adopt.seal_policy import Proof
@@ -23,6 +24,8 @@ class TrackedSave:
     """By the scanner's clock, in seconds."""
     times_before_run: dict[str, int]
     """The modification times of its files before a trainer ran; empty for a save of the run."""
+    stranger: str | None = None
+    """Another user to whom a file of it belongs: it is no checkpoint, whole or not."""
     completeness: Completeness | None = None
     problem: str | None = None
     """Why it is incomplete."""
@@ -57,10 +60,15 @@ class SaveTracker:
     """Tracks every save that matches the pattern and is not sealed as it is now."""
 
     def __init__(
-        self, pattern: UnitPattern, ledger: WriteLedger, clock: Callable[[], float]
+        self,
+        pattern: UnitPattern,
+        ledger: WriteLedger,
+        owners: FileOwners,
+        clock: Callable[[], float],
     ) -> None:
         self._pattern = pattern
         self._ledger = ledger
+        self._owners = owners
         self._clock = clock
         self._saves: dict[Path, TrackedSave] = {}
 
@@ -95,7 +103,8 @@ class SaveTracker:
         """Return when the last save of each kind of name was begun, in nanoseconds."""
         begun: dict[str, int] = defaultdict(int)
         found = {path: min(s.adopted.modified_ns.values(), default=0) for path, s in seals.items()}
-        found |= {path: save.files.first_change_ns for path, save in self._saves.items()}
+        own = {path: save for path, save in self._saves.items() if save.stranger is None}
+        found |= {path: save.files.first_change_ns for path, save in own.items()}
         for path, time_ns in found.items():
             kind = kind_of(path.name)
             begun[kind] = max(begun[kind], time_ns)
@@ -113,11 +122,14 @@ class SaveTracker:
             save = self._saves.get(path)
             if save is None or save.files != files:
                 times_before_run = save.times_before_run if save is not None else {}
+                stranger = self._owners.stranger_of(files)
                 if moment in STARTS:
                     times_before_run = files.modified_ns
-                elif self._is_work_of_run(files, seal, times_before_run):
+                elif stranger is None and self._is_work_of_run(files, seal, times_before_run):
                     written.append(path)
-                save = TrackedSave(files, self._clock(), times_before_run)
+                save = TrackedSave(files, self._clock(), times_before_run, stranger)
+                if stranger is not None:
+                    save.problem = f"a file of it belongs to {stranger}; a copy would be yours"
             found[path] = save
         self._ledger.record_writes(written)
         return found

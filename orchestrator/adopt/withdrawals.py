@@ -1,6 +1,7 @@
 """Withdraws the seals of saves that the script has deleted or writes again."""
 
 import contextlib
+import os
 from collections.abc import Mapping
 
 from orchestrator.adopt.scan_events import Withdrawn
@@ -27,7 +28,7 @@ def withdraw_seals(store: SealStore, ledger: WriteLedger, *, has_one_path: bool)
             continue
         if len(seals) == 1 or (files is None and seal is newest):
             continue
-        if files is None and not path.parent.is_dir():
+        if files is None and not os.path.isdir(path.parent):
             continue  # perhaps it is not mounted
         if files is not None:
             ledger.record_rewrite(path, sealed)

@@ -83,7 +83,7 @@ class Scheduler:
         if self.is_complete or (status := self.process.poll()) is None:
             return
         # A trainer that is killed before its last message may have completed the training.
-        done = status == ExitStatus.GAVE_UP and self.run.done_file.exists()
+        done = status == ExitStatus.GAVE_UP and os.path.exists(self.run.done_file)
         if status == ExitStatus.COMPLETE:
             self.is_complete = True
         elif status in self._expected or done:

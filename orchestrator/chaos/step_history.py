@@ -1,6 +1,7 @@
 """The metrics that all attempts of a run recorded, as ``orchestrator.breakpoints`` writes them."""
 
 import bisect
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class History:
     def read(cls, file: Path) -> Self:
         """Read the file of a trial; it is empty if no session has written to it."""
         history = cls()
-        for line in file.read_text().splitlines() if file.exists() else ():
+        for line in file.read_text().splitlines() if os.path.exists(file) else ():
             content = parse_object(line)
             if "breakpoint" in content:
                 history.reached.add(content["breakpoint"])

@@ -133,7 +133,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     UnreadableError when the system does not allow to find out.
     """
     try:
-        if path.is_symlink():
+        if os.path.islink(path):
             raise CheckpointInvalidError(path, "it is a symbolic link, not a directory")
         text = read_regular(path / MANIFEST_FILE, MAXIMUM_MANIFEST_BYTES, real_parents=1)
         manifest = Manifest.from_json(text)
@@ -143,7 +143,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointInvalidError(path, str(error)) from None
     if manifest.step != PublicationOrder.of_name(path.name).step:
         raise CheckpointInvalidError(path, f"manifest.json says step {manifest.step}")
-    checkpoint = Checkpoint(path, manifest, pinned=(path / PIN_FILE).exists())
+    checkpoint = Checkpoint(path, manifest, pinned=os.path.exists(path / PIN_FILE))
     if isinstance(checkpoint.contents, StateFile):
         for name in (STATE_FILE, *map(rank_file, range(1, manifest.world_size))):
             if name not in manifest.files:

@@ -46,5 +46,5 @@ def _signature_of(path: Path) -> Signature | None:
     return (
         *(folder.st_mode, folder.st_ino, folder.st_dev, folder.st_mtime_ns),
         *(manifest.st_mode, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns),
-        int((path / PIN_FILE).exists()),
+        int(os.path.exists(path / PIN_FILE)),
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.checkpoint.manifest import FileRecord
-from orchestrator.checkpoint.verification import digest_of
+from orchestrator.checkpoint.verification import digest_of_opened
 from orchestrator.system.durable import Disk
+from orchestrator.system.regular_files import open_regular
 
 COPY_BYTES = 16 << 20
 
@@ -19,11 +20,12 @@ def copy_tree_durably(
 ) -> dict[str, FileRecord]:
     """Copy the files at ``source``, a directory or one file, to the new directory ``target``.
 
-    With ``link`` they are hard links where the filesystem has them. Return the records of the
-    files by their names below ``target``. Raises OSError.
+    With ``link`` they are hard links where the filesystem has them; a symbolic link is copied as
+    the file that it names. Return the records of the files by their names below ``target``. Raises
+    OSError.
     """
     disk.make_directory(target)
-    if source.is_dir():
+    if os.path.isdir(source):
         origins = {name: source / name for name in sorted(files_below(source))}
     else:
         origins = {source.name: source}
@@ -47,26 +49,52 @@ def files_below(directory: Path) -> set[str]:
     return names
 
 
-def link_or_copy(origin: Path, file: Path, disk: Disk, *, link: bool) -> None:
+def link_or_copy(
+    origin: Path,
+    file: Path,
+    disk: Disk,
+    *,
+    link: bool,
+    below: Path | None = None,
+    modified_ns: int | None = None,
+) -> None:
     """Make ``file``, in a folder that may be new, a hard link to ``origin`` or a copy of it.
+
+    Where ``below`` is given, ``origin`` may be no symbolic link, nor be behind one below that
+    directory: it could lead to any file of this user. A copy gets the time ``modified_ns``. Raises
+    OSError.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if link and not os.path.islink(origin):
+        # Another filesystem, or one without links; the copy below meets any real problem.
+        with contextlib.suppress(OSError):
+            disk.link(origin, file, below=below)
+            return
+    with _opened(origin, below) as old, disk.create(file) as new:
+        _copy_bytes(old, new)
+        if modified_ns is not None:
+            new.flush()
+            os.utime(new.fileno(), ns=(modified_ns, modified_ns))
+
+
+def sync_and_digest(file: Path, disk: Disk, below: Path | None = None) -> FileRecord:
+    """Bring a file to the disk and return its size and digest; ``below`` as in ``link_or_copy``.
 
     Raises OSError.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if link and not origin.is_symlink():
-        # Another filesystem, or one without links; the copy below meets any real problem.
-        with contextlib.suppress(OSError):
-            disk.link(origin, file)
-            return
-    with open(origin, "rb") as old, disk.create(file) as new:
-        _copy_bytes(old, new)
-
-
-def sync_and_digest(file: Path, disk: Disk) -> FileRecord:
-    """Bring a file to the disk and return its size and digest. Raises OSError."""
-    with open(file, "rb") as opened:
+    with _opened(file, below) as opened:
         disk.sync(opened)
-    return digest_of(file, direct=False)
+        return digest_of_opened(os.dup(opened.fileno()))
+
+
+def _opened(path: Path, below: Path | None) -> BinaryIO:
+    """Open a regular file for reading, whatever another user puts in its place meanwhile."""
+    real_parents = 0 if below is None else len(path.relative_to(below).parts) - 1
+
+    def opener(name: str, flags: int) -> int:
+        return open_regular(path, flags, real_parents=real_parents, follow_link=below is None)
+
+    return open(path, "rb", opener=opener)
 
 
 def _copy_bytes(source: BinaryIO, target: BinaryIO) -> None:

@@ -41,12 +41,12 @@ class QuarantineFolder:
         # The new entry first: a power loss between the two may show it twice, but never not at all.
         self.disk.sync_directory(self.run.quarantine)
         self.disk.sync_directory(self.run.checkpoints)
-        if target.is_dir() and not target.is_symlink():
+        if os.path.isdir(target) and not os.path.islink(target):
             self.write_note(target, checkpoint.name, reason)
 
     def free_path(self, name: str) -> Path:
         """Return a path in the folder that nothing has yet; make the folder. Raises OSError."""
-        if not self.run.quarantine.exists():
+        if not os.path.exists(self.run.quarantine):
             self.disk.make_directory(self.run.quarantine, below=self.run.root)
             self.disk.sync_directory(self.run.checkpoints)
         target = self.run.quarantine / name

@@ -44,7 +44,7 @@ from orchestrator.errors import (
     NoValidCheckpointError,
     UnreadableError,
 )
-from orchestrator.rundir.identity import RunIdentity
+from orchestrator.rundir.identity import RunIdentity, is_id
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
 from orchestrator.system.durable import Disk, remove_tree
@@ -85,11 +85,13 @@ class Store:
         ``accept_other``.
         """
         known_id = None
-        if not run.run_file.exists():
+        if not os.path.exists(run.run_file):
             for path in reversed(cls(run, run_id="").directories()):
                 with contextlib.suppress(CheckpointInvalidError, UnreadableError):
-                    known_id = read_checkpoint(path).manifest.run_id
-                    break
+                    found = read_checkpoint(path).manifest.run_id
+                    if is_id(found):
+                        known_id = found
+                        break
         identity = RunIdentity.open(
             run, command, known_id, script, start, accept_other=accept_other
         )
@@ -317,7 +319,7 @@ class Store:
             if not self.disposal.may_delete(checkpoint):
                 return False
             trash = self._rename_to_trash(checkpoint)
-            if (trash / PIN_FILE).exists():
+            if os.path.exists(trash / PIN_FILE):
                 # Pinned between the check and the rename.
                 self.disk.rename(trash, checkpoint.path, below=self.run.root)
                 return False

@@ -14,6 +14,7 @@ from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, atomic_replacement
+from orchestrator.system.regular_files import open_regular
 
 READ_CHUNK_BYTES = 16 << 20
 # Bytes in the page cache are copied from there, best while they are in the processor's cache too.
@@ -34,18 +35,25 @@ def verify(checkpoint: Checkpoint, *, to_load: bool = False) -> None:
 def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None:
     """Verify the files of the checkpoint's names in ``folder``; raises as ``verify`` does."""
     for name, record in checkpoint.manifest.files.items():
-        if any(above.is_symlink() for above in _folders_of(checkpoint, name)):
+        if any(os.path.islink(above) for above in _folders_of(checkpoint, name)):
             reason = f"{name} is behind a symbolic link"
             raise CheckpointInvalidError(checkpoint.path, reason)
         try:
+            facts = os.lstat(folder / name)
+            if stat.S_ISREG(facts.st_mode):  # else the next line says what is wrong
+                _check_size(checkpoint, name, facts.st_size)  # a file of holes is read for years
             actual = digest_of(folder / name, direct=not to_load)
         except OSError as error:
             raise reading_problem(checkpoint.path, name, error) from None
-        if actual.bytes != record.bytes:
-            reason = f"{name} has {actual.bytes} bytes, not {record.bytes}"
-            raise CheckpointInvalidError(checkpoint.path, reason)
+        _check_size(checkpoint, name, actual.bytes)
         if actual.xxh3_128 != record.xxh3_128:
             raise CheckpointInvalidError(checkpoint.path, f"{name} has changed: wrong digest")
+
+
+def _check_size(checkpoint: Checkpoint, name: str, size: int) -> None:
+    wanted = checkpoint.manifest.files[name].bytes
+    if size != wanted:
+        raise CheckpointInvalidError(checkpoint.path, f"{name} has {size} bytes, not {wanted}")
 
 
 def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
@@ -66,7 +74,7 @@ def export_state(
     disk = disk or Disk()
     with (
         atomic_replacement(target, disk, replace=replace) as temporary,
-        open(checkpoint.state_file, "rb") as source,
+        open(open_regular(checkpoint.state_file, os.O_RDONLY, real_parents=1), "rb") as source,
         disk.create(temporary) as file,
     ):
         writer = DigestingWriter(file)
@@ -88,7 +96,12 @@ def digest_of(path: Path, *, direct: bool) -> FileRecord:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-    return _digest_opened(os.open(path, flags), CACHED_CHUNK_BYTES)
+    return digest_of_opened(os.open(path, flags))
+
+
+def digest_of_opened(descriptor: int) -> FileRecord:
+    """Return size and digest of an opened file, from here to its end; close it. Raises OSError."""
+    return _digest_opened(descriptor, CACHED_CHUNK_BYTES)
 
 
 def _digest_opened(descriptor: int, chunk_bytes: int) -> FileRecord:

@@ -6,13 +6,13 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from orchestrator.client import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner
-from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.paths import REAL_PARENTS, RunDir
 from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.system.text import shown
@@ -25,6 +25,7 @@ POLL_SECONDS = 0.2
 FIRST_LINES = 20
 FIRST_BYTES = 1 << 14
 READ_BYTES = 1 << 20
+LONGEST_LINE_BYTES = 1 << 20
 LAST_LINES_SECONDS = 5.0
 SETTLED_NS = 2_000_000_000
 
@@ -55,7 +56,7 @@ def _detach(run: RunDir, viewer: "_Viewer") -> NoReturn:
 def _follow(run: RunDir, viewer: "_Viewer") -> None:
     attempts = NewestAttempt(run)
     number = attempts.number()
-    output = Tail(run.attempt(number).output_file)
+    output = _tail_of(run, number)
     log = Tail(run.log_file)
     viewer.print_output(output.last_lines(FIRST_LINES))
     *_, last = ["", *log.last_lines(FIRST_LINES).decode(errors="replace").splitlines()]
@@ -69,13 +70,17 @@ def _follow(run: RunDir, viewer: "_Viewer") -> None:
         if (newest := attempts.number()) > number:
             _print_all(output, viewer)
             number = newest
-            output = Tail(run.attempt(number).output_file)
+            output = _tail_of(run, number)
             _print_all(output, viewer)
         for line in log.lines():
             viewer.print_log_line(line)
         if is_over:
             return
         time.sleep(POLL_SECONDS)
+
+
+def _tail_of(run: RunDir, attempt: int) -> "Tail":
+    return Tail(run.attempt(attempt).output_file, REAL_PARENTS)
 
 
 def _print_all(output: "Tail", viewer: "_Viewer") -> None:
@@ -115,8 +120,10 @@ class NewestAttempt:
 class Tail:
     """Reads what is appended to a log, which need not exist yet, and which may be rotated."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, real_parents: int = 0) -> None:
+        """None of the last ``real_parents`` directories above the file may be a link."""
         self._path = path
+        self._real_parents = real_parents
         self._offset = 0
         self._inode: int | None = None
         self._rest = b""
@@ -124,7 +131,7 @@ class Tail:
     def last_lines(self, count: int) -> bytes:
         """Return the last lines of the file; ``read`` and ``lines`` continue after them."""
         try:
-            with open(open_regular(self._path, os.O_RDONLY), "rb") as file:
+            with self._open(self._path) as file:
                 self._inode = os.fstat(file.fileno()).st_ino
                 self._offset = file.seek(0, 2)
                 file.seek(max(0, self._offset - FIRST_BYTES))
@@ -147,7 +154,7 @@ class Tail:
     def _read_from(self, path: Path) -> bytes | None:
         """Return new data from the file that is followed; None if ``path`` is another file."""
         try:
-            with open(open_regular(path, os.O_RDONLY), "rb") as file:
+            with self._open(path) as file:
                 status = os.fstat(file.fileno())
                 inode = status.st_ino
                 # A number may be given again after a deletion.
@@ -161,9 +168,14 @@ class Tail:
         self._offset += len(data)
         return data
 
+    def _open(self, path: Path) -> BinaryIO:
+        flags = os.O_RDONLY
+        return open(open_regular(path, flags, real_parents=self._real_parents), "rb")
+
     def lines(self) -> list[str]:
-        """Return the new complete lines."""
-        *lines, self._rest = (self._rest + self.read()).split(b"\n")
+        """Return the new complete lines; of a line that is too long only its end."""
+        *lines, rest = (self._rest + self.read()).split(b"\n")
+        self._rest = rest[-LONGEST_LINE_BYTES:]
         return [line.decode(errors="replace") for line in lines]
 
 

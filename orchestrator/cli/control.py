@@ -15,6 +15,7 @@ from orchestrator.client import (
     file_errors,
     open_store,
     owner_here,
+    seconds_in,
     signal_script,
     status_of,
     supervisor_of,
@@ -68,7 +69,7 @@ def stop(arguments: Namespace) -> ExitStatus:
             signal_script(run, owner, signal.SIGUSR1)
         else:
             reply = ask(connection, {"type": "stop"})
-            wait_seconds += float(reply.get("grace_seconds", 0))
+            wait_seconds += seconds_in(reply, "grace_seconds")
     deadline = time.monotonic() + wait_seconds
     while lock_owner(run) is not None:
         if time.monotonic() > deadline:
@@ -133,7 +134,7 @@ def checkpoint(arguments: Namespace) -> None:
         raise NotSavedError(
             problem if problem.startswith("cannot save") else f"cannot save: {problem}"
         )
-    print_text(reply["path"])
+    print_text(reply.get("path"))
 
 
 def list_(arguments: Namespace) -> None:

@@ -34,7 +34,7 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
     """
     traces = StartTraces(run)
     run.create()
-    log_bytes_before = run.log_file.stat().st_size if run.log_file.exists() else 0
+    log_bytes_before = run.log_file.stat().st_size if os.path.exists(run.log_file) else 0
     supervisor = _spawn(run, arguments)
     try:
         state = _wait_for_training(run, supervisor)
@@ -54,7 +54,7 @@ def _spawn(run: RunDir, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     with file_errors(f"cannot write {run.log_file}"):
         descriptor = open_regular(run.log_file, flags)
-    with open(descriptor, "ab") as log:
+    with open(descriptor, "ab") as log, file_errors(f"cannot start {sys.executable}"):
         return subprocess.Popen(
             [sys.executable, *MODULE_WORDS, *arguments],
             stdin=subprocess.DEVNULL,
@@ -71,7 +71,7 @@ def _wait_for_training(run: RunDir, supervisor: subprocess.Popen[bytes]) -> str 
     began = time.monotonic()
     state, awaited = str(State.PREPARING), "step"
     while supervisor.poll() is None:
-        status = status_of(run) if run.run_file.exists() else {}
+        status = status_of(run) if os.path.exists(run.run_file) else {}
         if status.get("supervisor_pid") == supervisor.pid:
             state = status["state"]
             if state == State.TRAINING and _trains(status, time.monotonic() - began):

@@ -216,9 +216,9 @@ def check_program(program: str) -> None:
 
 def _why_not(program: Path) -> str:
     """Return why a program cannot be started, and what to write instead."""
-    if program.is_dir():
+    if os.path.isdir(program):
         return "it is a directory; name a program after --"
-    if program.is_file():
+    if os.path.isfile(program):
         return f"it is not executable; write `python {program}`, or chmod +x {program}"
     return "there is no such program; correct its name, or add its directory to PATH"
 

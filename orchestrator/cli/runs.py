@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from orchestrator.telemetry.status import Status
 
 # Below a data set that lies beside the runs there may be millions of directories.
 MOST_LEVELS = 4
-# A supervisor that does not answer must not hold up the others.
+# A supervisor that does not answer must not hold up the others, and many such not the command.
 THREADS = 8
+MOST_SECONDS_OF_ASKING = 10.0
 UNREADABLE = "unreadable"
 
 # What --sort names: the value of a status, and whether the largest comes first.
@@ -34,7 +37,7 @@ SORT_KEYS: dict[str, tuple[Callable[[dict[str, Any]], Any], bool]] = {
 def runs(arguments: Namespace) -> None:
     """Show every run below a directory, one line each."""
     parent = arguments.directory or DEFAULT_PARENT
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         raise ConfigError(
             f"cannot find runs: there is no directory {parent}; name the one that holds them, or "
             "start a run with `orchestrator run -- python train.py`"
@@ -56,11 +59,13 @@ def runs(arguments: Namespace) -> None:
 def statuses(parent: Path, sort_by: str) -> list[dict[str, Any]]:
     """Return the status of every run below a directory, as `status --json` prints it.
 
-    A run that cannot be read has the state ``unreadable``, and its ``problem`` says why. Runs
-    without a value to sort by come last.
+    A run that cannot be read has the state ``unreadable``, and its ``problem`` says why. After ten
+    seconds no more supervisors are asked. Runs without a value to sort by come last.
     """
+    no_more_asking = time.monotonic() + MOST_SECONDS_OF_ASKING
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(_status, _runs_below(parent, MOST_LEVELS)))
+        read = partial(_status, no_more_asking=no_more_asking)
+        found = list(pool.map(read, _runs_below(parent, MOST_LEVELS)))
     found.sort(key=lambda status: str(status["run_dir"]))
     value_of, is_largest_first = SORT_KEYS[sort_by]
     known = [status for status in found if value_of(status) is not None]
@@ -77,7 +82,7 @@ def checkpoint_age(status: dict[str, Any]) -> float | None:
 def _runs_below(directory: Path, levels: int) -> Iterator[RunDir]:
     """Yield the run in a directory, or else those below it, without following links."""
     run = RunDir(directory)
-    if run.run_file.is_file():
+    if os.path.isfile(run.run_file):
         yield run
     elif levels > 0:
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
@@ -86,9 +91,9 @@ def _runs_below(directory: Path, levels: int) -> Iterator[RunDir]:
                     yield from _runs_below(directory / entry.name, levels - 1)
 
 
-def _status(run: RunDir) -> dict[str, Any]:
+def _status(run: RunDir, no_more_asking: float) -> dict[str, Any]:
     try:
-        return status_of(run)
+        return status_of(run, from_supervisor=time.monotonic() < no_more_asking)
     except OrchestratorError as error:
         unknown = Status(run_id="", state=UNREADABLE, run_dir=str(run.root), problem=str(error))
         return unknown.to_json()

@@ -53,7 +53,7 @@ def print_systemd_unit(arguments: Namespace) -> None:
         save_seconds=None if measured_run is None else slowest_save(RunDir(measured_run)),
     )
     print(service_unit(service), end="")
-    if run_dir is None and RunDir(usual_run_dir).run_file.exists():
+    if run_dir is None and os.path.exists(RunDir(usual_run_dir).run_file):
         _note(
             f"this unit starts a new run in systemd's state directory; to continue the run in "
             f"{usual_run_dir}, add --run-dir {usual_run_dir}"

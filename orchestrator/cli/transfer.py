@@ -1,5 +1,6 @@
 """The commands that export a checkpoint for other programs, and import a file of theirs."""
 
+import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from enum import StrEnum
 from pathlib import Path
@@ -81,7 +82,7 @@ def export(arguments: Namespace) -> None:
     """Verify a checkpoint and write it to a file in the chosen form."""
     form, output = _form_and_output(arguments)
     # This comes before gigabytes are verified. A file that appears later is refused later.
-    if output.is_file() and not arguments.force:
+    if os.path.isfile(output) and not arguments.force:
         raise ConfigError(
             f"cannot write {output}: the file exists; choose another name, or add --force"
         )

@@ -1,5 +1,6 @@
 """The input of every check, and its result."""
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -47,14 +48,14 @@ class CheckedRun:
     def directory(self) -> Path:
         """The run directory, or the nearest directory above it that exists."""
         path = self.run.root.absolute()
-        while not path.is_dir():
+        while not os.path.isdir(path):
             path = path.parent
         return path
 
     @classmethod
     def read(cls, run: RunDir, config: Config) -> "CheckedRun":
         """Read the run's checkpoints and journal, as far as they are readable."""
-        if not run.run_file.exists():
+        if not os.path.exists(run.run_file):
             return cls(run, config)
         try:
             sizes = [c.manifest.total_bytes for c in Store.open(run, command=[]).all()]

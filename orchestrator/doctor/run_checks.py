@@ -41,7 +41,7 @@ def doctor(arguments: Namespace) -> ExitStatus:
     if arguments.json:
         print_text(json.dumps([asdict(finding) for finding in findings]))
     else:
-        kind = "the run directory" if facts.run.run_file.exists() else "for a new run in"
+        kind = "the run directory" if os.path.exists(facts.run.run_file) else "for a new run in"
         print_text(f"checking {kind} {facts.run.root} on {os.uname().nodename}")
         for finding in findings:
             print(_line(finding, is_coloured=sys.stdout.isatty()))

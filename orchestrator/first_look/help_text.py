@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.first_look.script_run import ScriptRun
 from orchestrator.rundir.program import path_of_program, position_of_program
+from orchestrator.system.regular_files import open_regular
 
 # It may import torch and transformers first.
 HELP_SECONDS = 60.0
@@ -39,7 +40,8 @@ def source_of(command: Sequence[str]) -> str | None:
 
 
 def _read(path: Path) -> str:
-    with open(path, "rb") as file:
+    # A shell's <(...) can be read only once, by the script.
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(MOST_SOURCE_BYTES).decode()
 
 

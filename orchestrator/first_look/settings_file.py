@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config_file import CONFIG_FILE, PROJECT_FILE
+from orchestrator.config_file import CONFIG_FILE, PROJECT_FILE, read_toml
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import replace_file
 
@@ -16,41 +16,53 @@ def write_settings(settings: Mapping[str, str], directory: Path) -> Path:
     """Set these texts in the directory's orchestrator.toml, and return its path.
 
     A text of several lines becomes a list.
-    Raises ConfigError where the file cannot be read or written, or has lines that would change, and
-    where the project's settings are in pyproject.toml, which a new file would hide.
+    Raises ConfigError where the file cannot be read or written, or has lines that would change,
+    where others may have written it, and where the project's settings are in pyproject.toml, which
+    a new file would hide.
     """
     path = directory / CONFIG_FILE
     lines = [f"{name} = {_quoted(text)}" for name, text in settings.items()]
     advice = "; write into it yourself:\n" + "\n".join(lines)
     try:
-        old = _read(path)
-        before = _parse(old)
-        if not before and "orchestrator" in _parse(_read(directory / PROJECT_FILE)).get("tool", {}):
+        old, before = _settings_of_user(path)
+        if not before and _has_settings(directory / PROJECT_FILE):
             raise ConfigError(
-                f"cannot write {path}, since it would hide the settings of {PROJECT_FILE}" + advice
+                f"cannot write {path}, since it would hide the settings of {PROJECT_FILE}"
             )
         new = old
         for name, line in zip(settings, lines, strict=True):
             new = _with_line(new, name, line)
         wanted = {name: _values(text) for name, text in settings.items()}
-        if _parse(new) != before | wanted:
-            raise ConfigError(f"cannot change {path} line by line" + advice)
+        if _named(tomllib.loads(new)) != before | wanted:
+            raise ConfigError(f"cannot change {path} line by line")
         replace_file(path, new.encode())
+    except ConfigError as error:
+        raise ConfigError(f"{error}{advice}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {path}: {error}{advice}") from None
     return path
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
+def _settings_of_user(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text and the settings of a file, which become this user's own with the new file.
+
+    Raises ConfigError, also where another user may have written them since the look began.
+    """
+    if (file := read_toml(path)) is None:
+        return "", {}
+    file.refuse_stranger(path)
+    return file.text, _named(file.content)
 
 
-def _parse(text: str) -> dict[str, Any]:
-    """Return the settings with underscores in their names. Raises ValueError."""
-    return {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}
+def _has_settings(project_file: Path) -> bool:
+    file = read_toml(project_file)
+    tools = {} if file is None else file.content.get("tool", {})
+    return isinstance(tools, dict) and "orchestrator" in tools
+
+
+def _named(content: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with underscores in their names."""
+    return {name.replace("-", "_"): value for name, value in content.items()}
 
 
 def _with_line(text: str, name: str, line: str) -> str:

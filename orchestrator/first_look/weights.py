@@ -1,9 +1,11 @@
 """Which files may hold the state of a training, by their names and first bytes."""
 
+import os
 from enum import IntEnum
 from pathlib import Path
 
 from orchestrator.adopt.formats import ZIP_MAGIC
+from orchestrator.system.regular_files import open_regular
 
 # What torch, Keras, Stable-Baselines3 and pickle write.
 _STRONG = {
@@ -33,7 +35,8 @@ def likeness(path: Path) -> Likeness:
     if path.suffix and not path.suffix[1:].isdigit():
         return Likeness.NONE
     try:
-        with open(path, "rb") as file:
+        # The script may have a pipe or its terminal open, whose data is for another reader.
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:
             beginning = file.read(len(ZIP_MAGIC))
     except OSError:
         return Likeness.NONE

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.adopt.files import FileState, state_of
 from orchestrator.first_look.weights import Likeness, likeness
+from orchestrator.rundir.ownership import owner_of_new_files
 from orchestrator.rundir.paths import RunDir
 
 # A data set may have millions of names.
@@ -34,7 +35,10 @@ class WrittenFile:
 
 
 class FileWatch:
-    """Watches the files below some directories; links to directories count only at the top."""
+    """Watches the files below some directories; links to directories count only at the top.
+
+    What another user writes there is not the script's.
+    """
 
     def __init__(self, directories: Iterable[Path], most_names: int = MOST_NAMES) -> None:
         self.written: dict[Path, WrittenFile] = {}
@@ -47,6 +51,8 @@ class FileWatch:
         self._since_ns = time.time_ns() - FILE_CLOCK_NS
         self._roots = [path.absolute() for path in directories]
         self._most_names = most_names
+        # A script may run commands as root, in containers for example.
+        self._users = {os.geteuid(), 0, owner_of_new_files(Path.cwd())}
         self._seen: dict[Path, FileState] = {}
         self.before = dict(self._files())
         """The files that were there before."""
@@ -125,9 +131,11 @@ class FileWatch:
                     links.append((Path(entry.path), True))
                 elif entry.is_file(follow_symlinks=False):
                     try:
-                        yield Path(entry.path), state_of(entry.stat(follow_symlinks=False))
+                        facts = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
+                    if facts.st_uid in self._users:
+                        yield Path(entry.path), state_of(facts)
             waiting.extend(links)
 
     def _may_have_saves(self, entry: "os.DirEntry[str]") -> bool:
@@ -137,10 +145,10 @@ class FileWatch:
             return False
         run_file = RunDir(Path(entry.path)).run_file
         try:
-            modified_ns = run_file.stat().st_mtime_ns
+            facts = run_file.lstat()
         except OSError:
             return True
-        if modified_ns >= self._since_ns:
+        if facts.st_mtime_ns >= self._since_ns and facts.st_uid in self._users:
             self.session_run = Path(entry.path)
         return False
 
@@ -160,6 +168,6 @@ def named_directories(command: Iterable[str]) -> list[Path]:
     for word in command:
         text = word.partition("=")[2] or word
         path = Path(os.path.normpath(here / text)) if text.startswith(("/", "..")) else here
-        if not path.is_relative_to(here) and not path.is_file() and path not in _SHARED:
+        if not path.is_relative_to(here) and not os.path.isfile(path) and path not in _SHARED:
             found.append(path)
     return found

@@ -6,6 +6,7 @@ resume from is an argument of that method, and is loaded before any callback is 
 
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -274,14 +275,15 @@ def _start_from(asked: Any, trainer: Trainer) -> Path | None:
 def _is_incomplete(directory: Path, output: Path) -> bool:
     """Return whether this is a checkpoint in ``output`` that the Trainer did not finish."""
     is_trainers = directory.name.startswith(PREFIX_CHECKPOINT_DIR) and directory.parent == output
-    return is_trainers and directory.is_dir() and _step_of(directory) is None
+    return is_trainers and os.path.isdir(directory) and _step_of(directory) is None
 
 
 def _step_of(directory: Path) -> int | None:
     """Return the step of a complete checkpoint; None for an incomplete one."""
     try:
-        # The Trainer writes this file last, and not atomically.
-        step = parse_object((directory / STATE_FILE).read_bytes())["global_step"]
+        # The Trainer writes this file last, and not atomically. It has a part for each logged step.
+        state = (directory / STATE_FILE).read_bytes()
+        step = parse_object(state, most_parts=sys.maxsize)["global_step"]
     except (OSError, ValueError, KeyError):
         return None
     return step if directory.name == f"{PREFIX_CHECKPOINT_DIR}-{step}" else None

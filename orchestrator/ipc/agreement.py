@@ -38,6 +38,7 @@ from orchestrator.ipc.control_page import Field
 _PLACE_BITS, _SLOT_BITS, _KIND_BITS, _ID_BITS = 33, 1, 2, 27
 _AHEAD_BITS = 3
 LARGEST_ID = (1 << _ID_BITS) - 1
+LARGEST_PLACE = (1 << _PLACE_BITS) - 1
 
 # Plain integers: the hot path looks them up at every place.
 PLACES = int(Field.PLACES)
@@ -98,8 +99,10 @@ class Deciding:
 
     def decide(self, kind: Kind, slot: int) -> Decision:
         """Decide, and return the decision."""
-        furthest = max(page[PLACES] for page in self._pages)
-        decision = Decision(self._id, kind, slot, furthest + 1 + self._ahead)
+        furthest = max(0, *(page[PLACES] for page in self._pages))
+        # A broken trainer may have written anything, and must still be told what it can act on.
+        place = min(furthest + 1 + self._ahead, LARGEST_PLACE)
+        decision = Decision(self._id, kind, slot, place)
         for page in self._pages:
             page[DECISION] = decision.packed()
         return decision

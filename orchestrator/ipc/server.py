@@ -8,6 +8,7 @@ import secrets
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
@@ -284,9 +285,14 @@ class SocketAddress:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.setblocking(False)
         try:
-            self.listener.bind(str(path))
             # Some systems do not say whose a connection is; nothing can connect before listen().
-            path.chmod(0o600)
+            # Not by its path, where by now there may be a link to another file.
+            if sys.platform == "linux":
+                os.fchmod(self.listener.fileno(), 0o600)
+                self.listener.bind(str(path))
+            else:
+                self.listener.bind(str(path))
+                os.chmod(path, 0o600, follow_symlinks=False)
             self.listener.listen(64)
         except OSError:
             self.listener.close()

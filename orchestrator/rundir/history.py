@@ -17,10 +17,17 @@ LONGEST_SAVE_SECONDS = 1e9
 RECENT_ENDS = 200
 # A budget that allows more failures without progress than this counts too few of them.
 MOST_FAILURES = 1000
+MOST_PUBLISHED = 100_000
 ENDS = (JournalEvent.RUN_COMPLETED, JournalEvent.RUN_STOPPED, JournalEvent.GAVE_UP)
 _MARKS = (*ENDS, JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 _SAVES = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
-_BULKY = ("last_lines", "stack", "command")
+# What the failure budget depends on. Another program may have written anything else, of any size.
+_DECISIVE = (
+    *("event", "attempt", "kind", "outcome", "fingerprint", "step", "epoch", "healthy", "demoted"),
+    *("resumed_step", "loading_step", "loading_epoch", "left_step", "left_epoch"),
+    *("reached_safe_point", "connected"),
+)
+LONGEST_KEPT_TEXT = 1000
 _HISTORY_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("damaged", "restarts", "has_attempts", "attempts_since_give_up"), int),
     "attempt": int | None,
@@ -99,7 +106,7 @@ class History:
             case JournalEvent.CHECKPOINT_DELETED:
                 self.published.pop(_name(event), None)
             case JournalEvent.CHECKPOINT_QUARANTINED if event.get("demoted"):
-                self.since_progress.append(event)
+                self.since_progress.append(_slim(event))
             case JournalEvent.ATTEMPT_EXITED:
                 self._add_exit(event)
             case JournalEvent.RUN_STOPPED:
@@ -131,6 +138,8 @@ class History:
 
     def _add_publication(self, event: dict[str, Any]) -> None:
         self.published[_name(event)] = None
+        if len(self.published) > 2 * MOST_PUBLISHED:  # not one by one, which takes long in a dict
+            self.published = dict.fromkeys(list(self.published)[-MOST_PUBLISHED:])
         seconds = event.get("seconds")
         if _is_duration(seconds):
             self.save_seconds = [*self.save_seconds, seconds][-RECENT_SAVES:]
@@ -197,7 +206,7 @@ def _is_duration(seconds: object) -> TypeGuard[float]:
 
 
 def _name(event: dict[str, Any]) -> str:
-    return os.path.basename(str(event.get("path")))
+    return os.path.basename(str(event.get("path")))[:LONGEST_KEPT_TEXT]
 
 
 def _count(event: dict[str, Any], key: str) -> int:
@@ -221,11 +230,17 @@ def _left(event: dict[str, Any]) -> list[int] | None:
 
 def _way_of(event: dict[str, Any]) -> str:
     """Return what two ends have in common that come from one defect."""
-    return json.dumps([event.get("kind"), event.get("fingerprint"), event.get("step")])
+    return json.dumps([_kept(event.get(key)) for key in ("kind", "fingerprint", "step")])
 
 
 def _slim(event: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in event.items() if key not in _BULKY}
+    return {key: _kept(event[key]) for key in _DECISIVE if key in event}
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:LONGEST_KEPT_TEXT]
+    return value if isinstance(value, int | float | None) else bool(value)
 
 
 def checked_history(content: dict[str, Any]) -> History:

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import re
 import secrets
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import utc_now
@@ -16,6 +17,7 @@ from orchestrator.system.recorded_command import recorded
 from orchestrator.system.text import storable
 
 FORMAT_VERSION = 1
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 ADVICE = "restore it, or move it away: the next start then makes it from the checkpoints"
 
 
@@ -75,8 +77,8 @@ class RunIdentity:
                 f"reads only {FORMAT_VERSION}; use the program that wrote it"
             )
         words, program = content.get("command"), content.get("program")
-        if version is None or not isinstance(run_id, str) or not isinstance(words, list):
-            problem = "format_version, run_id or command is missing or has the wrong type"
+        if version is None or not is_id(run_id) or not isinstance(words, list):
+            problem = "format_version, run_id or command is missing or is none"
             raise damaged_record(run.run_file, problem, ADVICE)
         known = program if _is_program(program) else None
         return cls(run_id, words, str(content.get("created")), content.get("script"), known)
@@ -86,7 +88,7 @@ class RunIdentity:
         if None not in (name, self.script) and name != self.script:
             this, other = name, self.script
         elif _is_other_program(then, now):
-            this, other = (p["path"] or p["entry"] for p in (now, then))
+            this, other = (p.get("path") or p.get("entry") for p in (now, then))
         else:
             return
         raise ConfigError(
@@ -111,6 +113,14 @@ class RunIdentity:
         if self.program is None:
             del content["program"]
         write_json(run.run_file, content)
+
+
+def is_id(value: Any) -> TypeGuard[str]:
+    """Return whether a value is an id as this program and experiment trackers make them.
+
+    Ids get into the environment of the script, and trackers make paths of them.
+    """
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def _program_of(run: RunDir, start: Start) -> dict[str, Any]:
@@ -138,7 +148,7 @@ def _is_other_program(then: dict[str, Any], now: dict[str, Any]) -> bool:
     """
     if then.get("path") and now.get("path"):
         is_same = then["path"] == now["path"] or then.get("from_run") == now["from_run"]
-        return not is_same and os.path.exists(then["path"])  # for any text, unlike Path.exists
+        return not is_same and os.path.exists(then["path"])
     if then.get("path") or now.get("path"):
         return False
     entries = then.get("entry"), now.get("entry")

@@ -13,7 +13,9 @@ from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import read_regular
 
 MAXIMUM_BYTES = 1 << 30
+# The first line of a journal may hold the history of the ones before it.
 MAXIMUM_LINE_BYTES = 1 << 26
+MAXIMUM_EVENT_BYTES = 1 << 22
 # The types of what readers rely on; None stands for an absent value.
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("attempt", "step", "epoch", "status", "left_step", "left_epoch"), int),
@@ -103,9 +105,11 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
     if len(line) > MAXIMUM_LINE_BYTES:
         return None
     try:
-        return checked_event(parse_object(line))
+        event = checked_event(parse_object(line))
     except (ValueError, TypeError, KeyError):
         return None
+    is_history = event["event"] == JournalEvent.JOURNAL_ROTATED
+    return event if is_history or len(line) <= MAXIMUM_EVENT_BYTES else None
 
 
 def checked_event(event: dict[str, Any]) -> dict[str, Any]:

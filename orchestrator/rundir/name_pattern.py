@@ -56,6 +56,6 @@ def _args_text(arguments: list[str]) -> str:
         takes_value = is_option and "=" not in word
     whole = ",".join(parts)
     text = ",".join(_UNSAFE.sub("_", part) for part in parts)[:MAXIMUM_ARGS_CHARACTERS]
-    if text != whole:
+    if text != whole or not text.strip("."):  # a word of dots would lead to another directory
         text += "-" + hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:8]
-    return text or "no-args"
+    return text if parts else "no-args"

@@ -1,12 +1,15 @@
 """The processes that a killed process has left in a run: finds them, asks them to end, ends them.
 
 They are told from the processes of a run in use by the lock. The kernel keeps the id of the process
-that has taken it, and shows it for each process that has inherited the descriptor.
+that has taken it, and shows it for each process that has inherited the descriptor. A process to
+which another user has passed a descriptor looks the same: where others may open the lock, and only
+a note says who has taken it, what was not started by a supervisor is left alone.
 """
 
 import contextlib
 import os
 import signal
+import stat
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
 # A session that has lost its supervisor ends by itself when the grace period is over.
 SESSION_MARGIN_SECONDS = 2.0
+_RUN_DIR = b"ORCHESTRATOR_RUN_DIR="
 
 
 class Orphans:
@@ -28,9 +32,13 @@ class Orphans:
     There are none where the system does not show the locks of a process.
     """
 
-    def __init__(self, owner: int, lock_file: os.stat_result) -> None:
+    def __init__(
+        self, owner: int, lock_file: os.stat_result, *, owner_is_certain: bool = False
+    ) -> None:
+        """``owner_is_certain`` says that the id comes from no file that others may have written."""
         self._owner = owner
         self._lock_file = lock_file
+        self._is_own = owner_is_certain or _only_this_user_opens(lock_file)
         self._known: dict[int, str] = {}
 
     def find(self) -> set[int]:
@@ -41,7 +49,12 @@ class Orphans:
         if not is_available(Capability.PROC):
             return set()
         table = _processes()
-        holders = {pid for pid in table if _has_inherited(pid, self._lock_file, self._owner)}
+        holders = {
+            pid
+            for pid in table
+            if _has_inherited(pid, self._lock_file, self._owner)
+            and (self._is_own or _was_started_by_supervisor(pid))
+        }
         known = {p for p, begun in self._known.items() if p in table and table[p].started == begun}
         family, larger = set[int](), holders | known
         while larger != family:
@@ -68,13 +81,14 @@ class OrphanEnding:
     grace_seconds: float
     stop_signal: signal.Signals
 
-    def end(self, owner: int, lock_file: os.stat_result) -> None:
+    def end(self, owner: int, lock_file: os.stat_result, *, owner_is_certain: bool = False) -> None:
         """Wait for the end of the orphans of ``owner``; ask them at first, and kill them at last.
 
         A session notices the death of its supervisor, saves and ends. A command without one gets
         the stop signal. Whatever is left after the grace period is killed.
         """
-        orphans, asked = Orphans(owner, lock_file), set[int]()
+        orphans = Orphans(owner, lock_file, owner_is_certain=owner_is_certain)
+        asked = set[int]()
         deadline = time.monotonic() + self.grace_seconds + SESSION_MARGIN_SECONDS
         last = deadline + KILL_SECONDS
         while (found := orphans.find()) and time.monotonic() < last:
@@ -95,6 +109,18 @@ def _has_inherited(pid: int, file: os.stat_result, owner: int) -> bool:
     """Return whether a process has inherited the lock of ``file`` from ``owner``, now dead."""
     with contextlib.suppress(OSError):  # it has ended, or belongs to another user
         return not lock_takers(pid, file).isdisjoint({owner, 0})
+    return False
+
+
+def _only_this_user_opens(file: os.stat_result) -> bool:
+    return file.st_uid == os.geteuid() and not file.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def _was_started_by_supervisor(pid: int) -> bool:
+    """Return whether a process has begun with the variables of a run, or was forked from one."""
+    with contextlib.suppress(OSError):
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return any(variable.startswith(_RUN_DIR) for variable in variables)
     return False
 
 

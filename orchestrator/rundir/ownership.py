@@ -17,7 +17,7 @@ def refuse_unsafe(directories: list[Path]) -> None:
     The first is the run directory, which may itself be reached through a link. Raises ConfigError.
     """
     for number, directory in enumerate(directories):
-        if number > 0 and directory.is_symlink():
+        if number > 0 and os.path.islink(directory):
             raise ConfigError(
                 f"cannot use the run directory {directories[0]}: {directory} is a symbolic link, "
                 "which could lead elsewhere; put the whole run there with --run-dir"
@@ -64,11 +64,34 @@ def stranger_behind(path: Path, opened: os.stat_result) -> str | None:
     return None
 
 
+def is_shared(facts: os.stat_result, directory: os.stat_result) -> bool:
+    """Return whether a group of this user's that may write to the directory has the file.
+
+    Where every user may write to it, the set-group-ID bit of the directory gives the group away.
+    """
+    writers = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    has_group = writers == stat.S_IWGRP and facts.st_gid == directory.st_gid
+    return has_group and facts.st_gid in (os.getegid(), *os.getgroups())
+
+
+def owner_of_new_files(directory: Path) -> int:
+    """Return whose the filesystem says this user's files are: some show one owner for all."""
+    facts = _facts_of_new_file(directory)
+    return os.geteuid() if facts is None else facts.st_uid
+
+
 def _has_permissions(directory: Path) -> bool:
     """Return whether the filesystem keeps permissions: some show the same ones for everything."""
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=directory) as probe:
-        return not os.stat(probe).st_mode & stat.S_IWOTH
-    return True
+    facts = _facts_of_new_file(directory)
+    return facts is None or not facts.st_mode & stat.S_IWOTH
+
+
+def _facts_of_new_file(directory: Path) -> os.stat_result | None:
+    """Return what the filesystem shows of a new file; None where none can be made."""
+    # By its descriptor: at its path another user could have put another one by now.
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=directory) as file:
+        return os.fstat(file.fileno())
+    return None
 
 
 def user_name(number: int) -> str:

@@ -41,7 +41,7 @@ def position_of_program(command: list[str]) -> int | None:
             return index + 1
         elif (
             (not modules or word.endswith(".py"))
-            and Path(word).is_file()
+            and os.path.isfile(word)
             and not Path(word).name.startswith("python")
         ):
             return index
@@ -79,14 +79,14 @@ def _module_file(module: str) -> Path | None:
     roots = [".", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     for root in map(Path, roots):
         for path in (root / below / "__main__.py", root / below.with_name(f"{below.name}.py")):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path.resolve()
     return None
 
 
 def existing_file(path: Path) -> Path | None:
     """Return the resolved path of a file that exists; None for any other path."""
-    return path.resolve() if path.is_file() else None
+    return path.resolve() if os.path.isfile(path) else None
 
 
 def is_notebook() -> bool:

@@ -22,7 +22,7 @@ def configuration_of(command: list[str], script: Path | None) -> dict[str, str]:
         name = word.rpartition("=")[2] if word.startswith("-") else word.removeprefix("@")
         path = Path(name)
         with contextlib.suppress(OSError, ValueError):
-            if path.suffix.lower() not in CONFIGURATION_SUFFIXES or not path.is_file():
+            if path.suffix.lower() not in CONFIGURATION_SUFFIXES or not os.path.isfile(path):
                 continue
             if path.resolve() != script and path.stat().st_size <= MAXIMUM_CONFIGURATION_BYTES:
                 digests[name] = short_digest(path.read_bytes())

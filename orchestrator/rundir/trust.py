@@ -7,13 +7,11 @@ another machine or place stays its user's own.
 import contextlib
 import os
 import stat
-import tempfile
 from collections import defaultdict
 from glob import glob
-from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.ownership import user_name
+from orchestrator.rundir.ownership import is_shared, owner_of_new_files, user_name
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.system.durable import write_json
@@ -33,7 +31,7 @@ def refuse_foreign(run: RunDir, *, trusted: bool) -> None:
     With ``trusted`` these users are recorded, and later starts accept them. Raises ConfigError.
     """
     owners = _strangers(run)
-    if not owners or not owners.keys() - _trusted_users(run):
+    if not owners or not owners.keys() - trusted_users(run):
         return
     names = " and ".join(sorted(map(user_name, owners)))
     if not trusted:
@@ -63,27 +61,18 @@ def _strangers(run: RunDir) -> dict[int, list[str]]:
     Members of a group of this user's that may write to the run are no strangers.
     """
     directory = run.root.stat()
-    groups = {os.getegid(), *os.getgroups()} if directory.st_mode & stat.S_IWGRP else set()
     owners: dict[int, list[str]] = defaultdict(list)
     for name in (name for pattern in _HISTORY for name in glob(pattern, root_dir=run.root)):
         with contextlib.suppress(OSError):  # it was deleted
             facts = os.lstat(run.root / name)
-            is_shared = facts.st_gid == directory.st_gid and facts.st_gid in groups
-            if facts.st_uid not in (os.geteuid(), 0) and not is_shared:
+            if facts.st_uid not in (os.geteuid(), 0) and not is_shared(facts, directory):
                 owners[facts.st_uid].append(name)
     if owners:
-        owners.pop(_owner_of_new_files(run.root), None)
+        owners.pop(owner_of_new_files(run.root), None)
     return owners
 
 
-def _owner_of_new_files(directory: Path) -> int:
-    """Return whose the filesystem says this user's files are: some show one owner for all."""
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=directory) as probe:
-        return os.stat(probe).st_uid
-    return os.geteuid()
-
-
-def _trusted_users(run: RunDir) -> set[int]:
+def trusted_users(run: RunDir) -> set[int]:
     """Return the users in the record, if no other user could have written it."""
     try:
         with open(open_regular(run.trust_file, os.O_RDONLY), "rb") as file:

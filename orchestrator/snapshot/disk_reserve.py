@@ -14,7 +14,7 @@ def keep_reserve(run: RunDir, image_bytes: int) -> None:
     """Reserve disk for an image of this size, if at least twice as much is free."""
     size = image_bytes + MARGIN_BYTES
     with contextlib.suppress(OSError, AttributeError):  # not every system can allocate
-        if run.reserve_file.exists() and run.reserve_file.stat().st_size >= size:
+        if os.path.exists(run.reserve_file) and run.reserve_file.stat().st_size >= size:
             return
         room = os.statvfs(run.root)
         if room.f_bavail * room.f_frsize > 2 * size:

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -124,7 +124,7 @@ class Adoption:
     def _put_back(self, seal: Seal) -> None:
         if self._store.is_in_place(seal):
             return
-        if path := next(filter(Path.exists, seal.paths), None):
+        if path := next(filter(os.path.exists, seal.paths), None):
             if not (seal.adopted.written_here or self._ledger.was_written_here(seal.path)):
                 raise ConfigError(
                     f"cannot resume: {path} is incomplete or has changed, and no trainer of this "

@@ -39,7 +39,7 @@ def lifeline(run: RunDir, orphan_ending: OrphanEnding) -> Iterator[None]:
         try:
             _watch(watched)
             with contextlib.suppress(OSError):  # the run is gone
-                orphan_ending.end(supervisor, os.lstat(run.lock_file))
+                orphan_ending.end(supervisor, os.lstat(run.lock_file), owner_is_certain=True)
             _remove_socket(run)
         finally:
             os._exit(0)

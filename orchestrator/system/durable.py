@@ -12,14 +12,13 @@ import json
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.system.capabilities import Capability, is_available
-from orchestrator.system.regular_files import open_folder, open_regular
+from orchestrator.system.regular_files import open_directory, open_folder, open_regular
 
 WRITE_BUFFER_BYTES = 1 << 20
 # The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
@@ -71,9 +70,10 @@ class Disk:
         with folder_of(source, below) as old, folder_of(target, below) as new:
             os.rename(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
 
-    def link(self, source: Path, target: Path) -> None:
+    def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
         """Create a hard link ``target`` to the file ``source``."""
-        os.link(source, target)
+        with folder_of(source, below) as folder:
+            os.link(source.name, target, src_dir_fd=folder, follow_symlinks=False)
 
     def remove(self, path: Path, *, below: Path | None = None) -> None:
         """Remove one file or one empty directory."""
@@ -112,7 +112,23 @@ def remove_tree(path: Path, *, below: Path) -> None:
     It is not looked for behind a link between it and the directory ``below``.
     """
     with contextlib.suppress(OSError), folder_of(path, below) as folder:
-        shutil.rmtree(path.name, ignore_errors=True, dir_fd=folder)
+        _remove_in(folder, path.name)
+
+
+def _remove_in(folder: int, name: str) -> None:
+    """Remove what has this name in a directory. Raises OSError."""
+    # Not with shutil.rmtree(), which waits for the writer of a FIFO in the place of a directory.
+    if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=folder)
+        return
+    inner = open_directory(name, folder)
+    try:
+        for entry in os.listdir(inner):
+            with contextlib.suppress(OSError, RecursionError):
+                _remove_in(inner, entry)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=folder)
 
 
 class DirectFile(io.FileIO):
@@ -217,7 +233,7 @@ def _refuse_existing(target: Path, replace: bool) -> None:
     if not replace and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     # The rename would delete a device.
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise FileExistsError(errno.EEXIST, "it exists and is not a regular file", str(target))
 
 

@@ -4,6 +4,8 @@ The limits and counters of control groups are read in version 1 and in version 2
 """
 
 import contextlib
+import os
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +100,26 @@ def private_bytes(pid: int) -> int | None:
         return None
 
 
+@contextlib.contextmanager
+def memory_limited(more_bytes: int) -> Iterator[None]:
+    """Let this process take at most ``more_bytes`` of address space in the block.
+
+    An allocation beyond that fails with MemoryError, or as the library that makes it says. Not for
+    a process whose other threads are at work. There is no limit on systems that do not enforce it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = psutil.Process().memory_info().vms + more_bytes
+    if soft != resource.RLIM_INFINITY:
+        wanted = min(wanted, soft)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[GroupVersion, list[Path]]]:
     """Yield the memory control groups of a process: its own first, then every group above it."""
     if root == ROOT and not is_available(Capability.PROC):
@@ -117,7 +139,7 @@ def memory_groups(root: Path, pid: str = "self") -> Iterator[tuple[GroupVersion,
         top = root / "sys/fs/cgroup" / version.mount
         # In a container the path is the host's, and the container's group is mounted at the top.
         own = top / path.lstrip("/")
-        yield version, [own, *own.parents] if own.is_dir() else [top]
+        yield version, [own, *own.parents] if os.path.isdir(own) else [top]
 
 
 def _limit(group: Path, version: GroupVersion) -> int | None:

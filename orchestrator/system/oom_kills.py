@@ -1,5 +1,6 @@
 """Counts the kills of the kernel's OOM killer."""
 
+import os
 from collections import deque
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class OomKillCounter:
         """Record the current counters, including those of a group the process has moved to."""
         groups = memory_groups(self._root, self._pid)
         own = (chain[0] / version.events for version, chain in groups)
-        self._files |= {file for file in own if file.exists()}
+        self._files |= {file for file in own if os.path.exists(file)}
         files = self._files or {self._root / "proc/vmstat"}
         self._samples.append({file: _oom_kills(file) for file in files})
 

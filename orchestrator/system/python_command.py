@@ -1,5 +1,6 @@
 """Splits a Python command line into the interpreter with its options and the script or module."""
 
+import os
 import re
 import shutil
 import zipfile
@@ -55,7 +56,7 @@ def missing_script(command: list[str]) -> str | None:
         word, found = command[index] if index < len(command) else "-", False
     else:
         return None
-    return None if found or word.startswith(("-", "+")) or Path(word).exists() else word
+    return None if found or word.startswith(("-", "+")) or os.path.exists(word) else word
 
 
 def reads_program_from_input(command: list[str]) -> bool:
@@ -85,7 +86,7 @@ def _is_source(word: str) -> bool:
     path = Path(word)
     return (
         not word.startswith("-")
-        and path.is_file()
+        and os.path.isfile(path)
         and path.suffix != ".pyc"
         and not zipfile.is_zipfile(path)
     )

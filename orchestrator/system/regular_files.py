@@ -12,14 +12,17 @@ from pathlib import Path
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o666, *, real_parents: int = 0) -> int:
+def open_regular(
+    path: Path, flags: int, mode: int = 0o666, *, real_parents: int = 0, follow_link: bool = False
+) -> int:
     """Open a regular file, as ``os.open`` does, and return its descriptor.
 
-    The path may not end in a symbolic link, nor may any of the last ``real_parents`` directories
-    above the file be one. A new file gets ``mode`` without the bits of the umask. Raises OSError.
+    Unless ``follow_link``, the path may not end in a symbolic link, and none of the last
+    ``real_parents`` directories above the file may be one. A new file gets ``mode`` without the
+    bits of the umask. Raises OSError.
     """
     # A FIFO would hold up the open until its other end is opened.
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_link else os.O_NOFOLLOW)
     folder = None
     try:
         if real_parents:
@@ -42,9 +45,12 @@ def open_regular(path: Path, flags: int, mode: int = 0o666, *, real_parents: int
     return descriptor
 
 
-def read_regular(path: Path, maximum_bytes: int, *, real_parents: int = 0) -> bytes:
+def read_regular(
+    path: Path, maximum_bytes: int, *, real_parents: int = 0, follow_link: bool = False
+) -> bytes:
     """Return the content of a regular file of at most ``maximum_bytes``. Raises OSError."""
-    with open(open_regular(path, os.O_RDONLY, real_parents=real_parents), "rb") as file:
+    descriptor = open_regular(path, os.O_RDONLY, real_parents=real_parents, follow_link=follow_link)
+    with open(descriptor, "rb") as file:
         content = file.read(maximum_bytes + 1)
     if len(content) > maximum_bytes:
         raise OSError(errno.EFBIG, f"it has more than {maximum_bytes} bytes", str(path))
@@ -61,10 +67,15 @@ def open_folder(path: Path, real_parents: int) -> int:
     for name in names:
         above, folder = folder, -1
         try:
-            folder = os.open(name, _DIRECTORY, dir_fd=above)
+            folder = open_directory(name, above)
         finally:
             os.close(above)
     return folder
+
+
+def open_directory(name: str, folder: int) -> int:
+    """Open a directory that is no link, in an opened one; return its descriptor. Raises OSError."""
+    return os.open(name, _DIRECTORY, dir_fd=folder)
 
 
 def _explained(error: OSError, path: Path) -> OSError:

@@ -1,6 +1,7 @@
 """The content of `orchestrator status`, from the live supervisor or from the disk."""
 
 import contextlib
+import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -89,7 +90,7 @@ def status_from_disk(store: Store) -> Status:
     # Other events may follow the one of the end: a second Ctrl-C, a late deletion.
     last: str = history.last_mark.get("event", "")
     state: str = _STATE_AFTER.get(last, "interrupted")
-    if run.done_file.exists():
+    if os.path.exists(run.done_file):
         state = State.COMPLETED
     elif not last:
         state = "new"

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from orchestrator.rundir.identity import is_id
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.system.durable import write_json
@@ -21,7 +22,7 @@ class MlflowWatch:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
-        self._is_known = run.tracking_file.exists()
+        self._is_known = os.path.exists(run.tracking_file)
 
     def poll(self) -> None:
         """Record the active run if there is one.
@@ -84,7 +85,9 @@ def mlflow_variables(run: RunDir, environment: Mapping[str, str]) -> dict[str, s
         run_id = parse_object(read_regular(run.tracking_file, MAXIMUM_JSON_BYTES))[_MLFLOW_KEY]
     except (OSError, ValueError, LookupError):
         return {}
-    return {} if MLFLOW_VARIABLE in environment else {MLFLOW_VARIABLE: str(run_id)}
+    if MLFLOW_VARIABLE in environment or not is_id(run_id):
+        return {}
+    return {MLFLOW_VARIABLE: run_id}
 
 
 def record_mlflow_run(run: RunDir, run_id: str) -> None:

@@ -94,7 +94,7 @@ class _Record:
 
 
 def _is_standard_error(path: Path) -> bool:
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(sys.stderr.fileno()))
+    return os.path.exists(path) and os.path.samestat(path.stat(), os.fstat(sys.stderr.fileno()))
 
 
 class _Paragraphs:

@@ -7,6 +7,8 @@ from pathlib import Path
 from orchestrator.system.durable import rotate
 from orchestrator.system.regular_files import open_regular
 
+MOST_READ_BYTES = 16 << 20
+
 
 def older_path(path: Path) -> Path:
     """Return the file that has what came before the content of ``path``: output.1.log."""
@@ -64,17 +66,17 @@ def read_end(path: Path, maximum_bytes: int, *, real_parents: int = 0) -> bytes:
 def read_since(path: Path, size: int) -> bytes:
     """Return what was appended since the log had this size, rotated at most once meanwhile.
 
-    Raises OSError.
+    Of very much it is the beginning. Raises OSError.
     """
     with open(open_regular(path, os.O_RDONLY), "rb") as file:
         is_rotated = file.seek(0, os.SEEK_END) < size
         file.seek(0 if is_rotated else size)
-        newest = file.read()
+        newest = file.read(MOST_READ_BYTES)
     if not is_rotated:
         return newest
     with open(open_regular(older_path(path), os.O_RDONLY), "rb") as file:
         file.seek(size)
-        return file.read() + newest
+        return file.read(MOST_READ_BYTES) + newest
 
 
 def _end_of(path: Path, maximum_bytes: int, real_parents: int) -> bytes:

@@ -18,11 +18,11 @@ READER_PATIENCE_SECONDS = 1.0
 # The run's supervisor.log contains the messages that are dropped here.
 QUEUED_MESSAGES = 256
 
-_MOVE = re.compile(rb"\n|\x1b\[(\d*)([AB])")
+_MOVE = re.compile(rb"\n|\x1b\[(\d{0,6})([AB])")
 _STYLE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 # The beginning of an escape sequence or of a character, which no other output may interrupt.
 _INCOMPLETE = re.compile(
-    rb"(?:\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]{0,200})?"
+    rb"(?:\x1b(?:\[[0-?]{0,200}[ -/]{0,20}|\][^\x07\x1b]{0,200})?"
     rb"|[\xc0-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf7][\x80-\xbf]{0,2})\Z"
 )
 _SAVE, _RESTORE, _DOWN_SCROLLING = b"\x1b7", b"\x1b8", b"\x1bD"
@@ -106,7 +106,8 @@ class Screen:
             if move[2] == b"A":
                 went_up = True
                 self._above = max(0, self._above - count)
-                self._below += count
+                # A terminal moves its cursor no further than to its first line.
+                self._below = min(self._below + count, self._size().lines)
             else:
                 # Below the bar's last line the terminal scrolls, and the bar moves up.
                 lines = min(count, self._below)

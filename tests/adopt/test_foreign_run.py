@@ -3,19 +3,21 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.adopt.scan_events import Moment
+from orchestrator.adopt.scan_events import LeftAlone, Moment
 from orchestrator.adopt.seal_store import Seal
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.errors import CheckpointInvalidError, NoValidCheckpointError
 from tests.adopt.test_scanner import Script
+from tests.support import NOBODY
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -152,3 +154,74 @@ def test_run_directory_that_moves_alone_keeps_its_paths(tmp_path: Path) -> None:
     moved.out = script.out
     assert moved.store.directories()
     assert read_checkpoint(moved.store.directories()[0]).resume_path == script.out / "c-1"
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("pattern", ["c-*", "last.pt"])
+@pytest.mark.parametrize("moment", [Moment.FIRST_START, Moment.LATER_START, Moment.RUNNING])
+def test_save_of_another_user_is_left_alone(tmp_path: Path, pattern: str, moment: Moment) -> None:
+    """Who may write beside the script cannot give it a checkpoint to resume from."""
+    script = Script(tmp_path, pattern)
+    if moment is not Moment.FIRST_START:
+        script.scan(Moment.FIRST_START)
+    theirs = pattern.replace("*", "9")
+    script.save(theirs)
+    os.chown(script.out / theirs, NOBODY, NOBODY)
+    before = everything_below(script.out)
+    events = script.scan(moment)
+    if moment is Moment.RUNNING:
+        events += script.scan(Moment.SUCCEEDED, after=60)
+    assert [type(event) for event in events] == [LeftAlone]
+    assert "belongs to nobody" in events[0].reason
+    assert script.steps() == []
+    assert everything_below(script.out) == before
+
+
+@pytest.mark.usefixtures("as_root")
+def test_saves_of_another_user_do_not_push_out_the_own_ones(tmp_path: Path) -> None:
+    """Newer saves of another user neither replace older ones nor end the wait for them."""
+    script = Script(tmp_path, "c-*")
+    for number in range(5):
+        script.save(f"c-{number}")
+    for number in (3, 4):
+        os.chown(script.out / f"c-{number}", NOBODY, NOBODY)
+    script.scan(Moment.FIRST_START)
+    assert script.steps() == [1, 2]
+    (script.out / "c-7").write_bytes(b"half of it")
+    script.scan()
+    (script.out / "c-8").write_bytes(b"theirs")
+    os.chown(script.out / "c-8", NOBODY, NOBODY)
+    assert script.scan(after=5) == []
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("mode", "group", "steps"),
+    [(0o2775, 0, [1]), (0o2755, 0, []), (0o2777, 0, []), (0o775, 7, [])],
+)
+def test_save_of_a_member_of_the_group_is_the_scripts(
+    tmp_path: Path, mode: int, group: int, steps: list[int]
+) -> None:
+    """A group shares its saves, if it may write to the directory and no other user may."""
+    script = Script(tmp_path, "c-*")
+    script.save("c-1")
+    script.out.chmod(mode)
+    os.chown(script.out / "c-1", NOBODY, group)
+    script.scan(Moment.FIRST_START)
+    assert script.steps() == steps
+
+
+@pytest.mark.usefixtures("as_root")
+def test_files_of_the_user_as_whom_the_trainer_runs_are_its_own(tmp_path: Path) -> None:
+    """Where the command is started through sudo, the other user's saves are the script's."""
+    script = Script(tmp_path, "c-*")
+    script.scan(Moment.FIRST_START)
+    with subprocess.Popen(["sleep", "600"], user=NOBODY) as trainer:
+        script.save("c-1")
+        os.chown(script.out / "c-1", NOBODY, NOBODY)
+        script.scan()
+        trainer.kill()
+    script.save("c-2")
+    os.chown(script.out / "c-2", NOBODY, NOBODY)
+    script.scan()
+    assert script.steps() == [1, 2]

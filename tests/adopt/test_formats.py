@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,23 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
-from orchestrator.adopt.formats import IncompleteError, dcp_sizes, shows_whole
+from orchestrator.adopt.formats import (
+    IncompleteError,
+    dcp_sizes,
+    read_json,
+    shows_whole,
+    torch_root,
+)
 
 STATE = {"model": {"a": torch.arange(5000.0), "b": torch.zeros(3)}, "step": 3}
 
 
 def is_whole(path: Path) -> bool:
     return shows_whole(path, path.stat().st_size)
+
+
+def listed_as_whole(path: Path) -> bool:
+    return shows_whole(path, 100)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -111,3 +122,26 @@ def test_dcp_metadata_has_the_least_sizes(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(content[: len(content) // 2])
     with pytest.raises(IncompleteError, match="is incomplete"):
         dcp_sizes(tmp_path / ".metadata")
+
+
+@pytest.mark.parametrize(
+    "read", [listed_as_whole, read_json, torch_root, dcp_sizes], ids=lambda read: read.__name__
+)
+@pytest.mark.parametrize("suffix", [".pt", ".json", ".safetensors"])
+def test_fifo_in_the_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, read: Callable[[Path], object], suffix: str
+) -> None:
+    """What was a file when it was listed may be a FIFO that nobody writes to, or a device."""
+    fifo, device = tmp_path / f"fifo{suffix}", tmp_path / f"device{suffix}"
+    os.mkfifo(fifo)
+    device.symlink_to("/dev/zero")
+    for path in (fifo, device):
+        with pytest.raises(OSError, match="not a regular file"):
+            read(path)
+
+
+def test_link_to_a_file_is_followed(tmp_path: Path) -> None:
+    """Scripts name their newest file by a link, which is as whole as the file."""
+    torch.save(STATE, tmp_path / "a.pt")
+    (tmp_path / "last.pt").symlink_to("a.pt")
+    assert is_whole(tmp_path / "last.pt")

@@ -65,7 +65,7 @@ def test_filesystem_without_links_gets_copies(
     store: Store, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there are no hard links the files are copied."""
-    monkeypatch.setattr(store.disk, "link", lambda source, target: full_disk())
+    monkeypatch.setattr(store.disk, "link", lambda *_, **__: full_disk())
     checkpoint = publish_files(store, saved)
     verify(checkpoint)
     assert not (checkpoint.resume_path / "model.bin").samefile(saved / "model.bin")

@@ -1,12 +1,17 @@
 """The digest of a file is that of its bytes, however it is read."""
 
+import os
 from pathlib import Path
 
 import pytest
 import xxhash
 
 from orchestrator.checkpoint import verification
-from orchestrator.checkpoint.verification import digest_of
+from orchestrator.checkpoint.store import Store
+from orchestrator.checkpoint.verification import digest_of, verify
+from orchestrator.errors import CheckpointInvalidError
+from orchestrator.rundir.paths import RunDir
+from tests.checkpoint.support import publish
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "cached"])
@@ -23,3 +28,14 @@ def test_digest_covers_all_bytes(
         file.write_bytes(content)
         record = digest_of(file, direct=direct)
         assert (record.bytes, record.xxh3_128) == (size, xxhash.xxh3_128(content).hexdigest())
+
+
+@pytest.mark.parametrize("to_load", [True, False])
+def test_file_of_another_size_is_refused_unread(tmp_path: Path, to_load: bool) -> None:
+    """A file of holes as large as the filesystem allows is refused at once."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    checkpoint = publish(Store.open(run, command=["train"]), 1)
+    os.truncate(checkpoint.state_file, 1 << 42)
+    with pytest.raises(CheckpointInvalidError, match="has 4398046511104 bytes, not"):
+        verify(checkpoint, to_load=to_load)

@@ -1,6 +1,8 @@
 """`orchestrator runs`: every run below a directory, one line each."""
 
 import json
+import os
+import socket
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +20,8 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from tests.checkpoint.support import publish
+
+NOBODY = 65534
 
 
 def make_run(root: Path, steps: Iterable[int] = (), **changes: Any) -> RunDir:
@@ -118,6 +122,42 @@ def test_run_that_another_process_holds_is_running(tmp_path: Path) -> None:
         assert [status["state"] for status in statuses(tmp_path, "run")] == ["running"]
     finally:
         lock.close()
+
+
+def test_many_supervisors_that_do_not_answer_delay_the_list_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while no supervisor is asked, and the runs are shown as they are on disk."""
+    monkeypatch.setattr("orchestrator.cli.runs.MOST_SECONDS_OF_ASKING", 0.0)
+    lock = RunLock(make_run(tmp_path / "held", [1]))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "silent"))
+        listener.listen()
+        listener.setblocking(False)
+        lock.write_owner(socket=str(tmp_path / "silent"))
+        found = statuses(tmp_path, "run")
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    lock.close()
+    assert [(status["state"], status["step"]) for status in found] == [("running", 1)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_directory_that_may_not_be_read_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directories that are closed to this user are left out, and nothing else is."""
+    make_runs(tmp_path)
+    tmp_path.chmod(0o755)
+    for number in range(20):  # a directory has no order: some come before the runs
+        (tmp_path / f"closed-{number}").mkdir(mode=0o700)
+    monkeypatch.chdir(tmp_path)
+    os.seteuid(NOBODY)
+    try:
+        found = statuses(Path(), "run")
+    finally:
+        os.seteuid(0)
+    assert names(found) == ["fresh", "failed", "stopped"]
 
 
 def test_names_and_metrics_do_nothing_to_the_terminal(tmp_path: Path) -> None:

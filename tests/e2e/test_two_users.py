@@ -235,3 +235,29 @@ def test_directory_that_every_user_may_write_is_refused(place: Path) -> None:
         assert refused.returncode == 78, refused.stderr
         assert f"chmod o-w {name}`" in refused.stderr
         (place / name).chmod(0o2775)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "LOCKED"),
+        ("checkpoints", "import", "LOCKED", "new"),
+        ("run", "--run-dir", "new", "--", "LOCKED"),
+        ("run", "--run-dir", "new", "--", "sh", "LOCKED"),
+        ("run", "--run-dir", "new", "--", "echo", "LOCKED"),
+        ("run", "--run-dir", "new", "--", "sh", "-ec", f"echo {'long ' * 100}"),
+        ("slurm-script", "--", "echo", "LOCKED"),
+        ("systemd-unit", "--", "echo", "long" * 100),
+    ],
+    ids=range(8),
+)
+def test_path_that_may_not_be_looked_at_gives_no_traceback(
+    place: Path, words: tuple[str, ...]
+) -> None:
+    """What is in a closed directory, or has no name that a file can have, is as if not there."""
+    (place / "closed").mkdir(mode=0o700)
+    (place / "closed/file").touch()
+    locked = str(place / "closed/file")
+    result = VICTIM.run(*(locked if word == "LOCKED" else word for word in words), cwd=place)
+    assert result.returncode in (0, 78), result.stderr
+    assert "Traceback" not in result.stderr

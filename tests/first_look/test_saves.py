@@ -12,6 +12,7 @@ from orchestrator.adopt.pattern import Pattern
 from orchestrator.first_look.patterns import pattern_text
 from orchestrator.first_look.saves import Saves, find_saves
 from orchestrator.first_look.written_files import FileWatch, named_directories
+from tests.support import NOBODY
 
 STATE = pickle.dumps({"weights": [0.0] * 100})
 
@@ -234,3 +235,34 @@ def test_number_of_watched_names_has_a_limit(script: Callable[..., Script]) -> N
         assert deep not in watch.written
     watch.look(())
     assert deep in watch.written
+
+
+@pytest.mark.usefixtures("as_root")
+def test_files_of_another_user_are_not_the_scripts(script: Callable[..., Script]) -> None:
+    """What another user writes beside the script is not taken for its saves."""
+    watched = script()
+    watched.save("ckpt-1.pt", "ckpt-2.pt")
+    write("theirs-1.pt", "theirs-2.pt", content=STATE * 9)
+    for name in ("theirs-1.pt", "theirs-2.pt"):
+        os.chown(name, NOBODY, NOBODY)
+    write("run/run.json", content=b"{}")
+    os.chown("run/run.json", NOBODY, NOBODY)
+    watched.look()
+    assert watched.pattern() == "ckpt-*.pt"
+    assert watched.saves().parts == []
+    assert watched.watch.session_run is None
+
+
+def test_nothing_is_read_from_a_pipe_or_a_terminal(script: Callable[..., Script]) -> None:
+    """What a script has open for writing is looked into only if it is a file."""
+    watched = script()
+    os.mkfifo("pipe")
+    pipe = os.open("pipe", os.O_RDWR)
+    controller, terminal = os.openpty()
+    os.write(pipe, b"data for another reader")
+    os.write(controller, b"typed\n")
+    watched.watch.look({Path("pipe").absolute(), Path(os.ttyname(terminal))})
+    assert os.read(pipe, 100) == b"data for another reader"
+    assert os.read(terminal, 100) == b"typed\n"
+    for descriptor in (pipe, controller, terminal):
+        os.close(descriptor)

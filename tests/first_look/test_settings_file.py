@@ -1,5 +1,6 @@
 """The settings that a look writes into orchestrator.toml."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.first_look.settings_file import write_settings
+from tests.support import NOBODY
 
 SETTINGS = {"adopt": "out/it's_*.pt", "resume_arg": "--resume {path}"}
 
@@ -86,3 +88,31 @@ def test_settings_in_pyproject_are_not_hidden(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
     write_settings(SETTINGS, tmp_path)
     assert_in_use(tmp_path)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("name", ["orchestrator.toml", "pyproject.toml"])
+@pytest.mark.parametrize("case", ["owner", "link", "mode", "FIFO"])
+def test_what_a_stranger_puts_there_during_the_look_is_not_taken_over(
+    tmp_path: Path, name: str, case: str
+) -> None:
+    """A file that another user may have written is never made this user's own."""
+    path, text = tmp_path / name, "on_event = 'echo'\n"
+    path.write_text(text if name == "orchestrator.toml" else f"[tool.orchestrator]\n{text}")
+    match case:
+        case "owner":
+            os.chown(path, NOBODY, NOBODY)
+        case "link":
+            path.rename(tmp_path / "theirs.toml")
+            path.symlink_to("theirs.toml")
+            os.lchown(path, NOBODY, NOBODY)
+        case "mode":
+            path.chmod(0o666)
+        case "FIFO":
+            path.unlink()
+            os.mkfifo(path)
+    names = sorted(os.listdir(tmp_path))
+    with pytest.raises(ConfigError, match=r"(?s)^cannot .*adopt = "):
+        write_settings(SETTINGS, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == names
+    assert case == "FIFO" or path.read_text().endswith(text)

@@ -24,7 +24,7 @@ from orchestrator.rundir.identity import RunIdentity
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
-from orchestrator.rundir.trust import _trusted_users
+from orchestrator.rundir.trust import trusted_users
 from orchestrator.spare.process import Modules
 from orchestrator.supervisor.recovery.diagnosis import ExitFacts, diagnose
 from orchestrator.supervisor.recovery.output_tail import end_of
@@ -68,7 +68,7 @@ def _list(run: RunDir) -> None:
 RUN_FILES: dict[str, Callable[[RunDir], object]] = {
     "lock": lock_owner,
     "run.json": lambda run: RunIdentity.open(run, []),
-    "trust.json": _trusted_users,
+    "trust.json": trusted_users,
     "done.json": lambda run: refuse_other_arguments(run, START),
     "tracking.json": lambda run: mlflow_variables(run, {}),
     "written.json": lambda run: WriteLedger(run.write_ledger_file),

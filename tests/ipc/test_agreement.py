@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.ipc.agreement import LARGEST_ID, Deciding, Decision, Kind, Places
+from orchestrator.ipc.agreement import LARGEST_ID, LARGEST_PLACE, Deciding, Decision, Kind, Places
 from orchestrator.ipc.control_page import PAGE_BYTES, Field
 from tests.interleavings import Interleaving
 
@@ -115,10 +115,21 @@ def test_places_behind_the_end_are_the_end(seed: int, steps: int) -> None:
 @pytest.mark.parametrize("kind", Kind)
 def test_decision_survives_its_word(kind: Kind) -> None:
     """The largest values fit into a word that a signed field of the page holds."""
-    decision = Decision(LARGEST_ID, kind, 1, (1 << 33) - 1)
+    decision = Decision(LARGEST_ID, kind, 1, LARGEST_PLACE)
     assert Decision.unpacked(decision.packed()) == decision
     assert decision.packed() < 1 << 63
     assert Decision.unpacked(0).id == 0
+
+
+@pytest.mark.parametrize("place", [-(1 << 63), -1, LARGEST_PLACE - 1, (1 << 63) - 1])
+def test_place_that_no_trainer_reaches_leaves_a_decision_whole(place: int) -> None:
+    """Whatever a broken trainer has stored as its place, all ranks are told what was decided."""
+    pages = [[0] * VALUES for _ in range(2)]
+    pages[1][Field.PLACES] = place
+    decision = Deciding(pages, LARGEST_ID, 5).decide(Kind.FINAL, 1)
+    assert (decision.kind, decision.slot) == (Kind.FINAL, 1)
+    assert all(Decision.unpacked(page[Field.DECISION]) == decision for page in pages)
+    assert decision.packed() < 1 << 63
 
 
 def test_waiting_at_the_end_shows_on_the_page() -> None:

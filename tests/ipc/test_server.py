@@ -25,7 +25,7 @@ from orchestrator.ipc.server import (
     make_socket_directory,
     remove_stale_sockets,
 )
-from tests.support import DEADLINE_SECONDS, NOBODY, in_child
+from tests.support import DEADLINE_SECONDS, NOBODY, in_child, swapped_in
 
 
 class Supervisor:
@@ -266,6 +266,49 @@ def test_other_users_cannot_send_messages() -> None:
         return answers
 
     assert talk(scenario) == [b"kept out", b"dropped"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o277])
+def test_socket_is_private_from_the_beginning(tmp_path: Path, umask: int) -> None:
+    """Whatever the umask is, only this user may connect."""
+
+    async def scenario() -> int:
+        before = os.umask(umask)
+        server = MessageServer(_ignore, Path(directory))
+        os.umask(before)
+        try:
+            return stat.S_IMODE(os.stat(server.path).st_mode)
+        finally:
+            server.close()
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        assert asyncio.run(scenario()) == 0o600 & ~umask
+
+
+def test_link_in_the_place_of_the_socket_changes_no_other_file() -> None:
+    """Who may write to the run directory cannot have another file made private."""
+
+    async def scenario(directory: Path) -> None:
+        for _ in range(10):
+            with contextlib.suppress(OSError):  # as when the socket is gone at once
+                MessageServer(_ignore, directory).close()
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        directory, precious = Path(name, "run"), Path(name, "precious")
+        directory.mkdir()
+        precious.touch(mode=0o644)
+
+        def swap(new: Path) -> None:
+            new.unlink()
+            new.symlink_to(precious)
+
+        with swapped_in(directory, swap) as slow:
+            asyncio.run(scenario(slow))
+        assert stat.S_IMODE(precious.stat().st_mode) == 0o644
+
+
+async def _ignore(peer: Peer, message: Message) -> None:
+    """Handle no message."""
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.rundir import history_index
 from orchestrator.rundir.history import digest_of
 from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
-from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.journal import MAXIMUM_EVENT_BYTES, Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget, TotalLimits
 from tests.rundir.support import history_of
@@ -191,6 +191,32 @@ def test_history_of_endless_failures_is_bounded() -> None:
     assert budget.spent > 5
     assert budget.furthest.step == 7
     assert history.times_ended_like(failure) == 100_000
+
+
+def test_history_of_a_hostile_journal_is_bounded(run: RunDir) -> None:
+    """What another program puts into events, in a small space or a large one, is not kept."""
+    much = json.dumps(
+        {"stack": [[]] * 20_000, "problem": "x" * 50_000, "fingerprint": "y" * 50_000}
+    )
+    with run.journal_file.open("w") as file:
+        for number in range(40):
+            for name in ("attempt_started", "checkpoint_quarantined", "gave_up", "attempt_exited"):
+                file.write(f'{{"event": "{name}", "demoted": [[]], "step": {number}, {much[1:]}\n')
+        file.write(f'{{"event": "restart_scheduled", "x": [{"[]," * MAXIMUM_EVENT_BYTES}[]]}}\n')
+    history = read_history(run)
+    assert (history.restarts, history.damaged) == (0, 1)
+    assert history.since_progress[-1]["step"] == 39
+    assert len(json.dumps([history.since_progress, history.ends])) < 200_000
+
+
+def test_names_of_published_checkpoints_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many names the newest are kept."""
+    monkeypatch.setattr("orchestrator.rundir.history.MOST_PUBLISHED", 10)
+    published = {"event": "checkpoint_published", "seconds": 1.0}
+    names = [f"step-{number:012d}" for number in range(1000)]
+    history = history_of([published | {"path": f"run/{name}"} for name in names])
+    assert 10 <= len(history.published) <= 20
+    assert list(history.published) == names[-len(history.published) :]
 
 
 def test_read_only_directory_costs_only_time(run: RunDir) -> None:

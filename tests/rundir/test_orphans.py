@@ -19,7 +19,7 @@ from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system import process_tree
-from tests.support import wait_until
+from tests.support import NOBODY, wait_until
 
 # Takes a lock and leaves it to a child, as daemons do: the process that has taken it is dead.
 DAEMON = """
@@ -42,11 +42,11 @@ class ReplacingEnding(OrphanEnding):
     elsewhere: Path
     held: int
 
-    def end(self, owner: int, lock_file: Any) -> None:
+    def end(self, owner: int, lock_file: Any, **certainty: bool) -> None:
         self.lock.rename(self.lock.with_name("before"))
         self.lock.symlink_to(self.elsewhere)
         os.close(self.held)
-        super().end(owner, lock_file)
+        super().end(owner, lock_file, **certainty)
 
 
 @pytest.fixture
@@ -76,16 +76,38 @@ def test_start_ends_no_process_of_another_lock(tmp_path: Path, daemon: tuple[int
     assert not process_tree.has_ended(pid)
 
 
-def test_start_ends_what_holds_its_own_lock(tmp_path: Path) -> None:
-    """What has inherited the lock from a dead process is ended, as the note says."""
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("owner", "mode", "is_ended"),
+    [(0, 0o600, True), (0, 0o660, False), (0, 0o604, True), (NOBODY, 0o600, False)],
+    ids=["private", "group", "readable", "another user's"],
+)
+@pytest.mark.parametrize("by_supervisor", [True, False])
+def test_start_ends_what_holds_its_own_lock(
+    tmp_path: Path, owner: int, mode: int, is_ended: bool, by_supervisor: bool
+) -> None:
+    """What has inherited the lock from a dead process is ended, as the note says.
+
+    Where another user may have passed the lock to it, it must be a supervisor's too.
+    """
     run = RunDir(tmp_path / "run")
     run.create()
+    run.lock_file.touch()
+    os.chown(run.lock_file, owner, owner)
+    run.lock_file.chmod(mode)
     words = [sys.executable, "-c", DAEMON, str(run.lock_file)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as taker:
+    variables = {"ORCHESTRATOR_RUN_DIR": str(run.root)} if by_supervisor else {}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, **variables}) as taker:
         assert taker.stdout is not None
         pid = int(taker.stdout.readline())
         taker.wait()
     run.lock_file.write_text(json.dumps({"pid": taker.pid, "host": socket.gethostname()}))
-    RunLock(run, OrphanEnding(5.0, signal.SIGTERM)).close()
-
+    ending = OrphanEnding(5.0, signal.SIGTERM)
+    if is_ended or by_supervisor:
+        RunLock(run, ending).close()
+        wait_until(lambda: process_tree.has_ended(pid), "the end of the daemon")
+        return
+    ending.end(taker.pid, os.stat(run.lock_file))
+    assert not process_tree.has_ended(pid)
+    ending.end(taker.pid, os.stat(run.lock_file), owner_is_certain=True)
     wait_until(lambda: process_tree.has_ended(pid), "the end of the daemon")

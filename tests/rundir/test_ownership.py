@@ -9,9 +9,9 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.lock import RunLock, lock_owner
-from orchestrator.rundir.ownership import others_who_may_write
+from orchestrator.rundir.ownership import others_who_may_write, owner_of_new_files
 from orchestrator.rundir.paths import RunDir
-from tests.support import NOBODY, in_child
+from tests.support import NOBODY, in_child, swapped_in
 
 OTHER_GROUP = 54321
 
@@ -108,3 +108,17 @@ def test_lock_that_may_not_be_read_is_seen_to_be_held(public_directory: Path) ->
     lock.close()
     seen.append(False)
     in_child(look)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_owner_of_new_files_is_not_another_users_word(tmp_path: Path) -> None:
+    """Who may write to the directory cannot show a file of another owner in the new one's place."""
+    (tmp_path / "shared").mkdir()
+
+    def swap(new: Path) -> None:
+        new.rename(tmp_path / "old")
+        new.mkdir()
+        os.chown(new, NOBODY, NOBODY)
+
+    with swapped_in(tmp_path / "shared", swap) as shared:
+        assert {owner_of_new_files(shared) for _ in range(10)} == {os.geteuid()}

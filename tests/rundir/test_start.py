@@ -202,6 +202,13 @@ def test_pattern_tells_unusual_arguments_apart() -> None:
     assert all(len(name.parts) == 1 and len(str(name)) < 120 for name in names)
 
 
+@pytest.mark.parametrize("arguments", [[".."], ["."], ["..."], ["-.."], ["/.."], ["../.."]])
+def test_no_argument_leads_to_another_directory(arguments: list[str]) -> None:
+    """Whatever the arguments are, the directory is one in runs/."""
+    path = expand(Path("runs/{args}"), "train", arguments)
+    assert os.path.dirname(os.path.normpath(path)) == "runs"
+
+
 def test_unknown_name_in_a_pattern_is_refused() -> None:
     """A misspelt name in braces is named, with the ones that exist."""
     with pytest.raises(ConfigError, match=r"\{arg\} is not known; write \{name\}.*\{args\}"):
@@ -336,3 +343,17 @@ def test_damaged_program_in_run_json_is_treated_as_not_known(tmp_path: Path) -> 
     for path in (5, "/" + "a" * 5000, "a\0b"):
         run.run_file.write_text(json.dumps({**content, "program": {"path": path}}))
         assert RunIdentity.open(run, start.command, start=start).run_id == "abc"
+    module = Start.of_command(["python", "-m", "mine"])
+    run.run_file.write_text(json.dumps({**content, "program": {"entry": "-m other"}}))
+    with pytest.raises(ConfigError, match="the run of -m other"):
+        RunIdentity.open(run, module.command, start=module)
+
+
+@pytest.mark.parametrize("run_id", ["", "a" * 129, "../up", "a/b", "a b", "\x1b[2J", "-x", 7, None])
+def test_id_that_no_tracker_could_use_is_refused(tmp_path: Path, run_id: object) -> None:
+    """The id of a run gets into the environment of its script, and into paths there."""
+    run = RunDir(tmp_path)
+    content = {"format_version": 1, "run_id": run_id, "command": [], "created": "", "script": None}
+    run.run_file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="it is damaged"):
+        RunIdentity.open(run, ["python"])

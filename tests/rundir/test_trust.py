@@ -113,6 +113,10 @@ def test_group_that_shares_a_run_is_no_stranger(run: RunDir) -> None:
         refuse_foreign(run, trusted=False)
     run.root.chmod(0o2775)
     refuse_foreign(run, trusted=False)
+    run.root.chmod(0o2777)  # a new file of anybody gets the group
+    with pytest.raises(ConfigError):
+        refuse_foreign(run, trusted=False)
+    run.root.chmod(0o2775)
     give(run.run_file, NOBODY, OTHER)
     with pytest.raises(ConfigError, match="run.json there belongs to nobody"):
         refuse_foreign(run, trusted=False)

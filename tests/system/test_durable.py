@@ -168,3 +168,22 @@ def test_no_operation_below_a_directory_follows_a_link(tmp_path: Path) -> None:
     remove_tree(attempts / "kept", below=run)
     assert sorted(os.listdir(elsewhere)) == [".exit.json.01234567", "kept"]
     assert sorted(os.listdir(run)) == ["attempts", "file"]
+
+
+@pytest.mark.parametrize("place", [".", "deeper", "deeper/still"])
+def test_tree_with_pipes_and_links_is_removed_at_once(tmp_path: Path, place: str) -> None:
+    """A FIFO is not waited for, nor a link followed, in the place of a directory or inside it."""
+    tree, elsewhere = tmp_path / "run/.trash", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (tree / place).mkdir(parents=True)
+    for name in ("file", "other"):
+        (tree / place / name).touch()
+    os.mkfifo(tree / place / "pipe")
+    (tree / place / "link").symlink_to(elsewhere)
+    os.mkfifo(tmp_path / "run/.writing")
+    (tmp_path / "run/.link").symlink_to(elsewhere)
+    for name in (".trash", ".writing", ".link", "missing"):
+        remove_tree(tmp_path / "run" / name, below=tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == []
+    assert os.listdir(elsewhere) == ["kept"]

@@ -1,6 +1,7 @@
 """Available memory under control groups of both versions."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from orchestrator.system.memory import (
     available_bytes,
     limit_bytes,
+    memory_limited,
     process_tree_bytes,
 )
 from tests.system.support import make_group, set_groups
@@ -95,3 +97,25 @@ def test_memory_of_a_tree_includes_its_descendants() -> None:
     assert process_tree_bytes(os.getpid()) - before > 64 * MIB
     child.communicate(b"\n")
     assert process_tree_bytes(child.pid) == 0
+
+
+def test_memory_is_limited_inside_the_block_only() -> None:
+    """An allocation beyond the limit fails; one within it does not, nor any after the block."""
+    with memory_limited(64 * MIB):
+        bytearray(16 * MIB)
+        with pytest.raises(MemoryError):
+            bytearray(128 * MIB)
+    bytearray(128 * MIB)
+
+
+def test_limit_of_the_user_is_not_raised() -> None:
+    """A limit that was there before stays, inside the block and after it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    own = psutil.Process().memory_info().vms + 200 * MIB
+    resource.setrlimit(resource.RLIMIT_AS, (own, before[1]))
+    try:
+        with memory_limited(1 << 40):
+            assert resource.getrlimit(resource.RLIMIT_AS)[0] == own
+        assert resource.getrlimit(resource.RLIMIT_AS)[0] == own
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.system.json_input import parse_json, parse_object
+from orchestrator.system.json_input import MOST_PARTS, parse_json, parse_object
 from orchestrator.system.recorded_command import recorded
 from orchestrator.system.text import shown, shown_line, storable
 
@@ -97,3 +97,12 @@ def test_secrets_in_arguments_are_masked(words: list[str], shown_words: list[str
 def test_other_arguments_are_recorded_as_they_are(words: list[str]) -> None:
     """Names of models and vocabularies that only resemble secrets are kept."""
     assert recorded(words) == words
+
+
+@pytest.mark.parametrize("text", ["[0, 0, 0]", '{"a": 0, "b": 0, "c": 0}', "[[[]]]", '["", "", {}'])
+def test_json_of_very_many_parts_is_refused(text: str) -> None:
+    """A text whose value would take a hundred times its room is not made into one."""
+    with pytest.raises(ValueError, match="too many parts"):
+        parse_json(text, most_parts=2)
+    with pytest.raises(ValueError, match="too many parts"):
+        parse_object(b'{"a": [' + b"[]," * MOST_PARTS + b"[]]}")

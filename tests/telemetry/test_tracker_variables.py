@@ -35,7 +35,14 @@ def test_mlflow_resumes_only_a_recorded_run(tmp_path: Path) -> None:
     assert mlflow_variables(run, {"MLFLOW_RUN_ID": "mine"}) == {}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"{}", b'{"mlflow_run_id": 7}', b'{"mlflow_run_id": "../../x"}'),
+        *(b'{"mlflow_run_id": "a\\u001b[2J"}', b'{"mlflow_run_id": "%s"}' % (b"a" * 1_000_000)),
+    ],
+    ids=range(8),
+)
 def test_damaged_record_is_ignored(tmp_path: Path, content: bytes) -> None:
     """A damaged record sets no variable, so that MLflow starts a new run."""
     run = RunDir(tmp_path)

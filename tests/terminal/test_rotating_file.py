@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.attach import Tail
+from orchestrator.cli.attach import LONGEST_LINE_BYTES, Tail
 from orchestrator.supervisor.attempt.output import Output, OutputTarget
 from orchestrator.supervisor.recovery.output_tail import end_of
 from orchestrator.terminal.lossy_writer import LossyWriter
@@ -60,6 +60,7 @@ def test_link_in_place_of_the_log_is_refused(tmp_path: Path) -> None:
             RotatingFile(path, LIMIT, real_parents=real_parents).write(line(2))
         with pytest.raises(OSError, match="link"):
             read_end(path, 10, real_parents=real_parents)
+        assert Tail(path, real_parents).last_lines(10) == Tail(path, real_parents).read() == b""
     assert (other / "output.log").read_bytes() == line(1)
     assert os.listdir(other) == ["output.log"]
 
@@ -90,6 +91,17 @@ def test_what_was_appended_is_read_over_a_rotation(path: Path, before: int) -> N
         file.write(line(number))
     file.close()
     assert read_since(path, size) == b"".join(map(line, range(before, before + 60)))
+
+
+def test_no_more_is_read_than_people_read(path: Path) -> None:
+    """A log that another program has stretched is read to a limit, a line of it too."""
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert len(read_since(path, 0)) < 1 << 25
+    tail = Tail(path)
+    for _ in range(5):
+        assert tail.lines() == []
+    assert len(tail._rest) == LONGEST_LINE_BYTES
 
 
 def test_attach_follows_a_log_over_its_rotation(path: Path) -> None:

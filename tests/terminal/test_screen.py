@@ -28,6 +28,13 @@ Scenario = Callable[[Screen], None]
 
 def display_after(scenario: Scenario, lines_before: int = 0, term: str = "xterm") -> list[str]:
     """Return the lines that the terminal shows in the end, without empty lines at the bottom."""
+    terminal = pyte.Screen(COLUMNS, LINES)
+    pyte.ByteStream(terminal).feed(output_of(scenario, lines_before, term))
+    return "\n".join(line.rstrip() for line in terminal.display).rstrip().split("\n")
+
+
+def output_of(scenario: Scenario, lines_before: int = 0, term: str = "xterm") -> bytes:
+    """Return what is written to the terminal."""
     pid, master = pty.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
@@ -46,9 +53,7 @@ def display_after(scenario: Scenario, lines_before: int = 0, term: str = "xterm"
             data += piece
     os.close(master)
     assert os.waitpid(pid, 0)[1] == 0, data
-    terminal = pyte.Screen(COLUMNS, LINES)
-    pyte.ByteStream(terminal).feed(data)
-    return "\n".join(line.rstrip() for line in terminal.display).rstrip().split("\n")
+    return data
 
 
 def write(screen: Screen, text: str) -> None:
@@ -225,3 +230,28 @@ def test_dumb_terminal_gets_plain_lines() -> None:
         write(screen, "bar 20%")
 
     assert display_after(scenario, term="dumb") == ["bar 10%", "message", "bar 20%"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[" + "1" * 5000 + "A",
+        "\x1b[900000000000A",
+        "\x1b[999999A" * 5000,
+        "\x1b[" + "1;" * 100_000,
+        "\x1b[999999A\x1b[999999B" * 1000,
+    ],
+    ids=["digits", "far", "often", "without end", "up and down"],
+)
+def test_senseless_movements_of_the_cursor_do_no_harm(text: str) -> None:
+    """Whatever a script prints, messages come through, with no more lines than a terminal has."""
+
+    def scenario(screen: Screen) -> None:
+        write(screen, text)
+        print_message(screen, "a message")
+        set_footer(screen, "a footer")
+        write(screen, "\x1b[0m\n")
+
+    output = output_of(scenario)
+    assert b"a message" in output
+    assert len(output) < len(text) + 2000

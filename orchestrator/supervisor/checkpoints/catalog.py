@@ -8,7 +8,11 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.checkpoint import (
+    Checkpoint,
+    is_checkpoint_name,
+    read_checkpoint,
+)
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
@@ -81,6 +85,8 @@ class CheckpointCatalog:
 
         ``seconds`` is how long publishing it took.
         """
+        if not is_checkpoint_name(name):  # a trainer says so, and may name another directory
+            return None
         try:
             checkpoint = read_checkpoint(self._store.run.checkpoints / name)
         except (CheckpointInvalidError, UnreadableError, ValueError):

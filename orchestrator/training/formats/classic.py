@@ -5,7 +5,10 @@ The classic form is what scripts commonly pass to ``torch.save``: a dict with ``
 """
 
 import operator
+import os
+import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 
 from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP
 from orchestrator.errors import ConfigError
+from orchestrator.system.memory import memory_limited
 from orchestrator.training.formats.safetensors import is_safetensors, read_safetensors
 from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.restore import first_line, load
@@ -20,8 +24,12 @@ from orchestrator.training.state.restore import first_line, load
 LONGEST_SHOWN = 100
 DEEPEST = 100
 MOST_PARTS = 10_000_000
-# A view may repeat its data (stride 0), and is written out in full.
-LARGEST_VIEW_BYTES = 1 << 30
+# A view may repeat its data (stride 0), and is looked at in full. Many names may share one tensor.
+LARGEST_VIEWS_BYTES = 1 << 30
+MOST_SHARED = 100
+# A file is mapped or read, its tensors are copied, and a pickle has Python's objects.
+MEMORY_FOR_FILE = 3
+MEMORY_BYTES = 2 << 30
 _END = object()
 _MOST = {"epoch": MAXIMUM_EPOCH, "step": MAXIMUM_STEP}
 
@@ -38,15 +46,22 @@ def read_foreign(source: Path, name: str, counts: Mapping[str, int]) -> dict[str
     """Read a file in the classic form, or one of weights alone (torch.save or safetensors).
 
     Weights alone become the state of the object ``name`` at epoch 0. ``counts`` replaces the
-    file's ``epoch`` and ``step``. Raises ConfigError.
+    file's ``epoch`` and ``step``. Whatever the file says, reading it takes no more memory than
+    suits its size. Raises ConfigError.
     """
-    if is_safetensors(source):
-        content: Mapping[str, Any] = read_safetensors(source)
-    else:
-        content = _loaded(source)
+    with memory_for(source):
+        content: Mapping[str, Any] = (
+            read_safetensors(source) if is_safetensors(source) else _loaded(source)
+        )
     if is_state_dict(content):
         content = {name + SUFFIX: content, "epoch": 0}
     return _checked({**content, **counts}, source)
+
+
+def memory_for(file: Path) -> AbstractContextManager[None]:
+    """Limit the memory that reading the file may take, in a process that does nothing else."""
+    size = file.stat().st_size if os.path.isfile(file) else 0
+    return memory_limited(MEMORY_FOR_FILE * size + MEMORY_BYTES)
 
 
 def is_state_dict(value: Any) -> bool:
@@ -62,19 +77,34 @@ def is_state_dict(value: Any) -> bool:
 
 
 def _loaded(source: Path) -> dict[str, Any]:
-    if not source.exists():
+    if not os.path.exists(source):
         raise ConfigError(f"cannot start from {source}: there is no such file")
+    # torch would wait for the writer of a pipe.
+    if not (os.path.isfile(source) or os.path.isdir(source)):
+        raise ConfigError(f"cannot start from {source}: it is not a regular file")
     try:
+        _refuse_compressed(source)
         content = load(source)
         refuse_hostile(content)
         return content
     except Exception as error:
         # The rest of torch's message says how to load the file unsafely.
         problem = first_line(error).partition(". ")[0]
+        if isinstance(error, MemoryError):
+            problem = "it asks for far more memory than its size"
         raise ConfigError(
             f"cannot start from {source}: {problem}; give a file that torch.load reads with its "
             "safe default"
         ) from error
+
+
+def _refuse_compressed(source: Path) -> None:
+    """Refuse an archive that torch.save has not made. Raises ValueError, OSError."""
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            kinds = {member.compress_type for member in archive.infolist()}
+        if kinds - {zipfile.ZIP_STORED}:
+            raise ValueError("it is compressed, which torch.save does not do")
 
 
 def refuse_hostile(content: Any) -> None:
@@ -82,7 +112,8 @@ def refuse_hostile(content: Any) -> None:
 
     Raises ValueError.
     """
-    parts = 0
+    parts = views = stored = 0
+    storages = set[int]()
     levels: list[Iterator[Any]] = [iter((content,))]
     while levels:
         if (value := next(levels[-1], _END)) is _END:
@@ -97,9 +128,13 @@ def refuse_hostile(content: Any) -> None:
         elif isinstance(value, list | tuple | set | frozenset):
             levels.append(iter(value))
         elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
-            size = value.numel() * value.element_size()
-            if size > max(LARGEST_VIEW_BYTES, value.untyped_storage().nbytes()):
-                raise ValueError(f"a tensor of it spreads its data over {size} bytes")
+            storage = value.untyped_storage()
+            if storage._cdata not in storages:
+                storages.add(storage._cdata)
+                stored += storage.nbytes()
+            views += value.numel() * value.element_size()
+            if views > LARGEST_VIEWS_BYTES + MOST_SHARED * stored:
+                raise ValueError(f"its tensors spread their data over {views} bytes")
 
 
 def _checked(content: dict[str, Any], source: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import Disk, atomic_replacement
+from orchestrator.training.formats.classic import memory_for, refuse_hostile
 from orchestrator.training.formats.safetensors import write_safetensors
 from orchestrator.training.state.progress import RESERVED, SUFFIX
 from orchestrator.training.state.restore import first_line, load
@@ -53,7 +54,10 @@ def export_classic(checkpoint: Checkpoint, target: Path, *, replace: bool) -> No
 def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
     file = checkpoint.state_file
     try:
-        return load(file, mmap=True)
+        with memory_for(file):
+            content = load(file, mmap=True)
+            refuse_hostile(content)
+        return content
     except Exception as error:
         raise ConfigError(
             f"cannot read {file}: {first_line(error)}; the file is intact: read it with the same "

@@ -1,6 +1,7 @@
 """Reading and writing of safetensors files: tensors by name, and text in the header."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import ConfigError
+from orchestrator.system.regular_files import open_regular
 from orchestrator.training.state.restore import first_line
 
 # A file starts with the length of its header, which is a JSON object.
@@ -19,7 +21,7 @@ _LONGEST_HEADER = 100_000_000
 def is_safetensors(path: Path) -> bool:
     """Return whether a file begins like one of this format, whatever its name is."""
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path, os.O_RDONLY, follow_link=True), "rb") as file:
             beginning = file.read(_LENGTH_BYTES + 1)
     except OSError:
         return False

@@ -58,7 +58,7 @@ def _record(error: BaseException | None, thread: threading.Thread | None = None)
         run, rank = RunDir(Path(os.environ[RUN_DIR_VARIABLE])), World.of(os.environ).rank
         file = run.attempt(attempt).rank(rank).error_file
         description = describe(error)
-        if description is None or file.exists():
+        if description is None or os.path.exists(file):
             return None  # the first is the cause; those of other threads and processes follow it
         if thread is not None:
             description["thread"] = thread.name

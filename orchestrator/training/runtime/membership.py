@@ -82,7 +82,7 @@ class RunMembership:
 
         After weeks of training, a disk that is full at that moment is worth a wait of some minutes.
         """
-        if steps_at_start == progress.step and self._done_file.exists():
+        if steps_at_start == progress.step and os.path.exists(self._done_file):
             print_message(self._complete_already(progress.step))
             done, start = self.backend.facts.run_dir.read_done(), self.backend.facts.store.start
             if done is not None and (start is None or not has_other_arguments(done, start)):

@@ -127,7 +127,7 @@ class Standalone:
 
     def _hint_at_new_directory(self, given: Path | None) -> None:
         is_relative = given is None or not given.is_absolute()
-        if is_relative and has_changed_directory() and not self._run_dir.run_file.exists():
+        if is_relative and has_changed_directory() and not os.path.exists(self._run_dir.run_file):
             print_message(
                 f"the script has changed its working directory, and a new run begins in "
                 f"{self._run_dir.root}; if that directory is a new one for each start, as with "
@@ -138,7 +138,7 @@ class Standalone:
     def _refuse_second_training(self) -> None:
         # It would begin at the end of the first, whatever its model: another fold, say, would be
         # complete at once. Where the script has deleted the run, this is a new one.
-        if self._resolved_path in _trained and self._run_dir.run_file.exists():
+        if self._resolved_path in _trained and os.path.exists(self._run_dir.run_file):
             raise ConfigError(
                 f"cannot train a second time in {self._run_dir.root}: a run is one training, and "
                 "this process has trained there already; give each training a run of its own, such "

@@ -49,6 +49,16 @@ def test_checkpoint_with_the_name_of_a_deleted_one_is_journalled_again(tmp_path:
     assert [event["step"] for event in events] == [10, 20, 20]
 
 
+@pytest.mark.parametrize("name", ["{}", "../../other/checkpoints/{}", "/{}", "./{}", "x/../{}"])
+def test_name_that_a_trainer_tells_is_one_of_the_run(tmp_path: Path, name: str) -> None:
+    """A checkpoint of another run is not taken for this one's, whatever a message says."""
+    other = new_store(tmp_path / "other", [90]).all()[-1]
+    catalog = catalog_of(new_store(tmp_path / "own", [10]))
+    for told in (name.format(other.name), str(other.path)):
+        assert catalog.record_published(told) is None
+    assert catalog.newest is None
+
+
 def test_checkpoint_that_could_not_be_moved_is_not_journalled_as_quarantined(
     tmp_path: Path,
 ) -> None:

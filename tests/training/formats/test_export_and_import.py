@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,25 @@ def damaged_safetensors(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
 
 
+ONE = torch.zeros(1)
+
+
+class Large:
+    """What a few bytes of a file make large when they are loaded."""
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return bytearray, (3 << 30,)
+
+
+def compressed(path: Path) -> None:
+    torch.save({"epoch": 1, "m_state_dict": {"w": torch.zeros(10**6)}}, path)
+    with zipfile.ZipFile(path) as old:
+        members = {member: old.read(member) for member in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for member, content in members.items():
+            new.writestr(member, content)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -399,8 +419,18 @@ def damaged_safetensors(path: Path) -> None:
         ),
         (
             lambda path: torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, path),
-            "a tensor of it spreads its data over 4000000000000 bytes",
+            "its tensors spread their data over 4000000000000 bytes",
         ),
+        (
+            lambda path: torch.save({f"w{i}": ONE.expand(10**8) for i in range(20)}, path),
+            "its tensors spread their data over 1200000000 bytes",
+        ),
+        (
+            lambda path: torch.save({"epoch": 1, "m_state_dict": {"w": Large()}}, path),
+            "it asks for far more memory than its size",
+        ),
+        (os.mkfifo, "is not a regular file"),
+        (compressed, "it is compressed"),
         (lambda path: torch.save({"epoch": 1, "m_state_dict": nested(200)}, path), "too deeply"),
         (
             lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),

@@ -1,0 +1,80 @@
+"""Checks what a supervisor says of its run, before it is shown: root asks those of other users."""
+
+import math
+from typing import Any, TypeGuard
+
+# Of each key: the type of its value, and what stands for an absent one.
+Shape = dict[str, tuple[type, Any]]
+
+_COUNT: tuple[type, Any] = (int, None)
+_SECONDS: tuple[type, Any] = (float, None)
+_TEXT: tuple[type, Any] = (str, None)
+LARGEST_NUMBER = 1e15
+
+_STATUS: Shape = {
+    **dict.fromkeys(("run_id", "state", "run_dir"), (str, "")),
+    **dict.fromkeys(("supervisor_pid", "trainer_pid", "spare_pid"), _COUNT),
+    **dict.fromkeys(("attempt", "epoch", "step"), _COUNT),
+    "restarts": (int, 0),
+    **dict.fromkeys(("phase", "problem"), _TEXT),
+    **dict.fromkeys(("silent_seconds", "hang_budget_seconds"), _SECONDS),
+    **dict.fromkeys(("lose_at_most_seconds", "machine_loses_at_most_seconds"), _SECONDS),
+}
+_PARTS: dict[str, Shape] = {
+    "spare": {"state": (str, ""), "reason": _TEXT, "bytes": _COUNT},
+    "newest_checkpoint": {"path": (str, ""), "step": (int, 0), "age_seconds": (float, 0.0)},
+    "newest_snapshot": {"step": (int, 0), "age_seconds": (float, 0.0)},
+    "snapshots": {
+        **dict.fromkeys(("interval_seconds", "stall_seconds", "write_seconds"), _SECONDS),
+        "bytes": _COUNT,
+    },
+    "failure": {
+        **dict.fromkeys(("status", "attempt", "step"), _COUNT),
+        "times": (int, 0),
+        **dict.fromkeys(("cause", "reason", "kind", "output", "last_line"), _TEXT),
+    },
+}
+_RANK: Shape = {**dict.fromkeys(("rank", "pid", "step"), (int, 0)), "state": (str, "")}
+
+
+def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a supervisor's status with every key that this version knows.
+
+    A supervisor of another version may lack some. Raises ValueError for a value of a wrong type.
+    """
+    status = reply | _checked(reply, _STATUS)
+    for key, shape in _PARTS.items():
+        part = reply.get(key)
+        if not isinstance(part, dict | None):
+            raise ValueError(f"its {key} has the wrong type")
+        status[key] = None if part is None else part | _checked(part, shape)
+    ranks = reply.get("ranks") or []
+    if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
+        raise ValueError("its ranks have the wrong type")
+    status["ranks"] = [rank | _checked(rank, _RANK) for rank in ranks] or None
+    metrics = reply.get("metrics") or {}
+    if not isinstance(metrics, dict) or not all(map(_is_metric, metrics.values())):
+        raise ValueError("its metrics have the wrong type")
+    return status | {"metrics": metrics}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number that a message may show or a command may wait for."""
+    return type(value) in (int, float) and abs(value) < LARGEST_NUMBER  # type: ignore[arg-type]
+
+
+def _checked(content: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    checked = {}
+    for key, (kind, absent) in shape.items():
+        value = content.get(key)
+        is_right = isinstance(value, str) if kind is str else is_number(value)
+        if value is not None and (not is_right or (kind is int and type(value) is not int)):
+            raise ValueError(f"its {key} has the wrong type")
+        checked[key] = absent if value is None else value
+    return checked
+
+
+def _is_metric(value: object) -> bool:
+    if isinstance(value, str):  # JSON has no other form for these
+        return value in ("nan", "inf", "-inf")
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""The answers of a supervisor, which may be another user's: shown only if they can be."""
+
+import json
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.tables import status_table
+from orchestrator.client import seconds_in
+from orchestrator.system.units import LONGEST_SECONDS
+from orchestrator.telemetry import status_reply
+from orchestrator.telemetry.failure import Failure
+from orchestrator.telemetry.status import Status
+from orchestrator.telemetry.status_reply import checked_status
+
+FULL = Status(
+    run_id="0123",
+    state="training",
+    run_dir="runs/a",
+    supervisor_pid=7,
+    trainer_pid=8,
+    spare_pid=9,
+    spare={"state": "ready", "reason": None, "bytes": 5},
+    attempt=2,
+    restarts=1,
+    epoch=3,
+    step=40,
+    phase="step",
+    silent_seconds=0.5,
+    hang_budget_seconds=300,
+    metrics={"loss": 0.5, "other": "nan"},
+    newest_checkpoint={"path": "runs/a/checkpoints/x", "step": 30, "age_seconds": 5.5},
+    newest_snapshot={"step": 39, "age_seconds": 1},
+    snapshots={"interval_seconds": 1.0, "stall_seconds": 0, "bytes": 5, "write_seconds": None},
+    lose_at_most_seconds=1.0,
+    machine_loses_at_most_seconds=5,
+    ranks=[{"rank": 1, "pid": 8, "step": 40, "state": "train"}],
+    problem="the disk is full",
+    failure=asdict(Failure(70, "a bug", None, "exception", 2, 40, 3, "output.log", "last")),
+)
+
+
+def test_status_is_shown_as_the_supervisor_has_it() -> None:
+    """What a supervisor of this version says passes unchanged, whatever is known of the run."""
+    for status in (FULL, Status(run_id="0123", state="starting", run_dir="runs/a")):
+        reply = json.loads(json.dumps(status.to_json()))
+        assert checked_status(reply) == reply
+    known = {*status_reply._STATUS, *status_reply._PARTS, "metrics", "ranks"}
+    assert known == {field.name for field in fields(Status)}
+
+
+@pytest.mark.parametrize("key", [field.name for field in fields(Status)])
+@pytest.mark.parametrize(
+    "value",
+    [None, 0, -1, 1.5, 1e308, 10**4000, float("nan"), True, "", "\x1b[2J", [], [1], {}, {"a": []}],
+    ids=range(14),
+)
+def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
+    """A wrong type, an absent part and a number beyond all bounds give no traceback."""
+    reply = FULL.to_json()
+    replies = [reply | {key: value}, {k: v for k, v in reply.items() if k != key}]
+    replies += [
+        reply | {part: reply[part] | {inner: value}}
+        for part, shape in status_reply._PARTS.items()
+        for inner in shape
+        if part == key
+    ]
+    if key == "ranks":
+        rank = reply[key][0]
+        replies += [reply | {key: [rank, rank | {inner: value}]} for inner in rank]
+    for changed in replies:
+        try:
+            status_table(checked_status(changed))
+        except ValueError as error:
+            assert str(error).startswith("its ")
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(30, 30), (0.5, 0.5), (None, 0), ("30", 0), (-5, 0), (1e300, 0), (1e14, LONGEST_SECONDS)],
+)
+def test_wait_that_an_answer_asks_for_has_an_end(value: object, seconds: float) -> None:
+    """A command waits for as long as a supervisor says, if that is a duration."""
+    assert seconds_in({"grace_seconds": value}, "grace_seconds") == seconds
