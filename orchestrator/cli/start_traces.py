@@ -16,7 +16,7 @@ class StartTraces:
     def __init__(self, run: RunDir) -> None:
         root = run.root.absolute()
         self._run = RunDir(root)
-        self._missing = [path for path in (root, *root.parents) if not path.exists()]
+        self._missing = [path for path in (root, *root.parents) if not os.path.exists(path)]
         self._was_empty = root in self._missing
         with contextlib.suppress(OSError):  # `create` refuses what is no directory
             self._was_empty = self._was_empty or not os.listdir(root)
@@ -52,4 +52,4 @@ class StartTraces:
             return ends == [Kind.NEVER_STARTED]
         # On a full disk the journal lacks events.
         output = self._run.attempt(1).output_file
-        return not output.exists() or not output.stat().st_size
+        return not os.path.exists(output) or not os.path.getsize(output)
