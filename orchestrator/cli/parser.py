@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from orchestrator import __version__
 from orchestrator.chaos.faults import help_text
-from orchestrator.cli import attach, control, run, runs, transfer
+from orchestrator.cli import attach, checkpoint, checkpoints, run, runs, status, stop, transfer
 from orchestrator.cli.slurm_script import slurm_script
 from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import REPEATED, Config
@@ -250,7 +250,7 @@ def _add_commands_to_a_run(groups: Any) -> None:
     showing = _add(
         groups,
         "status",
-        control.status,
+        status.status,
         "Show what a run is doing, what is at risk now, or why it failed.",
     )
     showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
@@ -262,11 +262,12 @@ def _add_commands_to_a_run(groups: Any) -> None:
         "--sort", choices=runs.SORT_KEYS, default="run", help="what to sort by; default: run"
     )
     listing.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
-    stopping = _add(
-        groups, "stop", control.stop, "Save and stop a run, and wait until it has ended."
-    )
+    stopping = _add(groups, "stop", stop.stop, "Save and stop a run, and wait until it has ended.")
     saving = _add(
-        groups, "checkpoint", control.checkpoint, "Save a checkpoint now, without stopping the run."
+        groups,
+        "checkpoint",
+        checkpoint.checkpoint,
+        "Save a checkpoint now, without stopping the run.",
     )
     following = _add(
         groups,
@@ -294,13 +295,18 @@ def _add_checkpoints(groups: Any) -> None:
     )
     actions = kept.add_subparsers(title="commands", required=True, metavar="COMMAND")
     listing = _add(
-        actions, "list", control.list_, "List the checkpoints, with every byte verified."
+        actions, "list", checkpoints.list_, "List the checkpoints, with every byte verified."
     )
     verifying = _add(
-        actions, "verify", control.verify, "Verify all checkpoints; exit with 65 if one is damaged."
+        actions,
+        "verify",
+        checkpoints.verify,
+        "Verify all checkpoints; exit with 65 if one is damaged.",
     )
-    pinning = _add(actions, "pin", control.pin, "Keep a checkpoint, whatever --keep says.")
-    unpinning = _add(actions, "unpin", control.unpin, "Let --keep decide about a checkpoint again.")
+    pinning = _add(actions, "pin", checkpoints.pin, "Keep a checkpoint, whatever --keep says.")
+    unpinning = _add(
+        actions, "unpin", checkpoints.unpin, "Let --keep decide about a checkpoint again."
+    )
     exporting = _add(
         actions,
         "export",

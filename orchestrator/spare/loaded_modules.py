@@ -16,7 +16,7 @@ from orchestrator.ipc.messages import (
     RESUME_VARIABLE,
 )
 from orchestrator.rundir.paths import REAL_PARENTS
-from orchestrator.spare.worker import environment_digest
+from orchestrator.spare.spare_process import environment_digest
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
 

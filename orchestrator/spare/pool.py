@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from orchestrator.spare.forked_process import ProcessHandle
-from orchestrator.spare.process import Modules, SpareProcess
+from orchestrator.spare.spare_handle import Modules, SpareHandle
 from orchestrator.system.memory import available_bytes, private_bytes
 from orchestrator.system.python_command import python_command
 
@@ -59,8 +59,8 @@ class SparePool:
         """Why this supervisor starts no further spare."""
         self._reason = TOO_EARLY
         self._modules_file: Path | None = None
-        self._spare: SpareProcess | None = None
-        self._previous: SpareProcess | None = None
+        self._spare: SpareHandle | None = None
+        self._previous: SpareHandle | None = None
         self._environment: Mapping[str, str] = {}
         self._inherited: tuple[int, ...] = ()
         self._cold_start_seconds: float | None = None
@@ -151,7 +151,7 @@ class SparePool:
             self._reason = NO_MEMORY
             return
         try:
-            self._spare = SpareProcess(
+            self._spare = SpareHandle(
                 self._command, self._environment, self._modules_file, self._inherited
             )
         except OSError as error:
@@ -159,7 +159,7 @@ class SparePool:
             return
         self._start_task(self._serve(self._spare))
 
-    async def _serve(self, spare: SpareProcess) -> None:
+    async def _serve(self, spare: SpareHandle) -> None:
         await spare.handle_messages()
         if spare.is_trainer:
             # Closed only now: the event loop would keep watching a descriptor that is closed under

@@ -10,6 +10,7 @@ import structlog
 
 from orchestrator.adopt.beside import find_beside
 from orchestrator.adopt.pointers import Pointer, repair_pointers
+from orchestrator.adopt.save_scanner import SaveScanner
 from orchestrator.adopt.scan_events import (
     Failed,
     Lacking,
@@ -21,7 +22,6 @@ from orchestrator.adopt.scan_events import (
     SetAside,
     Withdrawn,
 )
-from orchestrator.adopt.scanner import SaveScanner
 from orchestrator.adopt.seal_store import Seal, SealStore
 from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.adopt.write_ledger import WriteLedger
@@ -38,7 +38,7 @@ from orchestrator.system.races import first_of
 from orchestrator.system.threads import ignore_outcome, in_thread
 
 if TYPE_CHECKING:
-    from orchestrator.adopt.file_watcher import ReadWatcher
+    from orchestrator.adopt.directory_watcher import ReadWatcher
 
 # Network filesystems, and what another machine writes on them, give no events: scan this often.
 SCAN_SECONDS = 10.0
@@ -116,7 +116,7 @@ class Adoption:
                 f"{pointer.file} named {pointer.named or 'nothing'}, which is no whole checkpoint: "
                 f"it names {chosen.resume_path.name} now"
             )
-        from orchestrator.adopt.file_watcher import ReadWatcher
+        from orchestrator.adopt.directory_watcher import ReadWatcher
 
         self._reading = ReadWatcher()
         self._reading.start(chosen.script_paths.values())
@@ -172,7 +172,7 @@ class Adoption:
         """Scan after each change, and at intervals, until the attempt is over."""
         everywhere, last_scan, interval = True, 0.0, SCAN_SECONDS
         # watchdog is imported here, so that only adopt mode loads it.
-        from orchestrator.adopt.file_watcher import DirectoryWatcher
+        from orchestrator.adopt.directory_watcher import DirectoryWatcher
 
         with DirectoryWatcher(self._pattern.may_affect_match) as changes:
             while not attempt.over.is_set():

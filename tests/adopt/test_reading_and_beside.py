@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adopt.beside import find_beside
-from orchestrator.adopt.file_watcher import ReadWatcher
+from orchestrator.adopt.directory_watcher import ReadWatcher
 from orchestrator.adopt.ongoing_saves import OngoingSaves
 from orchestrator.adopt.unit_pattern import UnitPattern
 

@@ -108,7 +108,7 @@ def comparable(facts: Path, root: Path) -> dict[str, Any]:
     del content["Threads"]
     # The spare is below the script on the stack.
     content["callers"] = [
-        c for c in content["callers"] if not c.endswith(("worker.py", "<string>"))
+        c for c in content["callers"] if not c.endswith(("spare_process.py", "<string>"))
     ]
     for key in ("environ", "environb"):
         content[key] = {k: v for k, v in content[key].items() if not k.startswith(RUN_VARIABLES)}

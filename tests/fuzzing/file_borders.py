@@ -25,7 +25,7 @@ from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
 from orchestrator.rundir.trust import trusted_users
-from orchestrator.spare.process import Modules
+from orchestrator.spare.spare_handle import Modules
 from orchestrator.supervisor.recovery.diagnosis import ExitFacts, diagnose
 from orchestrator.supervisor.recovery.output_tail import end_of
 from orchestrator.telemetry.status import exit_status_after

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.slurm.support import Controller
+from tests.hosts.slurm.fake_scontrol import Controller
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.slurm.requeue import requeue
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
-from tests.hosts.slurm.support import FAR_SECONDS, Controller, query_of
+from tests.hosts.slurm.fake_scontrol import FAR_SECONDS, Controller, query_of
 
 
 def after_requeue(directory: Path) -> tuple[RunDir, list[dict[str, object]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.hosts.slurm.time_limit import TimeLimitWatch
-from tests.hosts.slurm.support import FAR_SECONDS, Controller, query_of
+from tests.hosts.slurm.fake_scontrol import FAR_SECONDS, Controller, query_of
 from tests.support import wait_until
 
 GRACE_SECONDS = 0.5

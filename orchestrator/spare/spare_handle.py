@@ -16,7 +16,7 @@ from typing import Self
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
 from orchestrator.rundir.paths import REAL_PARENTS
 from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
-from orchestrator.spare import worker
+from orchestrator.spare import spare_process
 from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
 from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.json_input import parse_object
@@ -62,7 +62,7 @@ class Modules:
         )
 
 
-class SpareProcess:
+class SpareHandle:
     """One spare process and the connection to it."""
 
     def __init__(
@@ -91,7 +91,7 @@ class SpareProcess:
         self._connection.setblocking(False)
         with spare_end:
             self.process = subprocess.Popen(
-                worker.command_line(
+                spare_process.command_line(
                     command.python, spare_end.fileno(), modules_file, command.words
                 ),
                 env=dict(environment),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from orchestrator.ipc.messages import send_with_descriptors
-from orchestrator.spare.worker import command_line
+from orchestrator.spare.spare_process import command_line
 from orchestrator.system.priority import BACKGROUND_NICE
 from orchestrator.system.python_command import python_command
 
@@ -166,8 +166,8 @@ def test_script_in_a_spare_sees_what_the_interpreter_shows(
     # The known difference: the frames of the worker are below the script on the stack.
     assert below[: len(above)] == above
     assert [Path(name).name for name in below[len(above) :]] == [
-        "worker.py",
-        "worker.py",
+        "spare_process.py",
+        "spare_process.py",
         "<string>",
     ]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.adopt.save_scanner import SaveScanner
 from orchestrator.adopt.scan_events import LeftAlone, Moment, ScanEvent, Sealed, SetAside, Withdrawn
-from orchestrator.adopt.scanner import SaveScanner
 from orchestrator.adopt.script_files import ScriptFiles
 from orchestrator.adopt.seal_store import SealStore
 from orchestrator.adopt.unit_pattern import UnitPattern

@@ -34,7 +34,7 @@ from orchestrator.system.regular_files import read_regular
 # Neither -m nor a file's path, since both would add a directory to sys.path.
 BOOT_CODE = (
     "import sys; sys.flags.safe_path or sys.path.pop(0); "
-    "from orchestrator.spare.worker import main; main()"
+    "from orchestrator.spare.spare_process import main; main()"
 )
 OOM_SCORE_FILE = Path("/proc/self/oom_score_adj")
 HIGHEST_OOM_SCORE = "1000"
