@@ -9,7 +9,7 @@ import torch
 from orchestrator.adopt.descent import Descent
 from orchestrator.adopt.scan_events import Moment, Renumbered, Sealed, SetAside
 from orchestrator.adopt.write_ledger import WriteLedger
-from tests.adopt.test_scanner import Script, kinds
+from tests.adopt.test_save_scanner import Script, kinds
 
 NOW = 1000
 

@@ -16,7 +16,7 @@ from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.errors import CheckpointInvalidError, NoValidCheckpointError
-from tests.adopt.test_scanner import Script
+from tests.adopt.test_save_scanner import Script
 from tests.support import NOBODY
 
 Change = Callable[[dict[str, Any]], None]
