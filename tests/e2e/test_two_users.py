@@ -159,6 +159,10 @@ def test_stop_signals_no_process_that_another_user_names(place: Path) -> None:
         bystander.kill()
 
 
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_stop_reaches_no_supervisor_of_another_run(place: Path) -> None:
     """A note that names the socket of another run of the victim does not stop that run."""
     assert start(OTHER, place).returncode == 0
@@ -173,17 +177,21 @@ def test_stop_reaches_no_supervisor_of_another_run(place: Path) -> None:
             os.execvp("sleep", ["sleep", "600"])
         note = {"pid": other_run, "host": os.uname().nodename, "socket": str(path)}
         lock.write_text(json.dumps(note))
+        # Until then the other run is a fork of root's, whose files its own user may not see.
+        wait_until(lambda: b"sleep" in command_of(other_run), "the program of the other run")
         with subprocess.Popen(["flock", "-F", lock, "sleep", "600"]) as holder:
-            wait_until(lambda: holder_of(lock) is not None, "the lock")
-            for command in ("stop", "checkpoint"):
-                result = VICTIM.run(command, "run", cwd=place)
-                assert result.returncode == 78, result.stderr
-                assert "not of a process that holds this run" in result.stderr
-            seen = VICTIM.run("status", "--json", "run", cwd=place)
-            assert seen.returncode == 0, seen.stderr
-            holder.kill()
-        os.kill(other_run, signal.SIGKILL)
-        os.waitpid(other_run, 0)
+            try:
+                wait_until(lambda: holder_of(lock) is not None, "the lock")
+                for command in ("stop", "checkpoint"):
+                    result = VICTIM.run(command, "run", cwd=place)
+                    assert result.returncode == 78, result.stderr
+                    assert "not of a process that holds this run" in result.stderr
+                seen = VICTIM.run("status", "--json", "run", cwd=place)
+                assert seen.returncode == 0, seen.stderr
+            finally:
+                holder.kill()
+                os.kill(other_run, signal.SIGKILL)
+                os.waitpid(other_run, 0)
         listener.setblocking(False)
         for _ in range(3):
             with listener.accept()[0] as client:
