@@ -60,7 +60,6 @@ cli-reference: $(VENV)/.dev  ## docs/reference/cli.md, from the parser and the s
 survival: $(VENV)/.dev  ## Over a thousand faults against every example; the table of docs/explanation/reliability.md.
 	$(BIN)/python -m tests.survival
 	$(BIN)/python -m tests.survival.adopted
-	$(BIN)/python -m tests.survival.trainers
 	$(BIN)/python -m tests.survival.supervisors
 
 recording: $(VENV)/.dev  ## docs/assets/demo.svg, from a real `make demo`.

@@ -7,10 +7,11 @@ def main() -> None:
     """Run the command line. A Ctrl-C that nothing else handles ends the process by SIGINT."""
     try:
         # Here, since an interrupt may come while this is still being imported.
-        from orchestrator import breakpoints
+        from orchestrator.breakpoints.install import install
+        from orchestrator.breakpoints.table import SUPERVISOR
         from orchestrator.cli import parser
 
-        breakpoints.install(breakpoints.SUPERVISOR)
+        install(SUPERVISOR)
         parser.main()
     except KeyboardInterrupt:
         end_by_interrupt()

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from orchestrator.breakpoints import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
+from orchestrator.breakpoints.trial_files import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
 from orchestrator.ipc.server import make_socket_directory
 from orchestrator.system.json_input import parse_object
 

@@ -8,8 +8,10 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+from orchestrator.chaos.comparison import Reference, check_undisturbed
 from orchestrator.chaos.display import ProgressDisplay, print_report
 from orchestrator.chaos.experiment_report import Report
 from orchestrator.chaos.faults import (
@@ -19,11 +21,11 @@ from orchestrator.chaos.faults import (
     plan_trials,
     split_by_reach,
 )
-from orchestrator.chaos.history import Divergence
+from orchestrator.chaos.injector import TrialTiming
 from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
-from orchestrator.chaos.reference import Reference, check_undisturbed
 from orchestrator.chaos.result import Injection, TrialResult
-from orchestrator.chaos.trial import Trial, TrialTiming
+from orchestrator.chaos.step_history import Divergence
+from orchestrator.chaos.trial import Trial
 from orchestrator.terminal.printing import print_text
 
 FAILED = 1
@@ -31,6 +33,10 @@ NO_FAULT = "no fault at all"
 # A fault that misses its moment this many times in a row is given up.
 MAX_MISSES = 3
 SAVES_PER_RUN = 20
+OF_FRAMEWORK = (
+    "a framework's run: compared are its steps, the losses of its batches, what it logs over whole "
+    "intervals, and the state in its last checkpoint's files; not which samples a batch has"
+)
 
 
 def chaos(arguments: Namespace) -> int:
@@ -85,7 +91,9 @@ class _Experiment:
             injected = len(self._report.injections)
             missed: list[Fault] = []
             for group in plan_trials(waiting, steps, self._rng):
-                missed += self._judge(self._run_trial(group, steps), reference)
+                # A run that was over before a fault came gets it sooner at the next try.
+                plan = [replace(p, fraction=p.fraction / 2 ** self._misses[p.fault]) for p in group]
+                missed += self._judge(self._run_trial(plan, steps), reference)
                 if any(injection.name == NO_FAULT for injection in self._report.injections):
                     return  # a run that fails without a fault would fail again
             came = {injection.name for injection in self._report.injections[injected:]}
@@ -100,6 +108,8 @@ class _Experiment:
         first = check_undisturbed(self._run_trial([], steps=None))
         second = check_undisturbed(self._run_trial([], first.history.steps))
         reference = Reference.of(first, second)
+        if reference.history.is_of_framework:
+            self._display.print_line(OF_FRAMEWORK)
         for name in reference.volatile:
             self._display.print_line(f"{name} differs from run to run: it is not compared")
         return reference

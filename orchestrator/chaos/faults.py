@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from orchestrator.errors import ConfigError
@@ -39,7 +39,7 @@ TEXTS = {
     Action.BIT_FLIP: "both killed, and one bit of the newest checkpoint changed",
     Action.TORN_PAGE: "both killed, and a page of the newest checkpoint zeroed",
     Action.TRUNCATION: "both killed, and the newest checkpoint cut short",
-    Action.MISSING_FILE: "both killed, and state.pt of the newest checkpoint removed",
+    Action.MISSING_FILE: "both killed, and a file of the newest checkpoint removed",
     Action.DISK_FULL: "ENOSPC for writes to checkpoints, up to ten times",
     Action.IO_ERROR: "EIO once",
 }
@@ -73,7 +73,11 @@ class Moment:
 
 
 _WRITING = ("create", "write", "sync", "publish", "published")
-_SAVE = tuple(f"supervisor:{name}" for name in _WRITING)
+# A framework saves and publishes in the trainer.
+_SAVE = (
+    *(f"supervisor:{name}" for name in _WRITING),
+    *(f"trainer:{name}" for name in ("saving", *_WRITING)),
+)
 STEP = Moment("step", "between a batch and the end of its step", ("trainer:step",))
 SAVE = Moment("save", "while a checkpoint is written and published", _SAVE)
 ROTATION = Moment(
@@ -109,7 +113,7 @@ MOMENTS = (
         provoked_by=Action.SIGKILL,
     ),
     Moment("edge", "between two epochs", ("trainer:edge",)),
-    Moment("evaluation", "in session.poll()", ("trainer:poll",)),
+    Moment("evaluation", "in session.poll(), or in a framework's evaluation", ("trainer:poll",)),
     Moment("snapshot", "while a snapshot is taken", ("trainer:begin", "trainer:commit")),
     SAVE,
     ROTATION,
@@ -194,13 +198,16 @@ def split_by_reach(
 ) -> tuple[list[Fault], list[str]]:
     """Return the faults whose moment a run of this script reaches, and the names of the others.
 
-    ``reached`` holds the breakpoints that an undisturbed run has reached.
+    ``reached`` holds the breakpoints that an undisturbed run has reached. The moments of the faults
+    keep only those, except where only a death brings them about.
     """
-    fitting = [
-        fault
-        for fault in faults
-        if fault.moment.after_death or not {*fault.moment.breakpoints}.isdisjoint(reached)
-    ]
+    fitting = []
+    for fault in faults:
+        breakpoints = tuple(name for name in fault.moment.breakpoints if name in reached)
+        if breakpoints:
+            fitting.append(replace(fault, moment=replace(fault.moment, breakpoints=breakpoints)))
+        elif fault.moment.after_death:
+            fitting.append(fault)
     return fitting, sorted({fault.name for fault in faults} - {fault.name for fault in fitting})
 
 

@@ -30,7 +30,7 @@ def read_content(state_file: Path) -> dict[str, str]:
             member.filename.partition("/")[2]: _Member(file, member.header_offset, member.file_size)
             for member in archive.infolist()
         }
-        return dict(_entries("", _Unpickler(members).load()))
+        return dict(entries("", _Unpickler(members).load()))
 
 
 @dataclass(frozen=True)
@@ -92,30 +92,31 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(kind.name, items, self._members[f"data/{key}"].read())
 
 
-def _entries(path: str, value: Any) -> Iterator[tuple[str, str]]:
+def entries(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of each value in ``value``, which is at ``path``."""
     match value:
         case dict():
             yield path, f"{len(value)} entries"
             for key, entry in value.items():
-                yield from _entries(f"{path}.{key}".removeprefix("."), entry)
+                yield from entries(f"{path}.{key}".removeprefix("."), entry)
         case list() | tuple():
             yield path, f"{len(value)} items"
             for index, entry in enumerate(value):
-                yield from _entries(f"{path}.{index}", entry)
+                yield from entries(f"{path}.{index}", entry)
         case set() | frozenset():
             yield path, str(sorted(map(repr, value)))
         case _Object(name=name, arguments=[_Storage() as storage, offset, size, stride, *_]) if (
             name == _TENSOR
         ):
             data = _bytes_of(storage, offset, tuple(size), tuple(stride))
-            yield path, f"{storage.kind}{list(size)} {_digest(data)}"
+            yield path, f"{storage.kind}{list(size)} {digest(data)}"
         case _Object():
             yield path, value.name
-            yield from _entries(f"{path}.arguments", value.arguments)
+            yield from entries(f"{path}.arguments", value.arguments)
             if value.state is not None:
-                yield from _entries(f"{path}.state", value.state)
+                yield from entries(f"{path}.state", value.state)
         case _Storage():
-            yield path, f"{value.kind} {_digest(value.data)}"
+            yield path, f"{value.kind} {digest(value.data)}"
         case float():
             yield path, value.hex()
         case type():
@@ -135,7 +136,8 @@ def _bytes_of(
     return storage.data[offset * width : (offset + prod(size)) * width]
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Return a text that is equal only for equal bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.chaos.checkpoint_content import content_of
 from orchestrator.chaos.faults import PlannedFault
-from orchestrator.chaos.final_state import read_content
-from orchestrator.chaos.history import History
+from orchestrator.chaos.step_history import History
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import OrchestratorError
@@ -54,7 +54,7 @@ def check_checkpoints(store: Store, damaged: Collection[str]) -> tuple[str | Non
         checkpoints = store.all()
         for checkpoint in checkpoints:
             verify(checkpoint)
-        content = read_content(checkpoints[-1].state_file) if checkpoints else {}
+        content = content_of(checkpoints[-1]) if checkpoints else {}
     except OrchestratorError as error:
         return str(error), {}
     return _quarantine_problem(store, damaged), content

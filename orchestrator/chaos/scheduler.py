@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.breakpoints import VARIABLE
+from orchestrator.breakpoints.trial_files import VARIABLE
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.invitation import INVITATION_VARIABLE
 from orchestrator.ipc.messages import (

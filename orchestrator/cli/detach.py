@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.cli.module_words import MODULE_WORDS
+from orchestrator.cli.start_traces import StartTraces
 from orchestrator.client import file_errors, status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.paths import RunDir
@@ -31,6 +32,7 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
 
     The exit status is 0 when the run goes on, else that of the run.
     """
+    traces = StartTraces(run)
     run.create()
     log_bytes_before = run.log_file.stat().st_size if os.path.exists(run.log_file) else 0
     supervisor = _spawn(run, arguments)
@@ -41,6 +43,7 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
         end_by_interrupt()
     if state is None:
         _print_log(run, log_bytes_before)
+        traces.remove_if_nothing_ran()
         # Whoever has killed it wanted no end of the run: the same command continues it.
         return supervisor.returncode if supervisor.returncode >= 0 else ExitStatus.STOPPED_UNSAVED
     print_text(_how_to_come_back(run, supervisor.pid, state))

@@ -48,8 +48,9 @@ The options of `orchestrator run` can be given too. See docs/how-to/slurm.md."""
 
 CHAOS_HELP = """The script runs twice without faults, and then many times under faults, each time
 in a temporary run directory. The metrics of every step, the final weights, the optimizer state and
-the random streams are compared bit for bit. Files that the script writes to other places are
-written by every one of these runs.
+the random streams are compared bit for bit. Of a Hugging Face Trainer with the callback these are
+the steps, the losses of the batches, what it logs, and the files of the last checkpoint. Files that
+the script writes to other places are written by every one of these runs.
 
 Exit status: 0 if every fault was survived with the exact result; 1 if not, and the failed runs are
 kept.

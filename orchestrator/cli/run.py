@@ -1,4 +1,7 @@
-"""`orchestrator run`: opens the run and supervises a training command in it."""
+"""`orchestrator run`: opens the run and supervises a training command in it.
+
+Its options are the settings of config.py; parser.py adds them to the command line.
+"""
 
 import asyncio
 import faulthandler
@@ -16,6 +19,7 @@ from orchestrator.adopt.script_files import ScriptFiles
 from orchestrator.checkpoint.disposal import OwnFiles
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
+from orchestrator.cli.start_traces import StartTraces
 from orchestrator.config import Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
@@ -63,6 +67,7 @@ def run(arguments: Namespace) -> int:
     faulthandler.enable()
     given = given_descriptors()
     accept_other = arguments.accept_other or os.environ.get(CONTINUE_VARIABLE) == "on"
+    traces = StartTraces(run_dir)
     with lifeline(run_dir, _orphan_ending(config)):
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
@@ -75,6 +80,7 @@ def run(arguments: Namespace) -> int:
             ending = _run(config, store, lock, console, given)
         finally:
             log.close()
+            traces.remove_if_nothing_ran()
     if ending.by_interrupt and ending.status in (
         ExitStatus.STOPPED_SAVED,
         ExitStatus.STOPPED_UNSAVED,

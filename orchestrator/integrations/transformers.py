@@ -21,6 +21,9 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
+from orchestrator.breakpoints.install import install
+from orchestrator.breakpoints.table import TRANSFORMERS
+from orchestrator.breakpoints.trial_files import trial_directory
 from orchestrator.checkpoint.external_files import files_below
 from orchestrator.errors import ConfigError
 from orchestrator.ipc.control_page import Phase
@@ -217,6 +220,9 @@ def _train(
     """
     with refusing():
         _check(trainer.args, trial)
+    if (directory := trial_directory()) is not None:
+        # The runs of `orchestrator chaos` would find each other's checkpoints.
+        trainer.args.output_dir = str(directory / "output")
     _remove_jit_checkpoint(trainer)
     with FrameworkRun.open(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
         start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
@@ -313,3 +319,4 @@ def _train_or_run(trainer: Trainer, *arguments: Any, **options: Any) -> Any:
 
 
 Trainer.train = _train_or_run  # type: ignore[assignment, method-assign]
+install(TRANSFORMERS)

@@ -59,6 +59,12 @@ class RunLock:
                 f"cannot lock {run.lock_file}: {error.strerror}; "
                 "put the run directory on a filesystem that supports flock"
             ) from None
+        if not os.path.lexists(run.lock_file):
+            os.close(self.descriptor)
+            raise ConfigError(
+                f"cannot use the run {run.root}: another start, in which nothing ran, has just "
+                "removed it; run the command again"
+            )
         self.previous_owner = self._owner()
 
     def _owner(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Judges the end of an attempt: diagnoses, decides, sets suspect states aside, and records it."""
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,14 @@ class Judge:
         snapshots: SnapshotWriteQueue,
         facts: RunFacts,
         journal: Journal,
+        command: Sequence[str],
     ) -> None:
         self._budget = budget
         self._catalog = catalog
         self._snapshots = snapshots
         self._run_facts, self._stop = facts, facts.stop
         self._journal = journal
+        self._command = command
         self._log = structlog.get_logger()
 
     async def judge(self, attempt: Attempt) -> Verdict:
@@ -135,6 +138,7 @@ class Judge:
             hang=attempt.hang,
             oom_kills=rank.memory_watch.oom_kills(),
             output=output,
+            command=self._command,
         )
 
     def _lost_steps(self, attempt: Attempt) -> int | None:

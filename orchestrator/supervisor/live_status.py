@@ -1,11 +1,11 @@
 """The status of a running run, for `orchestrator status` and for systemd."""
 
 import os
-import time
 from typing import Any
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.spare.pool import SparePool
+from orchestrator.supervisor.at_risk import kill_loses_seconds, machine_loses_seconds
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
@@ -73,7 +73,10 @@ class LiveStatus:
             status.hang_budget_seconds = silence.timeout_seconds
         if not attempt.over.is_set():
             status.trainer_pid = attempt.main.process.pid
-            self._add_risk(status, attempt)
+            status.lose_at_most_seconds = kill_loses_seconds(status, attempt)
+            status.machine_loses_at_most_seconds = machine_loses_seconds(
+                status, attempt, self._snapshots
+            )
         if len(attempt.ranks) > 1:
             status.ranks = [
                 {
@@ -84,19 +87,6 @@ class LiveStatus:
                 }
                 for rank in attempt.ranks
             ]
-
-    def _add_risk(self, status: Status, attempt: Attempt) -> None:
-        """Add what the death of the trainer costs, and that of the machine with its memory."""
-        trained = time.monotonic() - attempt.started
-        checkpoint, snapshot = status.newest_checkpoint, status.newest_snapshot
-        ages = [each["age_seconds"] for each in (checkpoint, snapshot) if each is not None]
-        status.lose_at_most_seconds = round(min([trained, *ages]), 3)
-        # What the attempt resumed from may be in memory only.
-        resumed = attempt.resume_snapshot
-        on_disk = [checkpoint["age_seconds"]] if checkpoint is not None else []
-        if resumed is None or self._snapshots.is_written(resumed):
-            on_disk.append(trained)
-        status.machine_loses_at_most_seconds = round(min(on_disk), 3) if on_disk else None
 
     def _describe_script(self, status: Status) -> None:
         """Leave out what only a session tells: phases, and a spare for its imports."""

@@ -152,7 +152,9 @@ def paragraph(record: dict[str, Any], saved: str, now: str, output: str) -> list
         lines[0] += f"; {_memory(record)}"
     if advice := ADVICE.get(kind):
         lines.append(advice)
-    return [*lines, f"saved: {saved}", f"now: {now}", f"its whole output: {output}"]
+    lines += [f"saved: {saved}", f"now: {now}"]
+    # Of a command that never started the cause has what there is, and a new run is removed.
+    return lines if kind is Kind.NEVER_STARTED else [*lines, f"its whole output: {output}"]
 
 
 def _others(record: dict[str, Any]) -> list[str]:

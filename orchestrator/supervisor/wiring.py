@@ -124,7 +124,7 @@ def wire(
         adoption = Adoption(
             config.adopt, SealStore(store), facts, catalog, publisher, checkpoint_journal
         )
-    judge = Judge(budget, catalog, snapshots, facts, journal)
+    judge = Judge(budget, catalog, snapshots, facts, journal, command)
     service = ServiceWatchdog(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
     )

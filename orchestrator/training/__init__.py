@@ -2,7 +2,8 @@
 
 import torch
 
-from orchestrator import breakpoints
+from orchestrator.breakpoints.install import install
+from orchestrator.breakpoints.table import TRAINER
 from orchestrator.system.requirements import check_torch
 from orchestrator.training.exits import refusing
 from orchestrator.training.runtime import crash_record
@@ -16,4 +17,4 @@ from orchestrator.training.session import Session  # which an old torch cannot i
 __all__ = ["Session", "TrainingRefused", "TrainingStopped"]
 
 crash_record.install()
-breakpoints.install(breakpoints.TRAINER)
+install(TRAINER)

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.breakpoints import BREAKPOINTS, SUPERVISOR, VARIABLE, Breakpoint, install
+from orchestrator.breakpoints.install import install
+from orchestrator.breakpoints.table import BREAKPOINTS, SUPERVISOR, TRANSFORMERS, Breakpoint
+from orchestrator.breakpoints.trial_files import VARIABLE
 from orchestrator.chaos.breakpoint_server import BreakpointServer, HeldProcess
-from orchestrator.chaos.history import History
+from orchestrator.chaos.step_history import History
 from orchestrator.system.durable import Disk
 from tests.support import wait_until
 
 REMOVE = """
 import sys
 from pathlib import Path
-from orchestrator import breakpoints
+from orchestrator.breakpoints.install import install
 from orchestrator.system.durable import Disk
-breakpoints.install("supervisor")
+install("supervisor")
 Disk().remove(Path(sys.argv[1]))
 """
 
@@ -61,7 +63,11 @@ def held_at(server: BreakpointServer, breakpoint_name: str) -> HeldProcess:
     return found[0]
 
 
-@pytest.mark.parametrize("point", [p for all_ in BREAKPOINTS.values() for p in all_], ids=name_of)
+# The tests of the integration reach those of transformers, whose import takes seconds.
+POINTS = [p for part, all_ in BREAKPOINTS.items() if part != TRANSFORMERS for p in all_]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=name_of)
 def test_method_of_each_breakpoint_exists(point: Breakpoint) -> None:
     """Every method that is wrapped is there, in the class that is named."""
     module, _, path = point.method.partition(":")

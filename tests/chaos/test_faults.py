@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from orchestrator import breakpoints
+from orchestrator.breakpoints.table import BREAKPOINTS, SUPERVISOR, TRAINER
 from orchestrator.chaos.faults import (
     FAULTS,
     MOMENTS,
@@ -24,7 +24,9 @@ def names(text: str | None, count: int | None = None) -> list[str]:
 def test_moments_name_breakpoints_and_actions_have_texts() -> None:
     """Each moment names existing breakpoints, and each action has a line in the help."""
     known = {
-        f"{role}:{point.name}" for role, all_ in breakpoints.BREAKPOINTS.items() for point in all_
+        f"{SUPERVISOR if part == SUPERVISOR else TRAINER}:{point.name}"
+        for part, points in BREAKPOINTS.items()
+        for point in points
     }
     for moment in MOMENTS:
         assert {*moment.breakpoints} <= known
@@ -65,6 +67,15 @@ def test_faults_that_a_script_never_reaches_are_listed() -> None:
     fitting, others = split_by_reach(chosen, {"trainer:step"})
     assert [fault.name for fault in fitting] == ["sigkill@step", "sigkill@load"]
     assert others == ["sigkill@evaluation", "sigkill@first-batch"]
+
+
+def test_moment_is_one_that_the_run_reaches() -> None:
+    """A save is met where this run saves: in the supervisor, or in a framework's trainer."""
+    chosen = choose_faults("sigkill@save:20,sigkill@orphan", None)
+    fitting, _ = split_by_reach(chosen, {"trainer:saving", "trainer:publish"})
+    (group,) = plan_trials(fitting, 100, random.Random(0))[:1]
+    at_save = {planned.breakpoint for planned in group if planned.fault.name == "sigkill@save"}
+    assert at_save == {"trainer:saving", "trainer:publish"}
 
 
 def test_plan_follows_the_seed() -> None:

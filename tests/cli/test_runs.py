@@ -24,21 +24,21 @@ from tests.checkpoint.support import publish
 NOBODY = 65534
 
 
-def make_run(root: Path, steps: Iterable[int] = ()) -> RunDir:
-    """Make a run with a checkpoint of each of ``steps``."""
+def make_run(root: Path, steps: Iterable[int] = (), **changes: Any) -> RunDir:
+    """Make a run with a checkpoint of each of ``steps``, with ``changes`` in the manifests."""
     run = RunDir(root)
     run.create()
     store = Store.open(run, command=["python", "train.py"])
     for step in steps:
-        publish(store, step, run_id=store.run_id)
+        publish(store, step, run_id=store.run_id, **changes)
     return run
 
 
 def make_runs(parent: Path) -> None:
     """Make a new run, a stopped one and a failed one, at three depths."""
     make_run(parent / "fresh")
-    stopped = make_run(parent / "sweep" / "stopped", [5, 7])
-    failed = make_run(parent / "sweep" / "more" / "failed", [3])
+    stopped = make_run(parent / "sweep" / "stopped", [5, 7], time="2026-01-01T00:00:00+00:00")
+    failed = make_run(parent / "sweep" / "more" / "failed", [3], time="2026-01-02T00:00:00+00:00")
     for run, end in ((stopped, JournalEvent.RUN_STOPPED), (failed, JournalEvent.GAVE_UP)):
         journal = Journal(run.journal_file)
         journal.write(JournalEvent.RUN_STARTED)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.breakpoints import VARIABLE
+from orchestrator.breakpoints.trial_files import VARIABLE
 from tests.e2e.support import TRAIN, clean_environment, forked_by, forking_server, wait_for
 
 SESSION = """
@@ -31,6 +31,9 @@ with Session(model=model, optimizer=optimizer) as session:
         optimizer.zero_grad()
         session.step(loss=loss, speed=random.SystemRandom().random())
 """
+# A run that is over in an instant leaves no time for the faults that come a moment after another.
+SLOW = ("--step-seconds", "0.02")
+
 Chaos = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -89,10 +92,10 @@ def test_faults_of_every_kind_do_not_change_the_result(chaos: Chaos, tmp_path: P
         "bit-flip,torn-page,truncation,missing-file,disk-full,io-error"
     )
     options = ("--faults", faults, "--seed", "1", "--json")
-    done = chaos(TRAIN, *options, arguments=("--epochs", "4", "--samples", "48"))
+    done = chaos(TRAIN, *options, arguments=(*SLOW, "--epochs", "4", "--samples", "48"))
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout)
-    assert report["injected"] == report["survived"] == report["exact"] == 24, report
+    assert report["injected"] == report["survived"] == report["exact"] == 24, str(report)
     assert {row["fault"].split("@")[0] for row in report["faults"]} >= {
         *("sigkill", "sigterm", "sigterm-all", "kill-supervisor", "kill-both"),
         *("bit-flip", "torn-page", "truncation", "missing-file", "disk-full", "io-error"),

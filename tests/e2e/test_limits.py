@@ -52,3 +52,66 @@ def test_mistyped_script_leaves_nothing(tmp_path: Path, command: list[str]) -> N
     assert result.returncode == 78
     assert "cannot find the script tarin." in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ([sys.executable, "-m", "tarin"], "No module named tarin"),
+        ([sys.executable, "-m", "pkg.tarin"], "No module named 'pkg'"),
+        (["timeout", "5", sys.executable, "tarin.py"], "can't open file"),
+        (["env", "X=1", sys.executable, "-m", "tarin"], "No module named tarin"),
+        ([sys.executable, "empty"], "can't find '__main__' module"),
+        (["timeout", "5", "pyhton", "train.py"], "pyhton"),
+        (["timeout", "5", "./train.py"], "./train.py"),
+        (["./other.py"], "the interpreter that its first line names does not exist"),
+    ],
+    ids=["-m", "package", "timeout", "env", "directory", "program", "forbidden", "interpreter"],
+)
+def test_command_that_never_started_leaves_nothing(
+    tmp_path: Path, command: list[str], said: str
+) -> None:
+    """What the system, a wrapper or Python did not find ends with 78, and leaves no run behind."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "train.py").touch()
+    (tmp_path / "other.py").write_text("#!/no/such/python\n")
+    (tmp_path / "other.py").chmod(0o755)
+    ways = ((), ("--detach",), ("--nproc-per-node", "2")) if "tarin" in command[:3] else ((),)
+    for options in ways:
+        result = orchestrator("run", *options, "--", *command, cwd=tmp_path)
+        assert result.returncode == 78, result.stderr
+        assert said in result.stderr
+        assert {path.name for path in tmp_path.iterdir()} == {"empty", "train.py", "other.py"}
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ([sys.executable, "imports.py"], 70),
+        (["timeout", "5", "bash", "job.sh"], 70),
+        ([sys.executable, "-c", "print('done')"], 0),
+    ],
+    ids=["import", "shell script", "no session"],
+)
+def test_command_that_ran_keeps_its_records(
+    tmp_path: Path, command: list[str], status: int
+) -> None:
+    """A failed import, and a missing program in the middle of a script, keep their output."""
+    (tmp_path / "imports.py").write_text("import no_such_module")
+    (tmp_path / "job.sh").write_text("echo prepared\npyhton train.py")
+    result = orchestrator("run", "--run-dir", "r", "--", *command, cwd=tmp_path)
+    assert result.returncode == status
+    assert (tmp_path / "r" / "attempts" / "0001" / "output.log").stat().st_size
+
+
+def test_mistyped_command_changes_nothing_in_a_run(supervise: Start) -> None:
+    """A run that has checkpoints keeps everything when its command is mistyped once."""
+    first = supervise("--epochs", "1")
+    assert first.end()[0] == 0
+    (first.run.root / "done.json").unlink()
+    kept = {path for path in first.run.root.rglob("*") if "0002" not in path.parts}
+    second = supervise(
+        command=["timeout", "5", sys.executable, "tarin.py"], options=("--continue",)
+    )
+    assert second.end()[0] == 78
+    assert kept <= {*first.run.root.rglob("*")}

@@ -47,9 +47,11 @@ def _cut_metrics(run: RunDir) -> None:
 
 def _diagnose(run: RunDir) -> None:
     attempt = run.attempt(1)
+    output, command = end_of(attempt.output_file), ["env", "X=1", "python", "-m", "tarin"]
     for error in (None, attempt.read_error()):
-        facts = ExitFacts(1, True, None, False, 0, error, output=end_of(attempt.output_file))
-        assert diagnose(facts).cause
+        for connected in (True, False):
+            facts = ExitFacts(1, connected, None, False, 0, error, output=output, command=command)
+            assert diagnose(facts).cause
 
 
 def _history(run: RunDir) -> None:

@@ -5,6 +5,7 @@ get_last_checkpoint() finds. ``cut``: the same, and where that finds nothing, th
 still when it has written half of the tenth step's optimizer. ``older``: resumes from the
 twentieth step, though later ones are there. ``missing``: from what is not there.
 ``slow``: each batch of an evaluation takes a while in the first attempt.
+``unsaved``: each batch draws as many numbers as there were batches in this process.
 ``short``: ends in mid-epoch, by max_steps. ``early``: ends when two evaluations have been no
 better, and is stopped between the two.
 """
@@ -50,6 +51,8 @@ class StoppedOnce(transformers.TrainerCallback):
 
 
 class Variant(transformers.Trainer):
+    batches = 0
+
     def __init__(self, args: transformers.TrainingArguments, **given: Any) -> None:
         if variant == "slow":
             given["callbacks"].append(Slow())
@@ -60,6 +63,12 @@ class Variant(transformers.Trainer):
             given["callbacks"] += [StoppedOnce(), transformers.EarlyStoppingCallback(2)]
         args.enable_jit_checkpoint = variant == "jit"
         super().__init__(args=args, **given)
+
+    def training_step(self, *given: Any, **options: Any) -> Any:
+        if variant == "unsaved":
+            self.batches += 1
+            torch.rand(self.batches)
+        return super().training_step(*given, **options)
 
     def train(self, *_: Any, **__: Any) -> Any:
         last = (

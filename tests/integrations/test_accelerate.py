@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from orchestrator.breakpoints import VARIABLE
+from orchestrator.breakpoints.trial_files import VARIABLE
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import Session, TrainingRefused, TrainingStopped

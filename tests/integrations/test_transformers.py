@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator.breakpoints.trial_files import VARIABLE
 from orchestrator.rundir.paths import RunDir
 from tests.e2e.support import (
     Supervised,
@@ -38,7 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the address of a process that has imported transformers and forks trainers."""
     address = tmp_path_factory.mktemp("warm") / "server"
     # So small a model only loses by threads.
-    with forking_server(address, "orchestrator.integrations.transformers", OMP_NUM_THREADS="1"):
+    variables = {"OMP_NUM_THREADS": "1", VARIABLE: ""}
+    with forking_server(address, "orchestrator.integrations.transformers", **variables):
         yield address
 
 
@@ -271,3 +275,51 @@ def test_second_training_in_the_same_run_is_refused(
     assert "a run is one training" in output
     assert "trained 0" in output
     assert "trained 1" not in output + alone.stdout
+
+
+def chaos(server: Path, root: Path, variant: str, faults: str) -> tuple[int, dict[str, Any], str]:
+    """Run chaos on a variant of the example, and return its status, report and messages."""
+    (root / "tmp").mkdir()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "orchestrator", "chaos", "--faults", faults),
+            *(
+                "--seed",
+                "1",
+                "--json",
+                "--",
+                *forked_by(server),
+                str(VARIANT),
+                variant,
+                *SMALL,
+                "--epochs",
+                "2",
+            ),
+        ],
+        cwd=root,
+        env=clean_environment() | {"TMPDIR": str(root / "tmp")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def test_chaos_judges_a_trainer(server: Path, tmp_path: Path) -> None:
+    """Faults at a Trainer's own moments change no bit, and no run finds the files of another."""
+    faults = "sigkill@save,sigkill@first-batch,sigterm@evaluation,kill-both@edge,bit-flip"
+    status, report, messages = chaos(server, tmp_path, "last", f"{faults},sigkill@snapshot")
+    assert status == 0, report
+    assert report["injected"] == report["survived"] == report["exact"] == 5, report
+    assert report["not_reached"] == ["sigkill@snapshot"]
+    assert "a framework's run: compared are its steps, the losses of its batches" in messages
+    assert not list(tmp_path.glob("hf-trainer/*"))
+
+
+def test_chaos_finds_what_a_trainer_does_not_save(server: Path, tmp_path: Path) -> None:
+    """A Trainer whose result depends on unsaved state is reported by the loss of a batch."""
+    status, report, _ = chaos(server, tmp_path, "unsaved", "sigkill@step")
+    assert status == 1
+    assert (report["injected"], report["survived"], report["exact"]) == (1, 1, 0)
+    assert "loss of step" in report["problems"][0]["problem"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.breakpoints import VARIABLE
+from orchestrator.breakpoints.trial_files import VARIABLE
 from orchestrator.chaos.faults import FAULTS
 from tests.e2e.support import TRAIN, clean_environment, forked_by, forking_server
 
@@ -82,6 +82,14 @@ SUBJECTS = (
         True,
         imports="orchestrator.integrations.lightning",
         faults="sigkill:20,sigterm:5",
+    ),
+    Subject(
+        "transformers",
+        EXAMPLES / "hf_trainer.py",
+        ("--epochs", "12", "--samples", "128", "--context", "16", "--save-steps", "20"),
+        62,
+        True,
+        imports="orchestrator.integrations.transformers",
     ),
 )
 

@@ -3,11 +3,8 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
 
-from orchestrator.errors import ConfigError
 from orchestrator.spare.forked_process import ProcessHandle
 from orchestrator.supervisor.attempt.output import Output
 from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
@@ -18,35 +15,6 @@ from orchestrator.system.threads import in_thread
 
 KILL_WAIT_SECONDS = 10.0
 LAST_OUTPUT_SECONDS = 5.0
-
-
-def start_cold(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    output: Output,
-    inherited: Collection[int],
-) -> subprocess.Popen[bytes]:
-    """Start the command. Raises ConfigError when it cannot be run at all.
-
-    Among the descriptors that are ``inherited`` is the run lock, so that the run stays locked until
-    the last of its processes ends.
-    """
-    try:
-        return subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdout=output.write_descriptor,
-            stderr=output.write_descriptor,
-            # A terminal's Ctrl-C does not reach another session: the supervisor asks for a save
-            # instead. Ctrl-C would kill the loader workers, and the save with them.
-            start_new_session=True,
-            pass_fds=tuple(inherited),
-        )
-    except OSError as error:
-        output.start()
-        output.finish(LAST_OUTPUT_SECONDS)
-        name = error.filename or command[0]
-        raise ConfigError(f"cannot run {name}: {error.strerror}") from None
 
 
 class TrainerProcess:

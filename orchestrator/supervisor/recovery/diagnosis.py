@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.exitcodes import FINAL_FOR_TRAINER, ExitStatus
+from orchestrator.supervisor.recovery.never_started import never_started
 from orchestrator.supervisor.recovery.output_tail import fatal_stack, traceback_in
 from orchestrator.supervisor.recovery.symptoms import OTHER_SIGNAL, SIGNALS, SYMPTOMS, Kind
 
@@ -67,6 +68,7 @@ class ExitFacts:
     oom_kills: int = 0
     output: Sequence[str] = ()
     who: str = "the trainer"
+    command: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def diagnose(facts: ExitFacts) -> Diagnosis:
     """Return the diagnosis of one attempt."""
     death = _death(facts)
     cause = f"{facts.who} {death.what}"
-    failed = Diagnosis(death.kind, cause, ExitStatus.GAVE_UP, death.fingerprint, death.stack)
+    is_configuration = death.kind is Kind.NEVER_STARTED
+    status = ExitStatus.CONFIGURATION if is_configuration else ExitStatus.GAVE_UP
+    failed = Diagnosis(death.kind, cause, status, death.fingerprint, death.stack)
     match facts.reported:
         case ExitStatus.COMPLETE if facts.returncode == 0 or facts.stop_requested:
             return Diagnosis(Kind.COMPLETE, "training is complete", ExitStatus.COMPLETE)
@@ -138,6 +142,11 @@ def _death(facts: ExitFacts) -> _Death:
     if facts.hang is not None and facts.error is None:
         return _Death(Kind.HANG, f"hung: {facts.hang}", _digest("hang"))
     error = facts.error
+    if error is None and facts.refusal is None and not facts.connected:
+        said = never_started(facts.command, facts.returncode, facts.output)
+        if said is not None:
+            what = f"never started: {said[:LONGEST_MESSAGE]}"
+            return _Death(Kind.NEVER_STARTED, what, _digest("never started"))
     if error is None and facts.returncode == PYTHON_EXCEPTION_STATUS:
         error = traceback_in(facts.output)
     if error is not None:

@@ -156,6 +156,7 @@ ALL = frozenset(Kind)
 FAILURES = ALL - NO_FAILURES
 SCRIPT = frozenset(
     {
+        Kind.NEVER_STARTED,
         Kind.ENDED_EARLY,
         Kind.EXIT_STATUS,
         Kind.USAGE,
@@ -169,7 +170,7 @@ SCRIPT = frozenset(
 # These come again where nothing has changed; but no checkpoint is to blame for them.
 SHORTAGE = frozenset({Kind.MEMORY_ERROR, Kind.SHARED_MEMORY_FULL, Kind.CUDA_OUT_OF_MEMORY})
 # What a restored state may cause in a script: it does not change imports or arguments.
-POISON = SCRIPT - {Kind.IMPORT_ERROR, Kind.USAGE}
+POISON = SCRIPT - {Kind.NEVER_STARTED, Kind.IMPORT_ERROR, Kind.USAGE}
 LOADER_DEATHS = POISON | {Kind.KILLED, Kind.OOM_KILLED, Kind.HANG}
 
 _SHORT_SLICES_REASON = (

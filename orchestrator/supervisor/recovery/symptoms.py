@@ -14,6 +14,7 @@ class Kind(StrEnum):
     COMPLETE = "complete"
     FAILED_AFTERWARDS = "failed_afterwards"
     STOPPED = "stopped"
+    NEVER_STARTED = "never_started"
     REFUSED = "refused"
     ENDED_EARLY = "ended_early"
     EXIT_STATUS = "exit_status"
@@ -202,6 +203,7 @@ OTHER_SIGNAL = (Kind.SIGNAL, _OUTSIDE)
 
 # What a person can do about it, unless only the script can be fixed.
 ADVICE = {
+    Kind.NEVER_STARTED: "correct the command, or change to the directory of the script",
     Kind.MEMORY_ERROR: "it needs less memory per step, or a machine with more",
     Kind.OOM_KILLED: (
         "it needs less memory (fewer or leaner loader workers, a smaller batch), or a higher limit"

@@ -13,8 +13,9 @@ import signal
 import time
 from pathlib import Path
 
+from published import count_checkpoints, wait_for_checkpoint
+
 PAUSE_SECONDS = 0.4
-DEADLINE_SECONDS = 60.0
 
 parser = argparse.ArgumentParser()
 parser.add_argument("way")
@@ -35,11 +36,6 @@ first = max(read.values(), default=0) + 1
 Path("out").mkdir(exist_ok=True)
 
 
-def count_checkpoints() -> int:
-    journal = Path(os.environ["ORCHESTRATOR_RUN_DIR"], "journal.jsonl")
-    return journal.read_text().count('"checkpoint_published"')
-
-
 for work in range(first, first + 3):
     before = count_checkpoints()
     for part in ("netG", "netD"):
@@ -50,8 +46,6 @@ for work in range(first, first + 3):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(PAUSE_SECONDS / 4)
     print("saved", work, flush=True)
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while arguments.way == "fixed" and count_checkpoints() == before:
-        assert time.monotonic() < deadline, f"no checkpoint of {work}"
-        time.sleep(PAUSE_SECONDS / 4)
+    if arguments.way == "fixed":
+        wait_for_checkpoint(before)
     time.sleep(PAUSE_SECONDS * 3)

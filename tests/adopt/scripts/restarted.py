@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from published import count_checkpoints, wait_for_checkpoint
+
 PAUSE_SECONDS = 0.4
 
 
@@ -44,7 +46,9 @@ for epoch in range(3):
     work += 1
     match way:
         case "renumber":
+            before = count_checkpoints()
             save(Path(f"out/m_{epoch}.json"), {"work": work})
+            wait_for_checkpoint(before)
         case "unread":
             save(Path("out/last.json"), {"work": work})
         case "elsewhere":

@@ -289,3 +289,18 @@ def test_stop_before_the_session_is_told_through_wrappers(
 ) -> None:
     """`timeout` and shells end with a status of their own when a stop has ended the command."""
     assert diagnosis(**({"connected": False} | facts)).kind is kind
+
+
+def test_command_that_never_started_is_a_matter_of_configuration() -> None:
+    """It ends the run with 78, unless a session was opened or refused."""
+    facts = {
+        "returncode": 1,
+        "connected": False,
+        "command": ["env", "python", "-m", "tarin"],
+        "output": ["/bin/python: No module named tarin"],
+    }
+    found = diagnosis(**facts)
+    assert (found.kind, found.status, found.outcome) == (Kind.NEVER_STARTED, 78, Outcome.FAILED)
+    assert "never started: /bin/python: No module named tarin" in found.cause
+    assert diagnosis(**facts | {"connected": True}).kind is Kind.EXIT_STATUS
+    assert diagnosis(**facts | {"refusal": "no"}).kind is Kind.REFUSED

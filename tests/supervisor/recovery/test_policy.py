@@ -267,7 +267,7 @@ NAMES = {
     SHORTAGE: "shortage",
     SCRIPT | SHORTAGE: "script, shortage",
     SCRIPT | SHORTAGE | {Kind.HANG}: "script, shortage, `hang`",
-    POISON: "script except `import_error` and `usage`",
+    POISON: "script except `import_error`, `never_started` and `usage`",
 }
 
 

@@ -1,6 +1,8 @@
 """The metrics that all attempts of a run recorded, as ``orchestrator.breakpoints`` writes them."""
 
+import bisect
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +10,19 @@ from typing import Self
 
 from orchestrator.system.json_input import parse_object
 
-# Kind (step or poll), completed steps, completed epochs, the metric's name.
+# An attempt of a framework's run begins at a step, and what it logs sums up the steps since then.
+BEGIN = "begin"
+LOG = "log"
+# Kind (step, poll, batch or log), completed steps, completed epochs, the metric's name.
 Key = tuple[str, int, int, str]
 
 
 @dataclass(frozen=True)
 class Record:
-    """The metrics of one step or poll, as hexadecimal floats; ``at`` is in monotonic seconds."""
+    """The metrics of one step, poll, batch or log, as hexadecimal floats.
+
+    ``at`` is in monotonic seconds. A beginning has no metrics.
+    """
 
     at: float
     kind: str
@@ -24,7 +32,8 @@ class Record:
 
     def values(self) -> Iterator[tuple[Key, str]]:
         """Yield each metric's key and value; a step without metrics has one with an empty name."""
-        for name, value in (self.metrics or {"": ""}).items():
+        nameless = {"": ""} if self.kind == "step" else {}
+        for name, value in (self.metrics or nameless).items():
             yield (self.kind, self.step, self.epoch, name), value
 
 
@@ -62,6 +71,11 @@ class History:
         """The number of steps of the run."""
         return max((record.step for record in self.records), default=0)
 
+    @property
+    def is_of_framework(self) -> bool:
+        """Whether the loop is a framework's, and not a session's."""
+        return any(record.kind == BEGIN for record in self.records)
+
     def values(self) -> dict[Key, set[str]]:
         """Return every value that was recorded for each key."""
         found: dict[Key, set[str]] = {}
@@ -76,17 +90,31 @@ class History:
         return {key[3] for key in mine.keys() | others.keys() if mine.get(key) != others.get(key)}
 
     def divergences(self, other: "History", ignored: Collection[str]) -> Iterator[Divergence]:
-        """Yield the values of ``other`` that this run does not have, and a step that it lacks."""
-        expected = self.values()
+        """Yield the values of ``other`` that this run does not have, and a step that it lacks.
+
+        What a framework logs is compared only where the attempt has done all steps since the last
+        such log of this run: it is often an average over them.
+        """
+        expected, logs, began = self.values(), self._steps_of_logs(), 0
         for record in other.records:
+            began = record.step if record.kind == BEGIN else began
             for key, value in record.values():
-                if key[3] not in ignored and value not in expected.get(key, ()):
+                is_part = record.kind == LOG and began > _last_before(record.step, logs[key[3]])
+                if key[3] not in ignored and not is_part and value not in expected.get(key, ()):
                     text = f"{key[3] or 'a step'} of step {record.step}, epoch {record.epoch}"
                     yield Divergence(record.at, f"{text}: differs from the undisturbed run")
         missing = {key[1] for key in expected if key[0] == "step"}
         missing -= {record.step for record in other.records if record.kind == "step"}
         if missing:
             yield Divergence(float("inf"), f"step {min(missing)} was never done")
+
+    def _steps_of_logs(self) -> dict[str, list[int]]:
+        """Return the steps at which each name was logged, in their order."""
+        steps = defaultdict[str, list[int]](list)
+        for record in self.records:
+            for name in record.metrics if record.kind == LOG else ():
+                bisect.insort(steps[name], record.step)
+        return steps
 
     def cost(self, at: float, until: float) -> tuple[int, float]:
         """Return the steps that were repeated after a fault, and the seconds until new ones came.
@@ -99,3 +127,9 @@ class History:
         beyond = next((record for record in after if record.step > reached), None)
         repeated = [r for r in after if r.step <= reached and (not beyond or r.at < beyond.at)]
         return len(repeated), (beyond.at if beyond else until) - at
+
+
+def _last_before(step: int, steps: list[int]) -> int:
+    """Return the last of these steps before one; 0 without any."""
+    index = bisect.bisect_left(steps, step)
+    return steps[index - 1] if index else 0

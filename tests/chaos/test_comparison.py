@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.chaos.comparison import Reference
 from orchestrator.chaos.experiment import blame_each
-from orchestrator.chaos.history import Divergence, History, Record
-from orchestrator.chaos.reference import Reference
 from orchestrator.chaos.result import Injection, TrialResult
+from orchestrator.chaos.step_history import Divergence, History, Record
 from orchestrator.errors import ConfigError
 
 
@@ -21,6 +21,7 @@ def result_of(content: dict[str, str]) -> TrialResult:
         *("rng.numpy.keys.3", "rng.python.1"),
         *("data.epoch_rng.numpy.keys.3", "data.epoch_rng.python.1"),
         "env_state_dict.__kept__.attributes.began_at",
+        "rng_state.pth.numpy.1",
     ],
 )
 def test_what_a_script_does_not_seed_may_differ(path: str) -> None:

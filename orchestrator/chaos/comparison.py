@@ -1,12 +1,12 @@
-"""The undisturbed run of a script, and what differs between two undisturbed runs of it."""
+"""Compares runs with the undisturbed one, and says what differs between two undisturbed runs."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from orchestrator.chaos.final_state import differences
-from orchestrator.chaos.history import Divergence, History
+from orchestrator.chaos.injector import TrialTiming
 from orchestrator.chaos.result import TrialResult
-from orchestrator.chaos.trial import TrialTiming
+from orchestrator.chaos.step_history import Divergence, History
 from orchestrator.errors import ConfigError
 
 SHOWN_DIFFERENCES = 3
@@ -15,7 +15,7 @@ DELAY_SHARE = 0.1
 MIN_PATIENCE_SECONDS = 120.0
 PATIENCE_RUNS = 10.0
 # Unseeded random streams and the script's own plain values may differ as long as weights agree.
-_MAY_DIFFER = ("rng", "state", "data.epoch_rng")
+_MAY_DIFFER = ("rng", "state", "data.epoch_rng", "rng_state.pth")
 # What an environment or a buffer holds that the session keeps may differ likewise.
 _KEPT = "_state_dict.__kept__."
 
@@ -87,7 +87,8 @@ def check_undisturbed(result: TrialResult) -> TrialResult:
     if not result.history.steps:
         raise ConfigError(
             "cannot judge this command: it never called session.step(); train with "
-            "`from orchestrator import Session`, as the README shows"
+            "`from orchestrator import Session`, or with the callback for a framework, as the "
+            "README shows"
         )
     return result
 

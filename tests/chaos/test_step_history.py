@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.chaos.history import Divergence, History, Record
+from orchestrator.chaos.step_history import Divergence, History, Record
 
 
 def step(at: float, number: int, loss: str = "0x1p0") -> Record:
@@ -72,3 +72,33 @@ def test_cost_of_a_fault() -> None:
     assert attempts.cost(at=3.5, until=7.5) == (1, 4.0)
     assert attempts.cost(at=9.5, until=11.0) == (0, 1.5)
     assert attempts.cost(at=1.5, until=20.0) == (0, 0.5)
+
+
+def log(at: float, number: int, loss: str) -> Record:
+    return Record(at, "log", number, 0, {"loss": loss})
+
+
+def begin(at: float, number: int) -> Record:
+    return Record(at, "begin", number, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("begun", "loss", "differs"),
+    [(2, "2", False), (2, "9", True), (3, "9", False), (1, "9", True)],
+)
+def test_log_of_a_part_is_not_compared(begun: int, loss: str, differs: bool) -> None:
+    """What an attempt has logged over fewer steps than the undisturbed run may differ."""
+    steps = [step(n, n) for n in (1, 2, 3, 4)]
+    undisturbed = History([begin(0, 0), *steps, log(2.5, 2, "1"), log(4.5, 4, "2")])
+    resumed = [begin(5, begun), *(step(5 + n, n) for n in range(begun + 1, 5)), log(9.5, 4, loss)]
+    found = list(undisturbed.divergences(History([begin(0, 0), *steps[:3], *resumed]), ()))
+    assert [divergence.at for divergence in found] == ([9.5] if differs else [])
+
+
+def test_beginning_is_no_step() -> None:
+    """A beginning counts neither as a step nor as a value, and marks a framework's run."""
+    framework = History([begin(0, 0), step(1, 1)])
+    assert framework.is_of_framework
+    assert not UNDISTURBED.is_of_framework
+    assert framework.steps == 1
+    assert framework.values().keys() == {("step", 1, 0, "loss")}

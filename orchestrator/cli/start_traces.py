@@ -1,0 +1,55 @@
+"""Removes what a start has made of a run directory, where nothing of the command ran."""
+
+import contextlib
+import os
+
+from orchestrator.errors import ConfigError
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import AttemptDir, RunDir
+from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.system.durable import Disk
+
+
+class StartTraces:
+    """What was there before a start; make it before the run directory is created."""
+
+    def __init__(self, run: RunDir) -> None:
+        root = run.root.absolute()
+        self._run = RunDir(root)
+        self._missing = [path for path in (root, *root.parents) if not os.path.exists(path)]
+        self._was_empty = root in self._missing
+        with contextlib.suppress(OSError):  # `create` refuses what is no directory
+            self._was_empty = self._was_empty or not os.listdir(root)
+
+    def remove_if_nothing_ran(self) -> None:
+        """Remove the files and directories of a new run in which no attempt has begun.
+
+        An attempt whose program or script was not found counts as none. A directory in which
+        anything was before the start, or has been made by others since, stays.
+        """
+        run = self._run
+        if not self._was_empty or not self._nothing_ran():
+            return
+        disk, first = Disk(), run.attempt(1)
+        others = [AttemptDir(path) for path in first.root.glob("rank-*")]
+        made = [path for attempt in (*others, first) for path in (*attempt.all_paths, attempt.root)]
+        made += [path for path in run.all_paths if path.parent == run.root]
+        # The lock comes last, so that no other start takes it in a directory that is half removed.
+        for path in sorted(made, key=lambda path: path == run.lock_file):
+            with contextlib.suppress(OSError):  # it is not there, or holds something else
+                disk.remove(path, below=run.root)
+        with contextlib.suppress(OSError):
+            for folder in self._missing:
+                os.rmdir(folder)
+
+    def _nothing_ran(self) -> bool:
+        try:
+            events, _ = Journal(self._run.journal_file).read()
+        except ConfigError:
+            return False
+        ends = [e.get("kind") for e in events if e["event"] == JournalEvent.ATTEMPT_EXITED]
+        if any(event["event"] == JournalEvent.ATTEMPT_STARTED for event in events):
+            return ends == [Kind.NEVER_STARTED]
+        # On a full disk the journal lacks events.
+        output = self._run.attempt(1).output_file
+        return not os.path.exists(output) or not os.path.getsize(output)
