@@ -12,7 +12,7 @@ from orchestrator.client import existing_run, status_of
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner
-from orchestrator.rundir.paths import REAL_PARENTS, RunDir
+from orchestrator.rundir.paths import RunDir, real_parents_of
 from orchestrator.system.regular_files import open_regular
 from orchestrator.system.stop_signals import end_by_interrupt
 from orchestrator.system.text import shown
@@ -80,7 +80,8 @@ def _follow(run: RunDir, viewer: "_Viewer") -> None:
 
 
 def _tail_of(run: RunDir, attempt: int) -> "Tail":
-    return Tail(run.attempt(attempt).output_file, REAL_PARENTS)
+    file = run.attempt(attempt).output_file
+    return Tail(file, real_parents_of(file))
 
 
 def _print_all(output: "Tail", viewer: "_Viewer") -> None:

@@ -14,8 +14,7 @@ from orchestrator.rundir.records import read_record
 from orchestrator.system.durable import remove_temporaries
 
 _ATTEMPT_NAME = re.compile(r"[0-9]{1,9}")
-# Between a run directory and the files of an attempt there are attempts/ and 0001/.
-REAL_PARENTS = 2
+_RANK_NAME = re.compile(r"rank-[0-9]{5,}")
 DEFAULT_PARENT = Path("runs")
 
 
@@ -171,6 +170,19 @@ def _paths_of(directory: "RunDir | AttemptDir") -> list[Path]:
     return [getattr(directory, name) for name in names]
 
 
+def real_parents_of(file: Path) -> int:
+    """Return how many directories are between a run directory and a file of an attempt.
+
+    They are attempts/, 0001/ and, except for rank 0, rank-00001/. None of them may be a link.
+    """
+    return 3 if _RANK_NAME.fullmatch(file.parent.name) else 2
+
+
+def run_root_above(file: Path) -> Path:
+    """Return the run directory of a file of an attempt."""
+    return file.parents[real_parents_of(file)]
+
+
 def default_run_dir(script: str) -> Path:
     """Return ``runs/<name>`` for the path of a script or a program."""
     return DEFAULT_PARENT / name_of(script)
@@ -226,7 +238,9 @@ class AttemptDir:
     def read_error(self) -> dict[str, Any] | None:
         """Return the content of error.json; None when it is missing or damaged."""
         try:
-            content = read_record(self.error_file, "move it away", real_parents=REAL_PARENTS)
+            content = read_record(
+                self.error_file, "move it away", real_parents=real_parents_of(self.error_file)
+            )
         except ConfigError:
             return None
         return None if content is None else checked_error(content)

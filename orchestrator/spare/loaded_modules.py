@@ -15,7 +15,7 @@ from orchestrator.ipc.messages import (
     RESUME_PATHS_VARIABLE,
     RESUME_VARIABLE,
 )
-from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.paths import run_root_above
 from orchestrator.spare.spare_process import environment_digest
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MLFLOW_VARIABLE
@@ -64,7 +64,7 @@ class ModuleReport:
         # Without the list, for example on a full disk, there is no spare; training continues.
         with contextlib.suppress(OSError):
             content = {**loaded_modules(), "environment": changed_environment()}
-            write_json(self._file, content, below=self._file.parents[REAL_PARENTS])
+            write_json(self._file, content, below=run_root_above(self._file))
             self._on_written()
 
 

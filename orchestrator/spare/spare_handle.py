@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, send_with_descriptors
-from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.paths import real_parents_of
 from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.spare import spare_process
 from orchestrator.spare.forked_process import ForkedProcess, ProcessHandle
@@ -43,7 +43,7 @@ class Modules:
         """Read the file that a trainer has written."""
         try:
             content = parse_object(
-                read_regular(file, MAXIMUM_JSON_BYTES, real_parents=REAL_PARENTS)
+                read_regular(file, MAXIMUM_JSON_BYTES, real_parents=real_parents_of(file))
             )
             return cls(
                 frozenset(content["third_party"]),

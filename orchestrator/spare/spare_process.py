@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from orchestrator.ipc.messages import RECEIVE_BYTES, LineBuffer, Message, encode
-from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.paths import real_parents_of
 from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.spare.fork import fork_to_parent, reseed_generators, try_fork
 from orchestrator.system.json_input import parse_object
@@ -170,7 +170,7 @@ def _prepare(modules_file: Path, connection: socket.socket) -> None:
 
 def _import_modules(modules_file: Path, connection: socket.socket) -> None:
     modules = parse_object(
-        read_regular(modules_file, MAXIMUM_JSON_BYTES, real_parents=REAL_PARENTS)
+        read_regular(modules_file, MAXIMUM_JSON_BYTES, real_parents=real_parents_of(modules_file))
     )
     for name in modules["third_party"]:
         if name.endswith(".__main__"):

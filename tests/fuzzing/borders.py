@@ -7,6 +7,9 @@ anything else. Hypothesis and the fuzzer call the same functions.
 import contextlib
 import io
 import os
+from pathlib import Path
+
+from rich.console import Console
 
 from orchestrator.adopt.pickle_reader import (
     DamagedPickleError,
@@ -15,6 +18,8 @@ from orchestrator.adopt.pickle_reader import (
     read_pickle,
 )
 from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.cli.tables import runs_table, status_table
+from orchestrator.client import seconds_in
 from orchestrator.ipc.control_page import PAGE_BYTES, ControlPage, Phase
 from orchestrator.ipc.message_schema import checked
 from orchestrator.ipc.messages import LineBuffer, encode
@@ -22,6 +27,8 @@ from orchestrator.snapshot.run_memory import RunMemory
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from orchestrator.system.json_input import parse_json
 from orchestrator.system.text import shown_parts
+from orchestrator.system.units import LONGEST_SECONDS
+from orchestrator.telemetry.status_reply import checked_status
 from orchestrator.terminal.logs import text_of
 
 OBEYED = frozenset("\x1b\x07\x9b\r\u202e")
@@ -60,6 +67,18 @@ def message(data: bytes) -> None:
         assert type(content.get("step")) in (int, type(None))
         assert "event" not in content or content["type"] == "hello"
         encode(content)
+
+
+def answer(data: bytes) -> None:
+    """What a supervisor answers to `status` is shown, or refused; its waits have an end."""
+    with contextlib.suppress(ValueError):
+        for reply in LineBuffer().feed(data + b"\n"):
+            assert 0 <= seconds_in(reply, "grace_seconds") <= LONGEST_SECONDS
+            with contextlib.suppress(ValueError):
+                console = Console(file=io.StringIO(), width=200)
+                console.print(status_table(checked_status(reply)), soft_wrap=True)
+                console.print(runs_table([checked_status(reply)], Path("runs")), soft_wrap=True)
+                assert not OBEYED & set(console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def control_page(data: bytes) -> None:

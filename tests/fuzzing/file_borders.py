@@ -4,6 +4,7 @@ As in borders.py, a reader returns where the product has a value or its own kind
 """
 
 import atexit
+import contextlib
 import functools
 import shutil
 import tempfile
@@ -17,7 +18,10 @@ from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.position import Position
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli.checkpoint_list import list_checkpoints, list_quarantined
+from orchestrator.config import Config
+from orchestrator.config_file import CONFIG_FILE
 from orchestrator.errors import ConfigError
+from orchestrator.first_look.settings_file import write_settings
 from orchestrator.rundir.completion import refuse_other_arguments
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.identity import RunIdentity
@@ -94,6 +98,17 @@ def run_file(name: str, content: bytes) -> None:
         RUN_FILES[name](run)
     except ConfigError as error:
         assert str(error).startswith("cannot ")
+
+
+def settings_file(content: bytes) -> None:
+    """Settings of the working directory are taken as they are, or refused with a message."""
+    path = _scratch() / CONFIG_FILE
+    path.write_bytes(content)
+    with contextlib.suppress(ConfigError):
+        Config.resolve({}, {}, path.parent)
+    with contextlib.suppress(ConfigError):
+        write_settings({"adopt": "a-*", "resume_arg": ""}, path.parent)
+        assert Config.resolve({}, {}, path.parent).adopt is not None
 
 
 def adopted_file(name: str, content: bytes) -> None:

@@ -159,6 +159,25 @@ MESSAGES = (
     {"type": "snapshot", "step": 7, "seconds": 0.5, "metrics": {"a": 1}},
     {"type": "write", "generation": 1, "reason": "periodic", "name": "a"},
 )
+ANSWERS = (
+    {
+        "run_id": "ab",
+        "state": "training",
+        "run_dir": "/a",
+        "step": 7,
+        "epoch": 1,
+        "metrics": {"a": 1.5},
+        "restarts": 1,
+        "lose_at_most_seconds": 0.5,
+        "newest_checkpoint": {"path": "/a/b", "step": 7, "age_seconds": 1.5},
+        "ranks": [{"rank": 0, "pid": 7, "step": 7, "state": "train"}],
+    },
+    {"type": "stopping", "grace_seconds": 30},
+)
+SETTINGS = (
+    b"grace = '10s'\nkeep = 3\n[\"a.b\".c]\nd = {e = [1.5, true]}\n",
+    b'adopt = [\'a-*\', """b\n"""]\nresume-arg = \'--resume {path}\'\n',
+)
 LOG_LINE = {"event": "a", "level": "info", "timestamp": TIME, "details": ["b"], "c": 1}
 
 
@@ -169,6 +188,8 @@ def targets() -> dict[str, Target]:
         "json": Target(borders.json_text, _json({"a": [1, "\x1b\0\ud800"]}, MANIFEST)),
         "manifest": Target(borders.manifest, _json(MANIFEST, {**MANIFEST, "adopted": ADOPTED})),
         "message": Target(borders.message, _json(*MESSAGES)),
+        "answer": Target(borders.answer, _json(*ANSWERS)),
+        "settings": Target(file_borders.settings_file, SETTINGS),
         "control-page": Target(borders.control_page, (_page(),)),
         "log-line": Target(borders.log_line, (*_json(LOG_LINE), b"plain\x1b[2J")),
         "pickle": Target(borders.pickled, pickles),

@@ -4,7 +4,7 @@ import contextlib
 import time
 from typing import Any
 
-from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.paths import run_root_above
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.system.durable import write_json
@@ -15,7 +15,7 @@ def write_exit_record(attempt: Attempt, **conclusions: Any) -> dict[str, Any]:
     record, file = {**_facts(attempt), **conclusions}, attempt.directory.exit_file
     # The journal gets the same record; a full disk must not end the run.
     with contextlib.suppress(OSError):
-        write_json(file, record, below=file.parents[REAL_PARENTS])
+        write_json(file, record, below=run_root_above(file))
     return record
 
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.paths import real_parents_of
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.terminal.console import Sink
 from orchestrator.terminal.rotating_file import RotatingFile
@@ -66,7 +66,7 @@ class Output:
         self.heartbeat = Heartbeat()
         self.copied_bytes = 0
         """How much the trainer has written."""
-        self._log = _Log(RotatingFile(log, target.log_bytes, real_parents=REAL_PARENTS))
+        self._log = _Log(RotatingFile(log, target.log_bytes, real_parents=real_parents_of(log)))
         self._target = target.sink
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)

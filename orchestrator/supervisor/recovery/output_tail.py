@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.rundir.error_record import MOST_CAUSES
-from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.paths import real_parents_of
 from orchestrator.terminal.rotating_file import read_end
 
 END_BYTES = 1 << 18
@@ -34,7 +34,7 @@ _FATAL = "Fatal Python error: "
 def end_of(log: Path) -> list[str]:
     """Return the last lines of output.log as a terminal would show them, without empty ones."""
     try:
-        text = read_end(log, END_BYTES, real_parents=REAL_PARENTS).decode(errors="replace")
+        text = read_end(log, END_BYTES, real_parents=real_parents_of(log)).decode(errors="replace")
     except OSError:
         return []
     lines = [_as_shown(line) for line in text.split("\n")]

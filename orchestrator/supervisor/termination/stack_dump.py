@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.ipc.messages import DUMP_SIGNAL
-from orchestrator.rundir.paths import REAL_PARENTS
+from orchestrator.rundir.paths import run_root_above
 from orchestrator.system.capabilities import Capability, is_available
 from orchestrator.system.durable import replace_file
 from orchestrator.system.process_tree import Process, kernel_wait_function
@@ -40,7 +40,7 @@ def write(file: Path, pids: Iterable[int], dump: int | None) -> None:
         if dump is not None:
             os.close(dump)
     content = text.encode(errors="backslashreplace")
-    replace_file(file, content, below=file.parents[REAL_PARENTS])
+    replace_file(file, content, below=run_root_above(file))
 
 
 def _collect(pids: Iterable[int], dump: int | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE
-from orchestrator.rundir.paths import REAL_PARENTS, RunDir
+from orchestrator.rundir.paths import RunDir, run_root_above
 from orchestrator.system.durable import write_json
 from orchestrator.training.exits import describe
 from orchestrator.training.runtime.coordination import World
@@ -62,6 +62,6 @@ def _record(error: BaseException | None, thread: threading.Thread | None = None)
             return None  # the first is the cause; those of other threads and processes follow it
         if thread is not None:
             description["thread"] = thread.name
-        write_json(file, description, below=file.parents[REAL_PARENTS])
+        write_json(file, description, below=run_root_above(file))
         return file
     return None

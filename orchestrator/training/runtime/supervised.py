@@ -23,7 +23,7 @@ from orchestrator.ipc.messages import (
     Message,
 )
 from orchestrator.rundir.journal import Journal, JournalEvent
-from orchestrator.rundir.paths import REAL_PARENTS, RunDir
+from orchestrator.rundir.paths import RunDir, run_root_above
 from orchestrator.rundir.start import Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.spare.loaded_modules import ModuleReport
@@ -165,7 +165,7 @@ class Supervised:
             # A full disk must not replace the exception that the user has to see.
             with contextlib.suppress(OSError):
                 file = self._attempt_files.error_file
-                write_json(file, error, below=file.parents[REAL_PARENTS])
+                write_json(file, error, below=run_root_above(file))
         self._local_writer.finish()
         if status is not None:
             self._connection.send("ended", status=int(status))

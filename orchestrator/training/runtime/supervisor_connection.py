@@ -20,7 +20,7 @@ from orchestrator.ipc.messages import (
     Connection,
     Message,
 )
-from orchestrator.rundir.paths import REAL_PARENTS, RunDir
+from orchestrator.rundir.paths import RunDir, real_parents_of
 from orchestrator.snapshot.slots import SLOT_COUNT, Image, Slots
 from orchestrator.system.regular_files import open_regular
 from orchestrator.training.exits import print_message
@@ -152,7 +152,9 @@ class SupervisorConnection:
         """Redirect standard output and error from the orphaned pipe or terminal to the log."""
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            log = open_regular(self._output_file, flags, real_parents=REAL_PARENTS)
+            log = open_regular(
+                self._output_file, flags, real_parents=real_parents_of(self._output_file)
+            )
         except OSError:
             log = os.open(os.devnull, os.O_WRONLY)
         for file in (sys.__stdout__, sys.__stderr__):
