@@ -67,6 +67,8 @@ class Ranks:
                 decision = places.arrive_at_end() if self.at_end else places.arrive()
                 if decision is not None:
                     self._act(rank, decision, slots)
+                    if decision.kind is Kind.FINAL:
+                        return  # a session saves nothing more
                 self._wait()
         except InterruptedError:
             pass
