@@ -7,6 +7,7 @@ import pytest
 
 from examples.adopt.page import page
 from examples.adopt.programs import Program, load
+from examples.adopt.saves_on_disk import has_begun
 from examples.adopt.trial import FAULTS
 from examples.adopt.verdict import broken_promises
 from orchestrator.adopt.resume_argument import ResumeArgument
@@ -77,3 +78,22 @@ def test_verdict(changes: dict[str, Any], problem: str | None) -> None:
     """Whatever was not as promised is named."""
     found = broken_promises(PROGRAMS[0], outcome(**changes))
     assert found == [] if problem is None else problem in found
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "begun"),
+    [
+        ({}, {"a": (0, 1)}, True),
+        ({"a": (9, 1)}, {"a": (0, 2)}, True),
+        ({"a": (9, 1)}, {"a": (9, 1), "a.tmp": (0, 2)}, True),
+        ({"a": (5, 1)}, {"a": (9, 2)}, False),
+        ({"a": (9, 1)}, {"a": (9, 2)}, False),
+        ({"a": (9, 1), "a.tmp": (9, 1)}, {"a": (9, 2)}, False),
+    ],
+    ids=["new", "shorter", "temporary", "longer", "as long", "renamed"],
+)
+def test_begin_of_a_save_is_told_from_its_end(
+    before: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]], begun: bool
+) -> None:
+    """A kill at the end of a save would not be one in a save."""
+    assert has_begun(before, now) == begun

@@ -13,6 +13,11 @@ from orchestrator.adopt.unit_pattern import UnitPattern
 TEMPORARY_NAMES = ("*tmp*", "*temp*")
 
 
+def has_begun(before: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]]) -> bool:
+    """Return whether a save has begun between two looks: a file is new, or has become shorter."""
+    return any(path not in before or size < before[path][0] for path, (size, _) in now.items())
+
+
 class SavesOnDisk:
     """What the patterns or recipes of a command match below a working directory."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from examples.adopt.programs import HERE, Program
-from examples.adopt.saves_on_disk import SavesOnDisk
+from examples.adopt.saves_on_disk import SavesOnDisk, has_begun
 from examples.adopt.supervised import (
     DEADLINE_SECONDS,
     Supervised,
@@ -211,12 +211,16 @@ class Trial:
         return psutil.Process(int(events(self.run, "attempt_started")[-1]["pid"]))
 
     def _wait_for_a_save(self) -> None:
-        """Return as soon as a file of a save changes; it is then mostly under way."""
+        """Return as soon as a save has begun: not at the end of one that was under way before."""
         before = self._saves.look()
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while self._program.saves_at_all and self._saves.look() == before:
+        while self._program.saves_at_all:
+            now = self._saves.look()
+            if has_begun(before, now):
+                return
             if time.monotonic() > deadline:
                 raise TooLateError("no save could be seen under way")
+            before = now
             time.sleep(SAVE_POLL_SECONDS)
 
     def _wait_for_next_attempt(self, attempt: int, fault: Fault) -> bool:

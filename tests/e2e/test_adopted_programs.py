@@ -24,7 +24,7 @@ while step < 250:
         with open(out / f"step-{step}.json", "w") as file:
             file.write('{"step": ')
             file.flush()
-            time.sleep(0.1)
+            time.sleep(0.2)
             file.write(f"{step}}}")
 """
 PLAIN = Program(
@@ -53,3 +53,4 @@ def test_program_goes_through_every_fault(tmp_path: Path) -> None:
     assert [fault.name for fault in outcome.faults] == list(FAULTS)
     assert outcome.end == 250
     assert outcome.loaded >= 50
+    assert any(name.startswith("partial-step-") for name in outcome.set_aside), outcome
