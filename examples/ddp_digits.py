@@ -1,6 +1,6 @@
 """The CNN of digits.py, trained by several processes with DistributedDataParallel.
 
-Two processes on the CPU, or one for each GPU:
+Two processes, on the CPU where there are not two GPUs; or one for each GPU:
 
     orchestrator run --nproc-per-node 2 -- python examples/ddp_digits.py
     orchestrator run --nproc-per-node gpu -- python examples/ddp_digits.py
@@ -29,9 +29,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    on_gpus = torch.cuda.is_available()
+    on_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     dist.init_process_group("nccl" if on_gpus else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
 
     # DDP gives every rank the weights of rank 0; dropout and shifts must differ between the ranks.
     torch.manual_seed(args.seed + dist.get_rank())

@@ -20,8 +20,7 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from tests.checkpoint.support import publish
-
-NOBODY = 65534
+from tests.support import NOBODY
 
 
 def make_run(root: Path, steps: Iterable[int] = (), **changes: Any) -> RunDir:
@@ -142,7 +141,7 @@ def test_many_supervisors_that_do_not_answer_delay_the_list_once(
     assert [(status["state"], status["step"]) for status in found] == [("running", 1)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.usefixtures("as_root")
 def test_directory_that_may_not_be_read_hides_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

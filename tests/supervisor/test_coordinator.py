@@ -189,7 +189,8 @@ def test_nothing_is_decided_before_all_ranks_have_begun(tmp_path: Path) -> None:
 
     async def wait(ranks: Ranks) -> None:
         ranks.pages[0][Field.CHECKPOINT_REQUESTS] += 1
-        await ranks.until(lambda: ranks.pages[0][Field.PLACES] > 100)
+        await ranks.until(lambda: ranks.pages[0][Field.PLACES] > 1000)
 
     ranks.play(wait)
     assert ranks.acted == [[], []]
+    assert [pages[Field.DECIDING] for pages in ranks.pages] == [0, 0]

@@ -29,6 +29,13 @@ COMMON_KINDS = (
     torch.optim.lr_scheduler.LRScheduler,
     torch.amp.grad_scaler.GradScaler,
 )
+# By name: most are in packages that need not be installed.
+SHARDED_KINDS = frozenset(
+    {
+        *("DTensor", "FullyShardedDataParallel", "FlatParameter", "ZeroRedundancyOptimizer"),
+        *("DeepSpeedEngine", "ZeROOptimizer"),
+    }
+)
 # What each rank saves of its own, beside the entries of these names in the state of a run.
 OWN_ENTRIES = ("epoch", "step", "state", "rng", "data")
 # The states of its own objects, and the buffers of the modules.
@@ -47,11 +54,11 @@ def refuse_sharded(objects: Mapping[str, Any], *, is_prepared: bool) -> None:
 
 
 def _is_sharded(value: Any) -> bool:
-    if not isinstance(value, torch.nn.Module):
-        return False
-    kinds = {type(part).__name__ for part in value.modules()}
-    kinds |= {type(parameter).__name__ for parameter in value.parameters()}
-    return not kinds.isdisjoint({"DTensor", "FullyShardedDataParallel", "FlatParameter"})
+    parts = [value]
+    if isinstance(value, torch.nn.Module):
+        parts += [*value.modules(), *value.parameters()]
+    kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}
+    return not kinds.isdisjoint(SHARDED_KINDS)
 
 
 class Replicas:

@@ -101,6 +101,10 @@ def test_sharded_and_prepared_objects_are_refused() -> None:
     model.register_parameter("flat", FlatParameter(torch.ones(1)))
     with pytest.raises(ConfigError, match="model is sharded"):
         refuse_sharded({"model": model}, is_prepared=False)
+    for kind in ("DeepSpeedEngine", "ZeroRedundancyOptimizer", "ZeROOptimizer"):
+        named = type("OfAPackage", (type(kind, (), {}),), {})()
+        with pytest.raises(ConfigError, match="it is sharded"):
+            refuse_sharded({"it": named}, is_prepared=False)
     with pytest.raises(ConfigError, match="accelerate has prepared the optimizer"):
         refuse_sharded({}, is_prepared=True)
     refuse_sharded({"model": torch.nn.Linear(1, 1), "kept": Kept("k", [])}, is_prepared=False)
