@@ -30,9 +30,8 @@ class StartTraces:
         run = self._run
         if not self._was_empty or not self._nothing_ran():
             return
-        disk, first = Disk(), run.attempt(1)
-        others = [AttemptDir(path) for path in first.root.glob("rank-*")]
-        made = [path for attempt in (*others, first) for path in (*attempt.all_paths, attempt.root)]
+        disk = Disk()
+        made = [p for attempt in self._attempts() for p in (*attempt.all_paths, attempt.root)]
         made += [path for path in run.all_paths if path.parent == run.root]
         # The lock comes last, so that no other start takes it in a directory that is half removed.
         for path in sorted(made, key=lambda path: path == run.lock_file):
@@ -43,13 +42,24 @@ class StartTraces:
                 os.rmdir(folder)
 
     def _nothing_ran(self) -> bool:
+        run = self._run
+        # What a script has left counts, whatever a journal says that a full disk has cut short.
+        if os.path.exists(run.done_file) or os.path.exists(run.metrics_file):
+            return False
         try:
-            events, _ = Journal(self._run.journal_file).read()
-        except ConfigError:
+            if os.listdir(run.checkpoints):
+                return False
+            events, damaged = Journal(run.journal_file).read()
+        except (OSError, ConfigError):
             return False
         ends = [e.get("kind") for e in events if e["event"] == JournalEvent.ATTEMPT_EXITED]
-        if any(event["event"] == JournalEvent.ATTEMPT_STARTED for event in events):
-            return ends == [Kind.NEVER_STARTED]
-        # On a full disk the journal lacks events.
-        output = self._run.attempt(1).output_file
-        return not os.path.exists(output) or not os.path.getsize(output)
+        kinds = {event["event"] for event in events}
+        if damaged or kinds & {JournalEvent.ATTEMPT_STARTED, JournalEvent.ATTEMPT_EXITED}:
+            return not damaged and ends == [Kind.NEVER_STARTED]
+        outputs = [attempt.output_file for attempt in self._attempts()]
+        return not any(os.path.exists(path) and os.path.getsize(path) for path in outputs)
+
+    def _attempts(self) -> list[AttemptDir]:
+        """Return the directories of the first attempt's ranks, that of rank 0 last."""
+        first = self._run.attempt(1)
+        return [*(AttemptDir(path) for path in first.root.glob("rank-*")), first]

@@ -13,9 +13,7 @@ from orchestrator.client import (
     signal_script,
     supervisor_of,
 )
-from orchestrator.errors import (
-    ConfigError,
-)
+from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.lock import lock_owner

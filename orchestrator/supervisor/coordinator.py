@@ -39,6 +39,7 @@ class Coordinator:
     def __init__(self, config: Config, snapshots: SnapshotWriteQueue, events: RunEvents) -> None:
         """``events`` are told of saves that are not possible, and of replicas that differ."""
         self._budget = config.snapshot_budget
+        self._every = config.every
         self._schedule = Schedule(config.every)
         self._pace = SnapshotPace(None)
         self._snapshots = snapshots
@@ -52,7 +53,8 @@ class Coordinator:
         """Coordinate the ranks of an attempt, until cancelled."""
         self._pace = SnapshotPace(self._budget, self._snapshots.interval_seconds)
         self._served_requests = 0
-        if attempt.start_step:
+        self._schedule = Schedule(self._every)
+        if attempt.resumes:
             self._schedule.begin(attempt.start_step, attempt.start_epoch)
         kind = None
         while kind is not Kind.STOP:
@@ -96,7 +98,9 @@ class Coordinator:
     async def _carry_through(self, attempt: Attempt, memory: RunMemory, kind: Kind) -> None:
         decision = await self._announce(attempt, memory, kind)
         while decision.id not in attempt.skipped and decision.id not in memory.generations():
-            await asyncio.sleep(COMPLETION_POLL_SECONDS)
+            passed = min(rank.page.values[Field.PLACES] for rank in attempt.ranks)
+            has_come = passed >= decision.place
+            await asyncio.sleep(COMPLETION_POLL_SECONDS if has_come else TICK_SECONDS)
         if (problem := attempt.skipped.get(decision.id)) is not None:
             self._give_up(attempt, decision, problem)
             return
@@ -114,10 +118,11 @@ class Coordinator:
         self._last_id += 1
         ahead = SNAPSHOT_AHEAD if kind is Kind.SNAPSHOT else 0
         pages = [rank.page.values for rank in attempt.ranks]
-        deciding = Deciding(pages, self._last_id, ahead)
+        deciding, slot = Deciding(pages, self._last_id, ahead), memory.next_slot()
+        # From here on the ranks wait for the decision.
         deciding.begin()
         await asyncio.sleep(BARRIER_SECONDS)
-        return deciding.decide(kind, memory.next_slot())
+        return deciding.decide(kind, slot)
 
     def _give_up(self, attempt: Attempt, decision: Decision, problem: str) -> None:
         if decision.kind is Kind.SNAPSHOT:

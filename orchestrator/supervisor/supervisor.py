@@ -14,7 +14,7 @@ import structlog
 from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.errors import ConfigError, LimitReachedError, NoThreadError, OrchestratorError
+from orchestrator.errors import ConfigError, LimitReachedError, OrchestratorError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.messages import SOCKET_VARIABLE
 from orchestrator.ipc.server import MessageServer
@@ -245,10 +245,8 @@ class Supervisor:
 
     async def _supervise(self, attempt: Attempt) -> None:
         """Wait for the end of the attempt, and clean up after it."""
-        works = [rank.memory_watch.run() for rank in attempt.ranks]
-        if len(attempt.ranks) > 1:
-            works.append(self._parts.coordinator.run(attempt))
-        async with beside(*works, self._stop_when_time_is_up()):
+        memory_watches = (rank.memory_watch.run() for rank in attempt.ranks)
+        async with beside(*memory_watches, self._stop_when_time_is_up()):
             await self._wait_until_over(attempt)
         self._spares.on_trainer_exit()
         attempt.ended = time.monotonic()
@@ -268,13 +266,16 @@ class Supervisor:
 
         Raises NoThreadError, with all of it killed, when there is no way to watch it.
         """
+        watches = [self._watch_command(attempt, rank) for rank in attempt.ranks]
+        if len(attempt.ranks) > 1:
+            watches.append(self._coordinate(attempt))
         try:
             await first_of(
                 attempt.over.wait(),
-                asyncio.gather(*(self._watch_command(attempt, r) for r in attempt.ranks)),
+                asyncio.gather(*watches),
                 self._parts.hangs.watch(attempt),
             )
-        except NoThreadError:
+        except Exception:
             attempt.kill()
             raise
         finally:
@@ -292,6 +293,11 @@ class Supervisor:
         elif attempt.hang is None and not self._stop.wanted.is_set():
             # A signal has ended a shell, for example, and its trainer runs on.
             self._ladder.request("the end of the shell around the trainer")
+        await attempt.over.wait()
+
+    async def _coordinate(self, attempt: Attempt) -> None:
+        """Coordinate the ranks: without that, none of them could save or end."""
+        await self._parts.coordinator.run(attempt)
         await attempt.over.wait()
 
     def _end_survivors(self, attempt: Attempt, rank: Rank) -> None:

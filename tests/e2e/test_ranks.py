@@ -267,6 +267,31 @@ def test_what_does_not_work_with_ranks_is_refused(
     assert (reason or "") in stderr
 
 
+LEAVES_EARLY = """
+import time, torch
+from orchestrator.training import Session
+with Session(model=torch.nn.Linear(1, 1)) as session:
+    for epoch in session.epochs(3):
+        time.sleep(0.5)  # a save is decided meanwhile, for the place of this step
+        session.step()
+        if epoch == 1:
+            break  # what is saved after the only step of an epoch waits for its end
+"""
+
+
+def test_save_that_waits_for_a_place_does_not_keep_ranks_from_ending(
+    supervise: Start, tmp_path: Path, warm_server: Path
+) -> None:
+    """A loop that is left where its state cannot be saved costs that save, and not the last one."""
+    (tmp_path / "script.py").write_text(LEAVES_EARLY)
+    command = [*forked_by(warm_server), str(tmp_path / "script.py")]
+    options = (*RANKS, "--every", "1steps", "--snapshot-budget", "off")
+    run = supervise(command=command, options=options)
+    assert run.end()[0] == 0
+    assert events(run.run, "checkpoint_failed")[-1]["problem"].count("has left its loop") == 1
+    assert open_store(run.run).all()[-1].manifest.reason == "final"
+
+
 def test_killed_supervisor_leaves_nothing(ddp: Start) -> None:
     """Ranks that nobody coordinates any more end, and the newest checkpoint on disk counts."""
     run = ddp("--epochs", "1000", "--step-seconds", "0.02", options=("--every", "5steps"))

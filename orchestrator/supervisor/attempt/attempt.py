@@ -138,14 +138,17 @@ class Attempt:
     def kill(self) -> None:
         """Send SIGKILL to all processes of all ranks; do not wait for their end."""
         for rank in self.ranks:
-            rank.process.kill_tree()
+            rank.process.kill_command()
+        # Every rank is a descendant of this process, and so is what it has started.
+        self.main.process.kill_tree()
 
     async def clean_up(self) -> KillResult:
         """End what the commands have left behind, after their own end, and copy the last output."""
-        first, *others = [await rank.process.clean_up() for rank in self.ranks]
-        for remains in others:
-            first.seen.update(remains.seen)
-        return first
+        await asyncio.gather(*(rank.process.kill_group() for rank in self.ranks))
+        remains = await self.main.process.kill_remains()
+        remains.seen.update(rank.process.pid for rank in self.ranks)
+        await asyncio.gather(*(rank.process.finish_output() for rank in self.ranks))
+        return remains
 
     def rank_of(self, peer: Peer) -> Rank | None:
         """Return the rank with this connection."""
@@ -211,6 +214,11 @@ class Attempt:
     def refuse(self, reason: str) -> None:
         """Record why a session of the command was refused."""
         self.main.refusal = reason
+
+    @property
+    def resumes(self) -> bool:
+        """Whether there is something to resume from."""
+        return self._source is not None
 
     @property
     def start_step(self) -> int:

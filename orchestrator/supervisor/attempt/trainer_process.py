@@ -70,20 +70,28 @@ class TrainerProcess:
         """Return the pids of the command and of all its descendants, parents first."""
         return process_tree.descendants(self._unrelated.pids())
 
-    def kill_tree(self) -> None:
-        """Send SIGKILL to the command and all its descendants; do not wait for their end."""
+    def kill_command(self) -> None:
+        """Send SIGKILL to the command alone; do not wait for its end."""
         with contextlib.suppress(OSError):  # it has ended, or is root's, as sudo is
             self._handle.kill()
+
+    def kill_tree(self) -> None:
+        """Send SIGKILL to the command and all related descendants; do not wait for their end."""
+        self.kill_command()
         process_tree.kill_descendants(self._unrelated.pids())
 
-    async def clean_up(self) -> KillResult:
-        """End what the command has left behind, after its own end, and copy the last output."""
-        unrelated = self._unrelated.pids()
+    async def kill_group(self) -> None:
+        """End the command's group where its orphans do not become children of this process."""
         if not is_available(Capability.SUBREAPER):
             await in_thread(lambda: process_tree.kill_process_group(self.pid, KILL_WAIT_SECONDS))
-        remains = await in_thread(
+
+    async def kill_remains(self) -> KillResult:
+        """End what this and other commands have left behind, after their own end."""
+        unrelated = self._unrelated.pids()
+        return await in_thread(
             lambda: process_tree.kill_all_descendants(KILL_WAIT_SECONDS, unrelated)
         )
-        remains.seen.add(self.pid)
+
+    async def finish_output(self) -> None:
+        """Copy the last output."""
         await in_thread(lambda: self._output.finish(LAST_OUTPUT_SECONDS))
-        return remains

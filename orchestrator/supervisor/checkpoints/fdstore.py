@@ -57,6 +57,9 @@ class FdStore:
                 "a killed supervisor has left a snapshot in memory", step=newest.manifest.step
             )
             snapshots.write(newest, Reason.CRASH)
+        if snapshots.world_size > 1:
+            # It is of one rank. On disk it can be resumed from by one, and is refused by others.
+            await snapshots.drop_taken_over()
 
     def find(self, run_id: str) -> Slots | None:
         """Return the stored slots of this run, if they are complete; give the rest back."""

@@ -66,6 +66,12 @@ class SnapshotWriteQueue:
         """Use the slots that an earlier supervisor of the run has left."""
         self.slots = [slots]
 
+    async def drop_taken_over(self) -> None:
+        """Wait for the writes of the slots that were taken over, and use them no more."""
+        await self.wait_for(self.pending, self._stop.kill_wanted)
+        self.slots = []
+        self._written.clear()
+
     @property
     def memory(self) -> RunMemory | None:
         """The slots of all ranks; None before the first attempt."""

@@ -61,16 +61,23 @@ class Coordination:
         self._send = send
         self._changing = threading.Lock()
         self._expected: dict[int, tuple[int, Future[Checkpoint]]] = {}
+        self._failed_early: dict[int, str] = {}
+        """Generations that another rank could not take, before this one has come to their place."""
 
     def expect(self, generation: int, step: int) -> Future[Checkpoint]:
         """Return what gets the checkpoint that the supervisor makes of a generation.
 
-        It gets a CheckpointWriteError where that fails. Call it before this rank's part is
-        complete: the answer may follow at once.
+        It gets a CheckpointWriteError where that fails, or has failed already. Call it before this
+        rank's part is complete: the answer may follow at once.
         """
         written: Future[Checkpoint] = Future()
         with self._changing:
-            self._expected[generation] = step, written
+            problem = self._failed_early.pop(generation, None)
+            self._failed_early.clear()  # of places that this rank has passed
+            if problem is None:
+                self._expected[generation] = step, written
+        if problem is not None:
+            written.set_exception(_failure(step, problem))
         return written
 
     def skip(self, generation: int, problem: str) -> None:
@@ -79,8 +86,11 @@ class Coordination:
 
     def on_message(self, message: Message) -> bool:
         """Complete the save that the supervisor's answer is about; return whether there is one."""
+        generation, problem = message.get("generation", 0), str(message.get("problem"))
         with self._changing:
-            expected = self._expected.pop(message.get("generation", 0), None)
+            expected = self._expected.pop(generation, None)
+            if expected is None and message.get("type") == "write_failed":
+                self._failed_early[generation] = problem
         if expected is None:
             return False
         step, written = expected
@@ -90,6 +100,9 @@ class Coordination:
             except OrchestratorError as error:
                 written.set_exception(error)
         else:
-            cause = OSError(errno.EIO, str(message.get("problem")))
-            written.set_exception(CheckpointWriteError(step, cause))
+            written.set_exception(_failure(step, problem))
         return True
+
+
+def _failure(step: int, problem: str) -> CheckpointWriteError:
+    return CheckpointWriteError(step, OSError(errno.EIO, problem))

@@ -113,11 +113,19 @@ class Supervised:
         return self._facts
 
     def newest_state(self) -> Snapshot | Checkpoint | None:
-        """Return what the supervisor chose and verified just before it started this process."""
+        """Return what the supervisor chose and verified just before it started this process.
+
+        Raises ConfigError where one of several ranks has no part of it.
+        """
         generation = self._connection.welcome["resume_generation"]
         for snapshot in self._inherited:
             if snapshot.generation == generation:
                 return snapshot
+        if generation is not None and self._coordination is not None:
+            raise ConfigError(
+                f"cannot resume: rank {self._facts.world.rank} has no part of the snapshot in "
+                "memory that the other ranks resume from; run the same command again"
+            )
         path = os.environ.get(RESUME_VARIABLE)
         return read_checkpoint(Path(path).parent) if path else None
 

@@ -21,6 +21,10 @@ from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.replicas import DIGESTS, Replicas
 
+NO_MEMORY = "there is no memory for two snapshots of the state, which several ranks need to save"
+STILL_WRITING = "the checkpoints before it are still being written"
+NOT_TAKEN = "no snapshot of the state could be taken"
+
 
 class AgreedSnapshotter(Snapshotter):
     """Fills the slot that was announced, with the announced generation.
@@ -40,6 +44,12 @@ class AgreedSnapshotter(Snapshotter):
 
     def _begin_slot(self, slot: int) -> None:
         self._slots.begin(slot, self.decision.id)
+
+    def why_not(self) -> str:
+        """Return why what was announced last is not under way."""
+        if self.decision.slot >= self._usable:
+            return NO_MEMORY
+        return STILL_WRITING if self._is_held(self.decision.slot) else NOT_TAKEN
 
 
 class AgreedSaver(Saver):
@@ -79,8 +89,8 @@ class AgreedSaver(Saver):
         decision: Decision,
         deadline: float,
         written: Future[Checkpoint] | None,
-    ) -> bool:
-        """Take the announced snapshot; return whether it is under way.
+    ) -> str | None:
+        """Begin to take the announced snapshot; return why that is not possible, None if it is.
 
         It waits until ``deadline`` (time.monotonic, in seconds) for memory and for the slot, which
         is held until ``written`` is done.
@@ -93,11 +103,11 @@ class AgreedSaver(Saver):
         self._snapshotter.decision = decision
         pending = self._take(saved, reason, deadline)
         if pending is None:
-            return False
+            return self._snapshotter.why_not()
         if written is not None:
             self._snapshotter.hold(pending.slot, written)
         pending.done.add_done_callback(functools.partial(self._tell_failure, decision.id))
-        return True
+        return None
 
     def _tell_failure(self, generation: int, done: Future[Snapshot]) -> None:
         if (error := done.exception()) is not None and isinstance(error, Exception):

@@ -22,7 +22,7 @@ from orchestrator.training.saving.session_saves import SLOT_WAIT_SECONDS, Sessio
 
 # The supervisor's death ends this process, so that no wait for it is longer.
 WAIT_SECONDS = 0.0005
-NO_MEMORY = "there is no memory for two snapshots of the state, which several ranks need to save"
+LEFT_THE_LOOP = "the script has left its loop at a place where its state cannot be saved"
 _REASONS = {
     Kind.STOP: Reason.EMERGENCY,
     Kind.SAVE: Reason.PERIODIC,
@@ -94,18 +94,17 @@ class AgreedSaves(SessionSaves):
         """Take the snapshot of a decision; return what gets its checkpoint, if it becomes one."""
         self._report_lost_exactness()
         self._membership.metrics.flush()
-        began, written, problem = time.perf_counter(), None, NO_MEMORY
+        began, written = time.perf_counter(), None
         if decision.kind is not Kind.SNAPSHOT:
             written = self._coordination.expect(decision.id, self.progress.step)
         with self._phase_save():
-            reason, deadline = _REASONS[decision.kind], time.monotonic() + SLOT_WAIT_SECONDS
-            is_taken = False
+            reason, deadline = _REASONS[decision.kind], self._deadline_of(decision.kind)
             try:
                 saved = self._loop_state.state_to_save(reason)
-                is_taken = self.saver.take(saved, reason, decision, deadline, written)
+                problem = self.saver.take(saved, reason, decision, deadline, written)
             except FreedStorageError as error:
                 problem = str(error)
-        if is_taken:
+        if problem is None:
             self.progress.refuses_bad_values = False
         else:
             self._coordination.skip(decision.id, problem)
@@ -116,6 +115,15 @@ class AgreedSaves(SessionSaves):
             written.add_done_callback(_print_failure)
         return written
 
+    def _deadline_of(self, kind: Kind) -> float:
+        """Return until when (time.monotonic) the loop waits for the slot of a decision."""
+        match kind:
+            case Kind.STOP:
+                return self._stop_deadline()
+            case Kind.FINAL:
+                return time.monotonic() + WRITE_WAIT_SECONDS
+        return time.monotonic() + SLOT_WAIT_SECONDS
+
     def save_now(self, reason: Reason) -> Checkpoint:
         """Wait at the end for all ranks, and until the last checkpoint is durable.
 
@@ -123,6 +131,12 @@ class AgreedSaves(SessionSaves):
             CheckpointWriteError: The disk refused it, or a rank could not save.
             TrainingStopped: A stop came first.
         """
+        if self._owed is not None:
+            owed, self._owed = self._owed, None
+            if owed.kind is Kind.STOP:
+                self._carry_out(owed)
+            # The supervisor decides nothing else before this one is done or given up.
+            self._coordination.skip(owed.id, LEFT_THE_LOOP)
         while True:
             decision = self.places.arrive_at_end()
             written = self._carry_out(decision)

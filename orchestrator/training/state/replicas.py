@@ -119,7 +119,8 @@ class Replicas:
 
 
 def _of_object(digests: Mapping[str, str], name: str) -> list[tuple[str, str]]:
-    return [(path, each) for path, each in digests.items() if path.startswith(name)]
+    begins = (f"{name}.", f"{name} (")
+    return [(path, each) for path, each in digests.items() if path.startswith(begins)]
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
