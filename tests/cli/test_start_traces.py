@@ -86,3 +86,23 @@ def test_directory_behind_a_link_stays(tmp_path: Path) -> None:
     run.attempts.symlink_to(tmp_path / "elsewhere")
     traces.remove_if_nothing_ran()
     assert (tmp_path / "elsewhere" / "0001" / "output.log").exists()
+
+
+@pytest.mark.parametrize("left", ["done.json", "metrics.jsonl", "checkpoints/step-000000000001"])
+def test_what_a_script_has_left_stays_without_a_journal(tmp_path: Path, left: str) -> None:
+    """On a full disk the journal lacks all events; a silent script has run all the same."""
+    run = RunDir(tmp_path / "run")
+    traces = begin(run)
+    (run.root / left).touch()
+    before = {*tmp_path.rglob("*")}
+    traces.remove_if_nothing_ran()
+    assert {*tmp_path.rglob("*")} == before
+
+
+def test_damaged_journal_removes_nothing(tmp_path: Path) -> None:
+    """A line that cannot be read may be of an attempt that ran."""
+    run = RunDir(tmp_path / "run")
+    traces = begin(run)
+    run.journal_file.write_text("{\n")
+    traces.remove_if_nothing_ran()
+    assert run.lock_file.exists()

@@ -194,3 +194,19 @@ def test_nothing_is_decided_before_all_ranks_have_begun(tmp_path: Path) -> None:
     ranks.play(wait)
     assert ranks.acted == [[], []]
     assert [pages[Field.DECIDING] for pages in ranks.pages] == [0, 0]
+
+
+def test_attempt_from_the_beginning_saves_at_once(tmp_path: Path) -> None:
+    """What an earlier attempt was due to save next says nothing of one that starts from zero."""
+    ranks = Ranks(tmp_path, snapshot_budget="off")
+
+    async def coordinate() -> None:
+        for attempt in (1, 2):
+            running = asyncio.ensure_future(ranks.coordinator.run(ranks.attempt))
+            await ranks.until(lambda n=attempt: len(ranks.events.written) == n)
+            running.cancel()
+            await asyncio.wait({running})
+
+    with ranks.training():
+        asyncio.run(coordinate())
+    assert ranks.kinds() == [Kind.SAVE, Kind.SAVE]

@@ -1,7 +1,9 @@
 """Snapshot memory in the file descriptor store of a service manager."""
 
+import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,10 @@ from orchestrator.hosts.systemd.notify import Notifier
 from orchestrator.ipc.control_page import ControlPage, Field, anonymous_file
 from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.checkpoints.fdstore import MEMORY, PAGE, FdStore
-from tests.checkpoint.support import RUN_ID, manifest_of
+from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.stop_request import StopRequest
+from tests.checkpoint.support import RUN_ID, manifest_of, new_store
+from tests.supervisor.support import RecordedEvents, catalog_of
 
 
 class ServiceManager(Notifier):
@@ -104,3 +109,22 @@ def test_memory_that_cannot_be_trusted_is_given_back(
 def test_first_start_finds_no_memory() -> None:
     """The first start of a service finds nothing."""
     assert FdStore(ServiceManager()).find(RUN_ID) is None
+
+
+@pytest.mark.parametrize(("ranks", "offered"), [(1, [6, 5]), (2, [])])
+def test_recovered_snapshot_is_written_and_offered_to_one_rank_only(
+    left: ServiceManager, tmp_path: Path, ranks: int, offered: list[int]
+) -> None:
+    """Several ranks cannot resume from a snapshot of one; on disk it is not lost."""
+    store = new_store(tmp_path)
+    catalog = catalog_of(store)
+    queue = SnapshotWriteQueue(store, catalog, StopRequest(1.0), RecordedEvents(), ranks)
+
+    async def recover() -> None:
+        await FdStore(left).recover(RUN_ID, catalog, queue)
+        await queue.wait_for(queue.pending, asyncio.Event())
+
+    asyncio.run(recover())
+    assert [checkpoint.manifest.step for checkpoint in store.all()] == [6]
+    memory = queue.memory
+    assert [s.manifest.step for s in memory.snapshots()] == offered if memory else not offered

@@ -112,3 +112,20 @@ def test_sharded_and_prepared_objects_are_refused() -> None:
 
 class FlatParameter(torch.nn.Parameter):
     """A parameter of the class that FSDP's first version makes."""
+
+
+def test_objects_of_like_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many tensors there is a digest for each object, and of nothing but this object."""
+    monkeypatch.setattr("orchestrator.training.state.replicas.MOST_LEAVES", 0)
+    objects = {name: torch.nn.Linear(1, 1) for name in ("model", "model2")}
+    replicas = Replicas(objects)
+
+    def digests() -> dict[str, str]:
+        return replicas.digests({f"{n}_state_dict": m.state_dict() for n, m in objects.items()})
+
+    before = digests()
+    with torch.no_grad():
+        objects["model2"].weight += 1
+    after = digests()
+    assert before.keys() == {"model", "model2"}
+    assert [name for name in before if before[name] != after[name]] == ["model2"]
