@@ -57,6 +57,7 @@ def outcome(**changes: Any) -> dict[str, Any]:
         "torn": [],
         "verified": True,
         "left": 0,
+        "messages": [],
         "problem": "",
     }
     return kept | changes
@@ -97,3 +98,11 @@ def test_begin_of_a_save_is_told_from_its_end(
 ) -> None:
     """A kill at the end of a save would not be one in a save."""
     assert has_begun(before, now) == begun
+
+
+@pytest.mark.parametrize("messages", [[], ["warning: offered, not read: the script has not"]])
+def test_message_that_was_promised_is_required(messages: list[str]) -> None:
+    """A program that reads nothing passes only if the supervisor has said so."""
+    program = next(program for program in PROGRAMS if program.message)
+    found = broken_promises(program, outcome(messages=messages))
+    assert found == ([] if messages else [f"no message said: {program.message}"])

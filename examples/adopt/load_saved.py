@@ -26,7 +26,7 @@ def load(path: str) -> bool:
 
         with safe_open(path, "np") as file:
             for key in file.keys():  # noqa: SIM118
-                file.get_slice(key)
+                file.get_tensor(key)
     elif name.endswith((".zip", ".keras", ".npz")):
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -36,7 +36,7 @@ def load(path: str) -> bool:
         import h5py
 
         with h5py.File(path) as file:
-            file.visititems(lambda name, item: None)
+            file.visititems(lambda name, item: item[()] if isinstance(item, h5py.Dataset) else None)
     elif name.endswith(".json"):
         json.loads(Path(path).read_text())
     elif name.endswith((".pkl", ".pickle")):

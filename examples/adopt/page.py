@@ -12,15 +12,15 @@ HEAD = """# Programs that were adopted
 
 Public programs that save for themselves, run under [`--adopt`](../how-to/adopt-a-script.md) and
 interrupted in five ways. Each is one run: a SIGKILL at a random moment, a SIGKILL as soon as a
-file of a save changes, a SIGTERM to the supervisor, Ctrl-C on a terminal, a `kill -9` of the
+save has begun, a SIGTERM to the supervisor, Ctrl-C on a terminal, a `kill -9` of the
 supervisor. After the last three the same command is given again. Then the program trains to its
-end, every file that it has saved is loaded once more, and processes that are left are counted.
+end, every saved file of a known kind is loaded once more, and processes that are left are counted.
 
 The commands are shrunk so that each trains for a minute or two on two CPU cores, with tiny made-up
 data and random weights. A script writes this page from [anybody's checkouts](#do-it-yourself); the
 code of the programs is no part of this project. A layout is a small script in
 `examples/adopt/layouts/` that saves as the program does, where the program itself needs several
-GPUs.
+GPUs, or where there is no program of its own.
 
 ## What each needs, and what that promises
 
@@ -39,7 +39,7 @@ before the fault and the first one after it. A status is the supervisor's, as a 
 """
 REST_HEAD = """
 | program | revision | tried on | attempts | saves | set aside as torn | loaded at the end \
-| processes left | as promised |
+| processes left | nothing broken |
 |---|---|---|---|---|---|---|---|---|
 """
 FOOT = """
@@ -55,7 +55,7 @@ python -m examples.adopt --checkouts checkouts --python ~/programs/bin/python --
 `examples/adopt/programs.toml` has the commands, and is the place for a program of your own. One
 whose checkout or packages are missing is listed as not run, with what it needs. `--page FILE`
 writes this page. The results and the output of each attempt stay in `build/adopted/`. The status
-is 1 if a promise was not kept.
+is 1 if anything was broken.
 """
 
 

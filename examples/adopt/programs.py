@@ -18,7 +18,8 @@ class Program:
     ``command`` and ``prepare`` are words in which ``{python}``, ``{here}`` and ``{checkout}`` are
     replaced. ``progress`` is a regular expression with one group, a count of the program's own
     ``unit``; with three groups they are an epoch, a batch in it, and the batches of an epoch.
-    ``saves_at_all`` is false for a program that saves nothing before its end.
+    ``saves_at_all`` is false for a program that saves nothing before its end. ``message`` is a part
+    of what the supervisor must say.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Program:
     environment: Mapping[str, str] | None = None
     saves_at_all: bool = True
     resumes: bool = True
+    message: str = ""
 
     def words(self, text: str, python: str, checkouts: Path) -> list[str]:
         """Return the words of a command, with its places filled in."""

@@ -7,7 +7,10 @@ from examples.adopt.trial import FAULTS
 
 
 def broken_promises(program: Program, outcome: dict[str, Any]) -> list[str]:
-    """Return what was not as adopt mode promises it, in words; empty if all was."""
+    """Return what was broken, in words; empty if nothing was.
+
+    How far a program goes back is in the counts, and is not judged.
+    """
     found = [outcome["problem"]] if outcome["problem"] else []
     missing = len(FAULTS) - len(outcome["faults"])
     if missing:
@@ -20,6 +23,8 @@ def broken_promises(program: Program, outcome: dict[str, Any]) -> list[str]:
         found.append(f"{len(outcome['torn'])} of its files cannot be loaded")
     if not outcome["verified"]:
         found.append("a checkpoint is not valid")
+    if program.message and not any(program.message in text for text in outcome["messages"]):
+        found.append(f"no message said: {program.message}")
     if outcome["left"]:
         found.append(f"{outcome['left']} processes were left")
     return found
