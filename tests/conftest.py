@@ -39,7 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A long test that begins last has the other processes wait for it.
 
     Each process begins with one block of the tests, and each block with its share of the long ones.
+
+    A hang in a test of hypothesis ends the process: an exception there would be taken for an
+    example that fails, and the hang tried again, without a timeout.
     """
+    for item in items:
+        if hypothesis.is_hypothesis_test(getattr(item, "function", None)):
+            item.add_marker(pytest.mark.timeout(method="thread"))
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     long = [item for item in items if item.get_closest_marker("long")]
     others = [item for item in items if not item.get_closest_marker("long")]

@@ -128,13 +128,17 @@ class Places:
         return None if deciding == self._done else self._attend(deciding)
 
     def _attend(self, deciding: int) -> Decision | None:
-        if deciding != self._seen:
-            self._seen, self._first = deciding, self._place
-        number, ahead = deciding >> _AHEAD_BITS, deciding & ((1 << _AHEAD_BITS) - 1)
-        while (decision := Decision.unpacked(self._page[DECISION])).id != number:
-            if self._place < self._first + ahead:
+        while True:
+            if deciding != self._seen:
+                self._seen, self._first = deciding, self._place
+            decision = Decision.unpacked(self._page[DECISION])
+            if decision.id == deciding >> _AHEAD_BITS:
+                break
+            if self._place < self._first + (deciding & ((1 << _AHEAD_BITS) - 1)):
                 return None
             self._wait()
+            # Another decision has taken the place of this one if a rank did not act on it.
+            deciding = self._page[DECIDING]
         if self._place < decision.place:
             return None
         self._done = deciding
@@ -145,9 +149,10 @@ class Places:
         page = self._page
         self._place = page[PLACES] = self._place + 1
         page[Field.AT_END] = 1
-        while (deciding := page[DECIDING]) == self._done:
-            self._wait()
-        while (decision := Decision.unpacked(page[DECISION])).id != deciding >> _AHEAD_BITS:
+        while True:
+            deciding, decision = page[DECIDING], Decision.unpacked(page[DECISION])
+            if deciding != self._done and decision.id == deciding >> _AHEAD_BITS:
+                break
             self._wait()
         self._done = deciding
         page[Field.AT_END] = 0

@@ -145,3 +145,21 @@ def test_waiting_at_the_end_shows_on_the_page() -> None:
 
     decision = Places(page, wait).arrive_at_end()
     assert (decision.kind, decision.slot, shown, page[Field.AT_END]) == (Kind.FINAL, 1, [1], 0)
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_rank_that_misses_a_whole_decision_acts_on_the_next(at_end: bool) -> None:
+    """A decision that another rank did not act on makes room for the next, and nobody waits on."""
+    page = [0] * VALUES
+
+    def wait() -> None:
+        assert page[Field.DECISION] == 0, "the rank waits for a decision that is over"
+        deciding = Deciding([page], 2, 0)
+        deciding.begin()
+        deciding.decide(Kind.SNAPSHOT, 0)
+
+    Deciding([page], 1, 0).begin()
+    places = Places(page, wait)
+    decision = places.arrive_at_end() if at_end else places.arrive() or places.arrive()
+    assert decision is not None
+    assert decision.id == 2
