@@ -13,10 +13,10 @@ from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
+from orchestrator.training.state.loaded_state import LoadedState, read_snapshot, read_state
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registered_objects import Registry
-from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 # Where only two are added, their order changes nothing.
 LEAST_RANKS_THAT_ROUND = 3
