@@ -10,8 +10,8 @@ import time
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
-from orchestrator.ipc.agreement import Deciding, Decision, Kind
 from orchestrator.ipc.control_page import Field
+from orchestrator.ipc.place_agreement import Deciding, Decision, Kind
 from orchestrator.pace.schedule import Schedule
 from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.snapshot.run_memory import RunMemory

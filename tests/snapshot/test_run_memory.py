@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.ipc.agreement import Deciding, Kind, Places
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.ipc.place_agreement import Deciding, Kind, Places
 from orchestrator.snapshot.run_memory import RunMemory
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from tests.interleavings import BufferedPage, Interleaving

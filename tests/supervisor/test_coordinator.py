@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import Config
-from orchestrator.ipc.agreement import Decision, Kind, Places
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.place_agreement import Decision, Kind, Places
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.attempt.attempt import Attempt
