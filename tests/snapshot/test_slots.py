@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField
-from orchestrator.snapshot.run_memory import RunMemory
+from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Slots
 
 
@@ -44,7 +44,7 @@ def test_empty_slots_hold_no_snapshot(slots: Slots) -> None:
     """New slots have no complete image."""
     assert slots.snapshots() == []
     assert slots.newest_slot() is None
-    assert RunMemory([slots]).newest_step_and_age() is None
+    assert RankSnapshots([slots]).newest_step_and_age() is None
 
 
 def test_newest_snapshot_comes_first(slots: Slots) -> None:
