@@ -10,7 +10,7 @@ from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.hosts.host_events import HostEvents
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
 from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal

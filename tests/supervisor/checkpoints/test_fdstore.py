@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.ipc.control_page import ControlPage, Field, anonymous_file
 from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.checkpoints.fdstore import MEMORY, PAGE, FdStore
