@@ -13,7 +13,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
 from orchestrator.ipc.control_page import Field
 from orchestrator.ipc.place_agreement import Deciding, Decision, Kind
-from orchestrator.pace.schedule import Schedule
+from orchestrator.pace.save_schedule import Schedule
 from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Snapshot
