@@ -18,7 +18,7 @@ from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.attempt import Attempt
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_events import RunEvents
 
 TICK_SECONDS = 0.02

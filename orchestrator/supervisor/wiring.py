@@ -21,7 +21,7 @@ from orchestrator.supervisor.adoption import Adoption
 from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.fdstore import FdStore
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.coordinator import Coordinator
 from orchestrator.supervisor.judge import Judge
 from orchestrator.supervisor.live_status import LiveStatus

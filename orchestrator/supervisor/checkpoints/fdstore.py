@@ -16,7 +16,7 @@ from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.ipc.control_page import PAGE_VERSION, ControlPage, Field
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 
 PREFIX = "orchestrator-"
 PAGE = f"{PREFIX}page-"
