@@ -12,6 +12,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.contents import rank_file
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import FULL_DISK, CheckpointWriteError
 from orchestrator.snapshot.disk_reserve import free_reserve, keep_reserve
@@ -65,7 +66,9 @@ class Writer:
             rank_file(rank): partial(copy, part) for rank, part in enumerate(snapshot.others, 1)
         }
         try:
-            return self.store.publish(manifest, partial(copy, snapshot), direct=True, parts=others)
+            return publish_state(
+                self.store, manifest, partial(copy, snapshot), direct=True, parts=others
+            )
         finally:
             self.heartbeat.pause()
 

@@ -13,6 +13,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.position import Position
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli.attach import NewestAttempt
@@ -123,7 +124,7 @@ def publish(store: Store, step: int) -> Checkpoint:
         {},
         {str(n): "0" * 32 for n in range(20)},
     )
-    return store.publish(manifest, write)
+    return publish_state(store, manifest, write)
 
 
 def _choose(store: Store) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.publication import publish_files
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
@@ -101,7 +102,7 @@ def test_deletion_follows_no_link_in_a_folder_of_the_checkpoint(
     (source / "step-000000000001").mkdir(parents=True)
     (source / "step-000000000001/state.pt").write_bytes(b"weights")
     for step in (1, 2, 3):
-        store.publish_files(manifest_of(step, framework="x"), source, link=False)
+        publish_files(store, manifest_of(step, framework="x"), source, link=False)
     before = tree(precious)
 
     def act(checkpoints: Path) -> None:
