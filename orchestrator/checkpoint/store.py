@@ -29,7 +29,7 @@ from orchestrator.checkpoint.retention import (
 )
 from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path
 from orchestrator.checkpoint.verification_cache import VerificationCache
-from orchestrator.errors import CheckpointInvalidError, NoValidCheckpointError, UnreadableError
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.rundir.identity import RunIdentity, is_id
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
@@ -134,58 +134,6 @@ class Store:
                 if has_too_many_digits(name)
             ]
         return []
-
-    def newest_valid(
-        self, on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None
-    ) -> Checkpoint | None:
-        """Return the newest checkpoint that can be trusted; None in a run that never saved one.
-
-        The search goes from the newest to the oldest and reads every byte again. A checkpoint that
-        fails verification is moved to quarantine, if the disk allows that, and reported to
-        ``on_quarantine``. Non-finite ones and those of another run are passed over. Raises
-        NoValidCheckpointError when there were candidates and none is left, since a silent start
-        from zero loses a run, and UnreadableError when one cannot be judged.
-        """
-        passed_over = self.unrecognised()
-        for name in reversed(self.names()):
-            path = self.run.checkpoints / name
-            try:
-                checkpoint = read_checkpoint(path)
-                if checkpoint.manifest.run_id != self.run_id:
-                    passed_over.append(f"{path.name} belongs to run {checkpoint.manifest.run_id}")
-                    continue
-                if not checkpoint.manifest.healthy:
-                    passed_over.append(f"{path.name} holds non-finite values")
-                    continue
-                located = self.disposal.locate(checkpoint)
-                if located is None:
-                    elsewhere = checkpoint.resume_path
-                    passed_over.append(
-                        f"{path.name} is of {elsewhere}, which this command does not name"
-                    )
-                    continue
-                checkpoint = located
-                self.verified.forget(checkpoint.name)
-                self.verified.verify(checkpoint, to_load=True)
-            except CheckpointInvalidError as error:
-                # A disk that allows no change keeps it where it is, and it is passed over too.
-                try:
-                    self.quarantine(path, error.reason)
-                except OSError:
-                    passed_over.append(f"{path.name}: {error.reason}")
-                on_quarantine(error)
-                continue
-            return checkpoint
-        lost = self.quarantine_folder.checkpoints()
-        passed_over += [f"{path.name} is in quarantine" for path in lost]
-        if passed_over:
-            where = f" in {self.run.quarantine}" if lost else ""
-            raise NoValidCheckpointError(
-                f"cannot resume: none of the checkpoints in {self.run.checkpoints} is valid "
-                f"({'; '.join(passed_over)}); see `orchestrator checkpoints list "
-                f"{self.run.root}`; repair one{where}, or start over with another --run-dir"
-            )
-        return None
 
     def newest_verified(self) -> Checkpoint | None:
         """Return the newest healthy checkpoint that has not changed since it was verified here."""

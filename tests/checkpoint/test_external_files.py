@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.publication import publish_files
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
@@ -44,7 +45,7 @@ def test_directory_is_published_with_its_names_and_bytes(
 ) -> None:
     """Every file keeps its name and bytes; it is a hard link only where that is allowed."""
     publish_saved(store, saved, link=link)
-    found = reopened(store).newest_valid()
+    found = newest_valid(reopened(store))
     assert found is not None
     assert found.manifest.files.keys() == FILES.keys()
     for name, content in FILES.items():
@@ -96,7 +97,7 @@ def test_write_into_a_linked_file_is_detected(store: Store, saved: Path) -> None
     older = publish_saved(store, saved, link=False)
     publish_saved(store, saved, step=8)
     (saved / "model.bin").write_bytes(b"rewritten")
-    found = reopened(store).newest_valid()
+    found = newest_valid(reopened(store))
     assert found is not None
     assert found.name == older.name
     assert [path.name for path in store.quarantine_folder.entries()] == ["step-000000000008"]
@@ -149,7 +150,7 @@ def test_full_disk_costs_only_the_new_framework_checkpoint(
             publish_saved(store, saved, step=8, link=link)
         except CheckpointWriteError:
             assert not [name for name in names(store) if name.startswith(".")]
-        newest = reopened(store).newest_valid()
+        newest = newest_valid(reopened(store))
         assert newest is not None
         verify(read_checkpoint(newest.path))
         if not disk.reached:

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.digesting_writer import BESIDE_BYTES, DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
@@ -29,7 +30,7 @@ from tests.support import FailingDisk
 def test_published_checkpoint_is_found(empty: Store) -> None:
     """The newest checkpoint has the bytes, the facts and the name that it was published with."""
     made = publish(empty, 1200, epoch=3, reason=Reason.REQUESTED, metrics={"loss": 0.5})
-    found = reopened(empty).newest_valid()
+    found = newest_valid(reopened(empty))
     assert found == made
     assert found.path == empty.run.checkpoints / "step-000000001200"
     assert found.state_file.read_bytes() == state_of(1200)
@@ -69,7 +70,7 @@ def test_second_checkpoint_of_a_step_gets_a_suffix(empty: Store) -> None:
         "step-000000000007-3",
     ]
     assert [c.manifest.epoch for c in reopened(empty).all()] == list(range(11))
-    newest = reopened(empty).newest_valid()
+    newest = newest_valid(reopened(empty))
     assert newest is not None
     assert newest.name == "step-000000000007-11"
 
@@ -155,7 +156,7 @@ def test_step_that_no_name_holds_is_refused(tmp_path: Path, step: int) -> None:
         publish(store, step)
     assert list(store.run.checkpoints.iterdir()) == []
     last = publish(store, 10**12 - 1)
-    assert reopened(store).newest_valid() == last
+    assert newest_valid(reopened(store)) == last
     manifest = last.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace("999999999999", str(step)))
     with pytest.raises(CheckpointInvalidError, match="the most is 999999999999"):
