@@ -18,7 +18,8 @@ from orchestrator.adopt.pickle_reader import (
     read_pickle,
 )
 from orchestrator.checkpoint.manifest import Manifest
-from orchestrator.cli.tables import runs_table, status_table
+from orchestrator.cli.runs_table import runs_table
+from orchestrator.cli.status_table import status_table
 from orchestrator.client import seconds_in
 from orchestrator.ipc.control_page import PAGE_BYTES, ControlPage, Phase
 from orchestrator.ipc.message_schema import checked
