@@ -1,10 +1,7 @@
 """Complete snapshots and torn ones, as the table on the control page tells them apart."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
-
-import pytest
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField
@@ -14,20 +11,6 @@ from orchestrator.snapshot.slots import Slots
 
 def draft(step: int) -> Manifest:
     return Manifest("a run", step, 0, Reason.PERIODIC, {"loss": 0.5}, True, "now", {}, {})
-
-
-@pytest.fixture
-def page() -> ControlPage:
-    page, descriptor = ControlPage.create()
-    os.close(descriptor)
-    return page
-
-
-@pytest.fixture
-def slots(page: ControlPage) -> Iterator[Slots]:
-    slots = Slots.create(page)
-    yield slots
-    slots.close()
 
 
 def fill(slots: Slots, slot: int, step: int) -> None:
