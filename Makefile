@@ -8,6 +8,9 @@ PIN := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 INSTALL := $(PIN) $(BIN)/pip install --quiet --disable-pip-version-check
 TEMPLATE := from sys import stdout; from orchestrator.hosts.systemd.unit import template_unit; stdout.write(template_unit
 
+# Tests start this package in a thousand processes, each of which would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast test-lowest fuzz lock audit lint docs package matrix bench units cli-reference survival recording clean
 
 demo: $(VENV)/.ready  ## Train, stop, resume, kill and finish the digits example before your eyes.

@@ -36,9 +36,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A long test that begins last has the other processes wait for it.
+    """Begin with what takes longest: a long test at the end has the other processes wait for it.
 
-    Each process begins with one block of the tests, and each block with its share of the long ones.
+    Each process begins with one block of the tests. A block has a share of the long ones, then of
+    those that start processes, then of the others, which other processes take over one by one.
 
     A hang in a test of hypothesis ends the process: an exception there would be taken for an
     example that fails, and the hang tried again, without a timeout.
@@ -46,13 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if hypothesis.is_hypothesis_test(getattr(item, "function", None)):
             item.add_marker(pytest.mark.timeout(method="thread"))
+    long, starting, quick = [], [], []
+    for item in items:
+        if item.get_closest_marker("long"):
+            long.append(item)
+        else:
+            (starting if item.get_closest_marker("processes") else quick).append(item)
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    long = [item for item in items if item.get_closest_marker("long")]
-    others = [item for item in items if not item.get_closest_marker("long")]
     items.clear()
     for number in range(processes):
-        begin, end = (len(others) * n // processes for n in (number, number + 1))
-        items += long[number::processes] + others[begin:end]
+        items += long[number::processes]
+        for group in (starting, quick):
+            begin, end = (len(group) * n // processes for n in (number, number + 1))
+            items += group[begin:end]
 
 
 def pytest_collection_finish() -> None:

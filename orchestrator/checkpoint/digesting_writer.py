@@ -1,13 +1,12 @@
 """A file that computes its digest while it is written."""
 
-import contextlib
-import threading
-from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 
 import xxhash
 
 from orchestrator.checkpoint.manifest import FileRecord
+from orchestrator.system.second_thread import in_second_thread
 
 # From this size on a second thread computes the digest sooner.
 BESIDE_BYTES = 1 << 20
@@ -26,34 +25,22 @@ class DigestingWriter:
         """Write all of ``data``. Raises OSError, kept in ``error`` too: torch hides the errno."""
         # Not len(): memory may consist of items larger than a byte.
         count = memoryview(data).nbytes
-        with self._digesting(data, count):
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self.error = self.error or error
-                raise
+        if count < BESIDE_BYTES:
+            self._write(data)
+            self._digest.update(data)
+        else:
+            with in_second_thread(partial(self._digest.update, data)) as digested:
+                self._write(data)
+            digested.result()
         self._bytes += count
         return count
 
-    @contextlib.contextmanager
-    def _digesting(self, data: bytes | memoryview, count: int) -> Iterator[None]:
-        """Add ``data`` to the digest before the block ends, a large piece in a second thread."""
-        if count < BESIDE_BYTES:
-            yield
-            self._digest.update(data)
-            return
-        # The thread is ahead of the disk, and faults shared memory in for it.
-        thread = threading.Thread(target=self._digest.update, args=(data,))
+    def _write(self, data: bytes | memoryview) -> None:
         try:
-            thread.start()
-        except RuntimeError:  # the system allows no more threads
-            yield
-            self._digest.update(data)
-            return
-        try:
-            yield
-        finally:
-            thread.join()
+            self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
     def flush(self) -> None:
         """Do nothing: callers expect a file, and the store syncs the bytes to the disk."""

@@ -18,8 +18,9 @@ from orchestrator.snapshot.disk_reserve import keep_reserve, with_reserve
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
+from orchestrator.system.second_thread import in_second_thread
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 8 << 20
 # The time that a stop allows for writes, in units of the last write: one under way, the final one,
 # and a disk that is slower than before.
 WRITE_ALLOWANCE = 2.5
@@ -69,16 +70,24 @@ class Writer:
 
 
 def _chunks(snapshot: Snapshot) -> Iterator[memoryview]:
-    """Yield the bytes of an image in pieces, each valid until the next.
+    """Yield the bytes of an image in pieces, each valid until the next, which is read meanwhile.
 
     They are read, not mapped: the trainer may truncate the memory at any time, and a process that
-    touches a mapping beyond the end is killed by SIGBUS. The buffer is aligned, for direct writes.
-    Raises OSError when the memory is shorter than the image.
+    touches a mapping beyond the end is killed by SIGBUS. The buffers are aligned, for direct
+    writes. Raises OSError when the memory is shorter than the image.
     """
     # Not closed: a writer that has failed may still hold a piece.
-    buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES))
-    for offset in range(0, snapshot.image_bytes, CHUNK_BYTES):
-        chunk = buffer[: snapshot.image_bytes - offset]
+    buffers = [memoryview(mmap.mmap(-1, CHUNK_BYTES)) for _ in range(2)]
+
+    def read(offset: int) -> memoryview:
+        chunk = buffers[offset // CHUNK_BYTES % 2][: snapshot.image_bytes - offset]
         if os.preadv(snapshot.descriptor, [chunk], offset) < len(chunk):
             raise OSError(errno.EIO, "the snapshot's memory is shorter than its image")
-        yield chunk
+        return chunk
+
+    chunk = read(0)
+    for offset in range(CHUNK_BYTES, snapshot.image_bytes, CHUNK_BYTES):
+        with in_second_thread(partial(read, offset)) as following:
+            yield chunk
+        chunk = following.result()
+    yield chunk

@@ -20,6 +20,7 @@ from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_events import RunEvents
+from orchestrator.system.threads import in_thread
 
 TICK_SECONDS = 0.02
 COMPLETION_POLL_SECONDS = 0.002
@@ -48,7 +49,7 @@ class Coordinator:
         self._last_id = 0
         self._served_requests = 0
         self._save_reason = Reason.PERIODIC
-        self._writing: Snapshot | None = None
+        self._writing: list[Snapshot] = []
 
     async def run(self, attempt: Attempt) -> None:
         """Coordinate the ranks of an attempt, until cancelled."""
@@ -59,7 +60,7 @@ class Coordinator:
             self._schedule.begin(attempt.start_step, attempt.start_epoch)
         kind = None
         while kind is not Kind.STOP:
-            self._record_write()
+            self._record_writes()
             memory = self._snapshots.memory
             if memory is None or (kind := self._due(attempt, memory)) is None:
                 await asyncio.sleep(TICK_SECONDS)
@@ -106,7 +107,8 @@ class Coordinator:
             self._give_up(attempt, decision, problem)
             return
         self._record_cost(attempt)
-        newest = next(iter(memory.snapshots()), None)
+        # Manifests are long where there are many tensors, and this is the event loop.
+        newest = next(iter(await in_thread(memory.snapshots)), None)
         if newest is None or newest.generation != decision.id:
             self._give_up(attempt, decision, "the parts of the ranks do not fit together")
             return
@@ -140,7 +142,7 @@ class Coordinator:
     # --- writes ------------------------------------------------------------------------------
 
     def _begin_write(self, snapshot: Snapshot, kind: Kind) -> None:
-        self._writing = snapshot
+        self._writing.append(snapshot)
         self._snapshots.write(snapshot, _REASONS.get(kind, self._save_reason))
         position = snapshot.position
         least_seconds = 0.0
@@ -149,11 +151,10 @@ class Coordinator:
             least_seconds = self._snapshots.last_write_seconds / self._budget
         self._schedule.begin(position.step, position.epoch, least_seconds)
 
-    def _record_write(self) -> None:
-        if self._writing is None or self._writing in self._snapshots.pending:
-            return
-        if self._snapshots.is_written(self._writing):
-            self._schedule.record_success()
-        else:
-            self._schedule.record_failure()
-        self._writing = None
+    def _record_writes(self) -> None:
+        for snapshot in [each for each in self._writing if each not in self._snapshots.pending]:
+            self._writing.remove(snapshot)
+            if self._snapshots.is_written(snapshot):
+                self._schedule.record_success()
+            else:
+                self._schedule.record_failure()

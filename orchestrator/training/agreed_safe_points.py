@@ -1,11 +1,9 @@
 """The safe points of one of several ranks: it acts only where all of them have agreed to."""
 
-from time import monotonic_ns
-
 from orchestrator.training.exits import refusing
 from orchestrator.training.loop.due_saves import STOP_REQUEST
 from orchestrator.training.runtime.membership import RunMembership
-from orchestrator.training.safe_points import HEARTBEAT, SAFE_POINTS, SHOW_METRICS_NS
+from orchestrator.training.safe_points import SHOW_METRICS_NS, beat
 from orchestrator.training.saving.agreed_saves import AgreedSaves
 
 
@@ -27,7 +25,7 @@ class AgreedSafePoints:
 
     def poll(self) -> None:
         """Give a sign of life in an evaluation."""
-        self._beat()
+        beat(self._page)
 
     def reach(self) -> None:
         """Reach the next place, and do what is decided for it.
@@ -36,7 +34,7 @@ class AgreedSafePoints:
             TrainingStopped: The decision is to stop, and the state is being saved.
             TrainingRefused: The state cannot be saved; the reason has been printed.
         """
-        now = self._beat()
+        now = beat(self._page)
         decision = self._arrive()
         if decision is not None or self._page[STOP_REQUEST] or self._saves.has_owed:
             with refusing():
@@ -47,9 +45,3 @@ class AgreedSafePoints:
             with refusing():
                 self._backend.report_metrics(self._progress.metric_values())
                 self._metrics.flush()
-
-    def _beat(self) -> int:
-        page, now = self._page, monotonic_ns()
-        page[HEARTBEAT] = now
-        page[SAFE_POINTS] += 1
-        return now

@@ -17,6 +17,13 @@ HEARTBEAT = int(Field.HEARTBEAT_NS)
 SAFE_POINTS = int(Field.SAFE_POINTS)
 
 
+def beat(page: memoryview) -> int:
+    """Give a sign of life on the control page; return its time (time.monotonic_ns)."""
+    page[HEARTBEAT] = now = monotonic_ns()
+    page[SAFE_POINTS] += 1
+    return now
+
+
 class SaveStrategy(Protocol):
     """How a run saves: a session its registered objects, a framework by files of its own."""
 
@@ -52,10 +59,7 @@ class SafePoints:
 
     def beat(self) -> int:
         """Give a sign of life; return its time (time.monotonic_ns)."""
-        page, now = self._page, monotonic_ns()
-        page[HEARTBEAT] = now
-        page[SAFE_POINTS] += 1
-        return now
+        return beat(self._page)
 
     def poll(self) -> None:
         """Do as at any safe point, in an evaluation; raises as ``reach`` does."""

@@ -35,7 +35,7 @@ class LaunchSpec:
 
 
 async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> None:
-    """Start the command, once for each rank.
+    """Start the command, once for each rank; where one does not start, end those that did.
 
     Raises OSError, and ConfigError where the command cannot be run.
     """
@@ -46,7 +46,10 @@ async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> None:
             rank.begin(started[-1])
     except BaseException:
         for process in started:
-            process.kill_tree()
+            process.kill_command()
+        for process in started:
+            await process.kill_remains()
+            await process.finish_output()
         raise
 
 

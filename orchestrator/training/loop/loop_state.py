@@ -22,6 +22,7 @@ from orchestrator.training.loop.loop_phase import (
 from orchestrator.training.loop.loop_position import InEpoch, InStep, LoopPosition
 from orchestrator.training.loop.replay import NO_REPLAY_POINT, ReplayPoint, have_same_values
 from orchestrator.training.state import rng
+from orchestrator.training.state.collector import paused_collector
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.loaded_state import LoadedState
 from orchestrator.training.state.progress import SUFFIX, Progress
@@ -208,7 +209,8 @@ class LoopState:
         if reason in (Reason.EMERGENCY, Reason.FINAL):
             self.progress.refuses_bad_values = False
         metrics = self.progress.metric_values()
-        state = self._replay_point.state | metrics if from_point else self._capture(metrics)
+        with paused_collector():
+            state = self._replay_point.state | metrics if from_point else self._capture(metrics)
         doubts = self.exactness.doubts() + state["data"]["caveats"]
         return StateToSave(state, self.progress.measured_here(metrics), list(dict.fromkeys(doubts)))
 

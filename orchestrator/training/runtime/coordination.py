@@ -1,17 +1,16 @@
 """What one of several ranks shares with the others, by way of the supervisor."""
 
-import errno
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from orchestrator.errors import CheckpointWriteError, OrchestratorError
+from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.ipc.messages import RANK_VARIABLE, Message
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Image
+from orchestrator.training.runtime.write_answers import complete, write_error
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Coordination:
             if problem is None:
                 self._expected[generation] = step, written
         if problem is not None:
-            written.set_exception(_failure(step, problem))
+            written.set_exception(write_error(step, problem))
         return written
 
     def skip(self, generation: int, problem: str) -> None:
@@ -86,23 +85,13 @@ class Coordination:
 
     def on_message(self, message: Message) -> bool:
         """Complete the save that the supervisor's answer is about; return whether there is one."""
-        generation, problem = message.get("generation", 0), str(message.get("problem"))
+        generation = message.get("generation", 0)
         with self._changing:
             expected = self._expected.pop(generation, None)
             if expected is None and message.get("type") == "write_failed":
-                self._failed_early[generation] = problem
+                self._failed_early[generation] = str(message.get("problem"))
         if expected is None:
             return False
         step, written = expected
-        if message.get("type") == "written":
-            try:
-                written.set_result(read_checkpoint(self._run.checkpoints / str(message["name"])))
-            except OrchestratorError as error:
-                written.set_exception(error)
-        else:
-            written.set_exception(_failure(step, problem))
+        complete(written, message, self._run, step)
         return True
-
-
-def _failure(step: int, problem: str) -> CheckpointWriteError:
-    return CheckpointWriteError(step, OSError(errno.EIO, problem))

@@ -1,7 +1,6 @@
 """The backend under a supervisor, which keeps the journal, writes checkpoints and rotates them."""
 
 import contextlib
-import errno
 import os
 import threading
 from concurrent.futures import Future
@@ -13,7 +12,7 @@ from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason, json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
-from orchestrator.errors import CheckpointWriteError, ConfigError, OrchestratorError
+from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.messages import (
     ATTEMPT_VARIABLE,
@@ -34,6 +33,7 @@ from orchestrator.training.runtime.coordination import Coordination, World
 from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
 from orchestrator.training.runtime.supervisor_connection import SupervisorConnection
+from orchestrator.training.runtime.write_answers import complete
 
 # What this process writes into the journal itself once the supervisor is dead.
 _JOURNAL_EVENTS = {
@@ -190,16 +190,7 @@ class Supervised:
         if write is None:
             return
         snapshot, _, written = write
-        if message.get("type") == "written":
-            try:
-                checkpoints = self._facts.run_dir.checkpoints
-                written.set_result(read_checkpoint(checkpoints / str(message["name"])))
-            except OrchestratorError as error:
-                written.set_exception(error)
-        else:
-            problem = str(message.get("problem"))
-            cause = OSError(errno.EIO, problem)
-            written.set_exception(CheckpointWriteError(snapshot.manifest.step, cause))
+        complete(written, message, self._facts.run_dir, snapshot.manifest.step)
 
     def on_supervisor_death(self) -> None:
         """Write what the supervisor has not written."""

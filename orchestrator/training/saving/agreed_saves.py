@@ -1,7 +1,5 @@
 """How one of several ranks saves: where all of them have agreed to, and nowhere else."""
 
-import errno
-import os
 import time
 from concurrent.futures import Future
 
@@ -141,15 +139,7 @@ class AgreedSaves(SessionSaves):
             decision = self.places.arrive_at_end()
             written = self._carry_out(decision)
             if decision.kind is Kind.FINAL and written is not None:
-                self.saver.hurry()
-                return self._result_of(written)
-
-    def _result_of(self, written: Future[Checkpoint]) -> Checkpoint:
-        try:
-            return written.result(timeout=WRITE_WAIT_SECONDS)
-        except TimeoutError:
-            cause = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-            raise CheckpointWriteError(self.progress.step, cause) from None
+                return self._wait_until_durable(written, time.monotonic() + WRITE_WAIT_SECONDS)
 
 
 def _print_failure(written: Future[Checkpoint]) -> None:

@@ -171,12 +171,15 @@ class SessionSaves:
         with self._phase_save():
             written = self._save(reason, deadline)
             assert written is not None
-            self.saver.hurry()
-            try:
-                return written.result(timeout=max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                cause = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-                raise CheckpointWriteError(self.progress.step, cause) from None
+            return self._wait_until_durable(written, deadline)
+
+    def _wait_until_durable(self, written: Future[Checkpoint], deadline: float) -> Checkpoint:
+        self.saver.hurry()
+        try:
+            return written.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            cause = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            raise CheckpointWriteError(self.progress.step, cause) from None
 
     def _save(self, reason: Reason, deadline: float | None = None) -> Future[Checkpoint] | None:
         """Begin to save; None where that is not possible now."""

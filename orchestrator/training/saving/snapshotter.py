@@ -35,6 +35,7 @@ from orchestrator.training.saving.image_checks import addresses_in, is_finite
 from orchestrator.training.saving.placement import place
 from orchestrator.training.saving.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import rng
+from orchestrator.training.state.collector import paused_collector
 from orchestrator.training.state.digests import digest_parts
 from orchestrator.training.state.tensor_kinds import all_finite
 
@@ -142,7 +143,7 @@ class Snapshotter:
             UnstorableError: torch.save refuses the state.
         """
         # A loader worker that dies during this would make torch raise in the middle of it.
-        with sigchld_default():
+        with sigchld_default(), paused_collector():
             began = time.perf_counter()
             try:
                 pending = self._take(content, deadline)

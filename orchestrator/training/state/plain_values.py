@@ -164,6 +164,8 @@ def like(original: Any, content: dict[Any, Any]) -> Any:
 
     For example, the state_dict of a module keeps the versions of its layers in an attribute.
     """
+    if type(original) is dict:
+        return content
     result = type(original)(content)
     if hasattr(original, "__dict__"):
         result.__dict__.update(original.__dict__)
