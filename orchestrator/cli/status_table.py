@@ -130,7 +130,10 @@ def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> st
     parts = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
     if facts and facts["interval_seconds"] and facts["stall_seconds"] is not None:
         stall = facts["stall_seconds"] * 1000
-        parts.append(f"one every {duration_text(facts['interval_seconds'])}, taking {stall:.3g} ms")
+        pace = f"one every {duration_text(facts['interval_seconds'])}"
+        if facts["failure_seconds"]:
+            pace += f" (a failure every {duration_text(facts['failure_seconds'])} so far)"
+        parts.append(f"{pace}, taking {stall:.3g} ms")
     if facts and facts["write_seconds"] and facts["bytes"] is not None:
         written = f"{size_text(facts['bytes'])} in {duration_text(facts['write_seconds'])}"
         parts.append(f"written to disk: {written}")

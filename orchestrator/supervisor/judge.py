@@ -107,6 +107,7 @@ class Judge:
                 reason=decision.reason,
             )
             self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
+            self._run_facts.failures.add(record)
         if lost := rank.output.lost_bytes:
             self._log.warning(
                 "the disk refused a part of the trainer's output",

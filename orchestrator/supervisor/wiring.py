@@ -160,5 +160,5 @@ def wire(
         host_events=host_events,
         hook=hook,
         unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
-        coordinator=Coordinator(config, snapshots, publisher),
+        coordinator=Coordinator(config, facts, snapshots, publisher),
     )

@@ -11,6 +11,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.pace.failure_rate import FailureRate
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training.runtime.coordination import Coordination, World
@@ -25,15 +26,16 @@ class RunSettings:
         every: How often a checkpoint is written.
         snapshot_budget: The share of the time that snapshots may take; None: no snapshots.
         allow_data_change: Whether an epoch may go on with another loader than it had.
-        snapshot_interval_seconds: The interval that an earlier attempt has learned, if there is
-            one.
+        snapshot_cost_seconds: What a snapshot has cost an earlier attempt, if that is known.
+        failures: How often the run fails, where snapshots are to follow from that.
     """
 
     command: list[str]
     every: Every
     snapshot_budget: float | None
     allow_data_change: bool
-    snapshot_interval_seconds: float | None = None
+    snapshot_cost_seconds: float | None = None
+    failures: FailureRate | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from orchestrator.ipc.messages import (
     SOCKET_VARIABLE,
     Message,
 )
+from orchestrator.pace.failure_rate import FailureRate
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir, run_root_above
 from orchestrator.rundir.start import Start
@@ -71,6 +72,7 @@ class Supervised:
         if world.size > 1:
             common, send = self._connection.common, self._connection.send
             self._coordination = Coordination(world, run_dir, send, common)
+        failures = welcome["failures"]
         self._changing_writes = threading.Lock()
         self._inherited = self._connection.slots.snapshots()
         self._writes: dict[int, tuple[Snapshot, Reason, Future[Checkpoint]]] = {
@@ -92,7 +94,8 @@ class Supervised:
                 # Several ranks are told when to take one: their clocks differ.
                 snapshot_budget=None if world.size > 1 else welcome["snapshot_budget"],
                 allow_data_change=welcome["allow_data_change"],
-                snapshot_interval_seconds=welcome["snapshot_interval_seconds"],
+                snapshot_cost_seconds=welcome["snapshot_cost_seconds"],
+                failures=None if failures is None else FailureRate(**failures),
             ),
             attempt,
             self._coordination,
