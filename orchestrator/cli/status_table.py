@@ -8,7 +8,7 @@ from rich.text import Text
 
 from orchestrator.cli.table_cells import metrics_text, state_style
 from orchestrator.errors import AGAIN_WITH_NEW_LIMITS
-from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
+from orchestrator.supervisor.recovery.failure_kinds import ADVICE, Kind
 from orchestrator.supervisor.report import FIX_AND_RUN_AGAIN
 from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text

@@ -14,9 +14,9 @@ from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.recovery.diagnosis import Diagnosis, ExitFacts, diagnose
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.supervisor.recovery.output_tail import end_of, last_lines
 from orchestrator.supervisor.recovery.policy import Action, Decision, decide
-from orchestrator.supervisor.recovery.symptoms import Kind
 from orchestrator.supervisor.run_facts import RunFacts
 
 NOT_THERE = frozenset({Kind.IO_ERROR, Kind.HARDWARE})

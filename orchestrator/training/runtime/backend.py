@@ -14,7 +14,7 @@ from orchestrator.ipc.control_page import ControlPage
 from orchestrator.pace.failure_rate import FailureRate
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots, Snapshot
-from orchestrator.training.runtime.coordination import Coordination, World
+from orchestrator.training.runtime.rank_link import RankLink, World
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TrainerFacts:
         memory: The control page and the snapshot slots.
         settings: What was asked for.
         attempt: The number of this attempt; None without a supervisor, which counts them.
-        coordination: What this process shares with other ranks; None where there are none.
+        rank_link: What this process shares with other ranks; None where there are none.
     """
 
     run_dir: RunDir
@@ -71,12 +71,12 @@ class TrainerFacts:
     memory: SharedMemory
     settings: RunSettings
     attempt: int | None = None
-    coordination: Coordination | None = None
+    rank_link: RankLink | None = None
 
     @property
     def world(self) -> World:
         """Which rank this process is, and of how many."""
-        return World() if self.coordination is None else self.coordination.world
+        return World() if self.rank_link is None else self.rank_link.world
 
     @property
     def supervised(self) -> bool:

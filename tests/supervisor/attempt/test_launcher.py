@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
 
 from orchestrator.adopt.resume_argument import ResumeArgument
 from orchestrator.errors import ConfigError
