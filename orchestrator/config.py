@@ -121,7 +121,7 @@ def _parse_budget(text: str) -> float | Literal["auto"] | None:
             return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
     if match is None or not 0 < float(match[1]) <= 50:
-        raise ValueError("write auto, off, or a share of the time above 0% and up to 50%, as 1%")
+        raise ValueError("write auto, off, or a share of the time above 0% up to 50%, such as 1%")
     return float(match[1]) / 100
 
 
