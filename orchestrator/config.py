@@ -281,8 +281,8 @@ class Config:
     show_ranks: Literal["main", "all"] = _option(
         _parse_shown_ranks,
         "main|all",
-        "Whose output is printed: that of rank 0 alone, or of all ranks, with `[rank 1]` before the "
-        "lines of others. All of it is in attempts/. Default: main.",
+        "Whose output is printed: that of rank 0 alone, or of all ranks, with `[rank 1]` before "
+        "the lines of others. All of it is in attempts/. Default: main.",
         "main",
     )
     adopt: UnitPattern | None = _option(
