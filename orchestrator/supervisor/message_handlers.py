@@ -118,7 +118,7 @@ class TrainerMessages:
         self._journal.write(event, attempt.number, **facts | which)
 
     def _handle_snapshot(self, rank: Rank, facts: dict[str, Any]) -> None:
-        cost_seconds = facts.pop("cost_seconds", None)
+        cost_seconds = facts.get("cost_seconds")
         self._snapshots.cost_seconds = cost_seconds or self._snapshots.cost_seconds
         rank.snapshot_facts = facts
         if rank.number == 0:
