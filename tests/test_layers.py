@@ -63,7 +63,13 @@ HOMES = {
         "system/lock_holder.py",
         "hosts/laptop/battery.py",
     ),
-    "rich": ("cli/view.py", "cli/tables.py", "chaos/display.py"),
+    "rich": (
+        "cli/view.py",
+        "cli/status_table.py",
+        "cli/runs_table.py",
+        "cli/checkpoints_table.py",
+        "chaos/display.py",
+    ),
     "xxhash": (
         "checkpoint/verification.py",
         "checkpoint/digesting_writer.py",

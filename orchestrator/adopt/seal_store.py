@@ -19,7 +19,8 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.contents import CONTENT_FOLDER
 from orchestrator.checkpoint.external_files import link_or_copy, sync_and_digest
 from orchestrator.checkpoint.manifest import FileRecord, Manifest, Reason
-from orchestrator.checkpoint.store import Store, publish_directory
+from orchestrator.checkpoint.publication import publish_directory
+from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify_files
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now

@@ -1,34 +1,25 @@
-"""The checkpoint store: durable publish, choice of the newest valid one, quarantine, deletion.
+"""The checkpoint store: what checkpoints a run has, their quarantine and their deletion.
 
-The format and the write order are normative: docs/reference/checkpoint-format.md.
+``publication`` makes new ones, ``newest_valid`` chooses the one to resume from.
 """
 
 import contextlib
-import errno
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 from orchestrator.checkpoint.checkpoint import (
-    MANIFEST_FILE,
     PIN_FILE,
     Checkpoint,
-    PublicationOrder,
     checkpoint_names,
     has_too_many_digits,
     read_checkpoint,
 )
 from orchestrator.checkpoint.checkpoint_cache import CheckpointCache
-from orchestrator.checkpoint.contents import CONTENT_FOLDER, STATE_FILE
-from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.disposal import Disposal, OwnFiles
-from orchestrator.checkpoint.external_files import copy_tree_durably
-from orchestrator.checkpoint.manifest import FileRecord, Manifest
-from orchestrator.checkpoint.position import MAXIMUM_STEP
 from orchestrator.checkpoint.quarantine import QuarantineFolder
 from orchestrator.checkpoint.retention import (
     DEFAULT_KEEP,
@@ -36,14 +27,9 @@ from orchestrator.checkpoint.retention import (
     RetentionPolicy,
     names_to_keep,
 )
-from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path, writing_path
+from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path
 from orchestrator.checkpoint.verification_cache import VerificationCache
-from orchestrator.errors import (
-    CheckpointInvalidError,
-    CheckpointWriteError,
-    NoValidCheckpointError,
-    UnreadableError,
-)
+from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.rundir.identity import RunIdentity, is_id
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
@@ -102,58 +88,6 @@ class Store:
         """``start`` as manifests keep it."""
         return None if self.start is None else self.start.to_json()
 
-    # --- publishing --------------------------------------------------------------------------
-
-    def publish(
-        self,
-        manifest: Manifest,
-        write: Callable[[DigestingWriter], None],
-        *,
-        direct: bool = False,
-        parts: Mapping[str, Callable[[DigestingWriter], None]] = MappingProxyType({}),
-    ) -> Checkpoint:
-        """Make a checkpoint durable, in the normative order, and return it.
-
-        ``manifest`` comes without files. ``write`` writes the bytes of state.pt to the file it is
-        given, which with ``direct`` expects large pieces of aligned memory; ``parts`` writes
-        further files, by their names. Raises
-        CheckpointWriteError when the disk refuses, after removing what was begun; what ``write``
-        raises for other reasons passes through, also after the clean-up.
-        """
-
-        def fill(directory: Path) -> dict[str, FileRecord]:
-            return {
-                name: _write_file(directory / name, self.disk, write_it, direct=direct)
-                for name, write_it in {STATE_FILE: write, **parts}.items()
-            }
-
-        return self._publish(manifest, fill)
-
-    def publish_files(self, manifest: Manifest, source: Path, *, link: bool) -> Checkpoint:
-        """Make a checkpoint of what a framework has written: a directory with all files, or a file.
-
-        With ``link`` hard links take the place of copies where the filesystem has them, which is
-        safe only if the framework never writes into these files again. Raises CheckpointWriteError.
-        """
-
-        def fill(directory: Path) -> dict[str, FileRecord]:
-            return copy_tree_durably(source, directory / CONTENT_FOLDER, self.disk, link=link)
-
-        return self._publish(manifest, fill)
-
-    def _publish(
-        self, manifest: Manifest, fill: Callable[[Path], dict[str, FileRecord]]
-    ) -> Checkpoint:
-        try:
-            # The script may have moved or deleted the run directory.
-            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
-            return publish_directory(self.run, self.disk, manifest, fill)
-        except OSError as error:
-            has_older = False
-            with contextlib.suppress(UnreadableError):  # the failure to write is what counts
-                has_older = bool(self.names())
-            raise CheckpointWriteError(manifest.step, error, has_older, self.run.root) from error
-
     # --- finding -----------------------------------------------------------------------------
 
     def all(self) -> list[Checkpoint]:
@@ -200,58 +134,6 @@ class Store:
                 if has_too_many_digits(name)
             ]
         return []
-
-    def newest_valid(
-        self, on_quarantine: Callable[[CheckpointInvalidError], None] = lambda error: None
-    ) -> Checkpoint | None:
-        """Return the newest checkpoint that can be trusted; None in a run that never saved one.
-
-        The search goes from the newest to the oldest and reads every byte again. A checkpoint that
-        fails verification is moved to quarantine, if the disk allows that, and reported to
-        ``on_quarantine``. Non-finite ones and those of another run are passed over. Raises
-        NoValidCheckpointError when there were candidates and none is left, since a silent start
-        from zero loses a run, and UnreadableError when one cannot be judged.
-        """
-        passed_over = self.unrecognised()
-        for name in reversed(self.names()):
-            path = self.run.checkpoints / name
-            try:
-                checkpoint = read_checkpoint(path)
-                if checkpoint.manifest.run_id != self.run_id:
-                    passed_over.append(f"{path.name} belongs to run {checkpoint.manifest.run_id}")
-                    continue
-                if not checkpoint.manifest.healthy:
-                    passed_over.append(f"{path.name} holds non-finite values")
-                    continue
-                located = self.disposal.locate(checkpoint)
-                if located is None:
-                    elsewhere = checkpoint.resume_path
-                    passed_over.append(
-                        f"{path.name} is of {elsewhere}, which this command does not name"
-                    )
-                    continue
-                checkpoint = located
-                self.verified.forget(checkpoint.name)
-                self.verified.verify(checkpoint, to_load=True)
-            except CheckpointInvalidError as error:
-                # A disk that allows no change keeps it where it is, and it is passed over too.
-                try:
-                    self.quarantine(path, error.reason)
-                except OSError:
-                    passed_over.append(f"{path.name}: {error.reason}")
-                on_quarantine(error)
-                continue
-            return checkpoint
-        lost = self.quarantine_folder.checkpoints()
-        passed_over += [f"{path.name} is in quarantine" for path in lost]
-        if passed_over:
-            where = f" in {self.run.quarantine}" if lost else ""
-            raise NoValidCheckpointError(
-                f"cannot resume: none of the checkpoints in {self.run.checkpoints} is valid "
-                f"({'; '.join(passed_over)}); see `orchestrator checkpoints list "
-                f"{self.run.root}`; repair one{where}, or start over with another --run-dir"
-            )
-        return None
 
     def newest_verified(self) -> Checkpoint | None:
         """Return the newest healthy checkpoint that has not changed since it was verified here."""
@@ -369,70 +251,6 @@ class Store:
         """Leave this checkpoint to the policy again. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             self.disk.remove(checkpoint.path / PIN_FILE, below=self.run.root)
-
-
-def publish_directory(
-    run: RunDir,
-    disk: Disk,
-    manifest: Manifest,
-    fill: Callable[[Path], dict[str, FileRecord]],
-) -> Checkpoint:
-    """Publish a directory that ``fill`` has filled, and return the checkpoint.
-
-    ``fill`` gets the path of the new directory, makes its files durable and returns their records,
-    which the manifest then names. Raises OSError and whatever ``fill`` raises, after removing the
-    directory.
-    """
-    if manifest.step > MAXIMUM_STEP:
-        # The name would not be recognised, and the next start would begin at zero.
-        problem = f"no step above {MAXIMUM_STEP} can be saved"
-        raise OSError(errno.EOVERFLOW, problem)
-    temporary = writing_path(run)
-    try:
-        disk.make_directory(temporary, below=run.root)
-        manifest = replace(manifest, files=fill(temporary))
-        with disk.create(temporary / MANIFEST_FILE, below=run.root) as file:
-            file.write(manifest.to_json())
-            disk.sync(file)
-        disk.sync_directory(temporary)
-        target = _unused_path(run, disk, manifest.step)
-        disk.rename(temporary, target, below=run.root)
-        disk.sync_directory(run.checkpoints)
-    except Exception:
-        remove_tree(temporary, below=run.root)
-        raise
-    return Checkpoint(target, manifest, pinned=False)
-
-
-def _write_file(
-    file_path: Path, disk: Disk, write: Callable[[DigestingWriter], None], *, direct: bool
-) -> FileRecord:
-    """Write one file of a checkpoint durably and return its record.
-
-    Raises what ``write`` raises, or the OSError of the disk that ``write`` has hidden behind
-    another exception.
-    """
-    create = disk.create_direct if direct else disk.create
-    with create(file_path, below=file_path.parents[2]) as file:
-        writer = DigestingWriter(file)
-        try:
-            write(writer)
-        except Exception as error:
-            if writer.error is not None:
-                raise writer.error from error
-            raise
-        disk.sync(file)
-    return writer.record()
-
-
-def _unused_path(run: RunDir, disk: Disk, step: int) -> Path:
-    # What is in quarantine keeps its name: the journal and people know it by that.
-    quarantined = QuarantineFolder(run, disk).checkpoints()
-    names = [*checkpoint_names(run), *(path.name.partition(".")[0] for path in quarantined)]
-    base = run.checkpoints / f"step-{step:012d}"
-    same_step = (name for name in names if name.startswith(base.name))
-    taken = {PublicationOrder.of_name(name).sequence for name in same_step}
-    return base if not taken else base.with_name(f"{base.name}-{max(taken) + 1}")
 
 
 def _candidate(checkpoint: Checkpoint) -> Candidate:

@@ -63,7 +63,7 @@ def _print_checkpoints(store: Store, as_json: bool) -> list[dict[str, Any]]:
     if as_json:
         print_text(json.dumps(rows))
     else:
-        from orchestrator.cli.tables import checkpoints_table, quarantine_table
+        from orchestrator.cli.checkpoints_table import checkpoints_table, quarantine_table
 
         terminal = console()
         # The terminal wraps a long line, so that no name is cut off.

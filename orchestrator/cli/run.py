@@ -23,7 +23,7 @@ from orchestrator.cli.start_traces import StartTraces
 from orchestrator.config import Config, option_words
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.ipc.server import remove_stale_sockets
 from orchestrator.rundir.completion import (
     CONTINUE_VARIABLE,

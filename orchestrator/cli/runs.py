@@ -44,7 +44,7 @@ def runs(arguments: Namespace) -> None:
         )
 
     def table(found: list[dict[str, Any]]) -> Any:
-        from orchestrator.cli.tables import runs_table
+        from orchestrator.cli.runs_table import runs_table
 
         return runs_table(found, parent)
 

@@ -22,6 +22,6 @@ def status(arguments: Namespace) -> None:
 
 
 def _table(status: dict[str, Any]) -> Any:
-    from orchestrator.cli.tables import status_table
+    from orchestrator.cli.status_table import status_table
 
     return status_table(status)

@@ -28,7 +28,7 @@ class Field(IntEnum):
     PHASE = 3
     HEARTBEAT_NS = 4
     SAFE_POINTS = 5
-    # Written by the trainer, with several ranks only (ipc/agreement.py).
+    # Written by the trainer, with several ranks only (ipc/place_agreement.py).
     PLACES = 6
     AT_END = 7
     SNAPSHOT_COST_NS = 8

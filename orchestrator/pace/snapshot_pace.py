@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from orchestrator.pace.schedule import NEVER
+from orchestrator.pace.save_schedule import NEVER
 
 # The cost is the median of this many measurements.
 REMEMBERED = 5

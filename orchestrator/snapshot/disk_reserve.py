@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 
+from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.errors import FULL_DISK, CheckpointWriteError
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.regular_files import open_regular
 
@@ -21,7 +24,20 @@ def keep_reserve(run: RunDir, image_bytes: int) -> None:
             _allocate(run, size)
 
 
-def free_reserve(run: RunDir) -> bool:
+def with_reserve(run: RunDir, publish: Callable[[], Checkpoint]) -> Checkpoint:
+    """Publish a checkpoint; on a full disk give the reserved space back, and publish it again.
+
+    Raises CheckpointWriteError.
+    """
+    try:
+        return publish()
+    except CheckpointWriteError as error:
+        if error.cause.errno not in FULL_DISK or not _free(run):
+            raise
+        return publish()
+
+
+def _free(run: RunDir) -> bool:
     """Give the reserved space back; return whether there was some."""
     try:
         run.reserve_file.unlink()

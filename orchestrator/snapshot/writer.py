@@ -12,9 +12,9 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.contents import rank_file
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.store import Store
-from orchestrator.errors import FULL_DISK, CheckpointWriteError
-from orchestrator.snapshot.disk_reserve import free_reserve, keep_reserve
+from orchestrator.snapshot.disk_reserve import keep_reserve, with_reserve
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.priority import lower_priority
@@ -42,18 +42,14 @@ class Writer:
         A write that may be the last may use the disk space in reserve. Raises CheckpointWriteError.
         """
         with self._one_at_a_time:
-            if reason not in LAST_CHANCES:
-                lower_priority()
-                checkpoint = self._publish(snapshot, reason)
-                image_bytes = sum(part.image_bytes for part in (snapshot, *snapshot.others))
-                keep_reserve(self.store.run, image_bytes)
-                return checkpoint
-            try:
-                return self._publish(snapshot, reason)
-            except CheckpointWriteError as error:
-                if error.cause.errno not in FULL_DISK or not free_reserve(self.store.run):
-                    raise
-                return self._publish(snapshot, reason)
+            publish = partial(self._publish, snapshot, reason)
+            if reason in LAST_CHANCES:
+                return with_reserve(self.store.run, publish)
+            lower_priority()
+            checkpoint = publish()
+            image_bytes = sum(part.image_bytes for part in (snapshot, *snapshot.others))
+            keep_reserve(self.store.run, image_bytes)
+            return checkpoint
 
     def _publish(self, snapshot: Snapshot, reason: Reason) -> Checkpoint:
         def copy(part: Snapshot, file: DigestingWriter) -> None:
@@ -66,7 +62,9 @@ class Writer:
             rank_file(rank): partial(copy, part) for rank, part in enumerate(snapshot.others, 1)
         }
         try:
-            return self.store.publish(manifest, partial(copy, snapshot), direct=True, parts=others)
+            return publish_state(
+                self.store, manifest, partial(copy, snapshot), direct=True, parts=others
+            )
         finally:
             self.heartbeat.pause()
 

@@ -3,7 +3,7 @@
 import time
 
 from orchestrator.supervisor.attempt.attempt import Attempt
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.telemetry.status import Status
 
 

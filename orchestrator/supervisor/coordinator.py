@@ -2,7 +2,8 @@
 
 The ranks' clocks differ, so none of them decides anything. One decision is under way at a time, and
 the next is announced when every rank has its snapshot of the last one complete, or one of them has
-said that it cannot take it (snapshot/run_memory.py says why that keeps the newest snapshot whole).
+said that it cannot take it. snapshot/rank_snapshots.py says why that keeps the newest snapshot
+whole.
 """
 
 import asyncio
@@ -10,14 +11,14 @@ import time
 
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
-from orchestrator.ipc.agreement import Deciding, Decision, Kind
 from orchestrator.ipc.control_page import Field
-from orchestrator.pace.schedule import Schedule
+from orchestrator.ipc.place_agreement import Deciding, Decision, Kind
+from orchestrator.pace.save_schedule import Schedule
 from orchestrator.pace.snapshot_pace import SnapshotPace
-from orchestrator.snapshot.run_memory import RunMemory
+from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.attempt import Attempt
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_events import RunEvents
 from orchestrator.system.threads import in_thread
 
@@ -68,7 +69,7 @@ class Coordinator:
 
     # --- what is due -------------------------------------------------------------------------
 
-    def _due(self, attempt: Attempt, memory: RunMemory) -> Kind | None:
+    def _due(self, attempt: Attempt, memory: RankSnapshots) -> Kind | None:
         pages = [rank.page.values for rank in attempt.ranks]
         are_at_end = all(page[Field.AT_END] for page in pages)
         if not (are_at_end or attempt.reached_safe_point):
@@ -89,14 +90,14 @@ class Coordinator:
             return Kind.SAVE
         return Kind.SNAPSHOT if time.monotonic_ns() >= self._pace.next_ns else None
 
-    def _may_take_beside_write(self, memory: RunMemory) -> bool:
+    def _may_take_beside_write(self, memory: RankSnapshots) -> bool:
         """Return whether the slot for the next generation is not being written to disk."""
         newest = next(iter(memory.generations()), None)
         return all(snapshot.generation == newest for snapshot in self._snapshots.pending)
 
     # --- one decision ------------------------------------------------------------------------
 
-    async def _carry_through(self, attempt: Attempt, memory: RunMemory, kind: Kind) -> None:
+    async def _carry_through(self, attempt: Attempt, memory: RankSnapshots, kind: Kind) -> None:
         decision = await self._announce(attempt, memory, kind)
         while decision.id not in attempt.skipped and decision.id not in memory.generations():
             passed = min(rank.page.values[Field.PLACES] for rank in attempt.ranks)
@@ -116,7 +117,7 @@ class Coordinator:
         if kind is not Kind.SNAPSHOT:
             self._begin_write(newest, kind)
 
-    async def _announce(self, attempt: Attempt, memory: RunMemory, kind: Kind) -> Decision:
+    async def _announce(self, attempt: Attempt, memory: RankSnapshots, kind: Kind) -> Decision:
         self._last_id += 1
         ahead = SNAPSHOT_AHEAD if kind is Kind.SNAPSHOT else 0
         pages = [rank.page.values for rank in attempt.ranks]

@@ -11,7 +11,7 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.exit_record import write_exit_record
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.recovery.diagnosis import Diagnosis, ExitFacts, diagnose
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
 from orchestrator.supervisor.recovery.output_tail import end_of, last_lines

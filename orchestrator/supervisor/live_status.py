@@ -8,7 +8,7 @@ from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.at_risk import kill_loses_seconds, machine_loses_seconds
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.telemetry.run_state import State

@@ -11,7 +11,7 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.rank import Rank
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.live_status import LiveStatus
 from orchestrator.supervisor.run_events import RunEvents
 from orchestrator.supervisor.run_facts import RunFacts

@@ -8,7 +8,7 @@ from orchestrator.ipc.messages import PROTOCOL_VERSION, Message, several_process
 from orchestrator.ipc.server import Peer
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.rank import Rank
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
 

@@ -10,7 +10,7 @@ from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.hosts.host_events import HostEvents
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
 from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal
@@ -21,7 +21,7 @@ from orchestrator.supervisor.adoption import Adoption
 from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.fdstore import FdStore
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.coordinator import Coordinator
 from orchestrator.supervisor.judge import Judge
 from orchestrator.supervisor.live_status import LiveStatus

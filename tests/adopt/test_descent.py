@@ -9,6 +9,7 @@ import torch
 from orchestrator.adopt.descent import Descent
 from orchestrator.adopt.scan_events import Moment, Renumbered, Sealed, SetAside
 from orchestrator.adopt.write_ledger import WriteLedger
+from orchestrator.checkpoint.newest_valid import newest_valid
 from tests.adopt.test_save_scanner import Script, kinds
 
 NOW = 1000
@@ -48,14 +49,14 @@ def test_renumbered_saves_come_after_what_they_descend_from(tmp_path: Path, patt
     script.scan(Moment.FIRST_START)
     told = 0
     for attempt in range(3):
-        script.scanner.begin_attempt(script.store.newest_valid())
+        script.scanner.begin_attempt(newest_valid(script.store))
         for number in range(3 - (attempt > 0)):
             name = pattern.replace("*", str(number))
             script.save(name, 10.0 * attempt + number)
             events = script.scan(after=20)
             told += kinds(events).count(Renumbered)
             assert Sealed in kinds(events)
-            newest = script.store.newest_valid()
+            newest = newest_valid(script.store)
             assert newest is not None
             assert newest.resume_path == script.out / name
     numbered = pattern != "run-*/last.pt"
@@ -82,7 +83,7 @@ def test_rewritten_path_under_a_wildcard_is_versioned(
         script.tear(name)
         script.scan(after=1)
         assert kinds(script.scan(Moment.FAILED, after=1)) == [SetAside]
-        newest = script.store.newest_valid()
+        newest = newest_valid(script.store)
         assert newest is not None
         script.seals.put_back(script.seals.seals()[script.out / name])
         assert torch.load(script.out / name)["a"][0] == attempt
@@ -107,7 +108,7 @@ def test_unread_attempt_is_no_progress_and_is_not_sealed_again_and_again(tmp_pat
     script = Script(tmp_path, "last.pt")
     script.scan(Moment.FIRST_START)
     for attempt in range(2):
-        script.scanner.begin_attempt(script.store.newest_valid())
+        script.scanner.begin_attempt(newest_valid(script.store))
         script.scanner.record_reading(is_unread=attempt > 0)
         for count in range(3 - attempt):
             script.save("last.pt", 10.0 * attempt + count)

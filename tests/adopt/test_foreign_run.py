@@ -14,6 +14,7 @@ from orchestrator.adopt.scan_events import LeftAlone, Moment
 from orchestrator.adopt.seal_store import Seal
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.errors import CheckpointInvalidError, NoValidCheckpointError
 from tests.adopt.test_save_scanner import Script
@@ -78,7 +79,7 @@ def test_path_that_the_pattern_does_not_name_is_left_alone(
         content[0].rename(content[0].with_name(victim.name))
     before = everything_below(home) | everything_below(script.out)
     with pytest.raises(NoValidCheckpointError, match="does not name"):
-        script.store.newest_valid()
+        newest_valid(script.store)
     checkpoint = read_checkpoint(directory)
     script.store.apply_retention(RetentionPolicy(keep=2))
     assert not script.store.delete(checkpoint)
@@ -131,13 +132,13 @@ def test_moved_project_goes_on(tmp_path: Path, pattern: str, removed: bool) -> N
     if removed:
         shutil.rmtree(tmp_path / "old")
     moved = Script(tmp_path / "new", pattern)
-    newest = moved.store.newest_valid()
+    newest = newest_valid(moved.store)
     assert newest is not None
     assert newest.resume_path == moved.out / name
     assert moved.scan(Moment.LATER_START) == []
     if pattern == "last.pt":
         os.remove(moved.out / name)
-        newest = moved.store.newest_valid()
+        newest = newest_valid(moved.store)
         assert newest is not None
         assert newest.manifest.adopted is not None
         moved.seals.put_back(Seal(newest, newest.manifest.adopted))

@@ -15,6 +15,7 @@ from orchestrator.adopt.seal_store import SealStore
 from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import NoValidCheckpointError
@@ -108,7 +109,7 @@ def test_torn_save_is_set_aside_only_if_the_run_wrote_it(numbered: Script) -> No
     assert kinds(numbered.scan(Moment.FAILED)) == [SetAside]
     assert [path.name for path in numbered.out.iterdir()] == ["c-1"]
     # It never was a checkpoint: the run starts from zero, as it would not after the loss of one.
-    assert numbered.store.newest_valid() is None
+    assert newest_valid(numbered.store) is None
 
 
 def test_only_the_newest_earlier_saves_are_sealed(numbered: Script) -> None:
@@ -201,7 +202,7 @@ def test_save_that_the_script_deletes_is_withdrawn(numbered: Script) -> None:
     (numbered.out / "c-2").unlink()
     assert numbered.scan() == []
     with pytest.raises(NoValidCheckpointError):
-        numbered.store.newest_valid()
+        newest_valid(numbered.store)
 
 
 def test_directory_that_is_written_over_in_part_is_not_sealed(numbered: Script) -> None:
@@ -226,7 +227,7 @@ def test_each_version_of_one_file_is_kept(one_file: Script) -> None:
     one_file.tear("last.pt")
     assert one_file.scan() == []
     assert kinds(one_file.scan(Moment.FAILED)) == [SetAside]
-    newest = one_file.store.newest_valid()
+    newest = newest_valid(one_file.store)
     assert newest is not None
     seal = one_file.seals.seals()[one_file.out / "last.pt"]
     assert seal.checkpoint == newest

@@ -20,6 +20,7 @@ from orchestrator.adopt.scan_events import (
 from orchestrator.adopt.seal_store import Seal
 from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.errors import NoValidCheckpointError
 from tests.adopt.test_save_scanner import Script, kinds
@@ -59,7 +60,7 @@ class Unit(Script):
         return [(self.out / name).exists() for name in self.names(text)]
 
     def newest(self) -> Checkpoint:
-        newest = self.store.newest_valid()
+        newest = newest_valid(self.store)
         assert newest is not None
         return newest
 
@@ -142,7 +143,7 @@ def test_unit_that_never_comes_is_told_once_and_stays(script: Unit) -> None:
     assert script.scan(Moment.SUCCEEDED) == []
     assert script.scan(Moment.LATER_START) == script.scan(after=40) == []
     assert all(script.exist(epoch)[0] for epoch in ("1", "2", "3"))
-    assert script.store.newest_valid() is None
+    assert newest_valid(script.store) is None
 
 
 @numbered
@@ -304,7 +305,7 @@ def test_unit_of_a_stranger_is_left_alone(script: Unit, tmp_path: Path, harm: st
     before = {p: p.read_bytes() for p in (*script.out.rglob("*.p*"), victim)}
     if harm in ("other", "link"):
         with pytest.raises(NoValidCheckpointError, match="does not name"):
-            script.store.newest_valid()
+            newest_valid(script.store)
         assert not script.store.delete(read_checkpoint(directory))
     script.store.quarantine(directory, "wrong digest")
     assert {p: p.read_bytes() for p in (*script.out.rglob("*.p*"), victim)} == before
@@ -336,10 +337,10 @@ def test_order_and_names_of_the_patterns_are_those_of_the_command(tmp_path: Path
     assert other.scan(Moment.LATER_START) == []
     longer = Unit(tmp_path, "{net,}{G,D}_*.pth")
     with pytest.raises(NoValidCheckpointError, match="does not name"):
-        longer.store.newest_valid()
+        newest_valid(longer.store)
     root = tmp_path.name
     named = Unit(tmp_path, f"../../{root}/out/netG_*.pth\n{tmp_path}/out/netD_*.pth")
     assert list(named.newest().script_paths) == list(named.pattern.names) != ["netG", "netD"]
     fewer = Unit(tmp_path, "netG_*.pth")
     with pytest.raises(NoValidCheckpointError, match="does not name"):
-        fewer.store.newest_valid()
+        newest_valid(fewer.store)

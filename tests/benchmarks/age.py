@@ -12,7 +12,9 @@ from pathlib import Path
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.position import Position
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli.attach import NewestAttempt
@@ -123,12 +125,12 @@ def publish(store: Store, step: int) -> Checkpoint:
         {},
         {str(n): "0" * 32 for n in range(20)},
     )
-    return store.publish(manifest, write)
+    return publish_state(store, manifest, write)
 
 
 def _choose(store: Store) -> None:
     """Choose and save as a supervisor does between two attempts and after a save."""
-    store.newest_valid()
+    newest_valid(store)
     publish(store, 10_000)
     store.apply_retention(RetentionPolicy(keep=2 * CHECKPOINTS[-1]))
 
@@ -141,7 +143,7 @@ def _checkpoints(root: Path) -> list[Figure]:
         for step in range(checkpoints):
             publish(store, step)
         _start(run)
-        store.newest_valid()
+        newest_valid(store)
         stores.append(store)
     young, old = stores
     of = f"with {CHECKPOINTS[1]:,} checkpoints"

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.pace.schedule import NEVER
+from orchestrator.pace.save_schedule import NEVER
 from orchestrator.training import Session
 from orchestrator.training.data.data_position import DataPosition
 from orchestrator.training.state.digests import digest_parts

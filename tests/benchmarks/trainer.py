@@ -24,7 +24,7 @@ import torch
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field
-from orchestrator.pace.schedule import NEVER
+from orchestrator.pace.save_schedule import NEVER
 from orchestrator.training import Session
 from orchestrator.training.saving.image import freeze, lay_out
 from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent

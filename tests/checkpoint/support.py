@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointInvalidError
@@ -49,7 +50,7 @@ def publish(store: Store, step: int, **changes: Any) -> Checkpoint:
         for start in range(0, STATE_BYTES, 8192):
             file.write(state[start : start + 8192])
 
-    return store.publish(manifest_of(step, **changes), write)
+    return publish_state(store, manifest_of(step, **changes), write)
 
 
 def new_store(root: Path, steps: Iterable[int] = (), disk: Disk | None = None) -> Store:
@@ -70,6 +71,11 @@ def reopened(store: Store) -> Store:
 def names(store: Store) -> list[str]:
     """The names in the directory of checkpoints, hidden ones too."""
     return sorted(path.name for path in store.run.checkpoints.iterdir())
+
+
+def path_of(store: Store, step: int) -> Path:
+    """The directory of the checkpoint of a step."""
+    return store.run.checkpoints / f"step-{step:012d}"
 
 
 def valid_steps(store: Store) -> list[int]:

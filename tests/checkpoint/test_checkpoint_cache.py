@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.checkpoint import MANIFEST_FILE
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
@@ -61,7 +62,7 @@ def start(store: Store) -> CheckpointCatalog:
     "work",
     [
         reopened,
-        lambda store: store.newest_valid(),
+        newest_valid,
         lambda store: status_from_disk(store),
         lambda store: store.newest_verified(),
         lambda store: store.apply_retention(RetentionPolicy(keep=CHECKPOINTS)),
@@ -71,7 +72,7 @@ def start(store: Store) -> CheckpointCatalog:
 def test_old_manifests_are_not_read(store: Store, work: Callable[[Store], object]) -> None:
     """A start, a choice, a status and a save read a few manifests, however many there are."""
     store = reopened(store)
-    store.newest_valid()
+    newest_valid(store)
     with manifests_read() as read:
         work(store)
     assert len(read) <= 4

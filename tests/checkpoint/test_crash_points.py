@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pytest
 
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError
@@ -56,7 +57,7 @@ def assert_run_goes_on(root: Path, *, promised: bool, where: str) -> None:
     store = open_store(root)
     set_aside: list[CheckpointInvalidError] = []
     valid = valid_steps(store)
-    newest = store.newest_valid(set_aside.append)
+    newest = newest_valid(store, set_aside.append)
     assert not set_aside, f"{where}: a name was given to something torn: {set_aside}"
     assert len(valid) >= 2, f"{where}: only {valid} are valid"
     named = [path.name for path in store.directories()]
@@ -217,7 +218,7 @@ def test_disk_that_fails_during_quarantine_does_not_hide_an_older_checkpoint(
         store = open_store(root, disk)
         (store.directories()[-1] / "state.pt").write_bytes(b"")
         reported: list[CheckpointInvalidError] = []
-        newest = store.newest_valid(reported.append)
+        newest = newest_valid(store, reported.append)
         assert newest is not None, f"operation {number}"
         assert newest.manifest.step == OLD_STEPS[-2], f"operation {number}"
         assert [error.path.name for error in reported] == [f"step-{OLD_STEPS[-1]:012d}"]

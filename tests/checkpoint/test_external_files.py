@@ -8,6 +8,8 @@ import pytest
 
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.newest_valid import newest_valid
+from orchestrator.checkpoint.publication import publish_files
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import export_state, verify
@@ -33,8 +35,8 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint-7"
 
 
-def publish_files(store: Store, source: Path, step: int = 7, *, link: bool = True) -> Checkpoint:
-    return store.publish_files(manifest_of(step, framework="someone's"), source, link=link)
+def publish_saved(store: Store, source: Path, step: int = 7, *, link: bool = True) -> Checkpoint:
+    return publish_files(store, manifest_of(step, framework="someone's"), source, link=link)
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -42,8 +44,8 @@ def test_directory_is_published_with_its_names_and_bytes(
     store: Store, saved: Path, link: bool
 ) -> None:
     """Every file keeps its name and bytes; it is a hard link only where that is allowed."""
-    publish_files(store, saved, link=link)
-    found = reopened(store).newest_valid()
+    publish_saved(store, saved, link=link)
+    found = newest_valid(reopened(store))
     assert found is not None
     assert found.manifest.files.keys() == FILES.keys()
     for name, content in FILES.items():
@@ -55,7 +57,7 @@ def test_directory_is_published_with_its_names_and_bytes(
 def test_single_file_is_published(store: Store, saved: Path) -> None:
     """One file becomes a checkpoint of one file, and a link is published as the file it names."""
     (saved / "last.ckpt").symlink_to("model.bin")
-    checkpoint = publish_files(store, saved / "last.ckpt")
+    checkpoint = publish_saved(store, saved / "last.ckpt")
     verify(checkpoint)
     assert [path.name for path in checkpoint.resume_path.iterdir()] == ["last.ckpt"]
     assert not (checkpoint.resume_path / "last.ckpt").is_symlink()
@@ -66,7 +68,7 @@ def test_filesystem_without_links_gets_copies(
 ) -> None:
     """Where there are no hard links the files are copied."""
     monkeypatch.setattr(store.disk, "link", lambda *_, **__: full_disk())
-    checkpoint = publish_files(store, saved)
+    checkpoint = publish_saved(store, saved)
     verify(checkpoint)
     assert not (checkpoint.resume_path / "model.bin").samefile(saved / "model.bin")
 
@@ -75,7 +77,7 @@ def test_export_says_where_the_framework_files_are(
     store: Store, saved: Path, tmp_path: Path
 ) -> None:
     """A framework's checkpoint has no state.pt: the error names the files to copy."""
-    checkpoint = publish_files(store, saved)
+    checkpoint = publish_saved(store, saved)
     with pytest.raises(ConfigError, match="from .*step-000000000007/content"):
         export_state(checkpoint, tmp_path / "state.pt")
     assert not (tmp_path / "state.pt").exists()
@@ -86,16 +88,16 @@ def test_source_without_files_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty" / "folder").mkdir(parents=True)
     for source in ("empty", "absent"):
         with pytest.raises(CheckpointWriteError):
-            publish_files(store, tmp_path / source)
+            publish_saved(store, tmp_path / source)
     assert names(store) == []
 
 
 def test_write_into_a_linked_file_is_detected(store: Store, saved: Path) -> None:
     """Bytes that change behind a link are no longer trusted, and an older checkpoint is used."""
-    older = publish_files(store, saved, link=False)
-    publish_files(store, saved, step=8)
+    older = publish_saved(store, saved, link=False)
+    publish_saved(store, saved, step=8)
     (saved / "model.bin").write_bytes(b"rewritten")
-    found = reopened(store).newest_valid()
+    found = newest_valid(reopened(store))
     assert found is not None
     assert found.name == older.name
     assert [path.name for path in store.quarantine_folder.entries()] == ["step-000000000008"]
@@ -104,7 +106,7 @@ def test_write_into_a_linked_file_is_detected(store: Store, saved: Path) -> None
 @pytest.mark.parametrize("linked", ["content", "content/shards", "content/shards/epoch=1 a/0.pt"])
 def test_folder_that_is_a_link_is_not_trusted(store: Store, saved: Path, linked: str) -> None:
     """A manifest does not vouch for bytes elsewhere, even if they are the right ones."""
-    checkpoint = publish_files(store, saved)
+    checkpoint = publish_saved(store, saved)
     moved = store.run.root / "elsewhere"
     (checkpoint.path / linked).rename(moved)
     (checkpoint.path / linked).symlink_to(moved)
@@ -115,7 +117,7 @@ def test_folder_that_is_a_link_is_not_trusted(store: Store, saved: Path, linked:
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a//x", "a/", ".", "", "a/.", "x\0"])
 def test_file_name_outside_the_directory_is_refused(store: Store, saved: Path, name: str) -> None:
     """A manifest names files below its own directory only."""
-    checkpoint = publish_files(store, saved)
+    checkpoint = publish_saved(store, saved)
     content = json.loads((checkpoint.path / "manifest.json").read_bytes())
     content["files"][name] = content["files"]["model.bin"]
     with pytest.raises(ValueError, match="outside its directory"):
@@ -125,7 +127,7 @@ def test_file_name_outside_the_directory_is_refused(store: Store, saved: Path, n
 def test_retention_deletes_folders_of_a_framework(store: Store, saved: Path) -> None:
     """A checkpoint that is not kept goes with all its folders; the framework's own files stay."""
     for step in (7, 8, 9):
-        publish_files(store, saved, step)
+        publish_saved(store, saved, step)
     (store.run.checkpoints / "step-000000000007" / "content" / "shards" / "note").write_text("mine")
     assert store.apply_retention(RetentionPolicy(keep=2)) == []
     (store.run.checkpoints / "step-000000000007" / "content" / "shards" / "note").unlink()
@@ -142,13 +144,13 @@ def test_full_disk_costs_only_the_new_framework_checkpoint(
     for number in itertools.count(1):
         disk = FailingDisk(number, full_disk)
         store = new_store(tmp_path / f"run-{number}")
-        publish_files(store, saved)
+        publish_saved(store, saved)
         store.disk = disk
         try:
-            publish_files(store, saved, step=8, link=link)
+            publish_saved(store, saved, step=8, link=link)
         except CheckpointWriteError:
             assert not [name for name in names(store) if name.startswith(".")]
-        newest = reopened(store).newest_valid()
+        newest = newest_valid(reopened(store))
         assert newest is not None
         verify(read_checkpoint(newest.path))
         if not disk.reached:

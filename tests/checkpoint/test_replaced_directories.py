@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.newest_valid import newest_valid
+from orchestrator.checkpoint.publication import publish_files
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import CheckpointWriteError
@@ -101,7 +103,7 @@ def test_deletion_follows_no_link_in_a_folder_of_the_checkpoint(
     (source / "step-000000000001").mkdir(parents=True)
     (source / "step-000000000001/state.pt").write_bytes(b"weights")
     for step in (1, 2, 3):
-        store.publish_files(manifest_of(step, framework="x"), source, link=False)
+        publish_files(store, manifest_of(step, framework="x"), source, link=False)
     before = tree(precious)
 
     def act(checkpoints: Path) -> None:
@@ -139,7 +141,7 @@ def test_quarantine_follows_no_link(store: Store, precious: Path) -> None:
     damaged = store.run.checkpoints / "step-000000000003/state.pt"
     damaged.write_bytes(b"damaged")
     with contextlib.suppress(OSError):
-        store.newest_valid()
+        newest_valid(store)
     assert names_in(precious.parent) == before
     assert "step-000000000003" in names(store)
 
@@ -150,7 +152,7 @@ def test_a_run_directory_may_be_a_link(tmp_path: Path, disk: ReplacingDisk) -> N
     (tmp_path / "link").symlink_to(tmp_path / "real")
     store = new_store(tmp_path / "link", steps=(1, 2, 3), disk=disk)
     (store.run.checkpoints / "step-000000000003/state.pt").write_bytes(b"damaged")
-    store.newest_valid()
+    newest_valid(store)
     publish(store, 4)
     store.apply_retention(RetentionPolicy(keep=2))
     store.sweep()

@@ -1,17 +1,20 @@
-"""The digest of a file is that of its bytes, however it is read."""
+"""The digest of a file is that of its bytes, however it is read; what is damaged never verifies."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import xxhash
 
 from orchestrator.checkpoint import verification
+from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import digest_of, verify
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.paths import RunDir
-from tests.checkpoint.support import publish
+from tests.checkpoint.damage import damaged
+from tests.checkpoint.support import path_of, publish
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "cached"])
@@ -39,3 +42,11 @@ def test_file_of_another_size_is_refused_unread(tmp_path: Path, to_load: bool) -
     os.truncate(checkpoint.state_file, 1 << 42)
     with pytest.raises(CheckpointInvalidError, match="has 4398046511104 bytes, not"):
         verify(checkpoint, to_load=to_load)
+
+
+@damaged
+def test_damaged_checkpoint_never_verifies(store: Store, damage: Callable[[Path], object]) -> None:
+    """Reading or verifying the directory by itself raises too, with a reason for people."""
+    damage(path_of(store, 300))
+    with pytest.raises(CheckpointInvalidError, match=r"^cannot trust .*step-000000000300: ."):
+        verify(read_checkpoint(path_of(store, 300)))

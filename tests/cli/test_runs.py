@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli.parser import parse
 from orchestrator.cli.runs import SORT_KEYS, statuses
-from orchestrator.cli.tables import runs_table
+from orchestrator.cli.runs_table import runs_table
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from tests.checkpoint.support import publish
+from tests.cli.support import shown
 from tests.support import NOBODY
 
 
@@ -51,11 +51,8 @@ def names(found: list[dict[str, Any]]) -> list[str]:
     return [Path(status["run_dir"]).name for status in found]
 
 
-def shown(found: list[dict[str, Any]], parent: Path, columns: int = 60) -> str:
-    console = Console(width=columns, color_system=None)
-    with console.capture() as capture:
-        console.print(runs_table(found, parent), soft_wrap=True)
-    return capture.get()
+def shown_runs(found: list[dict[str, Any]], parent: Path) -> str:
+    return shown(runs_table(found, parent), columns=60)
 
 
 def test_runs_at_every_depth_are_listed_with_what_status_says(tmp_path: Path) -> None:
@@ -67,7 +64,7 @@ def test_runs_at_every_depth_are_listed_with_what_status_says(tmp_path: Path) ->
     assert names(found) == ["fresh", "failed", "stopped"]
     assert [status["state"] for status in found] == ["new", "failed", "stopped"]
     assert [status["step"] for status in found] == [None, 3, 7]
-    lines = shown(found, tmp_path).splitlines()
+    lines = shown_runs(found, tmp_path).splitlines()
     assert [line.split()[:3] for line in lines[1:]] == [
         ["fresh", "new", "none"],
         ["sweep/more/failed", "failed", "3"],
@@ -101,7 +98,7 @@ def test_run_that_cannot_be_read_is_shown_with_the_reason(tmp_path: Path, conten
     found = statuses(tmp_path, "run")
     assert [status["state"] for status in found] == ["unreadable", "failed", "stopped"]
     assert "run.json" in found[0]["problem"]
-    assert "run.json" in shown(found, tmp_path)
+    assert "run.json" in shown_runs(found, tmp_path)
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
@@ -162,7 +159,7 @@ def test_directory_that_may_not_be_read_hides_no_other(
 def test_names_and_metrics_do_nothing_to_the_terminal(tmp_path: Path) -> None:
     """Escape sequences in names and problems are shown as text, on one line each."""
     make_run(tmp_path / "a\x1b[31m\nb", [1])
-    text = shown(statuses(tmp_path, "run"), tmp_path)
+    text = shown_runs(statuses(tmp_path, "run"), tmp_path)
     assert "\x1b" not in text
     assert len(text.splitlines()) == 2
 
@@ -170,7 +167,7 @@ def test_names_and_metrics_do_nothing_to_the_terminal(tmp_path: Path) -> None:
 def test_directory_itself_may_be_the_run(tmp_path: Path) -> None:
     """The directory of a run lists this run, by its whole path."""
     make_run(tmp_path / "one", [1])
-    assert str(tmp_path / "one") in shown(statuses(tmp_path / "one", "run"), tmp_path / "one")
+    assert str(tmp_path / "one") in shown_runs(statuses(tmp_path / "one", "run"), tmp_path / "one")
 
 
 def run_command(*words: str) -> None:

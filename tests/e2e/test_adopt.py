@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.checkpoint.newest_valid import newest_valid
 from tests.e2e.support import (
     Supervised,
     WarmTrainers,
@@ -309,7 +310,7 @@ def test_files_of_a_unit_are_resumed_from_together(
     ]
     assert stderr.count("an unfinished save was moved to quarantine") == 2
     store = open_store(run.run)
-    newest = store.newest_valid()
+    newest = newest_valid(store)
     assert newest is not None
     saved = [json.loads(path.read_text()) for path in newest.script_paths.values()]
     assert saved == [{"work": 7, "of": "netG"}, {"work": 7, "of": "netD"}]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.checkpoint import read_checkpoint
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.verification import verify
 from orchestrator.client import status_of
 from orchestrator.errors import CheckpointInvalidError
@@ -90,7 +91,7 @@ def test_both_killed_leaves_a_free_lock_and_a_valid_checkpoint(supervise: Start)
     run.signal_all(signal.SIGKILL)
     run.end()
     assert_nothing_left(run.run)
-    newest = open_store(run.run).newest_valid()
+    newest = newest_valid(open_store(run.run))
     assert newest is not None
     again = supervise(*SLOW)
     status, _, stderr = again.end()

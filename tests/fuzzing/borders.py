@@ -18,12 +18,13 @@ from orchestrator.adopt.pickle_reader import (
     read_pickle,
 )
 from orchestrator.checkpoint.manifest import Manifest
-from orchestrator.cli.tables import runs_table, status_table
+from orchestrator.cli.runs_table import runs_table
+from orchestrator.cli.status_table import status_table
 from orchestrator.client import seconds_in
 from orchestrator.ipc.control_page import PAGE_BYTES, ControlPage, Phase
 from orchestrator.ipc.message_schema import checked
 from orchestrator.ipc.messages import LineBuffer, encode
-from orchestrator.snapshot.run_memory import RunMemory
+from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from orchestrator.system.json_input import parse_json
 from orchestrator.system.text import shown_parts
@@ -91,7 +92,7 @@ def control_page(data: bytes) -> None:
         page.values.cast("B")[: len(page_part)] = page_part
         os.pwrite(slots.descriptors[-1], manifests, 0)
         assert isinstance(page.phase, Phase)
-        memory = RunMemory([slots, slots])
+        memory = RankSnapshots([slots, slots])
         memory.newest_step_and_age()
         assert memory.next_slot() in range(SLOT_COUNT)
         assert all(snapshot.image_bytes > 0 for snapshot in memory.snapshots())

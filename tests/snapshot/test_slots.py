@@ -1,33 +1,16 @@
 """Complete snapshots and torn ones, as the table on the control page tells them apart."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
-
-import pytest
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField
-from orchestrator.snapshot.run_memory import RunMemory
+from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Slots
 
 
 def draft(step: int) -> Manifest:
     return Manifest("a run", step, 0, Reason.PERIODIC, {"loss": 0.5}, True, "now", {}, {})
-
-
-@pytest.fixture
-def page() -> ControlPage:
-    page, descriptor = ControlPage.create()
-    os.close(descriptor)
-    return page
-
-
-@pytest.fixture
-def slots(page: ControlPage) -> Iterator[Slots]:
-    slots = Slots.create(page)
-    yield slots
-    slots.close()
 
 
 def fill(slots: Slots, slot: int, step: int) -> None:
@@ -44,7 +27,7 @@ def test_empty_slots_hold_no_snapshot(slots: Slots) -> None:
     """New slots have no complete image."""
     assert slots.snapshots() == []
     assert slots.newest_slot() is None
-    assert RunMemory([slots]).newest_step_and_age() is None
+    assert RankSnapshots([slots]).newest_step_and_age() is None
 
 
 def test_newest_snapshot_comes_first(slots: Slots) -> None:

@@ -7,49 +7,23 @@ import gc
 import os
 import random
 import resource
-import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointWriteError
-from orchestrator.ipc.control_page import ControlPage
-from orchestrator.snapshot.slots import Slots, Snapshot
+from orchestrator.snapshot.slots import Slots
 from orchestrator.snapshot.writer import CHUNK_BYTES, Writer
 from orchestrator.system.durable import DirectFile, Disk
 from orchestrator.system.heartbeat import Heartbeat
-from tests.checkpoint.support import manifest_of, names, new_store
+from tests.checkpoint.support import names, new_store
+from tests.snapshot.support import snapshot_of, write
 from tests.support import FailingDisk, full_disk, input_output_error
-
-
-@pytest.fixture
-def slots() -> Iterator[Slots]:
-    page, descriptor = ControlPage.create()
-    os.close(descriptor)
-    slots = Slots.create(page)
-    yield slots
-    slots.close()
-
-
-def snapshot_of(slots: Slots, step: int, size: int) -> Snapshot:
-    """A snapshot of random bytes, with rubbish behind the image."""
-    slot = step % 2
-    slots.begin(slot)
-    os.pwrite(slots.images[slot], random.Random(step).randbytes(size) + b"rubbish", 0)
-    return slots.commit(slot, size, manifest_of(step))
-
-
-def write(writer: Writer, snapshot: Snapshot, reason: Reason) -> Checkpoint:
-    """In a thread of its own, whose priority it may lower for good."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(writer.write, snapshot, reason).result()
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, CHUNK_BYTES, CHUNK_BYTES + 5000])
@@ -140,53 +114,6 @@ def test_unaligned_memory_is_written_completely(tmp_path: Path) -> None:
         assert file.write(memoryview(data)[1:]) == len(data) - 1
         Disk().sync(file)
     assert (tmp_path / "file").read_bytes() == data[1:]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 4 MiB."""
-    mount_point = tmp_path / "small"
-    mount_point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", mount_point]
-    made = subprocess.run(command, capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
-    yield mount_point
-    subprocess.run(["umount", "--lazy", mount_point], check=True)
-
-
-def fill(mount_point: Path) -> None:
-    with open(mount_point / "ballast", "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return
-
-
-def test_emergency_uses_the_reserve_and_a_periodic_write_does_not(
-    small_disk: Path, slots: Slots
-) -> None:
-    """On a full disk a periodic write fails and leaves the reserve to the stop that may come."""
-    store = new_store(small_disk / "run")
-    writer = Writer(store)
-    write(writer, snapshot_of(slots, 1, 500_000), Reason.PERIODIC)
-    assert store.run.reserve_file.stat().st_size >= 500_000
-    fill(small_disk)
-    with pytest.raises(CheckpointWriteError, match="No space left"):
-        write(writer, snapshot_of(slots, 2, 500_000), Reason.PERIODIC)
-    assert store.run.reserve_file.exists()
-    checkpoint = write(writer, snapshot_of(slots, 3, 500_000), Reason.EMERGENCY)
-    verify(checkpoint)
-    assert not store.run.reserve_file.exists()
-    assert names(store) == ["step-000000000001", "step-000000000003"]
-
-
-def test_reserve_is_not_taken_from_a_nearly_full_disk(small_disk: Path, slots: Slots) -> None:
-    """Space is reserved only where as much again is left."""
-    store = new_store(small_disk / "run")
-    write(Writer(store), snapshot_of(slots, 1, 2_000_000), Reason.PERIODIC)
-    assert not store.run.reserve_file.exists()
 
 
 @pytest.mark.parametrize("fault", [full_disk, input_output_error])

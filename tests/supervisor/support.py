@@ -14,7 +14,7 @@ from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import Journal
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget
 from orchestrator.supervisor.stop_request import StopRequest
 from tests.checkpoint.support import manifest_of, new_store

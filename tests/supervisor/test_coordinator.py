@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import Config
-from orchestrator.ipc.agreement import Decision, Kind, Places
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.place_agreement import Decision, Kind, Places
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.output import OutputTarget
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.coordinator import Coordinator
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.terminal.lossy_writer import LossyWriter

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.rundir.journal import Journal
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.publishing import Publisher
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.save_requests import SaveRequests

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.config import Config
 from orchestrator.rundir.journal import Journal
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.publishing import Publisher
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.save_requests import SaveRequests

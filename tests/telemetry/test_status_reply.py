@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.tables import status_table
+from orchestrator.cli.status_table import status_table
 from orchestrator.client import seconds_in
 from orchestrator.system.units import LONGEST_SECONDS
 from orchestrator.telemetry import status_reply

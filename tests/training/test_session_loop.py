@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
@@ -502,7 +503,9 @@ def test_checkpoint_that_torch_cannot_load_is_left_alone(tmp_path: Path) -> None
     stopped_at(tmp_path, 4)
     newest = checkpoints(tmp_path)[-1].manifest
     store = Store.open(RunDir(tmp_path), [])
-    store.publish(replace(newest, step=5), lambda file: file.write(b"no torch file") and None)
+    publish_state(
+        store, replace(newest, step=5), lambda file: file.write(b"no torch file") and None
+    )
     with pytest.raises(RuntimeError, match="cannot load .*step-000000000005"), a_session(tmp_path):
         pass
     assert not (tmp_path / "checkpoints" / "quarantine").exists()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.units import duration_text
 from orchestrator.telemetry.status import Status

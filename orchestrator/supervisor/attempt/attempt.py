@@ -19,7 +19,7 @@ from orchestrator.supervisor.attempt.activity import Silence
 from orchestrator.supervisor.attempt.output import OutputTarget
 from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.attempt.rank_variables import free_port, rank_variables
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.system.process_tree import KillResult
 from orchestrator.telemetry.trackers import mlflow_variables
 

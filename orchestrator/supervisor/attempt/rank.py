@@ -13,7 +13,7 @@ from orchestrator.rundir.paths import AttemptDir
 from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
 from orchestrator.supervisor.attempt.output import Nowhere, Output, OutputTarget, open_output
 from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 
 
 class Rank:

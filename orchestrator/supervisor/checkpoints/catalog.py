@@ -14,6 +14,7 @@ from orchestrator.checkpoint.checkpoint import (
     read_checkpoint,
 )
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
@@ -76,7 +77,7 @@ class CheckpointCatalog:
         def report(error: CheckpointInvalidError) -> None:
             loop.call_soon_threadsafe(self._record_quarantine, error)
 
-        self.chosen = await in_thread(lambda: self._store.newest_valid(report))
+        self.chosen = await in_thread(lambda: newest_valid(self._store, report))
         self.newest = self.chosen
         return self.chosen
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import structlog
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.ipc.control_page import PAGE_VERSION, ControlPage, Field
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 
 PREFIX = "orchestrator-"
 PAGE = f"{PREFIX}page-"

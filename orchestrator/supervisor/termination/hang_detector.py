@@ -14,7 +14,7 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.activity import Activity, Silence
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.rank import Rank
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.termination import stack_dump

@@ -11,7 +11,7 @@ from orchestrator.ipc.control_page import Field
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.trainer_process import KILL_WAIT_SECONDS
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.termination import announcements, stack_dump

@@ -7,6 +7,7 @@ import torch
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.checkpoint.store import Store
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import utc_now
@@ -50,7 +51,7 @@ def publish(store: Store, state: dict[str, Any], source: Path) -> Checkpoint:
             "data"
         ],
     )
-    return store.publish(manifest, lambda file: torch.save(state, cast(IO[bytes], file)))
+    return publish_state(store, manifest, lambda file: torch.save(state, cast(IO[bytes], file)))
 
 
 def _refuse_nan(state: dict[str, Any], source: Path) -> None:

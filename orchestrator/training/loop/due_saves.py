@@ -6,7 +6,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Every
 from orchestrator.ipc.control_page import Field
-from orchestrator.pace.schedule import Schedule
+from orchestrator.pace.save_schedule import Schedule
 from orchestrator.training.exits import print_message
 from orchestrator.training.state.progress import Progress
 

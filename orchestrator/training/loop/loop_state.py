@@ -24,9 +24,9 @@ from orchestrator.training.loop.replay import NO_REPLAY_POINT, ReplayPoint, have
 from orchestrator.training.state import rng
 from orchestrator.training.state.collector import paused_collector
 from orchestrator.training.state.digests import digest_parts
+from orchestrator.training.state.loaded_state import LoadedState
 from orchestrator.training.state.progress import SUFFIX, Progress
 from orchestrator.training.state.registered_objects import Registry
-from orchestrator.training.state.restore import LoadedState
 
 # Looked up at every step.
 STEPPING = LoopPhase.STEPPING

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from orchestrator.training.state.digests import digest, digest_of_all_bytes
+from orchestrator.training.state.object_restore import load_captured
 from orchestrator.training.state.plain_values import copy_containers, to_plain
+from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.tensor_kinds import has_its_storage, is_plain
 
@@ -48,7 +50,8 @@ class ReplayPoint:
             problems.append("tensors were changed on the way to the interrupted batch")
         for key, value in registry.capture().items():
             if not have_same_values(self.state[key], value):
-                registry.load(key, copy_containers(self.state[key], []))
+                live = registry.objects[key.removesuffix(SUFFIX)]
+                load_captured(live, copy_containers(self.state[key], []))
         now, before = to_plain(state, "session.state"), self.state["state"]
         changed = [k for k in now | before if not have_same_values(before.get(k), now.get(k))]
         for key in changed:

@@ -13,10 +13,11 @@ from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
+from orchestrator.training.state.loaded_state import LoadedState, read_snapshot, read_state
+from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registered_objects import Registry
-from orchestrator.training.state.restore import LoadedState, read_snapshot, read_state
 
 # Where only two are added, their order changes nothing.
 LEAST_RANKS_THAT_ROUND = 3
@@ -57,7 +58,9 @@ def resume_newest(
         restored = _read(newest, backend)
         if before_restore is not None:
             before_restore(restored.state)
-        registry.restore(restored.content, source, borrowed=True, classes=restored.classes)
+        ObjectRestore(registry.objects, source).restore(
+            restored.content, borrowed=True, classes=restored.classes
+        )
         loop_state.resume(restored)
     replaced = options.after_restore(newest.manifest.options)
     loop_state.exactness.add(options.doubts)
@@ -123,7 +126,7 @@ def start_from_classic(source: Path, registry: Registry, loop_state: LoopState) 
         MismatchError: It does not fit the registered objects.
     """
     content = read_classic(source)
-    left_alone = registry.restore_classic(content, source)
+    left_alone = ObjectRestore(registry.objects, source).restore_classic(content)
     if left_alone:
         print_message(f"{source} has no state of {', '.join(left_alone)}: left as it is")
     loop_state.progress = Progress(content["epoch"], content["step"])

@@ -5,7 +5,7 @@ import time
 import tenacity
 
 from orchestrator.errors import CheckpointWriteError
-from orchestrator.pace.schedule import FIRST_RETRY_SECONDS
+from orchestrator.pace.save_schedule import FIRST_RETRY_SECONDS
 from orchestrator.training.exits import print_message
 from orchestrator.training.stop import StopSignals
 

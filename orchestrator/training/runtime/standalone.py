@@ -10,6 +10,7 @@ from orchestrator import __version__
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.errors import (
@@ -159,7 +160,7 @@ class Standalone:
         self._store.sweep()
         for sentence in self._store.unrecognised():
             print_message(f"in {self._run_dir.checkpoints} {sentence}, and is passed over")
-        self._resumed_from = self._newest = self._store.newest_valid(self._report_quarantine)
+        self._resumed_from = self._newest = newest_valid(self._store, self._report_quarantine)
         return self._resumed_from
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.ipc.agreement import Decision
+from orchestrator.ipc.place_agreement import Decision
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training.data.first_batch import FirstBatch
 from orchestrator.training.exits import describe_shortly

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, FreedStorageError
-from orchestrator.ipc.agreement import Decision, Kind, Places
 from orchestrator.ipc.control_page import Field
+from orchestrator.ipc.place_agreement import Decision, Kind, Places
 from orchestrator.training.exits import print_message
 from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState

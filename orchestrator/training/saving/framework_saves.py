@@ -8,6 +8,7 @@ import torch
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Manifest
+from orchestrator.checkpoint.publication import publish_files
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.pace.snapshot_pace import SnapshotPace
@@ -116,7 +117,7 @@ class FrameworkSaves:
 
     def _publish(self, files: _Files) -> Checkpoint:
         store = self._membership.backend.facts.store
-        publish = partial(store.publish_files, files.draft, files.source, link=files.link)
+        publish = partial(publish_files, store, files.draft, files.source, link=files.link)
         return publish_and_report(self._membership.backend, publish)
 
     def _draft(self, model: torch.nn.Module, *, final: bool) -> Manifest:

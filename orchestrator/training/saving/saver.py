@@ -13,6 +13,7 @@ import torch
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.checkpoint.publication import publish_state
 from orchestrator.errors import CheckpointWriteError, UnstorableError
 from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.rundir.journal import utc_now
@@ -259,7 +260,7 @@ class Saver:
                 healthy=draft.healthy and self._registry.is_finite(),
                 digests=digest_parts(state) | draft.digests,
             )
-            return self._backend.facts.store.publish(whole, save_to)
+            return publish_state(self._backend.facts.store, whole, save_to)
 
         def save_to(file: DigestingWriter) -> None:
             with without_warnings():

@@ -1,46 +1,30 @@
-"""The objects registered with a session: their states, captured into a dict and restored."""
+"""The objects registered with a session, and the capture of their states into a dict.
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+``object_restore`` brings such states back.
+"""
+
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from orchestrator.errors import ConfigError, MismatchError, UnstorableError
+from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training.state.accelerate import is_optimizer, unprepared
-from orchestrator.training.state.compatibility import (
-    class_name,
-    compare,
-    expectation_of,
-    loads_in_its_own_way,
-    lost,
-    may_load_anyway,
-    rehearse,
-)
+from orchestrator.training.state.compatibility import class_name
 from orchestrator.training.state.composite import Composite
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.kept import Kept
 from orchestrator.training.state.kept_capture import has_state_dict
 from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.plain_capture import PlainCapture
-from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.tensor_kinds import all_finite, is_plain, is_uninitialized
 from orchestrator.training.state.wrappers import (
     regroups_gradients,
     unwrapped,
-    with_names_of,
     with_plain_names,
-)
-
-SHOWN_DIFFERENCES = 12
-# Failures of the device, not of the state; both are RuntimeErrors. torch 2.7 lacks the second.
-DEVICE_ERRORS = (
-    torch.OutOfMemoryError,
-    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
 )
 
 
@@ -157,11 +141,6 @@ class Registry:
         """Return the full name of each object's class, by the name of the object."""
         return {name: class_name(value) for name, value in self._objects.items()}
 
-    def load(self, key: str, state: Any) -> None:
-        """Load into one object the state that ``capture`` returned under ``key``."""
-        value = self._objects[key.removesuffix(SUFFIX)]
-        value.load_state_dict(_with_live_names(value, from_plain(state)))
-
     def parameters(self) -> list[torch.Tensor]:
         """Return the floating point and complex parameters of every registered module.
 
@@ -191,69 +170,6 @@ class Registry:
         """Return whether every parameter of every registered module is finite."""
         return all(map(all_finite, self.parameters()))
 
-    def restore_classic(self, content: Mapping[str, Any], source: Path) -> list[str]:
-        """Restore the objects that the file contains, and return the names of the others.
-
-        Raises MismatchError as ``restore`` does.
-        """
-        absent = [name for name in self._objects if name + SUFFIX not in content]
-        self.restore(content, source, optional=absent)
-        return absent
-
-    def restore(
-        self,
-        content: Mapping[str, Any],
-        source: Path,
-        optional: Iterable[str] = (),
-        *,
-        borrowed: bool = False,
-        classes: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """Compare every state in ``content`` with its live object, then load all of them.
-
-        Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors belong to
-        a slot or a mapped file, so objects that would keep them get copies. ``classes`` are those
-        of the saved objects, as far as they are known. Raises MismatchError with all
-        differences, before any object has changed, or for the first object that refuses its state
-        or drops part of it.
-        """
-        present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
-        missing = [n for n in self._objects if n not in present and n not in set(optional)]
-        unused = sorted(present - self._objects.keys())
-        differences = [f"{name} is registered, but not in the file" for name in missing]
-        differences += [f"{name} is in the file, but not registered" for name in unused]
-        states = {
-            name: _with_live_names(value, from_plain(content[name + SUFFIX]))
-            for name, value in self._objects.items()
-            if name in present
-        }
-        undecided = set()
-        for name, state in states.items():
-            lines = _compare_or_rehearse(self._objects[name], state, classes.get(name))
-            if lines is None:
-                undecided.add(name)
-            differences += [f"{name}: {line}" for line in lines or ()]
-        if differences:
-            raise _mismatch(source, differences)
-        for name, state in states.items():
-            if borrowed and not _copies_what_it_loads(self._objects[name]):
-                state = copy.deepcopy(state)
-            try:
-                self._objects[name].load_state_dict(state)
-            except DEVICE_ERRORS:
-                raise  # the device is full or broken; the file may be right
-            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-                # torch writes this when copying a tensor into a module fails. The shapes have been
-                # compared, so the cause is the device; torch keeps only the text of its exception.
-                if "an exception occurred" in str(error):
-                    raise
-                raise _mismatch(source, [f"{name}: {error}"]) from error
-            if name in undecided:
-                value = self._objects[name]
-                dropped = lost(state, value, value)
-                if dropped:
-                    raise _mismatch(source, [f"{name}: {line}" for line in dropped])
-
 
 def _state_of(value: Stateful, name: str) -> Any:
     state = value.state_dict()
@@ -266,36 +182,6 @@ def _state_of(value: Stateful, name: str) -> Any:
     return with_plain_names(state)
 
 
-def _with_live_names(value: Stateful, state: Any) -> Any:
-    return with_names_of(value, state) if isinstance(value, torch.nn.Module) else state
-
-
-def _copies_what_it_loads(value: Stateful) -> bool:
-    """Return whether this is a module whose ``load_state_dict`` copies every tensor.
-
-    That holds for every module that overrides neither it nor ``set_extra_state``, and has no way of
-    its own to load.
-    """
-    base = torch.nn.Module
-    return isinstance(value, base) and not (
-        loads_in_its_own_way(value)
-        or any(type(part).set_extra_state is not base.set_extra_state for part in value.modules())
-    )
-
-
-def _compare_or_rehearse(value: Stateful, state: Any, saved_class: str | None) -> list[str] | None:
-    """Return the differences; None where only loading can show whether the state fits."""
-    expected = expectation_of(value)
-    differences = compare(expected, state, saved_class)
-    if not differences or not may_load_anyway(expected, saved_class):
-        return differences
-    try:
-        dropped = rehearse(value, state)
-    except Exception:  # it refuses the state
-        return differences
-    return None if dropped is None else dropped and differences + dropped
-
-
 def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
     """Return a module's floating point and complex parameters, detached."""
     return [
@@ -304,14 +190,3 @@ def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
         if not is_uninitialized(parameter)
         and (parameter.is_floating_point() or parameter.is_complex())
     ]
-
-
-def _mismatch(source: Path, differences: list[str]) -> MismatchError:
-    shown = differences[:SHOWN_DIFFERENCES]
-    if len(differences) > len(shown):
-        shown.append(f"and {len(differences) - len(shown)} more")
-    return MismatchError(
-        f"cannot resume from {source}: it does not fit the objects of this script\n  "
-        + "\n  ".join(shown)
-        + "\nuse the script that made it, or start over with another run directory"
-    )

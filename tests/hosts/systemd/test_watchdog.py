@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.hosts.systemd.watchdog import (
     EXTENSION_SECONDS,
     PROGRESS_SECONDS,

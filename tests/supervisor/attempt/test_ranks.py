@@ -10,7 +10,7 @@ from orchestrator.ipc.control_page import Field
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.output import OutputTarget
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.terminal.lossy_writer import LossyWriter
 from tests.checkpoint.support import new_store

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.journal import Journal
 from tests.checkpoint.support import names, new_store, publish
@@ -32,7 +33,7 @@ def test_demoted_checkpoint_is_replaced_by_the_older_one(tmp_path: Path) -> None
     """A suspect checkpoint goes into quarantine, and the one before it is chosen next."""
     store = new_store(tmp_path, [10, 20])
     assert demoted(store)
-    newest = store.newest_valid()
+    newest = newest_valid(store)
     assert newest is not None
     assert newest.manifest.step == 10
 

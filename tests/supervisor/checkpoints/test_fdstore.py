@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.ipc.control_page import ControlPage, Field, anonymous_file
 from orchestrator.snapshot.slots import Slots
 from orchestrator.supervisor.checkpoints.fdstore import MEMORY, PAGE, FdStore
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.stop_request import StopRequest
 from tests.checkpoint.support import RUN_ID, manifest_of, new_store
 from tests.supervisor.support import RecordedEvents, catalog_of

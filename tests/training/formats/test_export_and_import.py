@@ -15,6 +15,7 @@ from torch import nn
 
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.publication import publish_files
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli.parser import parse
 from orchestrator.errors import OrchestratorError
@@ -486,7 +487,7 @@ def test_run_of_a_framework_is_neither_exported_nor_imported(tmp_path: Path) -> 
     (tmp_path / "saved" / "weights.bin").write_bytes(b"weights")
     store = Store.open(RunDir(Path("run")), [])
     draft = manifest_of(7, run_id=store.run_id, framework="transformers")
-    store.publish_files(draft, tmp_path / "saved", link=False)
+    publish_files(store, draft, tmp_path / "saved", link=False)
     for form in ("whole", *FILES):
         with pytest.raises(OrchestratorError, match="copy its files from run/.*/content"):
             command("export", "run", "--as", form)

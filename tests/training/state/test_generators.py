@@ -3,6 +3,7 @@
 import io
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from orchestrator.training.state import rng
+from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.wrappers import unwrapped
 
@@ -95,7 +97,7 @@ def test_wrapped_model_is_stored_under_plain_names(of: str, into: str) -> None:
     state = content["model_state_dict"]
     assert state.keys() == Nested(False).state_dict().keys()
     assert state._metadata["part.1"]["version"] == 2
-    live_registry.restore(content, source=io.__file__)  # type: ignore[arg-type]
+    ObjectRestore(live_registry.objects, Path("state.pt")).restore(content)
     for expected, restored in zip(saved.parameters(), live.parameters(), strict=True):
         assert torch.equal(expected, restored)
 

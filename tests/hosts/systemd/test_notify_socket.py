@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.hosts.systemd.notify import Notifier
+from orchestrator.hosts.systemd.notify_socket import Notifier
 
 
 @pytest.fixture(params=["file", "abstract"])

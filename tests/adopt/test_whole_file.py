@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
-from orchestrator.adopt.formats import (
+from orchestrator.adopt.whole_file import (
     IncompleteError,
     dcp_sizes,
     read_json,

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.config import Every
-from orchestrator.pace.schedule import NEVER, Schedule
+from orchestrator.pace.save_schedule import NEVER, Schedule
 from orchestrator.pace.snapshot_pace import LEARNING, SnapshotPace
 
 

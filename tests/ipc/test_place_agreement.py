@@ -4,8 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.ipc.agreement import LARGEST_ID, LARGEST_PLACE, Deciding, Decision, Kind, Places
 from orchestrator.ipc.control_page import PAGE_BYTES, Field
+from orchestrator.ipc.place_agreement import (
+    LARGEST_ID,
+    LARGEST_PLACE,
+    Deciding,
+    Decision,
+    Kind,
+    Places,
+)
 from tests.interleavings import Interleaving
 
 VALUES = PAGE_BYTES // 8

@@ -1,4 +1,4 @@
-"""Loading of checkpoints and snapshots into the parts that a session restores."""
+"""Reads checkpoints and snapshots into a ``LoadedState``: the parts that a session restores."""
 
 import copy
 import os

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.adopt.files import SavedFiles, kind_of, kinds_of
-from orchestrator.adopt.formats import (
+from orchestrator.adopt.rank_files import check_rank_files, latest_files
+from orchestrator.adopt.whole_file import (
     DCP_METADATA,
     DCP_SUFFIX,
     IncompleteError,
@@ -21,7 +22,6 @@ from orchestrator.adopt.formats import (
     read_json,
     shows_whole,
 )
-from orchestrator.adopt.rank_files import check_rank_files, latest_files
 
 INDEX_SUFFIX = ".index.json"
 # The file that the Hugging Face Trainer writes last, and the files by which it is recognized.

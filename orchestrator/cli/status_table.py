@@ -1,32 +1,20 @@
-"""The tables that `status` and `checkpoints list` print for people."""
+"""The table that `orchestrator status` prints for people."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.table_cells import metrics_text, state_style
 from orchestrator.errors import AGAIN_WITH_NEW_LIMITS
 from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
 from orchestrator.supervisor.report import FIX_AND_RUN_AGAIN
-from orchestrator.system.text import shown_line, shown_parts
+from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text
 from orchestrator.telemetry.stop_text import AGAIN_FROM_START, AGAIN_TO_RESUME, HOW_TO_SAVE
 
-_STATE_STYLES = {
-    "training": "green",
-    "completed": "green",
-    "failed": "red",
-    "interrupted": "red",
-    "unreadable": "red",
-    "killing": "red",
-}
-
 NO_SESSION_YET = "none yet: nothing is saved before the script opens one"
-
-# Stands before metrics and notes that have a line of their own.
-DETAILS_INDENT = "\n    "
 
 
 def status_table(status: dict[str, Any]) -> RenderableType:
@@ -38,14 +26,14 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     state = status["state"]
     rows: list[tuple[str, str | Text | None]] = [
         ("run", f"{status['run_id']}  {status['run_dir']}"),
-        ("state", Text(_state(status), style=_state_style(state))),
+        ("state", Text(_state(status), style=state_style(state))),
         *_failure(status["failure"]),
         ("next", _next(status)),
         ("session", NO_SESSION_YET if state == "starting" else None),
         ("attempt", _attempt(status)),
         ("progress", _progress(status)),
         ("phase", _phase(status)),
-        ("metrics", _metrics(status["metrics"])),
+        ("metrics", metrics_text(status["metrics"])),
         ("checkpoint", _checkpoint(status)),
         ("snapshot", _snapshot(status["newest_snapshot"], status["snapshots"])),
         ("problem", Text(status["problem"] or "", style="red")),
@@ -61,105 +49,6 @@ def status_table(status: dict[str, Any]) -> RenderableType:
                 Text(name, style="bold"), Text(value) if isinstance(value, str) else value
             )
     return Group(table)
-
-
-def _ranks(ranks: list[dict[str, Any]] | None) -> list[tuple[str, str]]:
-    return [
-        (f"rank {each['rank']}", f"step {each['step']}, {each['state']}, process {each['pid']}")
-        for each in ranks or ()
-    ]
-
-
-def runs_table(statuses: list[dict[str, Any]], parent: Path) -> Text:
-    """Return a line for each run, with its directory as it is below ``parent``.
-
-    Nothing is cut off. The last column is the problem, or the metrics.
-    """
-    if not statuses:
-        return Text(f"no runs below {shown_line(parent)}")
-    statuses = shown_parts(statuses)
-    titles = ("run", "state", "step", "epoch", "restarts", "at risk", "checkpoint")
-    cells = [titles, *(_run_cells(status, parent) for status in statuses)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.ljust, line, widths)) for line in cells]
-    # The terminal wraps a long line, so that no name is cut off.
-    text = Text(lines[0].rstrip(), style="bold", no_wrap=True, overflow="ignore")
-    for status, line in zip(statuses, lines[1:], strict=True):
-        first, rest = line[: widths[0] + 2], line[widths[0] + 2 :]
-        text.append(f"\n{first}", "not bold")
-        text.append(rest[: widths[1]], f"not bold {_state_style(status['state'])}")
-        last = status["problem"] or _metrics(status["metrics"])
-        text.append(f"{rest[widths[1] :]}  {last}".rstrip(), "not bold")
-    return text
-
-
-def checkpoints_table(rows: list[dict[str, Any]], columns: int) -> Text:
-    """Return a line for each checkpoint, newest last, that fits into this many columns.
-
-    Metrics and notes that do not fit go on an indented line of their own. Nothing is cut off.
-    """
-    if not rows:
-        return Text("no checkpoints yet")
-    rows = shown_parts(rows)
-    titles = ("name", "step", "epoch", "reason", "size", "made", "exact")
-    cells = [titles, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if title in ("step", "epoch", "size") else cell.ljust(width)
-            for title, cell, width in zip(titles, line, widths, strict=True)
-        )
-        for line in cells
-    ]
-    text = Text(lines[0], style="bold")
-    for row, line in zip(rows, lines[1:], strict=True):
-        details = "  ".join(filter(None, (_metrics(row["metrics"]), _notes(row))))
-        fits = len(line) + 2 + len(details) <= columns
-        text.append(f"\n{line}{'  ' if fits else DETAILS_INDENT}{details}".rstrip(), "not bold")
-        for difference in row.get("differences", ()):
-            text.append(f"{DETAILS_INDENT}{difference}", "not bold")
-    return text
-
-
-def quarantine_table(rows: list[dict[str, str]]) -> Text:
-    """Return a line for each checkpoint in quarantine, with the reason."""
-    lines = [f"  {row['path'].rsplit('/', 1)[-1]}  {row['reason']}" for row in shown_parts(rows)]
-    return Text("\n".join(("in quarantine:", *lines)))
-
-
-def _run_cells(status: dict[str, Any], parent: Path) -> tuple[str, ...]:
-    path, newest = Path(status["run_dir"]), status["newest_checkpoint"]
-    risk = status["lose_at_most_seconds"]
-    is_below = path != parent and path.is_relative_to(parent)
-    return (
-        str(path.relative_to(parent) if is_below else path),
-        str(status["state"]),
-        _text(status["step"]),
-        _text(status["epoch"]),
-        _text(status["restarts"] or None),
-        "" if risk is None else duration_text(risk),
-        "none" if newest is None else f"{duration_text(newest['age_seconds'])} old",
-    )
-
-
-def _state_style(state: str) -> str:
-    return _STATE_STYLES.get(state, "yellow")
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        str(row["path"]).rsplit("/", 1)[-1],
-        _text(row["step"]),
-        _text(row["epoch"]),
-        _text(row["reason"]),
-        "" if row["bytes"] is None else size_text(row["bytes"]),
-        _text(row["time"]).partition(".")[0].replace("T", " "),
-        _text(row["exactness"]).partition(": ")[0],
-    )
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 def _state(status: dict[str, Any]) -> str:
@@ -229,10 +118,6 @@ def _phase(status: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {float(value):.6g}" for name, value in (metrics or {}).items())
-
-
 def _checkpoint(status: dict[str, Any]) -> str:
     if (newest := status["newest_checkpoint"]) is None:
         return f"none: {HOW_TO_SAVE}" if status["state"] == "completed" else "none yet"
@@ -277,13 +162,8 @@ def _spare(spare: dict[str, Any] | None) -> str:
     return f"{spare['state']}{memory}"
 
 
-def _notes(row: dict[str, Any]) -> str:
-    # The column says whether the checkpoint is exact, and the note says why it is not.
-    notes = list(filter(None, [_text(row["exactness"]).partition(": ")[2]]))
-    if not row["valid"]:
-        notes.append(f"INVALID: {row['problem']}" if row.get("problem") else "INVALID")
-    if row["healthy"] is False:
-        notes.append("non-finite")
-    if row["pinned"]:
-        notes.append("pinned")
-    return ", ".join(notes)
+def _ranks(ranks: list[dict[str, Any]] | None) -> list[tuple[str, str]]:
+    return [
+        (f"rank {each['rank']}", f"step {each['step']}, {each['state']}, process {each['pid']}")
+        for each in ranks or ()
+    ]

@@ -9,7 +9,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.store import Store
 from orchestrator.ipc.control_page import ControlPage
-from orchestrator.snapshot.run_memory import RunMemory
+from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.snapshot.writer import LAST_CHANCES, WRITE_ALLOWANCE, Writer
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
@@ -73,9 +73,9 @@ class SnapshotWriteQueue:
         self._written.clear()
 
     @property
-    def memory(self) -> RunMemory | None:
+    def memory(self) -> RankSnapshots | None:
         """The slots of all ranks; None before the first attempt."""
-        return RunMemory(self.slots) if self.slots else None
+        return RankSnapshots(self.slots) if self.slots else None
 
     @property
     def pending(self) -> list[Snapshot]:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
-from orchestrator.ipc.agreement import Deciding, Kind, Places
 from orchestrator.ipc.control_page import ControlPage
-from orchestrator.snapshot.run_memory import RunMemory
+from orchestrator.ipc.place_agreement import Deciding, Kind, Places
+from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from tests.interleavings import BufferedPage, Interleaving
 
@@ -60,9 +60,9 @@ class Run:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _memory(self, pages: list[Any]) -> RunMemory:
+    def _memory(self, pages: list[Any]) -> RankSnapshots:
         pairs = zip(pages, self._descriptors, strict=True)
-        return RunMemory([Slots(page_of(page), descriptors) for page, descriptors in pairs])
+        return RankSnapshots([Slots(page_of(page), descriptors) for page, descriptors in pairs])
 
     def _supervise(self) -> None:
         pages = [self.interleaving.direct(each) for each in self._stored]
@@ -141,13 +141,13 @@ def test_ranks_with_slots_by_turns_lose_what_they_had() -> None:
 
 
 @contextmanager
-def memory_of(ranks: int) -> Iterator[tuple[RunMemory, list[Slots]]]:
+def memory_of(ranks: int) -> Iterator[tuple[RankSnapshots, list[Slots]]]:
     slots = []
     for _ in range(ranks):
         page, descriptor = ControlPage.create()
         os.close(descriptor)
         slots.append(Slots.create(page))
-    yield RunMemory(slots), slots
+    yield RankSnapshots(slots), slots
     for each in slots:
         each.close()
 

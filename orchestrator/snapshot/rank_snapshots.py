@@ -1,4 +1,4 @@
-"""The snapshot memory of a run: the slots of each of its ranks.
+"""The snapshots of a run, in the slots of each of its ranks.
 
 A snapshot of the run is a generation that is complete on every rank. The supervisor announces a
 generation, and the slot for it, only when the one before is complete on every rank or given up.
@@ -16,8 +16,8 @@ from orchestrator.snapshot.slots import Slots, Snapshot
 MOST_NAMES = 20
 
 
-class RunMemory:
-    """The slots of all ranks, in the order of the ranks."""
+class RankSnapshots:
+    """The snapshots in the slots of all ranks, which come in the order of the ranks."""
 
     def __init__(self, of_ranks: Sequence[Slots]) -> None:
         self._of_ranks = of_ranks

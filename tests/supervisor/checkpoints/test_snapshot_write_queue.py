@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.manifest import Reason
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.system import threads
 from tests.checkpoint.support import names, new_store
