@@ -16,7 +16,7 @@ from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.launcher import LaunchSpec, launch
 from orchestrator.supervisor.attempt.output import OutputTarget
 from orchestrator.supervisor.attempt.unrelated_processes import UnrelatedProcesses
-from orchestrator.supervisor.checkpoints.snapshot_writes import SnapshotWriteQueue
+from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.system.subprocesses import SubprocessRunner
 from orchestrator.terminal.lossy_writer import LossyWriter
