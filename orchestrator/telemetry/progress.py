@@ -56,9 +56,13 @@ class Progress:
     @classmethod
     def at_end(cls, event: dict[str, Any]) -> Self:
         """Return the progress that the event of a run's end tells; what it lacks is unknown."""
-        known = {name: event.get(name) for name in _COUNTS}
+        counts = {name: event.get(name) for name in _COUNTS}
+        # Another program may have written any number.
         return cls.of(
-            **{n: c for n, c in known.items() if c is None or 0 <= c <= LARGEST_COUNT},
+            **{
+                n: c if c is not None and 0 <= c <= LARGEST_COUNT else None
+                for n, c in counts.items()
+            }
         )
 
     def facts_of_end(self) -> dict[str, int | None]:
