@@ -17,16 +17,20 @@ class RunProgress:
     def on_report(self, attempt: Attempt) -> None:
         """Record that the trainer has passed a safe point; about once a second."""
         self._pace.report(time.monotonic(), attempt.number, attempt.step)
-        self._totals = attempt.main.totals
+        self._totals = self._totals_in(attempt)
 
     def of(self, attempt: Attempt) -> Progress:
         """Return the progress in an attempt, or at its end."""
         if attempt.adopted is not None:
             return Progress.of(attempt.adopted.step, None)
         if attempt.reached_safe_point or (attempt.connected and not attempt.resumes):
-            counts, totals = (attempt.step, attempt.epoch), attempt.main.totals
+            counts = attempt.step, attempt.epoch
         elif attempt.resumes:  # its page is empty until it has restored what it resumes from
-            counts, totals = (attempt.start_step, attempt.start_epoch), self._totals
+            counts = attempt.start_step, attempt.start_epoch
         else:
             return Progress()
-        return Progress.of(*counts, *totals, self._pace.steps_per_second)
+        return Progress.of(*counts, *self._totals_in(attempt), self._pace.steps_per_second)
+
+    def _totals_in(self, attempt: Attempt) -> tuple[int | None, int | None]:
+        told = attempt.main.totals
+        return self._totals if told == (None, None) else told

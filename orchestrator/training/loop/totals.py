@@ -50,6 +50,7 @@ class LoopTotals(Totals):
         super().announce(steps=steps, epochs=epochs)
         self._epochs = _count(epochs) if steps is None else 0
         self._began_at = self._progress.step
+        self.refresh()
 
     def end_epoch(self) -> None:
         """Learn from an epoch that is over, before it is counted."""
@@ -63,16 +64,16 @@ class LoopTotals(Totals):
 
     def refresh(self) -> None:
         """Show how many steps there are, as far as that is known now."""
-        if not self._epochs:
-            return
-        if not self._is_regular:
-            self._page[Field.TOTAL_STEPS] = 0
-        elif (total := self._total_steps()) is not None:
+        if self._epochs and (total := self._total_steps()) is not None:
             self._page[Field.TOTAL_STEPS] = _count(total)
 
     def _total_steps(self) -> int | None:
-        """Return the steps of the whole training; None before this epoch says anything."""
+        """Return the steps of the whole training, 0 if unknown; None where there is no news."""
         epochs_left = self._epochs - self._progress.epoch
+        if epochs_left <= 0:
+            return self._progress.step
+        if not self._is_regular:
+            return 0
         if self._steps_of_epoch is not None:
             return self._began_at + epochs_left * self._steps_of_epoch
         used, step = self._data.used_passes, self._progress.step

@@ -171,6 +171,16 @@ def test_resumed_run_has_the_same_total(tmp_path: Path) -> None:
     ]
 
 
+def test_run_that_is_started_again_when_complete_keeps_its_totals(tmp_path: Path) -> None:
+    """A loop with nothing left to do has as many steps as were done."""
+    for _ in range(2):
+        with a_session(tmp_path) as session:
+            for _ in session.epochs(2):
+                for _ in session.batches(loader()):
+                    session.step()
+            assert totals(session) == (10, 2)
+
+
 @pytest.mark.parametrize("endless", [math.inf, 10**30])
 def test_total_without_end_is_unknown(session: Session, endless: float) -> None:
     """A loop that a script ends by itself has no total."""
