@@ -32,7 +32,7 @@ LAYERS = {
     "supervisor": (
         {
             "recovery",
-            "signals",
+            "signal_handlers",
             "state_machine",
             "stop_request",
             "run_events",
