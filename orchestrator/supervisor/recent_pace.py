@@ -10,7 +10,6 @@ SHORTEST_SECONDS = 1.0
 
 class _Report(NamedTuple):
     seconds: float
-    attempt: int
     step: int
 
 
@@ -18,18 +17,17 @@ class RecentPace:
     """The steps between the first and the last report of the past hour, by the time between them.
 
     All of that time counts: evaluations, saves, restarts. Steps that are done again after a restart
-    count once. The two newest reports count, however old they are, since one step may take an hour;
-    but a trainer that was away for longer than the hour begins anew, and so does one that begins
-    before all that was reported.
+    count once. The two newest reports count, however old they are, since one step may take an hour.
+    A trainer that begins before all that was reported begins anew.
     """
 
     def __init__(self) -> None:
         self._reports: list[_Report] = []
 
-    def report(self, seconds: float, attempt: int, step: int) -> None:
-        """Record that ``step`` is complete at a monotonic time, in an attempt of this number."""
-        reports, new = self._reports, _Report(seconds, attempt, step)
-        if reports and (step < reports[0].step or _was_away(reports[-1], new)):
+    def report(self, seconds: float, step: int) -> None:
+        """Record that ``step`` is complete at a monotonic time."""
+        reports, new = self._reports, _Report(seconds, step)
+        if reports and step < reports[0].step:
             reports.clear()
         if len(reports) > 1 and new.seconds - reports[-2].seconds < SPACING_SECONDS:
             reports.pop()
@@ -45,7 +43,3 @@ class RecentPace:
         first, last = self._reports[0], self._reports[-1]
         seconds, steps = last.seconds - first.seconds, last.step - first.step
         return steps / seconds if steps > 0 and seconds >= SHORTEST_SECONDS else None
-
-
-def _was_away(last: _Report, new: _Report) -> bool:
-    return new.attempt != last.attempt and new.seconds - last.seconds > WINDOW_SECONDS

@@ -16,7 +16,7 @@ class RunProgress:
 
     def on_report(self, attempt: Attempt) -> None:
         """Record that the trainer has passed a safe point; about once a second."""
-        self._pace.report(time.monotonic(), attempt.number, attempt.step)
+        self._pace.report(time.monotonic(), attempt.step)
         self._totals = self._totals_in(attempt)
 
     def of(self, attempt: Attempt) -> Progress:

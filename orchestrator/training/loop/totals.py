@@ -6,7 +6,8 @@ from orchestrator.ipc.control_page import Field
 from orchestrator.training.data.data_position import DataPosition
 from orchestrator.training.state.progress import Progress
 
-LARGEST_COUNT = (1 << 63) - 1
+# A loop over more has no end that anybody waits for.
+LARGEST_TOTAL = 10**14
 
 
 class Totals:
@@ -90,6 +91,6 @@ class LoopTotals(Totals):
 
 def _count(total: float | None) -> int:
     """Return a total as the page has it: 0 for one that is unknown or has no end."""
-    if total is None or not 0 < total <= LARGEST_COUNT or math.isinf(total):
+    if total is None or not 0 < total <= LARGEST_TOTAL:
         return 0
     return math.ceil(total)

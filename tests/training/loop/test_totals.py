@@ -181,7 +181,7 @@ def test_run_that_is_started_again_when_complete_keeps_its_totals(tmp_path: Path
             assert totals(session) == (10, 2)
 
 
-@pytest.mark.parametrize("endless", [math.inf, 10**30])
+@pytest.mark.parametrize("endless", [math.inf, 10**15, 10**30])
 def test_total_without_end_is_unknown(session: Session, endless: float) -> None:
     """A loop that a script ends by itself has no total."""
     with session:
