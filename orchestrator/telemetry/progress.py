@@ -1,7 +1,7 @@
 """How far a run is, and how long it still takes: the ``progress`` object of `status --json`."""
 
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from orchestrator.system.units import LONGEST_SECONDS, duration_text
@@ -72,7 +72,9 @@ class Progress:
 
 
 def _percent(done: int | None, total: int | None) -> float | None:
-    return round(min(100.0, 100 * done / total), 2) if done is not None and total else None
+    if done is None or not total:
+        return None
+    return min(100.0, 10_000 * done // total / 100)  # rounded down: 100 is the end
 
 
 def progress_text(progress: dict[str, Any]) -> str:
@@ -94,15 +96,17 @@ def progress_text(progress: dict[str, Any]) -> str:
 
 
 def percent_text(percent: float) -> str:
-    """Return whole per cent, rounded down: 100 % is the end."""
+    """Return whole per cent, rounded down."""
     return f"{int(percent)} %"
 
 
 def end_text(seconds_left: float) -> str:
     """Return the local time that is so many seconds away, with its date if that is another day."""
-    now = datetime.now().astimezone()
-    end = now + timedelta(seconds=max(0.0, min(seconds_left, LONGEST_SECONDS)))
-    return f"{end:%H:%M}" if end.date() == now.date() else f"{end:%Y-%m-%d %H:%M}"
+    now = datetime.now(UTC)
+    # The zone may have another offset then.
+    end = (now + timedelta(seconds=max(0.0, min(seconds_left, LONGEST_SECONDS)))).astimezone()
+    is_today = end.date() == now.astimezone().date()
+    return f"{end:%H:%M}" if is_today else f"{end:%Y-%m-%d %H:%M}"
 
 
 def _of_total(text: str, total: int | None) -> str:

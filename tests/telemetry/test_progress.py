@@ -27,6 +27,7 @@ def test_time_left_follows_from_the_steps_left_and_the_pace() -> None:
         ((5, 1, None, None), None),
         ((None, None, 40, 4), None),
         ((0, 0, 0, 0), None),
+        ((999_999, 9, 1_000_000, 10), 99.99),  # 100 is the end
         ((50, 5, 40, 4), 100.0),  # a script has lowered its number of steps
     ],
 )
