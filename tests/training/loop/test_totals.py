@@ -181,6 +181,16 @@ def test_run_that_is_started_again_when_complete_keeps_its_totals(tmp_path: Path
             assert totals(session) == (10, 2)
 
 
+def test_complete_run_has_as_many_steps_as_it_has_made(tmp_path: Path) -> None:
+    """The end of the last epoch is reported at once, where nothing was known before it."""
+    with a_session(tmp_path) as session:
+        for _ in session.epochs(2):
+            for _ in session.batches(DataLoader(Stream(), batch_size=4)):
+                session.step()
+    end = Journal(tmp_path / "run" / "journal.jsonl").read()[0][-1]
+    assert (end["event"], end["step"], end["total_steps"]) == ("run_completed", 10, 10)
+
+
 @pytest.mark.parametrize("endless", [math.inf, 10**15, 10**30])
 def test_total_without_end_is_unknown(session: Session, endless: float) -> None:
     """A loop that a script ends by itself has no total."""
