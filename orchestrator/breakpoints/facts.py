@@ -66,7 +66,9 @@ def poll(session: Any, **metrics: Any) -> dict[str, Any] | None:
     return _measured("poll", session.global_step, session.epoch, metrics) if metrics else None
 
 
-def begin_of_framework(run: Any, step: int, epoch: int, *doubts: Any) -> dict[str, Any]:
+def begin_of_framework(
+    run: Any, step: int, epoch: int, *doubts: Any, **totals: Any
+) -> dict[str, Any]:
     """Return where an attempt of a framework's run begins."""
     return _measured("begin", step, epoch, {})
 

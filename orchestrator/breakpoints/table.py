@@ -70,7 +70,7 @@ BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
     TRAINER: (
         *_SAVING,
         Breakpoint("load", "orchestrator.training.state.object_restore:ObjectRestore.restore"),
-        Breakpoint("batch", f"{_SESSION}.batches", each=True, facts=facts.progress),
+        Breakpoint("batch", f"{_SESSION}._batches", each=True, facts=facts.progress),
         Breakpoint("step", f"{_SESSION}._end_step", facts=facts.progress, record=facts.step),
         Breakpoint("poll", f"{_SESSION}.poll", facts=facts.progress, record=facts.poll),
         Breakpoint("edge", "orchestrator.training.loop.loop_state:LoopState.end_epoch", after=True),

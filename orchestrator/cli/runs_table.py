@@ -8,6 +8,7 @@ from rich.text import Text
 from orchestrator.cli.table_cells import cell_text, metrics_text, state_style
 from orchestrator.system.text import shown_line, shown_parts
 from orchestrator.system.units import duration_text
+from orchestrator.telemetry.progress import percent_text
 
 
 def runs_table(statuses: list[dict[str, Any]], parent: Path) -> Text:
@@ -18,7 +19,7 @@ def runs_table(statuses: list[dict[str, Any]], parent: Path) -> Text:
     if not statuses:
         return Text(f"no runs below {shown_line(parent)}")
     statuses = shown_parts(statuses)
-    titles = ("run", "state", "step", "epoch", "restarts", "at risk", "checkpoint")
+    titles = ("run", "state", "step", "epoch", "done", "left", "restarts", "at risk", "checkpoint")
     cells = [titles, *(_run_cells(status, parent) for status in statuses)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)) for line in cells]
@@ -36,12 +37,15 @@ def runs_table(statuses: list[dict[str, Any]], parent: Path) -> Text:
 def _run_cells(status: dict[str, Any], parent: Path) -> tuple[str, ...]:
     path, newest = Path(status["run_dir"]), status["newest_checkpoint"]
     risk = status["lose_at_most_seconds"]
+    percent, seconds_left = (status["progress"][key] for key in ("percent", "seconds_left"))
     is_below = path != parent and path.is_relative_to(parent)
     return (
         str(path.relative_to(parent) if is_below else path),
         str(status["state"]),
         cell_text(status["step"]),
         cell_text(status["epoch"]),
+        "" if percent is None else percent_text(percent),
+        "" if seconds_left is None else duration_text(seconds_left),
         cell_text(status["restarts"] or None),
         "" if risk is None else duration_text(risk),
         "none" if newest is None else f"{duration_text(newest['age_seconds'])} old",

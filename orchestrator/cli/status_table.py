@@ -12,6 +12,7 @@ from orchestrator.supervisor.recovery.failure_kinds import ADVICE, Kind
 from orchestrator.supervisor.report import FIX_AND_RUN_AGAIN
 from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text
+from orchestrator.telemetry.progress import progress_text
 from orchestrator.telemetry.stop_text import AGAIN_FROM_START, AGAIN_TO_RESUME, HOW_TO_SAVE
 
 NO_SESSION_YET = "none yet: nothing is saved before the script opens one"
@@ -31,7 +32,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("next", _next(status)),
         ("session", NO_SESSION_YET if state == "starting" else None),
         ("attempt", _attempt(status)),
-        ("progress", _progress(status)),
+        ("progress", progress_text(status["progress"])),
         ("phase", _phase(status)),
         ("metrics", metrics_text(status["metrics"])),
         ("checkpoint", _checkpoint(status)),
@@ -99,13 +100,6 @@ def _attempt(status: dict[str, Any]) -> str:
     return (
         f"{status['attempt']}  ({restarts} restart{'' if restarts == 1 else 's'} after a failure)"
     )
-
-
-def _progress(status: dict[str, Any]) -> str:
-    if status["step"] is None:
-        return ""
-    epochs = status["epoch"]
-    return f"step {status['step']}, {epochs} epoch{'' if epochs == 1 else 's'} done"
 
 
 def _phase(status: dict[str, Any]) -> str:

@@ -69,8 +69,16 @@ class FitSession(Session):
                     "cannot train with training_step(dataloader_iter) yet, because that fetches "
                     "batches inside a step: take the batch as the argument"
                 )
+        self._announce_totals()
         if self._lightning.begin(self._trainer.fit_loop):
             self._open_epoch()
+
+    def _announce_totals(self) -> None:
+        trainer, steps = self._trainer, None
+        # Lightning counts the steps of several optimizers, and the session one for each batch.
+        if trainer.lightning_module.automatic_optimization or trainer.max_steps == -1:
+            steps = trainer.estimated_stepping_batches
+        self._open_run.totals.announce(steps=steps, epochs=trainer.max_epochs)
 
     def begin_epoch(self) -> None:
         """End the epoch before at a safe point, if there is one, and begin the next."""

@@ -87,14 +87,21 @@ class _RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Begin the run, after the Trainer has loaded its state, and say what is not exact."""
+        has_epochs = has_length(self._trainer.train_dataset)
         doubts = []
         if args.ignore_data_skip:
             doubts.append("the epoch's data starts over (ignore_data_skip)")
         if args.dataloader_num_workers and args.dataloader_persistent_workers:
             doubts.append("new loader workers drew a seed that persistent ones do not draw")
-        if not has_length(self._trainer.train_dataset):
+        if not has_epochs:
             doubts.append("data without a length resumes at its position in the first pass only")
-        self._run.begin(state.global_step, int(state.epoch or 0), doubts)
+        self._run.begin(
+            state.global_step,
+            int(state.epoch or 0),
+            doubts,
+            total_steps=state.max_steps,
+            total_epochs=state.num_train_epochs if has_epochs else None,
+        )
         self._is_over = self._run.resume_from is not None and (
             state.global_step >= state.max_steps or self._ended_early_of == state.max_steps
         )

@@ -32,6 +32,9 @@ class Field(IntEnum):
     PLACES = 6
     AT_END = 7
     SNAPSHOT_COST_NS = 8
+    # Written by the trainer; 0 while unknown.
+    TOTAL_STEPS = 9
+    TOTAL_EPOCHS = 10
     # Written by the supervisor.
     STOP_REQUEST = 16
     STOP_DEADLINE_NS = 17
@@ -99,6 +102,20 @@ class ControlPage:
         except ValueError:
             # A broken trainer may write anything, and must still be described and killed.
             return Phase.TRAIN
+
+    @property
+    def total_steps(self) -> int | None:
+        """The steps of the whole training; None while unknown."""
+        return self._total(Field.TOTAL_STEPS)
+
+    @property
+    def total_epochs(self) -> int | None:
+        """The epochs of the whole training; None while unknown."""
+        return self._total(Field.TOTAL_EPOCHS)
+
+    def _total(self, field: Field) -> int | None:
+        value = self.values[field]
+        return value if value > 0 else None
 
 
 def _fix_size(descriptor: int) -> None:

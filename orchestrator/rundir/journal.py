@@ -19,6 +19,7 @@ MAXIMUM_EVENT_BYTES = 1 << 22
 # The types of what readers rely on; None stands for an absent value.
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("attempt", "step", "epoch", "status", "left_step", "left_epoch"), int),
+    **dict.fromkeys(("total_steps", "total_epochs"), int),
     **dict.fromkeys(("loading_step", "loading_epoch", "resumed_step"), int),
     **dict.fromkeys(("time", "path", "cause", "reason", "problem", "kind", "fingerprint"), str),
     "last_lines": list,

@@ -10,6 +10,7 @@ from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
+from orchestrator.supervisor.run_progress import RunProgress
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import Status, describe_checkpoint
@@ -25,12 +26,14 @@ class LiveStatus:
         catalog: CheckpointCatalog,
         snapshots: SnapshotWriteQueue,
         spares: SparePool,
+        progress: RunProgress,
     ) -> None:
         self._facts = facts
         self._store = store
         self._catalog = catalog
         self._snapshots = snapshots
         self._spares = spares
+        self._progress = progress
 
     def status(self) -> Status:
         """Return the status of the run at this moment."""
@@ -63,6 +66,7 @@ class LiveStatus:
         status.metrics = attempt.main.metrics
         if attempt.shows_saves:
             status.step, status.epoch = attempt.step, attempt.epoch
+        status.progress = self._progress.of(attempt)
         status.snapshots = self._snapshot_facts(attempt)
         if (memory := self._snapshots.memory) and (newest := memory.newest_step_and_age()):
             step, age = newest

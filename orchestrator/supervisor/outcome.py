@@ -11,12 +11,14 @@ from orchestrator.supervisor.judge import Verdict
 from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.supervisor.recovery.policy import Action
 from orchestrator.supervisor.state_machine import Event, StateMachine
+from orchestrator.telemetry.progress import Progress
 
 
 def carry_out(
     verdict: Verdict,
     attempt: Attempt,
     newest: Checkpoint | None,
+    progress: Progress,
     machine: StateMachine,
     journal: Journal,
 ) -> ExitStatus | None:
@@ -26,12 +28,12 @@ def carry_out(
     match decision.action:
         case Action.FINISH:
             machine.handle(Event.COMPLETE)
-            journal.write(JournalEvent.RUN_COMPLETED, attempt.number, step=attempt.step)
+            journal.write(JournalEvent.RUN_COMPLETED, attempt.number, **progress.facts_of_end())
             report.log_completion(verdict)
         case Action.STOP:
             machine.handle(Event.STOP)
             journal.write(
-                JournalEvent.RUN_STOPPED, attempt.number, status=status, step=attempt.step
+                JournalEvent.RUN_STOPPED, attempt.number, status=status, **progress.facts_of_end()
             )
             reads_nothing = attempt.adopted is not None and attempt.adopted.is_unread
             report.log_stop(report.stop_of(verdict, newest, begins_anew=reads_nothing))
@@ -46,8 +48,8 @@ def carry_out(
                 JournalEvent.RUN_STOPPED,
                 attempt.number,
                 status=status,
-                step=attempt.step,
                 reason=decision.reason,
+                **progress.facts_of_end(),
             )
             report.log_failure(verdict, f"ended: {decision.reason}")
         case Action.GIVE_UP:
@@ -60,6 +62,7 @@ def carry_out(
                 cause=diagnosis.cause,
                 reason=decision.reason,
                 status=status,
+                **progress.facts_of_end(),
             )
             report.log_give_up(verdict)
         case _:

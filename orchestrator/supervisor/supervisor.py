@@ -144,7 +144,12 @@ class Supervisor:
                 await self._supervise(attempt)
                 verdict = await self._judge(attempt)
                 status = carry_out(
-                    verdict, attempt, self._catalog.newest, self._facts.machine, self._journal
+                    verdict,
+                    attempt,
+                    self._catalog.newest,
+                    self._parts.progress.of(attempt),
+                    self._facts.machine,
+                    self._journal,
                 )
                 if status is not None:
                     return status
@@ -355,7 +360,9 @@ class Supervisor:
         newest = self._snapshots.newest_beyond(self._catalog.newest)
         saved = newest is None or self._snapshots.is_written(newest)
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
-        self._journal.write(JournalEvent.RUN_STOPPED, status=status)
+        attempt = self._facts.attempt
+        ended_at = {} if attempt is None else self._parts.progress.of(attempt).facts_of_end()
+        self._journal.write(JournalEvent.RUN_STOPPED, status=status, **ended_at)
         unsaved = None if saved else newest
         report.log_stop_between_attempts(self._facts, self._catalog.newest, unsaved)
         return status

@@ -33,6 +33,7 @@ from orchestrator.supervisor.message_handlers import (
 from orchestrator.supervisor.publishing import Publisher
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget, TotalLimits
 from orchestrator.supervisor.run_facts import RunFacts
+from orchestrator.supervisor.run_progress import RunProgress
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
 from orchestrator.supervisor.stop_request import StopRequest
@@ -55,6 +56,7 @@ class Parts:
     console: Console
     journal: Journal
     facts: RunFacts
+    progress: RunProgress
     budget: FailureBudget
     spares: SparePool
     catalog: CheckpointCatalog
@@ -112,11 +114,12 @@ def wire(
     script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
     ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
-    status = LiveStatus(facts, store, catalog, snapshots, spares)
+    progress = RunProgress()
+    status = LiveStatus(facts, store, catalog, snapshots, spares, progress)
     message_handlers = MessageHandlers(
         facts,
         SessionOpening(config, command, store, facts, snapshots),
-        TrainerMessages(facts, publisher, ladder, snapshots, spares, journal),
+        TrainerMessages(facts, publisher, ladder, snapshots, spares, journal, progress),
         CommandLineMessages(facts, status, ladder, save_requests),
     )
     adoption = None
@@ -145,6 +148,7 @@ def wire(
         console=console,
         journal=journal,
         facts=facts,
+        progress=progress,
         budget=budget,
         spares=spares,
         catalog=catalog,

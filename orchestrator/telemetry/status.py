@@ -14,6 +14,7 @@ from orchestrator.rundir.history import History
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.telemetry.failure import failure_in
+from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.run_state import State
 
 _STATE_AFTER: dict[str, State] = {
@@ -38,6 +39,7 @@ class Status:
     restarts: int = 0
     epoch: int | None = None
     step: int | None = None
+    progress: Progress = field(default_factory=Progress)
     phase: str | None = None
     silent_seconds: float | None = None
     hang_budget_seconds: float | None = None
@@ -104,4 +106,7 @@ def status_from_disk(store: Store) -> Status:
         status.newest_checkpoint = describe_checkpoint(newest)
         status.step, status.epoch = newest.manifest.step, newest.manifest.epoch
         status.metrics = json_metrics(newest.manifest.metrics)
+        status.progress = Progress.of(status.step, status.epoch)
+    if last in _STATE_AFTER and history.last_mark.get("step") is not None:
+        status.progress = Progress.at_end(history.last_mark)
     return status

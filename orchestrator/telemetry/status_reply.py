@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 Shape = dict[str, tuple[type, Any]]
 
 _COUNT: tuple[type, Any] = (int, None)
-_SECONDS: tuple[type, Any] = (float, None)
+_NUMBER: tuple[type, Any] = (float, None)
 _TEXT: tuple[type, Any] = (str, None)
 LARGEST_NUMBER = 1e15
 
@@ -17,16 +17,16 @@ _STATUS: Shape = {
     **dict.fromkeys(("attempt", "epoch", "step"), _COUNT),
     "restarts": (int, 0),
     **dict.fromkeys(("phase", "problem"), _TEXT),
-    **dict.fromkeys(("silent_seconds", "hang_budget_seconds"), _SECONDS),
-    **dict.fromkeys(("lose_at_most_seconds", "machine_loses_at_most_seconds"), _SECONDS),
+    **dict.fromkeys(("silent_seconds", "hang_budget_seconds"), _NUMBER),
+    **dict.fromkeys(("lose_at_most_seconds", "machine_loses_at_most_seconds"), _NUMBER),
 }
 _PARTS: dict[str, Shape] = {
     "spare": {"state": (str, ""), "reason": _TEXT, "bytes": _COUNT},
     "newest_checkpoint": {"path": (str, ""), "step": (int, 0), "age_seconds": (float, 0.0)},
     "newest_snapshot": {"step": (int, 0), "age_seconds": (float, 0.0)},
     "snapshots": {
-        **dict.fromkeys(("interval_seconds", "stall_seconds", "write_seconds"), _SECONDS),
-        "failure_seconds": _SECONDS,
+        **dict.fromkeys(("interval_seconds", "stall_seconds", "write_seconds"), _NUMBER),
+        "failure_seconds": _NUMBER,
         "bytes": _COUNT,
     },
     "failure": {
@@ -34,6 +34,10 @@ _PARTS: dict[str, Shape] = {
         "times": (int, 0),
         **dict.fromkeys(("cause", "reason", "kind", "output", "last_line"), _TEXT),
     },
+}
+_PROGRESS: Shape = {
+    **dict.fromkeys(("step", "total_steps", "epoch", "total_epochs"), _COUNT),
+    **dict.fromkeys(("percent", "steps_per_second", "seconds_left"), _NUMBER),
 }
 _RANK: Shape = {**dict.fromkeys(("rank", "pid", "step"), (int, 0)), "state": (str, "")}
 
@@ -49,6 +53,10 @@ def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(part, dict | None):
             raise ValueError(f"its {key} has the wrong type")
         status[key] = None if part is None else part | _checked(part, shape)
+    progress = reply.get("progress") or {key: reply.get(key) for key in ("step", "epoch")}
+    if not isinstance(progress, dict):
+        raise ValueError("its progress has the wrong type")
+    status["progress"] = progress | _checked(progress, _PROGRESS)
     ranks = reply.get("ranks") or []
     if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
         raise ValueError("its ranks have the wrong type")

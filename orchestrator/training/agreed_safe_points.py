@@ -2,6 +2,7 @@
 
 from orchestrator.training.exits import refusing
 from orchestrator.training.loop.due_saves import STOP_REQUEST
+from orchestrator.training.loop.totals import Totals
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.safe_points import SHOW_METRICS_NS, beat
 from orchestrator.training.saving.agreed_saves import AgreedSaves
@@ -14,13 +15,14 @@ class AgreedSafePoints:
     that a poll is a sign of life and no place.
     """
 
-    def __init__(self, membership: RunMembership, saves: AgreedSaves) -> None:
+    def __init__(self, membership: RunMembership, saves: AgreedSaves, totals: Totals) -> None:
         self._backend = membership.backend
         self._metrics = membership.metrics
         self._page = membership.page
         self._saves = saves
         self._arrive = saves.places.arrive
         self._progress = saves.progress
+        self._totals = totals
         self._show_at_ns = 0
 
     def poll(self) -> None:
@@ -43,5 +45,6 @@ class AgreedSafePoints:
         elif now >= self._show_at_ns:
             self._show_at_ns = now + SHOW_METRICS_NS
             with refusing():
+                self._totals.refresh()
                 self._backend.report_metrics(self._progress.metric_values())
                 self._metrics.flush()

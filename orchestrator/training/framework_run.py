@@ -16,6 +16,7 @@ from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.exits import conclude, refusing
 from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.resume import checkpoint_of, report_resumed
+from orchestrator.training.loop.totals import Totals
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.safe_points import SafePoints
 from orchestrator.training.saving.framework_saves import Framework, FrameworkSaves
@@ -48,7 +49,8 @@ class FrameworkRun:
         self._progress = Progress(refuses_bad_values=False)
         self._due = DueSaves(self._page, membership.backend.facts.settings.every)
         self._saves = FrameworkSaves(membership, self._due, self._progress, framework)
-        self._safe_points = SafePoints(membership, self._due, self._saves)
+        self._totals = Totals(self._page)
+        self._safe_points = SafePoints(membership, self._due, self._saves, self._totals)
         self._steps_at_start = 0
 
     # --- entering and leaving ----------------------------------------------------------------
@@ -98,13 +100,23 @@ class FrameworkRun:
 
     # --- the loop ----------------------------------------------------------------------------
 
-    def begin(self, step: int, epoch: int, doubts: Iterable[str] = ()) -> None:
+    def begin(
+        self,
+        step: int,
+        epoch: int,
+        doubts: Iterable[str] = (),
+        *,
+        total_steps: int | None = None,
+        total_epochs: int | None = None,
+    ) -> None:
         """Enter the loop; the framework has loaded ``resume_from``, if there is one.
 
         Args:
             step: The number of completed steps.
             epoch: The number of completed epochs.
             doubts: Why a resumed run may differ from one that was not interrupted.
+            total_steps: The steps of the whole training; None where that is not known.
+            total_epochs: The epochs of the whole training; None where that is not known.
 
         Raises:
             TrainingRefused: The framework begins at another step than that of the checkpoint.
@@ -117,6 +129,7 @@ class FrameworkRun:
         self._membership.metrics.resume(step, epoch)
         self._saves.begin(self._resumed)
         self._page[Field.STEP], self._page[Field.EPOCH] = step, epoch
+        self._totals.announce(steps=total_steps, epochs=total_epochs)
         self._page[Field.PHASE] = Phase.TRAIN
 
     def _resume(self, resumed: Checkpoint, doubts: list[str]) -> None:

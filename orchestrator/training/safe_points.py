@@ -7,6 +7,7 @@ from orchestrator.ipc.control_page import Field
 from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.training.exits import refusing
 from orchestrator.training.loop.due_saves import CHECKPOINT_REQUESTS, STOP_REQUEST, DueSaves
+from orchestrator.training.loop.totals import Totals
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.state.progress import Progress
 
@@ -46,7 +47,9 @@ class SaveStrategy(Protocol):
 class SafePoints:
     """The safe points of a session or of a framework's run."""
 
-    def __init__(self, membership: RunMembership, due: DueSaves, saves: SaveStrategy) -> None:
+    def __init__(
+        self, membership: RunMembership, due: DueSaves, saves: SaveStrategy, totals: Totals
+    ) -> None:
         self._backend = membership.backend
         self._metrics = membership.metrics
         self._page = membership.page
@@ -55,6 +58,7 @@ class SafePoints:
         self._saves = saves
         self._progress = saves.progress
         self._pace = saves.pace
+        self._totals = totals
         self._show_at_ns = 0
 
     def beat(self) -> int:
@@ -90,6 +94,7 @@ class SafePoints:
         with refusing():
             if now_ns >= self._show_at_ns and not self._due.stop_wanted:
                 self._show_at_ns = now_ns + SHOW_METRICS_NS
+                self._totals.refresh()
                 self._backend.report_metrics(self._progress.metric_values())
                 self._metrics.flush()
             self._saves.attend(now_ns)

@@ -16,11 +16,13 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import CheckpointWriteError, ConfigError
 from orchestrator.ipc.control_page import Field, Phase
 from orchestrator.training.agreed_safe_points import AgreedSafePoints
+from orchestrator.training.data.batches import Batches
 from orchestrator.training.exits import conclude, refusing
 from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.mistakes import LoopMistakes
 from orchestrator.training.loop.resume import resume_newest, start_from_classic
+from orchestrator.training.loop.totals import LoopTotals
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.runtime.metrics import MetricsFile
 from orchestrator.training.runtime.rank_link import World
@@ -55,6 +57,7 @@ class _OpenRun:
     safe_points: SafePoints | AgreedSafePoints
     steps_at_start: int
     mistakes: LoopMistakes
+    totals: LoopTotals
 
 
 class Session:
@@ -184,17 +187,23 @@ class Session:
         elif self._start_from is not None:
             start_from_classic(self._start_from, self._registry, self._loop_state)
         mistakes = LoopMistakes(self._loop_state.progress.step, self.state)
+        totals = LoopTotals(
+            page,
+            self._loop_state.progress,
+            self._loop_state.data,
+            is_resumed=self.resumed_from is not None,
+        )
         saver = (backend, self._registry, options, watch, self._loop_state.data.first_batch)
         of_run = (membership, due, self._loop_state)
         saves: SessionSaves
         safe_points: SafePoints | AgreedSafePoints
         if rank_link is None:
             saves = SessionSaves(*of_run, Saver(*saver), mistakes)
-            safe_points = SafePoints(membership, due, saves)
+            safe_points = SafePoints(membership, due, saves, totals)
         else:
             agreed = AgreedSaver(*saver, rank_link)
             saves = agreed_saves = AgreedSaves(*of_run, agreed, mistakes, rank_link)
-            safe_points = AgreedSafePoints(membership, agreed_saves)
+            safe_points = AgreedSafePoints(membership, agreed_saves, totals)
         membership.metrics.resume(self.global_step, self.epoch)
         page[Field.STEP] = self.global_step
         page[Field.EPOCH] = self.epoch
@@ -202,7 +211,9 @@ class Session:
         _forget_in_children(self)
         mistakes.begin()
         step = self._loop_state.progress.step
-        return _OpenRun(membership, page, membership.metrics, saves, safe_points, step, mistakes)
+        return _OpenRun(
+            membership, page, membership.metrics, saves, safe_points, step, mistakes, totals
+        )
 
     def __exit__(
         self,
@@ -391,12 +402,13 @@ class Session:
                     session.step()
             ```
         """
-        safe_points = self._open_run.safe_points
+        run = self._open_run
+        run.totals.announce(epochs=total)
         while self.epoch < total:
             self._begin_epoch()
             yield self.epoch
             self._end_epoch()
-            safe_points.reach()
+            run.safe_points.reach()
 
     def _begin_epoch(self) -> None:
         self._open_run.mistakes.asked = True
@@ -404,8 +416,11 @@ class Session:
             self._loop_state.begin_epoch()
 
     def _end_epoch(self) -> None:
+        run = self._open_run
+        run.totals.end_epoch()
         self._loop_state.end_epoch()
-        self._open_run.page[Field.EPOCH] = self.epoch
+        run.totals.refresh()
+        run.page[Field.EPOCH] = self.epoch
 
     def steps(self, total: int) -> Iterator[int]:
         """Yield the steps that are left of ``total``, for loops without epochs.
@@ -427,6 +442,7 @@ class Session:
             ```
         """
         mistakes = self._open_run.mistakes
+        self._open_run.totals.announce(steps=total)
         while (step := self.global_step) < total:
             mistakes.rounds += 1
             with refusing():
@@ -436,8 +452,8 @@ class Session:
                 raise RuntimeError("session.steps() needs one session.step() in each round")
         self._loop_state.end_steps()
 
-    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches of ``loader`` that this epoch has left.
+    def batches(self, loader: Iterable[Any]) -> Batches:
+        """Return the batches of ``loader`` that this epoch has left.
 
         A DataLoader over a map-style dataset starts at any batch without reading the ones before
         it. A loader with a ``state_dict`` is asked for its own position. Any other is read from its
@@ -446,12 +462,14 @@ class Session:
         Args:
             loader: The loader, or any iterable of batches.
 
-        Yields:
-            The batches, as the loader makes them.
+        Returns:
+            An iterator over the batches, as the loader makes them. ``len()`` of it is that of the
+            loader, and its ``position`` says how many batches of the pass are behind the loop,
+            those before a resume included: ``tqdm(batches, initial=batches.position)``.
 
         Raises:
-            TrainingRefused: The run was cut in this pass, and over another loader: other data or
-                another batch size. The reason has been printed.
+            TrainingRefused: The iterator raises it where the run was cut in this pass, and over
+                another loader: other data or another batch size. The reason has been printed.
 
         Example:
             ```python
@@ -460,6 +478,10 @@ class Session:
                 session.step(loss=loss)
             ```
         """
+        start = partial(self._loop_state.data.start_of_next, loader)
+        return Batches(loader, self._batches(loader), start)
+
+    def _batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         loop_state, run = self._loop_state, self._open_run
         page, run.mistakes.asked = run.page, True
         if loop_state.has_rounds_of_its_own:

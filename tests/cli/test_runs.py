@@ -18,6 +18,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
+from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.status import Status
 from tests.checkpoint.support import publish
 from tests.cli.support import shown
 from tests.support import NOBODY
@@ -70,6 +72,16 @@ def test_runs_at_every_depth_are_listed_with_what_status_says(tmp_path: Path) ->
         ["sweep/more/failed", "failed", "3"],
         ["sweep/stopped", "stopped", "7"],
     ]
+
+
+def test_runs_show_how_far_they_are_and_what_is_left(tmp_path: Path) -> None:
+    """Per cent and the time left have columns, which are empty where that is unknown."""
+    progress = Progress.of(step=50, epoch=1, total_steps=200, steps_per_second=0.5)
+    known = Status("a", "training", str(tmp_path / "a"), step=50, epoch=1, progress=progress)
+    unknown = Status("b", "new", str(tmp_path / "b"))
+    lines = shown_runs([known.to_json(), unknown.to_json()], tmp_path).splitlines()
+    assert " ".join(lines[1].split()) == "a training 50 1 25 % 5 min 0 s none"
+    assert lines[2].split() == ["b", "new", "none"]
 
 
 @pytest.mark.parametrize(

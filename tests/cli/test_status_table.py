@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.status_table import status_table
+from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.status import Status
 from tests.cli.support import shown
 
@@ -117,10 +118,13 @@ def test_status_tells_a_kill_of_the_trainer_from_the_end_of_the_machine(
     assert f"if the machine goes down: {text}" in shown_text
 
 
-def test_status_counts_one_epoch_in_the_singular() -> None:
-    """One epoch is not called epochs."""
-    status = Status("abc", "training", "runs/a", step=5, epoch=1)
-    assert "progress    step 5, 1 epoch done" in shown(status_table(status.to_json()), 80)
+def test_status_shows_how_far_the_run_is() -> None:
+    """Step of total, per cent, pace and the time that is left are on one line."""
+    status = Status("abc", "training", "runs/a", progress=Progress.of(50, 1, 200, 4, 0.5))
+    line = (
+        "progress    step 50 of 200, 1 of 4 epochs done, 25 %, 0.5 steps/s, 5 min 0 s left, until "
+    )
+    assert line in shown(status_table(status.to_json()), 200)
 
 
 def test_run_directory_is_not_read_as_markup() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.paths import RunDir
+from orchestrator.telemetry.progress import Progress
 from tests.checkpoint.support import new_store, publish, state_of
 from tests.e2e.support import (
     TRAIN,
@@ -55,6 +57,7 @@ def test_status_has_all_keys_during_and_after_a_run(supervise: Start) -> None:
     assert live["trainer_pid"] == run.trainer_pid()
     assert (live["attempt"], live["restarts"], live["epoch"]) == (1, 0, 0)
     assert live["step"] >= 1
+    assert live["progress"].keys() == {field.name for field in fields(Progress)}
     assert live["metrics"]["loss"] > 0
     assert live["newest_checkpoint"].keys() == {"path", "step", "age_seconds"}
     assert live["lose_at_most_seconds"] >= 0
@@ -63,9 +66,36 @@ def test_status_has_all_keys_during_and_after_a_run(supervise: Start) -> None:
     run.end()
     ended = run.status()
     assert ended.keys() == live.keys()
+    assert ended["progress"].keys() == live["progress"].keys()
     assert ended["state"] == "stopped"
     assert ended["supervisor_pid"] is ended["trainer_pid"] is ended["lose_at_most_seconds"] is None
     assert ended["step"] == events(run.run, "run_stopped")[-1]["step"]
+
+
+def test_progress_goes_on_over_a_kill(supervise: Start) -> None:
+    """Totals, pace and time left are told live, after a SIGKILL of the trainer, and at the end."""
+    run = supervise("--epochs", "50", "--samples", "800", "--step-seconds", "0.05")
+    run.wait_for_event("attempt_started")
+    first = wait_for(lambda: (p := run.status()["progress"])["seconds_left"] and p, "a time left")
+    assert (first["total_steps"], first["epoch"], first["total_epochs"]) == (10_000, 0, 50)
+    assert first["percent"] == round(first["step"] / 100, 2)
+    # A step sleeps for 0.05 s: no machine makes more than twenty of them in a second.
+    assert 0 < first["steps_per_second"] <= 20
+    assert first["seconds_left"] >= (10_000 - first["step"]) / 20
+    os.kill(run.trainer_pid(), signal.SIGKILL)
+    resumed = run.wait_for_event("resumed")
+    again = wait_for(
+        lambda: (p := run.status()["progress"])["step"] > resumed["step"] + 20 and p, "20 steps"
+    )
+    assert (again["total_steps"], again["total_epochs"]) == (10_000, 50)
+    assert 0 < again["steps_per_second"] <= 20
+    run.signal(signal.SIGTERM)
+    run.end()
+    ended = run.status()["progress"]
+    stopped = events(run.run, "run_stopped")[-1]
+    assert ended["step"] == stopped["step"] >= again["step"]
+    assert (ended["total_steps"], ended["total_epochs"]) == (10_000, 50)
+    assert ended["steps_per_second"] is ended["seconds_left"] is None
 
 
 def test_stop_and_checkpoint_reach_a_running_supervisor(supervise: Start, tmp_path: Path) -> None:

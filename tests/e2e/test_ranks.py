@@ -140,6 +140,8 @@ def test_status_and_files_of_each_rank(ddp: Start) -> None:
     shown = orchestrator("status", str(run.run.root), cwd=run.run.root.parent)
     assert "rank 1" in shown.stdout
     assert [rank["state"] for rank in run.status()["ranks"]] == ["train", "train"]
+    # Each rank has half of 64 samples, in batches of 4.
+    wait_for(lambda: run.status()["progress"]["total_steps"] == 8000, "the total of all ranks")
     asked = orchestrator("checkpoint", str(run.run.root), cwd=run.run.root.parent)
     assert asked.returncode == 0, asked.stderr
     assert orchestrator("stop", str(run.run.root), cwd=run.run.root.parent).returncode == 0

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.integrations.lightning import OrchestratorCallback, OrchestratorCheckpointIO
+from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.paths import RunDir
 from orchestrator.training import TrainingRefused, TrainingStopped
 from tests.training.support import as_new_process
@@ -206,6 +207,31 @@ def test_interrupted_training_ends_with_the_same_bits(
         equal = torch.equal(mine[key], value) if torch.is_tensor(value) else mine[key] == value
         assert equal, key
     assert events == expected.net.events
+
+
+@pytest.mark.parametrize(
+    ("settings", "total_steps", "total_epochs"),
+    [
+        ({}, 30, 3),
+        ({"accumulate_grad_batches": 3}, 12, 3),
+        ({"limit_train_batches": 4}, 12, 3),
+        ({"max_steps": 25, "max_epochs": -1}, 25, None),
+    ],
+    ids=["epochs", "accumulated", "limited", "steps"],
+)
+def test_totals_are_those_of_the_trainer(
+    tmp_path: Path, settings: dict[str, Any], total_steps: int, total_epochs: int | None
+) -> None:
+    """The journal knows them when the run is stopped in mid-epoch and when it is complete."""
+    for cut in (("batch", 6), None):
+        Fit(tmp_path, cut, **settings)
+    ends = [e for e in Journal(RunDir(tmp_path).journal_file).read()[0] if "total_steps" in e]
+    assert [(end["event"], end["step"]) for end in ends] == [
+        ("run_stopped", 6),
+        ("run_completed", total_steps),
+    ]
+    for end in ends:
+        assert (end["total_steps"], end["total_epochs"]) == (total_steps, total_epochs)
 
 
 def test_stop_in_the_last_step_lets_training_complete(tmp_path: Path, uninterrupted: Any) -> None:

@@ -110,6 +110,9 @@ def test_killed_and_stopped_training_equals_the_uninterrupted_one(
     again = supervise(command=command)
     assert again.end()[0] == 0
     assert events(run.run, "resumed")[-1]["step"] == stopped.step
+    for end in ("run_stopped", "run_completed"):
+        totals = events(run.run, end)[-1]
+        assert (totals["total_steps"], totals["total_epochs"]) == (24, 3)
     assert_same_end(run.run, uninterrupted)
     assert_nothing_left(run.run)
     # Nor has the Trainer, which saved the last step twice, written into what the store links to.

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.status import Status, describe_checkpoint, status_from_disk
 from tests.checkpoint.support import RUN_ID, new_store, publish
 
@@ -75,6 +76,28 @@ def test_progress_is_that_of_the_newest_checkpoint(store: Store) -> None:
     assert 600 <= status.newest_checkpoint["age_seconds"] < 660
 
 
+def test_progress_of_an_ended_run_is_that_of_its_end(store: Store) -> None:
+    """Its journal knows the last step, also one that is not saved, and the totals."""
+    log = Journal(store.run.journal_file)
+    publish(store, 100, epoch=1)
+    write_events(store, *TRAINED)
+    assert status_from_disk(store).progress == Progress(step=100, epoch=1)
+    log.write(JournalEvent.GAVE_UP, 1, step=150, epoch=1, total_steps=300, total_epochs=3)
+    status = status_from_disk(store)
+    assert status.step == 100
+    assert status.progress == Progress(150, total_steps=300, epoch=1, total_epochs=3, percent=50.0)
+
+
+def test_run_that_ended_before_totals_were_recorded_is_shown(store: Store) -> None:
+    """The journal of an older version has a step at the end or none, and no totals."""
+    log = Journal(store.run.journal_file)
+    publish(store, 100, epoch=1)
+    log.write(JournalEvent.RUN_STOPPED, 1, status=75)
+    assert status_from_disk(store).progress == Progress(step=100, epoch=1)
+    log.write(JournalEvent.RUN_STOPPED, 1, status=75, step=120)
+    assert status_from_disk(store).progress == Progress(step=120)
+
+
 def test_failed_save_is_shown_until_the_next_one_succeeds(store: Store) -> None:
     """``problem`` has the reason until a later checkpoint has been published."""
     log = Journal(store.run.journal_file)
@@ -137,6 +160,7 @@ KEYS = {
     "restarts",
     "epoch",
     "step",
+    "progress",
     "metrics",
     "newest_checkpoint",
     "newest_snapshot",
@@ -152,6 +176,7 @@ def test_unknown_values_are_null(store: Store) -> None:
     content = status_from_disk(store).to_json()
     assert content.keys() >= KEYS
     known = {"run_id": RUN_ID, "state": "new", "run_dir": str(store.run.root), "restarts": 0}
+    assert set(content.pop("progress").values()) == {None}
     assert {key: value for key, value in content.items() if value not in (None, {})} == known
 
 

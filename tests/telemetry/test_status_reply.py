@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.cli.runs_table import runs_table
 from orchestrator.cli.status_table import status_table
 from orchestrator.client import seconds_in
 from orchestrator.system.units import LONGEST_SECONDS
 from orchestrator.telemetry import status_reply
 from orchestrator.telemetry.failure import Failure
+from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.status import Status
 from orchestrator.telemetry.status_reply import checked_status
 
@@ -26,6 +29,7 @@ FULL = Status(
     restarts=1,
     epoch=3,
     step=40,
+    progress=Progress.of(40, 3, 100, 8, 2.5),
     phase="step",
     silent_seconds=0.5,
     hang_budget_seconds=300,
@@ -52,8 +56,15 @@ def test_status_is_shown_as_the_supervisor_has_it() -> None:
     for status in (FULL, Status(run_id="0123", state="starting", run_dir="runs/a")):
         reply = json.loads(json.dumps(status.to_json()))
         assert checked_status(reply) == reply
-    known = {*status_reply._STATUS, *status_reply._PARTS, "metrics", "ranks"}
+    known = {*status_reply._STATUS, *status_reply._PARTS, "progress", "metrics", "ranks"}
     assert known == {field.name for field in fields(Status)}
+    assert status_reply._PROGRESS.keys() == {field.name for field in fields(Progress)}
+
+
+def test_supervisor_that_knows_no_progress_is_shown_with_its_step() -> None:
+    """An older supervisor says only which step and epoch are complete."""
+    reply = {key: value for key, value in FULL.to_json().items() if key != "progress"}
+    assert checked_status(reply)["progress"] == asdict(Progress(step=40, epoch=3))
 
 
 @pytest.mark.parametrize("key", [field.name for field in fields(Status)])
@@ -72,12 +83,16 @@ def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
         for inner in shape
         if part == key
     ]
+    if key == "progress":
+        replies += [reply | {key: reply[key] | {inner: value}} for inner in reply[key]]
     if key == "ranks":
         rank = reply[key][0]
         replies += [reply | {key: [rank, rank | {inner: value}]} for inner in rank]
     for changed in replies:
         try:
-            status_table(checked_status(changed))
+            status = checked_status(changed)
+            status_table(status)
+            runs_table([status], Path("runs"))
         except ValueError as error:
             assert str(error).startswith("its ")
 

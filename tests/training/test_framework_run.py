@@ -33,7 +33,7 @@ class Framework:
             self.run = run
             step = int((run.resume_from / "step").read_text()) if run.resume_from else 0
             self.began_at = step
-            run.begin(step, step // 3)
+            run.begin(step, step // 3, total_steps=self.total, total_epochs=self.total // 3)
             while step < self.total:
                 step += 1
                 (at_step or {}).get(step, bool)()
@@ -71,6 +71,8 @@ def test_framework_saves_are_published(tmp_path: Path) -> None:
     framework.train()
     assert published(tmp_path) == [(3, "periodic"), (6, "periodic"), (9, "final")]
     assert RunDir(tmp_path / "run").done_file.exists()
+    end = Journal(RunDir(tmp_path / "run").journal_file).read()[0][-1]
+    assert (end["step"], end["total_steps"], end["epoch"], end["total_epochs"]) == (9, 9, 3, 3)
     (newest, *_) = sorted((tmp_path / "run" / "checkpoints").iterdir(), reverse=True)
     assert (newest / "content" / "step").read_text() == "9"
     assert '"loss": 0.111' in (newest / "manifest.json").read_text()

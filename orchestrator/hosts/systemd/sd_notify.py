@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
 import structlog
 
 from orchestrator.hosts.systemd.notify_socket import Notifier
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.system.units import duration_text
+from orchestrator.telemetry.progress import progress_text
 from orchestrator.telemetry.status import Status
 
 STATUS_SECONDS = 2.0
@@ -116,8 +118,8 @@ def status_text(status: Status) -> str:
     parts = [
         status.state if status.attempt is None else f"{status.state}, attempt {status.attempt}"
     ]
-    if status.step is not None:
-        parts.append(f"step {status.step}, epoch {status.epoch}")
+    if progress := progress_text(asdict(status.progress)):
+        parts.append(progress)
     if (loss := status.metrics.get("loss")) is not None:
         parts.append(f"loss {loss:.6g}" if isinstance(loss, float) else f"loss {loss}")
     if newest := status.newest_checkpoint:

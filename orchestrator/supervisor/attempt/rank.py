@@ -94,6 +94,11 @@ class Rank:
         return self.page.values[Field.STEP]
 
     @property
+    def totals(self) -> tuple[int | None, int | None]:
+        """The steps and the epochs of the whole training, as the trainer last wrote them."""
+        return self.page.total_steps, self.page.total_epochs
+
+    @property
     def place(self) -> tuple[int, int]:
         """How far it has come, to be compared with other ranks: places, then safe points."""
         return self.page.values[Field.PLACES], self.page.values[Field.SAFE_POINTS]

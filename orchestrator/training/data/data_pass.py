@@ -15,6 +15,7 @@ class DataPass:
 
     Attributes:
         facts: What the loader is; None where that cannot be known.
+        length: How many batches the whole pass has; None where that is not known.
         start: The batch at which this process began.
         taken: How many batches were given to the loop.
         consumed: How many of them a completed step has used; only they count after a resume.
@@ -23,14 +24,20 @@ class DataPass:
 
     __slots__ = (
         *("_own_state", "_past", "_saved", "_upcoming"),
-        *("consumed", "ended", "facts", "start", "taken"),
+        *("consumed", "ended", "facts", "length", "start", "taken"),
     )
 
     def __init__(
-        self, facts: Facts | None, saved: Mapping[str, Any], start: int, opened: Opened
+        self,
+        facts: Facts | None,
+        saved: Mapping[str, Any],
+        start: int,
+        opened: Opened,
+        length: int | None = None,
     ) -> None:
         """Begin at batch ``start``; ``saved`` is its ``state`` before the cut, or empty."""
         self.facts = facts
+        self.length = length
         self.start = self.consumed = self.taken = start
         self.ended = False
         self._saved = saved
@@ -70,6 +77,15 @@ class DataPass:
         """Return whether what was skipped is what had been taken before the cut."""
         expected = self._saved.get("past")
         return expected is None or self._past(self.start) in (None, expected)
+
+
+def length_of(loader: Any) -> int | None:
+    """Return how many batches a pass over ``loader`` has; None where it does not say."""
+    # It is only shown: whatever a loader raises here, the training goes on without it.
+    try:
+        return len(loader)
+    except Exception:
+        return None
 
 
 def start_of(saved: Mapping[str, Any], facts: Facts | None) -> int:

@@ -14,7 +14,14 @@ from torch.utils.data import DataLoader
 
 from orchestrator.errors import MismatchError
 from orchestrator.training.data.cycles import Cycles
-from orchestrator.training.data.data_pass import DataPass, Facts, differences, facts_of, start_of
+from orchestrator.training.data.data_pass import (
+    DataPass,
+    Facts,
+    differences,
+    facts_of,
+    length_of,
+    start_of,
+)
 from orchestrator.training.data.endless import Rounds
 from orchestrator.training.data.first_batch import CYCLES, FirstBatch
 from orchestrator.training.data.other_loaders import (
@@ -90,9 +97,14 @@ class DataPosition:
             "cycles": self._cycles.states(),
         }
 
+    @property
+    def used_passes(self) -> list[DataPass]:
+        """The passes of this epoch whose batches steps have used; an evaluation is none."""
+        return [each for each in self._passes if each.consumed]
+
     def _current_pass(self) -> int | None:
         """Return the first pass that is open, or else the last one; evaluations do not count."""
-        used = [each for each in self._passes if each.consumed]
+        used = self.used_passes
         if not used:
             return None
         return self._passes.index(next((p for p in used if p in self._open), used[-1]))
@@ -121,7 +133,7 @@ class DataPosition:
     @property
     def has_rounds(self) -> bool:
         """Whether steps have used two passes of this epoch in a row over loaders that are alike."""
-        used = [each for each in self._passes if each.consumed]
+        used = self.used_passes
         return len(used) > 1 and not self._open and not differences(used[-2].facts, used[-1].facts)
 
     def arrive(self) -> None:
@@ -194,7 +206,9 @@ class DataPosition:
         own_state = self._last_known_state(index).get("own")
         ended = bool(self._cut.state_of(index).get("ended", False))
         opened = self._open_pass(loader, seed, epoch, start, own_state, ended=ended)
-        this = DataPass(facts, saved, start, opened)
+        with rng.scoped(seed):  # a sampler may draw its batches to count them
+            length = length_of(loader)
+        this = DataPass(facts, saved, start, opened, length)
         self._add_doubts(opened)
         self._passes.append(this)
         self._open.append(this)

@@ -58,7 +58,7 @@ def open_by_reading(loader: Iterable[Any], seed: int, start: int) -> Opened:
             f"skipping {start} batches by reading them: {type(loader).__name__} cannot seek to a "
             "batch; a DataLoader over a map-style dataset can, and a loader with a state_dict "
             "restores its own position",
-            depth=4,
+            depth=5,
         )
     batches = rng.drawing(lambda: iter(loader), rng.Streams(seed, find_generators(loader)))
     read = ReadBatches(batches, start)

@@ -32,6 +32,7 @@ from orchestrator.rundir.start import Start
 from orchestrator.rundir.trust import TRUST_VARIABLE, refuse_foreign
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.system.recorded_command import recorded
+from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.stop_text import Stop
 from orchestrator.telemetry.trackers import MlflowWatch, TrackerVariables
 from orchestrator.training.exits import print_message
@@ -201,11 +202,13 @@ class Standalone:
         self._directory_watch.check()
         self._local_writer.finish()
         self._directory_watch.close()
-        step = self._facts.memory.page.values[Field.STEP]
+        page = self._facts.memory.page
+        step, epoch = page.values[Field.STEP], page.values[Field.EPOCH]
+        ended_at = Progress.of(step, epoch, page.total_steps, page.total_epochs).facts_of_end()
         if status is ExitStatus.COMPLETE:
-            self._journal.write(JournalEvent.RUN_COMPLETED, step=step)
+            self._journal.write(JournalEvent.RUN_COMPLETED, **ended_at)
         elif status is not None:
-            self._journal.write(JournalEvent.RUN_STOPPED, status=status, step=step)
+            self._journal.write(JournalEvent.RUN_STOPPED, status=status, **ended_at)
             self._print_stop(status, step)
         if status is not ExitStatus.COMPLETE:
             _trained.discard(self._resolved_path)

@@ -17,6 +17,7 @@ from orchestrator.hosts.systemd.sd_notify import (
     status_text,
 )
 from orchestrator.system.heartbeat import Heartbeat
+from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.status import Status
 
 EXTENSION = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"
@@ -122,9 +123,12 @@ def test_stuck_thread_stops_the_pings(
 
 
 def test_status_text_is_one_line() -> None:
-    """The line has the state, the step, the loss and the age of the newest checkpoint."""
-    status = Status(run_id="", state="training", run_dir="", attempt=2, step=1200, epoch=3)
-    assert status_text(status) == "training, attempt 2; step 1200, epoch 3; no checkpoint yet"
+    """The line has the state, the progress, the loss and the age of the newest checkpoint."""
+    status = Status(run_id="", state="training", run_dir="", attempt=2)
+    assert status_text(status) == "training, attempt 2; no checkpoint yet"
+    status.progress = Progress.of(1200, 3, 4000)
+    text = "training, attempt 2; step 1200 of 4000, 3 epochs done, 30 %; no checkpoint yet"
+    assert status_text(status) == text
     checkpoint: dict[str, Any] = {"path": "/x", "step": 1000, "age_seconds": 75.2}
     status.newest_checkpoint = checkpoint
     status.metrics = {"loss": 0.123456789, "accuracy": 0.5}
