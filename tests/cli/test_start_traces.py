@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
 from orchestrator.cli.start_traces import StartTraces
 from orchestrator.errors import RunInUseError
@@ -151,8 +152,8 @@ def test_refused_background_start_removes_nothing_of_another(
 
     def spawn(run: RunDir, _: Sequence[str]) -> "subprocess.Popen[bytes]":
         locks.append(RunLock(run))
-        for file in (run.run_file, run.log_file):
-            file.touch()
+        Store.open(run, command=[])
+        run.log_file.touch()
         return subprocess.Popen(["sh", "-c", "exit 69"])
 
     monkeypatch.setattr(detach, "_spawn", spawn)
