@@ -21,6 +21,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
 from orchestrator.cli.start_traces import StartTraces
 from orchestrator.config import Config, option_words
+from orchestrator.config_file import others_who_may_set
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify_socket import Notifier
@@ -110,8 +111,9 @@ def _take_over(config: Config, run_dir: RunDir, lock: RunLock, log: Log) -> None
     lock.write_owner()
     run_dir.remove_temporaries()
     log.record_in(run_dir.log_file, config.log_size)
-    if (others := others_who_may_write(run_dir.root)) is not None:
-        structlog.get_logger().warning(others)
+    for others in (others_who_may_write(run_dir.root), others_who_may_set(Path.cwd())):
+        if others is not None:
+            structlog.get_logger().warning(others)
 
 
 def _open_store(config: Config, run_dir: RunDir, start: Start, *, accept_other: bool) -> Store:

@@ -107,6 +107,19 @@ def test_colleague_continues_a_run_of_the_group(place: Path) -> None:
     assert f"every member of the group {GROUP}" in third.stderr
 
 
+def test_group_that_may_write_the_settings_is_named(place: Path) -> None:
+    """A member of the group can set a command that runs as the victim, who is told so."""
+
+    def set_event() -> None:
+        VICTIM.become()
+        (place / "orchestrator.toml").write_text("max_restarts = 3\n")
+
+    in_child(set_event)
+    ended = start(VICTIM, place)
+    assert ended.returncode == 0, ended.stderr
+    assert f"group {GROUP} can change the settings in" in ended.stderr
+
+
 def test_links_of_another_user_lead_to_no_file_of_the_victim(place: Path) -> None:
     """Links that a member of the group has planted do not make the victim write elsewhere."""
     assert start(OTHER, place).returncode == 0
