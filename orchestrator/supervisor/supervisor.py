@@ -30,7 +30,7 @@ from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.judge import Verdict
 from orchestrator.supervisor.outcome import carry_out
 from orchestrator.supervisor.recovery.backoff import delay_seconds
-from orchestrator.supervisor.signals import take_over
+from orchestrator.supervisor.signal_handlers import take_over
 from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.stop_request import StopWantedError
 from orchestrator.supervisor.wiring import Parts

@@ -13,7 +13,7 @@ from orchestrator.errors import RunInUseError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 
 
 def begin(run: RunDir) -> tuple[StartTraces, RunLock]:
