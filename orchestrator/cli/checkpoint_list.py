@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from orchestrator.adopt.whole_file import IncompleteError, check_allocation
+from orchestrator.adopt.file_check import IncompleteError, check_allocation
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.quarantine import REASON_FILE
