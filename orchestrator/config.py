@@ -102,6 +102,13 @@ def _parse_positive_count(text: str) -> int:
     return count
 
 
+def _parse_shown_ranks(text: str) -> Literal["main", "all"]:
+    match text.strip():
+        case "main" | "all" as word:
+            return word
+    raise ValueError("write main or all")
+
+
 def _parse_ranks(text: str) -> int | Literal["gpu", "cpu"]:
     match text.strip():
         case "gpu" | "cpu" as word:
@@ -270,6 +277,13 @@ class Config:
         "torchrun sets; gpu and cpu: once for each. FSDP, Lightning, the Hugging Face Trainer and "
         "accelerate do not work with several ranks yet. Default: 1.",
         1,
+    )
+    show_ranks: Literal["main", "all"] = _option(
+        _parse_shown_ranks,
+        "main|all",
+        "Whose output is printed: that of rank 0 alone, or of all ranks, with `[rank 1]` before "
+        "the lines of others. All of it is in attempts/. Default: main.",
+        "main",
     )
     adopt: UnitPattern | None = _option(
         UnitPattern.parse,
