@@ -8,12 +8,15 @@ import pytest
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
+from orchestrator.cli.parser import parse
+from orchestrator.cli.run import run as run_command
 from orchestrator.cli.start_traces import StartTraces
 from orchestrator.errors import RunInUseError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.recovery.failure_kinds import Kind
+from tests.support import in_child
 
 
 def begin(run: RunDir) -> tuple[StartTraces, RunLock]:
@@ -160,3 +163,27 @@ def test_refused_background_start_removes_nothing_of_another(
     assert detach.start(run, []) == 69
     assert {path.name for path in run.root.iterdir()} >= {"lock", "run.json", "supervisor.log"}
     locks[0].close()
+
+
+@pytest.mark.processes
+def test_command_that_comes_second_leaves_the_run_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another start gets the lock after this one has seen that there is no run."""
+    run = RunDir(tmp_path / "run")
+
+    class OvertakenTraces(StartTraces):
+        def __init__(self, run: RunDir) -> None:
+            super().__init__(run)
+            run.create()
+            self.lock = RunLock(run)
+            Store.open(run, command=[])
+
+    def start() -> None:
+        monkeypatch.setattr("orchestrator.cli.run.StartTraces", OvertakenTraces)
+        words = ["run", "--no-spare", "--run-dir", str(run.root), "--", "true"]
+        with pytest.raises(RunInUseError):
+            run_command(parse(words))
+
+    assert in_child(start) == 0
+    assert {path.name for path in run.root.iterdir()} >= {"attempts", "lock", "run.json"}
