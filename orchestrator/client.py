@@ -22,7 +22,7 @@ from orchestrator.rundir.lock import has_ended, lock_owner
 from orchestrator.rundir.paths import DEFAULT_PARENT, RunDir
 from orchestrator.system.lock_holder import has_open, signal_holder
 from orchestrator.system.units import LONGEST_SECONDS
-from orchestrator.telemetry.status import status_from_disk
+from orchestrator.telemetry.status import LONGEST_READING_SECONDS, status_from_disk
 from orchestrator.telemetry.status_reply import checked_status, is_number
 
 REPLY_SECONDS = 5.0
@@ -85,8 +85,16 @@ def open_store(argument: Path | None) -> Store:
     return Store.open(existing_run(argument), command=[])
 
 
-def status_of(run: RunDir, *, from_supervisor: bool = True) -> dict[str, Any]:
-    """Return the content of `status --json`, from the supervisor, or else from the disk."""
+def status_of(
+    run: RunDir,
+    *,
+    from_supervisor: bool = True,
+    most_seconds_of_reading: float = LONGEST_READING_SECONDS,
+) -> dict[str, Any]:
+    """Return the content of `status --json`, from the supervisor, or else from the disk.
+
+    Raises ConfigError where the disk tells it neither, or not in time.
+    """
     owner = lock_owner(run)
     if owner is not None and from_supervisor:
         with contextlib.suppress(OrchestratorError), supervisor_of(run, owner) as connection:
@@ -94,7 +102,7 @@ def status_of(run: RunDir, *, from_supervisor: bool = True) -> dict[str, Any]:
             if "state" in reply:
                 with contextlib.suppress(ValueError):
                     return checked_status({"run_dir": str(run.root)} | reply)
-    status = status_from_disk(Store.open(run, command=[])).to_json()
+    status = status_from_disk(Store.open(run, command=[]), most_seconds_of_reading).to_json()
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.
         holder = "supervisor_pid" if "socket" in owner else "trainer_pid"

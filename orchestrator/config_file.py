@@ -1,19 +1,21 @@
 """The file with the settings of runs: orchestrator.toml, or a table of pyproject.toml."""
 
+import contextlib
 import os
 import reprlib
 import stat
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.ownership import stranger_behind
+from orchestrator.rundir.ownership import group_that_may_write, stranger_behind
 
 CONFIG_FILE = "orchestrator.toml"
 PROJECT_FILE = "pyproject.toml"
+_TABLES = {CONFIG_FILE: (), PROJECT_FILE: ("tool", "orchestrator")}
 MAXIMUM_FILE_BYTES = 1 << 20
 # Of the parser, for which a millionth of this takes up to a quarter of a second.
 MOST_STEPS = 10_000_000
@@ -46,32 +48,57 @@ def read_config_file(
     ``repeated`` names those that may be lists, whose text has a line for each value. Raises
     ConfigError, also for a setting that is not ``known``.
     """
-    for name, table in ((CONFIG_FILE, ()), (PROJECT_FILE, ("tool", "orchestrator"))):
-        path = directory / name
-        if (file := read_toml(path)) is None:
-            continue
-        content: Any = file.content
-        for key in table:
-            content = content.get(key, {}) if isinstance(content, dict) else {}
-        if not content:
-            continue
+    for path, file, content in _files_with_settings(directory):
         file.refuse_stranger(path)
         if not isinstance(content, dict):
-            raise ConfigError(f"cannot use {path}: {'.'.join(table)} is not a table")
+            raise ConfigError(f"cannot use {path}: {'.'.join(_TABLES[path.name])} is not a table")
         values = {str(key).replace("-", "_"): _text(value) for key, value in content.items()}
         for key, value in content.items():
             texts = value if key in repeated and isinstance(value, list) else [value]
             # Another list, or a table, cannot be written on the command line.
             if not texts or not all(isinstance(text, str | int | float) for text in texts):
                 shown = reprlib.repr(value)  # a nested value may be too deep to be written
-                raise ConfigError(f"cannot use {key} in {name} = {shown}: write a text or a number")
+                raise ConfigError(
+                    f"cannot use {key} in {path.name} = {shown}: write a text or a number"
+                )
         if unknown := sorted(values.keys() - set(known)):
             raise ConfigError(
                 f"cannot use {path}: it sets {', '.join(unknown)}, "
                 f"which is not a setting; the settings are {', '.join(sorted(known))}"
             )
-        return values, name
+        return values, path.name
     return {}, CONFIG_FILE
+
+
+def others_who_may_set(directory: Path) -> str | None:
+    """Return which group may change the settings in a directory, as a sentence; None if none may.
+
+    Raises ConfigError when they cannot be read.
+    """
+    shared = {}
+    for name in _TABLES:
+        with contextlib.suppress(OSError):
+            shared[name] = group_that_may_write((directory / name).stat())
+    if not any(shared.values()):  # as nearly always: nothing is parsed a second time
+        return None
+    path = next((path for path, _, _ in _files_with_settings(directory)), None)
+    if path is None or (group := shared.get(path.name)) is None:
+        return None
+    return (
+        f"every member of the group {group} can change the settings in {path}, which run commands "
+        "as you"
+    )
+
+
+def _files_with_settings(directory: Path) -> Iterator[tuple[Path, TomlFile, Any]]:
+    """Yield each file that has settings, and these; the first one counts. Raises ConfigError."""
+    for name, table in _TABLES.items():
+        if (file := read_toml(directory / name)) is not None:
+            content: Any = file.content
+            for key in table:
+                content = content.get(key, {}) if isinstance(content, dict) else {}
+            if content:
+                yield directory / name, file, content
 
 
 def read_toml(path: Path) -> TomlFile | None:

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.checkpoint.retention import BestPolicy, RetentionPolicy
 from orchestrator.cli.parser import parse
 from orchestrator.config import Config, Every, option_words
-from orchestrator.config_file import MAXIMUM_FILE_BYTES
+from orchestrator.config_file import MAXIMUM_FILE_BYTES, others_who_may_set
 from orchestrator.errors import ConfigError
 from orchestrator.system.units import parse_duration
 from tests.support import NOBODY
@@ -325,6 +325,29 @@ def test_file_of_a_stranger_is_refused(tmp_path: Path, name: str, case: str) -> 
         os.lchown(path, NOBODY, NOBODY)
     with pytest.raises(ConfigError, match="may be written by"):
         Config.resolve({}, {}, tmp_path)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("name", ["orchestrator.toml", "pyproject.toml"])
+def test_group_that_may_change_the_settings_is_named(tmp_path: Path, name: str) -> None:
+    """A shared group's file is used, as its run directories are, and each start names the group."""
+    table = "[tool.orchestrator]\n" if name == "pyproject.toml" else ""
+    path = tmp_path / name
+    path.write_text(f"{table}on_event = 'echo'\n")
+    os.chown(path, 0, 54320)
+    assert others_who_may_set(tmp_path) is None
+    path.chmod(0o664)
+    assert Config.resolve({}, {}, tmp_path).on_event == "echo"
+    sentence = f"every member of the group 54320 can change the settings in {path}"
+    assert (others_who_may_set(tmp_path) or "").startswith(sentence)
+    os.chown(path, 0, 0)
+    assert others_who_may_set(tmp_path) is None
+    os.chown(path, 0, 54320)
+    if name == "pyproject.toml":
+        (tmp_path / "orchestrator.toml").write_text("on_event = 'true'\n")
+        assert others_who_may_set(tmp_path) is None
+    path.write_text("")
+    assert others_who_may_set(tmp_path) is None
 
 
 @pytest.mark.parametrize("levels", [5, 100, 200, 300])

@@ -4,7 +4,9 @@
 """
 
 import contextlib
+import math
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,7 +31,7 @@ from orchestrator.checkpoint.retention import (
 )
 from orchestrator.checkpoint.temporary import TRASH_PREFIX, WRITING_PREFIX, trash_path
 from orchestrator.checkpoint.verification_cache import VerificationCache
-from orchestrator.errors import CheckpointInvalidError, UnreadableError
+from orchestrator.errors import CheckpointInvalidError, ConfigError, UnreadableError
 from orchestrator.rundir.identity import RunIdentity, is_id
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.start import Start
@@ -94,20 +96,31 @@ class Store:
         """Return the run's readable checkpoints, oldest first, without reading their files."""
         return list(self.newest_first())[::-1]
 
-    def newest_first(self) -> Iterator[Checkpoint]:
-        """Yield what ``all`` returns in the reverse order, each read only when it is asked for."""
+    def newest_first(self, deadline: float = math.inf) -> Iterator[Checkpoint]:
+        """Yield what ``all`` returns in the reverse order, each read only when it is asked for.
+
+        Raises ConfigError where the ``deadline``, a time of the monotonic clock, comes first.
+        """
         names = self.names()
         self._cache.forget_others(names)
         for name in reversed(names):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"cannot read {self.run.checkpoints} in time, down to {name}; move the newer "
+                    "checkpoints away if they are damaged"
+                )
             with contextlib.suppress(CheckpointInvalidError, UnreadableError):
                 checkpoint = self._cache.read(self.run.checkpoints / name)
                 located = self.disposal.locate(checkpoint)
                 if located is not None and checkpoint.manifest.run_id == self.run_id:
                     yield located
 
-    def newest_healthy(self) -> Checkpoint | None:
-        """Return the newest readable checkpoint whose values are finite, not verified."""
-        return next((c for c in self.newest_first() if c.manifest.healthy), None)
+    def newest_healthy(self, deadline: float = math.inf) -> Checkpoint | None:
+        """Return the newest readable checkpoint whose values are finite, not verified.
+
+        Raises ConfigError where the ``deadline`` comes first.
+        """
+        return next((c for c in self.newest_first(deadline) if c.manifest.healthy), None)
 
     def directories(self) -> list[Path]:
         """Return everything that is named like a checkpoint, oldest first.

@@ -1,5 +1,6 @@
 """`orchestrator run --detach`: starts a supervisor that no terminal can end."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 from orchestrator.cli.module_words import MODULE_WORDS
 from orchestrator.cli.start_traces import StartTraces
 from orchestrator.client import file_errors, status_of
+from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.attempt.activity import Activity
 from orchestrator.system.given_descriptors import given_descriptors
@@ -43,7 +46,8 @@ def start(run: RunDir, arguments: Sequence[str]) -> int:
         end_by_interrupt()
     if state is None:
         _print_log(run, log_bytes_before)
-        traces.remove_if_nothing_ran()
+        with contextlib.suppress(OrchestratorError):  # another start has the run, or removed it
+            traces.remove_if_nothing_ran(RunLock(run))
         # Whoever has killed it wanted no end of the run: the same command continues it.
         return supervisor.returncode if supervisor.returncode >= 0 else ExitStatus.STOPPED_UNSAVED
     print_text(_how_to_come_back(run, supervisor.pid, state))

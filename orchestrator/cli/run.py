@@ -21,6 +21,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
 from orchestrator.cli.start_traces import StartTraces
 from orchestrator.config import Config, option_words
+from orchestrator.config_file import others_who_may_set
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify_socket import Notifier
@@ -68,19 +69,22 @@ def run(arguments: Namespace) -> int:
     given = given_descriptors()
     accept_other = arguments.accept_other or os.environ.get(CONTINUE_VARIABLE) == "on"
     traces = StartTraces(run_dir)
-    with lifeline(run_dir, _orphan_ending(config)):
+    lock: RunLock | None = None
+    with lifeline(run_dir, _orphan_ending(config)) as name_lock:
         console = Console()
         log = Log(console.screen, in_json=_logs_json(config))
         try:
             run_dir.create()
             trusted = arguments.trust or os.environ.get(TRUST_VARIABLE) == "on"
             refuse_foreign(run_dir, trusted=trusted)
-            lock = _lock(config, run_dir, log)
+            lock = RunLock(run_dir, _orphan_ending(config))
+            name_lock(lock)
+            _take_over(config, run_dir, lock, log)
             store = _open_store(config, run_dir, start, accept_other=accept_other)
             ending = _run(config, store, lock, console, given)
         finally:
             log.close()
-            traces.remove_if_nothing_ran()
+            traces.remove_if_nothing_ran(lock)
     if ending.by_interrupt and ending.status in (
         ExitStatus.STOPPED_SAVED,
         ExitStatus.STOPPED_UNSAVED,
@@ -100,16 +104,16 @@ def _orphan_ending(config: Config) -> OrphanEnding:
     return OrphanEnding(config.grace, config.stop_signal)
 
 
-def _lock(config: Config, run_dir: RunDir, log: Log) -> RunLock:
-    lock = RunLock(run_dir, _orphan_ending(config))
+def _take_over(config: Config, run_dir: RunDir, lock: RunLock, log: Log) -> None:
+    """Sign the lock, clean up after its previous owner, and begin the log."""
     # Before the note of the owner is replaced: nothing else knows where its socket is.
     remove_stale_sockets(run_dir.root, lock.previous_owner.get("socket"))
     lock.write_owner()
     run_dir.remove_temporaries()
     log.record_in(run_dir.log_file, config.log_size)
-    if (others := others_who_may_write(run_dir.root)) is not None:
-        structlog.get_logger().warning(others)
-    return lock
+    for others in (others_who_may_write(run_dir.root), others_who_may_set(Path.cwd())):
+        if others is not None:
+            structlog.get_logger().warning(others)
 
 
 def _open_store(config: Config, run_dir: RunDir, start: Start, *, accept_other: bool) -> Store:

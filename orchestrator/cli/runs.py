@@ -21,6 +21,8 @@ MOST_LEVELS = 4
 # A supervisor that does not answer must not hold up the others, and many such not the command.
 THREADS = 8
 MOST_SECONDS_OF_ASKING = 10.0
+MOST_SECONDS_OF_READING = 5.0
+MOST_SECONDS_WHEN_LATE = 1.0
 UNREADABLE = "unreadable"
 
 # What --sort names: the value of a status, and whether the largest comes first.
@@ -59,8 +61,9 @@ def runs(arguments: Namespace) -> None:
 def statuses(parent: Path, sort_by: str) -> list[dict[str, Any]]:
     """Return the status of every run below a directory, as `status --json` prints it.
 
-    A run that cannot be read has the state ``unreadable``, and its ``problem`` says why. After ten
-    seconds no more supervisors are asked. Runs without a value to sort by come last.
+    A run that cannot be read has the state ``unreadable``, and its ``problem`` says why. No run is
+    read for more than five seconds. After ten seconds no more supervisors are asked, and a run is
+    read for one. Runs without a value to sort by come last.
     """
     no_more_asking = time.monotonic() + MOST_SECONDS_OF_ASKING
     with ThreadPoolExecutor(THREADS) as pool:
@@ -93,7 +96,12 @@ def _runs_below(directory: Path, levels: int) -> Iterator[RunDir]:
 
 def _status(run: RunDir, no_more_asking: float) -> dict[str, Any]:
     try:
-        return status_of(run, from_supervisor=time.monotonic() < no_more_asking)
+        is_late = time.monotonic() >= no_more_asking
+        seconds = MOST_SECONDS_WHEN_LATE if is_late else MOST_SECONDS_OF_READING
+        return status_of(run, from_supervisor=not is_late, most_seconds_of_reading=seconds)
     except OrchestratorError as error:
-        unknown = Status(run_id="", state=UNREADABLE, run_dir=str(run.root), problem=str(error))
-        return unknown.to_json()
+        problem = str(error)
+    except Exception as error:  # of a run that others have made: it must not hide the others
+        problem = f"cannot read the run {run.root}: {error!r}; see who may write there"
+    unknown = Status(run_id="", state=UNREADABLE, run_dir=str(run.root), problem=problem)
+    return unknown.to_json()

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.system.durable import Disk
@@ -21,22 +23,31 @@ class StartTraces:
         with contextlib.suppress(OSError):  # `create` refuses what is no directory
             self._was_empty = self._was_empty or not os.listdir(root)
 
-    def remove_if_nothing_ran(self) -> None:
+    def remove_if_nothing_ran(self, lock: RunLock | None) -> None:
         """Remove the files and directories of a new run in which no attempt has begun.
 
         An attempt whose program or script was not found counts as none. A directory in which
-        anything was before the start, or has been made by others since, stays.
+        anything was before the start, or has been made by others since, stays. ``lock`` is that of
+        the run, which this start still holds; None if it never did, and so has made no file.
         """
         run = self._run
-        if not self._was_empty or not self._nothing_ran():
+        if not self._was_empty:
             return
+        if lock is None:
+            if os.path.lexists(run.lock_file):  # another start's, which goes on
+                return
+            self._remove([run.attempts, run.checkpoints])
+        elif self._nothing_ran():
+            made = [p for attempt in self._attempts() for p in (*attempt.all_paths, attempt.root)]
+            made += [path for path in run.all_paths if path.parent == run.root]
+            # The lock comes last: no other start takes it in a directory that is half removed.
+            self._remove(sorted(made, key=lambda path: path == run.lock_file))
+
+    def _remove(self, made: list[Path]) -> None:
         disk = Disk()
-        made = [p for attempt in self._attempts() for p in (*attempt.all_paths, attempt.root)]
-        made += [path for path in run.all_paths if path.parent == run.root]
-        # The lock comes last, so that no other start takes it in a directory that is half removed.
-        for path in sorted(made, key=lambda path: path == run.lock_file):
+        for path in made:
             with contextlib.suppress(OSError):  # it is not there, or holds something else
-                disk.remove(path, below=run.root)
+                disk.remove(path, below=self._run.root)
         with contextlib.suppress(OSError):
             for folder in self._missing:
                 os.rmdir(folder)

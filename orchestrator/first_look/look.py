@@ -1,6 +1,7 @@
 """The look itself: starts the script, watches what it writes, and ends it after two saves."""
 
 import math
+import os
 import signal
 import tempfile
 import time
@@ -133,8 +134,10 @@ def _locked(options: LookOptions) -> Iterator[int]:
     ending = OrphanEnding(options.grace_seconds, options.stop_signal)
     with tempfile.TemporaryDirectory() as directory:
         run = RunDir(Path(directory))
-        with lifeline(run, ending):
+        with lifeline(run, ending) as name_lock:
             lock = RunLock(run)
+            os.fchmod(lock.descriptor, 0o600)  # the script has nothing else that tells it is ours
+            name_lock(lock)
             try:
                 yield lock.descriptor
             finally:

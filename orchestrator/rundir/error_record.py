@@ -24,8 +24,9 @@ def checked_error(content: dict[str, Any], causes: int = MOST_CAUSES) -> dict[st
     ):
         if isinstance(content.get(key), str):
             error[key] = content[key][-longest:]
-    if type(content.get("errno")) is int:
-        error["errno"] = content["errno"]
+    for key in ("errno", "pid"):
+        if type(content.get(key)) is int:
+            error[key] = content[key]
     if isinstance(content.get("bases"), list):
         bases = content["bases"][:MOST_BASES]
         error["bases"] = [base[:LONGEST_NAME] for base in bases if isinstance(base, str)]

@@ -9,7 +9,9 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,14 +38,15 @@ INDEX_EVERY_EVENTS = 300
 EDGE_BYTES = 4096
 
 
-def read_history(run: RunDir) -> History:
+def read_history(run: RunDir, deadline: float = math.inf) -> History:
     """Return the history of a run, and bring the index up to date where much was read.
 
-    Raises ConfigError when the journal cannot be read.
+    Raises ConfigError when the journal cannot be read, or not before the ``deadline``, a time of
+    the monotonic clock. What was read by then is in the index.
     """
     try:
         with open(open_regular(run.journal_file, os.O_RDONLY), "rb") as journal:
-            return _read(run, journal)
+            history, unread = _read(run, journal, deadline)
     except FileNotFoundError:
         return History()
     except OSError as error:
@@ -51,6 +54,13 @@ def read_history(run: RunDir) -> History:
             f"cannot read {run.journal_file}: {error.strerror}; fix this, or move the file away: "
             "the run then continues without its history"
         ) from None
+    if unread:
+        raise ConfigError(
+            f"cannot read {run.journal_file} in time: {unread} bytes are left; "
+            f"`orchestrator status {run.root}` takes longer and goes on from here, or move the "
+            "file away: the run then continues without its history"
+        )
+    return history
 
 
 def rotate_journal(run: RunDir, limit_bytes: int) -> None:
@@ -60,7 +70,7 @@ def rotate_journal(run: RunDir, limit_bytes: int) -> None:
     anything is written. Raises ConfigError when the journal cannot be read.
     """
     # A journal that cannot be rotated just grows.
-    with contextlib.suppress(OSError, RecursionError):
+    with contextlib.suppress(OSError):
         if run.journal_file.stat().st_size <= limit_bytes:
             return
         history = asdict(read_history(run))
@@ -103,12 +113,14 @@ class HistoryIndexer:
                 read_history(self._run)
 
 
-def _read(run: RunDir, journal: BinaryIO) -> History:
+def _read(run: RunDir, journal: BinaryIO, deadline: float) -> tuple[History, int]:
+    """Return the history, and the number of bytes that there was no time to read."""
     history, offset = _indexed(run.journal_index_file, journal)
-    if os.fstat(journal.fileno()).st_size - offset > MAXIMUM_BYTES:
+    size = os.fstat(journal.fileno()).st_size
+    if size - offset > MAXIMUM_BYTES:
         raise OSError(errno.EFBIG, f"it has more than {MAXIMUM_BYTES} bytes")
     journal.seek(offset)
-    begin, rest = offset, b""
+    begin, rest, unread = offset, b"", 0
     # Of a line that is too long each piece counts as damaged.
     while line := journal.readline(MAXIMUM_LINE_BYTES):
         if not line.endswith(b"\n") and len(line) < MAXIMUM_LINE_BYTES:
@@ -116,11 +128,14 @@ def _read(run: RunDir, journal: BinaryIO) -> History:
             break
         offset += len(line)
         _add_line(history, line)
+        if time.monotonic() > deadline:
+            unread = max(0, size - offset)
+            break
     if offset - begin >= INDEX_EVERY_BYTES:
         _write_index(run.journal_index_file, journal, history, offset)
     # The line may be torn, or not written completely yet: it is no part of the index.
     _add_line(history, rest)
-    return history
+    return history, unread
 
 
 def _add_line(history: History, line: bytes) -> None:
@@ -144,15 +159,14 @@ def _indexed(index: Path, journal: BinaryIO) -> tuple[History, int]:
             and content["check"] == _check(journal, offset, content["history"])
         ):
             return checked_history(content["history"]), offset
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         pass  # it is missing, damaged or another version's
     return History(), 0
 
 
 def _write_index(index: Path, journal: BinaryIO, history: History, offset: int) -> None:
-    # Without the index the journal is read again: a read-only directory costs only time, and so
-    # does an event that is nested too deeply to be copied.
-    with contextlib.suppress(OSError, RecursionError):
+    # Without the index the journal is read again: a read-only directory costs only time.
+    with contextlib.suppress(OSError):
         content = {
             "format_version": FORMAT_VERSION,
             "offset": offset,

@@ -123,6 +123,8 @@ def checked_event(event: dict[str, Any]) -> dict[str, Any]:
     for key, value in event.items():
         if value is not None and not isinstance(value, _TYPES.get(key, object)):
             raise ValueError(f"{key} has the wrong type")
+    if not all(isinstance(line, str) for line in event.get("last_lines") or ()):
+        raise ValueError("last_lines has a part of the wrong type")
     return event
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import time
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, RunInUseError
@@ -59,13 +60,20 @@ class RunLock:
                 f"cannot lock {run.lock_file}: {error.strerror}; "
                 "put the run directory on a filesystem that supports flock"
             ) from None
-        if not os.path.lexists(run.lock_file):
+        if not self._is_at(run.lock_file):
             os.close(self.descriptor)
             raise ConfigError(
-                f"cannot use the run {run.root}: another start, in which nothing ran, has just "
-                "removed it; run the command again"
+                f"cannot use the run {run.root}: its lock was removed or replaced while this start "
+                "waited for it, as by another start in which nothing ran; run the command again"
             )
         self.previous_owner = self._owner()
+
+    def _is_at(self, path: Path) -> bool:
+        """Return whether the lock is that of the run still: another one locks nobody out."""
+        try:
+            return os.path.samestat(os.lstat(path), os.fstat(self.descriptor))
+        except OSError:
+            return False
 
     def _owner(self) -> dict[str, Any]:
         return _parse_owner(os.pread(self.descriptor, OWNER_BYTES, 0))

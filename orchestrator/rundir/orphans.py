@@ -3,7 +3,8 @@
 They are told from the processes of a run in use by the lock. The kernel keeps the id of the process
 that has taken it, and shows it for each process that has inherited the descriptor. A process to
 which another user has passed a descriptor looks the same: where others may open the lock, and only
-a note says who has taken it, what was not started by a supervisor is left alone.
+a note says who has taken it, what was not started by a supervisor is left alone. So it is in a
+container, where the kernel shows one and the same id for all that have ended.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
 # A session that has lost its supervisor ends by itself when the grace period is over.
 SESSION_MARGIN_SECONDS = 2.0
+# In a container the kernel names so whoever has taken a lock and has ended.
+_ANY_DEAD = 0
 _RUN_DIR = b"ORCHESTRATOR_RUN_DIR="
 
 
@@ -38,7 +41,8 @@ class Orphans:
         """``owner_is_certain`` says that the id comes from no file that others may have written."""
         self._owner = owner
         self._lock_file = lock_file
-        self._is_own = owner_is_certain or _only_this_user_opens(lock_file)
+        self._is_own = _only_this_user_opens(lock_file)
+        self._is_certain = self._is_own or owner_is_certain
         self._known: dict[int, str] = {}
 
     def find(self) -> set[int]:
@@ -49,12 +53,7 @@ class Orphans:
         if not is_available(Capability.PROC):
             return set()
         table = _processes()
-        holders = {
-            pid
-            for pid in table
-            if _has_inherited(pid, self._lock_file, self._owner)
-            and (self._is_own or _was_started_by_supervisor(pid))
-        }
+        holders = set(filter(self._has_inherited, table))
         known = {p for p, begun in self._known.items() if p in table and table[p].started == begun}
         family, larger = set[int](), holders | known
         while larger != family:
@@ -67,6 +66,17 @@ class Orphans:
         family.discard(os.getpid())
         self._known = {pid: table[pid].started for pid in family}
         return family
+
+    def _has_inherited(self, pid: int) -> bool:
+        """Return whether a process has inherited the lock from the owner."""
+        try:
+            takers = lock_takers(pid, self._lock_file)
+        except OSError:  # it has ended, or belongs to another user
+            return False
+        if self._owner in takers and self._is_certain:
+            return True
+        is_possible = self._owner in takers or _ANY_DEAD in takers
+        return is_possible and (self._is_own or _was_started_by_supervisor(pid))
 
     def commands(self) -> set[int]:
         """Return those, of the ones found last, that no other one has started."""
@@ -103,13 +113,6 @@ class OrphanEnding:
 def _processes() -> dict[int, Process]:
     found = map(Process.read, map(int, filter(str.isdecimal, os.listdir("/proc"))))
     return {process.pid: process for process in found if process and not process.is_dead}
-
-
-def _has_inherited(pid: int, file: os.stat_result, owner: int) -> bool:
-    """Return whether a process has inherited the lock of ``file`` from ``owner``, now dead."""
-    with contextlib.suppress(OSError):  # it has ended, or belongs to another user
-        return not lock_takers(pid, file).isdisjoint({owner, 0})
-    return False
 
 
 def _only_this_user_opens(file: os.stat_result) -> bool:

@@ -42,13 +42,22 @@ def others_who_may_write(directory: Path) -> str | None:
             f"the run directory {directory} belongs to the user {user_name(facts.st_uid)}, who can "
             "change what this run loads"
         )
-    group = _group(facts.st_gid)
-    if facts.st_mode & stat.S_IWGRP and group not in (user_name(facts.st_uid), "root"):
+    if (group := group_that_may_write(facts)) is not None:
         return (
             f"every member of the group {group} can change what this run loads from the run "
             f"directory {directory}"
         )
     return None
+
+
+def group_that_may_write(facts: os.stat_result) -> str | None:
+    """Return the group that may write to a file or directory, if others than its owner are in it.
+
+    The private group of the owner and that of root are passed over.
+    """
+    group = _group(facts.st_gid)
+    is_shared = facts.st_mode & stat.S_IWGRP and group not in (user_name(facts.st_uid), "root")
+    return group if is_shared else None
 
 
 def stranger_behind(path: Path, opened: os.stat_result) -> str | None:

@@ -129,7 +129,12 @@ class Start:
         is_readable = is_readable and isinstance(start.configuration, dict)
         is_readable = is_readable and isinstance(start.directory, str)
         is_readable = is_readable and isinstance(start.script, str | None)
-        return start if is_readable and isinstance(start.git, dict | None) else None
+        is_readable = is_readable and isinstance(start.git, dict | None)
+        return (
+            start
+            if is_readable and isinstance((start.git or {}).get("revision"), str | None)
+            else None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as the manifests and done.json keep it.

@@ -6,24 +6,27 @@ what a wrapper around it has started. The socket would stay too, if the run is n
 """
 
 import contextlib
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.ipc.server import remove_stale_sockets
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.json_input import parse_json
 from orchestrator.system.stop_signals import STOP_SIGNALS
 
 
 @contextlib.contextmanager
-def lifeline(run: RunDir, orphan_ending: OrphanEnding) -> Iterator[None]:
+def lifeline(run: RunDir, orphan_ending: OrphanEnding) -> Iterator[Callable[[RunLock], None]]:
     """Run the process beside the block; it cleans up the run if the block is killed.
 
     Enter the block before any thread is started and before the lock is taken: the process is a
-    fork. Without room for a further process there is none.
+    fork. Call what it yields with the lock, before anything inherits that: by then another user
+    may have put another file at its path. Without room for a further process there is none.
     """
     run = RunDir(run.root.absolute())
     supervisor = os.getpid()
@@ -33,22 +36,26 @@ def lifeline(run: RunDir, orphan_ending: OrphanEnding) -> Iterator[None]:
     except OSError:
         os.close(watched)
         os.close(held)
-        yield
+        yield lambda _: None
         return
     if pid == 0:
         try:
-            _watch(watched)
-            with contextlib.suppress(OSError):  # the run is gone
-                orphan_ending.end(supervisor, os.lstat(run.lock_file), owner_is_certain=True)
+            if (lock_file := _watch(watched)) is not None:
+                orphan_ending.end(supervisor, lock_file, owner_is_certain=True)
             _remove_socket(run)
         finally:
             os._exit(0)
     os.close(watched)
     try:
-        yield
+        yield lambda lock: _name_lock(held, lock)
     finally:
         _end(pid)  # before its pipe is closed, which would tell it of a death
         os.close(held)
+
+
+def _name_lock(pipe: int, lock: RunLock) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the process was killed
+        os.write(pipe, json.dumps(os.fstat(lock.descriptor)).encode())
 
 
 def _end(pid: int) -> None:
@@ -59,8 +66,8 @@ def _end(pid: int) -> None:
             os.waitpid(pid, 0)
 
 
-def _watch(watched: int) -> None:
-    """Return when the supervisor has died."""
+def _watch(watched: int) -> os.stat_result | None:
+    """Return, when the supervisor has died, the facts of its lock; None if it had none yet."""
     os.setsid()
     for number in (*STOP_SIGNALS, signal.SIGUSR2, signal.SIGPIPE):
         # A scheduler signals every process of a job; the supervisor decides what that means.
@@ -68,7 +75,9 @@ def _watch(watched: int) -> None:
     # The readers of the supervisor's output wait for the last process that has it open.
     os.closerange(0, watched)
     os.closerange(watched + 1, os.sysconf("SC_OPEN_MAX"))
-    os.read(watched, 1)
+    with open(watched, "rb") as told:
+        facts = told.read()
+    return os.stat_result(parse_json(facts)) if facts else None
 
 
 def _remove_socket(run: RunDir) -> None:

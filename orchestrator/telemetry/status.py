@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,9 @@ from orchestrator.rundir.journal import JournalEvent
 from orchestrator.telemetry.failure import failure_in
 from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.run_state import State
+
+# Another user's journal may take minutes; the index keeps what was read of this user's own.
+LONGEST_READING_SECONDS = 30.0
 
 _STATE_AFTER: dict[str, State] = {
     JournalEvent.RUN_COMPLETED: State.COMPLETED,
@@ -85,10 +89,13 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def status_from_disk(store: Store) -> Status:
-    """Return the status of a run that no process is training in."""
-    run = store.run
-    history = read_history(run)
+def status_from_disk(store: Store, most_seconds: float = LONGEST_READING_SECONDS) -> Status:
+    """Return the status of a run that no process is training in.
+
+    Raises ConfigError when it cannot be read, or not in this time.
+    """
+    run, deadline = store.run, time.monotonic() + most_seconds
+    history = read_history(run, deadline)
     # Other events may follow the one of the end: a second Ctrl-C, a late deletion.
     last: str = history.last_mark.get("event", "")
     state: str = _STATE_AFTER.get(last, "interrupted")
@@ -102,7 +109,7 @@ def status_from_disk(store: Store) -> Status:
     status.attempt, status.restarts = history.attempt, history.restarts
     if history.last_save.get("event") == JournalEvent.CHECKPOINT_FAILED:
         status.problem = str(history.last_save.get("problem"))
-    if (newest := store.newest_healthy()) is not None:
+    if (newest := store.newest_healthy(deadline)) is not None:
         status.newest_checkpoint = describe_checkpoint(newest)
         status.step, status.epoch = newest.manifest.step, newest.manifest.epoch
         status.metrics = json_metrics(newest.manifest.metrics)

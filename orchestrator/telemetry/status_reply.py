@@ -43,24 +43,25 @@ _RANK: Shape = {**dict.fromkeys(("rank", "pid", "step"), (int, 0)), "state": (st
 
 
 def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
-    """Return a supervisor's status with every key that this version knows.
+    """Return a supervisor's status with the keys that this version knows, and no others.
 
-    A supervisor of another version may lack some. Raises ValueError for a value of a wrong type.
+    A supervisor of another version may lack some, or have more. Raises ValueError for a value of a
+    wrong type.
     """
-    status = reply | _checked(reply, _STATUS)
+    status = _checked(reply, _STATUS)
     for key, shape in _PARTS.items():
         part = reply.get(key)
         if not isinstance(part, dict | None):
             raise ValueError(f"its {key} has the wrong type")
-        status[key] = None if part is None else part | _checked(part, shape)
+        status[key] = None if part is None else _checked(part, shape)
     progress = reply.get("progress") or {key: reply.get(key) for key in ("step", "epoch")}
     if not isinstance(progress, dict):
         raise ValueError("its progress has the wrong type")
-    status["progress"] = progress | _checked(progress, _PROGRESS)
+    status["progress"] = _checked(progress, _PROGRESS)
     ranks = reply.get("ranks") or []
     if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
         raise ValueError("its ranks have the wrong type")
-    status["ranks"] = [rank | _checked(rank, _RANK) for rank in ranks] or None
+    status["ranks"] = [_checked(rank, _RANK) for rank in ranks] or None
     metrics = reply.get("metrics") or {}
     if not isinstance(metrics, dict) or not all(map(_is_metric, metrics.values())):
         raise ValueError("its metrics have the wrong type")

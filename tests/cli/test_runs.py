@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import client
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli.parser import parse
 from orchestrator.cli.runs import SORT_KEYS, statuses
@@ -111,6 +112,53 @@ def test_run_that_cannot_be_read_is_shown_with_the_reason(tmp_path: Path, conten
     assert [status["state"] for status in found] == ["unreadable", "failed", "stopped"]
     assert "run.json" in found[0]["problem"]
     assert "run.json" in shown_runs(found, tmp_path)
+
+
+EXIT = '{{"event": "attempt_exited", "attempt": 1, "last_lines": {}}}'
+GAVE_UP = '{"event": "gave_up", "attempt": 1, "cause": "c"}'
+
+
+@pytest.mark.parametrize("parts", ['[{"a": 1}]', "[" * 700 + "]" * 700, "[1" + "0" * 4300 + "]"])
+def test_journal_of_a_stranger_hides_no_other_run(tmp_path: Path, parts: str) -> None:
+    """An event with other parts than texts, very deep or endless, counts as damaged."""
+    make_runs(tmp_path)
+    lines = [EXIT.format(parts), GAVE_UP]
+    RunDir(tmp_path / "fresh").journal_file.write_text("\n".join(lines) + "\n")
+    found = statuses(tmp_path, "run")
+    assert [status["state"] for status in found] == ["failed", "failed", "stopped"]
+    assert found[0]["failure"]["cause"] == "c"
+    assert found[0]["failure"]["last_line"] is None
+    json.dumps(found)
+
+
+def test_defect_in_reading_one_run_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever reading a run raises is told in its line."""
+    make_runs(tmp_path)
+
+    def status_of(run: RunDir, **limits: Any) -> dict[str, Any]:
+        if run.root.name == "fresh":
+            raise RecursionError("too deep")
+        return client.status_of(run, **limits)
+
+    monkeypatch.setattr("orchestrator.cli.runs.status_of", status_of)
+    found = statuses(tmp_path, "run")
+    assert [status["state"] for status in found] == ["unreadable", "failed", "stopped"]
+    assert "RecursionError('too deep')" in found[0]["problem"]
+
+
+def test_no_run_is_read_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal of a gigabyte says that it was not read, and what to do."""
+    make_runs(tmp_path)
+    monkeypatch.setattr("orchestrator.cli.runs.MOST_SECONDS_OF_READING", 0.0)
+    found = statuses(tmp_path / "sweep" / "stopped", "run")
+    assert found[0]["state"] == "unreadable"
+    assert "`orchestrator status " in found[0]["problem"]
+    journal = RunDir(tmp_path / "sweep" / "stopped").journal_file
+    journal.unlink()
+    found = statuses(tmp_path / "sweep" / "stopped", "run")
+    assert "move the newer checkpoints away" in found[0]["problem"]
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 import orchestrator
+from orchestrator.checkpoint.store import Store
 from orchestrator.cli import parser
+from orchestrator.rundir.paths import RunDir
 from orchestrator.system.lock_holder import holder_of
 from tests.support import in_child, wait_until
 
@@ -103,6 +105,19 @@ def test_colleague_continues_a_run_of_the_group(place: Path) -> None:
     third = start(VICTIM, place)
     assert third.returncode == 0, third.stderr
     assert f"every member of the group {GROUP}" in third.stderr
+
+
+def test_group_that_may_write_the_settings_is_named(place: Path) -> None:
+    """A member of the group can set a command that runs as the victim, who is told so."""
+
+    def set_event() -> None:
+        VICTIM.become()
+        (place / "orchestrator.toml").write_text("max_restarts = 3\n")
+
+    in_child(set_event)
+    ended = start(VICTIM, place)
+    assert ended.returncode == 0, ended.stderr
+    assert f"group {GROUP} can change the settings in" in ended.stderr
 
 
 def test_links_of_another_user_lead_to_no_file_of_the_victim(place: Path) -> None:
@@ -232,6 +247,39 @@ def test_history_of_another_user_is_resumed_only_when_trusted(place: Path, user:
     for options in (["--trust"], []):
         accepted = start(user, place, *options)
         assert accepted.returncode == 0, accepted.stderr
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        '{"event": "attempt_exited", "attempt": 1, "last_lines": [{"a": 1}]}',
+        '{"event": "attempt_exited", "attempt": 1, "last_lines": ' + "[" * 700 + "]" * 700 + "}",
+        '{"event": "restart_scheduled", "attempt": 1' + "0" * 4290 + "}",
+    ],
+    ids=["other parts", "deep", "digits"],
+)
+def test_run_of_another_user_hides_no_run(place: Path, event: str) -> None:
+    """A member of the group cannot end the commands by which the others look at their runs."""
+    assert start(VICTIM, place).returncode == 0
+
+    def spoil() -> None:
+        OTHER.become()
+        hostile = RunDir(place / "other")
+        hostile.create()
+        Store.open(hostile, command=[])
+        hostile.journal_file.write_text(event + '\n{"event": "gave_up", "attempt": 1}\n')
+        nested = RunDir(place / "other").checkpoints / "step-000000000001"
+        nested.mkdir()
+        (nested / "manifest.json").write_text('{"start": ' + "[" * 700 + "]" * 700 + "}")
+
+    in_child(spoil)
+    shown = VICTIM.run("runs", ".", cwd=place)
+    assert "completed" in shown.stdout, shown.stderr
+    assert "failed" in shown.stdout
+    for words in (("status", "other"), ("checkpoints", "list", "other")):
+        looked = VICTIM.run(*words, cwd=place)
+        assert looked.returncode == 0, looked.stderr
+        assert "Traceback" not in looked.stderr
 
 
 def test_directory_that_every_user_may_write_is_refused(place: Path) -> None:

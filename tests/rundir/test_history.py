@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import ConfigError
 from orchestrator.rundir import history_index
 from orchestrator.rundir.history import digest_of
 from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
@@ -160,6 +161,21 @@ def test_only_what_follows_the_index_is_read(run: RunDir) -> None:
         file.write(b"\0" * 1000)
     history = read_history(run)
     assert (history.restarts, history.damaged) == (5000, 0)
+
+
+@pytest.mark.usefixtures("indexed_often")
+def test_reading_goes_on_where_a_deadline_has_ended_it(run: RunDir) -> None:
+    """A journal that takes too long is refused, and the next command reads less of it."""
+    journal = Journal(run.journal_file)
+    for _ in range(3):
+        journal.write(JournalEvent.RESTART_SCHEDULED)
+    with journal.path.open("a") as file:
+        file.write('{"torn')
+    for _ in range(3):
+        with pytest.raises(ConfigError, match=r"cannot read .* in time: [0-9]+ bytes are left"):
+            read_history(run, deadline=0.0)
+    assert read_history(run, deadline=0.0).restarts == 3
+    assert read_history(run).restarts == 3
 
 
 def test_size_of_the_history_does_not_grow_with_the_journal(run: RunDir) -> None:

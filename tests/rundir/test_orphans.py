@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import ConfigError
+from orchestrator.rundir import orphans
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir
@@ -72,7 +74,8 @@ def test_start_ends_no_process_of_another_lock(tmp_path: Path, daemon: tuple[int
     held = os.open(run.lock_file, os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
     ending = ReplacingEnding(0.5, signal.SIGTERM, run.lock_file, tmp_path / "precious", held)
-    RunLock(run, ending).close()
+    with pytest.raises(ConfigError, match="its lock was removed or replaced"):
+        RunLock(run, ending)
     assert not process_tree.has_ended(pid)
 
 
@@ -111,3 +114,34 @@ def test_start_ends_what_holds_its_own_lock(
     assert not process_tree.has_ended(pid)
     ending.end(taker.pid, os.stat(run.lock_file), owner_is_certain=True)
     wait_until(lambda: process_tree.has_ended(pid), "the end of the daemon")
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("mode", "is_certain", "is_orphan"),
+    [(0o600, False, True), (0o660, False, False), (0o660, True, False)],
+    ids=["private", "group", "group, after its own supervisor"],
+)
+@pytest.mark.parametrize("by_supervisor", [True, False])
+def test_unknown_taker_in_a_container_is_not_taken_for_the_owner(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int,
+    is_certain: bool,
+    is_orphan: bool,
+    by_supervisor: bool,
+) -> None:
+    """There the kernel gives 0 for whoever has taken a lock and is dead, also of another job."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    lock.chmod(mode)
+    variables = {"ORCHESTRATOR_RUN_DIR": "/run"} if by_supervisor else {}
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **variables}) as holder:
+        takers = {holder.pid: {0}}
+        monkeypatch.setattr(orphans, "lock_takers", lambda pid, _: takers.get(pid, set()))
+        wait_until(
+            lambda: b"sleep" in Path(f"/proc/{holder.pid}/cmdline").read_bytes(), "the program"
+        )
+        found = orphans.Orphans(1234, os.stat(lock), owner_is_certain=is_certain).find()
+        holder.kill()
+    assert found == ({holder.pid} if is_orphan or by_supervisor else set())

@@ -296,6 +296,24 @@ def test_start_waits_while_the_lock_is_tested(run: RunDir) -> None:
         RunLock(run).close()
 
 
+@pytest.mark.parametrize("is_made_again", [True, False])
+def test_lock_that_is_no_longer_the_run_s_is_refused(run: RunDir, is_made_again: bool) -> None:
+    """A start that waited for a lock which is gone by then does not train beside the next one."""
+    first = RunLock(run)
+
+    def replace() -> None:
+        run.lock_file.unlink()
+        if is_made_again:
+            run.lock_file.touch()
+        first.close()
+
+    ending = threading.Timer(0.05, replace)
+    ending.start()
+    with pytest.raises(ConfigError, match=r"its lock was removed or replaced .* run the command"):
+        RunLock(run)
+    ending.join()
+
+
 @pytest.mark.processes
 def test_lock_is_held_until_its_last_inheritor_ends(run: RunDir) -> None:
     """The trainer of a killed supervisor holds the lock, and the next start waits for its end."""

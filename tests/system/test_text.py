@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.system.json_input import MOST_PARTS, parse_json, parse_object
+from orchestrator.system.json_input import (
+    LARGEST_INTEGER,
+    MOST_LEVELS,
+    MOST_PARTS,
+    SMALLEST_INTEGER,
+    parse_json,
+    parse_object,
+)
 from orchestrator.system.recorded_command import recorded
 from orchestrator.system.text import shown, shown_line, storable
 
@@ -58,6 +65,35 @@ def test_hostile_json_is_a_value_error(data: bytes) -> None:
     """Deep nesting, endless numbers and other values than objects end in a ValueError."""
     with pytest.raises(ValueError, match=r".+"):
         parse_object(data)
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("[", "]"), ('{"a": ', "}"), ('[0, {"a": ', "}]")]
+)
+def test_json_is_a_hundred_levels_deep_at_most(opening: str, closing: str) -> None:
+    """What copies, compares or shows a value needs a frame or more for each level of it."""
+    levels = MOST_LEVELS // (2 if opening.startswith("[0") else 1)
+    parse_json(opening * levels + "0" + closing * levels)
+    parse_json(json.dumps("[" * 1000))
+    parse_json("[" + "[]," * 1000 + "[]]")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(opening * (levels + 1) + "0" + closing * (levels + 1))
+
+
+@pytest.mark.parametrize("value", [SMALLEST_INTEGER, LARGEST_INTEGER, 10**18, -(10**18)])
+def test_integers_of_64_bits_are_read(value: int) -> None:
+    """An inode and a seed are unsigned integers of 64 bits."""
+    assert parse_json(json.dumps({"a": [value, value]})) == {"a": [value, value]}
+    assert parse_object(json.dumps({"a": str(value) * 300})) == {"a": str(value) * 300}
+
+
+@pytest.mark.parametrize("value", [SMALLEST_INTEGER - 1, LARGEST_INTEGER + 1, 10**4299, -(10**25)])
+@pytest.mark.parametrize("is_text", [True, False])
+def test_integers_of_more_bits_are_refused(value: int, is_text: bool) -> None:
+    """Python neither shows nor counts on from an integer of thousands of digits."""
+    text = json.dumps({"a": [value]})
+    with pytest.raises(ValueError, match="more than 64 bits"):
+        parse_json(text if is_text else text.encode())
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,15 @@ def test_supervisor_that_knows_no_progress_is_shown_with_its_step() -> None:
     assert checked_status(reply)["progress"] == asdict(Progress(step=40, epoch=3))
 
 
+def test_what_this_version_does_not_know_is_left_out() -> None:
+    """Only what is checked is shown and printed: the rest may be of any size and depth."""
+    reply = json.loads(json.dumps(FULL.to_json()))
+    unknown = {"new": [[[]]], "state_2": "x"}
+    more = reply | unknown | {"spare": reply["spare"] | unknown}
+    more["ranks"] = [rank | unknown for rank in reply["ranks"]]
+    assert checked_status(more) == reply
+
+
 @pytest.mark.parametrize("key", [field.name for field in fields(Status)])
 @pytest.mark.parametrize(
     "value",

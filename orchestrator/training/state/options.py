@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import ConfigError
+from orchestrator.system.json_input import LARGEST_INTEGER, SMALLEST_INTEGER
 from orchestrator.training.state.accelerate import unprepared
 from orchestrator.training.state.registered_objects import Registry
 
@@ -133,6 +134,8 @@ def _plain_value(value: Any) -> Any:
         return [_plain_value(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, int) and not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
+        raise ValueError("no manifest holds it")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError

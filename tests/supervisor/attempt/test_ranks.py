@@ -36,6 +36,18 @@ def record_error(attempt: Attempt, rank: int, second: int) -> None:
     attempt.ranks[rank].directory.error_file.write_text(json.dumps(error))
 
 
+def test_error_of_another_process_is_not_the_session_s(attempt: Attempt) -> None:
+    """What a process beside the session has met does not explain the end of the session."""
+    rank = attempt.ranks[0]
+    for session, writer in ((None, 7), (8, 8), (8, None)):
+        rank.session_pid = session
+        content = {"type": "ValueError"} | ({} if writer is None else {"pid": writer})
+        rank.directory.error_file.write_text(json.dumps(content))
+        assert (rank.error() or {}).get("type") == "ValueError"
+    rank.directory.error_file.write_text(json.dumps({"type": "ValueError", "pid": 7}))
+    assert rank.error() is None
+
+
 def test_first_death_is_the_cause(attempt: Attempt) -> None:
     """A rank that was killed explains the exceptions of the others."""
     assert attempt.cause.number == 0

@@ -17,7 +17,7 @@ HOSTILE: dict[str, Any] = {
     "empty": {},
 }
 nested: dict[str, Any] = {"type": "ValueError"}
-for _ in range(400):
+for _ in range(90):
     nested = {"type": "ValueError", "cause": nested}
 HOSTILE["many causes"] = nested
 
