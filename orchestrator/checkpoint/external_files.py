@@ -10,6 +10,7 @@ from typing import BinaryIO
 from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.checkpoint.verification import digest_of_opened
 from orchestrator.system.durable import Disk
+from orchestrator.system.real_trees import make_directories
 from orchestrator.system.regular_files import open_regular
 
 COPY_BYTES = 16 << 20
@@ -56,21 +57,22 @@ def link_or_copy(
     *,
     link: bool,
     below: Path | None = None,
+    target_below: Path | None = None,
     modified_ns: int | None = None,
 ) -> None:
     """Make ``file``, in a folder that may be new, a hard link to ``origin`` or a copy of it.
 
     Where ``below`` is given, ``origin`` may be no symbolic link, nor be behind one below that
-    directory: it could lead to any file of this user. A copy gets the time ``modified_ns``. Raises
-    OSError.
+    directory: it could lead to any file of this user. ``target_below`` says the same of a copy,
+    which gets the time ``modified_ns``. Raises OSError.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(file.parent, target_below)
     if link and not os.path.islink(origin):
         # Another filesystem, or one without links; the copy below meets any real problem.
         with contextlib.suppress(OSError):
             disk.link(origin, file, below=below)
             return
-    with _opened(origin, below) as old, disk.create(file) as new:
+    with _opened(origin, below) as old, disk.create(file, below=target_below) as new:
         _copy_bytes(old, new)
         if modified_ns is not None:
             new.flush()

@@ -65,9 +65,16 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def rename(self, source: Path, target: Path, *, below: Path | None = None) -> None:
-        """Rename a file or directory atomically."""
-        with folder_of(source, below) as old, folder_of(target, below) as new:
+    def rename(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        below: Path | None = None,
+        source_below: Path | None = None,
+    ) -> None:
+        """Rename a file or directory atomically; ``source_below`` stands in for its ``below``."""
+        with folder_of(source, source_below or below) as old, folder_of(target, below) as new:
             os.rename(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
 
     def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
