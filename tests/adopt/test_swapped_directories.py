@@ -1,14 +1,18 @@
 """A directory that a wildcard names gives way to a link: nothing behind it is touched or copied."""
 
+import contextlib
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.pointers import repair_pointers
 from orchestrator.adopt.scan_events import Moment, Sealed
-from orchestrator.adopt.seal_store import Seal, Sealing
+from orchestrator.adopt.seal_store import Seal, Sealing, SealStore
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.system.durable import Disk
 from tests.adopt.test_save_scanner import Script, kinds
@@ -73,6 +77,51 @@ def test_nothing_behind_the_link_is_sealed(
     assert content_of(home) == before
 
 
+class SwappingDisk(Disk):
+    """A Disk that calls ``back`` when a directory is synced, and ``swap`` before a file is made."""
+
+    def __init__(self) -> None:
+        self.back: Callable[[], object] = lambda: None
+        self.swap: Callable[[], object] = lambda: None
+
+    def sync_directory(self, path: Path) -> None:
+        super().sync_directory(path)
+        self.back()
+
+    def create(self, path: Path, *, below: Path | None = None) -> BinaryIO:
+        self.swap()
+        return super().create(path, below=below)
+
+
+@pytest.mark.parametrize("name", BELOW_LINKS)
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("link", [True, False])
+def test_nothing_is_sealed_from_behind_a_link_that_is_gone_again(
+    tmp_path: Path, home: Path, name: str, keep: bool, link: bool
+) -> None:
+    """The directory is back in its place when the save is looked at once more."""
+    script = script_of(tmp_path, name)
+    script.save(name)
+    files = script.seals.pattern.look_at([script.out / name])
+    assert files is not None
+    for level in (home, home / "seed"):
+        (level / "last.pt").write_bytes(bytes((script.out / name).stat().st_size))
+    swap(script, home)
+
+    def back() -> None:
+        if (script.out / "exp1").is_symlink():
+            (script.out / "exp1").unlink()
+            (script.out / "moved").rename(script.out / "exp1")
+
+    disk = SwappingDisk()
+    disk.back = back
+    store = replace(script.store, disk=disk)
+    sealing = Sealing(files, None, 1, 1, Reason.PERIODIC, written_here=True, keep=keep, link=link)
+    with contextlib.suppress(OSError):
+        SealStore(store, script.seals.pattern).seal(sealing)
+    assert store.all() == []
+
+
 @pytest.mark.parametrize("name", BELOW_LINKS)
 def test_copy_is_not_put_back_behind_the_link(tmp_path: Path, home: Path, name: str) -> None:
     """What is there stays as it is, and gets nothing beside it."""
@@ -118,6 +167,21 @@ def test_pointer_behind_the_link_is_not_rewritten(tmp_path: Path, home: Path) ->
     (pointer,) = repair_pointers(pattern, script.out / "moved" / "c-1", Disk())
     assert pointer.named == "c-2"
     assert (script.out / "moved" / "latest").read_text() == "c-1"
+
+
+def test_pointer_is_not_written_behind_a_link_that_comes_meanwhile(
+    tmp_path: Path, home: Path
+) -> None:
+    """The directory is swapped between the look at the file and its replacement."""
+    script = Script(tmp_path, "*/c-*")
+    script.save("exp1/c-1")
+    (script.out / "exp1" / "latest").write_text("c-2")
+    disk = SwappingDisk()
+    disk.swap = lambda: swap(script, home)
+    pattern, before = Pattern.parse(str(script.out / "*" / "c-*")), content_of(home)
+    with pytest.raises(OSError, match="Not a directory"):
+        list(repair_pointers(pattern, script.out / "exp1" / "c-1", disk))
+    assert content_of(home) == before
 
 
 def test_link_to_a_data_disk_above_the_wildcards_is_the_users_own(
