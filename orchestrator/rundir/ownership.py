@@ -42,13 +42,24 @@ def others_who_may_write(directory: Path) -> str | None:
             f"the run directory {directory} belongs to the user {user_name(facts.st_uid)}, who can "
             "change what this run loads"
         )
-    group = _group(facts.st_gid)
-    if facts.st_mode & stat.S_IWGRP and group not in (user_name(facts.st_uid), "root"):
+    if _may_group_write(facts):
         return (
-            f"every member of the group {group} can change what this run loads from the run "
-            f"directory {directory}"
+            f"every member of the group {_group(facts.st_gid)} can change what this run loads "
+            f"from the run directory {directory}"
         )
     return None
+
+
+def is_written_by_one(directory: os.stat_result) -> bool:
+    """Return whether the directory is this user's or root's, and nobody else may write to it."""
+    is_own = directory.st_uid in (os.geteuid(), 0)
+    return is_own and not directory.st_mode & stat.S_IWOTH and not _may_group_write(directory)
+
+
+def _may_group_write(directory: os.stat_result) -> bool:
+    """Return whether a group may, that is not the owner's private group or root's."""
+    group_is_private = _group(directory.st_gid) in (user_name(directory.st_uid), "root")
+    return bool(directory.st_mode & stat.S_IWGRP) and not group_is_private
 
 
 def stranger_behind(path: Path, opened: os.stat_result) -> str | None:

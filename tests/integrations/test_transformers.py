@@ -26,6 +26,7 @@ from tests.e2e.support import (
     open_store,
     wait_for,
 )
+from tests.support import NOBODY
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hf_trainer.py"
 VARIANT = Path(__file__).with_name("hf_variant.py")
@@ -115,6 +116,31 @@ def test_killed_and_stopped_training_equals_the_uninterrupted_one(
     # Nor has the Trainer, which saved the last step twice, written into what the store links to.
     assert_all_valid(run.run, at_least=3)
     assert "eval_loss" in open_store(run.run).all()[-1].manifest.metrics
+
+
+@pytest.mark.usefixtures("as_root")
+def test_trainer_saves_in_nothing_that_another_user_has_made(server: Path, tmp_path: Path) -> None:
+    """A directory and a link of another user cost the saves at their steps, and nothing else."""
+    output, home = tmp_path / "output", tmp_path / "home"
+    for directory in (output, home):
+        directory.mkdir()
+    for number in (1, 2):
+        (home / f"package{number}.py").write_text("private")
+        os.link(home / f"package{number}.py", tmp_path / f"cache{number}")
+    (output / "checkpoint-5").mkdir()
+    (output / "checkpoint-5" / "notes.txt").symlink_to(home / "package1.py")
+    (output / "checkpoint-10").symlink_to(home)
+    for name in ("checkpoint-5", "checkpoint-10"):
+        os.chown(output / name, NOBODY, NOBODY, follow_symlinks=False)
+    result = run_alone(server, tmp_path, (str(EXAMPLE),), "--output", str(output))
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in home.iterdir()) == ["package1.py", "package2.py"]
+    assert result.stderr.count("belongs to nobody") == 2
+    run = RunDir(tmp_path / "runs" / "hf_trainer")
+    steps = [checkpoint.manifest.step for checkpoint in open_store(run).all()]
+    assert steps
+    assert not {5, 10} & set(steps)
+    assert_all_valid(run, at_least=1)
 
 
 def test_evaluation_does_not_hold_up_a_stop(
