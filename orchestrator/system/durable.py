@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.system.capabilities import Capability, is_available
-from orchestrator.system.regular_files import open_directory, open_folder, open_regular
+from orchestrator.system.regular_files import (
+    explained,
+    open_directory,
+    open_folder,
+    open_regular,
+)
 
 WRITE_BUFFER_BYTES = 1 << 20
 # The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
@@ -99,7 +104,10 @@ def folder_of(path: Path, below: Path | None) -> Iterator[int]:
     real_parents = 0
     if below is not None and path.is_relative_to(below):
         real_parents = len(path.relative_to(below).parts) - 1
-    folder = open_folder(path, real_parents)
+    try:
+        folder = open_folder(path, real_parents)
+    except OSError as error:
+        raise explained(error, path) from None
     try:
         yield folder
     finally:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.system.regular_files import open_directory
+from orchestrator.system.regular_files import explained, open_directory
 
 # Each level costs a descriptor.
 MOST_LEVELS = 100
@@ -88,5 +88,7 @@ def make_directories(path: Path, below: Path | None) -> None:
             inner = open_directory(name, folder)
             os.close(folder)
             folder = inner
+    except OSError as error:
+        raise explained(error, path) from None
     finally:
         os.close(folder)

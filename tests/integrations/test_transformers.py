@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 
 from orchestrator.breakpoints.trial_files import VARIABLE
@@ -141,6 +144,39 @@ def test_trainer_saves_in_nothing_that_another_user_has_made(server: Path, tmp_p
     assert steps
     assert not {5, 10} & set(steps)
     assert_all_valid(run, at_least=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status", "message"),
+    [
+        ("best_global_step", "../../home", 78, "cannot resume: .* for 'best_global_step'"),
+        ("best_model_checkpoint", "/", 0, "names '/' as the best one, .* is not used"),
+    ],
+)
+def test_state_that_another_user_has_changed(
+    server: Path,
+    uninterrupted: RunDir,
+    tmp_path: Path,
+    field: str,
+    value: str,
+    status: int,
+    message: str,
+) -> None:
+    """The Trainer gets no field that it has not written, nor a directory elsewhere to load."""
+    shutil.copytree(uninterrupted.root, tmp_path / "runs" / "hf_trainer")
+    newest = open_store(RunDir(tmp_path / "runs" / "hf_trainer")).all()[-1]
+    file, manifest = newest.resume_path / "trainer_state.json", newest.path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {field: value}))
+    content = json.loads(manifest.read_bytes())
+    content["files"][file.name] = {
+        "bytes": file.stat().st_size,
+        "xxh3_128": xxhash.xxh3_128(file.read_bytes()).hexdigest(),
+    }
+    manifest.write_text(json.dumps(content))
+    result = run_alone(server, tmp_path)
+    assert result.returncode == status, result.stderr
+    assert re.search(message, result.stderr)
+    assert "Traceback" not in result.stderr
 
 
 def test_evaluation_does_not_hold_up_a_stop(
