@@ -29,6 +29,7 @@ from orchestrator.system.units import DURATION, parse_duration, parse_size
 ENVIRONMENT_PREFIX = "ORCHESTRATOR_"
 
 # The supervisor checks the heartbeat once a second.
+DEFAULT_SNAPSHOT_SHARE = 0.01
 LEAST_HANG_SECONDS = 2.0
 LEAST_LOG_BYTES = 1 << 20
 # More than any machine has GPUs; each takes descriptors and a connection of the supervisor.
@@ -101,6 +102,13 @@ def _parse_positive_count(text: str) -> int:
     return count
 
 
+def _parse_shown_ranks(text: str) -> Literal["main", "all"]:
+    match text.strip():
+        case "main" | "all" as word:
+            return word
+    raise ValueError("write main or all")
+
+
 def _parse_ranks(text: str) -> int | Literal["gpu", "cpu"]:
     match text.strip():
         case "gpu" | "cpu" as word:
@@ -112,12 +120,15 @@ def _parse_ranks(text: str) -> int | Literal["gpu", "cpu"]:
     return count
 
 
-def _parse_budget(text: str) -> float | None:
-    if text.strip() == "off":
-        return None
+def _parse_budget(text: str) -> float | Literal["auto"] | None:
+    match text.strip():
+        case "auto":
+            return "auto"
+        case "off":
+            return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
     if match is None or not 0 < float(match[1]) <= 50:
-        raise ValueError("write a share of the time from above 0% to 50%, such as 1%, or off")
+        raise ValueError("write auto, off, or a share of the time above 0% up to 50%, such as 1%")
     return float(match[1]) / 100
 
 
@@ -238,11 +249,12 @@ class Config:
         "this run's steps so far, and never under 5m.",
         "auto",
     )
-    snapshot_budget: float | None = _option(
+    snapshot_budget: float | Literal["auto"] | None = _option(
         _parse_budget,
-        "1%|off",
-        "Share of the training time that snapshots in memory may cost. Default: 1%.",
-        0.01,
+        "auto|1%|off",
+        "Share of the training time that snapshots in memory may cost. Default: auto, 1%, and more "
+        "in a run that fails often: as much as loses the least time in all.",
+        "auto",
     )
     allow_data_change: bool = _option(
         _parse_switch,
@@ -265,6 +277,13 @@ class Config:
         "torchrun sets; gpu and cpu: once for each. FSDP, Lightning, the Hugging Face Trainer and "
         "accelerate do not work with several ranks yet. Default: 1.",
         1,
+    )
+    show_ranks: Literal["main", "all"] = _option(
+        _parse_shown_ranks,
+        "main|all",
+        "Whose output is printed: that of rank 0 alone, or of all ranks, with `[rank 1]` before "
+        "the lines of others. All of it is in attempts/. Default: main.",
+        "main",
     )
     adopt: UnitPattern | None = _option(
         UnitPattern.parse,
@@ -332,6 +351,16 @@ class Config:
         "SIZE in a new file, and keeps the old one. At least 1M. Default: 256M.",
         256 << 20,
     )
+
+    @property
+    def adapts_snapshots(self) -> bool:
+        """Whether a run that fails often takes more snapshots than its budget allows."""
+        return self.snapshot_budget == "auto"
+
+    @property
+    def snapshot_share(self) -> float | None:
+        """The share of the time that snapshots may take while nothing fails; None: none."""
+        return DEFAULT_SNAPSHOT_SHARE if self.snapshot_budget == "auto" else self.snapshot_budget
 
     @property
     def retention(self) -> RetentionPolicy:

@@ -30,7 +30,7 @@ LAYERS = {
         {"__main__"},
     ),
     "supervisor": (
-        {"recovery", "signals", "state_machine", "stop_request", "run_events", "lifeline"},
+        {"recovery", "signal_handlers", "state_machine", "stop_request", "run_events", "lifeline"},
         {"checkpoints"},
         {"attempt"},
         {"run_facts", "at_risk"},

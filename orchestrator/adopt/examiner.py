@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from orchestrator.adopt.file_check import IncompleteError
+from orchestrator.adopt.save_check import check_all_new, examine
 from orchestrator.adopt.seal_store import Seal
 from orchestrator.adopt.tracked_saves import TrackedSave
-from orchestrator.adopt.whole_file import IncompleteError
-from orchestrator.adopt.whole_save import check_all_new, examine
 from orchestrator.adopt.write_order import WriteOrder, check_parts_new
 
 

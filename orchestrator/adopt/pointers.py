@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.adopt.file_check import IncompleteError
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.pattern import Pattern
-from orchestrator.adopt.whole_file import IncompleteError
-from orchestrator.adopt.whole_save import examine
+from orchestrator.adopt.save_check import examine
 from orchestrator.system.durable import Disk, replace_file
 from orchestrator.system.regular_files import read_regular
 

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 from pathlib import PurePosixPath
 
+from orchestrator.adopt.file_check import DCP_METADATA, IncompleteError, torch_root
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.pickle_reader import PickledObject
-from orchestrator.adopt.whole_file import DCP_METADATA, IncompleteError, torch_root
 from orchestrator.system.regular_files import read_regular
 
 LATEST = "latest"

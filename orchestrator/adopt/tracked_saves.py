@@ -7,11 +7,11 @@ from pathlib import Path
 
 from orchestrator.adopt.file_owners import FileOwners
 from orchestrator.adopt.files import SavedFiles, kind_of
+from orchestrator.adopt.save_check import Completeness
 from orchestrator.adopt.scan_events import STARTS, Moment
 from orchestrator.adopt.seal_policy import Proof
 from orchestrator.adopt.seal_store import Seal
 from orchestrator.adopt.unit_pattern import UnitPattern
-from orchestrator.adopt.whole_save import Completeness
 from orchestrator.adopt.write_ledger import WriteLedger
 
 

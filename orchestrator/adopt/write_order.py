@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from orchestrator.adopt.file_check import IncompleteError
 from orchestrator.adopt.files import SavedFiles
-from orchestrator.adopt.whole_file import IncompleteError
-from orchestrator.adopt.whole_save import Completeness
+from orchestrator.adopt.save_check import Completeness
 
 # While the order is unknown, parts that rest for this long, and for longer than it took to write
 # them, are of one save.

@@ -6,7 +6,7 @@ import os
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import AttemptDir, RunDir
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.system.durable import Disk
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from orchestrator.cli.table_cells import metrics_text, state_style
 from orchestrator.errors import AGAIN_WITH_NEW_LIMITS
-from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
+from orchestrator.supervisor.recovery.failure_kinds import ADVICE, Kind
 from orchestrator.supervisor.report import FIX_AND_RUN_AGAIN
 from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text
@@ -130,7 +130,10 @@ def _snapshot(newest: dict[str, Any] | None, facts: dict[str, Any] | None) -> st
     parts = [f"step {newest['step']}, {duration_text(newest['age_seconds'])} old, in memory"]
     if facts and facts["interval_seconds"] and facts["stall_seconds"] is not None:
         stall = facts["stall_seconds"] * 1000
-        parts.append(f"one every {duration_text(facts['interval_seconds'])}, taking {stall:.3g} ms")
+        pace = f"one every {duration_text(facts['interval_seconds'])}"
+        if facts["failure_seconds"]:
+            pace += f" (a failure every {duration_text(facts['failure_seconds'])} so far)"
+        parts.append(f"{pace}, taking {stall:.3g} ms")
     if facts and facts["write_seconds"] and facts["bytes"] is not None:
         written = f"{size_text(facts['bytes'])} in {duration_text(facts['write_seconds'])}"
         parts.append(f"written to disk: {written}")

@@ -52,7 +52,7 @@ def memory(facts: CheckedRun) -> Finding:
     if allowed is not None:
         text += f", control groups allow {size_text(allowed)}"
     size = facts.checkpoint_bytes
-    if size is None or facts.config.snapshot_budget is None:
+    if size is None or facts.config.snapshot_share is None:
         return Finding("memory", Level.OK, text)
     text += f"; two snapshots take {size_text(int(SLOTS_SHARE * size))}"
     if available < SLOTS_SHARE * size:

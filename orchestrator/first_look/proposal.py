@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from orchestrator.adopt.file_check import IncompleteError
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.recipes import RECIPES
+from orchestrator.adopt.save_check import Completeness, examine
 from orchestrator.adopt.unit_pattern import UnitPattern
-from orchestrator.adopt.whole_file import IncompleteError
-from orchestrator.adopt.whole_save import Completeness, examine
 from orchestrator.first_look.help_text import Help
 from orchestrator.first_look.look import Look
 from orchestrator.first_look.patterns import pattern_text

@@ -9,9 +9,9 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+from orchestrator.adopt.file_check import DCP_METADATA
 from orchestrator.adopt.files import FileState, kind_of
-from orchestrator.adopt.whole_file import DCP_METADATA
-from orchestrator.adopt.whole_save import ACCELERATE_RANDOM_STATES, TRAINER_STATE
+from orchestrator.adopt.save_check import ACCELERATE_RANDOM_STATES, TRAINER_STATE
 from orchestrator.first_look.weights import Likeness
 from orchestrator.first_look.written_files import WrittenFile
 

@@ -4,7 +4,7 @@ import os
 from enum import IntEnum
 from pathlib import Path
 
-from orchestrator.adopt.whole_file import ZIP_MAGIC
+from orchestrator.adopt.file_check import ZIP_MAGIC
 from orchestrator.system.regular_files import open_regular
 
 # What torch, Keras, Stable-Baselines3 and pickle write.

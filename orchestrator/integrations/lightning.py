@@ -21,7 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.integrations.lightning_loop import KEY, FitSession
 from orchestrator.training.exits import refusing
 from orchestrator.training.formats.export import save_durably
-from orchestrator.training.runtime.coordination import World
+from orchestrator.training.runtime.rank_link import World
 from orchestrator.training.state.plain_values import from_plain
 
 if TYPE_CHECKING:

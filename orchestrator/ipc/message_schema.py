@@ -10,7 +10,7 @@ MAXIMUM_COUNT = (1 << 63) - 1
 _COUNTS = frozenset(
     {"step", "epoch", "generation", "status", "bytes", "pid", "rank", "world_size", "attempt"}
 )
-_DURATIONS = frozenset({"seconds", "interval_seconds", "stall_seconds"})
+_DURATIONS = frozenset({"seconds", "interval_seconds", "stall_seconds", "cost_seconds"})
 _TEXTS = frozenset(
     {"type", "path", "name", "reason", "problem", "source", "exactness", "cause", "adopted"}
 )

@@ -5,15 +5,15 @@ import json
 import os
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, TypeGuard
+from typing import Any
 
+from orchestrator.rundir.failure_times import FailureTimes, is_duration
 from orchestrator.rundir.journal import (
     JournalEvent,
     checked_event,
 )
 
 RECENT_SAVES = 20
-LONGEST_SAVE_SECONDS = 1e9
 RECENT_ENDS = 200
 # A budget that allows more failures without progress than this counts too few of them.
 MOST_FAILURES = 1000
@@ -33,7 +33,8 @@ _HISTORY_TYPES: dict[str, type | UnionType] = {
     "attempt": int | None,
     "begun": str | None,
     **dict.fromkeys(("last_mark", "last_save", "last_stop", "last_give_up", "last_exit"), dict),
-    **dict.fromkeys(("save_seconds", "furthest", "since_progress"), list),
+    **dict.fromkeys(("save_seconds", "furthest", "since_progress", "failed_after"), list),
+    "clean_seconds": int | float,
     **dict.fromkeys(("published", "ends"), dict),
 }
 
@@ -72,6 +73,10 @@ class History:
     """The furthest step and epoch of a healthy checkpoint."""
     since_progress: list[dict[str, Any]] = field(default_factory=list)
     """The events that the failure budget depends on, of about MOST_FAILURES attempts at most."""
+    failed_after: list[float] = field(default_factory=list)
+    """How long the run trained before each of its newest failures, the newest last."""
+    clean_seconds: float = 0.0
+    """How long it has trained since."""
     ends: dict[str, int] = field(default_factory=dict)
     """How often attempts ended in each way, for the ways that were seen last."""
 
@@ -79,6 +84,11 @@ class History:
     def was_interrupted(self) -> bool:
         """Whether the last supervisor has started an attempt, and recorded no end of the run."""
         return self.last_mark.get("event") == JournalEvent.ATTEMPT_STARTED
+
+    @property
+    def failure_times(self) -> FailureTimes:
+        """How long the run trained before each of its newest failures."""
+        return FailureTimes(self.failed_after, self.clean_seconds)
 
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event of the journal."""
@@ -141,13 +151,16 @@ class History:
         if len(self.published) > 2 * MOST_PUBLISHED:  # not one by one, which takes long in a dict
             self.published = dict.fromkeys(list(self.published)[-MOST_PUBLISHED:])
         seconds = event.get("seconds")
-        if _is_duration(seconds):
+        if is_duration(seconds):
             self.save_seconds = [*self.save_seconds, seconds][-RECENT_SAVES:]
         if (position := _published(event)) is not None:
             self._add_progress(event, position)
 
     def _add_exit(self, event: dict[str, Any]) -> None:
         self.last_exit = event
+        times = self.failure_times
+        times.add(event)
+        self.failed_after, self.clean_seconds = times.before, times.since
         way = _way_of(event)
         self.ends[way] = self.ends.pop(way, 0) + 1
         if len(self.ends) > RECENT_ENDS:
@@ -201,10 +214,6 @@ class History:
         return None
 
 
-def _is_duration(seconds: object) -> TypeGuard[float]:
-    return isinstance(seconds, int | float) and 0 <= seconds < LONGEST_SAVE_SECONDS
-
-
 def _name(event: dict[str, Any]) -> str:
     return os.path.basename(str(event.get("path")))[:LONGEST_KEPT_TEXT]
 
@@ -250,7 +259,7 @@ def checked_history(content: dict[str, Any]) -> History:
     """
     history = History(**content)
     for name, kind in _HISTORY_TYPES.items():
-        if not isinstance(content.get(name), kind):
+        if not isinstance(vars(history).get(name), kind):
             raise ValueError(f"{name} has the wrong type")
     marks = (history.last_mark, history.last_save, history.last_stop)
     ends = (history.last_give_up, history.last_exit)
@@ -259,7 +268,8 @@ def checked_history(content: dict[str, Any]) -> History:
     step, epoch = history.furthest
     if not (
         all(isinstance(count, int) for count in (step, epoch, *history.ends.values()))
-        and all(map(_is_duration, history.save_seconds))
+        and all(map(is_duration, [*history.save_seconds, *history.failed_after]))
+        and is_duration(history.clean_seconds)
     ):
         raise ValueError("a number has the wrong type")
     return history

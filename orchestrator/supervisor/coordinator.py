@@ -13,6 +13,7 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
 from orchestrator.ipc.control_page import Field
 from orchestrator.ipc.place_agreement import Deciding, Decision, Kind
+from orchestrator.pace.failure_rate import FailureRate
 from orchestrator.pace.save_schedule import Schedule
 from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.snapshot.rank_snapshots import RankSnapshots
@@ -20,6 +21,7 @@ from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_events import RunEvents
+from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.system.threads import in_thread
 
 TICK_SECONDS = 0.02
@@ -38,12 +40,16 @@ _REASONS = {Kind.STOP: Reason.EMERGENCY, Kind.FINAL: Reason.FINAL}
 class Coordinator:
     """Decides for the ranks of each attempt what is due, and carries it through."""
 
-    def __init__(self, config: Config, snapshots: SnapshotWriteQueue, events: RunEvents) -> None:
+    def __init__(
+        self, config: Config, facts: RunFacts, snapshots: SnapshotWriteQueue, events: RunEvents
+    ) -> None:
         """``events`` are told of saves that are not possible, and of replicas that differ."""
-        self._budget = config.snapshot_budget
+        self._budget = config.snapshot_share
+        self._adapts = config.adapts_snapshots
         self._every = config.every
         self._schedule = Schedule(config.every)
         self._pace = SnapshotPace(None)
+        self._facts = facts
         self._snapshots = snapshots
         self._events = events
         self._last_id = 0
@@ -53,7 +59,9 @@ class Coordinator:
 
     async def run(self, attempt: Attempt) -> None:
         """Coordinate the ranks of an attempt, until cancelled."""
-        self._pace = SnapshotPace(self._budget, self._snapshots.interval_seconds)
+        rate = self._facts.failures.rate() if self._adapts else None
+        failures = None if rate is None else FailureRate(**rate)
+        self._pace = SnapshotPace(self._budget, self._snapshots.cost_seconds, failures)
         self._served_requests = 0
         self._schedule = Schedule(self._every)
         if attempt.resumes:
@@ -137,7 +145,7 @@ class Coordinator:
     def _record_cost(self, attempt: Attempt) -> None:
         costs = (rank.page.values[Field.SNAPSHOT_COST_NS] for rank in attempt.ranks)
         self._pace.record(max(LEAST_COST_NS, *costs) / 1e9)
-        self._snapshots.interval_seconds = self._pace.interval_seconds
+        self._snapshots.cost_seconds = self._pace.cost_seconds
 
     # --- writes ------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.recovery.diagnosis import Diagnosis, ExitFacts, diagnose
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.supervisor.recovery.output_tail import end_of, last_lines
 from orchestrator.supervisor.recovery.policy import Action, Decision, decide
-from orchestrator.supervisor.recovery.symptoms import Kind
 from orchestrator.supervisor.run_facts import RunFacts
 
 NOT_THERE = frozenset({Kind.IO_ERROR, Kind.HARDWARE})
@@ -107,6 +107,7 @@ class Judge:
                 reason=decision.reason,
             )
             self._journal.write(JournalEvent.ATTEMPT_EXITED, **record)
+            self._run_facts.failures.add(record)
         if lost := rank.output.lost_bytes:
             self._log.warning(
                 "the disk refused a part of the trainer's output",

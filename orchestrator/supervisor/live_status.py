@@ -98,6 +98,10 @@ class LiveStatus:
     def _snapshot_facts(self, attempt: Attempt) -> dict[str, Any] | None:
         if not attempt.main.snapshot_facts:
             return None
+        rate = self._facts.failures.rate()
         shown = ("interval_seconds", "stall_seconds", "bytes")
         facts = {key: attempt.main.snapshot_facts.get(key) for key in shown}
-        return facts | {"write_seconds": self._snapshots.last_write_seconds or None}
+        return facts | {
+            "write_seconds": self._snapshots.last_write_seconds or None,
+            "failure_seconds": None if rate is None else round(rate["seconds"] / rate["count"], 3),
+        }

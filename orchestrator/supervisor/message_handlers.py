@@ -118,9 +118,9 @@ class TrainerMessages:
         self._journal.write(event, attempt.number, **facts | which)
 
     def _handle_snapshot(self, rank: Rank, facts: dict[str, Any]) -> None:
-        interval_seconds = facts.get("interval_seconds") or self._snapshots.interval_seconds
-        self._snapshots.interval_seconds = interval_seconds
-        rank.snapshot_facts = facts | {"interval_seconds": interval_seconds}
+        cost_seconds = facts.pop("cost_seconds", None)
+        self._snapshots.cost_seconds = cost_seconds or self._snapshots.cost_seconds
+        rank.snapshot_facts = facts
         if rank.number == 0:
             self._events.snapshot_taken(facts)
 

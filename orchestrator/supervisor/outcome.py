@@ -8,8 +8,8 @@ from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.supervisor import report
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.judge import Verdict
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.supervisor.recovery.policy import Action
-from orchestrator.supervisor.recovery.symptoms import Kind
 from orchestrator.supervisor.state_machine import Event, StateMachine
 
 

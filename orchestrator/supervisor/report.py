@@ -9,8 +9,8 @@ from orchestrator.errors import AGAIN_WITH_NEW_LIMITS
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.judge import Verdict
+from orchestrator.supervisor.recovery.failure_kinds import ADVICE, Kind
 from orchestrator.supervisor.recovery.policy import RETRIES
-from orchestrator.supervisor.recovery.symptoms import ADVICE, Kind
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.system.units import duration_text, size_text
 from orchestrator.telemetry.stop_text import (

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Self
 
+from orchestrator.rundir.failure_times import FailureTimes
 from orchestrator.rundir.history import History
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
@@ -33,6 +34,8 @@ class RunFacts:
     restarts: int = 0
     save_seconds: float = 0.0
     problem: str | None = None
+    failures: FailureTimes = field(default_factory=FailureTimes)
+    """How long the run trained before each of its newest failures, up to the last attempt."""
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
     launch_done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,6 +50,7 @@ class RunFacts:
             was_complete=history.last_mark.get("event") == JournalEvent.RUN_COMPLETED,
             was_interrupted=history.was_interrupted,
             restarts=history.restarts,
+            failures=history.failure_times,
             save_seconds=history.save_seconds[-1] if history.save_seconds else 0.0,
         )
 

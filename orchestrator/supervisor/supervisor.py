@@ -30,7 +30,7 @@ from orchestrator.supervisor.attempt.rank import Rank
 from orchestrator.supervisor.judge import Verdict
 from orchestrator.supervisor.outcome import carry_out
 from orchestrator.supervisor.recovery.backoff import delay_seconds
-from orchestrator.supervisor.signals import take_over
+from orchestrator.supervisor.signal_handlers import take_over
 from orchestrator.supervisor.state_machine import Event
 from orchestrator.supervisor.stop_request import StopWantedError
 from orchestrator.supervisor.wiring import Parts
@@ -193,7 +193,9 @@ class Supervisor:
         await or_stop(self._spares.wait_until_ready())
         # On a full disk the last attempt has left no directory.
         number = 1 + (self._facts.attempt_number or self._run.last_attempt())
-        target = OutputTarget(parts.console.output, parts.config.log_size)
+        target = OutputTarget(
+            parts.console.output, parts.config.log_size, parts.config.show_ranks == "all"
+        )
         attempt = Attempt(self._run, number, checkpoint, snapshot, self._snapshots, target)
         if len(attempt.ranks) == 1:
             parts.fdstore.store(number, *attempt.main.memory_descriptors)

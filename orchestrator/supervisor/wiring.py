@@ -11,7 +11,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Config
 from orchestrator.hosts.host_events import HostEvents
 from orchestrator.hosts.systemd.notify_socket import Notifier
-from orchestrator.hosts.systemd.watchdog import ServiceWatchdog
+from orchestrator.hosts.systemd.sd_notify import ServiceNotifications
 from orchestrator.rundir.history_index import HistoryIndexer, read_history, rotate_journal
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.lock import RunLock
@@ -66,7 +66,7 @@ class Parts:
     adoption: Adoption | None
     judge: Judge
     fdstore: FdStore
-    service: ServiceWatchdog
+    service: ServiceNotifications
     host_events: HostEvents
     hook: EventHook
     unrelated: UnrelatedProcesses
@@ -130,7 +130,7 @@ def wire(
             checkpoint_journal,
         )
     judge = Judge(budget, catalog, snapshots, facts, journal, command)
-    service = ServiceWatchdog(
+    service = ServiceNotifications(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
     )
     host_events = HostEvents(
@@ -165,5 +165,5 @@ def wire(
         host_events=host_events,
         hook=hook,
         unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
-        coordinator=Coordinator(config, snapshots, publisher),
+        coordinator=Coordinator(config, facts, snapshots, publisher),
     )

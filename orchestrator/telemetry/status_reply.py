@@ -26,6 +26,7 @@ _PARTS: dict[str, Shape] = {
     "newest_snapshot": {"step": (int, 0), "age_seconds": (float, 0.0)},
     "snapshots": {
         **dict.fromkeys(("interval_seconds", "stall_seconds", "write_seconds"), _SECONDS),
+        "failure_seconds": _SECONDS,
         "bytes": _COUNT,
     },
     "failure": {

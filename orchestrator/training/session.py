@@ -21,9 +21,9 @@ from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.mistakes import LoopMistakes
 from orchestrator.training.loop.resume import resume_newest, start_from_classic
-from orchestrator.training.runtime.coordination import World
 from orchestrator.training.runtime.membership import RunMembership
 from orchestrator.training.runtime.metrics import MetricsFile
+from orchestrator.training.runtime.rank_link import World
 from orchestrator.training.safe_points import SafePoints
 from orchestrator.training.saving.agreed_saver import AgreedSaver
 from orchestrator.training.saving.agreed_saves import AgreedSaves
@@ -170,7 +170,7 @@ class Session:
             torch.initial_seed(),
             allow_data_change=settings.allow_data_change,
         )
-        if (coordination := backend.facts.coordination) is not None:
+        if (rank_link := backend.facts.rank_link) is not None:
             refuse_sharded(self._registry.objects, is_prepared=self._registry.is_prepared)
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
@@ -188,12 +188,12 @@ class Session:
         of_run = (membership, due, self._loop_state)
         saves: SessionSaves
         safe_points: SafePoints | AgreedSafePoints
-        if coordination is None:
+        if rank_link is None:
             saves = SessionSaves(*of_run, Saver(*saver), mistakes)
             safe_points = SafePoints(membership, due, saves)
         else:
-            agreed = AgreedSaver(*saver, coordination)
-            saves = agreed_saves = AgreedSaves(*of_run, agreed, mistakes, coordination)
+            agreed = AgreedSaver(*saver, rank_link)
+            saves = agreed_saves = AgreedSaves(*of_run, agreed, mistakes, rank_link)
             safe_points = AgreedSafePoints(membership, agreed_saves)
         membership.metrics.resume(self.global_step, self.epoch)
         page[Field.STEP] = self.global_step

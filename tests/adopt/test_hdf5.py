@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.adopt.whole_file import IncompleteError, shows_whole
+from orchestrator.adopt.file_check import IncompleteError, shows_whole
 
 # h5py.File(name, "w", libver=...).create_dataset("weights", data=numpy.arange(40.0))
 WRITTEN = {

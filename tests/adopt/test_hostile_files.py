@@ -14,9 +14,9 @@ from tests.adopt.test_save_scanner import Script
 EXAMINE = """
 import resource, sys, time
 from pathlib import Path
-from orchestrator.adopt.whole_save import examine
+from orchestrator.adopt.save_check import examine
 from orchestrator.adopt.files import SavedFiles
-from orchestrator.adopt.whole_file import IncompleteError
+from orchestrator.adopt.file_check import IncompleteError
 resource.setrlimit(resource.RLIMIT_DATA, (600 << 20, 600 << 20))
 for path in map(Path, sys.argv[1:]):
     try:

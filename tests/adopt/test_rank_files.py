@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from orchestrator.adopt.file_check import IncompleteError
 from orchestrator.adopt.files import SavedFiles
-from orchestrator.adopt.whole_file import IncompleteError
-from orchestrator.adopt.whole_save import Completeness, examine
+from orchestrator.adopt.save_check import Completeness, examine
 
 STATE = {"weight": torch.zeros(10)}
 Make = Callable[..., None]

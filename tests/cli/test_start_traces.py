@@ -7,7 +7,7 @@ import pytest
 from orchestrator.cli.start_traces import StartTraces
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 
 
 def begin(run: RunDir) -> StartTraces:

@@ -142,9 +142,11 @@ def test_status_shows_the_newest_snapshot() -> None:
         "stall_seconds": 0.0453,
         "bytes": 600 << 20,
         "write_seconds": 0.5,
+        "failure_seconds": 20.0,
     }
     text = " ".join(shown(status_table(status.to_json()), 200).split())
-    assert "step 120, 2.0 s old, in memory; one every 4.5 s, taking 45.3 ms" in text
+    assert "step 120, 2.0 s old, in memory; one every 4.5 s (a failure every 20 s so far)" in text
+    assert "so far), taking 45.3 ms" in text
     assert "written to disk: 600.0 MiB in 0.5 s" in text
 
 

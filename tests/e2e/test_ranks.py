@@ -159,6 +159,19 @@ HANG = "if rank == 1: optimizer.register_step_post_hook(lambda *_: time.sleep(30
 DIVERGE = "if rank == 1:\n with torch.no_grad(): net[0].weight[3, 3] += 1"
 
 
+@pytest.mark.parametrize("options", [(), ("--show-ranks", "all")], ids=["main", "all"])
+def test_output_of_other_ranks_is_printed_if_wanted(
+    supervise: Start, options: tuple[str, ...]
+) -> None:
+    """Rank 0's lines are printed as they are, those of others after their number, or not at all."""
+    code = "import os; print('hello from', os.environ['RANK'])"
+    run = supervise(command=[sys.executable, "-c", code], options=(*RANKS, *options, "--no-spare"))
+    _, output, _ = run.end()
+    lines = output.splitlines()
+    assert "hello from 0" in lines
+    assert ("[rank 1] hello from 1" in lines) is bool(options)
+
+
 def test_first_failure_is_the_cause_and_others_follow_it(ddp: Start) -> None:
     """The exception of one rank is named, however the collectives of the others fail after it."""
     run = ddp("--run-at", "5", "--code", RAISE, options=("--max-restarts", "1"))

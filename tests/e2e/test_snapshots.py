@@ -82,6 +82,22 @@ def test_each_kill_loses_about_one_snapshot_interval(
     assert_all_valid(run.run, at_least=2)
 
 
+def test_run_that_fails_takes_snapshots_more_often(supervise: Start) -> None:
+    """After a failure the interval is shorter than the budget's, and the status says why."""
+    run = supervise("--epochs", "10000", *BALLAST, options=("--every", "1h"))
+
+    def snapshots() -> dict[str, float]:
+        return live_status(run).get("snapshots") or {}
+
+    wait_for(lambda: snapshots().get("interval_seconds"), "a measured interval")
+    before = snapshots()
+    assert before["failure_seconds"] is None
+    os.kill(live_status(run)["trainer_pid"], signal.SIGKILL)
+    run.wait_for_event("resumed")
+    wait_for(lambda: snapshots().get("failure_seconds"), "a snapshot after the failure")
+    assert snapshots()["interval_seconds"] < before["interval_seconds"]
+
+
 STOPPED = "os.kill(os.getpid(), signal.SIGSTOP)"
 IN_C = "import ctypes; ctypes.PyDLL(None).sleep(300)"
 

@@ -48,6 +48,8 @@ def serve(path: str, *modules: str) -> None:
 
 def watch(connection: socket.socket) -> None:
     data, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    if not data:  # the client was killed before it has asked
+        os._exit(0)
     request = json.loads(data)
     trainer = os.fork()
     if trainer == 0:

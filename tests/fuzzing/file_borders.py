@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.adopt.file_check import IncompleteError, dcp_sizes
 from orchestrator.adopt.files import SavedFiles
-from orchestrator.adopt.whole_file import IncompleteError, dcp_sizes
-from orchestrator.adopt.whole_save import examine
+from orchestrator.adopt.save_check import examine
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.position import Position
 from orchestrator.checkpoint.store import Store

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.adopt.recipes import preset
-from orchestrator.adopt.whole_save import examine
+from orchestrator.adopt.save_check import examine
 from orchestrator.first_look.resume_options import find_resume_option
 
 

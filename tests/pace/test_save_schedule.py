@@ -18,7 +18,7 @@ class Clock:
 def test_pace_keeps_to_its_budget() -> None:
     """A cost of 10 ms at 1% is due again after a second."""
     clock = Clock()
-    pace = SnapshotPace(0.01, None, clock)
+    pace = SnapshotPace(0.01, clock_ns=clock)
     pace.record(5.0)
     for _ in range(LEARNING):
         pace.record(0.01)
@@ -29,7 +29,7 @@ def test_pace_keeps_to_its_budget() -> None:
 def test_first_snapshots_follow_soon() -> None:
     """One that was taken in a bad moment does not stretch the interval for long."""
     clock = Clock()
-    pace = SnapshotPace(0.01, None, clock)
+    pace = SnapshotPace(0.01, clock_ns=clock)
     for seconds in (5.0, 0.3):
         pace.record(seconds)
     assert pace.next_ns == pytest.approx(103e9)
@@ -38,24 +38,24 @@ def test_first_snapshots_follow_soon() -> None:
     assert pace.interval_seconds == pytest.approx(1.0)
 
 
-def test_learned_interval_holds_in_the_next_process() -> None:
-    """The next process begins with that interval, after a few that follow soon."""
+def test_learned_cost_holds_in_the_next_process() -> None:
+    """The next process begins with the interval of that cost, after a few that follow soon."""
     clock = Clock()
-    pace = SnapshotPace(0.01, 4.0, clock)
+    pace = SnapshotPace(0.01, 0.04, clock_ns=clock)
     assert pace.next_ns == 0
     for _ in range(LEARNING):
         pace.record(0.3)
         assert pace.next_ns == pytest.approx(100.4e9)
-    pace = SnapshotPace(0.01, 4.0, clock)
+    pace = SnapshotPace(0.01, 0.04, clock_ns=clock)
     for seconds in (5.0, 0.3, 0.04, 0.04):
         pace.record(seconds)
     assert pace.next_ns == pytest.approx(104e9)
-    assert SnapshotPace(None, 4.0, clock).next_ns == NEVER
+    assert SnapshotPace(None, 0.04, clock_ns=clock).next_ns == NEVER
 
 
 def test_first_snapshot_is_not_measured() -> None:
     """The first one lays out and faults pages in: the second is due at once."""
-    pace = SnapshotPace(0.01, None, Clock())
+    pace = SnapshotPace(0.01, clock_ns=Clock())
     assert pace.next_ns == 0
     pace.record(3.0)
     assert pace.next_ns == 0
@@ -63,7 +63,7 @@ def test_first_snapshot_is_not_measured() -> None:
 
 def test_pace_ignores_noise() -> None:
     """The interval stays while the cost moves by less than a quarter, and follows what lasts."""
-    pace = SnapshotPace(0.01, None, Clock())
+    pace = SnapshotPace(0.01, clock_ns=Clock())
     for seconds in (0.0, 0.010, 0.011, 0.009, 0.012):
         pace.record(seconds)
         assert pace.interval_seconds in (None, pytest.approx(1.0))

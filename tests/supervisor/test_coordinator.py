@@ -20,6 +20,7 @@ from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.attempt.output import OutputTarget
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.coordinator import Coordinator
+from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.terminal.lossy_writer import LossyWriter
 from tests.checkpoint.support import manifest_of, new_store
@@ -36,7 +37,7 @@ class Ranks:
         stop, catalog = StopRequest(GRACE_SECONDS), catalog_of(self.store)
         self.queue = SnapshotWriteQueue(self.store, catalog, stop, self.events, 2)
         config = Config.resolve({"every": "1000000steps", **settings}, {}, root)
-        self.coordinator = Coordinator(config, self.queue, self.events)
+        self.coordinator = Coordinator(config, RunFacts(stop), self.queue, self.events)
         target = OutputTarget(LossyWriter(1), 1 << 20)
         self.attempt = Attempt(RunDir(root), 1, None, None, self.queue, target)
         self.pages = [rank.page.values for rank in self.attempt.ranks]

@@ -15,12 +15,13 @@ import sys
 import termios
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.rundir.paths import real_parents_of
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.terminal.console import Sink
+from orchestrator.terminal.prefixed_lines import PrefixedLines
 from orchestrator.terminal.rotating_file import RotatingFile
 
 COPY_BYTES = 1 << 16
@@ -32,10 +33,19 @@ TRICKLE_BYTES = 1024
 
 @dataclass(frozen=True)
 class OutputTarget:
-    """Where a trainer's output is printed, and the size at which output.log is rotated."""
+    """Where a trainer's output is printed, and the size at which output.log is rotated.
+
+    The output of rank 0 is printed as it is; that of others, with ``shows_all_ranks``, by lines.
+    """
 
     sink: Sink
     log_bytes: int
+    shows_all_ranks: bool = False
+
+    def of_rank(self, number: int) -> "OutputTarget":
+        """Return where the output of a rank other than 0 is printed."""
+        shown = PrefixedLines(self.sink, f"[rank {number}] ") if self.shows_all_ranks else Nowhere()
+        return replace(self, sink=shown)
 
 
 class Nowhere:

@@ -4,14 +4,13 @@ import asyncio
 import contextlib
 import os
 import time
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.ipc.control_page import ControlPage, Field
 from orchestrator.ipc.server import Peer
 from orchestrator.rundir.paths import AttemptDir
 from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
-from orchestrator.supervisor.attempt.output import Nowhere, Output, OutputTarget, open_output
+from orchestrator.supervisor.attempt.output import Output, OutputTarget, open_output
 from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 
@@ -19,7 +18,7 @@ from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWri
 class Rank:
     """A trainer process, from its control page to its end.
 
-    ``number`` counts from 0. The output of rank 0 is printed, that of any other only kept.
+    ``number`` counts from 0.
     """
 
     def __init__(
@@ -62,9 +61,7 @@ class Rank:
         if number == 0:
             self.output = open_output(directory.output_file, printed_to)
         else:
-            self.output = Output(
-                directory.output_file, replace(printed_to, sink=Nowhere()), os.pipe()
-            )
+            self.output = Output(directory.output_file, printed_to.of_rank(number), os.pipe())
 
     def begin(self, process: TrainerProcess) -> None:
         """Record that the process has started."""

@@ -26,8 +26,8 @@ WRITE_WAIT_SECONDS = 1800.0
 class SnapshotWriteQueue:
     """Owns the snapshot slots over all attempts of a supervisor, and the writes from them.
 
-    ``interval_seconds`` is the pace of snapshots that the last trainer found, with which the next
-    one begins; None before it is known.
+    ``cost_seconds`` is what a snapshot has cost the last trainer, with which the next one begins;
+    None before it is known.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SnapshotWriteQueue:
         """
         self.world_size = world_size
         self.slots: list[Slots] = []
-        self.interval_seconds: float | None = None
+        self.cost_seconds: float | None = None
         self.last_write_seconds = 0.0
         self._writer = Writer(store)
         self._catalog = catalog

@@ -9,9 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.exitcodes import FINAL_FOR_TRAINER, ExitStatus
+from orchestrator.supervisor.recovery.failure_kinds import OTHER_SIGNAL, SIGNALS, SYMPTOMS, Kind
 from orchestrator.supervisor.recovery.never_started import never_started
 from orchestrator.supervisor.recovery.output_tail import fatal_stack, traceback_in
-from orchestrator.supervisor.recovery.symptoms import OTHER_SIGNAL, SIGNALS, SYMPTOMS, Kind
 
 # A shell reports that a signal ended its command as 128 and the number.
 SHELL_SIGNAL_BASE = 128

@@ -14,7 +14,7 @@ from orchestrator.checkpoint.position import Position
 from orchestrator.rundir.history import History
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.recovery.diagnosis import Outcome
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.system.units import duration_text
 
 # Ended by another process or by a person, which says nothing about the script.

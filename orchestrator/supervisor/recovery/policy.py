@@ -13,7 +13,7 @@ from orchestrator.supervisor.recovery.failure_budget import (
     AttemptEnd,
     FailureBudget,
 )
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 
 # This many stops that saved nothing prove nothing yet, however few restarts are allowed.
 LEAST_SLICES = 3

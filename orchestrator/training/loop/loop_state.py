@@ -22,8 +22,8 @@ from orchestrator.training.loop.loop_phase import (
 from orchestrator.training.loop.loop_position import InEpoch, InStep, LoopPosition
 from orchestrator.training.loop.replay import NO_REPLAY_POINT, ReplayPoint, have_same_values
 from orchestrator.training.state import rng
-from orchestrator.training.state.collector import paused_collector
 from orchestrator.training.state.digests import digest_parts
+from orchestrator.training.state.gc_pause import paused_collector
 from orchestrator.training.state.loaded_state import LoadedState
 from orchestrator.training.state.progress import SUFFIX, Progress
 from orchestrator.training.state.registered_objects import Registry

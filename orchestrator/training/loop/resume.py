@@ -163,8 +163,8 @@ def _refuse_other_world(state: Snapshot | Checkpoint, source: Path, backend: Run
 
 
 def _read(state: Snapshot | Checkpoint, backend: RunBackend) -> LoadedState:
-    coordination, world = backend.facts.coordination, backend.facts.world
-    common = None if coordination is None else coordination.common
+    rank_link, world = backend.facts.rank_link, backend.facts.world
+    common = None if rank_link is None else rank_link.common
     try:
         if isinstance(state, Snapshot):
             return read_snapshot(state, common)

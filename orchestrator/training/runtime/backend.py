@@ -11,9 +11,10 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage
+from orchestrator.pace.failure_rate import FailureRate
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots, Snapshot
-from orchestrator.training.runtime.coordination import Coordination, World
+from orchestrator.training.runtime.rank_link import RankLink, World
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,16 @@ class RunSettings:
         every: How often a checkpoint is written.
         snapshot_budget: The share of the time that snapshots may take; None: no snapshots.
         allow_data_change: Whether an epoch may go on with another loader than it had.
-        snapshot_interval_seconds: The interval that an earlier attempt has learned, if there is
-            one.
+        snapshot_cost_seconds: What a snapshot has cost an earlier attempt, if that is known.
+        failures: How often the run fails, where snapshots are to follow from that.
     """
 
     command: list[str]
     every: Every
     snapshot_budget: float | None
     allow_data_change: bool
-    snapshot_interval_seconds: float | None = None
+    snapshot_cost_seconds: float | None = None
+    failures: FailureRate | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class TrainerFacts:
         memory: The control page and the snapshot slots.
         settings: What was asked for.
         attempt: The number of this attempt; None without a supervisor, which counts them.
-        coordination: What this process shares with other ranks; None where there are none.
+        rank_link: What this process shares with other ranks; None where there are none.
     """
 
     run_dir: RunDir
@@ -69,12 +71,12 @@ class TrainerFacts:
     memory: SharedMemory
     settings: RunSettings
     attempt: int | None = None
-    coordination: Coordination | None = None
+    rank_link: RankLink | None = None
 
     @property
     def world(self) -> World:
         """Which rank this process is, and of how many."""
-        return World() if self.coordination is None else self.coordination.world
+        return World() if self.rank_link is None else self.rank_link.world
 
     @property
     def supervised(self) -> bool:

@@ -14,7 +14,7 @@ from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, SOCKET
 from orchestrator.rundir.paths import RunDir, run_root_above
 from orchestrator.system.durable import write_json
 from orchestrator.training.exits import describe
-from orchestrator.training.runtime.coordination import World
+from orchestrator.training.runtime.rank_link import World
 
 _pid = os.getpid()
 

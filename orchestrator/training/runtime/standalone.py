@@ -113,7 +113,7 @@ class Standalone:
             RunSettings(
                 command=sys.orig_argv,
                 every=config.every,
-                snapshot_budget=config.snapshot_budget,
+                snapshot_budget=config.snapshot_share,
                 allow_data_change=config.allow_data_change,
             ),
         )

@@ -21,6 +21,7 @@ from orchestrator.ipc.messages import (
     SOCKET_VARIABLE,
     Message,
 )
+from orchestrator.pace.failure_rate import FailureRate
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir, run_root_above
 from orchestrator.rundir.start import Start
@@ -29,9 +30,9 @@ from orchestrator.spare.loaded_modules import ModuleReport
 from orchestrator.system.durable import write_json
 from orchestrator.telemetry.trackers import MlflowWatch
 from orchestrator.training.runtime.backend import Report, RunSettings, SharedMemory, TrainerFacts
-from orchestrator.training.runtime.coordination import Coordination, World
 from orchestrator.training.runtime.directory_watch import DirectoryWatch
 from orchestrator.training.runtime.local_writer import LocalWriter
+from orchestrator.training.runtime.rank_link import RankLink, World
 from orchestrator.training.runtime.supervisor_connection import SupervisorConnection
 from orchestrator.training.runtime.write_answers import complete
 
@@ -67,10 +68,11 @@ class Supervised:
         world = World.of(os.environ)
         self._connection = SupervisorConnection(os.environ, run_dir, self)
         welcome = self._connection.welcome
-        self._coordination = None
+        self._rank_link = None
         if world.size > 1:
             common, send = self._connection.common, self._connection.send
-            self._coordination = Coordination(world, run_dir, send, common)
+            self._rank_link = RankLink(world, run_dir, send, common)
+        failures = welcome["failures"]
         self._changing_writes = threading.Lock()
         self._inherited = self._connection.slots.snapshots()
         self._writes: dict[int, tuple[Snapshot, Reason, Future[Checkpoint]]] = {
@@ -92,10 +94,11 @@ class Supervised:
                 # Several ranks are told when to take one: their clocks differ.
                 snapshot_budget=None if world.size > 1 else welcome["snapshot_budget"],
                 allow_data_change=welcome["allow_data_change"],
-                snapshot_interval_seconds=welcome["snapshot_interval_seconds"],
+                snapshot_cost_seconds=welcome["snapshot_cost_seconds"],
+                failures=None if failures is None else FailureRate(**failures),
             ),
             attempt,
-            self._coordination,
+            self._rank_link,
         )
         self._attempt_files = run_dir.attempt(attempt).rank(world.rank)
         self._journal = Journal(run_dir.journal_file)
@@ -121,7 +124,7 @@ class Supervised:
         for snapshot in self._inherited:
             if snapshot.generation == generation:
                 return snapshot
-        if generation is not None and self._coordination is not None:
+        if generation is not None and self._rank_link is not None:
             raise ConfigError(
                 f"cannot resume: rank {self._facts.world.rank} has no part of the snapshot in "
                 "memory that the other ranks resume from; run the same command again"
@@ -183,7 +186,7 @@ class Supervised:
 
     def on_message(self, message: Message) -> None:
         """Complete the write that the supervisor's answer is about."""
-        if self._coordination is not None and self._coordination.on_message(message):
+        if self._rank_link is not None and self._rank_link.on_message(message):
             return
         with self._changing_writes:
             write = self._writes.pop(message.get("generation", 0), None)

@@ -24,7 +24,7 @@ from orchestrator.rundir.paths import RunDir, real_parents_of
 from orchestrator.snapshot.slots import SLOT_COUNT, Image, Slots
 from orchestrator.system.regular_files import open_regular
 from orchestrator.training.exits import print_message
-from orchestrator.training.runtime.coordination import World
+from orchestrator.training.runtime.rank_link import World
 
 CONNECT_SECONDS = 10.0
 NO_AGREEMENT = (

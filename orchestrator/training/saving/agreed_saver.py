@@ -12,7 +12,7 @@ from orchestrator.training.data.first_batch import FirstBatch
 from orchestrator.training.exits import describe_shortly
 from orchestrator.training.loop.loop_state import StateToSave
 from orchestrator.training.runtime.backend import RunBackend
-from orchestrator.training.runtime.coordination import Coordination
+from orchestrator.training.runtime.rank_link import RankLink
 from orchestrator.training.saving.saver import Saver
 from orchestrator.training.saving.snapshotter import PendingSnapshot, SnapshotContent, Snapshotter
 from orchestrator.training.state.digests import digest_parts
@@ -67,11 +67,11 @@ class AgreedSaver(Saver):
         options: OptimizerOptions,
         layout_watch: LayoutWatch | None,
         first_batch: FirstBatch,
-        coordination: Coordination,
+        rank_link: RankLink,
     ) -> None:
-        """Use ``coordination`` for what the supervisor must know; the rest is as in Saver."""
+        """Use ``rank_link`` for what the supervisor must know; the rest is as in Saver."""
         super().__init__(backend, registry, options, layout_watch, first_batch)
-        self._coordination = coordination
+        self._rank_link = rank_link
         self._replicas = Replicas(registry.objects)
 
     def _make_snapshotter(self, slots: Slots) -> Snapshotter:
@@ -111,11 +111,11 @@ class AgreedSaver(Saver):
 
     def _tell_failure(self, generation: int, done: Future[Snapshot]) -> None:
         if (error := done.exception()) is not None and isinstance(error, Exception):
-            self._coordination.skip(generation, describe_shortly(error))
+            self._rank_link.skip(generation, describe_shortly(error))
 
     def _content(self, saved: StateToSave, reason: Reason) -> SnapshotContent:
         content = super()._content(saved, reason)
-        if self._coordination.world.rank == 0:
+        if self._rank_link.world.rank == 0:
             return replace(content, replica_digests=self._replicas.digests)
         digests = digest_parts(saved.state) | content.draft.digests
         own = self._replicas.own(saved.state) | {DIGESTS: digests}

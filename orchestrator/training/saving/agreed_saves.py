@@ -12,9 +12,9 @@ from orchestrator.training.exits import print_message
 from orchestrator.training.loop.due_saves import DueSaves
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.mistakes import LoopMistakes
-from orchestrator.training.runtime.coordination import Coordination
 from orchestrator.training.runtime.local_writer import WRITE_WAIT_SECONDS
 from orchestrator.training.runtime.membership import RunMembership
+from orchestrator.training.runtime.rank_link import RankLink
 from orchestrator.training.saving.agreed_saver import AgreedSaver
 from orchestrator.training.saving.session_saves import SLOT_WAIT_SECONDS, SessionSaves
 
@@ -45,10 +45,10 @@ class AgreedSaves(SessionSaves):
         loop_state: LoopState,
         saver: AgreedSaver,
         mistakes: LoopMistakes,
-        coordination: Coordination,
+        rank_link: RankLink,
     ) -> None:
         super().__init__(membership, due, loop_state, saver, mistakes)
-        self._coordination = coordination
+        self._rank_link = rank_link
         self._owed: Decision | None = None
         self.places = Places(self._page, self._wait)
 
@@ -94,7 +94,7 @@ class AgreedSaves(SessionSaves):
         self._membership.metrics.flush()
         began, written = time.perf_counter(), None
         if decision.kind is not Kind.SNAPSHOT:
-            written = self._coordination.expect(decision.id, self.progress.step)
+            written = self._rank_link.expect(decision.id, self.progress.step)
         with self._phase_save():
             reason, deadline = _REASONS[decision.kind], self._deadline_of(decision.kind)
             try:
@@ -105,7 +105,7 @@ class AgreedSaves(SessionSaves):
         if problem is None:
             self.progress.refuses_bad_values = False
         else:
-            self._coordination.skip(decision.id, problem)
+            self._rank_link.skip(decision.id, problem)
         self._mistakes.check(self._loop_state.registered(), self.progress.step)
         cost = time.perf_counter() - began + self.saver.thread_seconds
         self._page[Field.SNAPSHOT_COST_NS] = int(cost * 1e9)
@@ -134,7 +134,7 @@ class AgreedSaves(SessionSaves):
             if owed.kind is Kind.STOP:
                 self._carry_out(owed)
             # The supervisor decides nothing else before this one is done or given up.
-            self._coordination.skip(owed.id, LEFT_THE_LOOP)
+            self._rank_link.skip(owed.id, LEFT_THE_LOOP)
         while True:
             decision = self.places.arrive_at_end()
             written = self._carry_out(decision)

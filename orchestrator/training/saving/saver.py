@@ -61,9 +61,9 @@ class Saver:
 
         What ``first_batch`` notes after a snapshot is kept beside it.
         """
-        facts = backend.facts
-        self._budget = facts.settings.snapshot_budget
-        self.pace = SnapshotPace(self._budget, facts.settings.snapshot_interval_seconds)
+        facts, settings = backend.facts, backend.facts.settings
+        self._budget = settings.snapshot_budget
+        self.pace = SnapshotPace(self._budget, settings.snapshot_cost_seconds, settings.failures)
         self._write_seconds = 0.0
         self._thread_seconds = 0.0
         self._capture_seconds = 0.0
@@ -226,6 +226,7 @@ class Saver:
                 stall_seconds=round(pending.stall_seconds, 6),
                 thread_seconds=round(pending.thread_seconds, 6),
                 interval_seconds=self.pace.interval_seconds,
+                cost_seconds=self.pace.cost_seconds,
             )
 
     def _write(

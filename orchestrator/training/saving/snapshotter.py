@@ -35,8 +35,8 @@ from orchestrator.training.saving.image_checks import addresses_in, is_finite
 from orchestrator.training.saving.placement import place
 from orchestrator.training.saving.slot_memory import SlotMemory, with_spare
 from orchestrator.training.state import rng
-from orchestrator.training.state.collector import paused_collector
 from orchestrator.training.state.digests import digest_parts
+from orchestrator.training.state.gc_pause import paused_collector
 from orchestrator.training.state.tensor_kinds import all_finite
 
 # The part of the free memory that is left to other processes, and to what the training will need

@@ -8,7 +8,7 @@ from orchestrator.supervisor.recovery.backoff import (
     delay_seconds,
 )
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 
 
 def test_delays_grow_without_progress_and_start_over_with_it() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.supervisor.recovery.diagnosis import Diagnosis, ExitFacts, Outcome, diagnose
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 
 
 def diagnosis(**facts: Any) -> Diagnosis:

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.checkpoint.position import Position
 from orchestrator.supervisor.recovery.failure_budget import AttemptEnd, FailureBudget
-from orchestrator.supervisor.recovery.symptoms import Kind
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 
 STARTED = {"event": "attempt_started"}
 

@@ -13,6 +13,7 @@ from orchestrator.supervisor.recovery.failure_budget import (
     FailureBudget,
     TotalLimits,
 )
+from orchestrator.supervisor.recovery.failure_kinds import Kind
 from orchestrator.supervisor.recovery.policy import (
     ALL,
     ALWAYS,
@@ -25,7 +26,6 @@ from orchestrator.supervisor.recovery.policy import (
     DecisionRow,
     decide,
 )
-from orchestrator.supervisor.recovery.symptoms import Kind
 
 PAGE = (Path(__file__).parents[3] / "docs" / "explanation" / "restarts.md").read_text()
 

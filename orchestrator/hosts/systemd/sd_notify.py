@@ -21,7 +21,7 @@ PROGRESS_SECONDS = 10.0
 EXTENSION_SECONDS = 60
 
 
-class ServiceWatchdog:
+class ServiceNotifications:
     """Reports the state of the run to the service manager."""
 
     def __init__(

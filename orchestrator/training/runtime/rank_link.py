@@ -44,8 +44,8 @@ class Send(Protocol):
         """Send it; nothing happens where the supervisor is gone."""
 
 
-class Coordination:
-    """The saves that the supervisor has announced to this rank.
+class RankLink:
+    """What this rank hears of the others: the saves that are announced, and rank 0's snapshot.
 
     Attributes:
         world: Which rank this is.

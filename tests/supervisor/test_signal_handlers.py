@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from orchestrator.supervisor.signals import take_over
+from orchestrator.supervisor.signal_handlers import take_over
 from tests.support import DEADLINE_SECONDS
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from orchestrator.hosts.systemd.notify_socket import Notifier
-from orchestrator.hosts.systemd.watchdog import (
+from orchestrator.hosts.systemd.sd_notify import (
     EXTENSION_SECONDS,
     PROGRESS_SECONDS,
     STUCK_SECONDS,
-    ServiceWatchdog,
+    ServiceNotifications,
     status_text,
 )
 from orchestrator.system.heartbeat import Heartbeat
@@ -30,7 +30,7 @@ class WatchdogSetup:
         self.now = 0.0
         self.stopping = False
         self.writing, self.copying = Heartbeat(lambda: self.now), Heartbeat(lambda: self.now)
-        self.watchdog = ServiceWatchdog(
+        self.watchdog = ServiceNotifications(
             Notifier(manager.getsockname(), watchdog_seconds),
             lambda: Status(run_id="", state="training", run_dir=""),
             lambda: self.stopping,

@@ -11,9 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.adopt.files import SavedFiles, kind_of, kinds_of
-from orchestrator.adopt.rank_files import check_rank_files, latest_files
-from orchestrator.adopt.whole_file import (
+from orchestrator.adopt.file_check import (
     DCP_METADATA,
     DCP_SUFFIX,
     IncompleteError,
@@ -22,6 +20,8 @@ from orchestrator.adopt.whole_file import (
     read_json,
     shows_whole,
 )
+from orchestrator.adopt.files import SavedFiles, kind_of, kinds_of
+from orchestrator.adopt.rank_files import check_rank_files, latest_files
 
 INDEX_SUFFIX = ".index.json"
 # The file that the Hugging Face Trainer writes last, and the files by which it is recognized.

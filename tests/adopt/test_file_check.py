@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
-from orchestrator.adopt.whole_file import (
+from orchestrator.adopt.file_check import (
     IncompleteError,
     dcp_sizes,
     read_json,

@@ -1,0 +1,30 @@
+"""How often a run fails, and the interval between snapshots that then loses the least time."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FailureRate:
+    """``count`` failures, at least one, in ``seconds`` of training before this attempt."""
+
+    count: int
+    seconds: float
+
+    def mean_seconds(self, running_seconds: float) -> float:
+        """Return the mean time between failures, this long after the attempt has begun."""
+        return (self.seconds + running_seconds) / self.count
+
+
+def best_interval(cost_seconds: float, mean_seconds: float) -> float:
+    """Return the seconds between snapshots at which they and what is done twice cost the least.
+
+    ``cost_seconds`` is the cost of a snapshot, ``mean_seconds`` the mean time between failures. The
+    estimate is that of J. T. Daly, "A higher order estimate of the optimum checkpoint interval for
+    restart dumps" (2006); its first term is J. W. Young's of 1974.
+    """
+    if cost_seconds >= 2 * mean_seconds:
+        return mean_seconds
+    ratio = math.sqrt(cost_seconds / (2 * mean_seconds))
+    first = math.sqrt(2 * cost_seconds * mean_seconds)
+    return first * (1 + ratio / 3 + ratio * ratio / 9) - cost_seconds

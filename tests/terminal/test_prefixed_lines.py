@@ -1,0 +1,49 @@
+"""Output of several processes, with the name of each before its lines."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.terminal.prefixed_lines import LONGEST_LINE_BYTES, PrefixedLines
+
+
+class Recorded:
+    """A sink that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+    def drain(self, timeout_seconds: float) -> None:
+        """Nothing is queued."""
+
+
+def prefixed(*pieces: bytes) -> bytes:
+    sink = Recorded()
+    lines = PrefixedLines(sink, "[1] ")
+    for piece in pieces:
+        lines.write(piece)
+    lines.drain(0.0)
+    return sink.text
+
+
+def test_each_line_has_the_prefix() -> None:
+    """Line ends of all kinds stay as they are, and the last line gets one."""
+    assert prefixed(b"a\nb\r\n50%\r99%\rend") == b"[1] a\n[1] b\r\n[1] 50%\r[1] 99%\r[1] end\n"
+
+
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_pieces_make_no_difference(data: bytes, cut: int) -> None:
+    """A line that arrives in two pieces is printed once, whole."""
+    pieces = (data[:cut], data[cut:])
+    if pieces[0].endswith(b"\r") and pieces[1].startswith(b"\n"):
+        return  # two line ends, as nothing tells whether more will come
+    assert prefixed(*pieces) == prefixed(data)
+
+
+def test_endless_line_is_cut() -> None:
+    """Memory is bounded, whatever a rank prints."""
+    text = prefixed(*[b"x" * 10_000] * 20)
+    assert text.count(b"x") == 200_000
+    assert max(map(len, text.splitlines())) < 2 * LONGEST_LINE_BYTES
