@@ -35,9 +35,11 @@ class FileOwners(TreeOwners):
         return None
 
     def _is_foreign(self, user: int, base: Path) -> bool:
+        if not super()._is_foreign(user, base):
+            return False
         # Only here, since it costs a look at all processes.
         self._users |= _users_of(descendants())
-        return super()._is_foreign(user, base)
+        return user not in self._users
 
 
 def _users_of(pids: list[int]) -> set[int]:

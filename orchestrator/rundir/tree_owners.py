@@ -28,6 +28,7 @@ class TreeOwners:
 
     def __init__(self, users: Collection[int] = ()) -> None:
         self._users = {os.geteuid(), 0, *users}
+        self._owners_shown: dict[Path, int] = {}
 
     def entries(self, path: Path, base: Path) -> Iterator[Entry]:
         """Yield the file at ``path``, or everything in the directory there; no link is followed.
@@ -79,4 +80,6 @@ class TreeOwners:
         return around
 
     def _is_foreign(self, user: int, base: Path) -> bool:
-        return user not in self._users and user != owner_of_new_files(base)
+        if base not in self._owners_shown:  # each answer costs a new file
+            self._owners_shown[base] = owner_of_new_files(base)
+        return user not in self._users and user != self._owners_shown[base]
