@@ -150,9 +150,16 @@ class FailingDisk(Disk):
         with self._operation("sync_directory", path):
             assert path.is_dir()
 
-    def rename(self, source: Path, target: Path, *, below: Path | None = None) -> None:
+    def rename(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        below: Path | None = None,
+        source_below: Path | None = None,
+    ) -> None:
         with self._operation("rename", source, target):
-            super().rename(source, target, below=below)
+            super().rename(source, target, below=below, source_below=source_below)
 
     def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
         with self._operation("link", source, target):

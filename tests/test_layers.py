@@ -63,7 +63,7 @@ LAYERS = {
 HOMES = {
     "torch": ("training/", "integrations/"),
     "lightning": ("integrations/lightning.py", "integrations/lightning_loop.py"),
-    "transformers": ("integrations/transformers.py",),
+    "transformers": ("integrations/transformers.py", "integrations/transformers_state.py"),
     "tenacity": ("training/runtime/patient_retry.py",),
     "psutil": (
         "system/process_tree.py",

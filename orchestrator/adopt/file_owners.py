@@ -2,40 +2,44 @@
 
 import contextlib
 import os
+from collections import deque
 from pathlib import Path
 
 from orchestrator.adopt.files import SavedFiles
-from orchestrator.rundir.ownership import is_shared, owner_of_new_files, user_name
 from orchestrator.rundir.paths import RunDir
+from orchestrator.rundir.tree_owners import ForeignError, TreeOwners
 from orchestrator.rundir.trust import trusted_users
 from orchestrator.system.process_tree import descendants
 
 
-class FileOwners:
-    """The users whose files are the script's.
+class FileOwners(TreeOwners):
+    """The users whose files are the script's: also those trusted with the run, and the trainer's.
 
-    They are this user, root, those that are trusted with the run, and those as whom the trainer
-    runs. Members of a group of this user's that may write to the directory are no strangers either.
+    The trainer may run as others, by a command such as sudo.
     """
 
     def __init__(self, run: RunDir) -> None:
-        self._users = {os.geteuid(), 0, *trusted_users(run)}
+        super().__init__(trusted_users(run))
 
     def stranger_of(self, files: SavedFiles) -> str | None:
-        """Return the name of another user to whom a file belongs; None where there is none."""
-        for path in (files.root / name for name in files.states):
-            with contextlib.suppress(FileNotFoundError):  # the script has deleted it meanwhile
-                facts = os.lstat(path)
-                if facts.st_uid not in self._users and self._is_foreign(facts, path.parent):
-                    return user_name(facts.st_uid)
+        """Return the name of another user to whom something of it belongs; None without one.
+
+        That may be a file, a link or what it names, a directory in it or one above it. Raises
+        OSError where not all of it can be looked at, as when it is being deleted.
+        """
+        try:
+            for member in files.members or (files,):
+                deque(self.entries(member.path, *member.bases), maxlen=0)
+        except ForeignError as error:
+            return error.user
         return None
 
-    def _is_foreign(self, facts: os.stat_result, folder: Path) -> bool:
-        if is_shared(facts, folder.stat()):
+    def _is_foreign(self, user: int, base: Path) -> bool:
+        if not super()._is_foreign(user, base):
             return False
-        # A command such as sudo is looked for only here, since it costs a look at all processes.
+        # Only here, since it costs a look at all processes.
         self._users |= _users_of(descendants())
-        return facts.st_uid not in self._users and facts.st_uid != owner_of_new_files(folder)
+        return user not in self._users
 
 
 def _users_of(pids: list[int]) -> set[int]:

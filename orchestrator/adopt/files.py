@@ -5,9 +5,12 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from orchestrator.system.durable import folder_of
+from orchestrator.system.real_trees import opened_directory, walk_tree
 
 _NUMBER = re.compile(r"\d+")
 
@@ -33,13 +36,19 @@ class SavedFiles:
     states: dict[str, FileState]
     members: tuple["SavedFiles", ...] = ()
     """What is there of a unit, path by path; empty where there is only one path."""
+    bases: tuple[Path, ...] = ()
+    """The directory above each path below which no directory may be a link."""
 
     @classmethod
-    def at(cls, *paths: Path) -> "SavedFiles | None":
-        """Look at what is there now; None where there is nothing, or it is being taken away."""
+    def at(cls, *paths: Path, bases: Sequence[Path] = ()) -> "SavedFiles | None":
+        """Look at what is there now; None where there is nothing, or it is being taken away.
+
+        Without ``bases`` they are the directories in which the paths are.
+        """
+        bases = tuple(bases) or tuple(path.parent for path in paths)
         if len(paths) == 1:
-            return _look_at(paths[0])
-        members = tuple(filter(None, map(_look_at, paths)))
+            return _look_at(paths[0], bases[0])
+        members = tuple(filter(None, map(_look_at, paths, bases)))
         if not members:
             return None
         root = common_folder(paths)
@@ -49,7 +58,16 @@ class SavedFiles:
             for name, state in member.states.items()
         }
         is_directory = any(member.is_directory for member in members)
-        return cls(paths, is_directory, states, members)
+        return cls(paths, is_directory, states, members, bases)
+
+    def now(self) -> "SavedFiles | None":
+        """Look again at what is at the same paths."""
+        return SavedFiles.at(*self.paths, bases=self.bases)
+
+    def base_of(self, name: str) -> Path:
+        """Return the base of the path to which the file of this name below ``root`` belongs."""
+        file, bases = self.root / name, zip(self.paths, self.bases, strict=True)
+        return next(base for path, base in bases if file.is_relative_to(path))
 
     @property
     def path(self) -> Path:
@@ -96,34 +114,23 @@ class SavedFiles:
         return max(self.modified_ns.values(), default=0)
 
 
-def _look_at(path: Path) -> SavedFiles | None:
-    try:
-        found = path.lstat()
+def _look_at(path: Path, base: Path) -> SavedFiles | None:
+    with contextlib.suppress(OSError), folder_of(path, base) as folder:
+        found = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
         if stat.S_ISREG(found.st_mode):
-            return SavedFiles((path,), False, {path.name: state_of(found)})
+            states = {path.name: state_of(found)}
+            return SavedFiles((path,), False, states, bases=(base,))
         if stat.S_ISDIR(found.st_mode):
-            return SavedFiles((path,), True, dict(_walk(path)))
-    except OSError:
-        pass
+            with opened_directory(path.name, folder) as top:
+                files = (entry for entry in walk_tree(top) if stat.S_ISREG(entry.facts.st_mode))
+                states = {entry.name: state_of(entry.facts) for entry in files}
+            return SavedFiles((path,), True, states, bases=(base,))
     return None
 
 
 def common_folder(paths: Iterable[Path]) -> Path:
     """Return the directory to which the names of a unit's files are relative."""
     return Path(os.path.commonpath([path.parent for path in paths]))
-
-
-def _walk(directory: Path) -> Iterator[tuple[str, FileState]]:
-    waiting = [""]  # not by recursion: a hostile tree is deeper than the stack
-    while waiting:
-        prefix = waiting.pop()
-        with os.scandir(directory / prefix) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{prefix}{entry.name}/")
-                elif entry.is_file(follow_symlinks=False):
-                    with contextlib.suppress(FileNotFoundError):
-                        yield prefix + entry.name, state_of(entry.stat(follow_symlinks=False))
 
 
 def state_of(found: os.stat_result) -> FileState:

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.system.open_files import files_open_for_writing
 
@@ -31,7 +30,7 @@ class OngoingSaves:
                 return True
         units = map(self.pattern.members, paths)
         in_parts = [members for members in units if len(members) > 1 or os.path.isdir(members[0])]
-        saves = (SavedFiles.at(*members) for members in in_parts)
+        saves = map(self.pattern.look_at, in_parts)
         changed_ns = max((files.last_change_ns for files in saves if files), default=0)
         return time.time_ns() - changed_ns < BETWEEN_FILES_NS
 

@@ -40,7 +40,7 @@ def repair_pointers(pattern: Pattern, chosen: Path, disk: Disk) -> Iterator[Poin
     as it was. Raises OSError.
     """
     for name in (*BY_NAME, BY_NUMBER):
-        pointer = _read(chosen.parent / name)
+        pointer = _read(chosen.parent / name, pattern.base)
         if pointer is None:
             continue
         if name == BY_NUMBER:
@@ -52,13 +52,14 @@ def repair_pointers(pattern: Pattern, chosen: Path, disk: Disk) -> Iterator[Poin
             wanted = chosen.name
         if is_stale:
             text = pointer.before + wanted + pointer.after
-            replace_file(pointer.file, text.encode(), disk)
+            replace_file(pointer.file, text.encode(), disk, below=pattern.base)
             yield pointer
 
 
-def _read(file: Path) -> Pointer | None:
+def _read(file: Path, base: Path) -> Pointer | None:
+    real_parents = len(file.relative_to(base).parts) - 1
     try:
-        text = read_regular(file, LARGEST_POINTER_BYTES).decode()
+        text = read_regular(file, LARGEST_POINTER_BYTES, real_parents=real_parents).decode()
     except (OSError, ValueError):
         return None  # there is none, or a link, or something else of that name
     path = text.strip()
@@ -73,7 +74,7 @@ def _names_no_whole_path(pattern: Pattern, chosen: Path, pointer: Pointer) -> bo
     folder, path = chosen.parent, chosen.parent / pointer.named
     said = pointer.before.strip()
     is_here = not said or Path(os.path.abspath(said)) == folder
-    return is_here and path != chosen and pattern.names(path) and not _is_whole(path)
+    return is_here and path != chosen and pattern.names(path) and not _is_whole(path, pattern)
 
 
 def _names_no_whole_number(pattern: Pattern, chosen: Path, number: str) -> bool:
@@ -81,11 +82,11 @@ def _names_no_whole_number(pattern: Pattern, chosen: Path, number: str) -> bool:
         return False  # "release"
     beside = [path for path in pattern.find()[1] if path.parent == chosen.parent]
     of_number = [path for path in beside if number and pattern.step_of(path) == int(number)]
-    return chosen not in of_number and not any(map(_is_whole, of_number))
+    return chosen not in of_number and not any(_is_whole(path, pattern) for path in of_number)
 
 
-def _is_whole(path: Path) -> bool:
-    saved = SavedFiles.at(path)
+def _is_whole(path: Path, pattern: Pattern) -> bool:
+    saved = SavedFiles.at(path, bases=[pattern.base])
     if saved is None:
         return False
     try:

@@ -31,7 +31,7 @@ from orchestrator.adopt.seal_store import Seal, Sealing, SealStore
 from orchestrator.adopt.sealer import Sealer
 from orchestrator.adopt.tracked_saves import SaveTracker, TrackedSave
 from orchestrator.adopt.unit_pattern import UnitPattern, relative_members
-from orchestrator.adopt.withdrawals import withdraw_seals
+from orchestrator.adopt.withdrawals import withdraw_foreign, withdraw_seals
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
@@ -68,7 +68,8 @@ class SaveScanner:
         self._ledger = ledger
         self._clock = clock
         self._stop_ns = stop_ns
-        self._tracker = SaveTracker(pattern, ledger, FileOwners(store.store.run), clock)
+        self._owners = FileOwners(store.store.run)
+        self._tracker = SaveTracker(pattern, ledger, self._owners, clock)
         self._examiner = SaveExaminer()
         self._sealer = Sealer(store, clock)
         self._descent = ledger.descent
@@ -109,9 +110,12 @@ class SaveScanner:
         """Scan everything that matches; ``reason`` is the one of new checkpoints."""
         self.directories, paths = self._pattern.find()
         self.has_matched = self.has_matched or bool(paths)
+        events: list[ScanEvent] = []
+        if moment is not Moment.RUNNING:  # a start comes after it
+            events += withdraw_foreign(self._store, self._owners)
         seals = self._store.seals()
         self._tracker.observe(paths, seals, moment)
-        events = self._judge_all(seals, moment, reason)
+        events += self._judge_all(seals, moment, reason)
         # Last: a new seal may stand in for one whose files are gone.
         has_one_path = self._pattern.is_one_path
         return [*events, *withdraw_seals(self._store, self._ledger, has_one_path=has_one_path)]
@@ -314,7 +318,7 @@ class SaveScanner:
         """Set a save of the run aside; report another one, once. Raises OSError."""
         doubt = save.completeness.doubt if save.completeness else ""
         reason = save.problem or doubt
-        if self._ledger.was_written_here(save.path):
+        if save.stranger is None and self._ledger.was_written_here(save.path):
             moved_to = self._store.set_aside(save.files.paths, reason)
             self._ledger.forget(save.path)
             self._tracker.drop(save.path)

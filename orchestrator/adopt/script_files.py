@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.adopt.files import SavedFiles, common_folder
+from orchestrator.adopt.files import common_folder
 from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.contents import CONTENT_FOLDER, AdoptedFiles
 from orchestrator.errors import CheckpointInvalidError, UnreadableError
 from orchestrator.system.durable import Disk, remove_tree
+from orchestrator.system.real_trees import make_directories
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class ScriptFiles:
             return None
         # Before the seal moves: without a seal the files would be taken for a new checkpoint.
         with contextlib.suppress(FileNotFoundError):
-            moved_to = move_out_of_sight(saved_paths(adopted), path, disk, path.parents[1])[0]
+            paths, run = saved_paths(adopted), path.parents[1]
+            moved_to = move_out_of_sight(paths, path, disk, run, self.pattern)[0]
             return None if moved_to.is_relative_to(path) else moved_to
         return None
 
@@ -75,7 +77,7 @@ class ScriptFiles:
         located = self.locate(checkpoint)
         if located is None or not isinstance(contents := located.contents, AdoptedFiles):
             return False
-        return contents.adopted.kept or _is_unchanged_work(contents.adopted)
+        return contents.adopted.kept or self._is_unchanged_work(contents.adopted)
 
     def _takes_files_along(self, adopted: Adopted) -> bool:
         """Return whether the script's own files go with the seal.
@@ -85,7 +87,13 @@ class ScriptFiles:
         """
         if not adopted.kept:
             return True
-        return not self.pattern.is_one_path and _is_unchanged_work(adopted)
+        return not self.pattern.is_one_path and self._is_unchanged_work(adopted)
+
+    def _is_unchanged_work(self, adopted: Adopted) -> bool:
+        """Return whether the run wrote the files, and nothing has changed them since the seal."""
+        files = self.pattern.look_at(saved_paths(adopted))
+        is_same = files is not None and files.modified_ns == adopted.modified_ns
+        return adopted.written_here and is_same
 
     def remove(self, checkpoint: Checkpoint, trash: Path, disk: Disk) -> None:
         """Remove the seal in ``trash``, and the script's files unless it holds a copy of them.
@@ -97,8 +105,10 @@ class ScriptFiles:
         try:
             if isinstance(contents, AdoptedFiles) and self._takes_files_along(contents.adopted):
                 beside_copy, paths = trash / CONTENT_FOLDER, saved_paths(contents.adopted)
-                for moved in move_out_of_sight(paths, beside_copy, disk, run):
-                    _remove(moved, disk, run)
+                for moved in move_out_of_sight(paths, beside_copy, disk, run, self.pattern):
+                    is_beside_copy = moved.is_relative_to(beside_copy)
+                    below = run if is_beside_copy else self.pattern.base_of(moved)
+                    _remove(moved, disk, below)
         finally:
             remove_tree(trash, below=run)
 
@@ -112,10 +122,13 @@ def saved_paths(adopted: Adopted) -> tuple[Path, ...]:
     return tuple(adopted.paths_from(Path(adopted.path)).values())
 
 
-def move_out_of_sight(paths: Sequence[Path], directory: Path, disk: Disk, run: Path) -> list[Path]:
+def move_out_of_sight(
+    paths: Sequence[Path], directory: Path, disk: Disk, run: Path, pattern: UnitPattern
+) -> list[Path]:
     """Move a save of a script below ``directory`` and return the new path of each part of it.
 
-    ``directory`` is in the run directory ``run``, and behind no link there.
+    ``directory`` is in the run directory ``run``, and behind no link there. Nothing is moved from
+    behind a link below the base of the pattern.
 
     On another disk a part gets a hidden name beside its old one instead. Raises
     FileNotFoundError if no part is there, and OSError.
@@ -123,15 +136,22 @@ def move_out_of_sight(paths: Sequence[Path], directory: Path, disk: Disk, run: P
     root, token = common_folder(paths), secrets.token_hex(4)
     there = [path for path in paths if os.path.lexists(path)] or paths[:1]
     return [
-        _move(path, directory / CONTENT_FOLDER / path.relative_to(root), token, disk, run)
+        _move(
+            path,
+            directory / CONTENT_FOLDER / path.relative_to(root),
+            token,
+            disk,
+            run,
+            pattern.base_of(path),
+        )
         for path in there
     ]
 
 
-def _move(path: Path, target: Path, token: str, disk: Disk, run: Path) -> Path:
+def _move(path: Path, target: Path, token: str, disk: Disk, run: Path, base: Path) -> Path:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        disk.rename(path, target, below=run)
+        make_directories(target.parent, run)
+        disk.rename(path, target, below=run, source_below=base)
         disk.sync_directory(target.parent)
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -140,7 +160,7 @@ def _move(path: Path, target: Path, token: str, disk: Disk, run: Path) -> Path:
         with contextlib.suppress(OSError):
             target.parent.rmdir()
         target = path.with_name(f".set-aside-{token}-{path.name}")
-        disk.rename(path, target)
+        disk.rename(path, target, below=base)
     disk.sync_directory(path.parent)
     return target
 
@@ -155,14 +175,8 @@ def _is_newest_seal(path: Path, adopted: Adopted, checkpoints: Iterable[Checkpoi
     return bool(seals) and seals[-1].path == path
 
 
-def _is_unchanged_work(adopted: Adopted) -> bool:
-    """Return whether the run wrote the files, and nothing has changed them since the seal."""
-    files = SavedFiles.at(*saved_paths(adopted))
-    return adopted.written_here and files is not None and files.modified_ns == adopted.modified_ns
-
-
-def _remove(path: Path, disk: Disk, run: Path) -> None:
+def _remove(path: Path, disk: Disk, below: Path) -> None:
     if os.path.isdir(path):
-        remove_tree(path, below=run)
+        remove_tree(path, below=below)
     else:
-        disk.remove(path, below=run)
+        disk.remove(path, below=below)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import __version__
-from orchestrator.adopt.files import SavedFiles, common_folder
+from orchestrator.adopt.file_owners import FileOwners
+from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.script_files import move_out_of_sight, saved_paths
+from orchestrator.adopt.unit_pattern import UnitPattern
 from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.contents import CONTENT_FOLDER
@@ -25,6 +27,7 @@ from orchestrator.checkpoint.verification import verify_files
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import remove_tree
+from orchestrator.system.real_trees import make_directories
 
 DOUBT = "saved by the script itself; only the script knows what it restores"
 RESTORING_SUFFIX = ".orchestrator-restoring"
@@ -46,10 +49,6 @@ class Seal:
     def paths(self) -> tuple[Path, ...]:
         """Everything that the script wrote together."""
         return saved_paths(self.adopted)
-
-    def files_now(self) -> SavedFiles | None:
-        """Look at what is at these paths now; None where there is nothing."""
-        return SavedFiles.at(*self.paths)
 
 
 @dataclass(frozen=True)
@@ -82,31 +81,45 @@ class SealStore:
     """Seals what the script has saved, sets it aside, and puts a kept copy back."""
 
     store: Store
+    pattern: UnitPattern
 
     def seal(self, sealing: Sealing) -> Checkpoint | None:
         """Make a checkpoint of the files; None if they changed meanwhile. Raises OSError."""
         files, disk = sealing.files, self.store.disk
 
         def fill(directory: Path) -> dict[str, FileRecord]:
-            # The pattern names what is in this directory: neither a link, nor anything behind one.
-            root, below = files.root, common_folder(files.paths)
+            # The pattern names what is below its base: neither a link, nor anything behind one.
+            root, run = files.root, self.store.run.root
             if sealing.keep:
                 root = directory / CONTENT_FOLDER
-                self._copy(files.root, files.modified_ns, root, link=sealing.link, below=below)
-                below = self.store.run.root
-            records = {name: sync_and_digest(root / name, disk, below) for name in files.states}
+                root.mkdir()
+                for name, modified in files.modified_ns.items():
+                    link_or_copy(
+                        files.root / name,
+                        root / name,
+                        disk,
+                        link=sealing.link,
+                        below=files.base_of(name),
+                        modified_ns=modified,
+                    )
+            records = {
+                name: sync_and_digest(
+                    root / name, disk, run if sealing.keep else files.base_of(name)
+                )
+                for name in files.states
+            }
             for folder in {root, root.parent, *((root / name).parent for name in records)}:
                 disk.sync_directory(folder)
             read = {name: record.bytes for name, record in records.items()}
             # Two saves within one tick of the clock have the same time.
-            if SavedFiles.at(*files.paths) != files or read != files.sizes:
+            if files.now() != files or read != files.sizes:
                 raise _ChangedError
             return records
 
         try:
             checkpoint = publish_directory(self.store.run, disk, self._manifest(sealing), fill)
         except Exception as error:
-            if isinstance(error, _ChangedError) or SavedFiles.at(*files.paths) != files:
+            if isinstance(error, _ChangedError) or files.now() != files:
                 return None
             raise
         self.store.verified.record(checkpoint)
@@ -139,25 +152,20 @@ class SealStore:
             ),
         )
 
-    def _copy(
-        self, source: Path, modified_ns: dict[str, int], target: Path, *, link: bool, below: Path
-    ) -> None:
-        """Copy files of these names, with these times, to a new directory.
-
-        Nothing is taken from behind a link below the directory ``below``.
-        """
-        target.mkdir()
-        for name, modified in modified_ns.items():
-            origin, disk = source / name, self.store.disk
-            link_or_copy(origin, target / name, disk, link=link, below=below, modified_ns=modified)
-
     def seals(self) -> dict[Path, Seal]:
         """Return the seal of what each path of the script holds, or else the one sealed last."""
         of_path: dict[Path, list[Seal]] = defaultdict(list)
         for seal in map(_seal_of, self.store.all()):
             if seal is not None:
                 of_path[seal.path].append(seal)
-        return {path: _current(seals) for path, seals in of_path.items()}
+        return {path: self._current(seals) for path, seals in of_path.items()}
+
+    def _current(self, seals: list[Seal]) -> Seal:
+        if len(seals) > 1 and (files := self.files_now(seals[-1])) is not None:
+            for seal in reversed(seals):
+                if seal.adopted.modified_ns == files.modified_ns:
+                    return seal
+        return max(seals, key=lambda seal: max(seal.adopted.modified_ns.values()))
 
     @property
     def highest_step(self) -> int:
@@ -187,31 +195,48 @@ class SealStore:
                 with contextlib.suppress(OSError):  # perhaps it is being deleted
                     self.withdraw(older)
 
+    def files_now(self, seal: Seal) -> SavedFiles | None:
+        """Look at what is at the paths of a seal now; None where there is nothing."""
+        return self.pattern.look_at(seal.paths)
+
     def put_back(self, seal: Seal) -> None:
         """Copy the kept version to the script's own paths, where nothing is. Raises OSError."""
-        disk, paths = self.store.disk, seal.paths
+        disk, run, base = self.store.disk, self.store.run.root, self.pattern.base_of(seal.path)
         root = seal.adopted.folder_from(seal.path)
         folder = root.parent if root == seal.path else root
-        folder.mkdir(parents=True, exist_ok=True)
+        make_directories(folder, base)
         temporary = folder / f".{seal.path.name}{RESTORING_SUFFIX}"
-        remove_tree(temporary, below=folder)
-        source, run = seal.checkpoint.contents.folder, self.store.run.root
-        self._copy(source, seal.adopted.modified_ns, temporary, link=False, below=run)
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            disk.rename(temporary / path.relative_to(root), path)
+        remove_tree(temporary, below=base)
+        disk.make_directory(temporary, below=base)
+        for name, modified in seal.adopted.modified_ns.items():
+            link_or_copy(
+                seal.checkpoint.contents.folder / name,
+                temporary / name,
+                disk,
+                link=False,
+                below=run,
+                target_below=base,
+                modified_ns=modified,
+            )
+        for path in seal.paths:
+            target_below = self.pattern.base_of(path)
+            make_directories(path.parent, target_below)
+            part = temporary / path.relative_to(root)
+            disk.rename(part, path, below=target_below, source_below=base)
             disk.sync_directory(path.parent)
         if root != seal.path:
-            remove_tree(temporary, below=folder)
+            remove_tree(temporary, below=base)
 
     def is_in_place(self, seal: Seal) -> bool:
         """Return whether the script's own path holds this very version, every byte of it."""
-        files, checkpoint = seal.files_now(), seal.checkpoint
+        files, checkpoint = self.files_now(seal), seal.checkpoint
         if files is None or files.states.keys() != checkpoint.manifest.files.keys():
             return False
         try:
+            if FileOwners(self.store.run).stranger_of(files) is not None:
+                return False
             verify_files(checkpoint, files.root, to_load=True)
-        except CheckpointInvalidError:
+        except (CheckpointInvalidError, OSError):
             return False
         return True
 
@@ -224,25 +249,18 @@ class SealStore:
         directory = quarantine.free_path(f"partial-{path.name}")
         disk.make_directory(directory, below=self.store.run.root)
         try:
-            moved_to = move_out_of_sight(paths, directory, disk, self.store.run.root)[0]
+            moved = move_out_of_sight(paths, directory, disk, self.store.run.root, self.pattern)
         except OSError:
             # Of a unit, a part may be in there already.
             for folder, _, _ in os.walk(directory, topdown=False):
                 with contextlib.suppress(OSError):
                     disk.remove(Path(folder), below=self.store.run.root)
             raise
+        moved_to = moved[0]
         if not moved_to.is_relative_to(directory):
             reason = f"{reason}; its files are {moved_to}"
         quarantine.write_note(directory, path.name, reason)
         return moved_to
-
-
-def _current(seals: list[Seal]) -> Seal:
-    if len(seals) > 1 and (files := seals[-1].files_now()) is not None:
-        for seal in reversed(seals):
-            if seal.adopted.modified_ns == files.modified_ns:
-                return seal
-    return max(seals, key=lambda seal: max(seal.adopted.modified_ns.values()))
 
 
 def _seal_of(checkpoint: Checkpoint) -> Seal | None:

@@ -116,13 +116,16 @@ class SaveTracker:
         found = {}
         written = []
         for path in paths:
-            files, seal = SavedFiles.at(*self._pattern.members(path)), seals.get(path)
+            files, seal = self._pattern.look_at(self._pattern.members(path)), seals.get(path)
             if files is None or self._is_known(files, seal):
                 continue
             save = self._saves.get(path)
             if save is None or save.files != files:
                 times_before_run = save.times_before_run if save is not None else {}
-                stranger = self._owners.stranger_of(files)
+                try:
+                    stranger = self._owners.stranger_of(files)
+                except OSError:
+                    continue  # it is being taken away
                 if moment in STARTS:
                     times_before_run = files.modified_ns
                 elif stranger is None and self._is_work_of_run(files, seal, times_before_run):

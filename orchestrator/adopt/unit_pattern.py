@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
-from orchestrator.adopt.files import common_folder
+from orchestrator.adopt.files import SavedFiles, common_folder
 from orchestrator.adopt.pattern import Pattern
 from orchestrator.checkpoint.adopted import MOST_MEMBERS, Adopted
 
@@ -105,6 +105,21 @@ class UnitPattern:
         # A class of characters may not allow what another wildcard stands for.
         fits = all(p.texts_in(at) is not None for p, at in zip(self.patterns, paths, strict=True))
         return paths if fits else ()
+
+    def base_of(self, path: Path) -> Path:
+        """Return the directory above a path below which no directory may be a link.
+
+        That is the part without wildcards of the pattern that names it, or something beside it.
+        """
+        if owner := self._owner(path):
+            return owner.base
+        bases = [one.base for one in self.patterns if path.is_relative_to(one.base)]
+        return max(bases, key=lambda base: len(base.parts), default=path.parent)
+
+    def look_at(self, paths: Iterable[Path]) -> SavedFiles | None:
+        """Look at what is at the paths of a unit now; None where there is nothing."""
+        paths = tuple(paths)
+        return SavedFiles.at(*paths, bases=tuple(map(self.base_of, paths)))
 
     def _owner(self, path: Path) -> Pattern | None:
         """Return the narrowest of the patterns that match: model_* matches model_ema_5.pt too."""

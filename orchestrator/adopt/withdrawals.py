@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Mapping
 
+from orchestrator.adopt.file_owners import FileOwners
+from orchestrator.adopt.files import SavedFiles
 from orchestrator.adopt.scan_events import Withdrawn
 from orchestrator.adopt.seal_store import Seal, SealStore
 from orchestrator.adopt.write_ledger import WriteLedger
@@ -19,7 +21,7 @@ def withdraw_seals(store: SealStore, ledger: WriteLedger, *, has_one_path: bool)
     seals = store.seals()
     newest = max(seals.values(), key=lambda seal: seal.checkpoint.order, default=None)
     for path, seal in seals.items():
-        files, sealed = seal.files_now(), seal.adopted.modified_ns
+        files, sealed = store.files_now(seal), seal.adopted.modified_ns
         if files is not None and files.modified_ns == sealed:
             continue
         if files is not None and _has_rewritten(files.modified_ns, sealed):
@@ -34,12 +36,26 @@ def withdraw_seals(store: SealStore, ledger: WriteLedger, *, has_one_path: bool)
             ledger.record_rewrite(path, sealed)
         with contextlib.suppress(OSError):  # the next scan tries again
             store.withdraw(seal)
-            events.append(Withdrawn(seal.checkpoint, _why(seal)))
+            events.append(Withdrawn(seal.checkpoint, _why(seal, files)))
     return events
 
 
-def _why(seal: Seal) -> str:
-    files, sealed = seal.files_now(), seal.adopted.modified_ns
+def withdraw_foreign(store: SealStore, owners: FileOwners) -> list[Withdrawn]:
+    """Withdraw the seals of saves in whose place another user has put something since."""
+    events: list[Withdrawn] = []
+    for seal in store.seals().values():
+        files = None if seal.adopted.kept else store.files_now(seal)
+        if files is None:
+            continue
+        with contextlib.suppress(OSError):  # the next scan tries again
+            if (stranger := owners.stranger_of(files)) is not None:
+                store.withdraw(seal)
+                events.append(Withdrawn(seal.checkpoint, f"it belongs to {stranger} now"))
+    return events
+
+
+def _why(seal: Seal, files: SavedFiles | None) -> str:
+    sealed = seal.adopted.modified_ns
     if files is None:
         return "the script has deleted it"
     if files.modified_ns.items() < sealed.items():

@@ -4,12 +4,17 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.checkpoint.verification import digest_of_opened
+from orchestrator.rundir.ownership import is_written_by_one
+from orchestrator.rundir.tree_owners import ForeignError, TreeOwners
 from orchestrator.system.durable import Disk
+from orchestrator.system.real_trees import Entry, make_directories
 from orchestrator.system.regular_files import open_regular
 
 COPY_BYTES = 16 << 20
@@ -20,24 +25,59 @@ def copy_tree_durably(
 ) -> dict[str, FileRecord]:
     """Copy the files at ``source``, a directory or one file, to the new directory ``target``.
 
-    With ``link`` they are hard links where the filesystem has them; a symbolic link is copied as
-    the file that it names. Return the records of the files by their names below ``target``. Raises
-    OSError.
+    With ``link`` they are hard links where the filesystem has them. A symbolic link is copied as
+    the file that it names, if nobody else may write to the directory that it is in. Nothing is
+    taken that belongs to a stranger. Return the records of the files by their names below
+    ``target``. Raises OSError.
     """
     disk.make_directory(target)
-    if os.path.isdir(source):
-        origins = {name: source / name for name in sorted(files_below(source))}
-    else:
-        origins = {source.name: source}
+    origins = _origins(source)
     if not origins:
         raise FileNotFoundError(errno.ENOENT, "there are no files", str(source))
     records = {}
-    for name, origin in origins.items():
-        link_or_copy(origin, target / name, disk, link=link)
+    for name, (origin, facts) in origins.items():
+        link_or_copy(origin, target / name, disk, link=link, expected=facts)
         records[name] = sync_and_digest(target / name, disk)
     for folder, _, _ in os.walk(target, topdown=False):
         disk.sync_directory(Path(folder))
     return records
+
+
+def unlink_shared_files(directory: Path) -> None:
+    """Remove the files with several links from the directory of a framework, if it is there.
+
+    The store may link to them, and the framework is about to write into them again. Raises OSError
+    where something of it is not this user's.
+    """
+    if not os.path.lexists(directory):
+        return
+    for entry in _entries(directory):
+        if stat.S_ISREG(entry.facts.st_mode) and entry.facts.st_nlink > 1:
+            os.unlink(os.path.basename(entry.name), dir_fd=entry.folder)
+
+
+def _origins(source: Path) -> dict[str, tuple[Path, os.stat_result]]:
+    """Return the path and the facts of each file at ``source``, by its name there."""
+    folder = source if stat.S_ISDIR(os.lstat(source).st_mode) else source.parent
+    origins = {}
+    for entry in _entries(source):
+        facts = entry.facts
+        if stat.S_ISLNK(facts.st_mode):
+            if not is_written_by_one(os.fstat(entry.folder)):
+                problem = f"{folder / entry.name} is a link, and others may replace it"
+                raise OSError(errno.EPERM, problem)
+            facts = os.stat(os.path.basename(entry.name), dir_fd=entry.folder)
+        if not entry.is_directory:
+            origins[entry.name] = folder / entry.name, facts
+    return origins
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    """Yield what a framework has written at ``path``. Raises OSError for what is a stranger's."""
+    try:
+        yield from TreeOwners().entries(path, path.parent)
+    except ForeignError as error:
+        raise PermissionError(errno.EPERM, str(error)) from None
 
 
 def files_below(directory: Path) -> set[str]:
@@ -56,21 +96,28 @@ def link_or_copy(
     *,
     link: bool,
     below: Path | None = None,
+    target_below: Path | None = None,
+    expected: os.stat_result | None = None,
     modified_ns: int | None = None,
 ) -> None:
     """Make ``file``, in a folder that may be new, a hard link to ``origin`` or a copy of it.
 
     Where ``below`` is given, ``origin`` may be no symbolic link, nor be behind one below that
-    directory: it could lead to any file of this user. A copy gets the time ``modified_ns``. Raises
-    OSError.
+    directory: it could lead to any file of this user. ``target_below`` says the same of a copy,
+    which gets the time ``modified_ns``. With ``expected`` it must still be the file that had these
+    facts. Raises OSError.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(file.parent, target_below)
     if link and not os.path.islink(origin):
         # Another filesystem, or one without links; the copy below meets any real problem.
         with contextlib.suppress(OSError):
             disk.link(origin, file, below=below)
-            return
-    with _opened(origin, below) as old, disk.create(file) as new:
+            if expected is None or os.path.samestat(os.lstat(file), expected):
+                return
+            os.unlink(file)
+    with _opened(origin, below) as old, disk.create(file, below=target_below) as new:
+        if expected is not None and not os.path.samestat(os.fstat(old.fileno()), expected):
+            raise OSError(errno.ESTALE, f"{origin} was replaced meanwhile", str(origin))
         _copy_bytes(old, new)
         if modified_ns is not None:
             new.flush()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from orchestrator.errors import ConfigError, UnstorableError
+from orchestrator.integrations.lightning_paths import with_checked_paths
 from orchestrator.training import Session
 from orchestrator.training.exits import refusing
 from orchestrator.training.state.composite import Composite
@@ -182,10 +183,13 @@ class _LightningState(Composite):
         if self._has_begun:
             return
         self._restored, self._loops = state, state["loops"]["fit_loop"]
-        connector = self._trainer._checkpoint_connector
+        trainer, connector = self._trainer, self._trainer._checkpoint_connector
 
         def resume_start(*_: Any, **__: Any) -> None:
-            connector._loaded_checkpoint = state
+            # Only now each callback knows its directory.
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            checked = with_checked_paths(state.get("callbacks"), callbacks)
+            connector._loaded_checkpoint = state | {"callbacks": checked}
 
         connector.resume_start = resume_start  # type: ignore[method-assign]
 

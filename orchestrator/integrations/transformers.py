@@ -24,8 +24,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_
 from orchestrator.breakpoints.install import install
 from orchestrator.breakpoints.table import TRANSFORMERS
 from orchestrator.breakpoints.trial_files import trial_directory
-from orchestrator.checkpoint.external_files import files_below
+from orchestrator.checkpoint.external_files import unlink_shared_files
 from orchestrator.errors import ConfigError
+from orchestrator.integrations.transformers_state import check_fields, check_state
 from orchestrator.ipc.control_page import Phase
 from orchestrator.system.json_input import parse_object
 from orchestrator.training.exits import print_message, refusing
@@ -52,6 +53,7 @@ class _RunCallback(TrainerCallback):
         self._epoch_ends = self._save_awaits_epoch_end = False
         self._ended_early_of: int | None = None
         self._is_over = False
+        self._refused: Path | None = None
 
     def __enter__(self) -> Self:
         """Become the last callback, which sees what the others ask for."""
@@ -73,6 +75,7 @@ class _RunCallback(TrainerCallback):
         """
         trainer, states = self._trainer, self._trainer.state.stateful_callbacks
         callbacks = trainer.callback_handler.callbacks
+        check_state(trainer.state, [*callbacks, trainer.control], trainer.args.output_dir)
         if trainer.args.restore_callback_states_from_checkpoint or self._run.resume_from is None:
             type(trainer)._load_callback_state(trainer)
             callbacks.append(callbacks.pop(callbacks.index(self)))  # the new ones are behind it
@@ -158,9 +161,8 @@ class _RunCallback(TrainerCallback):
         The evaluation has begun by then, because its beginning draws from the random streams.
         """
         self._run.beat(Phase.EVALUATE)
-        if self._run.stop_wanted:
+        if self._run.stop_wanted and self._makes_way():
             self._run.add_doubt(f"the evaluation at step {state.global_step} was cut off by a stop")
-            _unlink_shared_files(self._directory)
             self._trainer._save_checkpoint(self._trainer.model, None)
             self._publish(control)
             self._run.stop()
@@ -189,11 +191,26 @@ class _RunCallback(TrainerCallback):
         self._run.record({k: v for k, v in (given.get("logs") or {}).items() if k != "epoch"})
 
     def _ask_for_save(self, control: TrainerControl, *, wanted: bool) -> None:
-        control.should_save = control.should_save or wanted
-        if control.should_save:
-            _unlink_shared_files(self._directory)
-            if not control.should_evaluate:
-                self._run.beat(Phase.SAVE)
+        control.should_save = (control.should_save or wanted) and self._makes_way()
+        if control.should_save and not control.should_evaluate:
+            self._run.beat(Phase.SAVE)
+
+    def _makes_way(self) -> bool:
+        """Remove what the store links to from where the Trainer saves next.
+
+        Return whether it may save there: not behind a link, nor in what is another user's.
+        """
+        try:
+            unlink_shared_files(self._directory)
+        except OSError as error:
+            if self._refused != self._directory:
+                self._refused = self._directory
+                print_message(
+                    f"the Trainer does not save in {self._directory}: {error.strerror}; remove "
+                    "that, or name an output_dir in which no other user may write"
+                )
+            return False
+        return True
 
     def _publish(self, control: TrainerControl) -> None:
         self._run.publish(
@@ -232,6 +249,9 @@ def _train(
         trainer.args.output_dir = str(directory / "output")
     _remove_jit_checkpoint(trainer)
     with FrameworkRun.open(FRAMEWORK, transformers.__version__, callback.run_dir) as run:
+        if run.resume_from is not None:
+            with refusing():
+                check_fields(run.resume_from / STATE_FILE)
         start = run.resume_from or _start_from(resume_from_checkpoint, trainer)
         with _RunCallback(trainer, run):
             return _original_train(
@@ -305,13 +325,6 @@ def _restore(callbacks: list[TrainerCallback], states: dict[str, Any]) -> None:
         if isinstance(callback, ExportableState):
             for name, value in state.get("attributes", {}).items():
                 setattr(callback, name, value)
-
-
-def _unlink_shared_files(directory: Path) -> None:
-    """Remove files that the store links to, before the Trainer writes into them again."""
-    for name in files_below(directory):
-        if os.lstat(directory / name).st_nlink > 1:
-            (directory / name).unlink()
 
 
 _original_train = Trainer.train

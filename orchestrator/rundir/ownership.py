@@ -60,6 +60,13 @@ def group_that_may_write(facts: os.stat_result) -> str | None:
     return group if is_shared else None
 
 
+def is_written_by_one(directory: os.stat_result) -> bool:
+    """Return whether the directory is this user's or root's, and nobody else may write to it."""
+    is_own = directory.st_uid in (os.geteuid(), 0)
+    may_others = directory.st_mode & stat.S_IWOTH or group_that_may_write(directory) is not None
+    return is_own and not may_others
+
+
 def stranger_behind(path: Path, opened: os.stat_result) -> str | None:
     """Return who besides this user and root may have written a file, or placed a link to it.
 

@@ -125,7 +125,12 @@ def wire(
     adoption = None
     if config.adopt is not None:
         adoption = Adoption(
-            config.adopt, SealStore(store), facts, catalog, publisher, checkpoint_journal
+            config.adopt,
+            SealStore(store, config.adopt),
+            facts,
+            catalog,
+            publisher,
+            checkpoint_journal,
         )
     judge = Judge(budget, catalog, snapshots, facts, journal, command)
     service = ServiceNotifications(

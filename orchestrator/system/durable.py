@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.system.capabilities import Capability, is_available
-from orchestrator.system.regular_files import open_directory, open_folder, open_regular
+from orchestrator.system.regular_files import (
+    explained,
+    open_directory,
+    open_folder,
+    open_regular,
+)
 
 WRITE_BUFFER_BYTES = 1 << 20
 # The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
@@ -65,9 +70,16 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def rename(self, source: Path, target: Path, *, below: Path | None = None) -> None:
-        """Rename a file or directory atomically."""
-        with folder_of(source, below) as old, folder_of(target, below) as new:
+    def rename(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        below: Path | None = None,
+        source_below: Path | None = None,
+    ) -> None:
+        """Rename a file or directory atomically; ``source_below`` stands in for its ``below``."""
+        with folder_of(source, source_below or below) as old, folder_of(target, below) as new:
             os.rename(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
 
     def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
@@ -92,7 +104,10 @@ def folder_of(path: Path, below: Path | None) -> Iterator[int]:
     real_parents = 0
     if below is not None and path.is_relative_to(below):
         real_parents = len(path.relative_to(below).parts) - 1
-    folder = open_folder(path, real_parents)
+    try:
+        folder = open_folder(path, real_parents)
+    except OSError as error:
+        raise explained(error, path) from None
     try:
         yield folder
     finally:

@@ -31,7 +31,7 @@ def open_regular(
         else:
             descriptor = os.open(path, flags, mode)
     except OSError as error:
-        raise _explained(error, path) from None
+        raise explained(error, path) from None
     finally:
         if folder is not None:
             os.close(folder)
@@ -78,7 +78,8 @@ def open_directory(name: str, folder: int) -> int:
     return os.open(name, _DIRECTORY, dir_fd=folder)
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def explained(error: OSError, path: Path) -> OSError:
+    """Return the error of an open that refuses links, with words that say so."""
     match error.errno:
         case errno.ELOOP | errno.EMLINK:
             return OSError(errno.ELOOP, "it is a symbolic link", str(path))

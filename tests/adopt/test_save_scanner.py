@@ -33,7 +33,7 @@ class Script:
         self.now = 0.0
         own = ScriptFiles(UnitPattern.parse(str(self.out / pattern)))
         self.store = Store(run, "0123456789abcdef", disposal=own)
-        self.seals = SealStore(self.store)
+        self.seals = SealStore(self.store, own.pattern)
         self.ledger = WriteLedger(run.write_ledger_file)
         self.scanner = self.scanner_of(str(self.out / pattern))
 

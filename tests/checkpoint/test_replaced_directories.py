@@ -36,9 +36,16 @@ class ReplacingDisk(Disk):
         self._meet("sync_directory", path)
         super().sync_directory(path)
 
-    def rename(self, source: Path, target: Path, *, below: Path | None = None) -> None:
+    def rename(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        below: Path | None = None,
+        source_below: Path | None = None,
+    ) -> None:
         self._meet("rename", source)
-        super().rename(source, target, below=below)
+        super().rename(source, target, below=below, source_below=source_below)
 
 
 def put_link(path: Path, elsewhere: Path) -> None:

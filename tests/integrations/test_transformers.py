@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 
 from orchestrator.breakpoints.trial_files import VARIABLE
@@ -26,6 +29,7 @@ from tests.e2e.support import (
     open_store,
     wait_for,
 )
+from tests.support import NOBODY
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hf_trainer.py"
 VARIANT = Path(__file__).with_name("hf_variant.py")
@@ -118,6 +122,64 @@ def test_killed_and_stopped_training_equals_the_uninterrupted_one(
     # Nor has the Trainer, which saved the last step twice, written into what the store links to.
     assert_all_valid(run.run, at_least=3)
     assert "eval_loss" in open_store(run.run).all()[-1].manifest.metrics
+
+
+@pytest.mark.usefixtures("as_root")
+def test_trainer_saves_in_nothing_that_another_user_has_made(server: Path, tmp_path: Path) -> None:
+    """A directory and a link of another user cost the saves at their steps, and nothing else."""
+    output, home = tmp_path / "output", tmp_path / "home"
+    for directory in (output, home):
+        directory.mkdir()
+    for number in (1, 2):
+        (home / f"package{number}.py").write_text("private")
+        os.link(home / f"package{number}.py", tmp_path / f"cache{number}")
+    (output / "checkpoint-5").mkdir()
+    (output / "checkpoint-5" / "notes.txt").symlink_to(home / "package1.py")
+    (output / "checkpoint-10").symlink_to(home)
+    for name in ("checkpoint-5", "checkpoint-10"):
+        os.chown(output / name, NOBODY, NOBODY, follow_symlinks=False)
+    result = run_alone(server, tmp_path, (str(EXAMPLE),), "--output", str(output))
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in home.iterdir()) == ["package1.py", "package2.py"]
+    assert result.stderr.count("belongs to nobody") == 2
+    run = RunDir(tmp_path / "runs" / "hf_trainer")
+    steps = [checkpoint.manifest.step for checkpoint in open_store(run).all()]
+    assert steps
+    assert not {5, 10} & set(steps)
+    assert_all_valid(run, at_least=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status", "message"),
+    [
+        ("best_global_step", "../../home", 78, "cannot resume: .* for 'best_global_step'"),
+        ("best_model_checkpoint", "/", 0, "names '/' as the best one, .* is not used"),
+    ],
+)
+def test_state_that_another_user_has_changed(
+    server: Path,
+    uninterrupted: RunDir,
+    tmp_path: Path,
+    field: str,
+    value: str,
+    status: int,
+    message: str,
+) -> None:
+    """The Trainer gets no field that it has not written, nor a directory elsewhere to load."""
+    shutil.copytree(uninterrupted.root, tmp_path / "runs" / "hf_trainer")
+    newest = open_store(RunDir(tmp_path / "runs" / "hf_trainer")).all()[-1]
+    file, manifest = newest.resume_path / "trainer_state.json", newest.path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {field: value}))
+    content = json.loads(manifest.read_bytes())
+    content["files"][file.name] = {
+        "bytes": file.stat().st_size,
+        "xxh3_128": xxhash.xxh3_128(file.read_bytes()).hexdigest(),
+    }
+    manifest.write_text(json.dumps(content))
+    result = run_alone(server, tmp_path)
+    assert result.returncode == status, result.stderr
+    assert re.search(message, result.stderr)
+    assert "Traceback" not in result.stderr
 
 
 def test_evaluation_does_not_hold_up_a_stop(
