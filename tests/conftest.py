@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     example that fails, and the hang tried again, without a timeout.
     """
     for item in items:
-        if hypothesis.is_hypothesis_test(getattr(item, "function", None)):
+        if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.timeout(method="thread"))
     long, starting, quick = [], [], []
     for item in items:
