@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,20 @@ def server(tmp_path: Path) -> Iterator[BreakpointServer]:
     server.close()
 
 
-def start(server: BreakpointServer, file: Path) -> subprocess.Popen[str]:
+@contextmanager
+def start(server: BreakpointServer, file: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a process of the trial that removes a file by way of Disk."""
     file.touch()
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", REMOVE, str(file)],
         env=os.environ | {VARIABLE: str(server.directory)},
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # a test that fails would wait for a process that is held
 
 
 def held_at(server: BreakpointServer, breakpoint_name: str) -> HeldProcess:
