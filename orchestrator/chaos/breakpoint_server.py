@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import select
 import shutil
 import socket
 from pathlib import Path
@@ -50,6 +49,7 @@ class BreakpointServer:
         address = self._socket_directory / SOCKET_LINK
         self._listener.bind(str(address))
         self._listener.listen()
+        self._listener.settimeout(POLL_SECONDS)
         (directory / SOCKET_LINK).symlink_to(address)
 
     def arm(self, *breakpoints: str, from_step: int = 0) -> None:
@@ -63,9 +63,10 @@ class BreakpointServer:
 
     def poll(self, *breakpoints: str) -> HeldProcess | None:
         """Wait for up to 0.02 s for a process at one of these breakpoints; release any other."""
-        if not select.select([self._listener], [], [], POLL_SECONDS)[0]:
+        try:
+            connection, _ = self._listener.accept()
+        except TimeoutError:
             return None
-        connection, _ = self._listener.accept()
         connection.settimeout(MESSAGE_SECONDS)
         try:
             with connection.makefile() as lines:

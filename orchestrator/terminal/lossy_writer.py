@@ -107,4 +107,6 @@ class LossyWriter:
                 data = data[os.write(self._descriptor, data) :]
             except BlockingIOError:
                 # Another process has made the shared descriptor non-blocking.
-                select.select([], [self._descriptor], [])
+                writable = select.poll()  # select() refuses descriptors from 1024 on
+                writable.register(self._descriptor, select.POLLOUT)
+                writable.poll()
