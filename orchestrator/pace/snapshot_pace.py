@@ -5,8 +5,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from orchestrator.pace.failure_rate import FailureRate, best_interval
+from orchestrator.pace.best_interval import best_interval
 from orchestrator.pace.save_schedule import NEVER
+from orchestrator.rundir.failure_times import FailureRate
 
 # The cost is the median of this many measurements.
 REMEMBERED = 5

@@ -7,6 +7,18 @@ RECENT_FAILURES = 10
 LONGEST_SECONDS = 1e9
 
 
+@dataclass(frozen=True)
+class FailureRate:
+    """``count`` failures, at least one, in ``seconds`` of training before this attempt."""
+
+    count: int
+    seconds: float
+
+    def mean_seconds(self, running_seconds: float) -> float:
+        """Return the mean time between failures, this long after the attempt has begun."""
+        return (self.seconds + running_seconds) / self.count
+
+
 @dataclass
 class FailureTimes:
     """The training time before each failure, over all attempts and supervisors of a run.
@@ -29,11 +41,9 @@ class FailureTimes:
             self.before = [*self.before, self.since][-RECENT_FAILURES:]
             self.since = 0.0
 
-    def rate(self) -> dict[str, Any] | None:
-        """Return ``count`` and ``seconds``, how many failures in how much training; None: none."""
-        if not self.before:
-            return None
-        return {"count": len(self.before), "seconds": sum(self.before) + self.since}
+    def rate(self) -> FailureRate | None:
+        """Return how many failures there were in how much training; None without a failure."""
+        return FailureRate(len(self.before), sum(self.before) + self.since) if self.before else None
 
 
 def is_duration(seconds: object) -> TypeGuard[float]:

@@ -13,7 +13,6 @@ from orchestrator.checkpoint.manifest import Reason
 from orchestrator.config import Config
 from orchestrator.ipc.control_page import Field
 from orchestrator.ipc.place_agreement import Deciding, Decision, Kind
-from orchestrator.pace.failure_rate import FailureRate
 from orchestrator.pace.save_schedule import Schedule
 from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.snapshot.rank_snapshots import RankSnapshots
@@ -59,8 +58,7 @@ class Coordinator:
 
     async def run(self, attempt: Attempt) -> None:
         """Coordinate the ranks of an attempt, until cancelled."""
-        rate = self._facts.failures.rate() if self._adapts else None
-        failures = None if rate is None else FailureRate(**rate)
+        failures = self._facts.failures.rate() if self._adapts else None
         self._pace = SnapshotPace(self._budget, self._snapshots.cost_seconds, failures)
         self._served_requests = 0
         self._schedule = Schedule(self._every)

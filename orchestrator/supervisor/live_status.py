@@ -1,6 +1,7 @@
 """The status of a running run, for `orchestrator status` and for systemd."""
 
 import os
+import time
 from typing import Any
 
 from orchestrator.checkpoint.store import Store
@@ -10,7 +11,6 @@ from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.checkpoints.catalog import CheckpointCatalog
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
 from orchestrator.supervisor.run_facts import RunFacts
-from orchestrator.supervisor.run_progress import RunProgress
 from orchestrator.system.heartbeat import Heartbeat
 from orchestrator.telemetry.run_state import State
 from orchestrator.telemetry.status import Status, describe_checkpoint
@@ -26,14 +26,12 @@ class LiveStatus:
         catalog: CheckpointCatalog,
         snapshots: SnapshotWriteQueue,
         spares: SparePool,
-        progress: RunProgress,
     ) -> None:
         self._facts = facts
         self._store = store
         self._catalog = catalog
         self._snapshots = snapshots
         self._spares = spares
-        self._progress = progress
 
     def status(self) -> Status:
         """Return the status of the run at this moment."""
@@ -66,7 +64,7 @@ class LiveStatus:
         status.metrics = attempt.main.metrics
         if attempt.shows_saves:
             status.step, status.epoch = attempt.step, attempt.epoch
-        status.progress = self._progress.of(attempt)
+        status.progress = self._facts.progress.of(attempt)
         status.snapshots = self._snapshot_facts(attempt)
         if (memory := self._snapshots.memory) and (newest := memory.newest_step_and_age()):
             step, age = newest
@@ -102,10 +100,12 @@ class LiveStatus:
     def _snapshot_facts(self, attempt: Attempt) -> dict[str, Any] | None:
         if not attempt.main.snapshot_facts:
             return None
-        rate = self._facts.failures.rate()
+        failures = self._facts.failures.rate()
+        # The failures count an attempt themselves once it is over.
+        running_seconds = 0.0 if attempt.over.is_set() else time.monotonic() - attempt.started
         shown = ("interval_seconds", "stall_seconds", "bytes")
         facts = {key: attempt.main.snapshot_facts.get(key) for key in shown}
         return facts | {
             "write_seconds": self._snapshots.last_write_seconds or None,
-            "failure_seconds": None if rate is None else round(rate["seconds"] / rate["count"], 3),
+            "failure_seconds": failures and round(failures.mean_seconds(running_seconds), 3),
         }

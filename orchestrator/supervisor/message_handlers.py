@@ -15,7 +15,6 @@ from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWri
 from orchestrator.supervisor.live_status import LiveStatus
 from orchestrator.supervisor.run_events import RunEvents
 from orchestrator.supervisor.run_facts import RunFacts
-from orchestrator.supervisor.run_progress import RunProgress
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
 from orchestrator.supervisor.termination.stop_ladder import StopLadder
@@ -60,7 +59,6 @@ class TrainerMessages:
         snapshots: SnapshotWriteQueue,
         spares: SparePool,
         journal: Journal,
-        progress: RunProgress,
     ) -> None:
         self._facts = facts
         self._events = events
@@ -68,7 +66,6 @@ class TrainerMessages:
         self._snapshots = snapshots
         self._spares = spares
         self._journal = journal
-        self._progress = progress
 
     def handle(self, attempt: Attempt, rank: Rank, message: Message) -> None:
         """Act on one message from the session of one of the attempt's ranks."""
@@ -108,7 +105,7 @@ class TrainerMessages:
             case "metrics":
                 rank.metrics = facts.get("metrics", {})
                 if rank.number == 0:
-                    self._progress.on_report(attempt)
+                    self._facts.progress.on_report(attempt)
             case "ended":
                 self._handle_ended(attempt, rank, facts.get("status"))
             case "lost":  # the session has left, or its process has ended

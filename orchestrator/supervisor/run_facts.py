@@ -8,6 +8,7 @@ from orchestrator.rundir.failure_times import FailureTimes
 from orchestrator.rundir.history import History
 from orchestrator.rundir.journal import JournalEvent
 from orchestrator.supervisor.attempt.attempt import Attempt
+from orchestrator.supervisor.run_progress import RunProgress
 from orchestrator.supervisor.state_machine import Event, StateMachine
 from orchestrator.supervisor.stop_request import StopRequest
 
@@ -36,6 +37,8 @@ class RunFacts:
     problem: str | None = None
     failures: FailureTimes = field(default_factory=FailureTimes)
     """How long the run trained before each of its newest failures, up to the last attempt."""
+    progress: RunProgress = field(default_factory=RunProgress)
+    """How far the run is, over all of its attempts."""
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
     launch_done: asyncio.Event = field(default_factory=asyncio.Event)

@@ -75,6 +75,7 @@ class SessionOpening:
 
     def _welcome(self, attempt: Attempt, rank: Rank) -> Message:
         snapshot = attempt.resume_snapshot
+        failures = self._facts.failures.rate() if self._config.adapts_snapshots else None
         return {
             "type": "welcome",
             "protocol": PROTOCOL_VERSION,
@@ -84,7 +85,7 @@ class SessionOpening:
             "every": asdict(self._config.every),
             "snapshot_budget": self._config.snapshot_share,
             "snapshot_cost_seconds": self._snapshots.cost_seconds,
-            "failures": self._facts.failures.rate() if self._config.adapts_snapshots else None,
+            "failures": failures and asdict(failures),
             "allow_data_change": self._config.allow_data_change,
             "resume_generation": snapshot.generation if snapshot else None,
             "writing_generations": [s.generation for s in self._snapshots.pending],

@@ -147,7 +147,7 @@ class Supervisor:
                     verdict,
                     attempt,
                     self._catalog.newest,
-                    self._parts.progress.of(attempt),
+                    self._facts.progress.of(attempt),
                     self._facts.machine,
                     self._journal,
                 )
@@ -361,7 +361,7 @@ class Supervisor:
         saved = newest is None or self._snapshots.is_written(newest)
         status = ExitStatus.STOPPED_SAVED if saved else ExitStatus.STOPPED_UNSAVED
         attempt = self._facts.attempt
-        ended_at = {} if attempt is None else self._parts.progress.of(attempt).facts_of_end()
+        ended_at = {} if attempt is None else self._facts.progress.of(attempt).facts_of_end()
         self._journal.write(JournalEvent.RUN_STOPPED, status=status, **ended_at)
         unsaved = None if saved else newest
         report.log_stop_between_attempts(self._facts, self._catalog.newest, unsaved)

@@ -33,7 +33,6 @@ from orchestrator.supervisor.message_handlers import (
 from orchestrator.supervisor.publishing import Publisher
 from orchestrator.supervisor.recovery.failure_budget import FailureBudget, TotalLimits
 from orchestrator.supervisor.run_facts import RunFacts
-from orchestrator.supervisor.run_progress import RunProgress
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
 from orchestrator.supervisor.stop_request import StopRequest
@@ -56,7 +55,6 @@ class Parts:
     console: Console
     journal: Journal
     facts: RunFacts
-    progress: RunProgress
     budget: FailureBudget
     spares: SparePool
     catalog: CheckpointCatalog
@@ -114,12 +112,11 @@ def wire(
     script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
     ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
-    progress = RunProgress()
-    status = LiveStatus(facts, store, catalog, snapshots, spares, progress)
+    status = LiveStatus(facts, store, catalog, snapshots, spares)
     message_handlers = MessageHandlers(
         facts,
         SessionOpening(config, command, store, facts, snapshots),
-        TrainerMessages(facts, publisher, ladder, snapshots, spares, journal, progress),
+        TrainerMessages(facts, publisher, ladder, snapshots, spares, journal),
         CommandLineMessages(facts, status, ladder, save_requests),
     )
     adoption = None
@@ -153,7 +150,6 @@ def wire(
         console=console,
         journal=journal,
         facts=facts,
-        progress=progress,
         budget=budget,
         spares=spares,
         catalog=catalog,

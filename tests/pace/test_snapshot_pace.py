@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from orchestrator.pace.failure_rate import FailureRate, best_interval
+from orchestrator.pace.best_interval import best_interval
 from orchestrator.pace.snapshot_pace import MOST_SHARE, SnapshotPace
+from orchestrator.rundir.failure_times import FailureRate
 from tests.pace.test_save_schedule import Clock
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.rundir.failure_times import RECENT_FAILURES, FailureTimes
+from orchestrator.rundir.failure_times import RECENT_FAILURES, FailureRate, FailureTimes
 from orchestrator.rundir.journal import JournalEvent
 from tests.rundir.support import history_of
 
@@ -25,7 +25,7 @@ def test_run_without_failures_has_no_rate() -> None:
 def test_training_between_failures_counts_whole() -> None:
     """What trained in attempts that were stopped lies between two failures as well."""
     ends = [end("failed", 5.0), end("stopped", 7.0), end("failed", 1.0), end("stopped", 2.0)]
-    assert history_of(ends).failure_times.rate() == {"count": 2, "seconds": 15.0}
+    assert history_of(ends).failure_times.rate() == FailureRate(2, 15.0)
 
 
 def test_attempt_that_never_trained_does_not_count() -> None:
@@ -38,7 +38,7 @@ def test_newest_failures_count() -> None:
     times = FailureTimes()
     for seconds in [1000.0] * 5 + [1.0] * RECENT_FAILURES:
         times.add(end("failed", seconds))
-    assert times.rate() == {"count": RECENT_FAILURES, "seconds": float(RECENT_FAILURES)}
+    assert times.rate() == FailureRate(RECENT_FAILURES, float(RECENT_FAILURES))
 
 
 def test_wrong_types_are_passed_over() -> None:

@@ -47,8 +47,9 @@ async def launch(spec: LaunchSpec, attempt: Attempt, spares: SparePool) -> None:
     except BaseException:
         for process in started:
             process.kill_command()
+        if started:
+            await started[0].kill_remains()
         for process in started:
-            await process.kill_remains()
             await process.finish_output()
         raise
 

@@ -11,7 +11,7 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.config import Every
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage
-from orchestrator.pace.failure_rate import FailureRate
+from orchestrator.rundir.failure_times import FailureRate
 from orchestrator.rundir.paths import RunDir
 from orchestrator.snapshot.slots import Slots, Snapshot
 from orchestrator.training.runtime.rank_link import RankLink, World

@@ -21,7 +21,7 @@ from orchestrator.ipc.messages import (
     SOCKET_VARIABLE,
     Message,
 )
-from orchestrator.pace.failure_rate import FailureRate
+from orchestrator.rundir.failure_times import FailureRate
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir, run_root_above
 from orchestrator.rundir.start import Start

@@ -1,19 +1,6 @@
-"""How often a run fails, and the interval between snapshots that then loses the least time."""
+"""The interval between snapshots at which a run that fails loses the least time."""
 
 import math
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class FailureRate:
-    """``count`` failures, at least one, in ``seconds`` of training before this attempt."""
-
-    count: int
-    seconds: float
-
-    def mean_seconds(self, running_seconds: float) -> float:
-        """Return the mean time between failures, this long after the attempt has begun."""
-        return (self.seconds + running_seconds) / self.count
 
 
 def best_interval(cost_seconds: float, mean_seconds: float) -> float:
