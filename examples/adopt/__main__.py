@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def main() -> None:
     programs = load()
     names = [program.name for program in programs]
     parser.add_argument("--checkouts", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--python", required=True, metavar="PATH")
+    parser.add_argument("--python", required=True, type=_executable, metavar="PATH")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME")
     parser.add_argument("--results", type=Path, default=Path("build/adopted"), metavar="DIR")
     parser.add_argument("--page", type=Path, metavar="FILE")
@@ -56,6 +57,13 @@ def main() -> None:
         results = [json.loads(path.read_text()) for path in args.results.glob("*.json")]
         args.page.write_text(page(programs, {result["name"]: result for result in results}))
     sys.exit(broken)
+
+
+def _executable(text: str) -> str:
+    found = shutil.which(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} is no program; name the python of an environment")
+    return os.path.abspath(found)  # the programs run in other directories
 
 
 def _in_words(program: Program, result: dict[str, Any]) -> str:
