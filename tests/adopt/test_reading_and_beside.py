@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adopt.beside import find_beside
-from orchestrator.adopt.read_watcher import ReadWatcher
 from orchestrator.adopt.ongoing_saves import OngoingSaves
+from orchestrator.adopt.read_watcher import ReadWatcher
 from orchestrator.adopt.unit_pattern import UnitPattern
 
 READS = {
