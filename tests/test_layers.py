@@ -75,6 +75,7 @@ HOMES = {
     "rich": (
         "cli/view.py",
         "cli/status_table.py",
+        "cli/watched_status.py",
         "cli/runs_table.py",
         "cli/checkpoints_table.py",
         "chaos/display.py",
