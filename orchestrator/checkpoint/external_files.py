@@ -14,7 +14,7 @@ from orchestrator.checkpoint.verification import digest_of_opened
 from orchestrator.rundir.ownership import is_written_by_one
 from orchestrator.rundir.tree_owners import ForeignError, TreeOwners
 from orchestrator.system.durable import Disk
-from orchestrator.system.real_trees import Entry, make_directories
+from orchestrator.system.real_trees import Entry, directories_from, make_directories
 from orchestrator.system.regular_files import open_regular
 
 COPY_BYTES = 16 << 20
@@ -38,8 +38,8 @@ def copy_tree_durably(
     for name, (origin, facts) in origins.items():
         link_or_copy(origin, target / name, disk, link=link, expected=facts)
         records[name] = sync_and_digest(target / name, disk)
-    for folder, _, _ in os.walk(target, topdown=False):
-        disk.sync_directory(Path(folder))
+    for folder in directories_from(target):
+        disk.sync_directory(folder)
     return records
 
 
@@ -78,15 +78,6 @@ def _entries(path: Path) -> Iterator[Entry]:
         yield from TreeOwners().entries(path, path.parent)
     except ForeignError as error:
         raise PermissionError(errno.EPERM, str(error)) from None
-
-
-def files_below(directory: Path) -> set[str]:
-    """Return the relative names of everything below a directory that is not itself a directory."""
-    names = set()
-    for folder, folders, files in os.walk(directory):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        names |= {os.path.relpath(os.path.join(folder, name), directory) for name in files + links}
-    return names
 
 
 def link_or_copy(
