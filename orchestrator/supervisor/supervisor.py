@@ -341,7 +341,7 @@ class Supervisor:
     async def _wait_before_restart(self, verdict: Verdict) -> None:
         failures = self._parts.budget.spent
         seconds = delay_seconds(failures, must_wait=verdict.not_there_yet)
-        self._facts.restarts += 1
+        self._facts.record_restart(verdict.diagnosis.kind)
         self._journal.write(
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=failures
         )
