@@ -336,6 +336,14 @@ class Config:
         "ORCHESTRATOR_EVENT holds done, gave_up or hang. Default: none.",
         None,
     )
+    metrics_file: Path | None = _option(
+        _path("name a file"),
+        "PATH.prom",
+        "Write the metrics of the run every 15 s to this file, which the textfile collector of "
+        "Prometheus' node exporter reads. In a directory each run has a file of its own. Needs the "
+        "extra `metrics`. Default: none.",
+        None,
+    )
     log_format: Literal["auto", "text", "json"] = _option(
         _parse_log_format,
         "auto|text|json",

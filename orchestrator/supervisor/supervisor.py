@@ -88,8 +88,11 @@ class Supervisor:
             self._run.root,
             announce=lambda path: parts.lock.write_owner(socket=path),
         )
+        works = [parts.service.run()]
+        if parts.textfile is not None:
+            works.append(parts.textfile.run())
         try:
-            async with beside(parts.service.run()):
+            async with beside(*works):
                 status = await self._run_with(server)
         finally:
             server.close()

@@ -41,6 +41,7 @@ from orchestrator.supervisor.termination.hang_detector import HangDetector
 from orchestrator.supervisor.termination.hang_timeouts import HangTimeouts
 from orchestrator.supervisor.termination.stop_ladder import StopLadder
 from orchestrator.telemetry.event_hook import EventHook
+from orchestrator.telemetry.textfile import Textfile, file_of_run
 from orchestrator.terminal.console import Console
 
 
@@ -67,6 +68,7 @@ class Parts:
     judge: Judge
     fdstore: FdStore
     service: ServiceNotifications
+    textfile: Textfile | None
     host_events: HostEvents
     hook: EventHook
     unrelated: UnrelatedProcesses
@@ -133,6 +135,9 @@ def wire(
     service = ServiceNotifications(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
     )
+    textfile = None
+    if config.metrics_file is not None:
+        textfile = Textfile(file_of_run(config.metrics_file, store.run_id), status.status)
     host_events = HostEvents(
         config,
         store.run,
@@ -162,6 +167,7 @@ def wire(
         judge=judge,
         fdstore=FdStore(notifier),
         service=service,
+        textfile=textfile,
         host_events=host_events,
         hook=hook,
         unrelated=UnrelatedProcesses(spares, host_events.subprocesses),

@@ -13,6 +13,7 @@ from orchestrator.client import seconds_in
 from orchestrator.system.units import LONGEST_SECONDS
 from orchestrator.telemetry import status_reply
 from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.prometheus import prometheus_text
 from orchestrator.telemetry.status import Status
 from orchestrator.telemetry.status_reply import checked_status
 from tests.telemetry.support import FULL
@@ -70,6 +71,7 @@ def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
             status = checked_status(changed)
             status_table(status)
             runs_table([status], Path("runs"))
+            prometheus_text([status])
         except ValueError as error:
             assert str(error).startswith("its ")
 
