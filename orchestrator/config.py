@@ -332,8 +332,9 @@ class Config:
     on_event: str | None = _option(
         _nonempty("write a command"),
         "CMD",
-        "Run CMD (with sh, for at most 30 s) when training completes, gives up or hangs; "
-        "ORCHESTRATOR_EVENT holds done, gave_up or hang. Default: none.",
+        "Run CMD (with sh, for at most 30 s) when training completes, gives up or hangs, when "
+        "checkpoints do not come any more, or when the weights are not finite; ORCHESTRATOR_EVENT "
+        "holds done, gave_up, hang, stalled or unhealthy. Default: none.",
         None,
     )
     metrics_file: Path | None = _option(

@@ -50,6 +50,7 @@ LAYERS = {
             "save_requests",
             "session_opening",
             "live_status",
+            "stall_watch",
         },
         {"coordinator"},
         {"publishing", "message_handlers", "report"},

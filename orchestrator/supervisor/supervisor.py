@@ -88,7 +88,7 @@ class Supervisor:
             self._run.root,
             announce=lambda path: parts.lock.write_owner(socket=path),
         )
-        works = [parts.service.run()]
+        works = [parts.service.run(), parts.stalls.run()]
         if parts.textfile is not None:
             works.append(parts.textfile.run())
         try:

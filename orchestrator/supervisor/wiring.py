@@ -35,6 +35,7 @@ from orchestrator.supervisor.recovery.failure_budget import FailureBudget, Total
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
+from orchestrator.supervisor.stall_watch import StallWatch
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.supervisor.termination.announcements import Countdown
 from orchestrator.supervisor.termination.hang_detector import HangDetector
@@ -71,6 +72,7 @@ class Parts:
     textfile: Textfile | None
     host_events: HostEvents
     hook: EventHook
+    stalls: StallWatch
     unrelated: UnrelatedProcesses
     coordinator: Coordinator
 
@@ -146,7 +148,8 @@ def wire(
         ladder.on_notice,
     )
     hook = EventHook(config.on_event, store.run, host_events.subprocesses)
-    journal.listeners.append(hook.on_journal_event)
+    stalls = StallWatch(facts, journal, config.every)
+    journal.listeners += [hook.on_journal_event, stalls.on_journal_event]
     return Parts(
         config=config,
         command=command,
@@ -170,6 +173,7 @@ def wire(
         textfile=textfile,
         host_events=host_events,
         hook=hook,
+        stalls=stalls,
         unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
         coordinator=Coordinator(config, facts, snapshots, publisher),
     )

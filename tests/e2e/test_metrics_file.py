@@ -8,7 +8,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.support import Supervised, orchestrator
+from tests.e2e.support import Supervised, orchestrator, wait_for
+
+# It diverges at step 5.
+DIVERGE = "torch.nn.init.constant_(model[0].weight, float('nan'))"
+NOTE = 'echo "$ORCHESTRATOR_EVENT: $ORCHESTRATOR_EVENT_REASON" >> events'
 
 
 def series_in(path: Path) -> dict[str, float]:
@@ -52,3 +56,17 @@ def test_unusable_metrics_file_is_refused_before_the_run_begins(tmp_path: Path) 
     assert refused.returncode == 78
     assert refused.stderr.startswith("cannot write --metrics-file none/train.prom: there is no")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_told(
+    supervise: Callable[..., Supervised], tmp_path: Path
+) -> None:
+    """The command for events runs once for all the checkpoints that nothing resumes from."""
+    options = ("--every", "2steps", "--on-event", NOTE)
+    run = supervise("--epochs", "1", "--run-at", "5", "--code", DIVERGE, options=options)
+    run.end()
+    told = wait_for(lambda: (tmp_path / "events").read_text().splitlines(), "events")
+    unhealthy = [line for line in told if line.startswith("unhealthy")]
+    assert unhealthy == [
+        "unhealthy: the weights are not finite: nothing resumes from what is saved now"
+    ]
