@@ -193,6 +193,8 @@ def become(request: dict[str, Any], standard: Sequence[int]) -> list[str]:
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    # The interpreter has made it for another file, and would ask a pipe for its position.
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
