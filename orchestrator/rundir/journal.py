@@ -42,6 +42,7 @@ class JournalEvent(StrEnum):
     STOP_NOTICED = "stop_noticed"
     REPLICAS_DIFFER = "replicas_differ"
     HANG_DETECTED = "hang_detected"
+    STALLED = "stalled"
     ATTEMPT_EXITED = "attempt_exited"
     RESTART_SCHEDULED = "restart_scheduled"
     GAVE_UP = "gave_up"

@@ -41,6 +41,8 @@ class LiveStatus:
             run_dir=str(self._store.run.root),
             supervisor_pid=os.getpid(),
             restarts=self._facts.restarts,
+            restarts_by_kind=dict(self._facts.restarts_by_kind),
+            trained_steps=self._facts.trained_steps,
             problem=self._facts.problem,
             spare_pid=self._spares.pid,
             spare=self._spares.status(),

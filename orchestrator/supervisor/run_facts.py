@@ -33,12 +33,16 @@ class RunFacts:
     interrupted_at: int | None = None
     """The last step that its metrics record; None if unknown."""
     restarts: int = 0
+    restarts_by_kind: dict[str, int] = field(default_factory=dict)
+    """The restarts by the kind of end that they followed, over all supervisors of the run too."""
     save_seconds: float = 0.0
     problem: str | None = None
     failures: FailureTimes = field(default_factory=FailureTimes)
     """How long the run trained before each of its newest failures, up to the last attempt."""
     progress: RunProgress = field(default_factory=RunProgress)
     """How far the run is, over all of its attempts."""
+    trained_before: int = 0
+    """The steps that the attempts of this supervisor have completed that are over."""
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
     launch_done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,6 +57,7 @@ class RunFacts:
             was_complete=history.last_mark.get("event") == JournalEvent.RUN_COMPLETED,
             was_interrupted=history.was_interrupted,
             restarts=history.restarts,
+            restarts_by_kind=history.restarts_by_kind,
             failures=history.failure_times,
             save_seconds=history.save_seconds[-1] if history.save_seconds else 0.0,
         )
@@ -67,8 +72,20 @@ class RunFacts:
         """The number of ``attempt``."""
         return None if self.attempt is None else self.attempt.number
 
+    @property
+    def trained_steps(self) -> int:
+        """The steps that trainers have completed under this supervisor, those done again too."""
+        running = self.running_attempt
+        return self.trained_before + (0 if running is None else running.trained_steps)
+
+    def record_restart(self, kind: str) -> None:
+        """Record that another attempt follows one that has ended in this way."""
+        self.restarts += 1
+        self.restarts_by_kind[kind] = self.restarts_by_kind.get(kind, 0) + 1
+
     def record_exit(self, attempt: Attempt) -> None:
         """Record that the command of an attempt has ended and its session has left."""
         if not attempt.over.is_set():
             self.machine.handle(Event.EXITED)
+            self.trained_before += attempt.trained_steps
             attempt.over.set()

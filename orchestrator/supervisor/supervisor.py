@@ -88,8 +88,11 @@ class Supervisor:
             self._run.root,
             announce=lambda path: parts.lock.write_owner(socket=path),
         )
+        works = [parts.service.run(), parts.stalls.run()]
+        if parts.textfile is not None:
+            works.append(parts.textfile.run())
         try:
-            async with beside(parts.service.run()):
+            async with beside(*works):
                 status = await self._run_with(server)
         finally:
             server.close()
@@ -341,7 +344,7 @@ class Supervisor:
     async def _wait_before_restart(self, verdict: Verdict) -> None:
         failures = self._parts.budget.spent
         seconds = delay_seconds(failures, must_wait=verdict.not_there_yet)
-        self._facts.restarts += 1
+        self._facts.record_restart(verdict.diagnosis.kind)
         self._journal.write(
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=failures
         )

@@ -35,12 +35,14 @@ from orchestrator.supervisor.recovery.failure_budget import FailureBudget, Total
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
+from orchestrator.supervisor.stall_watch import StallWatch
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.supervisor.termination.announcements import Countdown
 from orchestrator.supervisor.termination.hang_detector import HangDetector
 from orchestrator.supervisor.termination.hang_timeouts import HangTimeouts
 from orchestrator.supervisor.termination.stop_ladder import StopLadder
 from orchestrator.telemetry.event_hook import EventHook
+from orchestrator.telemetry.textfile import Textfile, file_of_run
 from orchestrator.terminal.console import Console
 
 
@@ -67,8 +69,10 @@ class Parts:
     judge: Judge
     fdstore: FdStore
     service: ServiceNotifications
+    textfile: Textfile | None
     host_events: HostEvents
     hook: EventHook
+    stalls: StallWatch
     unrelated: UnrelatedProcesses
     coordinator: Coordinator
 
@@ -133,6 +137,9 @@ def wire(
     service = ServiceNotifications(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
     )
+    textfile = None
+    if config.metrics_file is not None:
+        textfile = Textfile(file_of_run(config.metrics_file, store.run_id), status.status)
     host_events = HostEvents(
         config,
         store.run,
@@ -141,7 +148,8 @@ def wire(
         ladder.on_notice,
     )
     hook = EventHook(config.on_event, store.run, host_events.subprocesses)
-    journal.listeners.append(hook.on_journal_event)
+    stalls = StallWatch(facts, journal, config.every)
+    journal.listeners += [hook.on_journal_event, stalls.on_journal_event]
     return Parts(
         config=config,
         command=command,
@@ -162,8 +170,10 @@ def wire(
         judge=judge,
         fdstore=FdStore(notifier),
         service=service,
+        textfile=textfile,
         host_events=host_events,
         hook=hook,
+        stalls=stalls,
         unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
         coordinator=Coordinator(config, facts, snapshots, publisher),
     )

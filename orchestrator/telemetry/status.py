@@ -41,6 +41,8 @@ class Status:
     spare: dict[str, Any] | None = None
     attempt: int | None = None
     restarts: int = 0
+    restarts_by_kind: dict[str, int] = field(default_factory=dict)
+    trained_steps: int | None = None
     epoch: int | None = None
     step: int | None = None
     progress: Progress = field(default_factory=Progress)
@@ -107,6 +109,7 @@ def status_from_disk(store: Store, most_seconds: float = LONGEST_READING_SECONDS
     if state == State.FAILED and (failure := failure_in(history, run)) is not None:
         status.failure = asdict(failure)
     status.attempt, status.restarts = history.attempt, history.restarts
+    status.restarts_by_kind = history.restarts_by_kind
     if history.last_save.get("event") == JournalEvent.CHECKPOINT_FAILED:
         status.problem = str(history.last_save.get("problem"))
     if (newest := store.newest_healthy(deadline)) is not None:

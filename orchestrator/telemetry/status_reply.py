@@ -14,7 +14,7 @@ LARGEST_NUMBER = 1e15
 _STATUS: Shape = {
     **dict.fromkeys(("run_id", "state", "run_dir"), (str, "")),
     **dict.fromkeys(("supervisor_pid", "trainer_pid", "spare_pid"), _COUNT),
-    **dict.fromkeys(("attempt", "epoch", "step"), _COUNT),
+    **dict.fromkeys(("attempt", "epoch", "step", "trained_steps"), _COUNT),
     "restarts": (int, 0),
     **dict.fromkeys(("phase", "problem"), _TEXT),
     **dict.fromkeys(("silent_seconds", "hang_budget_seconds"), _NUMBER),
@@ -62,10 +62,13 @@ def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
         raise ValueError("its ranks have the wrong type")
     status["ranks"] = [_checked(rank, _RANK) for rank in ranks] or None
+    kinds = reply.get("restarts_by_kind") or {}
+    if not isinstance(kinds, dict) or not all(map(_is_count, kinds.values())):
+        raise ValueError("its restarts_by_kind have the wrong type")
     metrics = reply.get("metrics") or {}
     if not isinstance(metrics, dict) or not all(map(_is_metric, metrics.values())):
         raise ValueError("its metrics have the wrong type")
-    return status | {"metrics": metrics}
+    return status | {"restarts_by_kind": kinds, "metrics": metrics}
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -82,6 +85,10 @@ def _checked(content: dict[str, Any], shape: Shape) -> dict[str, Any]:
             raise ValueError(f"its {key} has the wrong type")
         checked[key] = absent if value is None else value
     return checked
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and is_number(value)
 
 
 def _is_metric(value: object) -> bool:

@@ -259,6 +259,11 @@ class Attempt:
         return self.main.step if self.adopted is None else self.adopted.step
 
     @property
+    def trained_steps(self) -> int:
+        """The steps that this attempt has completed itself."""
+        return max(0, self.step - (self.resumed_step or 0))
+
+    @property
     def last_step(self) -> int:
         """``step``, or that of a snapshot that the session got and had not restored yet."""
         return max(self.step, self.final_snapshot.manifest.step if self.final_snapshot else 0)
