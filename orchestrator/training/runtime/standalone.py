@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.training_time import training_time
 from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_arguments
 from orchestrator.rundir.history_index import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
@@ -125,6 +127,8 @@ class Standalone:
         self._resumed_from: Checkpoint | None = None
         self._newest: Checkpoint | None = None
         self._problem: str | None = None
+        self._began = time.monotonic()
+        self._has_told_training = False
         _trained.add(self._resolved_path)
 
     def _hint_at_new_directory(self, given: Path | None) -> None:
@@ -181,6 +185,11 @@ class Standalone:
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Check once a second what may have changed; no supervisor shows metrics."""
+        if not self._has_told_training:
+            self._has_told_training = True
+            step = self._resumed_from.manifest.step if self._resumed_from else 0
+            starting = self._training_time()["starting_seconds"]
+            self._journal.write(JournalEvent.TRAINING_STARTED, step=step, starting_seconds=starting)
         self._directory_watch.check()
         self._mlflow.poll()
 
@@ -204,7 +213,8 @@ class Standalone:
         self._directory_watch.close()
         page = self._facts.memory.page
         step, epoch = page.values[Field.STEP], page.values[Field.EPOCH]
-        ended_at = Progress.of(step, epoch, page.total_steps, page.total_epochs).facts_of_end()
+        counts = Progress.of(step, epoch, page.total_steps, page.total_epochs).facts_of_end()
+        ended_at: dict[str, Any] = {**counts, **self._training_time()}
         if status is ExitStatus.COMPLETE:
             self._journal.write(JournalEvent.RUN_COMPLETED, **ended_at)
         elif status is not None:
@@ -216,6 +226,10 @@ class Standalone:
         self._tracker_variables.restore()
         self._facts.memory.slots.close()
         self._lock.unlock_and_close()
+
+    def _training_time(self) -> dict[str, float | None]:
+        page = self._facts.memory.page
+        return training_time(page, self._began, time.monotonic())
 
     def _print_stop(self, status: ExitStatus, step: int) -> None:
         if status not in (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED):
