@@ -10,6 +10,7 @@ import pytest
 from orchestrator.cli.runs_table import runs_table
 from orchestrator.cli.status_table import status_table
 from orchestrator.client import seconds_in
+from orchestrator.rundir.time_ledger import Part
 from orchestrator.system.units import LONGEST_SECONDS
 from orchestrator.telemetry import status_reply
 from orchestrator.telemetry.failure import Failure
@@ -47,6 +48,12 @@ FULL = Status(
     machine_loses_at_most_seconds=5,
     ranks=[{"rank": 1, "pid": 8, "step": 40, "state": "train"}],
     problem="the disk is full",
+    goodput={
+        "percent": 90.0,
+        "wall_seconds": 20.0,
+        "seconds": dict.fromkeys(Part, 0.0) | {"training": 18.0, "idle": 2.0},
+        "attempts": [{"attempt": 2, "seconds": dict.fromkeys(Part, 0.0) | {"training": 18.0}}],
+    },
     failure=asdict(Failure(70, "a bug", None, "exception", 2, 40, 3, "output.log", "last")),
 )
 
@@ -56,7 +63,8 @@ def test_status_is_shown_as_the_supervisor_has_it() -> None:
     for status in (FULL, Status(run_id="0123", state="starting", run_dir="runs/a")):
         reply = json.loads(json.dumps(status.to_json()))
         assert checked_status(reply) == reply
-    known = {*status_reply._STATUS, *status_reply._PARTS, "progress", "metrics", "ranks"}
+    parts = {"progress", "goodput", "metrics", "ranks"}
+    known = {*status_reply._STATUS, *status_reply._PARTS, *parts}
     assert known == {field.name for field in fields(Status)}
     assert status_reply._PROGRESS.keys() == {field.name for field in fields(Progress)}
 
@@ -94,6 +102,12 @@ def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
     ]
     if key == "progress":
         replies += [reply | {key: reply[key] | {inner: value}} for inner in reply[key]]
+    if key == "goodput":
+        goodput = reply[key]
+        replies += [reply | {key: goodput | {inner: value}} for inner in goodput]
+        replies += [reply | {key: goodput | {"attempts": [{"attempt": 1, "seconds": value}]}}]
+        replies += [reply | {key: goodput | {"attempts": [value]}}]
+        replies += [reply | {key: goodput | {"seconds": {"training": value}}}]
     if key == "ranks":
         rank = reply[key][0]
         replies += [reply | {key: [rank, rank | {inner: value}]} for inner in rank]
