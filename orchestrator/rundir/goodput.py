@@ -67,7 +67,10 @@ class Goodput:
             case JournalEvent.TRAINING_STARTED:
                 self._begin_training(event, moment)
             case JournalEvent.ATTEMPT_EXITED if self.attempt is not None:
-                self._end_attempt(event, moment)
+                self._end_attempt(self.attempt, event, moment)
+            case JournalEvent.TRAINING_ENDED if self.attempt is not None:
+                self._record(attempt_time.ended(self.attempt, event, moment))
+                self._go_on(Doing.STOPPED, moment)
             case JournalEvent.RESTART_SCHEDULED:
                 delay = event.get("delay_seconds")
                 self.delay_seconds = float(delay) if is_duration(delay) else 0.0
@@ -158,14 +161,13 @@ class Goodput:
         elif event["event"] == JournalEvent.STOP_NOTICED:
             attempt.is_stopping = True
 
-    def _end_attempt(self, event: dict[str, Any], moment: Moment) -> None:
-        if self.attempt is not None:
-            self._record(attempt_time.ended(self.attempt, event, moment))
+    def _end_attempt(self, attempt: OpenAttempt, event: dict[str, Any], moment: Moment) -> None:
+        self._record(attempt_time.ended(attempt, event, moment))
         has_failed = event.get("outcome") == "failed"
         self._go_on(Doing.RESTARTING if has_failed else Doing.STOPPING, moment)
 
     def _end_supervisor(self, event: dict[str, Any], moment: Moment) -> None:
-        if self.attempt is not None:  # that of a script without a supervisor
+        if self.attempt is not None:  # its end is missing in the journal
             self._record(attempt_time.ended(self.attempt, event, moment))
         else:
             self.ledger.add(self._gap(moment, is_last=True))

@@ -35,6 +35,7 @@ class JournalEvent(StrEnum):
     RUN_STARTED = "run_started"
     ATTEMPT_STARTED = "attempt_started"
     TRAINING_STARTED = "training_started"
+    TRAINING_ENDED = "training_ended"
     RESUMED = "resumed"
     EXACTNESS_LOST = "exactness_lost"
     SNAPSHOT_TAKEN = "snapshot_taken"

@@ -307,12 +307,32 @@ def test_script_without_a_supervisor_tells_its_own_time(journal: Journal) -> Non
     """Its journal has no attempts; what it lost is known by the step at which it goes on."""
     journal.add(0, "run_started")
     journal.add(4, "training_started", step=0, starting_seconds=2)
-    journal.add(60, "run_stopped", step=100, unfinished_seconds=5, **TRAINED)
+    end = {"outcome": "stopped", "unfinished_seconds": 5}
+    journal.add(60, "training_ended", step=100, **end, **TRAINED)
+    journal.add(60, "run_stopped", step=100)
     journal.add(70, "run_started")
     journal.add(72, "training_started", step=80, starting_seconds=1)
     assert journal.parts() == {
-        "starting": 3, "training": 41, "done_twice": 10, "saving": 3, "stopping": 5, "idle": 10,
-    }  # fmt: skip
+        "starting": 3,
+        "training": 41,
+        "done_twice": 10,
+        "saving": 3,
+        "stopping": 5,
+        "idle": 10,
+    }
+    journal.add(
+        90,
+        "training_ended",
+        outcome="failed",
+        step=95,
+        unfinished_seconds=7,
+        starting_seconds=1,
+        training_seconds=11,
+        saving_seconds=0,
+    )
+    journal.add(99, "run_started")
+    parts = journal.parts()
+    assert (parts["done_twice"], parts["idle"]) == (17, 19)  # fmt: skip
 
 
 # --- live ------------------------------------------------------------------------------------

@@ -65,6 +65,12 @@ def _run_dir(pattern: Path | None, start: Start) -> RunDir:
     return RunDir(run_dir_of(pattern, start.script or sys.argv[0], start).absolute())
 
 
+def _outcome(status: ExitStatus | None) -> str:
+    if status is None:
+        return "failed"
+    return "complete" if status is ExitStatus.COMPLETE else "stopped"
+
+
 class Standalone:
     """The backend of a session in a process without a supervisor."""
 
@@ -213,8 +219,11 @@ class Standalone:
         self._directory_watch.close()
         page = self._facts.memory.page
         step, epoch = page.values[Field.STEP], page.values[Field.EPOCH]
-        counts = Progress.of(step, epoch, page.total_steps, page.total_epochs).facts_of_end()
-        ended_at: dict[str, Any] = {**counts, **self._training_time()}
+        ended_at = Progress.of(step, epoch, page.total_steps, page.total_epochs).facts_of_end()
+        spent: dict[str, Any] = self._training_time()
+        self._journal.write(
+            JournalEvent.TRAINING_ENDED, outcome=_outcome(status), step=step, **spent
+        )
         if status is ExitStatus.COMPLETE:
             self._journal.write(JournalEvent.RUN_COMPLETED, **ended_at)
         elif status is not None:
