@@ -193,6 +193,8 @@ def become(request: dict[str, Any], standard: Sequence[int]) -> list[str]:
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    # What was opened on /dev/null takes a pipe for a file in which it can seek.
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
