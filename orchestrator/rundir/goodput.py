@@ -155,7 +155,7 @@ class Goodput:
         attempt.last_seen = moment
         attempt.last_step = max(attempt.last_step, _count_in(event, "step"))
         if is_duration(seconds := event.get("saving_seconds")):
-            attempt.saving_seconds = max(attempt.saving_seconds, seconds)
+            attempt.saving_seconds = max(attempt.saving_seconds, float(seconds))
         if is_publication:
             attempt.saved = moment
         elif event["event"] == JournalEvent.STOP_NOTICED:
