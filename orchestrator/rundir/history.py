@@ -8,6 +8,8 @@ from types import UnionType
 from typing import Any
 
 from orchestrator.rundir.failure_times import FailureTimes, is_duration
+from orchestrator.rundir.goodput import Goodput
+from orchestrator.rundir.goodput_json import checked_goodput
 from orchestrator.rundir.journal import (
     JournalEvent,
     checked_event,
@@ -83,6 +85,8 @@ class History:
     """How long it has trained since."""
     ends: dict[str, int] = field(default_factory=dict)
     """How often attempts ended in each way, for the ways that were seen last."""
+    goodput: Goodput = field(default_factory=Goodput)
+    """What the wall time was spent for."""
 
     @property
     def was_interrupted(self) -> bool:
@@ -100,6 +104,7 @@ class History:
         if name == JournalEvent.JOURNAL_ROTATED:
             self._go_on_from(event)
             return
+        self.goodput.add(event)
         number = event.get("attempt")
         if isinstance(number, int):
             self.attempt = max(self.attempt or 0, number)
@@ -143,7 +148,10 @@ class History:
             carried = event["history"]
             if event["check"] != digest_of(carried).hexdigest():
                 raise ValueError("the history is damaged")
-            vars(self).update(vars(checked_history(carried)))
+            history = checked_history(carried)
+            if "goodput" not in carried:  # an older version has written it
+                history.goodput.add_unknown(history.begun, event)
+            vars(self).update(vars(history))
         except (ValueError, TypeError, KeyError):  # also another version's
             self.damaged += 1
 
@@ -270,6 +278,8 @@ def checked_history(content: dict[str, Any]) -> History:
     Raises ValueError, TypeError or KeyError for wrong types.
     """
     history = History(**content)
+    if "goodput" in content:
+        history.goodput = checked_goodput(content["goodput"])
     for name, kind in _HISTORY_TYPES.items():
         if not isinstance(vars(history).get(name), kind):
             raise ValueError(f"{name} has the wrong type")

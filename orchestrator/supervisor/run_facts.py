@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from orchestrator.rundir.failure_times import FailureTimes
+from orchestrator.rundir.goodput import Goodput
 from orchestrator.rundir.history import History
 from orchestrator.rundir.journal import JournalEvent
+from orchestrator.rundir.metrics_end import RecordedStep
 from orchestrator.supervisor.attempt.attempt import Attempt
 from orchestrator.supervisor.run_progress import RunProgress
 from orchestrator.supervisor.state_machine import Event, StateMachine
@@ -30,7 +32,7 @@ class RunFacts:
     """Whether the last supervisor of this run ended it as complete."""
     was_interrupted: bool = False
     """Whether the last supervisor of this run died with its attempt."""
-    interrupted_at: int | None = None
+    interrupted_at: RecordedStep | None = None
     """The last step that its metrics record; None if unknown."""
     restarts: int = 0
     restarts_by_kind: dict[str, int] = field(default_factory=dict)
@@ -43,6 +45,8 @@ class RunFacts:
     """How far the run is, over all of its attempts."""
     trained_before: int = 0
     """The steps that the attempts of this supervisor have completed that are over."""
+    goodput: Goodput = field(default_factory=Goodput)
+    """What the wall time of the run was spent for, as its journal tells."""
     attempt: Attempt | None = None
     machine: StateMachine = field(default_factory=StateMachine)
     launch_done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,6 +63,7 @@ class RunFacts:
             restarts=history.restarts,
             restarts_by_kind=history.restarts_by_kind,
             failures=history.failure_times,
+            goodput=history.goodput,
             save_seconds=history.save_seconds[-1] if history.save_seconds else 0.0,
         )
 

@@ -8,6 +8,7 @@ import asyncio
 import signal
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -124,7 +125,10 @@ class Supervisor:
         try:
             self._spares.open(spec.environment, spec.inherited)
             self._journal.write(
-                JournalEvent.RUN_STARTED, command=recorded(parts.command), version=__version__
+                JournalEvent.RUN_STARTED,
+                command=recorded(parts.command),
+                version=__version__,
+                **self._interruption(),
             )
             parts.host_events.start(parts.save_requests.save_now)
             try:
@@ -137,6 +141,11 @@ class Supervisor:
         finally:
             await self._spares.close()
         return status
+
+    def _interruption(self) -> dict[str, Any]:
+        """Return the last step, and its time, of an attempt whose end nobody has recorded."""
+        last = self._facts.interrupted_at
+        return {} if last is None else {"last_step": last.step, "last_step_time": last.time}
 
     # --- one attempt after the other ---------------------------------------------------------
 
@@ -174,7 +183,8 @@ class Supervisor:
             raise
         self._catalog.attempt_number = attempt.number
         if self._facts.attempt is None and self._facts.was_interrupted:
-            report.log_interruption(self._facts.interrupted_at, attempt.start_step)
+            last = self._facts.interrupted_at
+            report.log_interruption(last.step if last else None, attempt.start_step)
         self._record_start(attempt)
         self._parts.budget.begin_attempt(time.time())
         if self._parts.adoption is not None:
@@ -222,6 +232,7 @@ class Supervisor:
     def _record_start(self, attempt: Attempt) -> None:
         snapshot, checkpoint = attempt.resume_snapshot, attempt.resume_checkpoint
         source = snapshot or checkpoint
+        attempt.announced = time.monotonic()
         self._journal.write(
             JournalEvent.ATTEMPT_STARTED,
             attempt.number,

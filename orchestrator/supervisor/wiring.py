@@ -99,6 +99,7 @@ def wire(
     journal.listeners.append(HistoryIndexer(store.run).on_event)
     stop = StopRequest(config.grace)
     facts = RunFacts.from_history(stop, history)
+    journal.listeners.append(facts.goodput.add)
     if facts.was_interrupted:  # before the next trainer goes on in this file
         facts.interrupted_at = last_recorded_step(store.run.metrics_file)
     budget = FailureBudget.from_history(
@@ -116,7 +117,7 @@ def wire(
     script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
     ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
-    status = LiveStatus(facts, store, catalog, snapshots, spares)
+    status = LiveStatus(facts, store, catalog, snapshots, spares, journal)
     message_handlers = MessageHandlers(
         facts,
         SessionOpening(config, command, store, facts, snapshots),

@@ -11,6 +11,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.rundir.goodput import Goodput
 from orchestrator.rundir.history import History
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import JournalEvent
@@ -46,6 +47,7 @@ class Status:
     epoch: int | None = None
     step: int | None = None
     progress: Progress = field(default_factory=Progress)
+    goodput: dict[str, Any] = field(default_factory=lambda: Goodput().to_json())
     phase: str | None = None
     silent_seconds: float | None = None
     hang_budget_seconds: float | None = None
@@ -110,6 +112,7 @@ def status_from_disk(store: Store, most_seconds: float = LONGEST_READING_SECONDS
         status.failure = asdict(failure)
     status.attempt, status.restarts = history.attempt, history.restarts
     status.restarts_by_kind = history.restarts_by_kind
+    status.goodput = history.goodput.to_json()
     if history.last_save.get("event") == JournalEvent.CHECKPOINT_FAILED:
         status.problem = str(history.last_save.get("problem"))
     if (newest := store.newest_healthy(deadline)) is not None:

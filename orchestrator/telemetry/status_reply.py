@@ -3,6 +3,8 @@
 import math
 from typing import Any, TypeGuard
 
+from orchestrator.rundir.time_ledger import Part
+
 # Of each key: the type of its value, and what stands for an absent one.
 Shape = dict[str, tuple[type, Any]]
 
@@ -39,6 +41,7 @@ _PROGRESS: Shape = {
     **dict.fromkeys(("step", "total_steps", "epoch", "total_epochs"), _COUNT),
     **dict.fromkeys(("percent", "steps_per_second", "seconds_left"), _NUMBER),
 }
+_SECONDS: Shape = dict.fromkeys(Part, (float, 0.0))
 _RANK: Shape = {**dict.fromkeys(("rank", "pid", "step"), (int, 0)), "state": (str, "")}
 
 
@@ -58,6 +61,7 @@ def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(progress, dict):
         raise ValueError("its progress has the wrong type")
     status["progress"] = _checked(progress, _PROGRESS)
+    status["goodput"] = _checked_goodput(reply.get("goodput") or {})
     ranks = reply.get("ranks") or []
     if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
         raise ValueError("its ranks have the wrong type")
@@ -69,6 +73,28 @@ def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(metrics, dict) or not all(map(_is_metric, metrics.values())):
         raise ValueError("its metrics have the wrong type")
     return status | {"restarts_by_kind": kinds, "metrics": metrics}
+
+
+def _checked_goodput(goodput: Any) -> dict[str, Any]:
+    if not isinstance(goodput, dict):
+        raise ValueError("its goodput has the wrong type")
+    seconds, attempts = goodput.get("seconds") or {}, goodput.get("attempts") or []
+    shares = [seconds, *attempts] if isinstance(attempts, list) else [None]
+    if not all(isinstance(share, dict) for share in shares):
+        raise ValueError("its goodput has the wrong type")
+    if not all(isinstance(share.get("seconds") or {}, dict) for share in attempts):
+        raise ValueError("its goodput has the wrong type")
+    return {
+        **_checked(goodput, {"percent": _NUMBER, "wall_seconds": (float, 0.0)}),
+        "seconds": _checked(seconds, _SECONDS),
+        "attempts": [
+            {
+                **_checked(share, {"attempt": _COUNT}),
+                "seconds": _checked(share.get("seconds") or {}, _SECONDS),
+            }
+            for share in attempts
+        ],
+    }
 
 
 def is_number(value: object) -> TypeGuard[float]:

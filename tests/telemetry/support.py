@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from orchestrator.rundir.time_ledger import Part
 from orchestrator.telemetry.failure import Failure
 from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.status import Status
@@ -38,5 +39,11 @@ FULL = Status(
     machine_loses_at_most_seconds=5,
     ranks=[{"rank": 1, "pid": 8, "step": 40, "state": "train"}],
     problem="the disk is full",
+    goodput={
+        "percent": 90.0,
+        "wall_seconds": 20.0,
+        "seconds": dict.fromkeys(Part, 0.0) | {"training": 18.0, "idle": 2.0},
+        "attempts": [{"attempt": 2, "seconds": dict.fromkeys(Part, 0.0) | {"training": 18.0}}],
+    },
     failure=asdict(Failure(70, "a bug", None, "exception", 2, 40, 3, "output.log", "last")),
 )

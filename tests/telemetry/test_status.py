@@ -200,6 +200,7 @@ def test_unknown_values_are_null(store: Store) -> None:
     assert content.keys() >= KEYS
     known = {"run_id": RUN_ID, "state": "new", "run_dir": str(store.run.root), "restarts": 0}
     assert set(content.pop("progress").values()) == {None}
+    assert set(content.pop("goodput").pop("seconds").values()) == {0}
     assert {key: value for key, value in content.items() if value not in (None, {})} == known
 
 

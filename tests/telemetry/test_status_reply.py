@@ -24,8 +24,8 @@ def test_status_is_shown_as_the_supervisor_has_it() -> None:
     for status in (FULL, Status(run_id="0123", state="starting", run_dir="runs/a")):
         reply = json.loads(json.dumps(status.to_json()))
         assert checked_status(reply) == reply
-    known = {*status_reply._STATUS, *status_reply._PARTS, "progress", "metrics", "ranks"}
-    known.add("restarts_by_kind")
+    parts = {"progress", "goodput", "metrics", "ranks", "restarts_by_kind"}
+    known = {*status_reply._STATUS, *status_reply._PARTS, *parts}
     assert known == {field.name for field in fields(Status)}
     assert status_reply._PROGRESS.keys() == {field.name for field in fields(Progress)}
 
@@ -63,6 +63,12 @@ def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
     ]
     if key == "progress":
         replies += [reply | {key: reply[key] | {inner: value}} for inner in reply[key]]
+    if key == "goodput":
+        goodput = reply[key]
+        replies += [reply | {key: goodput | {inner: value}} for inner in goodput]
+        replies += [reply | {key: goodput | {"attempts": [{"attempt": 1, "seconds": value}]}}]
+        replies += [reply | {key: goodput | {"attempts": [value]}}]
+        replies += [reply | {key: goodput | {"seconds": {"training": value}}}]
     if key == "ranks":
         rank = reply[key][0]
         replies += [reply | {key: [rank, rank | {inner: value}]} for inner in rank]

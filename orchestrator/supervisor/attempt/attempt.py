@@ -13,6 +13,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase, anonymous_file
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
 from orchestrator.ipc.server import Peer
+from orchestrator.ipc.training_time import training_time
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.activity import Silence
@@ -71,7 +72,7 @@ class Attempt:
         self.directory: AttemptDir = run.attempt(number)
         self._run = run
         self._tracking = mlflow_variables(run, os.environ)
-        self.started = time.monotonic()
+        self.started = self.announced = time.monotonic()
         self.ended: float | None = None
         self.adopted: AdoptedProgress | None = None
         self.silence: Silence | None = None
@@ -280,6 +281,10 @@ class Attempt:
             return None
         lost_ns = self._heartbeat_ns - self.final_snapshot.taken_ns
         return max(0.0, lost_ns / 1e9)
+
+    def time_until(self, moment: float) -> dict[str, float | None]:
+        """Return what the time since the journal has its start was spent for."""
+        return training_time(self.main.page, self.announced, moment)
 
     @property
     def _heartbeat_ns(self) -> int:
