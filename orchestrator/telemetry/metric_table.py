@@ -99,6 +99,12 @@ def _rank_steps(status: StatusObject) -> Iterator[Sample]:
         yield (rank,), step
 
 
+def _times(status: StatusObject) -> Iterator[Sample]:
+    goodput = status["goodput"]
+    if goodput["wall_seconds"]:
+        yield from (((part,), seconds) for part, seconds in goodput["seconds"].items())
+
+
 def _supervisor_seen(status: StatusObject) -> Iterator[Sample]:
     if status["supervisor_pid"] is not None:
         yield (), time.time()
@@ -158,6 +164,12 @@ METRICS = (
         f"Newest value of what the loop reports; at most {MOST_TRAINING_METRICS} names.",
         _training_metrics,
         ("name",),
+    ),
+    Metric(
+        "run_time_seconds",
+        "Wall time of the run by what it was spent for; training done twice leaves training.",
+        _times,
+        ("part",),
     ),
     Metric("rank_step", "Completed steps of each of several ranks.", _rank_steps, ("rank",)),
     Metric(
