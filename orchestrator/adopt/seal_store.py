@@ -100,6 +100,7 @@ class SealStore:
                         disk,
                         link=sealing.link,
                         below=files.base_of(name),
+                        target_below=run,
                         modified_ns=modified,
                     )
             records = {

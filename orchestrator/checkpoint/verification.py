@@ -113,17 +113,18 @@ def _digest_opened(
     descriptor: int, chunk_bytes: int, check: Callable[[int], None] | None = None
 ) -> FileRecord:
     with open(descriptor, "rb", buffering=0) as file:
+        length = os.fstat(descriptor).st_size
         if check is not None:
             check(descriptor)
-        length = os.fstat(descriptor).st_size
         digest, size = xxhash.xxh3_128(), 0
         # No larger than the file: for a direct read the kernel fills in every page of the buffer.
         blocks = length // DIRECT_BLOCK_BYTES + 1
         buffer_bytes = min(chunk_bytes, blocks * DIRECT_BLOCK_BYTES)
         with mmap.mmap(-1, buffer_bytes) as aligned, memoryview(aligned) as buffer:
-            while count := file.readinto(buffer):
+            # Files of the kernel's that say they are empty may block, or never end.
+            while length and (count := file.readinto(buffer)):
                 digest.update(buffer[:count])
                 size += count
-                if size > length:  # a file of the kernel's may never end
-                    raise OSError(errno.EFBIG, "it has more bytes than its size says")
+                if size > length:
+                    raise OSError(errno.EFBIG, "it has grown meanwhile")
     return FileRecord(bytes=size, xxh3_128=digest.hexdigest())
