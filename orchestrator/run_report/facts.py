@@ -1,6 +1,7 @@
 """What a report tells of a run, collected from its directory."""
 
 import contextlib
+import shlex
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -9,15 +10,15 @@ from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.client import status_of, store_of
 from orchestrator.errors import OrchestratorError
+from orchestrator.run_report.attempts import AttemptRow, attempt_rows
+from orchestrator.run_report.remarks import remarks
+from orchestrator.run_report.svg_chart import Chart, chart_of
 from orchestrator.rundir.identity import ADVICE
 from orchestrator.rundir.journal import utc_now
 from orchestrator.rundir.journal_end import newest_events
 from orchestrator.rundir.metric_samples import sample_metrics
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.records import read_record
-from orchestrator.run_report.attempts import AttemptRow, attempt_rows
-from orchestrator.run_report.remarks import remarks
-from orchestrator.run_report.svg_chart import Chart, chart_of
 from orchestrator.supervisor.recovery.output_tail import end_of
 
 MOST_EVENTS = 20_000
@@ -33,7 +34,8 @@ class ReportFacts:
 
     made: str
     status: dict[str, Any]
-    identity: dict[str, Any]
+    command: str
+    begun: Any
     charts: list[Chart]
     attempts: list[AttemptRow]
     attempts_left_out: int
@@ -48,11 +50,15 @@ def report_facts(run: RunDir) -> ReportFacts:
     events = newest_events(run.journal_file, MOST_EVENTS)
     attempts = attempt_rows(events)
     resumed_at = [row.resume_step for row in attempts if row.resume_step is not None]
+    identity = read_record(run.run_file, ADVICE) or {}
+    words = identity.get("command")
+    words = words if isinstance(words, list) else []
     metrics = sample_metrics(run.metrics_file, CURVE_PARTS)
     return ReportFacts(
         made=utc_now(),
         status=status,
-        identity=read_record(run.run_file, ADVICE) or {},
+        command=shlex.join(word for word in words if isinstance(word, str)),
+        begun=identity.get("created"),
         charts=[chart_of(samples, resumed_at) for samples in metrics],
         attempts=attempts[-MOST_ATTEMPTS:],
         attempts_left_out=max(0, len(attempts) - MOST_ATTEMPTS),
