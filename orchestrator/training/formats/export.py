@@ -11,8 +11,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.system.durable import Disk, atomic_replacement
 from orchestrator.training.formats.classic import memory_for, refuse_hostile
 from orchestrator.training.formats.safetensors import write_safetensors
-from orchestrator.training.state.loaded_state import first_line, load
 from orchestrator.training.state.progress import RESERVED, SUFFIX
+from orchestrator.training.state.stored_files import first_line, load
 
 # Entries that scripts expect in a classic file; a run may have no metric named loss.
 _CLASSIC_DEFAULTS = {"epoch": 0, "step": 0, "loss": None}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
@@ -13,11 +14,13 @@ from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.runtime.backend import Report, RunBackend
-from orchestrator.training.state.loaded_state import LoadedState, read_snapshot, read_state
+from orchestrator.training.state.loaded_state import LoadedState, Reader
 from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registered_objects import Registry
+from orchestrator.training.state.shard_restore import ShardRestore
+from orchestrator.training.state.sharding import Sharding
 
 # Where only two are added, their order changes nothing.
 LEAST_RANKS_THAT_ROUND = 3
@@ -55,10 +58,10 @@ def resume_newest(
         start_from_classic(newest.state_file, registry, loop_state)
         loop_state.exactness.begin(newest.manifest.doubts)
     else:
-        restored = _read(newest, backend)
+        restored = _read(newest, backend, registry.sharding)
         if before_restore is not None:
             before_restore(restored.state)
-        ObjectRestore(registry.objects, source).restore(
+        ObjectRestore(registry.objects, source, registry.sharding).restore(
             restored.content, borrowed=True, classes=restored.classes
         )
         loop_state.resume(restored)
@@ -126,7 +129,8 @@ def start_from_classic(source: Path, registry: Registry, loop_state: LoopState) 
         MismatchError: It does not fit the registered objects.
     """
     content = read_classic(source)
-    left_alone = ObjectRestore(registry.objects, source).restore_classic(content)
+    content = ShardRestore(None, registry.sharding, STATE_FILE).apply(content)
+    left_alone = ObjectRestore(registry.objects, source, registry.sharding).restore_classic(content)
     if left_alone:
         print_message(f"{source} has no state of {', '.join(left_alone)}: left as it is")
     loop_state.progress = Progress(content["epoch"], content["step"])
@@ -162,13 +166,15 @@ def _refuse_other_world(state: Snapshot | Checkpoint, source: Path, backend: Run
     )
 
 
-def _read(state: Snapshot | Checkpoint, backend: RunBackend) -> LoadedState:
-    rank_link, world = backend.facts.rank_link, backend.facts.world
-    common = None if rank_link is None else rank_link.common
+def _read(
+    state: Snapshot | Checkpoint, backend: RunBackend, sharding: Sharding | None
+) -> LoadedState:
+    rank_link = backend.facts.rank_link
+    reader = Reader(backend.facts.world.rank, sharding)
     try:
         if isinstance(state, Snapshot):
-            return read_snapshot(state, common)
-        return read_state(state, world.rank)
+            return reader.read_snapshot(state, None if rank_link is None else rank_link.common)
+        return reader.read_state(state)
     except RuntimeError:
         backend.report(Report.RESUME_FAILED)
         raise

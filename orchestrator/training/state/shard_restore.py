@@ -1,0 +1,67 @@
+"""Gives each rank its pieces of the sharded tensors that a checkpoint holds, however it was cut."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from orchestrator.checkpoint.boxes import Box
+from orchestrator.checkpoint.shards import KeyPath, Layout, shown
+from orchestrator.training.state.dtensors import dtype_name, with_tensors
+from orchestrator.training.state.progress import SUFFIX
+from orchestrator.training.state.shard_reader import ShardReader, part_of
+from orchestrator.training.state.sharding import Sharding
+
+
+@dataclass
+class ShardRestore:
+    """Replaces the tensors in the content of a file with what this rank holds of them.
+
+    Attributes:
+        reader: Reads the files; None where no tensor in them is sharded.
+        sharding: Where this process's DTensors are; None where it has none.
+        file: The file of this rank, whose pieces are taken as they are where they fit.
+        differences: What the objects of this script cannot hold, each with both sizes.
+        recut: The names of the objects of which this rank holds other pieces than the file has.
+    """
+
+    reader: ShardReader | None
+    sharding: Sharding | None
+    file: str
+    differences: list[str] = field(default_factory=list)
+    recut: set[str] = field(default_factory=set)
+
+    def apply(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Return the content with this rank's pieces. Raises what reading the files raises."""
+        if self.reader is None and self.sharding is None:
+            return content
+        return {
+            key: with_tensors(value, (key,), self._restore) if key.endswith(SUFFIX) else value
+            for key, value in content.items()
+        }
+
+    def _restore(self, tensor: torch.Tensor, path: KeyPath) -> torch.Tensor:
+        saved = None if self.reader is None else self.reader.tensors.get(path)
+        whole = Layout(dtype_name(tensor.dtype), tuple(tensor.shape), (), (), ())
+        layout = whole if saved is None else saved.layout
+        place = None if self.sharding is None else self.sharding.expect(path, layout)
+        if place is not None and place.layout.size != layout.size:
+            self.differences.append(
+                f"{shown(path)} is {list(layout.size)} in the file, {list(place.layout.size)} here"
+            )
+            return tensor
+        box = Box.whole(layout.size) if place is None else place.box
+        if saved is None or self.reader is None:
+            return tensor if box == Box.whole(layout.size) else self._cut(tensor, path, box)
+        if saved.pieces.get(self.file) != box:
+            self.recut.add(str(path[0]))
+        return self.reader.read(path, box, self.file)
+
+    def _cut(self, tensor: torch.Tensor, path: KeyPath, box: Box) -> torch.Tensor:
+        self.recut.add(str(path[0]))
+        return part_of(tensor, box, Box.whole(tuple(tensor.shape))).contiguous()
+
+    def doubts(self) -> list[str]:
+        """Return why the run may differ from one that was not interrupted."""
+        names = ", ".join(sorted(key.removesuffix(SUFFIX) for key in self.recut))
+        return [f"{names} is cut in other pieces than when it was saved"] if names else []
