@@ -54,6 +54,11 @@ class ShardReader:
                 part_of(found, common, box).copy_(part_of(part, common, piece))
         return found
 
+    def check(self, path: KeyPath) -> None:
+        """Check that the files have every piece of a tensor. Raises as ``read`` does."""
+        for file in self.tensors[path].pieces:
+            self._piece(file, path)
+
     def _piece(self, file: str, path: KeyPath) -> torch.Tensor:
         if file not in self._loaded:
             content = self._load(file)
