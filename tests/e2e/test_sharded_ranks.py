@@ -142,3 +142,21 @@ def test_what_cannot_be_cut_is_refused(train: Start, plan: str, reason: str) -> 
     assert status == 78, stderr
     assert reason in stderr
     assert "Traceback" not in stderr
+
+
+GATHER = "torch.save({k: v.full_tensor() for k, v in model.state_dict().items()}, 'weights')"
+
+
+def test_other_number_of_ranks_goes_on_at_the_end_of_an_epoch(train: Start, tmp_path: Path) -> None:
+    """Three ranks begin with the weights that two have ended with, and say what differs."""
+    run = train("--epochs", "1", "--result", str(tmp_path / "r"))
+    assert run.end()[0] == 0
+    words = ("--epochs", "2", "--run-at", "4", "--code", GATHER)
+    status, _, stderr = train(*words, ranks=3, options=("--continue",)).end()
+    assert status == 0, stderr
+    resumed = events(run.run, "resumed")
+    assert len(resumed) == 3
+    assert all("2 ranks saved it and 3 ranks continue" in e["exactness"] for e in resumed)
+    assert sum("rank 2 is new" in event["exactness"] for event in resumed) == 1
+    assert_same(torch.load(tmp_path / "weights"), torch.load(tmp_path / "r.0")["model"])
+    assert open_store(run.run).all()[-1].manifest.world_size == 3

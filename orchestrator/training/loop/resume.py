@@ -7,13 +7,16 @@ from typing import Any
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.shards import SHARDS_FILE
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
+from orchestrator.training.loop.resize import resized
 from orchestrator.training.runtime.backend import Report, RunBackend
+from orchestrator.training.runtime.rank_link import World
 from orchestrator.training.state.loaded_state import LoadedState, Reader
 from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.options import OptimizerOptions
@@ -53,12 +56,17 @@ def resume_newest(
         return None
     source = _path_of(newest, backend)
     _refuse_others(newest, source, framework=None)
-    _refuse_other_world(newest, source, backend)
+    saved, world = newest.manifest.world_size, backend.facts.world
+    is_resized = isinstance(newest, Checkpoint) and saved != world.size
+    if is_resized:
+        _refuse_other_world(newest, source, registry, world)
     if isinstance(newest, Checkpoint) and newest.manifest.reason is Reason.IMPORTED:
         start_from_classic(newest.state_file, registry, loop_state)
         loop_state.exactness.begin(newest.manifest.doubts)
     else:
         restored = _read(newest, backend, registry.sharding)
+        if is_resized:
+            restored = resized(restored, source, saved, world, registry)
         if before_restore is not None:
             before_restore(restored.state)
         ObjectRestore(registry.objects, source, registry.sharding).restore(
@@ -154,11 +162,15 @@ def _refuse_others(state: Snapshot | Checkpoint, source: Path, framework: str | 
         )
 
 
-def _refuse_other_world(state: Snapshot | Checkpoint, source: Path, backend: RunBackend) -> None:
-    """Raise ConfigError for a state that another number of ranks has saved."""
-    saved, here = state.manifest.world_size, backend.facts.world.size
-    if isinstance(state, Snapshot) or state.manifest.reason is Reason.IMPORTED or saved == here:
+def _refuse_other_world(
+    state: Snapshot | Checkpoint, source: Path, registry: Registry, world: World
+) -> None:
+    """Raise ConfigError for replicas that another number of them has saved."""
+    manifest = state.manifest
+    is_sharded = SHARDS_FILE in manifest.files or registry.sharding is not None
+    if is_sharded or manifest.reason is Reason.IMPORTED:
         return
+    saved, here = manifest.world_size, world.size
     raise ConfigError(
         f"cannot resume from {source}: {saved} {'ranks have' if saved > 1 else 'rank has'} saved "
         f"it, and there {'are' if here > 1 else 'is'} {here} now, which does not work yet; use "

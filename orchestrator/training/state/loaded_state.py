@@ -60,8 +60,10 @@ class Reader:
             "the file is intact, so the checkpoint is kept: run again, or move it away to resume "
             "from an older one"
         )
-        files = StoredFiles.of_checkpoint(checkpoint)
-        return self._read(files, checkpoint.manifest, advice)
+        manifest, files = checkpoint.manifest, StoredFiles.of_checkpoint(checkpoint)
+        # A rank that was not there takes what rank 0 has saved.
+        file = file_of_rank(self._rank) if self._rank < manifest.world_size else STATE_FILE
+        return self._read(files, file, manifest, advice)
 
     def read_snapshot(self, snapshot: Snapshot, common: Image | None = None) -> LoadedState:
         """Read the snapshot in a slot, without copying its tensors. Raises as ``read_state`` does.
@@ -72,20 +74,21 @@ class Reader:
         advice = (
             "this snapshot in memory is discarded: run again to resume from the newest checkpoint"
         )
-        return self._read(files, snapshot.manifest, advice, snapshot.manifest.digests)
+        manifest, file = snapshot.manifest, file_of_rank(self._rank)
+        return self._read(files, file, manifest, advice, manifest.digests)
 
     def _read(
         self,
         files: StoredFiles,
+        file: str,
         manifest: Manifest,
         advice: str,
         part_digests: Mapping[str, str] = MappingProxyType({}),
     ) -> LoadedState:
         """Read what rank 0 has saved, and over it this rank's own part, which has its digests."""
-        file = file_of_rank(self._rank)
         try:
             content, digests = dict(files.load(STATE_FILE)), manifest.digests
-            if self._rank:
+            if file != STATE_FILE:
                 own = files.load(file)
                 merge_own(content, own)
                 digests = {**part_digests, **own[DIGESTS]}

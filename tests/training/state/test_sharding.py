@@ -48,11 +48,15 @@ def restore(registry: Registry, directory: Path, rank: int) -> ShardRestore:
     return pieces
 
 
-def other_weights(model: torch.nn.Module) -> torch.nn.Module:
+def registry_without_steps(model: torch.nn.Module) -> Registry:
+    """The objects of a script that has begun anew, with other weights."""
     with torch.no_grad():
         for parameter in model.parameters():
             local_of(parameter).fill_(9.0)
-    return model
+    registry = Registry()
+    registry.add({"model": model, "optimizer": torch.optim.AdamW(model.parameters())})
+    registry.find_shards()
+    return registry
 
 
 def flat(state: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -91,13 +95,10 @@ def test_pieces_of_all_ranks_are_the_whole_tensors(
 
 def test_same_ranks_get_their_own_pieces_back(saved: Path) -> None:
     """Each rank reads its own file and state.pt, and ends with the bits that it had saved."""
-    for rank in range(4):
+    for rank in (0, 3):
         with as_rank(rank, 4):
             expected = flat(state_of(registry_of(cut_model(saved.name.rstrip("0123456789"), 4))))
-            model = other_weights(cut_model(saved.name.rstrip("0123456789"), 4))
-            registry = Registry()
-            registry.add({"model": model, "optimizer": torch.optim.AdamW(model.parameters())})
-            registry.find_shards()
+            registry = registry_without_steps(cut_model(saved.name.rstrip("0123456789"), 4))
             assert restore(registry, saved, rank).recut == set()
             restored = flat(state_of(registry))
             assert restored.keys() == expected.keys()
@@ -106,12 +107,55 @@ def test_same_ranks_get_their_own_pieces_back(saved: Path) -> None:
             assert isinstance(live, DTensor)
 
 
+@pytest.mark.parametrize(("plan", "size"), [("fsdp", 3), ("both", 4), ("tp", 2)])
+def test_other_ranks_get_what_they_hold_of_the_same_tensors(
+    saved: Path, whole: dict[str, torch.Tensor], plan: str, size: int
+) -> None:
+    """Whatever four ranks have cut, other numbers of ranks and other plans go on with, bit by bit.
+
+    What the new ranks hold is what they would hold had they cut the whole tensors themselves.
+    """
+    for rank in (0, size - 1):
+        with as_rank(rank, size):
+            expected = flat(state_of(registry_of(cut_model(plan, size))))
+            registry = registry_without_steps(cut_model(plan, size))
+            restore(registry, saved, rank)
+            restored = flat(state_of(registry))
+            assert restored.keys() == expected.keys() == whole.keys()
+            assert all(torch.equal(restored[name], expected[name]) for name in expected)
+
+
+def test_one_process_without_a_group_gets_whole_tensors(
+    saved: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    """A script on a laptop resumes what four ranks have saved."""
+    registry = registry_without_steps(whole_model())
+    assert restore(registry, saved, 0).recut == {"model_state_dict", "optimizer_state_dict"}
+    restored = flat(state_of(registry))
+    assert all(torch.equal(restored[name], whole[name]) for name in whole)
+
+
+def test_whole_tensors_of_one_process_are_cut() -> None:
+    """A run that began without FSDP goes on with it."""
+    content = state_of(registry_of(whole_model()))
+    for rank in range(2):
+        with as_rank(rank, 2):
+            expected = flat(state_of(registry_of(cut_model("fsdp", 2))))
+            registry = registry_without_steps(cut_model("fsdp", 2))
+            pieces = ShardRestore(None, registry.sharding, STATE_FILE)
+            cut = pieces.apply(content)
+            assert pieces.recut == {"model_state_dict", "optimizer_state_dict"}
+            ObjectRestore(registry.objects, SOURCE, registry.sharding).restore(cut)
+            restored = flat(state_of(registry))
+            assert all(torch.equal(restored[name], expected[name]) for name in expected)
+
+
 def test_whole_file_of_another_rank_is_not_read(tmp_path: Path) -> None:
     """A rank that holds the pieces that it has saved needs no other file: they may be gone."""
     save(tmp_path, "fsdp", 2)
     (tmp_path / "rank-00001.pt").write_bytes(b"")
     with as_rank(0, 2):
-        restore(registry_of(other_weights(cut_model("fsdp", 2))), tmp_path, 0)
+        restore(registry_without_steps(cut_model("fsdp", 2)), tmp_path, 0)
 
 
 def test_tensor_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
