@@ -17,6 +17,7 @@ from orchestrator.training.state.dtensors import local_of
 from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.replicas import Replicas, merge_own
+from orchestrator.training.state.shard_reader import ShardReader
 from orchestrator.training.state.shard_restore import ShardRestore
 from tests.training.state.sharded import (
     as_rank,
@@ -148,6 +149,52 @@ def test_whole_tensors_of_one_process_are_cut() -> None:
             ObjectRestore(registry.objects, SOURCE, registry.sharding).restore(cut)
             restored = flat(state_of(registry))
             assert all(torch.equal(restored[name], expected[name]) for name in expected)
+
+
+class RowNorms(torch.optim.Optimizer):
+    """Keeps one number for each row of a weight, as factored optimizers do."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.dim() > 1:
+                rows = DTensor.from_local(
+                    parameter.to_local().norm(dim=1),
+                    parameter.device_mesh,
+                    parameter.placements,
+                    shape=parameter.shape[:1],
+                    stride=(1,),
+                )
+                self.state[parameter]["rows"] = rows
+
+
+def test_optimizer_state_of_another_shape_than_its_parameter_is_cut_as_it_was() -> None:
+    """Before its first step an optimizer does not say where such a state belongs."""
+    for rank in range(2):
+        with as_rank(rank, 2):
+            saved = Registry()
+            model = cut_model("fsdp", 2)
+            optimizer = RowNorms(model.parameters())
+            with torch.no_grad():
+                optimizer.step()
+            saved.add({"model": model, "optimizer": optimizer})
+            saved.find_shards()
+            state, file = state_of(saved), file_of_rank(rank)
+            assert saved.sharding is not None
+            index = saved.sharding.index_of(state, file)
+            live = Registry()
+            live.add({"model": model, "optimizer": RowNorms(model.parameters())})
+            live.find_shards()
+            content = {file: {"shards": saved.sharding.pieces_of(state)}, STATE_FILE: state}
+            pieces = ShardRestore(ShardReader(index, content.__getitem__), live.sharding, file)
+            ObjectRestore(live.objects, SOURCE, live.sharding).restore(pieces.apply(state))
+            assert pieces.recut == set()
+            rows = live.objects["optimizer"].state_dict()["state"][0]["rows"]
+            assert isinstance(rows, DTensor)
+            assert torch.equal(rows.to_local(), state["optimizer_state_dict"]["state"][0]["rows"])
+            assert tuple(rows.shape) == (7,)
 
 
 def test_whole_file_of_another_rank_is_not_read(tmp_path: Path) -> None:
