@@ -76,6 +76,7 @@ HOMES = {
     "rich": (
         "cli/view.py",
         "cli/status_table.py",
+        "cli/watched_status.py",
         "cli/runs_table.py",
         "cli/checkpoints_table.py",
         "chaos/display.py",
@@ -87,7 +88,7 @@ HOMES = {
     ),
     "dbus_fast": ("hosts/laptop/sleep.py",),
     "safetensors": ("training/formats/safetensors.py",),
-    "watchdog": ("hosts/preemption.py", "adopt/directory_watcher.py"),
+    "watchdog": ("hosts/preemption.py", "adopt/directory_watcher.py", "adopt/read_watcher.py"),
 }
 # They raise for a path that is too long, or in a directory that may not be searched.
 ASKING = re.compile(r"(?<!entry)\.(exists|is_file|is_dir|is_symlink)\(\)|Path\.(exists|is_\w+)")

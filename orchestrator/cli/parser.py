@@ -18,7 +18,7 @@ from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import REPEATED, Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.terminal.printing import print_text
+from orchestrator.terminal.printing import escape_what_cannot_be_encoded, print_text
 
 # As torchrun takes it.
 ALIASES = {"--nproc-per-node": ("--nproc_per_node",)}
@@ -65,6 +65,7 @@ def main() -> NoReturn:
 
     An OrchestratorError becomes one line on standard error and its exit status.
     """
+    escape_what_cannot_be_encoded()
     try:
         arguments = parse(sys.argv[1:])
         sys.exit(arguments.run_command(arguments))
@@ -253,7 +254,11 @@ def _add_commands_to_a_run(groups: Any) -> None:
         status.status,
         "Show what a run is doing, what is at risk now, or why it failed.",
     )
-    showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
+    showing.add_argument(
+        "--watch",
+        action="store_true",
+        help="refresh until the run ends, with a curve of the loss and the last events",
+    )
     listing = _add(groups, "runs", runs.runs, "Show every run below a directory, one line each.")
     listing.add_argument(
         "directory", nargs="?", type=Path, metavar="DIR", help="where the runs are; default: runs"

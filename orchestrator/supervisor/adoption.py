@@ -38,7 +38,7 @@ from orchestrator.system.races import first_of
 from orchestrator.system.threads import ignore_outcome, in_thread
 
 if TYPE_CHECKING:
-    from orchestrator.adopt.directory_watcher import ReadWatcher
+    from orchestrator.adopt.read_watcher import ReadWatcher
 
 # Network filesystems, and what another machine writes on them, give no events: scan this often.
 SCAN_SECONDS = 10.0
@@ -89,7 +89,6 @@ class Adoption:
         self._has_looked_beside: int | None = None
         self._has_told_of_saves_beside = False
         self._reading: ReadWatcher | None = None
-        self._sees_events = False
         self._scan_cpu_seconds = 0.0
 
     async def take_stock(self) -> None:
@@ -116,10 +115,10 @@ class Adoption:
                 f"{pointer.file} named {pointer.named or 'nothing'}, which is no whole checkpoint: "
                 f"it names {chosen.resume_path.name} now"
             )
-        from orchestrator.adopt.directory_watcher import ReadWatcher
+        from orchestrator.adopt.read_watcher import ReadWatcher
 
-        self._reading = ReadWatcher()
-        self._reading.start(chosen.script_paths.values())
+        self._reading = reading = ReadWatcher()
+        await in_thread(lambda: reading.start(list(chosen.script_paths.values())))
 
     def _put_back(self, seal: Seal) -> None:
         if self._store.is_in_place(seal):
@@ -176,7 +175,6 @@ class Adoption:
 
         with DirectoryWatcher(self._pattern.may_affect_match) as changes:
             while not attempt.over.is_set():
-                self._sees_events = self._sees_events or changes.has_seen_events
                 if everywhere:
                     changes.changed.clear()
                     last_scan = time.monotonic()
@@ -270,7 +268,7 @@ class Adoption:
     @property
     def _is_unread(self) -> bool:
         """Whether the script has not opened the checkpoint that it was offered, for certain."""
-        return self._reading is not None and self._sees_events and self._reading.is_unread
+        return self._reading is not None and self._reading.is_unread
 
     def _warn_of_unread(self, attempt: Attempt) -> None:
         if not self._is_unread or attempt.resume_checkpoint is None or attempt.adopted is None:

@@ -1,11 +1,7 @@
 """Lines of several processes on one terminal, each with the name of its process before it."""
 
-import re
-
 from orchestrator.terminal.console import Sink
 
-# A progress bar ends its lines with a carriage return.
-_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)")
 LONGEST_LINE_BYTES = 1 << 16
 
 
@@ -19,9 +15,9 @@ class PrefixedLines:
 
     def write(self, data: bytes) -> None:
         """Pass on the lines that are whole; keep the rest, unless it is very long."""
-        data = self._rest + data
-        lines = _LINE.findall(data)
-        self._rest = data[sum(map(len, lines)) :]
+        lines = (self._rest + data).splitlines(keepends=True)
+        # A progress bar ends its lines with a carriage return.
+        self._rest = lines.pop() if lines and not lines[-1].endswith((b"\r", b"\n")) else b""
         if len(self._rest) > LONGEST_LINE_BYTES:
             lines.append(self._take_rest())
         if lines:

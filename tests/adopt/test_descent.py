@@ -10,7 +10,7 @@ from orchestrator.adopt.descent import Descent
 from orchestrator.adopt.scan_events import Moment, Renumbered, Sealed, SetAside
 from orchestrator.adopt.write_ledger import WriteLedger
 from orchestrator.checkpoint.newest_valid import newest_valid
-from tests.adopt.test_save_scanner import Script, kinds
+from tests.adopt.support import Script, kinds
 
 NOW = 1000
 

@@ -17,7 +17,7 @@ from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.errors import CheckpointInvalidError, NoValidCheckpointError
-from tests.adopt.test_save_scanner import Script
+from tests.adopt.support import Script
 from tests.support import NOBODY
 
 Change = Callable[[dict[str, Any]], None]

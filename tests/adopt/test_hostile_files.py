@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from orchestrator.adopt.scan_events import Moment, Sealed
-from tests.adopt.test_save_scanner import Script
+from tests.adopt.support import Script
 
 EXAMINE = """
 import resource, sys, time

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adopt.beside import find_beside
-from orchestrator.adopt.directory_watcher import ReadWatcher
 from orchestrator.adopt.ongoing_saves import OngoingSaves
+from orchestrator.adopt.read_watcher import ReadWatcher
 from orchestrator.adopt.unit_pattern import UnitPattern
 
 READS = {
@@ -50,6 +50,13 @@ def test_read_of_an_offered_checkpoint_is_seen(
         assert watcher.is_unread == (not reads)
         child.communicate(b"\n")
     watcher.stop()
+    assert not watcher.is_unread
+
+
+def test_nothing_is_said_of_reading_where_no_event_has_come(tmp_path: Path) -> None:
+    """The watcher's own read proves that the system tells of reads; a directory has none."""
+    watcher = ReadWatcher()
+    watcher.start([tmp_path])
     assert not watcher.is_unread
 
 

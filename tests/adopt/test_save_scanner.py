@@ -8,53 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.adopt.save_scanner import SaveScanner
-from orchestrator.adopt.scan_events import LeftAlone, Moment, ScanEvent, Sealed, SetAside, Withdrawn
-from orchestrator.adopt.script_files import ScriptFiles
-from orchestrator.adopt.seal_store import SealStore
-from orchestrator.adopt.unit_pattern import UnitPattern
-from orchestrator.adopt.write_ledger import WriteLedger
-from orchestrator.checkpoint.manifest import Reason
+from orchestrator.adopt.scan_events import LeftAlone, Moment, Sealed, SetAside, Withdrawn
 from orchestrator.checkpoint.newest_valid import newest_valid
-from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import NoValidCheckpointError
-from orchestrator.rundir.paths import RunDir
-
-
-class Script:
-    """A directory in which a script saves, and the scanner of it."""
-
-    def __init__(self, root: Path, pattern: str) -> None:
-        self.out = root / "out"
-        self.out.mkdir(exist_ok=True)
-        run = RunDir(root / "run")
-        run.create()
-        self.now = 0.0
-        own = ScriptFiles(UnitPattern.parse(str(self.out / pattern)))
-        self.store = Store(run, "0123456789abcdef", disposal=own)
-        self.seals = SealStore(self.store, own.pattern)
-        self.ledger = WriteLedger(run.write_ledger_file)
-        self.scanner = self.scanner_of(str(self.out / pattern))
-
-    def scanner_of(self, pattern: str) -> SaveScanner:
-        return SaveScanner(UnitPattern.parse(pattern), self.seals, self.ledger, lambda: self.now)
-
-    def scan(self, moment: Moment = Moment.RUNNING, after: float = 0.0) -> list[ScanEvent]:
-        self.now += after
-        return self.scanner.scan(moment, Reason.PERIODIC)
-
-    def save(self, name: str, value: float = 0.0) -> None:
-        """Write into the file itself, as torch.save does."""
-        (self.out / name).parent.mkdir(exist_ok=True)
-        torch.save({"a": torch.full((2000,), value)}, self.out / name)
-
-    def tear(self, name: str) -> None:
-        with open(self.out / name, "r+b") as file:
-            file.truncate(file.seek(0, os.SEEK_END) // 2)
-
-    def steps(self) -> list[int]:
-        return [checkpoint.manifest.step for checkpoint in self.store.all()]
+from tests.adopt.support import Script, kinds
 
 
 @pytest.fixture
@@ -65,10 +23,6 @@ def numbered(tmp_path: Path) -> Script:
 @pytest.fixture
 def one_file(tmp_path: Path) -> Script:
     return Script(tmp_path, "last.pt")
-
-
-def kinds(events: list[ScanEvent]) -> list[type]:
-    return [type(event) for event in events]
 
 
 def test_directory_is_sealed_when_it_is_quiet(numbered: Script) -> None:

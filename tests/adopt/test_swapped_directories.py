@@ -15,7 +15,7 @@ from orchestrator.adopt.scan_events import Moment, Sealed
 from orchestrator.adopt.seal_store import Seal, Sealing, SealStore
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.system.durable import Disk
-from tests.adopt.test_save_scanner import Script, kinds
+from tests.adopt.support import Script, kinds
 
 PATTERN = "*/last.pt"
 BELOW_LINKS = ["exp1/last.pt", "exp1/seed/last.pt"]

@@ -13,7 +13,7 @@ from orchestrator.adopt.seal_store import Sealing
 from orchestrator.checkpoint.external_files import link_or_copy
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.system.durable import Disk
-from tests.adopt.test_save_scanner import Script
+from tests.adopt.support import Script
 
 SECRET = b"only for its owner"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adopt.scan_events import LeftAlone, Moment, Sealed, Withdrawn
-from tests.adopt.test_save_scanner import Script, kinds
-from tests.e2e.test_two_users import GROUP, OTHER, VICTIM, User
+from tests.adopt.support import Script, kinds
 from tests.support import in_child
+from tests.users import GROUP, OTHER, VICTIM, User
 
 Act = Callable[[], object]
 

@@ -23,7 +23,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.errors import NoValidCheckpointError
-from tests.adopt.test_save_scanner import Script, kinds
+from tests.adopt.support import Script, kinds
 
 NUMBERED = ["net{G,D}_*.pth", "{gen,disc}/c_*.pt", "{model,optim}-*"]
 FIXED = ["{netG,netD,optim}.pth", "{gen,disc}/last.pt", "{a,b}_latest*.pt"]

@@ -14,8 +14,8 @@ from orchestrator.checkpoint.external_files import (
     unlink_shared_files,
 )
 from orchestrator.system.durable import Disk
-from tests.e2e.test_two_users import GROUP, OTHER, VICTIM, User
 from tests.support import in_child
+from tests.users import GROUP, OTHER, VICTIM, User
 
 SECRET = b"a private key"
 

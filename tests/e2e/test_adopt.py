@@ -359,6 +359,24 @@ def test_script_that_begins_from_zero_is_told_of_once_and_makes_no_progress(
         assert events(run.run, "gave_up")[-1]["reason"].startswith("the script begins from zero")
 
 
+SAVES_ONCE = """
+import os, signal
+from pathlib import Path
+Path("out").mkdir(exist_ok=True)
+Path("out/last.json").write_text('{"work": 1}')
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_script_that_saves_once_and_reads_nothing_is_told_of(supervise: Start) -> None:
+    """It ends before the supervisor watches what it writes, and is told of all the same."""
+    command = [sys.executable, "-S", "-c", SAVES_ONCE]
+    options = ("--adopt", "out/last.json", "--max-restarts", "1")
+    status, _, stderr = supervise(command=command, options=options).end()
+    assert status == 70
+    assert stderr.count("offered, not read") == 1
+
+
 READS_NOTHING = """
 import os, signal, time
 from pathlib import Path

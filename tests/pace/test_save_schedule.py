@@ -5,14 +5,7 @@ import pytest
 from orchestrator.config import Every
 from orchestrator.pace.save_schedule import NEVER, Schedule
 from orchestrator.pace.snapshot_pace import LEARNING, SnapshotPace
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 100.0
-
-    def __call__(self) -> int:
-        return int(self.seconds * 1e9)
+from tests.pace.support import Clock
 
 
 def test_pace_keeps_to_its_budget() -> None:

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.pace.best_interval import best_interval
 from orchestrator.pace.snapshot_pace import MOST_SHARE, SnapshotPace
 from orchestrator.rundir.failure_times import FailureRate
-from tests.pace.test_save_schedule import Clock
+from tests.pace.support import Clock
 
 
 def lost_share(interval: float, cost: float, mean: float, chance: random.Random) -> float:

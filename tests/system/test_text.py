@@ -135,6 +135,12 @@ def test_other_arguments_are_recorded_as_they_are(words: list[str]) -> None:
     assert recorded(words) == words
 
 
+def test_long_words_of_a_command_take_no_longer_than_many() -> None:
+    """A program as an argument is searched once, and not anew from each of its letters."""
+    words = ["a" * 1_000_000, "A." * 500_000]
+    assert recorded(words) == words
+
+
 @pytest.mark.parametrize("text", ["[0, 0, 0]", '{"a": 0, "b": 0, "c": 0}', "[[[]]]", '["", "", {}'])
 def test_json_of_very_many_parts_is_refused(text: str) -> None:
     """A text whose value would take a hundred times its room is not made into one."""

@@ -34,6 +34,7 @@ with Session(model=torch.nn.Linear(2, 1)) as session:
         if step > 1 and time.monotonic() > done_at + 2.5:
             signal.raise_signal(signal.SIGTERM)
         session.step()
+        time.sleep(0.002)
 """
 
 pytestmark = pytest.mark.processes

@@ -19,7 +19,7 @@ from tests.support import DEADLINE_SECONDS, wait_until
 from tests.training.saving.support import assert_same, bytes_of, loaded
 from tests.training.support import draft_of, result_of
 
-MANY = 2000
+MANY = 300
 
 
 class Gate:
