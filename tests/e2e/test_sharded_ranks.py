@@ -25,6 +25,14 @@ TRAIN_FSDP = Path(__file__).with_name("train_fsdp.py")
 KILL_ONCE = "if rank == 1 and not session.resumed_from: import os; os.kill(os.getpid(), 9)"
 DIVERGE = "if rank == 1: model[0].weight.data.to_local()[0, 0] += 1"
 
+BREAK = """
+def hook(*_):
+    with torch.no_grad():
+        model[2].weight.to_local().fill_(float("nan"))
+if rank == 1:
+    optimizer.register_step_post_hook(hook)
+"""
+
 
 @pytest.fixture
 def train(supervise: Start, warm_server: Path) -> Start:
@@ -127,6 +135,16 @@ def test_replicas_of_a_piece_that_differ_are_named(train: Start) -> None:
     status, _, stderr = run.end()
     assert status == 0, stderr
     assert "model.0.weight" in str(events(run.run, "replicas_differ")[0]["tensors"])
+
+
+def test_piece_that_is_not_finite_makes_the_checkpoint_unhealthy(train: Start) -> None:
+    """Each rank looks at its own piece, since nobody else has it."""
+    words = ("--epochs", "1", "--run-at", "3", "--code", BREAK)
+    run = train(*words)
+    status, _, stderr = run.end()
+    assert status == 0, stderr
+    newest = open_store(run.run).all()[-1]
+    assert (newest.manifest.step, newest.manifest.healthy) == (4, False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`checkpoints export` of a checkpoint whose tensors are in the files of several ranks."""
 
+import json
 import os
 import weakref
 from pathlib import Path
@@ -155,6 +156,19 @@ def test_impossible_export_is_explained(run: Path, words: tuple[str, ...], text:
     with pytest.raises(OrchestratorError, match=text):
         command("export", "run", *words)
     assert sorted(os.listdir(run)) == before
+
+
+def test_index_with_more_than_the_files_have_is_refused(files: Path, tmp_path: Path) -> None:
+    """A stranger's pieces fit each other, and no file has them of that size."""
+    index = json.loads((files / SHARDS_FILE).read_bytes())
+    weight = next(tensor for tensor in index["tensors"] if len(tensor["size"]) == 2)
+    for sizes in (weight["size"], *(piece["shape"] for piece in weight["pieces"])):
+        sizes[1] *= 1 << 30
+    for piece in weight["pieces"]:
+        piece["offset"][1] *= 1 << 30
+    publish(files, tmp_path / "run", {SHARDS_FILE: json.dumps(index).encode()})
+    with pytest.raises(OrchestratorError, match=r"has no piece of .* of the shape"):
+        command("export", tmp_path / "run", "--as", "classic", "-o", tmp_path / "file.pt")
 
 
 def test_index_that_does_not_fit_the_files_is_refused(files: Path, tmp_path: Path) -> None:

@@ -218,6 +218,29 @@ def test_tensor_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
             restore(registry_of(model), tmp_path, 0)
 
 
+def test_layer_that_is_gone_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    """A model of fully_shard is compared like any other, though it has hooks on loading."""
+    save(tmp_path, "fsdp", 2)
+    with as_rank(0, 2):
+        model = cut_model("none", 2)[:2]
+        torch.distributed.fsdp.fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        with pytest.raises(MismatchError, match=r"model: layer 2\.bias is only in the file"):
+            restore(registry_without_steps(model), tmp_path, 0)
+
+
+def test_buffer_in_pieces_is_saved_once() -> None:
+    """It is a piece of a tensor, and not what a rank has for itself."""
+    with as_rank(1, 2):
+        model = cut_model("fsdp", 2)
+        mesh = init_device_mesh("cpu", (2,))
+        model.register_buffer("table", DTensor.from_local(torch.ones(2), mesh, [Shard(0)]))
+        registry = registry_of(model)
+        own = Replicas(registry.objects, registry.sharding).own(state_of(registry))
+        assert "table" in own["shards"]["model_state_dict"]
+        assert "table" not in own["buffers"]["model_state_dict"]
+        assert "1.running_mean" in own["buffers"]["model_state_dict"]
+
+
 @pytest.mark.parametrize(
     ("placement", "problem"),
     [
