@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.adopt.script_files import ScriptFiles
-from orchestrator.checkpoint.disposal import OwnFiles
+from orchestrator.checkpoint.disposal import FilesOfAnyRun, OwnFiles
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
 from orchestrator.cli.start_traces import StartTraces
@@ -187,8 +187,9 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
 
 def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
     """Check that a run holds a script's own checkpoints only, or none. Raises ConfigError."""
-    # Each start checks the newest, so all others are like it.
-    if (checkpoint := next(store.newest_first(), None)) is not None:
+    # The newest tells of what kind the run is; one of the other kind is never resumed from.
+    any_kind = Store(store.run, store.run_id, disposal=FilesOfAnyRun())
+    if (checkpoint := next(any_kind.newest_first(), None)) is not None:
         is_adopted = checkpoint.manifest.adopted is not None
         if is_adopted and not adopting:
             raise ConfigError(
