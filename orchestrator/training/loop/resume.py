@@ -70,7 +70,7 @@ def resume_newest(
         if before_restore is not None:
             before_restore(restored.state)
         ObjectRestore(registry.objects, source, registry.sharding).restore(
-            restored.content, borrowed=True, classes=restored.classes
+            restored.content, borrowed=True, classes=restored.classes, fresh=restored.fresh
         )
         loop_state.resume(restored)
     replaced = options.after_restore(newest.manifest.options)

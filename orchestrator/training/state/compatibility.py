@@ -116,7 +116,7 @@ def rehearse(live: Any, saved: Any) -> list[str] | None:
 
 def lost(saved: Any, before: Any, loaded: Any) -> list[str]:
     """Return what ``loaded`` has not taken over from ``saved``, and what it has lost by loading."""
-    now = loaded.state_dict()
+    now = localized(loaded.state_dict())
     lines = _lost(saved, now, "")
     if isinstance(loaded, torch.optim.Optimizer):
         for here, there in zip(before.param_groups, now["param_groups"], strict=True):

@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
+
+import torch
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.contents import STATE_FILE, file_of_rank
@@ -38,6 +40,8 @@ class LoadedState:
     problems: list[str]
     digests: dict[str, str]
     classes: dict[str, str]
+    fresh: list[torch.Tensor] = field(default_factory=list)
+    """The tensors in ``content`` that belong to nothing else."""
 
 
 class Reader:
@@ -100,7 +104,9 @@ class Reader:
                 raise mismatch(files.paths[file], restore.differences)
             # They are of the pieces in the file.
             digests = {key: each for key, each in digests.items() if key not in restore.recut}
-            return _parts_of(content, manifest, digests, restore.doubts())
+            state = _parts_of(content, manifest, digests)
+            problems = state.problems + restore.doubts()
+            return replace(state, problems=problems, fresh=restore.fresh)
         except ConfigError:
             raise
         except Exception as error:  # torch raises many classes, some with an empty message
@@ -108,9 +114,7 @@ class Reader:
             raise RuntimeError(problem) from error
 
 
-def _parts_of(
-    content: dict[str, Any], manifest: Manifest, digests: dict[str, str], doubts: list[str]
-) -> LoadedState:
+def _parts_of(content: dict[str, Any], manifest: Manifest, digests: dict[str, str]) -> LoadedState:
     for key in ("state", "rng", "data"):
         content[key] = copy.deepcopy(content[key])
     return LoadedState(
@@ -125,7 +129,7 @@ def _parts_of(
         ),
         position=content["data"],
         streams=content["rng"],
-        problems=_doubts(manifest) + doubts,
+        problems=_doubts(manifest),
         digests=digests,
         classes=manifest.classes,
     )

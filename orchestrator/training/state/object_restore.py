@@ -60,14 +60,15 @@ class ObjectRestore:
         *,
         borrowed: bool = False,
         classes: Mapping[str, str] = MappingProxyType({}),
+        fresh: Iterable[torch.Tensor] = (),
     ) -> None:
         """Compare every state in ``content`` with its live object, then load all of them.
 
         Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors belong to
-        a slot or a mapped file, so objects that would keep them get copies. ``classes`` are those
-        of the saved objects, as far as they are known. Raises MismatchError with all
-        differences, before any object has changed, or for the first object that refuses its state
-        or drops part of it.
+        a slot or a mapped file, but for the ``fresh`` ones, so objects that would keep them get
+        copies. ``classes`` are those of the saved objects, as far as they are known. Raises
+        MismatchError with all differences, before any object has changed, or for the first object
+        that refuses its state or drops part of it.
         """
         present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
         missing = [n for n in self._objects if n not in present and n not in set(optional)]
@@ -90,7 +91,7 @@ class ObjectRestore:
         for name, state in states.items():
             value = self._objects[name]
             if borrowed and not _copies_what_it_loads(value):
-                state = copy.deepcopy(state)
+                state = copy.deepcopy(state, {id(tensor): tensor for tensor in fresh})
             self._load(name, state)
             if name in undecided:
                 dropped = lost(state, value, value)

@@ -23,6 +23,7 @@ class ShardRestore:
         file: The file of this rank, whose pieces are taken as they are where they fit.
         differences: What the objects of this script cannot hold, each with both sizes.
         recut: The names of the objects of which this rank holds other pieces than the file has.
+        fresh: The tensors that were made here, and belong to no file.
     """
 
     reader: ShardReader | None
@@ -30,6 +31,7 @@ class ShardRestore:
     file: str
     differences: list[str] = field(default_factory=list)
     recut: set[str] = field(default_factory=set)
+    fresh: list[torch.Tensor] = field(default_factory=list)
 
     def apply(self, content: dict[str, Any]) -> dict[str, Any]:
         """Return the content with this rank's pieces. Raises what reading the files raises."""
@@ -52,14 +54,16 @@ class ShardRestore:
             return tensor
         box = Box.whole(layout.size) if place is None else place.box
         if saved is None or self.reader is None:
-            return tensor if box == Box.whole(layout.size) else self._cut(tensor, path, box)
-        if saved.pieces.get(self.file) != box:
-            self.recut.add(str(path[0]))
-        return self.reader.read(path, box, self.file)
+            if box == Box.whole(layout.size):
+                return tensor
+            return self._made(part_of(tensor, box, Box.whole(layout.size)).clone(), path)
+        read = self.reader.read(path, box, self.file)
+        return read if saved.pieces.get(self.file) == box else self._made(read, path)
 
-    def _cut(self, tensor: torch.Tensor, path: KeyPath, box: Box) -> torch.Tensor:
+    def _made(self, tensor: torch.Tensor, path: KeyPath) -> torch.Tensor:
         self.recut.add(str(path[0]))
-        return part_of(tensor, box, Box.whole(tuple(tensor.shape))).contiguous()
+        self.fresh.append(tensor)
+        return tensor
 
     def doubts(self) -> list[str]:
         """Return why the run may differ from one that was not interrupted."""
