@@ -46,6 +46,7 @@ from orchestrator.supervisor.wiring import wire
 from orchestrator.system.given_descriptors import given_descriptors
 from orchestrator.system.python_command import missing_script
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.telemetry.textfile import check_metrics_file
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal
 
@@ -59,6 +60,8 @@ def run(arguments: Namespace) -> int:
     start = Start.of_command(command)
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
+    if config.metrics_file is not None:
+        check_metrics_file(config.metrics_file)
     if arguments.detach:
         words = option_words(options)
         words += ["--continue"] if arguments.accept_other else []
