@@ -151,6 +151,9 @@ def test_file_that_every_user_may_write_is_refused(run: RunDir, name: str) -> No
     for trusted in (False, True):
         with pytest.raises(ConfigError, match=f"every user of this machine may write to {name}"):
             refuse_foreign(run, trusted=trusted)
+    path.parent.chmod(0o770)
+    refuse_foreign(run, trusted=False)
+    path.parent.chmod(0o775)
     path.unlink() if path.is_file() else path.rename(run.root / "elsewhere")
     path.symlink_to("/dev/null")
     refuse_foreign(run, trusted=False)
