@@ -71,7 +71,6 @@ def loads_in_its_own_way(module: torch.nn.Module) -> bool:
 
 def _keeps_names(hook: Any) -> bool:
     """Return whether a hook on loading is one of fully_shard, which only frees whole weights."""
-    # torch 2.7 wraps hooks, and wraps them otherwise later.
     function = getattr(hook, "hook", hook)
     return str(getattr(function, "__module__", "")).startswith("torch.distributed.fsdp._fully")
 

@@ -52,6 +52,12 @@ class ShardRestore:
                 f"{shown(path)} is {list(layout.size)} in the file, {list(place.layout.size)} here"
             )
             return tensor
+        if saved is not None and place is None and self._belongs_to_piece(path):
+            self.differences.append(
+                f"{shown(path)} has not the size of its parameter, and was cut over "
+                f"{list(layout.mesh)} ranks: other ranks cannot tell which part is theirs"
+            )
+            return tensor
         box = Box.whole(layout.size) if place is None else place.box
         if saved is None or self.reader is None:
             if box == Box.whole(layout.size):
@@ -59,6 +65,9 @@ class ShardRestore:
             return self._made(part_of(tensor, box, Box.whole(layout.size)).clone(), path)
         read = self.reader.read(path, box, self.file)
         return read if saved.pieces.get(self.file) == box else self._made(read, path)
+
+    def _belongs_to_piece(self, path: KeyPath) -> bool:
+        return self.sharding is not None and self.sharding.belongs_to_piece(path)
 
     def _made(self, tensor: torch.Tensor, path: KeyPath) -> torch.Tensor:
         self.recut.add(str(path[0]))

@@ -146,6 +146,10 @@ class Sharding:
                 return self._on_mesh(place, path, layout)
         return None
 
+    def belongs_to_piece(self, path: KeyPath) -> bool:
+        """Return whether this is what an optimizer keeps for a parameter that is a DTensor."""
+        return is_dtensor(self._parameter_of(path))
+
     def _parameter_of(self, path: KeyPath) -> Any:
         match path:
             case (str(key), "state", int(number), name) if name != "step":

@@ -218,6 +218,28 @@ def test_tensor_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
             restore(registry_of(model), tmp_path, 0)
 
 
+def test_state_of_another_shape_is_refused_for_other_ranks() -> None:
+    """Only the ranks that have cut it know which part is whose, and a whole one would not fit."""
+    with as_rank(0, 2):
+        model = cut_model("fsdp", 2)
+        saved, optimizer = Registry(), RowNorms(model.parameters())
+        with torch.no_grad():
+            optimizer.step()
+        saved.add({"optimizer": optimizer})
+        saved.find_shards()
+        assert saved.sharding is not None
+        state = state_of(saved)
+        index = saved.sharding.index_of(state, STATE_FILE)
+    with as_rank(0, 3):
+        live = Registry()
+        live.add({"optimizer": RowNorms(cut_model("fsdp", 3).parameters())})
+        live.find_shards()
+        pieces = ShardRestore(ShardReader(index, lambda _: state), live.sharding, STATE_FILE)
+        pieces.apply(state)
+        assert pieces.differences
+        assert all("has not the size of its parameter" in line for line in pieces.differences)
+
+
 def test_layer_that_is_gone_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
     """A model of fully_shard is compared like any other, though it has hooks on loading."""
     save(tmp_path, "fsdp", 2)
