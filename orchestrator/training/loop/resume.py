@@ -137,7 +137,7 @@ def start_from_classic(source: Path, registry: Registry, loop_state: LoopState) 
         MismatchError: It does not fit the registered objects.
     """
     content = read_classic(source)
-    content = ShardRestore(None, registry.sharding, STATE_FILE).apply(content)
+    content = ShardRestore(None, registry.sharding, STATE_FILE).apply(content, source)
     left_alone = ObjectRestore(registry.objects, source, registry.sharding).restore_classic(content)
     if left_alone:
         print_message(f"{source} has no state of {', '.join(left_alone)}: left as it is")

@@ -13,7 +13,6 @@ from orchestrator.checkpoint.contents import STATE_FILE, file_of_rank
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.errors import ConfigError
 from orchestrator.snapshot.slots import Image, Snapshot
-from orchestrator.training.state.compatibility import mismatch
 from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import RESERVED, SUFFIX, Progress
 from orchestrator.training.state.replicas import DIGESTS, merge_own
@@ -99,9 +98,7 @@ class Reader:
             index = files.read_index()
             reader = None if index is None else ShardReader(index, files.load)
             restore = ShardRestore(reader, self._sharding, file)
-            content = restore.apply(content)
-            if restore.differences:
-                raise mismatch(files.paths[file], restore.differences)
+            content = restore.apply(content, files.paths[file])
             # They are of the pieces in the file.
             digests = {key: each for key, each in digests.items() if key not in restore.recut}
             state = _parts_of(content, manifest, digests)

@@ -1,12 +1,14 @@
 """Gives each rank its pieces of the sharded tensors that a checkpoint holds, however it was cut."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from orchestrator.checkpoint.boxes import Box
 from orchestrator.checkpoint.shards import KeyPath, Layout, shown
+from orchestrator.training.state.compatibility import mismatch
 from orchestrator.training.state.dtensors import dtype_name, with_tensors
 from orchestrator.training.state.progress import SUFFIX
 from orchestrator.training.state.shard_reader import ShardReader, part_of
@@ -21,7 +23,6 @@ class ShardRestore:
         reader: Reads the files; None where no tensor in them is sharded.
         sharding: Where this process's DTensors are; None where it has none.
         file: The file of this rank, whose pieces are taken as they are where they fit.
-        differences: What the objects of this script cannot hold, each with both sizes.
         recut: The names of the objects of which this rank holds other pieces than the file has.
         fresh: The tensors that were made here, and belong to no file.
     """
@@ -29,18 +30,25 @@ class ShardRestore:
     reader: ShardReader | None
     sharding: Sharding | None
     file: str
-    differences: list[str] = field(default_factory=list)
     recut: set[str] = field(default_factory=set)
     fresh: list[torch.Tensor] = field(default_factory=list)
+    _differences: list[str] = field(default_factory=list)
 
-    def apply(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Return the content with this rank's pieces. Raises what reading the files raises."""
+    def apply(self, content: dict[str, Any], source: Path) -> dict[str, Any]:
+        """Return the content of ``source`` with this rank's pieces.
+
+        Raises MismatchError where the objects of this script cannot hold a tensor, and what reading
+        the files raises.
+        """
         if self.reader is None and self.sharding is None:
             return content
-        return {
+        restored = {
             key: with_tensors(value, (key,), self._restore) if key.endswith(SUFFIX) else value
             for key, value in content.items()
         }
+        if self._differences:
+            raise mismatch(source, self._differences)
+        return restored
 
     def _restore(self, tensor: torch.Tensor, path: KeyPath) -> torch.Tensor:
         saved = None if self.reader is None else self.reader.tensors.get(path)
@@ -48,12 +56,12 @@ class ShardRestore:
         layout = whole if saved is None else saved.layout
         place = None if self.sharding is None else self.sharding.expect(path, layout)
         if place is not None and place.layout.size != layout.size:
-            self.differences.append(
+            self._differences.append(
                 f"{shown(path)} is {list(layout.size)} in the file, {list(place.layout.size)} here"
             )
             return tensor
         if saved is not None and place is None and self._belongs_to_piece(path):
-            self.differences.append(
+            self._differences.append(
                 f"{shown(path)} has not the size of its parameter, and was cut over "
                 f"{list(layout.mesh)} ranks: other ranks cannot tell which part is theirs"
             )

@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.training.loop.loop_state import LoopState
 from orchestrator.training.loop.resize import resized
+from orchestrator.training.loop.resume import start_from_classic
 from orchestrator.training.runtime.rank_link import World
 from orchestrator.training.state.loaded_state import LoadedState
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registered_objects import Registry
+from tests.training.state.sharded import as_rank
 
 POSITION: dict[str, Any] = {"seed": 1, "passes": [], "pass": None, "last_epoch": [{}], "cycles": []}
 RESTORED = LoadedState(
@@ -25,6 +30,29 @@ RESTORED = LoadedState(
     digests={"rng": "1", "next_batch": "2", "first_batch": "3", "scheduler_state_dict": "4"},
     classes={},
 )
+
+
+def test_file_of_weights_alone_is_cut_or_refused_by_its_whole_size(tmp_path: Path) -> None:
+    """A whole tensor that is as large as a rank's piece of another one is not taken for it."""
+    source = tmp_path / "weights.pt"
+    for rows, problem in ((4, None), (2, r"weight is \[2, 3\] in the file, \[4, 3\] here")):
+        weights = torch.nn.Linear(3, rows).state_dict()
+        torch.save({"epoch": 0, "model_state_dict": weights}, source)
+        with as_rank(1, 2):
+            model = torch.nn.Linear(3, 4)
+            fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+            registry = Registry()
+            registry.add({"model": model})
+            registry.find_shards()
+            loop_state = LoopState(registry, {}, 0)
+            if problem is not None:
+                with pytest.raises(MismatchError, match=problem):
+                    start_from_classic(source, registry, loop_state)
+                continue
+            start_from_classic(source, registry, loop_state)
+            assert torch.equal(
+                registry.capture()["model_state_dict"]["weight"], weights["weight"][2:]
+            )
 
 
 def resize(rank: int, **position: Any) -> LoadedState:

@@ -12,7 +12,6 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from orchestrator.checkpoint.boxes import Box
 from orchestrator.checkpoint.contents import STATE_FILE, file_of_rank
 from orchestrator.errors import ConfigError, MismatchError
-from orchestrator.training.state.compatibility import mismatch
 from orchestrator.training.state.dtensors import local_of
 from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.registered_objects import Registry
@@ -42,9 +41,7 @@ def restore(registry: Registry, directory: Path, rank: int) -> ShardRestore:
     if file != STATE_FILE:
         merge_own(content, files.load(file))
     pieces = ShardRestore(reader_of(files), registry.sharding, file)
-    content = pieces.apply(content)
-    if pieces.differences:
-        raise mismatch(SOURCE, pieces.differences)
+    content = pieces.apply(content, SOURCE)
     ObjectRestore(registry.objects, SOURCE, registry.sharding).restore(content, borrowed=True)
     return pieces
 
@@ -144,7 +141,7 @@ def test_whole_tensors_of_one_process_are_cut() -> None:
             expected = flat(state_of(registry_of(cut_model("fsdp", 2))))
             registry = registry_without_steps(cut_model("fsdp", 2))
             pieces = ShardRestore(None, registry.sharding, STATE_FILE)
-            cut = pieces.apply(content)
+            cut = pieces.apply(content, SOURCE)
             assert pieces.recut == {"model_state_dict", "optimizer_state_dict"}
             ObjectRestore(registry.objects, SOURCE, registry.sharding).restore(cut)
             restored = flat(state_of(registry))
@@ -189,7 +186,7 @@ def test_optimizer_state_of_another_shape_than_its_parameter_is_cut_as_it_was() 
             live.find_shards()
             content = {file: {"shards": saved.sharding.pieces_of(state)}, STATE_FILE: state}
             pieces = ShardRestore(ShardReader(index, content.__getitem__), live.sharding, file)
-            ObjectRestore(live.objects, SOURCE, live.sharding).restore(pieces.apply(state))
+            ObjectRestore(live.objects, SOURCE, live.sharding).restore(pieces.apply(state, SOURCE))
             assert pieces.recut == set()
             rows = live.objects["optimizer"].state_dict()["state"][0]["rows"]
             assert isinstance(rows, DTensor)
@@ -235,9 +232,8 @@ def test_state_of_another_shape_is_refused_for_other_ranks() -> None:
         live.add({"optimizer": RowNorms(cut_model("fsdp", 3).parameters())})
         live.find_shards()
         pieces = ShardRestore(ShardReader(index, lambda _: state), live.sharding, STATE_FILE)
-        pieces.apply(state)
-        assert pieces.differences
-        assert all("has not the size of its parameter" in line for line in pieces.differences)
+        with pytest.raises(MismatchError, match="has not the size of its parameter"):
+            pieces.apply(state, SOURCE)
 
 
 def test_layer_that_is_gone_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
