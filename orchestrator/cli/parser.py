@@ -12,7 +12,17 @@ from typing import Any, NoReturn
 
 from orchestrator import __version__
 from orchestrator.chaos.faults import help_text
-from orchestrator.cli import attach, checkpoint, checkpoints, run, runs, status, stop, transfer
+from orchestrator.cli import (
+    attach,
+    checkpoint,
+    checkpoints,
+    report,
+    run,
+    runs,
+    status,
+    stop,
+    transfer,
+)
 from orchestrator.cli.slurm_script import slurm_script
 from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import REPEATED, Config
@@ -274,6 +284,9 @@ def _add_commands_to_a_run(groups: Any) -> None:
         checkpoint.checkpoint,
         "Save a checkpoint now, without stopping the run.",
     )
+    reporting = _add(
+        groups, "report", report.report, "Write one self-contained page about a run, done or not."
+    )
     following = _add(
         groups,
         "attach",
@@ -288,10 +301,11 @@ def _add_commands_to_a_run(groups: Any) -> None:
         "Check this machine and a run directory, and say what to fix; exit with 78 if a check "
         "fails.",
     )
-    for command in (showing, following, stopping, saving, examining):
+    for command in (showing, following, reporting, stopping, saving, examining):
         _take_run_dir(command)
     for command in (showing, listing, examining):
         _take_json(command)
+    report.add_options(reporting)
 
 
 def _add_checkpoints(groups: Any) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from orchestrator.cli.status_table import status_table
 from orchestrator.rundir.journal_end import newest_events
-from orchestrator.rundir.metric_samples import MetricSamples, sample_metric
+from orchestrator.rundir.metric_samples import MetricSamples, sample_metrics
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.text import shown_line
 from orchestrator.terminal.line_chart import line_chart
@@ -24,7 +24,7 @@ _FACTS = ("step", "reason", "cause", "problem", "status")
 def watched_status(run: RunDir, status: dict[str, Any]) -> RenderableType:
     """Return the status of a run, the loss over its steps, and its last events."""
     parts: list[RenderableType] = [status_table(status)]
-    if (samples := sample_metric(run.metrics_file, MOST_CHART_COLUMNS)) is not None:
+    for samples in sample_metrics(run.metrics_file, MOST_CHART_COLUMNS)[:1]:
         parts += [Text(), _Curve(samples)]
     events = newest_events(run.journal_file, EVENTS)
     if events:

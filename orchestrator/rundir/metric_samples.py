@@ -1,4 +1,4 @@
-"""Samples of one metric from metrics.jsonl, for a curve; the length of the file does not count."""
+"""Samples of the metrics in metrics.jsonl, for curves; the length of the file does not count."""
 
 import contextlib
 import math
@@ -15,6 +15,7 @@ from orchestrator.system.regular_files import open_regular
 # Of each part of the file at most this much is read.
 PART_BYTES = 1 << 12
 LONGEST_LINE_BYTES = 1 << 16
+MOST_METRICS = 24
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,26 @@ class MetricSamples:
     values: list[float]
 
 
-def sample_metric(path: Path, parts: int) -> MetricSamples | None:
-    """Sample the loss of the training, or else another metric, in equal parts of the file.
+def sample_metrics(path: Path, parts: int) -> list[MetricSamples]:
+    """Sample the metrics of a run in equal parts of the file, the loss of the training first.
 
-    Returns None where no two parts have a value.
+    A metric without values in two parts is left out, and so are those beyond ``MOST_METRICS``.
     """
-    with contextlib.suppress(OSError), open(open_regular(path, os.O_RDONLY), "rb") as file:
-        sampled = [[*_records(file, part, parts)] for part in range(parts)]
-        if (name := _name_of_loss(sampled)) is None:
-            return None
-        points = [point for records in sampled if (point := _mean(records, name)) is not None]
-        if len(points) > 1:
-            return MetricSamples(name, [step for step, _ in points], [v for _, v in points])
-    return None
+    try:
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:
+            sampled = [[*_records(file, part, parts)] for part in range(parts)]
+    except OSError:
+        return []
+    names = {name for records in sampled for record in records for name in record["metrics"]}
+    chosen = sorted(names, key=_distance_from_loss)[:MOST_METRICS]
+    return [samples for name in chosen if (samples := _samples_of(sampled, name)) is not None]
+
+
+def _samples_of(sampled: list[list[dict[str, Any]]], name: str) -> MetricSamples | None:
+    points = [point for records in sampled if (point := _mean(records, name)) is not None]
+    if len(points) < 2:
+        return None
+    return MetricSamples(name, [step for step, _ in points], [value for _, value in points])
 
 
 def _records(file: BinaryIO, part: int, parts: int) -> Iterator[dict[str, Any]]:
@@ -56,13 +64,8 @@ def _records(file: BinaryIO, part: int, parts: int) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _name_of_loss(sampled: list[list[dict[str, Any]]]) -> str | None:
-    names = [name for records in sampled for record in records for name in record["metrics"]]
-    return min(names, key=_distance_from_loss, default=None)
-
-
-def _distance_from_loss(name: str) -> tuple[bool, bool, bool]:
-    return name != "loss", "loss" not in name, "val" in name
+def _distance_from_loss(name: str) -> tuple[bool, bool, bool, str]:
+    return name != "loss", "loss" not in name, "val" in name, name
 
 
 def _mean(records: list[dict[str, Any]], name: str) -> tuple[float, float] | None:
