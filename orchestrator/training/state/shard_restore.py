@@ -85,4 +85,4 @@ class ShardRestore:
     def doubts(self) -> list[str]:
         """Return why the run may differ from one that was not interrupted."""
         names = ", ".join(sorted(key.removesuffix(SUFFIX) for key in self.recut))
-        return [f"{names} is cut in other pieces than when it was saved"] if names else []
+        return [f"each rank holds other pieces than when it was saved ({names})"] if names else []
