@@ -1,11 +1,9 @@
 """The rows of `checkpoints list` and `checkpoints verify`, one a checkpoint."""
 
-import contextlib
 from typing import Any
 
-from orchestrator.adopt.file_check import IncompleteError, check_allocation
 from orchestrator.checkpoint.checkpoint import read_checkpoint
-from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.description import description_of
 from orchestrator.checkpoint.quarantine import REASON_FILE
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
@@ -18,8 +16,6 @@ from orchestrator.system.regular_files import read_regular
 
 def list_checkpoints(store: Store) -> list[dict[str, Any]]:
     """Verify every byte of every checkpoint; return one row each, newest last.
-
-    A large file that is mostly holes is not read: another user can make one that takes days.
 
     A checkpoint that is not valid has a ``problem``. ``differences`` tells what differs from the
     start that made the checkpoint before.
@@ -35,33 +31,17 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
         try:
             checkpoint = read_checkpoint(path)
             manifest = checkpoint.manifest
-            row |= {
-                "path": str(checkpoint.shown_path),
-                "step": manifest.step,
-                "epoch": manifest.epoch,
-                "reason": manifest.reason.value,
-                "bytes": manifest.total_bytes,
-                "healthy": manifest.healthy,
-                "pinned": checkpoint.pinned,
-                "time": manifest.time,
-                "exactness": manifest.exactness,
-                "metrics": json_metrics(manifest.metrics),
-            }
+            row |= description_of(checkpoint)
             start = Start.from_json(manifest.start)
             row["start"] = manifest.start
             row["differences"] = start.differences_from(earlier) if start and earlier else []
             earlier = start or earlier
             if manifest.run_id != store.run_id:
                 raise CheckpointInvalidError(path, f"belongs to run {manifest.run_id}")
-            for name, record in manifest.files.items():
-                with contextlib.suppress(OSError):  # verify() says what is wrong
-                    check_allocation(checkpoint.contents.folder / name, record.bytes)
             verify(checkpoint)
             row["valid"] = True
         except CheckpointInvalidError as error:
             row["problem"] = error.reason
-        except IncompleteError as error:
-            row["problem"] = str(error)
         except UnreadableError as error:
             row["problem"] = str(error)
         rows.append(row)

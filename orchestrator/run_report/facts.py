@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.description import description_of
 from orchestrator.checkpoint.store import Store
 from orchestrator.client import status_of, store_of
 from orchestrator.errors import OrchestratorError
@@ -73,21 +73,7 @@ def _checkpoints(store: Store) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     with contextlib.suppress(OrchestratorError):
         for checkpoint in islice(store.newest_first(), MOST_CHECKPOINTS):
-            manifest = checkpoint.manifest
-            found.append(
-                {
-                    "name": checkpoint.name,
-                    "step": manifest.step,
-                    "epoch": manifest.epoch,
-                    "reason": manifest.reason.value,
-                    "bytes": manifest.total_bytes,
-                    "healthy": manifest.healthy,
-                    "pinned": checkpoint.pinned,
-                    "time": manifest.time,
-                    "exactness": manifest.exactness,
-                    "metrics": json_metrics(manifest.metrics),
-                }
-            )
+            found.append({"name": checkpoint.name, **description_of(checkpoint)})
     return found
 
 

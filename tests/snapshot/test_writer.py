@@ -23,7 +23,8 @@ from orchestrator.ipc.control_page import ControlPage
 from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Slots
 from orchestrator.snapshot.writer import CHUNK_BYTES, Writer
-from orchestrator.system.durable import DirectFile, Disk
+from orchestrator.system.direct_file import DirectFile
+from orchestrator.system.durable import Disk
 from orchestrator.system.heartbeat import Heartbeat
 from tests.checkpoint.support import manifest_of, names, new_store
 from tests.snapshot.support import snapshot_of, write

@@ -52,15 +52,10 @@ def write_safetensors_file(
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": shape, "data_offsets": offsets}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % ALIGNMENT)
-    disk = Disk()
-    with (
-        atomic_replacement(target, disk, replace=replace) as temporary,
-        disk.create(temporary) as file,
-    ):
+    with atomic_replacement(target, Disk(), replace=replace) as file:
         file.write(len(encoded).to_bytes(ALIGNMENT, "little") + encoded)
         for tensor in tensors.values():
             file.write(bytes_of(whole.filled(tensor)))
-        disk.sync(file)
 
 
 def _checked(state: Any) -> Mapping[str, torch.Tensor]:

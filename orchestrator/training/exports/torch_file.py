@@ -17,7 +17,6 @@ def write_torch_file(whole: WholeState, state: Any, target: Path, *, replace: bo
 
     Raises ConfigError where the state has tensors that take up memory in another way, and OSError.
     """
-    disk = Disk()
     try:
         frozen = freeze(state)
         layout = lay_out(frozen)
@@ -25,17 +24,13 @@ def write_torch_file(whole: WholeState, state: Any, target: Path, *, replace: bo
         raise ConfigError(f"cannot write {target}: the state holds {error}") from error
     storages = {o: s for o, s in zip(layout.offsets, frozen.storages, strict=True) if s.nbytes()}
     pieces = dict(layout.pieces)
-    with (
-        atomic_replacement(target, disk, replace=replace) as temporary,
-        disk.create(temporary) as file,
-    ):
+    with atomic_replacement(target, Disk(), replace=replace) as file:
         # An empty piece is where a storage begins.
         for offset in sorted({*pieces, *storages}):
             file.write(pieces.get(offset, b""))
             if offset in storages:
                 memory = torch.empty(0, dtype=torch.uint8).set_(storages[offset])
                 file.write(bytes_of(whole.filled(memory)))
-        disk.sync(file)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -31,16 +31,9 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
 
     Raises ConfigError if that state is not tensors by name, and OSError.
     """
-    state, text, disk = _state_of(checkpoint, name), header_text(checkpoint.manifest), Disk()
-    with atomic_replacement(target, disk, replace=replace) as temporary:
-        # Created first: the package would make it readable for its owner only, and would hide why
-        # a file cannot be created.
-        disk.create(temporary).close()
-        mode = temporary.stat().st_mode
-        write_safetensors(state, temporary, text)
-        temporary.chmod(mode)
-        with open(temporary, "rb") as file:
-            disk.sync(file)
+    state, text = _state_of(checkpoint, name), header_text(checkpoint.manifest)
+    with atomic_replacement(target, Disk(), replace=replace) as file:
+        write_safetensors(state, file, text)
 
 
 def export_classic(checkpoint: Checkpoint, target: Path, *, replace: bool) -> None:
@@ -88,11 +81,7 @@ def _state_of(checkpoint: Checkpoint, name: str) -> Any:
 
 def save_durably(content: Any, target: Path, *, replace: bool) -> None:
     """Save with ``torch.save`` into a file that appears whole or not at all. Raises OSError."""
-    disk = Disk()
-    with (
-        atomic_replacement(target, disk, replace=replace) as temporary,
-        disk.create(temporary) as file,
-    ):
+    with atomic_replacement(target, Disk(), replace=replace) as file:
         writer = DigestingWriter(file)
         try:
             torch.save(content, cast(IO[bytes], writer))
@@ -100,4 +89,3 @@ def save_durably(content: Any, target: Path, *, replace: bool) -> None:
             if writer.error is None:
                 raise
             raise writer.error from None  # torch hides the error of the disk
-        disk.sync(file)
