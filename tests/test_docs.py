@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.checkpoint.shards import ShardIndex
 from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import PAGE_BYTES, Field, Phase
@@ -97,7 +98,9 @@ def test_environment() -> None:
 
 def test_format_examples() -> None:
     """The manifest in the format page is one that the program accepts; reasons are complete."""
-    (example,) = blocks(FORMAT, "json")
+    shards, example = blocks(FORMAT, "json")
+    index = ShardIndex.from_json(shards.encode(), {"state.pt", "rank-00001.pt"})
+    index.check_complete()
     manifest = Manifest.from_json(example.encode())
     assert json.loads(manifest.to_json()) == json.loads(example)
     assert all(f"`{reason}`" in FORMAT for reason in Reason)

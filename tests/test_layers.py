@@ -64,6 +64,7 @@ LAYERS = {
         {"data", "formats", "runtime"},
         {"loop"},
         {"saving"},
+        {"exports"},
         {"safe_points"},
         {"agreed_safe_points"},
         {"session", "framework_run"},

@@ -21,6 +21,11 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
 
 
+def file_of_rank(rank: int) -> str:
+    """Return the name of the file that a rank has saved."""
+    return rank_file(rank) if rank else STATE_FILE
+
+
 @dataclass(frozen=True)
 class StateFile:
     """The state of a session: one ``torch.save`` file beside the manifest in ``directory``."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
 from orchestrator.checkpoint.disposal import FilesOfAnyRun
+from orchestrator.checkpoint.shards import SHARDS_FILE
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import export_state
 from orchestrator.client import chosen_checkpoint, file_errors, open_store
@@ -28,6 +29,7 @@ class Form(StrEnum):
     STATE_DICT = "state-dict"
     SAFETENSORS = "safetensors"
     CLASSIC = "classic"
+    DCP = "dcp"
 
 
 def add_export_options(command: ArgumentParser) -> None:
@@ -38,12 +40,13 @@ def add_export_options(command: ArgumentParser) -> None:
         choices=[form.value for form in Form],
         help="whole: a copy of state.pt, the default; state-dict: the state_dict of one object; "
         "safetensors: the same in that format, the default for a file named *.safetensors; "
-        "classic: {'epoch', 'model_state_dict', 'optimizer_state_dict', 'loss'}",
+        "classic: {'epoch', 'model_state_dict', 'optimizer_state_dict', 'loss'}; dcp: the same for "
+        "torch.distributed.checkpoint, in a directory",
     )
     command.add_argument(
         "--name", help=f"the object whose state_dict is exported (default: {DEFAULT_NAME})"
     )
-    command.add_argument("-o", "--output", type=Path, help="the file to write")
+    command.add_argument("-o", "--output", type=Path, help="the file, or the directory, to write")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
 
@@ -99,13 +102,13 @@ def _form_and_output(arguments: Namespace) -> tuple[Form, Path]:
     output: Path | None = arguments.output
     is_safetensors = output is not None and output.suffix == SAFETENSORS_SUFFIX
     form = Form(arguments.form or (Form.SAFETENSORS if is_safetensors else Form.WHOLE))
-    if arguments.name and form in (Form.WHOLE, Form.CLASSIC):
+    if arguments.name and form in (Form.WHOLE, Form.CLASSIC, Form.DCP):
         raise ConfigError(
             f"cannot export {arguments.name} alone as {form}, which holds everything; "
             f"use --as {Form.STATE_DICT} or --as {Form.SAFETENSORS}"
         )
     if output is None:
-        output = Path("checkpoint.pt")
+        output = Path("checkpoint" if form is Form.DCP else "checkpoint.pt")
         if form in (Form.STATE_DICT, Form.SAFETENSORS):
             suffix = SAFETENSORS_SUFFIX if form is Form.SAFETENSORS else ".pt"
             output = Path(f"{arguments.name or DEFAULT_NAME}{suffix}")
@@ -113,13 +116,24 @@ def _form_and_output(arguments: Namespace) -> tuple[Form, Path]:
 
 
 def _write(checkpoint: Checkpoint, form: Form, name: str, target: Path, *, replace: bool) -> None:
+    is_sharded = SHARDS_FILE in checkpoint.manifest.files
     if form is Form.WHOLE:
+        if is_sharded:
+            raise ConfigError(
+                f"cannot export {checkpoint.path} as whole: its tensors are in the files of "
+                f"{checkpoint.manifest.world_size} ranks; use --as classic, which puts them "
+                "together, or copy the directory"
+            )
         export_state(checkpoint, target, replace=replace)
         return
     # Importing torch takes seconds, and every command imports this module.
-    from orchestrator.training.formats import export
+    from orchestrator.training.exports import forms
+    from orchestrator.training.formats import export as unsharded
 
+    export = forms if is_sharded else unsharded
     match form:
+        case Form.DCP:
+            forms.export_dcp(checkpoint, target)
         case Form.STATE_DICT:
             export.export_state_dict(checkpoint, name, target, replace=replace)
         case Form.SAFETENSORS:

@@ -47,6 +47,8 @@ class Field(IntEnum):
     DECISION = 20
     # Written by the trainer: SLOT_VALUES for each slot of the snapshot memory.
     SLOT_TABLE = 32
+    # Written by the trainer, after the table of two slots: a value for each.
+    INDEX_BYTES = 48
 
 
 class SlotField(IntEnum):

@@ -7,9 +7,10 @@ snapshot of the run only when a newer one is complete on every rank, and whichev
 rank's last, the newest one stays whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from orchestrator.checkpoint.boxes import Box
 from orchestrator.snapshot.slots import Slots, Snapshot
 
 # A difference in more tensors than this has one cause, which the first ones tell as well.
@@ -75,7 +76,22 @@ def joined(parts: Sequence[Snapshot]) -> Snapshot:
 
 
 def differing_names(parts: Sequence[Snapshot]) -> list[str]:
-    """Return the names of what all ranks should hold equally, and do not."""
+    """Return the names of what ranks should hold equally, and do not.
+
+    A piece of a sharded tensor is compared between the ranks that hold it, anything else between
+    all.
+    """
     replicas = [part.manifest.replicas for part in parts]
     names = dict.fromkeys(name for each in replicas for name in each)
-    return [name for name in names if len({each.get(name) for each in replicas}) > 1]
+    return [name for name in names if len(_digests_of(name, replicas)) > 1]
+
+
+def _digests_of(name: str, replicas: Sequence[Mapping[str, str]]) -> set[str | None]:
+    is_piece = name.endswith("]")
+    return {each.get(name) for each in replicas if not is_piece or name in each}
+
+
+def piece_label(name: str, box: Box) -> str:
+    """Return the name of a piece of a tensor, by which replicas of it are compared."""
+    pairs = zip(box.offset, box.shape, strict=True)
+    return f"{name}[{', '.join(f'{begin}:{begin + length}' for begin, length in pairs)}]"

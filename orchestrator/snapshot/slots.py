@@ -1,12 +1,14 @@
 """The snapshot memory: slots that each hold the image of one checkpoint file.
 
 A slot is anonymous shared memory with the image at its beginning. The manifests of the images are
-in a memory of their own. The trainer writes; the supervisor, which owns the memory, reads a slot
-only when the trainer asks for that or has ended. The table on the control page tells a complete
-image from a torn one: the trainer sets BEGUN to a new generation, fills the slot, and last sets
-COMPLETE to the same generation.
+in a memory of their own, and behind them, in a run that has sharded tensors, the indices of these.
+The trainer writes; the supervisor, which owns the memory, reads a slot only when the trainer asks
+for that or has ended. The table on the control page tells a complete image from a torn one: the
+trainer sets BEGUN to a new generation, fills the slot, and last sets COMPLETE to the same
+generation.
 """
 
+import errno
 import os
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +16,7 @@ from typing import Self
 
 from orchestrator.checkpoint.manifest import MAXIMUM_MANIFEST_BYTES, Manifest
 from orchestrator.checkpoint.position import Position
+from orchestrator.checkpoint.shards import MAXIMUM_INDEX_BYTES
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField, anonymous_file
 
 SLOT_COUNT = 2
@@ -25,6 +28,22 @@ class Image:
 
     descriptor: int
     image_bytes: int
+
+
+@dataclass(frozen=True)
+class IndexText:
+    """Where the text of an index of sharded tensors is: a descriptor, and offset and size in bytes.
+
+    ``checkpoint/shards.py`` parses it.
+    """
+
+    descriptor: int
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the text. Raises OSError."""
+        return os.pread(self.descriptor, self.size, self.offset)
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,8 @@ class Snapshot:
     """When it was completed, by CLOCK_MONOTONIC."""
     others: tuple["Snapshot", ...] = ()
     """The parts of the other ranks, in a run of several; this is then rank 0's."""
+    index: IndexText | None = None
+    """What this rank holds of sharded tensors; None where nothing is sharded."""
 
     @property
     def position(self) -> Position:
@@ -78,6 +99,8 @@ class Slots:
         """Copy the table to the control page of the next attempt and use it there."""
         begin, end = Field.SLOT_TABLE, Field.SLOT_TABLE + SLOT_VALUES * len(self.images)
         page.values[begin:end] = self._table[begin:end]
+        begin, end = Field.INDEX_BYTES, Field.INDEX_BYTES + len(self.images)
+        page.values[begin:end] = self._table[begin:end]
         self._table = page.values
 
     # --- the trainer's side ------------------------------------------------------------------
@@ -98,10 +121,22 @@ class Slots:
         """Keep a digest (63 bits, not 0) of the batch that came first after the slot's image."""
         self._set(slot, SlotField.FIRST_BATCH, digest)
 
-    def commit(self, slot: int, image_bytes: int, manifest: Manifest) -> Snapshot:
-        """Write the manifest and mark the slot as complete, with an image of ``image_bytes``."""
+    def commit(
+        self, slot: int, image_bytes: int, manifest: Manifest, index: bytes = b""
+    ) -> Snapshot:
+        """Write the manifest and mark the slot as complete, with an image of ``image_bytes``.
+
+        ``index`` is the text of what this rank holds of sharded tensors. Raises OSError where it is
+        longer than any index may be.
+        """
         text = manifest.to_json()
         os.pwrite(self._manifests, text, slot * MAXIMUM_MANIFEST_BYTES)
+        if len(index) > MAXIMUM_INDEX_BYTES:
+            raise OSError(errno.EFBIG, "the index of sharded tensors is too long")
+        if index:
+            os.pwrite(self._manifests, index, _index_offset(slot))
+        if self._table[Field.INDEX_BYTES + slot] != len(index):
+            self._table[Field.INDEX_BYTES + slot] = len(index)
         self._set(slot, SlotField.IMAGE_BYTES, image_bytes)
         self._set(slot, SlotField.MANIFEST_BYTES, len(text))
         self._set(slot, SlotField.STEP, manifest.step)
@@ -171,10 +206,20 @@ class Slots:
             image_bytes=self._get(slot, SlotField.IMAGE_BYTES),
             manifest=manifest,
             taken_ns=self._get(slot, SlotField.TAKEN_NS),
+            index=self._index(slot),
         )
+
+    def _index(self, slot: int) -> IndexText | None:
+        # A failing trainer may have written anything.
+        size = min(self._table[Field.INDEX_BYTES + slot], MAXIMUM_INDEX_BYTES)
+        return IndexText(self._manifests, _index_offset(slot), size) if size > 0 else None
 
     def _get(self, slot: int, field: SlotField) -> int:
         return self._table[Field.SLOT_TABLE + SLOT_VALUES * slot + field]
 
     def _set(self, slot: int, field: SlotField, value: int) -> None:
         self._table[Field.SLOT_TABLE + SLOT_VALUES * slot + field] = value
+
+
+def _index_offset(slot: int) -> int:
+    return SLOT_COUNT * MAXIMUM_MANIFEST_BYTES + slot * MAXIMUM_INDEX_BYTES

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.checkpoint.contents import rank_file
+from orchestrator.checkpoint.contents import STATE_FILE, rank_file
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.checkpoint.publication import publish_state
+from orchestrator.checkpoint.shards import SHARDS_FILE, ShardIndex
 from orchestrator.checkpoint.store import Store
 from orchestrator.snapshot.disk_reserve import keep_reserve, with_reserve
 from orchestrator.snapshot.slots import Snapshot
@@ -61,12 +62,34 @@ class Writer:
         others = {
             rank_file(rank): partial(copy, part) for rank, part in enumerate(snapshot.others, 1)
         }
+        if (text := _index_of(snapshot)) is not None:
+            others[SHARDS_FILE] = partial(_write, text)
         try:
             return publish_state(
                 self.store, manifest, partial(copy, snapshot), direct=True, parts=others
             )
         finally:
             self.heartbeat.pause()
+
+
+def _index_of(snapshot: Snapshot) -> bytes | None:
+    """Return the index of what all ranks hold of sharded tensors; None where nothing is sharded.
+
+    Raises ValueError where the parts do not fit together, or are not all of a tensor.
+    """
+    files = {STATE_FILE: snapshot}
+    files |= {rank_file(rank): part for rank, part in enumerate(snapshot.others, 1)}
+    texts = {name: part.index.read() for name, part in files.items() if part.index is not None}
+    if not texts:
+        return None
+    parts = [ShardIndex.from_json(text, {name}) for name, text in texts.items()]
+    index = ShardIndex.joined(parts)
+    index.check_complete()
+    return index.to_json()
+
+
+def _write(text: bytes, file: DigestingWriter) -> None:
+    file.write(text)
 
 
 def _chunks(snapshot: Snapshot) -> Iterator[memoryview]:

@@ -164,6 +164,9 @@ class Session:
         settings = backend.facts.settings
         self._run_id = backend.facts.store.run_id
         self._registry.add_scalers()
+        if (rank_link := backend.facts.rank_link) is not None:
+            refuse_sharded(self._registry.objects, is_prepared=self._registry.is_prepared)
+        self._registry.find_shards()
         options = OptimizerOptions(self._registry, self._keep_options)
         # With the hook, only the script knows what it can load.
         watch = self._registry.layout_watch() if self._before_restore is None else None
@@ -173,8 +176,6 @@ class Session:
             torch.initial_seed(),
             allow_data_change=settings.allow_data_change,
         )
-        if (rank_link := backend.facts.rank_link) is not None:
-            refuse_sharded(self._registry.objects, is_prepared=self._registry.is_prepared)
         page[Field.PHASE] = Phase.RESTORE
         due = DueSaves(page, settings.every)
         self.resumed_from = resume_newest(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.rundir.paths import RunDir
-from tests.e2e.support import clean_environment, open_store
+from tests.e2e.support import clean_environment, open_store, orchestrator
 
 ORCHESTRATOR = (sys.executable, "-m", "orchestrator", "run", "--")
 RANKS = ("--nproc-per-node", "2")
@@ -78,6 +78,16 @@ def test_char_gpt_trains(tmp_path: Path) -> None:
     result = run_example(tmp_path, "char_gpt.py", "--steps", "5", "--megabytes", "0.2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "parameters" in result.stdout
+
+
+def test_fsdp_char_gpt_trains_with_two_ranks(tmp_path: Path) -> None:
+    """Two processes hold half of the model each, and one process without a group exports it."""
+    words = ("--steps", "3", "--megabytes", "0.2", "--batch-size", "2", "--context", "16")
+    result = run_example(tmp_path, "fsdp_char_gpt.py", *words, options=RANKS)
+    assert result.returncode == 0, result.stdout + result.stderr
+    exported = orchestrator("checkpoints", "export", "-o", "model.safetensors", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "model.safetensors").stat().st_size > 400_000
 
 
 @pytest.mark.timeout(HANG_SECONDS + 60)

@@ -3,7 +3,10 @@
 import os
 from dataclasses import replace
 
+import pytest
+
 from orchestrator.checkpoint.manifest import Manifest, Reason
+from orchestrator.checkpoint.shards import MAXIMUM_INDEX_BYTES
 from orchestrator.ipc.control_page import SLOT_VALUES, ControlPage, Field, SlotField
 from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Slots
@@ -139,3 +142,24 @@ def test_long_manifest_does_not_overlap_the_next(slots: Slots) -> None:
     slots.commit(0, 1, replace(draft(1), metrics=many))
     fill(slots, 1, 2)
     assert slots.snapshots()[1].manifest.metrics == many
+
+
+def test_index_of_sharded_tensors_is_kept_beside_the_image(page: ControlPage) -> None:
+    """It belongs to its slot, moves to the next attempt's page, and is gone where there is none."""
+    slots = Slots.create(page)
+    for slot, text in enumerate((b"index of 5", b"")):
+        slots.begin(slot)
+        slots.commit(slot, 15, draft(5 + slot), text)
+    other, descriptor = ControlPage.create()
+    os.close(descriptor)
+    slots.move_to(other)
+    newest, older = slots.snapshots()
+    assert newest.index is None
+    assert older.index is not None
+    assert older.index.read() == b"index of 5"
+    slots.begin(0)
+    slots.commit(0, 15, draft(7))
+    assert slots.snapshots()[0].index is None
+    with pytest.raises(OSError, match="too long"):
+        slots.commit(1, 15, draft(8), bytes(MAXIMUM_INDEX_BYTES + 1))
+    slots.close()

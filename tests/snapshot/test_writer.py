@@ -13,16 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.boxes import Box
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.shards import SHARDS_FILE, Layout, ShardedTensor, ShardIndex
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointWriteError
+from orchestrator.ipc.control_page import ControlPage
+from orchestrator.snapshot.rank_snapshots import RankSnapshots
 from orchestrator.snapshot.slots import Slots
 from orchestrator.snapshot.writer import CHUNK_BYTES, Writer
 from orchestrator.system.direct_file import DirectFile
 from orchestrator.system.durable import Disk
 from orchestrator.system.heartbeat import Heartbeat
-from tests.checkpoint.support import names, new_store
+from tests.checkpoint.support import manifest_of, names, new_store
 from tests.snapshot.support import snapshot_of, write
 from tests.support import FailingDisk, full_disk, input_output_error
 
@@ -185,3 +189,38 @@ def test_failed_write_leaves_no_image_mapped(tmp_path: Path, slots: Slots, faili
         assert mapped_slots() == before
     finally:
         gc.enable()
+
+
+def test_indices_of_ranks_become_one_file_with_a_digest(tmp_path: Path) -> None:
+    """The parts of two ranks are published with what says which piece each has."""
+    page, descriptor = ControlPage.create()
+    os.close(descriptor)
+    ranks = [Slots.create(page), Slots.create(ControlPage.create()[0])]
+    boxes = {"state.pt": Box((0,), (2,)), "rank-00001.pt": Box((2,), (1,))}
+    layout = Layout("float32", (3,), (2,), (), ("S(0)",))
+    for slots, (file, box) in zip(ranks, boxes.items(), strict=True):
+        index = ShardIndex({("model_state_dict", "w"): ShardedTensor(layout, {file: box})})
+        slots.begin(0)
+        os.pwrite(slots.images[0], b"image", 0)
+        slots.commit(0, 5, manifest_of(7), index.to_json())
+    writer = Writer(new_store(tmp_path))
+    checkpoint = write(writer, RankSnapshots(ranks).snapshots()[0], Reason.PERIODIC)
+    verify(checkpoint)
+    assert checkpoint.manifest.files.keys() == {*boxes, SHARDS_FILE}
+    joined = ShardIndex.from_json((checkpoint.path / SHARDS_FILE).read_bytes(), boxes)
+    assert joined.tensors["model_state_dict", "w"].pieces == boxes
+    # A rank that says nothing of its piece leaves a gap.
+    ranks[1].begin(0)
+    ranks[1].commit(0, 5, manifest_of(7))
+    ranks[0].begin(0, 2)
+    ranks[0].commit(0, 5, manifest_of(7), index_of_part(layout, boxes))
+    with pytest.raises(ValueError, match=r"the pieces of model_state_dict\.w are not all of it"):
+        write(writer, RankSnapshots(ranks).snapshots()[0], Reason.PERIODIC)
+    for slots in ranks:
+        slots.close()
+
+
+def index_of_part(layout: Layout, boxes: dict[str, Box]) -> bytes:
+    """Only the piece in state.pt."""
+    pieces = {"state.pt": boxes["state.pt"]}
+    return ShardIndex({("model_state_dict", "w"): ShardedTensor(layout, pieces)}).to_json()

@@ -18,8 +18,8 @@ from orchestrator.checkpoint.position import MAXIMUM_EPOCH, MAXIMUM_STEP
 from orchestrator.errors import ConfigError
 from orchestrator.system.memory import memory_limited
 from orchestrator.training.formats.safetensors import is_safetensors, read_safetensors
-from orchestrator.training.state.loaded_state import first_line, load
 from orchestrator.training.state.progress import SUFFIX
+from orchestrator.training.state.stored_files import first_line, load
 
 LONGEST_SHOWN = 100
 DEEPEST = 100

@@ -1,5 +1,6 @@
 """Export of a checkpoint's content to files that other programs read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -7,12 +8,13 @@ import torch
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
+from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.errors import ConfigError
 from orchestrator.system.durable import Disk, atomic_replacement
 from orchestrator.training.formats.classic import memory_for, refuse_hostile
 from orchestrator.training.formats.safetensors import write_safetensors
-from orchestrator.training.state.loaded_state import first_line, load
 from orchestrator.training.state.progress import RESERVED, SUFFIX
+from orchestrator.training.state.stored_files import first_line, load
 
 # Entries that scripts expect in a classic file; a run may have no metric named loss.
 _CLASSIC_DEFAULTS = {"epoch": 0, "step": 0, "loss": None}
@@ -29,8 +31,7 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
 
     Raises ConfigError if that state is not tensors by name, and OSError.
     """
-    state, manifest = _state_of(checkpoint, name), checkpoint.manifest
-    text = {"run_id": manifest.run_id, "step": str(manifest.step), "epoch": str(manifest.epoch)}
+    state, text = _state_of(checkpoint, name), header_text(checkpoint.manifest)
     with atomic_replacement(target, Disk(), replace=replace) as file:
         write_safetensors(state, file, text)
 
@@ -40,8 +41,17 @@ def export_classic(checkpoint: Checkpoint, target: Path, *, replace: bool) -> No
 
     Raises ConfigError, OSError.
     """
-    content = {k: v for k, v in _content_of(checkpoint).items() if k not in _NOT_CLASSIC}
-    save_durably(_CLASSIC_DEFAULTS | content, target, replace=replace)
+    save_durably(classic_content(_content_of(checkpoint)), target, replace=replace)
+
+
+def header_text(manifest: Manifest) -> dict[str, str]:
+    """Return the text in the header of a safetensors file."""
+    return {"run_id": manifest.run_id, "step": str(manifest.step), "epoch": str(manifest.epoch)}
+
+
+def classic_content(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a state.pt that the classic form has."""
+    return _CLASSIC_DEFAULTS | {k: v for k, v in content.items() if k not in _NOT_CLASSIC}
 
 
 def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.errors import ConfigError
 from orchestrator.system.regular_files import open_regular
-from orchestrator.training.state.loaded_state import first_line
+from orchestrator.training.state.stored_files import first_line
 
 # A file starts with the length of its header, which is a JSON object.
 _LENGTH_BYTES = 8

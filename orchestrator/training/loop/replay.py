@@ -50,8 +50,8 @@ class ReplayPoint:
             problems.append("tensors were changed on the way to the interrupted batch")
         for key, value in registry.capture().items():
             if not have_same_values(self.state[key], value):
-                live = registry.objects[key.removesuffix(SUFFIX)]
-                load_captured(live, copy_containers(self.state[key], []))
+                captured = copy_containers(self.state[key], [])
+                load_captured(registry, key.removesuffix(SUFFIX), captured)
         now, before = to_plain(state, "session.state"), self.state["state"]
         changed = [k for k in now | before if not have_same_values(before.get(k), now.get(k))]
         for key in changed:

@@ -5,19 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.manifest import Reason
+from orchestrator.checkpoint.shards import SHARDS_FILE
 from orchestrator.errors import ConfigError
 from orchestrator.rundir.start import OTHER_EXPERIMENT, Start
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.training.exits import print_message
 from orchestrator.training.formats.classic import read_classic
 from orchestrator.training.loop.loop_state import LoopState
+from orchestrator.training.loop.resize import resized
 from orchestrator.training.runtime.backend import Report, RunBackend
-from orchestrator.training.state.loaded_state import LoadedState, read_snapshot, read_state
+from orchestrator.training.runtime.rank_link import World
+from orchestrator.training.state.loaded_state import LoadedState, Reader
 from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.options import OptimizerOptions
 from orchestrator.training.state.progress import Progress
 from orchestrator.training.state.registered_objects import Registry
+from orchestrator.training.state.shard_restore import ShardRestore
+from orchestrator.training.state.sharding import Sharding
 
 # Where only two are added, their order changes nothing.
 LEAST_RANKS_THAT_ROUND = 3
@@ -50,16 +56,21 @@ def resume_newest(
         return None
     source = _path_of(newest, backend)
     _refuse_others(newest, source, framework=None)
-    _refuse_other_world(newest, source, backend)
+    saved, world = newest.manifest.world_size, backend.facts.world
+    is_resized = isinstance(newest, Checkpoint) and saved != world.size
+    if is_resized:
+        _refuse_other_world(newest, source, registry, world)
     if isinstance(newest, Checkpoint) and newest.manifest.reason is Reason.IMPORTED:
         start_from_classic(newest.state_file, registry, loop_state)
         loop_state.exactness.begin(newest.manifest.doubts)
     else:
-        restored = _read(newest, backend)
+        restored = _read(newest, backend, registry.sharding)
+        if is_resized:
+            restored = resized(restored, source, saved, world, registry)
         if before_restore is not None:
             before_restore(restored.state)
-        ObjectRestore(registry.objects, source).restore(
-            restored.content, borrowed=True, classes=restored.classes
+        ObjectRestore(registry.objects, source, registry.sharding).restore(
+            restored.content, borrowed=True, classes=restored.classes, fresh=restored.fresh
         )
         loop_state.resume(restored)
     replaced = options.after_restore(newest.manifest.options)
@@ -126,7 +137,8 @@ def start_from_classic(source: Path, registry: Registry, loop_state: LoopState) 
         MismatchError: It does not fit the registered objects.
     """
     content = read_classic(source)
-    left_alone = ObjectRestore(registry.objects, source).restore_classic(content)
+    content = ShardRestore(None, registry.sharding, STATE_FILE).apply(content, source)
+    left_alone = ObjectRestore(registry.objects, source, registry.sharding).restore_classic(content)
     if left_alone:
         print_message(f"{source} has no state of {', '.join(left_alone)}: left as it is")
     loop_state.progress = Progress(content["epoch"], content["step"])
@@ -150,11 +162,15 @@ def _refuse_others(state: Snapshot | Checkpoint, source: Path, framework: str | 
         )
 
 
-def _refuse_other_world(state: Snapshot | Checkpoint, source: Path, backend: RunBackend) -> None:
-    """Raise ConfigError for a state that another number of ranks has saved."""
-    saved, here = state.manifest.world_size, backend.facts.world.size
-    if isinstance(state, Snapshot) or state.manifest.reason is Reason.IMPORTED or saved == here:
+def _refuse_other_world(
+    state: Snapshot | Checkpoint, source: Path, registry: Registry, world: World
+) -> None:
+    """Raise ConfigError for replicas that another number of them has saved."""
+    manifest = state.manifest
+    is_sharded = SHARDS_FILE in manifest.files or registry.sharding is not None
+    if is_sharded or manifest.reason is Reason.IMPORTED:
         return
+    saved, here = manifest.world_size, world.size
     raise ConfigError(
         f"cannot resume from {source}: {saved} {'ranks have' if saved > 1 else 'rank has'} saved "
         f"it, and there {'are' if here > 1 else 'is'} {here} now, which does not work yet; use "
@@ -162,13 +178,15 @@ def _refuse_other_world(state: Snapshot | Checkpoint, source: Path, backend: Run
     )
 
 
-def _read(state: Snapshot | Checkpoint, backend: RunBackend) -> LoadedState:
-    rank_link, world = backend.facts.rank_link, backend.facts.world
-    common = None if rank_link is None else rank_link.common
+def _read(
+    state: Snapshot | Checkpoint, backend: RunBackend, sharding: Sharding | None
+) -> LoadedState:
+    rank_link = backend.facts.rank_link
+    reader = Reader(backend.facts.world.rank, sharding)
     try:
         if isinstance(state, Snapshot):
-            return read_snapshot(state, common)
-        return read_state(state, world.rank)
+            return reader.read_snapshot(state, None if rank_link is None else rank_link.common)
+        return reader.read_state(state)
     except RuntimeError:
         backend.report(Report.RESUME_FAILED)
         raise

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import file_of_rank
 from orchestrator.checkpoint.manifest import Reason
 from orchestrator.ipc.place_agreement import Decision
 from orchestrator.snapshot.slots import Slots, Snapshot
@@ -72,7 +73,8 @@ class AgreedSaver(Saver):
         """Use ``rank_link`` for what the supervisor must know; the rest is as in Saver."""
         super().__init__(backend, registry, options, layout_watch, first_batch)
         self._rank_link = rank_link
-        self._replicas = Replicas(registry.objects)
+        self._sharding = registry.sharding
+        self._replicas = Replicas(registry.objects, registry.sharding)
 
     def _make_snapshotter(self, slots: Slots) -> Snapshotter:
         return AgreedSnapshotter(slots)
@@ -115,10 +117,15 @@ class AgreedSaver(Saver):
 
     def _content(self, saved: StateToSave, reason: Reason) -> SnapshotContent:
         content = super()._content(saved, reason)
+        if self._sharding is not None:
+            index = self._sharding.index_of(saved.state, file_of_rank(self._rank_link.world.rank))
+            content = replace(content, index=index.to_json())
         if self._rank_link.world.rank == 0:
             return replace(content, replica_digests=self._replicas.digests)
         digests = digest_parts(saved.state) | content.draft.digests
         own = self._replicas.own(saved.state) | {DIGESTS: digests}
         # Computed now: the tensors change as soon as the loop goes on, and are not copied.
         draft = replace(content.draft, replicas=self._replicas.digests(saved.state))
-        return replace(content, state=own, draft=draft, parameters=())
+        # Rank 0 looks for values that are not finite in what is common.
+        parameters = () if self._sharding is None else content.parameters
+        return replace(content, state=own, draft=draft, parameters=parameters)

@@ -66,6 +66,7 @@ class SnapshotContent:
         replica_digests: Returns digests of what several ranks should hold equally, from the state,
             the addresses of its storages (by ``_cdata``) and what rests between; None for a
             single rank.
+        index: The text of what this rank holds of sharded tensors; empty where nothing is sharded.
     """
 
     state: dict[str, Any]
@@ -73,6 +74,7 @@ class SnapshotContent:
     parameters: Sequence[torch.Tensor]
     of_optimizers: frozenset[int] = frozenset()
     replica_digests: ReplicaDigests | None = None
+    index: bytes = b""
 
 
 @dataclass
@@ -340,7 +342,7 @@ class Snapshotter:
             healthy=content.draft.healthy and healthy,
             digests=digests | content.draft.digests,
         )
-        return self._slots.commit(pending.slot, image_bytes, draft)
+        return self._slots.commit(pending.slot, image_bytes, draft, content.index)
 
     def _warn_of_plain(self, error: InexpressibleError) -> None:
         if not self._warned_of_plain:

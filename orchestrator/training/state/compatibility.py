@@ -7,12 +7,17 @@ copied. What it has taken over is then compared with what was saved.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.errors import MismatchError
 from orchestrator.training.state.digests import digest
+from orchestrator.training.state.dtensors import localized
 from orchestrator.training.state.tensor_kinds import is_uninitialized
+
+SHOWN_DIFFERENCES = 12
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def expectation_of(live: Any) -> Expectation:
         "scheduler": torch.optim.lr_scheduler.LRScheduler,
     }
     kind = next((name for name, base in kinds.items() if isinstance(live, base)), None)
-    state = None if kind is None else live.state_dict()
+    state = None if kind is None else localized(live.state_dict())
     own = kind == "module" and loads_in_its_own_way(live)
     return Expectation(kind, state, class_name(live), own)
 
@@ -59,9 +64,15 @@ def loads_in_its_own_way(module: torch.nn.Module) -> bool:
     return any(
         type(part).load_state_dict is not base.load_state_dict
         or not type(part)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
-        or bool(part._load_state_dict_pre_hooks)
+        or not all(map(_keeps_names, part._load_state_dict_pre_hooks.values()))
         for part in module.modules()
     )
+
+
+def _keeps_names(hook: Any) -> bool:
+    """Return whether a hook on loading is one of fully_shard, which only frees whole weights."""
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed.fsdp._fully")
 
 
 def compare(expected: Expectation, saved: Any, saved_class: str | None = None) -> list[str]:
@@ -104,7 +115,7 @@ def rehearse(live: Any, saved: Any) -> list[str] | None:
 
 def lost(saved: Any, before: Any, loaded: Any) -> list[str]:
     """Return what ``loaded`` has not taken over from ``saved``, and what it has lost by loading."""
-    now = loaded.state_dict()
+    now = localized(loaded.state_dict())
     lines = _lost(saved, now, "")
     if isinstance(loaded, torch.optim.Optimizer):
         for here, there in zip(before.param_groups, now["param_groups"], strict=True):
@@ -200,3 +211,15 @@ def _show(shape: Any) -> str:
     if isinstance(shape, str):
         return shape
     return "no tensor" if shape is None else str(list(shape))
+
+
+def mismatch(source: Path, differences: list[str]) -> MismatchError:
+    """Return the error for a state of ``source`` that the objects of the script do not fit."""
+    shown = differences[:SHOWN_DIFFERENCES]
+    if len(differences) > len(shown):
+        shown.append(f"and {len(differences) - len(shown)} more")
+    return MismatchError(
+        f"cannot resume from {source}: it does not fit the objects of this script\n  "
+        + "\n  ".join(shown)
+        + "\nuse the script that made it, or start over with another run directory"
+    )

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import MismatchError
 from orchestrator.training.state.compatibility import (
     compare,
     expectation_of,
     loads_in_its_own_way,
     lost,
     may_load_anyway,
+    mismatch,
     rehearse,
 )
 from orchestrator.training.state.plain_values import from_plain
 from orchestrator.training.state.progress import SUFFIX
-from orchestrator.training.state.registered_objects import Stateful
+from orchestrator.training.state.registered_objects import Registry, Stateful
+from orchestrator.training.state.sharding import Sharding
 from orchestrator.training.state.wrappers import with_names_of
 
-SHOWN_DIFFERENCES = 12
 # Failures of the device, not of the state; both are RuntimeErrors. torch 2.7 lacks the second.
 DEVICE_ERRORS = (
     torch.OutOfMemoryError,
@@ -33,10 +33,16 @@ DEVICE_ERRORS = (
 class ObjectRestore:
     """Restores the registered objects from one source."""
 
-    def __init__(self, objects: Mapping[str, Stateful], source: Path) -> None:
-        """``objects`` are the registered ones, by name; an error names ``source``."""
+    def __init__(
+        self, objects: Mapping[str, Stateful], source: Path, sharding: Sharding | None = None
+    ) -> None:
+        """``objects`` are the registered ones, by name; an error names ``source``.
+
+        ``sharding`` tells where their DTensors are, if they have some.
+        """
         self._objects = objects
         self._source = source
+        self._sharding = sharding
 
     def restore_classic(self, content: Mapping[str, Any]) -> list[str]:
         """Restore the objects that the file contains, and return the names of the others.
@@ -54,14 +60,15 @@ class ObjectRestore:
         *,
         borrowed: bool = False,
         classes: Mapping[str, str] = MappingProxyType({}),
+        fresh: Iterable[torch.Tensor] = (),
     ) -> None:
         """Compare every state in ``content`` with its live object, then load all of them.
 
         Names in ``optional`` may be missing in ``content``. With ``borrowed`` its tensors belong to
-        a slot or a mapped file, so objects that would keep them get copies. ``classes`` are those
-        of the saved objects, as far as they are known. Raises MismatchError with all
-        differences, before any object has changed, or for the first object that refuses its state
-        or drops part of it.
+        a slot or a mapped file, but for the ``fresh`` ones, so objects that would keep them get
+        copies. ``classes`` are those of the saved objects, as far as they are known. Raises
+        MismatchError with all differences, before any object has changed, or for the first object
+        that refuses its state or drops part of it.
         """
         present = {key.removesuffix(SUFFIX) for key in content if key.endswith(SUFFIX)}
         missing = [n for n in self._objects if n not in present and n not in set(optional)]
@@ -80,20 +87,23 @@ class ObjectRestore:
                 undecided.add(name)
             differences += [f"{name}: {line}" for line in lines or ()]
         if differences:
-            raise _mismatch(self._source, differences)
+            raise mismatch(self._source, differences)
         for name, state in states.items():
             value = self._objects[name]
             if borrowed and not _copies_what_it_loads(value):
-                state = copy.deepcopy(state)
+                state = copy.deepcopy(state, {id(tensor): tensor for tensor in fresh})
             self._load(name, state)
             if name in undecided:
                 dropped = lost(state, value, value)
                 if dropped:
-                    raise _mismatch(self._source, [f"{name}: {line}" for line in dropped])
+                    raise mismatch(self._source, [f"{name}: {line}" for line in dropped])
 
     def _load(self, name: str, state: Any) -> None:
+        live = self._objects[name]
         try:
-            self._objects[name].load_state_dict(state)
+            if self._sharding is not None:
+                state = self._sharding.distributed(name, live, state)
+            live.load_state_dict(state)
         except DEVICE_ERRORS:
             raise  # the device is full or broken; the file may be right
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -101,12 +111,16 @@ class ObjectRestore:
             # compared, so the cause is the device; torch keeps only the text of its exception.
             if "an exception occurred" in str(error):
                 raise
-            raise _mismatch(self._source, [f"{name}: {error}"]) from error
+            raise mismatch(self._source, [f"{name}: {error}"]) from error
 
 
-def load_captured(value: Stateful, state: Any) -> None:
+def load_captured(registry: Registry, name: str, state: Any) -> None:
     """Load into one object the state that the registry has captured of it."""
-    value.load_state_dict(_with_live_names(value, from_plain(state)))
+    value = registry.objects[name]
+    state = _with_live_names(value, from_plain(state))
+    if registry.sharding is not None:
+        state = registry.sharding.distributed(name, value, state)
+    value.load_state_dict(state)
 
 
 def _with_live_names(value: Stateful, state: Any) -> Any:
@@ -137,14 +151,3 @@ def _compare_or_rehearse(value: Stateful, state: Any, saved_class: str | None) -
     except Exception:  # it refuses the state
         return differences
     return None if dropped is None else dropped and differences + dropped
-
-
-def _mismatch(source: Path, differences: list[str]) -> MismatchError:
-    shown = differences[:SHOWN_DIFFERENCES]
-    if len(differences) > len(shown):
-        shown.append(f"and {len(differences) - len(shown)} more")
-    return MismatchError(
-        f"cannot resume from {source}: it does not fit the objects of this script\n  "
-        + "\n  ".join(shown)
-        + "\nuse the script that made it, or start over with another run directory"
-    )

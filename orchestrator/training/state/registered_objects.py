@@ -14,12 +14,14 @@ from orchestrator.errors import ConfigError, UnstorableError
 from orchestrator.training.state.accelerate import is_optimizer, unprepared
 from orchestrator.training.state.compatibility import class_name
 from orchestrator.training.state.composite import Composite
+from orchestrator.training.state.dtensors import local_of
 from orchestrator.training.state.generators import is_generator
 from orchestrator.training.state.kept import Kept
 from orchestrator.training.state.kept_capture import has_state_dict
 from orchestrator.training.state.layout_watch import LayoutWatch
 from orchestrator.training.state.plain_capture import PlainCapture
 from orchestrator.training.state.progress import SUFFIX
+from orchestrator.training.state.sharding import Sharding
 from orchestrator.training.state.tensor_kinds import all_finite, is_plain, is_uninitialized
 from orchestrator.training.state.wrappers import (
     regroups_gradients,
@@ -51,6 +53,8 @@ class Registry:
         self.regroups_gradients = False
         """Whether DDP groups the gradients of a module anew after the first step of a process."""
         self._prepared: list[Any] = []
+        self.sharding: Sharding | None = None
+        """Which tensors are in pieces on several ranks; None where none are DTensors."""
 
     @property
     def objects(self) -> Mapping[str, Stateful]:
@@ -113,6 +117,16 @@ class Registry:
         objects = map(unprepared, self._objects.values())
         return [o for o in objects if isinstance(o, torch.optim.lr_scheduler.LRScheduler)]
 
+    def find_shards(self) -> None:
+        """Find out which of the objects' tensors are DTensors, before anything is restored.
+
+        Raises ConfigError where it cannot be told what each rank holds of one.
+        """
+        self.sharding = Sharding.of(self._objects)
+        if self.sharding is not None:
+            for name, value in self._objects.items():
+                self.sharding.learn(name, _state_of(value, name))
+
     @property
     def is_prepared(self) -> bool:
         """Whether accelerate has prepared what is registered."""
@@ -129,9 +143,13 @@ class Registry:
         Raises UnstorableError, and until the first save what a ``state_dict()`` raises.
         """
         return {
-            name + SUFFIX: self.plain.convert(name + SUFFIX, partial(_state_of, value, name))
+            name + SUFFIX: self.plain.convert(name + SUFFIX, partial(self._state, value, name))
             for name, value in self._objects.items()
         }
+
+    def _state(self, value: Stateful, name: str) -> Any:
+        state = _state_of(value, name)
+        return state if self.sharding is None else self.sharding.localize(name, state)
 
     def layout_watch(self) -> LayoutWatch:
         """Return a watch that knows what the objects can load now."""
@@ -157,7 +175,8 @@ class Registry:
                 tensors += [p for group in value.param_groups for p in group["params"]]
                 for state in value.state.values():
                     tensors += [entry for entry in state.values() if torch.is_tensor(entry)]
-        return frozenset(t.untyped_storage()._cdata for t in tensors if is_plain(t))
+        locals_ = map(local_of, tensors)
+        return frozenset(t.untyped_storage()._cdata for t in locals_ if is_plain(t))
 
     def parts(self) -> Iterator[Any]:
         """Yield the registered objects, and the parts of each Composite."""
@@ -185,7 +204,7 @@ def _state_of(value: Stateful, name: str) -> Any:
 def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
     """Return a module's floating point and complex parameters, detached."""
     return [
-        parameter.detach()
+        local_of(parameter).detach()
         for parameter in module.parameters()
         if not is_uninitialized(parameter)
         and (parameter.is_floating_point() or parameter.is_complex())

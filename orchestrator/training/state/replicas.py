@@ -3,7 +3,7 @@
 Common are the parameters of the registered modules, and all of the optimizers, schedulers and
 gradient scalers: data-parallel training keeps them equal on all ranks. Everything else is a rank's
 own: buffers, such as running statistics, objects of the script, random streams, the position in the
-data.
+data, and the pieces of sharded tensors.
 """
 
 import ctypes
@@ -12,9 +12,15 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoint.boxes import Box
+from orchestrator.checkpoint.shards import KeyPath, shown
 from orchestrator.errors import ConfigError
+from orchestrator.snapshot.rank_snapshots import piece_label
 from orchestrator.training.state.digests import Hasher, digest
+from orchestrator.training.state.dtensors import Placed
 from orchestrator.training.state.progress import SUFFIX
+from orchestrator.training.state.shard_reader import SHARDS
+from orchestrator.training.state.sharding import Sharding
 from orchestrator.training.state.wrappers import plain_name
 
 # A digest of 64 bits for each; with more leaves there is one for each object.
@@ -32,7 +38,7 @@ COMMON_KINDS = (
 # By name: most are in packages that need not be installed.
 SHARDED_KINDS = frozenset(
     {
-        *("DTensor", "FullyShardedDataParallel", "FlatParameter", "ZeroRedundancyOptimizer"),
+        *("FullyShardedDataParallel", "FlatParameter", "ZeroRedundancyOptimizer"),
         *("DeepSpeedEngine", "ZeROOptimizer"),
     }
 )
@@ -43,29 +49,30 @@ OBJECTS, BUFFERS, DIGESTS = "objects", "buffers", "digests"
 
 
 def refuse_sharded(objects: Mapping[str, Any], *, is_prepared: bool) -> None:
-    """Check that several ranks can train these objects as replicas. Raises ConfigError."""
-    reasons = [f"{name} is sharded" for name, value in objects.items() if _is_sharded(value)]
+    """Check that it is known of these objects what each rank holds. Raises ConfigError."""
+    found = {name: _sharded_kinds(value) for name, value in objects.items()}
+    reasons = [f"{name} is sharded by {min(kinds)}" for name, kinds in found.items() if kinds]
     reasons += ["accelerate has prepared the optimizer"] if is_prepared else []
     if reasons:
         raise ConfigError(
-            f"cannot train with several ranks yet where {reasons[0]}; use plain "
+            f"cannot train with several ranks yet where {reasons[0]}; use fully_shard, plain "
             "DistributedDataParallel, or one process"
         )
 
 
-def _is_sharded(value: Any) -> bool:
+def _sharded_kinds(value: Any) -> set[str]:
     parts = [value]
     if isinstance(value, torch.nn.Module):
         parts += [*value.modules(), *value.parameters()]
-    kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}
-    return not kinds.isdisjoint(SHARDED_KINDS)
+    return {kind.__name__ for part in parts for kind in type(part).__mro__} & SHARDED_KINDS
 
 
 class Replicas:
     """Tells what is common from a rank's own, in states that ``Registry.capture`` returned."""
 
-    def __init__(self, objects: Mapping[str, Any]) -> None:
+    def __init__(self, objects: Mapping[str, Any], sharding: Sharding | None = None) -> None:
         """``objects`` are the registered ones by name."""
+        self._sharding = sharding
         self._modules = {
             name + SUFFIX: frozenset(plain_name(key) for key, _ in value.named_parameters())
             for name, value in objects.items()
@@ -80,11 +87,20 @@ class Replicas:
         shared = {*self._modules, *self._common}
         objects = {k: v for k, v in state.items() if k.endswith(SUFFIX) and k not in shared}
         buffers = {
-            key: {name: value for name, value in state[key].items() if name not in parameters}
+            key: {
+                name: value
+                for name, value in state[key].items()
+                if name not in parameters and self._place_at((key, name)) is None
+            }
             for key, parameters in self._modules.items()
         }
-        entries = {name: state[name] for name in OWN_ENTRIES}
-        return {**entries, OBJECTS: objects, BUFFERS: buffers}
+        own = {name: state[name] for name in OWN_ENTRIES} | {OBJECTS: objects, BUFFERS: buffers}
+        if self._sharding is not None:
+            own[SHARDS] = self._sharding.pieces_of(state)
+        return own
+
+    def _place_at(self, path: KeyPath) -> Placed | None:
+        return None if self._sharding is None else self._sharding.place_at(path)
 
     def digests(
         self,
@@ -96,21 +112,31 @@ class Replicas:
 
         The arguments are as for ``digests.digest``.
         """
-        found = {}
+        found: dict[str, str] = {}
+        pieces: dict[tuple[str, Box], str] = {}
         for key in (*self._modules, *self._common):
             name, values = key.removesuffix(SUFFIX), []
-            for path, leaf in _leaves(self._common_of(key, state[key]), name):
+            for path, leaf in _leaves(self._common_of(key, state[key]), (key,)):
+                label, place = shown((name, *path[1:])), self._place_at(path)
+                if place is not None and not place.has_replicas:
+                    continue
                 if isinstance(leaf, torch.Tensor):
                     hasher = _WholeHasher(addresses, breathe, ALL_BYTES)
                     hasher.add(leaf)
-                    found[path] = hasher.hexdigest()[:DIGITS]
+                    if place is None:
+                        found[label] = hasher.hexdigest()[:DIGITS]
+                    else:
+                        pieces[label, place.box] = hasher.hexdigest()[:DIGITS]
                 else:
-                    values.append((path, leaf))
+                    values.append((label, leaf))
             found[f"{name} (its numbers)"] = digest(values)[:DIGITS]
-        if len(found) <= MOST_LEAVES:
-            return found
+        if len(found) + len(pieces) <= MOST_LEAVES:
+            return found | {piece_label(*piece): each for piece, each in pieces.items()}
         objects = [key.removesuffix(SUFFIX) for key in (*self._modules, *self._common)]
-        return {name: digest(_of_object(found, name))[:DIGITS] for name in objects}
+        whole = {name: digest(_of_object(found, name))[:DIGITS] for name in objects}
+        # Ranks that hold the same pieces have the same name for all of them together.
+        held = digest(list(pieces))[:DIGITS]
+        return whole | ({f"pieces [{held}]": digest(list(pieces.values()))} if pieces else {})
 
     def _common_of(self, key: str, state: Any) -> Any:
         if key not in self._modules:
@@ -123,13 +149,13 @@ def _of_object(digests: Mapping[str, str], name: str) -> list[tuple[str, str]]:
     return [(path, each) for path, each in digests.items() if path.startswith(begins)]
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}")
+            yield from _leaves(item, (*path, key))
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
-            yield from _leaves(item, f"{path}.{number}")
+            yield from _leaves(item, (*path, number))
     else:
         yield path, value
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from orchestrator.errors import MismatchError
-from orchestrator.training.state.object_restore import SHOWN_DIFFERENCES, ObjectRestore
+from orchestrator.training.state.compatibility import SHOWN_DIFFERENCES
+from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.registered_objects import Registry
 from tests.training.state.support import Ema, Script
 
