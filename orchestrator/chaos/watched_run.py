@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.breakpoints.table import TRAINER
 from orchestrator.chaos.breakpoint_server import BreakpointServer, HeldProcess
 from orchestrator.chaos.interrupts import Interrupts
 from orchestrator.chaos.scheduler import RunLostError, Scheduler
@@ -47,20 +46,21 @@ class WatchedRun:
         """Take note of what has happened; return a process that is held at a breakpoint."""
         self._interrupts.check()
         held = self.breakpoints.poll(*breakpoints)
-        if held is not None and held.breakpoint.startswith(TRAINER):
-            self.scheduler.trainer_pid = held.facts["pid"]
-        elif held is not None and "trainer" in held.facts:
-            self.scheduler.trainer_pid = held.facts["trainer"]
         self.scheduler.poll()
         return held
 
-    def hold(self, *breakpoints: str, from_step: int = 0) -> HeldProcess | None:
-        """Hold the next process at one of the breakpoints; return None if the run ends before."""
-        self.breakpoints.arm(*breakpoints, from_step=from_step)
+    def hold(self, place: str, rank: int, from_step: int = 0) -> HeldProcess | None:
+        """Hold the next process at a breakpoint; return None if the run ends before.
+
+        Of several ranks it is this one, where the breakpoint is one of ranks. The others go on.
+        """
+        self.breakpoints.arm(place, from_step=from_step)
         try:
-            for _ in self.until_deadline(" or ".join(breakpoints)):
-                held = self.poll(breakpoints)
-                if held is not None or self.scheduler.is_complete:
+            for _ in self.until_deadline(place):
+                held = self.poll((place,))
+                if held is not None and held.rank not in (None, rank):
+                    held.release()
+                elif held is not None or self.scheduler.is_complete:
                     return held
         finally:
             self.breakpoints.disarm()
