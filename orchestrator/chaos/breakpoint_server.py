@@ -72,11 +72,11 @@ class BreakpointServer:
         """Hold no more processes; ``poll`` releases one that is about to connect."""
         self.arm()
 
-    def poll(self, *breakpoints: str) -> HeldProcess | None:
+    def poll(self, *breakpoints: str, rank: int | None = None) -> HeldProcess | None:
         """Wait for up to 0.02 s for a process at one of these breakpoints; release any other.
 
-        Several ranks come to a breakpoint, and one of them is awaited. A rank that came as well,
-        and was not looked at before the next arming, is another one too.
+        With ``rank`` any other rank is released too, so that nobody waits for it. A process that
+        came before the breakpoints were armed again is one of those.
         """
         try:
             connection, _ = self._listener.accept()
@@ -89,7 +89,9 @@ class BreakpointServer:
         except (OSError, ValueError):
             connection.close()  # the process died while it asked
             return None
-        if held.breakpoint in breakpoints and held.facts["arming"] == self._arming:
+        is_rank = rank is None or held.rank in (None, rank)
+        is_now = held.facts["arming"] == self._arming
+        if held.breakpoint in breakpoints and is_rank and is_now:
             return held
         held.release()
         return None

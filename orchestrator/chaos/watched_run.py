@@ -42,10 +42,12 @@ class WatchedRun:
             yield
         raise RunLostError(f"gave up waiting for {awaited} after {self._patience_seconds:.0f} s")
 
-    def poll(self, breakpoints: tuple[str, ...] = ()) -> HeldProcess | None:
+    def poll(
+        self, breakpoints: tuple[str, ...] = (), rank: int | None = None
+    ) -> HeldProcess | None:
         """Take note of what has happened; return a process that is held at a breakpoint."""
         self._interrupts.check()
-        held = self.breakpoints.poll(*breakpoints)
+        held = self.breakpoints.poll(*breakpoints, rank=rank)
         self.scheduler.poll()
         return held
 
@@ -57,10 +59,8 @@ class WatchedRun:
         self.breakpoints.arm(place, from_step=from_step)
         try:
             for _ in self.until_deadline(place):
-                held = self.poll((place,))
-                if held is not None and held.rank not in (None, rank):
-                    held.release()
-                elif held is not None or self.scheduler.is_complete:
+                held = self.poll((place,), rank)
+                if held is not None or self.scheduler.is_complete:
                     return held
         finally:
             self.breakpoints.disarm()

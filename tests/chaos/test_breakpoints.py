@@ -130,16 +130,39 @@ def test_held_process_gets_the_exception(server: BreakpointServer, tmp_path: Pat
     assert (tmp_path / "file").exists()
 
 
+@contextmanager
+def rank_at_step(server: BreakpointServer, rank: int) -> Iterator[socket.socket]:
+    """Ask as a rank does that comes to an armed breakpoint."""
+    message = {"breakpoint": "trainer:step", "arming": 1, "pid": 1, "rank": rank}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(os.readlink(server.directory / SOCKET_LINK))
+        connection.sendall(json.dumps(message).encode() + b"\n")
+        connection.settimeout(20)
+        yield connection
+
+
+def assert_released(connection: socket.socket) -> None:
+    assert json.loads(connection.recv(1000)) == {"errno": None, "exception": None}
+
+
+def test_rank_is_held_and_the_others_go_on(server: BreakpointServer) -> None:
+    """Of several ranks that come to a breakpoint the awaited one is held, and no other one."""
+    server.arm("trainer:step")
+    with rank_at_step(server, 0) as other, rank_at_step(server, 1):
+        assert server.poll("trainer:step", rank=1) is None
+        assert_released(other)
+        held = server.poll("trainer:step", rank=1)
+    assert held is not None
+    assert held.rank == 1
+
+
 def test_process_of_an_earlier_arming_is_released(server: BreakpointServer) -> None:
     """A rank that came beside the awaited one is not taken for the next one that comes there."""
     server.arm("trainer:step")
-    message = {"breakpoint": "trainer:step", "arming": 1, "pid": 1, "rank": 1}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as rank:
-        rank.connect(os.readlink(server.directory / SOCKET_LINK))
-        rank.sendall(json.dumps(message).encode() + b"\n")
+    with rank_at_step(server, 1) as connection:
         server.arm("trainer:step")
         assert server.poll("trainer:step") is None
-        assert json.loads(rank.recv(1000)) == {"errno": None, "exception": None}
+        assert_released(connection)
 
 
 def test_held_process_ends_with_chaos(tmp_path: Path) -> None:
