@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.disposal import FilesOfAnyRun
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
 from orchestrator.config import Config
@@ -82,7 +83,12 @@ def _choice() -> str:
 
 def open_store(argument: Path | None) -> Store:
     """Return the checkpoint store of the run that ``existing_run`` finds."""
-    return Store.open(existing_run(argument), command=[])
+    return store_of(existing_run(argument))
+
+
+def store_of(run: RunDir) -> Store:
+    """Return the checkpoint store of a run of a session or of a script; nothing trains with it."""
+    return Store.open(run, command=[], disposal=FilesOfAnyRun())
 
 
 def status_of(
@@ -102,7 +108,7 @@ def status_of(
             if "state" in reply:
                 with contextlib.suppress(ValueError):
                     return checked_status({"run_dir": str(run.root)} | reply)
-    status = status_from_disk(Store.open(run, command=[]), most_seconds_of_reading).to_json()
+    status = status_from_disk(store_of(run), most_seconds_of_reading).to_json()
     if owner is not None:
         # A script without a supervisor has no socket; a supervisor may be on another machine.
         holder = "supervisor_pid" if "socket" in owner else "trainer_pid"

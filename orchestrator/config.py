@@ -332,8 +332,17 @@ class Config:
     on_event: str | None = _option(
         _nonempty("write a command"),
         "CMD",
-        "Run CMD (with sh, for at most 30 s) when training completes, gives up or hangs; "
-        "ORCHESTRATOR_EVENT holds done, gave_up or hang. Default: none.",
+        "Run CMD (with sh, for at most 30 s) when training completes, gives up or hangs, when "
+        "checkpoints do not come any more, or when the weights are not finite; ORCHESTRATOR_EVENT "
+        "holds done, gave_up, hang, stalled or unhealthy. Default: none.",
+        None,
+    )
+    metrics_file: Path | None = _option(
+        _path("name a file"),
+        "PATH.prom",
+        "Write the metrics of the run every 15 s to this file, which the textfile collector of "
+        "Prometheus' node exporter reads. In a directory each run has a file of its own. Needs the "
+        "extra `metrics`. Default: none.",
         None,
     )
     log_format: Literal["auto", "text", "json"] = _option(

@@ -48,7 +48,8 @@ def test_program_that_is_missing_says_what_it_needs(tmp_path: Path) -> None:
 
 
 def outcome(**changes: Any) -> dict[str, Any]:
-    facts = {"last": 12, "first": 10, "offered": True, "status": None, "problem": ""}
+    facts = {"last": 12, "first": 10, "offered": True, "resumed": False}
+    facts |= {"status": None, "problem": ""}
     kept = {
         "faults": [{"name": name, **facts} for name in FAULTS],
         "beginning": 1,
@@ -73,6 +74,7 @@ def outcome(**changes: Any) -> dict[str, Any]:
         ({"verified": False}, "a checkpoint is not valid"),
         ({"faults": outcome()["faults"][:3]}, "it had ended before the last 2 of the faults"),
         ({"beginning": 10}, "kill: it began from zero"),
+        ({"beginning": 10, "faults": [{**f, "resumed": True} for f in outcome()["faults"]]}, None),
     ],
 )
 def test_verdict(changes: dict[str, Any], problem: str | None) -> None:

@@ -117,6 +117,7 @@ def test_sources_are_combined(tmp_path: Path) -> None:
         ("slurm_requeue", "on", True),
         ("notice_file", "/run/notice", Path("/run/notice")),
         ("notice_command", "curl -sf localhost", "curl -sf localhost"),
+        ("metrics_file", "/run/train.prom", Path("/run/train.prom")),
         ("nproc_per_node", "4", 4),
         ("nproc_per_node", "gpu", "gpu"),
         ("log_format", "auto", "auto"),

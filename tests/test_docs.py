@@ -13,6 +13,8 @@ from orchestrator.config import Config
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import PAGE_BYTES, Field, Phase
 from orchestrator.rundir.journal import JournalEvent
+from orchestrator.rundir.time_ledger import Part
+from orchestrator.telemetry.notable_events import NotableEvent
 from orchestrator.telemetry.run_state import State
 from tests import cli_reference
 
@@ -61,6 +63,19 @@ def test_kubernetes() -> None:
     (grace,) = re.findall(r'"--grace", "(\d+)s"', job)
     (patience,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", job)
     assert int(grace) < int(patience)
+
+
+@pytest.mark.parametrize("name", NotableEvent)
+def test_notable_events(name: str) -> None:
+    """Every value of ORCHESTRATOR_EVENT is on the page of the environment, and in the help."""
+    assert f"| `{name}` |" in ENVIRONMENT
+    assert name in Config.__dataclass_fields__["on_event"].metadata["help"]
+
+
+def test_parts_of_the_goodput() -> None:
+    """The page of the goodput explains each part, in the order of the status line."""
+    page = (ROOT / "docs" / "explanation" / "goodput.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [*Part]
 
 
 @pytest.mark.parametrize("name", [*JournalEvent, *State])

@@ -25,7 +25,7 @@ LAYERS = {
         {"spare", "hosts", "client", "pace"},
         {"supervisor", "training"},
         {"integrations"},
-        {"doctor", "chaos", "first_look"},
+        {"doctor", "chaos", "first_look", "run_report"},
         {"cli"},
         {"__main__"},
     ),
@@ -43,7 +43,15 @@ LAYERS = {
         {"attempt"},
         {"run_progress"},
         {"run_facts", "at_risk"},
-        {"termination", "judge", "adoption", "save_requests", "session_opening", "live_status"},
+        {
+            "termination",
+            "judge",
+            "adoption",
+            "save_requests",
+            "session_opening",
+            "live_status",
+            "stall_watch",
+        },
         {"coordinator"},
         {"publishing", "message_handlers", "report"},
         {"outcome", "wiring"},
@@ -75,6 +83,7 @@ HOMES = {
     "rich": (
         "cli/view.py",
         "cli/status_table.py",
+        "cli/watched_status.py",
         "cli/runs_table.py",
         "cli/checkpoints_table.py",
         "chaos/display.py",
@@ -84,8 +93,10 @@ HOMES = {
         "checkpoint/digesting_writer.py",
         "training/state/digests.py",
     ),
+    "jinja2": ("run_report/page.py",),
     "dbus_fast": ("hosts/laptop/sleep.py",),
     "safetensors": ("training/formats/safetensors.py",),
+    "prometheus_client": ("telemetry/prometheus.py",),
     "watchdog": ("hosts/preemption.py", "adopt/directory_watcher.py", "adopt/read_watcher.py"),
 }
 # They raise for a path that is too long, or in a directory that may not be searched.
@@ -216,10 +227,10 @@ def test_layers_name_what_is_there(inside: str) -> None:
 
 
 def test_supervisor_does_not_load_torch() -> None:
-    """Importing the command line and the supervisor loads neither torch nor NumPy."""
+    """The command line and the supervisor load neither torch nor NumPy nor Prometheus' library."""
     code = (
         "import sys, orchestrator.cli.parser, orchestrator.supervisor.supervisor\n"
-        "sys.exit(sorted({'torch', 'numpy'} & sys.modules.keys()) or 0)"
+        "sys.exit(sorted({'torch', 'numpy', 'prometheus_client'} & sys.modules.keys()) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -32,7 +32,7 @@ def test_the_compatibility_page_has_the_bounds() -> None:
     page = (ROOT / "docs" / "reference" / "compatibility.md").read_text()
     project = PYPROJECT["project"]
     bounds = project["dependencies"] + project["optional-dependencies"]["integrations"]
-    rows = re.findall(r"^\| ([a-z]+) \| ([\d.]+) \|", page, re.M)
+    rows = re.findall(r"^\| ([a-z0-9]+) \| ([\d.]+) \|", page, re.M)
     assert sorted(f"{name}>={oldest}" for name, oldest in rows) == sorted(bounds)
 
 

@@ -19,7 +19,8 @@ class Program:
     replaced. ``progress`` is a regular expression with one group, a count of the program's own
     ``unit``; with three groups they are an epoch, a batch in it, and the batches of an epoch.
     ``saves_at_all`` is false for a program that saves nothing before its end. ``message`` is a part
-    of what the supervisor must say.
+    of what the supervisor must say. ``resumed`` is a part of what the program prints on a resume;
+    it is needed where the counts may begin anew all the same.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Program:
     saves_at_all: bool = True
     resumes: bool = True
     message: str = ""
+    resumed: str = ""
 
     def words(self, text: str, python: str, checkouts: Path) -> list[str]:
         """Return the words of a command, with its places filled in."""

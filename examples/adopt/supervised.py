@@ -118,13 +118,17 @@ def progress_of(run: RunDir, attempt: int, expression: str) -> Progress | None:
         ]
         names = [re.findall(r"\d+", Path(save["adopted"]).name) for save in saves]
         return (int(names[0][-1]), int(names[-1][-1])) if names else None
-    file = run.attempt(attempt).output_file
-    text = file.read_text(errors="replace") if file.exists() else ""
     counts = []
-    for found in re.finditer(expression, text, re.MULTILINE):
+    for found in re.finditer(expression, output_of(run, attempt), re.MULTILINE):
         numbers = [int(group) for group in found.groups()]
         counts.append(numbers[0] if len(numbers) == 1 else numbers[0] * numbers[2] + numbers[1])
     return (counts[0], counts[-1]) if counts else None
+
+
+def output_of(run: RunDir, attempt: int) -> str:
+    """Return what an attempt has printed; empty where there is nothing yet."""
+    file = run.attempt(attempt).output_file
+    return file.read_text(errors="replace") if file.exists() else ""
 
 
 def processes_of(run: RunDir) -> list[psutil.Process]:

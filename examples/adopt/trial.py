@@ -23,6 +23,7 @@ from examples.adopt.supervised import (
     TooLateError,
     events,
     kill,
+    output_of,
     processes_of,
     progress_of,
     wait_for,
@@ -40,13 +41,15 @@ class Fault:
     """What a fault did: the counts are the program's own, None where it printed none.
 
     ``last`` is the last count before the fault, ``first`` the first one after it; ``offered`` tells
-    whether the next attempt was given a checkpoint, ``status`` is the supervisor's, where it ended.
+    whether the next attempt was given a checkpoint, ``resumed`` whether it printed that it resumes;
+    ``status`` is the supervisor's, where it ended.
     """
 
     name: str
     last: int | None = None
     first: int | None = None
     offered: bool = False
+    resumed: bool = False
     status: int | None = None
     problem: str = ""
 
@@ -243,6 +246,8 @@ class Trial:
         fault.last = before[1] if before else None
         fault.first = after[0] if after else None
         fault.offered = any(event.get("resume_step") is not None for event in started)
+        text = self._program.resumed
+        fault.resumed = bool(text) and text in output_of(self.run, attempt + 1)
         if not after:
             fault.problem = "no attempt followed" if not started else "the next attempt failed"
         return bool(after)

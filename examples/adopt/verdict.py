@@ -35,6 +35,7 @@ def _broken_by(fault: dict[str, Any], program: Program, outcome: dict[str, Any])
         return [fault["problem"]]
     if program.saves_at_all and not fault["offered"]:
         return ["no checkpoint was offered to the next attempt"]
-    if program.resumes and fault["first"] <= outcome["beginning"] < fault["last"]:
+    began_anew = fault["first"] <= outcome["beginning"] < fault["last"]
+    if program.resumes and began_anew and not fault["resumed"]:
         return ["it began from zero"]
     return []

@@ -50,7 +50,7 @@ def _find_beside(
     spans += [(i, i + 2) for i in range(first, len(parts) - 2)]
     for start, end in spans:
         wide = _widened(escaped, parts, start, end, None)
-        found = [path for path in _matches(wide) if not unit.covers(path)]
+        found = [p for p in _matches(wide) if not unit.covers(p) and _is_of_this_user(p)]
         newest = max(((_written_ns(path), path) for path in found[:MOST_FOUND]), default=None)
         if newest is not None and newest[0] >= since_ns:
             narrow = _widened(escaped, parts, start, end, newest[1])
@@ -77,6 +77,13 @@ def _matches(text: str) -> list[Path]:
         return Pattern.parse(text).find()[1]
     except ValueError:
         return []
+
+
+def _is_of_this_user(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid in (os.geteuid(), 0)
+    except OSError:
+        return False
 
 
 def _written_ns(path: Path) -> int:

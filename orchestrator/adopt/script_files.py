@@ -40,7 +40,7 @@ class ScriptFiles:
         """
         contents = checkpoint.contents
         if not isinstance(contents, AdoptedFiles):
-            return checkpoint
+            return None
         paths = dict.fromkeys((contents.path_from_run, Path(contents.adopted.path)))
         located = [self.pattern.locate(contents.adopted, path) for path in paths if path]
         named = [adopted for adopted in located if adopted is not None]

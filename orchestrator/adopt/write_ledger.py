@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from orchestrator.adopt.descent import Descent
 from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
@@ -27,7 +28,7 @@ class WriteLedger:
         # A damaged file costs little: what a killed save has left then stays where it is.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             content = parse_object(read_regular(file, MAXIMUM_JSON_BYTES), has_paths=True)
-            self._previous = {p: dict(times) for p, times in content["previous"].items()}
+            self._previous = {p: _times(times) for p, times in content["previous"].items()}
             self._here = set(map(str, content["here"]))
             self._has_rewrites = bool(content["has_rewrites"])
             self._descent = Descent.from_json(content["descent"])
@@ -88,3 +89,9 @@ class WriteLedger:
                 "descent": self._descent.to_json(),
             }
             write_json(self._file, content)
+
+
+def _times(content: dict[str, Any]) -> dict[str, int]:
+    if not all(type(time) is int for time in content.values()):
+        raise ValueError("not times")
+    return content

@@ -36,8 +36,8 @@ _DAMAGE = {
     errno.ENXIO,
 }
 
-_NAME = re.compile(r"step-([0-9]{12})(?:-([0-9]+))?")
-_LONGER_NAME = re.compile(r"step-[0-9]{13,}(?:-[0-9]+)?")
+_NAME = re.compile(r"step-([0-9]{12})(?:-([0-9]{1,9}))?")
+_LONGER_NAME = re.compile(r"step-(?:[0-9]{13,}(?:-[0-9]+)?|[0-9]{12}-[0-9]{10,})")
 
 
 @dataclass(frozen=True, order=True)
@@ -113,7 +113,7 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def has_too_many_digits(name: str) -> bool:
-    """Return whether a name is that of a checkpoint but for a step of more than twelve digits."""
+    """Return whether a name is that of a checkpoint but for the length of its numbers."""
     return _LONGER_NAME.fullmatch(name) is not None
 
 

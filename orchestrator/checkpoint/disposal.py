@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.checkpoint.checkpoint import MANIFEST_FILE, Checkpoint
+from orchestrator.checkpoint.contents import AdoptedFiles
 from orchestrator.checkpoint.external_files import files_below
 from orchestrator.system.durable import Disk
 
@@ -42,8 +43,8 @@ class OwnFiles:
     verifies_all = True
 
     def locate(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """Return the checkpoint: its files are in its own directory, or are only read."""
-        return checkpoint
+        """Return the checkpoint; None where a manifest names files of a script, anywhere."""
+        return None if isinstance(checkpoint.contents, AdoptedFiles) else checkpoint
 
     def gather(self, path: Path, checkpoints: Iterable[Checkpoint], disk: Disk) -> Path | None:
         """Return None: every file is in the directory."""
@@ -62,6 +63,14 @@ class OwnFiles:
             disk.remove(trash / name, below=run)
         for folder, _, _ in os.walk(trash, topdown=False):
             disk.remove(Path(folder), below=run)
+
+
+class FilesOfAnyRun(OwnFiles):
+    """For commands that show a run, of a session or of a script, and train nothing."""
+
+    def locate(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Return the checkpoint with the path that its manifest has: it is only read."""
+        return checkpoint
 
 
 def _own_names(checkpoint: Checkpoint) -> set[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from orchestrator.adopt.file_check import IncompleteError, check_allocation
 from orchestrator.checkpoint.checkpoint import read_checkpoint
-from orchestrator.checkpoint.manifest import json_metrics
+from orchestrator.checkpoint.description import description_of
 from orchestrator.checkpoint.quarantine import REASON_FILE
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
@@ -35,18 +35,7 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
         try:
             checkpoint = read_checkpoint(path)
             manifest = checkpoint.manifest
-            row |= {
-                "path": str(checkpoint.shown_path),
-                "step": manifest.step,
-                "epoch": manifest.epoch,
-                "reason": manifest.reason.value,
-                "bytes": manifest.total_bytes,
-                "healthy": manifest.healthy,
-                "pinned": checkpoint.pinned,
-                "time": manifest.time,
-                "exactness": manifest.exactness,
-                "metrics": json_metrics(manifest.metrics),
-            }
+            row |= description_of(checkpoint)
             start = Start.from_json(manifest.start)
             row["start"] = manifest.start
             row["differences"] = start.differences_from(earlier) if start and earlier else []

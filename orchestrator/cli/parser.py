@@ -12,13 +12,23 @@ from typing import Any, NoReturn
 
 from orchestrator import __version__
 from orchestrator.chaos.faults import help_text
-from orchestrator.cli import attach, checkpoint, checkpoints, run, runs, status, stop, transfer
+from orchestrator.cli import (
+    attach,
+    checkpoint,
+    checkpoints,
+    report,
+    run,
+    runs,
+    status,
+    stop,
+    transfer,
+)
 from orchestrator.cli.slurm_script import slurm_script
 from orchestrator.cli.systemd_unit import print_systemd_unit
 from orchestrator.config import REPEATED, Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.exitcodes import ExitStatus
-from orchestrator.terminal.printing import print_text
+from orchestrator.terminal.printing import escape_what_cannot_be_encoded, print_text
 
 # As torchrun takes it.
 ALIASES = {"--nproc-per-node": ("--nproc_per_node",)}
@@ -68,6 +78,7 @@ def main() -> NoReturn:
 
     An OrchestratorError becomes one line on standard error and its exit status.
     """
+    escape_what_cannot_be_encoded()
     try:
         arguments = parse(sys.argv[1:])
         sys.exit(arguments.run_command(arguments))
@@ -256,7 +267,11 @@ def _add_commands_to_a_run(groups: Any) -> None:
         status.status,
         "Show what a run is doing, what is at risk now, or why it failed.",
     )
-    showing.add_argument("--watch", action="store_true", help="refresh until the run ends")
+    showing.add_argument(
+        "--watch",
+        action="store_true",
+        help="refresh until the run ends, with a curve of the loss and the last events",
+    )
     listing = _add(groups, "runs", runs.runs, "Show every run below a directory, one line each.")
     listing.add_argument(
         "directory", nargs="?", type=Path, metavar="DIR", help="where the runs are; default: runs"
@@ -272,6 +287,9 @@ def _add_commands_to_a_run(groups: Any) -> None:
         checkpoint.checkpoint,
         "Save a checkpoint now, without stopping the run.",
     )
+    reporting = _add(
+        groups, "report", report.report, "Write one self-contained page about a run, done or not."
+    )
     following = _add(
         groups,
         "attach",
@@ -286,10 +304,11 @@ def _add_commands_to_a_run(groups: Any) -> None:
         "Check this machine and a run directory, and say what to fix; exit with 78 if a check "
         "fails.",
     )
-    for command in (showing, following, stopping, saving, examining):
+    for command in (showing, following, reporting, stopping, saving, examining):
         _take_run_dir(command)
     for command in (showing, listing, examining):
         _take_json(command)
+    report.add_options(reporting)
 
 
 def _add_checkpoints(groups: Any) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.adopt.script_files import ScriptFiles
-from orchestrator.checkpoint.disposal import OwnFiles
+from orchestrator.checkpoint.disposal import FilesOfAnyRun, OwnFiles
 from orchestrator.checkpoint.store import Store
 from orchestrator.cli import detach
 from orchestrator.cli.start_traces import StartTraces
@@ -46,6 +46,7 @@ from orchestrator.supervisor.wiring import wire
 from orchestrator.system.given_descriptors import given_descriptors
 from orchestrator.system.python_command import missing_script
 from orchestrator.system.stop_signals import end_by_interrupt
+from orchestrator.telemetry.textfile import check_metrics_file
 from orchestrator.terminal.console import Console
 from orchestrator.terminal.logs import Log, is_journal
 
@@ -59,6 +60,8 @@ def run(arguments: Namespace) -> int:
     start = Start.of_command(command)
     run_dir = RunDir(run_dir_of(config.run_dir, script_of(command) or command[0], start))
     _check_adoption(config, run_dir)
+    if config.metrics_file is not None:
+        check_metrics_file(config.metrics_file)
     if arguments.detach:
         words = option_words(options)
         words += ["--continue"] if arguments.accept_other else []
@@ -187,8 +190,9 @@ def _check_adoption(config: Config, run_dir: RunDir) -> None:
 
 def _refuse_other_checkpoints(store: Store, *, adopting: bool) -> None:
     """Check that a run holds a script's own checkpoints only, or none. Raises ConfigError."""
-    # Each start checks the newest, so all others are like it.
-    if (checkpoint := next(store.newest_first(), None)) is not None:
+    # The newest tells of what kind the run is; one of the other kind is never resumed from.
+    any_kind = Store(store.run, store.run_id, disposal=FilesOfAnyRun())
+    if (checkpoint := next(any_kind.newest_first(), None)) is not None:
         is_adopted = checkpoint.manifest.adopted is not None
         if is_adopted and not adopting:
             raise ConfigError(

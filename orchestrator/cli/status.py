@@ -1,13 +1,12 @@
 """The command `orchestrator status`."""
 
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 from orchestrator.cli.view import show
-from orchestrator.client import (
-    existing_run,
-    status_of,
-)
+from orchestrator.client import existing_run, status_of
+from orchestrator.rundir.paths import RunDir
 
 
 def status(arguments: Namespace) -> None:
@@ -16,7 +15,7 @@ def status(arguments: Namespace) -> None:
     show(
         arguments,
         read=lambda: status_of(run),
-        table=_table,
+        table=partial(_watched, run) if arguments.watch else _table,
         is_over=lambda status: status["supervisor_pid"] is status["trainer_pid"] is None,
     )
 
@@ -25,3 +24,9 @@ def _table(status: dict[str, Any]) -> Any:
     from orchestrator.cli.status_table import status_table
 
     return status_table(status)
+
+
+def _watched(run: RunDir, status: dict[str, Any]) -> Any:
+    from orchestrator.cli.watched_status import watched_status
+
+    return watched_status(run, status)

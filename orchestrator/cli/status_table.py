@@ -12,6 +12,7 @@ from orchestrator.supervisor.recovery.failure_kinds import ADVICE, Kind
 from orchestrator.supervisor.report import FIX_AND_RUN_AGAIN
 from orchestrator.system.text import shown_parts
 from orchestrator.system.units import duration_text, size_text
+from orchestrator.telemetry.goodput_text import goodput_text
 from orchestrator.telemetry.progress import progress_text
 from orchestrator.telemetry.stop_text import AGAIN_FROM_START, AGAIN_TO_RESUME, HOW_TO_SAVE
 
@@ -33,6 +34,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         ("session", NO_SESSION_YET if state == "starting" else None),
         ("attempt", _attempt(status)),
         ("progress", progress_text(status["progress"])),
+        ("goodput", goodput_text(status["goodput"])),
         ("phase", _phase(status)),
         ("metrics", metrics_text(status["metrics"])),
         ("checkpoint", _checkpoint(status)),

@@ -11,6 +11,7 @@ from orchestrator.client import (
     owner_here,
     seconds_in,
     signal_script,
+    store_of,
     supervisor_of,
 )
 from orchestrator.errors import ConfigError
@@ -49,7 +50,7 @@ def stop(arguments: Namespace) -> ExitStatus:
                 f"see `orchestrator status {run.root}`"
             )
         time.sleep(POLL_SECONDS)
-    return _report_end(Store.open(run, command=[]))
+    return _report_end(store_of(run))
 
 
 def _report_end(store: Store) -> ExitStatus:

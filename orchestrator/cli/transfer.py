@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.checkpoint_journal import CheckpointJournal
+from orchestrator.checkpoint.disposal import FilesOfAnyRun
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import export_state
 from orchestrator.client import chosen_checkpoint, file_errors, open_store
@@ -146,7 +147,7 @@ def import_(arguments: Namespace) -> None:
     lock = RunLock(run)
     try:
         lock.write_owner()
-        store = Store.open(run, command=[])
+        store = Store.open(run, command=[], disposal=FilesOfAnyRun())
         _refuse_other_format(store, source)
         _refuse_older_step(store, state["step"], source)
         published = import_.publish(store, state, source)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from orchestrator.checkpoint.store import Store
+from orchestrator.client import store_of
 from orchestrator.config import Config
 from orchestrator.errors import OrchestratorError
 from orchestrator.rundir.history_index import read_history
@@ -58,7 +58,7 @@ class CheckedRun:
         if not os.path.exists(run.run_file):
             return cls(run, config)
         try:
-            sizes = [c.manifest.total_bytes for c in Store.open(run, command=[]).all()]
+            sizes = [c.manifest.total_bytes for c in store_of(run).all()]
             seconds = read_history(run).save_seconds
         except OrchestratorError:
             return cls(run, config)

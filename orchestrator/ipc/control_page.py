@@ -35,6 +35,10 @@ class Field(IntEnum):
     # Written by the trainer; 0 while unknown.
     TOTAL_STEPS = 9
     TOTAL_EPOCHS = 10
+    # Written by the trainer: what its time is spent for (ipc/training_time.py).
+    TRAINING_NS = 11
+    SAVING_NS = 12
+    SAVED_NS = 13
     # Written by the supervisor.
     STOP_REQUEST = 16
     STOP_DEADLINE_NS = 17

@@ -10,12 +10,14 @@ MAXIMUM_COUNT = (1 << 63) - 1
 _COUNTS = frozenset(
     {"step", "epoch", "generation", "status", "bytes", "pid", "rank", "world_size", "attempt"}
 )
-_DURATIONS = frozenset({"seconds", "interval_seconds", "stall_seconds", "cost_seconds"})
+_DURATIONS = frozenset(
+    {"seconds", "interval_seconds", "stall_seconds", "cost_seconds", "saving_seconds"}
+)
 _TEXTS = frozenset(
     {"type", "path", "name", "reason", "problem", "source", "exactness", "cause", "adopted"}
 )
 # The journal has these keys in every event, and gives them itself.
-_OF_JOURNAL = frozenset({"event", "time", "attempt"})
+_OF_JOURNAL = frozenset({"event", "time", "attempt", "uptime_seconds", "asleep_seconds"})
 
 
 def checked(message: Message) -> Message:

@@ -4,6 +4,8 @@ from typing import Any
 
 LONGEST_NAME = 300
 LONGEST_TEXT = 1 << 16
+# Each symptom of a failure is searched for from every place in it.
+LONGEST_MESSAGE = 1 << 13
 MOST_BASES = 50
 MOST_CAUSES = 5
 
@@ -19,7 +21,7 @@ def checked_error(content: dict[str, Any], causes: int = MOST_CAUSES) -> dict[st
         ("frame", LONGEST_NAME),
         ("thread", LONGEST_NAME),
         ("time", LONGEST_NAME),
-        ("message", LONGEST_TEXT),
+        ("message", LONGEST_MESSAGE),
         ("traceback", LONGEST_TEXT),
     ):
         if isinstance(content.get(key), str):

@@ -8,6 +8,8 @@ from types import UnionType
 from typing import Any
 
 from orchestrator.rundir.failure_times import FailureTimes, is_duration
+from orchestrator.rundir.goodput import Goodput
+from orchestrator.rundir.goodput_json import checked_goodput
 from orchestrator.rundir.journal import (
     JournalEvent,
     checked_event,
@@ -18,6 +20,8 @@ RECENT_ENDS = 200
 # A budget that allows more failures without progress than this counts too few of them.
 MOST_FAILURES = 1000
 MOST_PUBLISHED = 100_000
+# The program knows fewer kinds of ends; another one may have written any text.
+MOST_KINDS = 100
 ENDS = (JournalEvent.RUN_COMPLETED, JournalEvent.RUN_STOPPED, JournalEvent.GAVE_UP)
 _MARKS = (*ENDS, JournalEvent.RUN_STARTED, JournalEvent.ATTEMPT_STARTED)
 _SAVES = (JournalEvent.CHECKPOINT_PUBLISHED, JournalEvent.CHECKPOINT_FAILED)
@@ -35,7 +39,7 @@ _HISTORY_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("last_mark", "last_save", "last_stop", "last_give_up", "last_exit"), dict),
     **dict.fromkeys(("save_seconds", "furthest", "since_progress", "failed_after"), list),
     "clean_seconds": int | float,
-    **dict.fromkeys(("published", "ends"), dict),
+    **dict.fromkeys(("published", "ends", "restarts_by_kind"), dict),
 }
 
 
@@ -58,6 +62,8 @@ class History:
     begun: str | None = None
     """When the first of these began."""
     restarts: int = 0
+    restarts_by_kind: dict[str, int] = field(default_factory=dict)
+    """How many restarts followed an attempt that ended in each way; an older index has none."""
     last_mark: dict[str, Any] = field(default_factory=dict)
     """The newest event that begins or ends a run or an attempt's life."""
     last_save: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +85,8 @@ class History:
     """How long it has trained since."""
     ends: dict[str, int] = field(default_factory=dict)
     """How often attempts ended in each way, for the ways that were seen last."""
+    goodput: Goodput = field(default_factory=Goodput)
+    """What the wall time was spent for."""
 
     @property
     def was_interrupted(self) -> bool:
@@ -96,6 +104,7 @@ class History:
         if name == JournalEvent.JOURNAL_ROTATED:
             self._go_on_from(event)
             return
+        self.goodput.add(event)
         number = event.get("attempt")
         if isinstance(number, int):
             self.attempt = max(self.attempt or 0, number)
@@ -111,6 +120,7 @@ class History:
                 self.since_progress.append(_slim(event))
             case JournalEvent.RESTART_SCHEDULED:
                 self.restarts += 1
+                self._add_restart()
             case JournalEvent.CHECKPOINT_PUBLISHED:
                 self._add_publication(event)
             case JournalEvent.CHECKPOINT_DELETED:
@@ -138,7 +148,10 @@ class History:
             carried = event["history"]
             if event["check"] != digest_of(carried).hexdigest():
                 raise ValueError("the history is damaged")
-            vars(self).update(vars(checked_history(carried)))
+            history = checked_history(carried)
+            if "goodput" not in carried:  # an older version has written it
+                history.goodput.add_unknown(history.begun, event)
+            vars(self).update(vars(history))
         except (ValueError, TypeError, KeyError):  # also another version's
             self.damaged += 1
 
@@ -155,6 +168,13 @@ class History:
             self.save_seconds = [*self.save_seconds, seconds][-RECENT_SAVES:]
         if (position := _published(event)) is not None:
             self._add_progress(event, position)
+
+    def _add_restart(self) -> None:
+        kind = self.last_exit.get("kind")
+        if isinstance(kind, str) and len(kind) <= LONGEST_KEPT_TEXT:
+            count = self.restarts_by_kind.get(kind, 0)
+            if count or len(self.restarts_by_kind) < MOST_KINDS:
+                self.restarts_by_kind[kind] = count + 1
 
     def _add_exit(self, event: dict[str, Any]) -> None:
         self.last_exit = event
@@ -258,6 +278,8 @@ def checked_history(content: dict[str, Any]) -> History:
     Raises ValueError, TypeError or KeyError for wrong types.
     """
     history = History(**content)
+    if "goodput" in content:
+        history.goodput = checked_goodput(content["goodput"])
     for name, kind in _HISTORY_TYPES.items():
         if not isinstance(vars(history).get(name), kind):
             raise ValueError(f"{name} has the wrong type")
@@ -267,12 +289,16 @@ def checked_history(content: dict[str, Any]) -> History:
         checked_event(event)
     step, epoch = history.furthest
     if not (
-        all(isinstance(count, int) for count in (step, epoch, *history.ends.values()))
+        all(isinstance(count, int) for count in (step, epoch, *_counts_in(history)))
         and all(map(is_duration, [*history.save_seconds, *history.failed_after]))
         and is_duration(history.clean_seconds)
     ):
         raise ValueError("a number has the wrong type")
     return history
+
+
+def _counts_in(history: History) -> tuple[int, ...]:
+    return (*history.ends.values(), *history.restarts_by_kind.values())
 
 
 def digest_of(history: dict[str, Any]) -> "hashlib.blake2b":

@@ -30,7 +30,7 @@ from orchestrator.system.durable import replace_disposable_file, replace_file
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import open_regular, read_regular
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # The index is written again when this much was read after it: some hundred events.
 INDEX_EVERY_BYTES = 1 << 16
 # A supervisor that is killed leaves at most this many events that the index lacks.

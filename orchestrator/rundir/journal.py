@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.moments import Moment
 from orchestrator.system.durable import append_lines
 from orchestrator.system.json_input import parse_object
 from orchestrator.system.regular_files import read_regular
+from orchestrator.system.uptime import Uptime
 
 MAXIMUM_BYTES = 1 << 30
 # The first line of a journal may hold the history of the ones before it.
@@ -20,8 +22,9 @@ MAXIMUM_EVENT_BYTES = 1 << 22
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("attempt", "step", "epoch", "status", "left_step", "left_epoch"), int),
     **dict.fromkeys(("total_steps", "total_epochs"), int),
-    **dict.fromkeys(("loading_step", "loading_epoch", "resumed_step"), int),
+    **dict.fromkeys(("loading_step", "loading_epoch", "resumed_step", "last_step"), int),
     **dict.fromkeys(("time", "path", "cause", "reason", "problem", "kind", "fingerprint"), str),
+    "last_step_time": str,
     "last_lines": list,
 }
 
@@ -31,6 +34,8 @@ class JournalEvent(StrEnum):
 
     RUN_STARTED = "run_started"
     ATTEMPT_STARTED = "attempt_started"
+    TRAINING_STARTED = "training_started"
+    TRAINING_ENDED = "training_ended"
     RESUMED = "resumed"
     EXACTNESS_LOST = "exactness_lost"
     SNAPSHOT_TAKEN = "snapshot_taken"
@@ -42,6 +47,7 @@ class JournalEvent(StrEnum):
     STOP_NOTICED = "stop_noticed"
     REPLICAS_DIFFER = "replicas_differ"
     HANG_DETECTED = "hang_detected"
+    STALLED = "stalled"
     ATTEMPT_EXITED = "attempt_exited"
     RESTART_SCHEDULED = "restart_scheduled"
     GAVE_UP = "gave_up"
@@ -64,12 +70,17 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lost = 0
+        self._uptime = Uptime()
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         """Functions that are called with each event after it has been written."""
 
     def write(self, event: JournalEvent, attempt: int | None = None, **facts: Any) -> None:
-        """Append one event with the current time in UTC, ISO 8601."""
-        record = {"time": utc_now(), "event": event, "attempt": attempt, **facts}
+        """Append one event with the current time in UTC, ISO 8601, and the uptime."""
+        now = self.now()
+        uptime = {"uptime_seconds": now.uptime}
+        if now.asleep:
+            uptime["asleep_seconds"] = now.asleep
+        record = {"time": now.time, "event": event, "attempt": attempt, **uptime, **facts}
         line = json.dumps(record, default=str).encode() + b"\n"
         try:
             self.lost += not append_lines(self.path, line)
@@ -77,6 +88,11 @@ class Journal:
             self.lost += 1
         for listener in self.listeners:
             listener(record)
+
+    def now(self) -> Moment:
+        """Return this moment, by the clocks of the events that are written here."""
+        seconds, asleep = self._uptime.read()
+        return Moment(utc_now(), round(seconds, 3), round(asleep, 3))
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
         """Return all readable events, oldest first, and the number of damaged lines skipped.

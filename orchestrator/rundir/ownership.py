@@ -6,6 +6,7 @@ import os
 import pwd
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
@@ -29,6 +30,32 @@ def refuse_unsafe(directories: list[Path]) -> None:
                 f"write to {directory}; take that right away with `chmod o-w {directory}`, or "
                 "name a directory below it with --run-dir"
             )
+
+
+def refuse_writable(run_dir: Path, names: Iterable[str]) -> None:
+    """Refuse files and directories below the run directory that every user may write to.
+
+    Raises ConfigError.
+    """
+    for name in names:
+        with contextlib.suppress(OSError):  # it was deleted
+            if not _is_writable_by_all(run_dir, name):
+                continue
+            if not _has_permissions(run_dir):
+                return
+            raise ConfigError(
+                f"cannot resume in {run_dir}: every user of this machine may write to {name} "
+                f"there; look at what it holds, and take that right away with "
+                f"`chmod -R o-w {run_dir}`"
+            )
+
+
+def _is_writable_by_all(run_dir: Path, name: str) -> bool:
+    """Return whether every user may write to it, and may enter the directories on the way."""
+    mode = os.lstat(run_dir / name).st_mode
+    if not mode & stat.S_IWOTH or stat.S_ISLNK(mode):
+        return False
+    return all((run_dir / above).stat().st_mode & stat.S_IXOTH for above in Path(name).parents)
 
 
 def others_who_may_write(directory: Path) -> str | None:

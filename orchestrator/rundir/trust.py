@@ -11,7 +11,12 @@ from collections import defaultdict
 from glob import glob
 
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.ownership import is_shared, owner_of_new_files, user_name
+from orchestrator.rundir.ownership import (
+    is_shared,
+    owner_of_new_files,
+    refuse_writable,
+    user_name,
+)
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.records import MAXIMUM_JSON_BYTES
 from orchestrator.system.durable import write_json
@@ -22,14 +27,15 @@ TRUST_VARIABLE = "ORCHESTRATOR_TRUST"
 _FORMAT_VERSION = 1
 # What a start reads and acts on. A file gets into a directory only by who may write to that, so the
 # directories of attempts and checkpoints stand for their content.
-_HISTORY = ("*.json*", "attempts/*", "checkpoints/step-*", "checkpoints/step-*/manifest.json")
+_HISTORY = ("*.json*", "attempts/*", "checkpoints/step-*", "checkpoints/step-*/*")
 
 
 def refuse_foreign(run: RunDir, *, trusted: bool) -> None:
-    """Refuse to resume from files of users whom this user has not trusted with the run.
+    """Refuse to resume from files that every user may write to, or of users who are not trusted.
 
     With ``trusted`` these users are recorded, and later starts accept them. Raises ConfigError.
     """
+    refuse_writable(run.root, _history(run))
     owners = _strangers(run)
     if not owners or not owners.keys() - trusted_users(run):
         return
@@ -60,16 +66,21 @@ def _strangers(run: RunDir) -> dict[int, list[str]]:
 
     Members of a group of this user's that may write to the run are no strangers.
     """
-    directory = run.root.stat()
     owners: dict[int, list[str]] = defaultdict(list)
-    for name in (name for pattern in _HISTORY for name in glob(pattern, root_dir=run.root)):
+    for name in _history(run):
         with contextlib.suppress(OSError):  # it was deleted
             facts = os.lstat(run.root / name)
-            if facts.st_uid not in (os.geteuid(), 0) and not is_shared(facts, directory):
+            if facts.st_uid in (os.geteuid(), 0):
+                continue
+            if not is_shared(facts, (run.root / name).parent.stat()):
                 owners[facts.st_uid].append(name)
     if owners:
         owners.pop(owner_of_new_files(run.root), None)
     return owners
+
+
+def _history(run: RunDir) -> list[str]:
+    return [name for pattern in _HISTORY for name in glob(pattern, root_dir=run.root)]
 
 
 def trusted_users(run: RunDir) -> set[int]:

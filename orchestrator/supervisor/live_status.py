@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from orchestrator.checkpoint.store import Store
+from orchestrator.rundir.journal import Journal
 from orchestrator.spare.pool import SparePool
 from orchestrator.supervisor.at_risk import kill_loses_seconds, machine_loses_seconds
 from orchestrator.supervisor.attempt.attempt import Attempt
@@ -26,12 +27,14 @@ class LiveStatus:
         catalog: CheckpointCatalog,
         snapshots: SnapshotWriteQueue,
         spares: SparePool,
+        journal: Journal,
     ) -> None:
         self._facts = facts
         self._store = store
         self._catalog = catalog
         self._snapshots = snapshots
         self._spares = spares
+        self._journal = journal
 
     def status(self) -> Status:
         """Return the status of the run at this moment."""
@@ -41,6 +44,8 @@ class LiveStatus:
             run_dir=str(self._store.run.root),
             supervisor_pid=os.getpid(),
             restarts=self._facts.restarts,
+            restarts_by_kind=dict(self._facts.restarts_by_kind),
+            trained_steps=self._facts.trained_steps,
             problem=self._facts.problem,
             spare_pid=self._spares.pid,
             spare=self._spares.status(),
@@ -51,6 +56,7 @@ class LiveStatus:
             self._add_attempt(status, attempt)
             if attempt.adopted is not None:
                 self._describe_script(status)
+        status.goodput = self._goodput()
         return status
 
     def heartbeats(self) -> list[Heartbeat]:
@@ -89,6 +95,13 @@ class LiveStatus:
                 }
                 for rank in attempt.ranks
             ]
+
+    def _goodput(self) -> dict[str, Any]:
+        attempt, running = self._facts.attempt, None
+        if attempt is not None:
+            facts = attempt.time_until(time.monotonic())
+            running = {**facts, "is_adopted": attempt.adopted is not None}
+        return self._facts.goodput.to_json(self._journal.now(), running)
 
     def _describe_script(self, status: Status) -> None:
         """Leave out what only a session tells: phases, and a spare for its imports."""

@@ -3,6 +3,7 @@
 docs/reference/process-contract.md defines the messages.
 """
 
+import time
 from typing import Any
 
 from orchestrator.ipc.messages import Message
@@ -61,6 +62,7 @@ class TrainerMessages:
         journal: Journal,
     ) -> None:
         self._facts = facts
+        self._trained_attempt: int | None = None
         self._events = events
         self._ladder = ladder
         self._snapshots = snapshots
@@ -106,12 +108,25 @@ class TrainerMessages:
                 rank.metrics = facts.get("metrics", {})
                 if rank.number == 0:
                     self._facts.progress.on_report(attempt)
+                    self._record_training(attempt)
             case "ended":
                 self._handle_ended(attempt, rank, facts.get("status"))
             case "lost":  # the session has left, or its process has ended
                 rank.close_session()
                 if attempt.has_ended:
                     self._facts.record_exit(attempt)
+
+    def _record_training(self, attempt: Attempt) -> None:
+        """Journal, once, that the training of the attempt has begun."""
+        if self._trained_attempt == attempt.number:
+            return
+        self._trained_attempt = attempt.number
+        self._journal.write(
+            JournalEvent.TRAINING_STARTED,
+            attempt.number,
+            step=attempt.start_step,
+            starting_seconds=attempt.time_until(time.monotonic())["starting_seconds"],
+        )
 
     def _journal_of(
         self, rank: Rank, event: JournalEvent, attempt: Attempt, facts: dict[str, Any]

@@ -8,6 +8,7 @@ import asyncio
 import signal
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -88,8 +89,11 @@ class Supervisor:
             self._run.root,
             announce=lambda path: parts.lock.write_owner(socket=path),
         )
+        works = [parts.service.run(), parts.stalls.run()]
+        if parts.textfile is not None:
+            works.append(parts.textfile.run())
         try:
-            async with beside(parts.service.run()):
+            async with beside(*works):
                 status = await self._run_with(server)
         finally:
             server.close()
@@ -121,7 +125,10 @@ class Supervisor:
         try:
             self._spares.open(spec.environment, spec.inherited)
             self._journal.write(
-                JournalEvent.RUN_STARTED, command=recorded(parts.command), version=__version__
+                JournalEvent.RUN_STARTED,
+                command=recorded(parts.command),
+                version=__version__,
+                **self._interruption(),
             )
             parts.host_events.start(parts.save_requests.save_now)
             try:
@@ -134,6 +141,11 @@ class Supervisor:
         finally:
             await self._spares.close()
         return status
+
+    def _interruption(self) -> dict[str, Any]:
+        """Return the last step, and its time, of an attempt whose end nobody has recorded."""
+        last = self._facts.interrupted_at
+        return {} if last is None else {"last_step": last.step, "last_step_time": last.time}
 
     # --- one attempt after the other ---------------------------------------------------------
 
@@ -171,7 +183,8 @@ class Supervisor:
             raise
         self._catalog.attempt_number = attempt.number
         if self._facts.attempt is None and self._facts.was_interrupted:
-            report.log_interruption(self._facts.interrupted_at, attempt.start_step)
+            last = self._facts.interrupted_at
+            report.log_interruption(last.step if last else None, attempt.start_step)
         self._record_start(attempt)
         self._parts.budget.begin_attempt(time.time())
         if self._parts.adoption is not None:
@@ -219,6 +232,7 @@ class Supervisor:
     def _record_start(self, attempt: Attempt) -> None:
         snapshot, checkpoint = attempt.resume_snapshot, attempt.resume_checkpoint
         source = snapshot or checkpoint
+        attempt.announced = time.monotonic()
         self._journal.write(
             JournalEvent.ATTEMPT_STARTED,
             attempt.number,
@@ -341,7 +355,7 @@ class Supervisor:
     async def _wait_before_restart(self, verdict: Verdict) -> None:
         failures = self._parts.budget.spent
         seconds = delay_seconds(failures, must_wait=verdict.not_there_yet)
-        self._facts.restarts += 1
+        self._facts.record_restart(verdict.diagnosis.kind)
         self._journal.write(
             JournalEvent.RESTART_SCHEDULED, delay_seconds=seconds, failures=failures
         )

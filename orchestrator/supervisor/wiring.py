@@ -35,12 +35,14 @@ from orchestrator.supervisor.recovery.failure_budget import FailureBudget, Total
 from orchestrator.supervisor.run_facts import RunFacts
 from orchestrator.supervisor.save_requests import SaveRequests
 from orchestrator.supervisor.session_opening import SessionOpening
+from orchestrator.supervisor.stall_watch import StallWatch
 from orchestrator.supervisor.stop_request import StopRequest
 from orchestrator.supervisor.termination.announcements import Countdown
 from orchestrator.supervisor.termination.hang_detector import HangDetector
 from orchestrator.supervisor.termination.hang_timeouts import HangTimeouts
 from orchestrator.supervisor.termination.stop_ladder import StopLadder
 from orchestrator.telemetry.event_hook import EventHook
+from orchestrator.telemetry.textfile import Textfile, file_of_run
 from orchestrator.terminal.console import Console
 
 
@@ -67,8 +69,10 @@ class Parts:
     judge: Judge
     fdstore: FdStore
     service: ServiceNotifications
+    textfile: Textfile | None
     host_events: HostEvents
     hook: EventHook
+    stalls: StallWatch
     unrelated: UnrelatedProcesses
     coordinator: Coordinator
 
@@ -95,6 +99,7 @@ def wire(
     journal.listeners.append(HistoryIndexer(store.run).on_event)
     stop = StopRequest(config.grace)
     facts = RunFacts.from_history(stop, history)
+    journal.listeners.append(facts.goodput.add)
     if facts.was_interrupted:  # before the next trainer goes on in this file
         facts.interrupted_at = last_recorded_step(store.run.metrics_file)
     budget = FailureBudget.from_history(
@@ -112,7 +117,7 @@ def wire(
     script_saves = None if config.adopt is None else OngoingSaves(config.adopt)
     ladder = StopLadder(facts, snapshots, journal, Countdown(console.set_footer), script_saves)
     hangs = HangDetector(facts, HangTimeouts(config.hang_timeout), snapshots, ladder, journal)
-    status = LiveStatus(facts, store, catalog, snapshots, spares)
+    status = LiveStatus(facts, store, catalog, snapshots, spares, journal)
     message_handlers = MessageHandlers(
         facts,
         SessionOpening(config, command, store, facts, snapshots),
@@ -133,6 +138,9 @@ def wire(
     service = ServiceNotifications(
         notifier, status.status, stop.wanted.is_set, snapshots.heartbeat, status.heartbeats
     )
+    textfile = None
+    if config.metrics_file is not None:
+        textfile = Textfile(file_of_run(config.metrics_file, store.run_id), status.status)
     host_events = HostEvents(
         config,
         store.run,
@@ -141,7 +149,8 @@ def wire(
         ladder.on_notice,
     )
     hook = EventHook(config.on_event, store.run, host_events.subprocesses)
-    journal.listeners.append(hook.on_journal_event)
+    stalls = StallWatch(facts, journal, config.every)
+    journal.listeners += [hook.on_journal_event, stalls.on_journal_event]
     return Parts(
         config=config,
         command=command,
@@ -162,8 +171,10 @@ def wire(
         judge=judge,
         fdstore=FdStore(notifier),
         service=service,
+        textfile=textfile,
         host_events=host_events,
         hook=hook,
+        stalls=stalls,
         unrelated=UnrelatedProcesses(spares, host_events.subprocesses),
         coordinator=Coordinator(config, facts, snapshots, publisher),
     )

@@ -27,8 +27,8 @@ _PASSWORD_IN_URL = re.compile(
     r"(?P<before>(?<![a-z0-9+.-])[a-z0-9+.-]+://[^/\s:@]*:)[^/\s@]+(?=@)", re.IGNORECASE
 )
 _KNOWN_SECRETS = re.compile(
-    r"\b(hf_|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abpr]-|sk-|AKIA|ASIA|AIza|ya29\.|eyJ[\w-]+\.eyJ)"
-    r"[\w.-]{10,}"
+    r"(\b(?:hf_|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abpr]-|sk-|AKIA|ASIA|AIza|ya29\.)"
+    r"|(?<![\w-])eyJ[\w-]+\.eyJ)[\w.-]{10,}"
 )
 
 

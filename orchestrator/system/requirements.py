@@ -11,6 +11,7 @@ from orchestrator.errors import ConfigError
 Version = tuple[int, ...]
 
 LEAST_VERSIONS: dict[str, Version] = {
+    "jinja2": (3, 1),
     "psutil": (6,),
     "rich": (13, 7),
     "structlog": (24, 1),

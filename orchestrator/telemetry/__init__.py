@@ -1,1 +1,1 @@
-"""Information that a run gives to others: its status, its events, its experiment trackers."""
+"""Information that a run gives to others: its status, events, metrics and experiment trackers."""

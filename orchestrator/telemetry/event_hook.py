@@ -1,4 +1,4 @@
-"""Runs the user's --on-event command when a run is done, gives up or hangs."""
+"""Runs the user's --on-event command for the events that people are told of."""
 
 import asyncio
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from typing import Any
 import structlog
 
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE
-from orchestrator.rundir.journal import JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.races import first_of
 from orchestrator.system.subprocesses import SubprocessRunner
 from orchestrator.system.text import storable
+from orchestrator.telemetry.notable_events import NotableEvents, Notice
 
 COMMAND_TIMEOUT_SECONDS = 30.0
 SHOWN_CHARACTERS = 2000
@@ -20,12 +20,6 @@ LONGEST_VALUE = 10_000
 EVENT_VARIABLE = "ORCHESTRATOR_EVENT"
 REASON_VARIABLE = "ORCHESTRATOR_EVENT_REASON"
 STEP_VARIABLE = "ORCHESTRATOR_EVENT_STEP"
-
-EVENT_NAMES = {
-    JournalEvent.RUN_COMPLETED: "done",
-    JournalEvent.GAVE_UP: "gave_up",
-    JournalEvent.HANG_DETECTED: "hang",
-}
 
 
 class EventHook:
@@ -43,17 +37,19 @@ class EventHook:
         self._run = run
         self._subprocesses = subprocesses
         self._timeout_seconds = timeout_seconds
+        self._events = NotableEvents()
         self._running: set[asyncio.Task[None]] = set()
 
     def on_journal_event(self, record: Mapping[str, Any]) -> None:
         """Start the command if it is wanted for this event; never raises."""
-        if self._command is not None and record["event"] in EVENT_NAMES:
-            task = asyncio.ensure_future(self._run_command(self._command, record))
+        notice = self._events.notice_of(record)
+        if self._command is not None and notice is not None:
+            variables = self._variables(notice, record)
+            task = asyncio.ensure_future(self._run_command(self._command, variables))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _run_command(self, command: str, record: Mapping[str, Any]) -> None:
-        variables = self._variables(record)
+    async def _run_command(self, command: str, variables: dict[str, str]) -> None:
         result = await self._subprocesses.run(
             ("sh", "-c", command), self._timeout_seconds, variables
         )
@@ -64,11 +60,10 @@ class EventHook:
             printed = f"{result.output}{result.problem}".strip()[-SHOWN_CHARACTERS:]
             log.warning(f"the --on-event command failed: status {result.status}", printed=printed)
 
-    def _variables(self, record: Mapping[str, Any]) -> dict[str, str]:
-        reasons = (record.get(name) for name in ("cause", "seems", "reason"))
+    def _variables(self, notice: Notice, record: Mapping[str, Any]) -> dict[str, str]:
         return {
-            EVENT_VARIABLE: EVENT_NAMES[record["event"]],
-            REASON_VARIABLE: _text("; ".join(str(reason) for reason in reasons if reason)),
+            EVENT_VARIABLE: notice.event,
+            REASON_VARIABLE: _text(notice.reason),
             STEP_VARIABLE: _text(record.get("step")),
             ATTEMPT_VARIABLE: _text(record["attempt"]),
             RUN_DIR_VARIABLE: str(self._run.root.absolute()),

@@ -11,6 +11,7 @@ from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import json_metrics
 from orchestrator.checkpoint.store import Store
 from orchestrator.exitcodes import ExitStatus
+from orchestrator.rundir.goodput import Goodput
 from orchestrator.rundir.history import History
 from orchestrator.rundir.history_index import read_history
 from orchestrator.rundir.journal import JournalEvent
@@ -41,9 +42,12 @@ class Status:
     spare: dict[str, Any] | None = None
     attempt: int | None = None
     restarts: int = 0
+    restarts_by_kind: dict[str, int] = field(default_factory=dict)
+    trained_steps: int | None = None
     epoch: int | None = None
     step: int | None = None
     progress: Progress = field(default_factory=Progress)
+    goodput: dict[str, Any] = field(default_factory=lambda: Goodput().to_json())
     phase: str | None = None
     silent_seconds: float | None = None
     hang_budget_seconds: float | None = None
@@ -107,6 +111,8 @@ def status_from_disk(store: Store, most_seconds: float = LONGEST_READING_SECONDS
     if state == State.FAILED and (failure := failure_in(history, run)) is not None:
         status.failure = asdict(failure)
     status.attempt, status.restarts = history.attempt, history.restarts
+    status.restarts_by_kind = history.restarts_by_kind
+    status.goodput = history.goodput.to_json()
     if history.last_save.get("event") == JournalEvent.CHECKPOINT_FAILED:
         status.problem = str(history.last_save.get("problem"))
     if (newest := store.newest_healthy(deadline)) is not None:

@@ -3,6 +3,8 @@
 import math
 from typing import Any, TypeGuard
 
+from orchestrator.rundir.time_ledger import Part
+
 # Of each key: the type of its value, and what stands for an absent one.
 Shape = dict[str, tuple[type, Any]]
 
@@ -14,7 +16,7 @@ LARGEST_NUMBER = 1e15
 _STATUS: Shape = {
     **dict.fromkeys(("run_id", "state", "run_dir"), (str, "")),
     **dict.fromkeys(("supervisor_pid", "trainer_pid", "spare_pid"), _COUNT),
-    **dict.fromkeys(("attempt", "epoch", "step"), _COUNT),
+    **dict.fromkeys(("attempt", "epoch", "step", "trained_steps"), _COUNT),
     "restarts": (int, 0),
     **dict.fromkeys(("phase", "problem"), _TEXT),
     **dict.fromkeys(("silent_seconds", "hang_budget_seconds"), _NUMBER),
@@ -39,6 +41,7 @@ _PROGRESS: Shape = {
     **dict.fromkeys(("step", "total_steps", "epoch", "total_epochs"), _COUNT),
     **dict.fromkeys(("percent", "steps_per_second", "seconds_left"), _NUMBER),
 }
+_SECONDS: Shape = dict.fromkeys(Part, (float, 0.0))
 _RANK: Shape = {**dict.fromkeys(("rank", "pid", "step"), (int, 0)), "state": (str, "")}
 
 
@@ -58,14 +61,40 @@ def checked_status(reply: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(progress, dict):
         raise ValueError("its progress has the wrong type")
     status["progress"] = _checked(progress, _PROGRESS)
+    status["goodput"] = _checked_goodput(reply.get("goodput") or {})
     ranks = reply.get("ranks") or []
     if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
         raise ValueError("its ranks have the wrong type")
     status["ranks"] = [_checked(rank, _RANK) for rank in ranks] or None
+    kinds = reply.get("restarts_by_kind") or {}
+    if not isinstance(kinds, dict) or not all(map(_is_count, kinds.values())):
+        raise ValueError("its restarts_by_kind have the wrong type")
     metrics = reply.get("metrics") or {}
     if not isinstance(metrics, dict) or not all(map(_is_metric, metrics.values())):
         raise ValueError("its metrics have the wrong type")
-    return status | {"metrics": metrics}
+    return status | {"restarts_by_kind": kinds, "metrics": metrics}
+
+
+def _checked_goodput(goodput: Any) -> dict[str, Any]:
+    if not isinstance(goodput, dict):
+        raise ValueError("its goodput has the wrong type")
+    seconds, attempts = goodput.get("seconds") or {}, goodput.get("attempts") or []
+    shares = [seconds, *attempts] if isinstance(attempts, list) else [None]
+    if not all(isinstance(share, dict) for share in shares):
+        raise ValueError("its goodput has the wrong type")
+    if not all(isinstance(share.get("seconds") or {}, dict) for share in attempts):
+        raise ValueError("its goodput has the wrong type")
+    return {
+        **_checked(goodput, {"percent": _NUMBER, "wall_seconds": (float, 0.0)}),
+        "seconds": _checked(seconds, _SECONDS),
+        "attempts": [
+            {
+                **_checked(share, {"attempt": _COUNT}),
+                "seconds": _checked(share.get("seconds") or {}, _SECONDS),
+            }
+            for share in attempts
+        ],
+    }
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -82,6 +111,10 @@ def _checked(content: dict[str, Any], shape: Shape) -> dict[str, Any]:
             raise ValueError(f"its {key} has the wrong type")
         checked[key] = absent if value is None else value
     return checked
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and is_number(value)
 
 
 def _is_metric(value: object) -> bool:

@@ -1,5 +1,6 @@
 """The one function through which commands print text for people."""
 
+import io
 import sys
 
 from orchestrator.system.text import shown
@@ -11,3 +12,12 @@ def print_text(text: object, *, to_stderr: bool = False) -> None:
     It may have names, metrics and messages in it that a trainer, a file or another user wrote.
     """
     print(shown(text), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    r"""Make standard output show a character that its encoding lacks as an escape, such as \xe9.
+
+    Standard error does so by itself.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

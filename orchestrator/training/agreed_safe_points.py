@@ -19,6 +19,7 @@ class AgreedSafePoints:
         self._backend = membership.backend
         self._metrics = membership.metrics
         self._page = membership.page
+        self._saving_clock = membership.saving_clock
         self._saves = saves
         self._arrive = saves.places.arrive
         self._progress = saves.progress
@@ -39,7 +40,7 @@ class AgreedSafePoints:
         now = beat(self._page)
         decision = self._arrive()
         if decision is not None or self._page[STOP_REQUEST] or self._saves.has_owed:
-            with refusing():
+            with refusing(), self._saving_clock:
                 self._saves.report_stop()
                 self._saves.act(decision)
         elif now >= self._show_at_ns:

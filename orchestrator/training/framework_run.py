@@ -130,7 +130,7 @@ class FrameworkRun:
         self._saves.begin(self._resumed)
         self._page[Field.STEP], self._page[Field.EPOCH] = step, epoch
         self._totals.announce(steps=total_steps, epochs=total_epochs)
-        self._page[Field.PHASE] = Phase.TRAIN
+        self._membership.begin_training()
 
     def _resume(self, resumed: Checkpoint, doubts: list[str]) -> None:
         name, step = self._framework.name, self._progress.step

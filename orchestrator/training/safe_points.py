@@ -53,6 +53,7 @@ class SafePoints:
         self._backend = membership.backend
         self._metrics = membership.metrics
         self._page = membership.page
+        self._saving_clock = membership.saving_clock
         self._due = due
         self._schedule = due.schedule
         self._saves = saves
@@ -97,4 +98,5 @@ class SafePoints:
                 self._totals.refresh()
                 self._backend.report_metrics(self._progress.metric_values())
                 self._metrics.flush()
-            self._saves.attend(now_ns)
+            with self._saving_clock:
+                self._saves.attend(now_ns)

@@ -207,7 +207,7 @@ class Session:
         membership.metrics.resume(self.global_step, self.epoch)
         page[Field.STEP] = self.global_step
         page[Field.EPOCH] = self.epoch
-        page[Field.PHASE] = Phase.TRAIN
+        membership.begin_training()
         _forget_in_children(self)
         mistakes.begin()
         step = self._loop_state.progress.step

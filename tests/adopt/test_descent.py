@@ -129,3 +129,13 @@ def test_ledger_with_foreign_content_is_a_new_one(tmp_path: Path) -> None:
     ledger = WriteLedger(file)
     ledger.record_descent(Descent(5, 4, 3))
     assert WriteLedger(file).descent == Descent(5, 4, 3)
+
+
+def test_record_with_a_time_that_is_none_counts_for_nothing(tmp_path: Path) -> None:
+    """What another program wrote into it does not reach the comparison of times."""
+    file = tmp_path / "written.json"
+    ledger = WriteLedger(file)
+    ledger.record_rewrite(tmp_path / "a", {"1": 5})
+    assert WriteLedger(file).times_before_rewrite(tmp_path / "a") == {"1": 5}
+    file.write_text(file.read_text().replace("5", '"x"'))
+    assert WriteLedger(file).times_before_rewrite(tmp_path / "a") == {}

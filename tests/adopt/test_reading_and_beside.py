@@ -1,5 +1,6 @@
 """Whether a script reads what it was offered, and saves that lie where no pattern looks."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from orchestrator.adopt.beside import find_beside
 from orchestrator.adopt.ongoing_saves import OngoingSaves
 from orchestrator.adopt.read_watcher import ReadWatcher
 from orchestrator.adopt.unit_pattern import UnitPattern
+from tests.support import NOBODY
 
 READS = {
     "read": ("open(p, 'rb').read()", True),
@@ -90,6 +92,21 @@ def test_save_beside_the_pattern_is_found(
     elsewhere.touch()
     assert find_beside(UnitPattern.parse(suggested), 0) is None
     shutil.rmtree(Path("..") / "elsewhere")
+
+
+@pytest.mark.usefixtures("as_root")
+def test_save_of_another_user_beside_the_pattern_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No advice leads to a pattern that covers what others write."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("out/a/last.pt", "out/b/last.pt"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
+    pattern = UnitPattern.parse("out/a/last.pt")
+    assert find_beside(pattern, 0) is not None
+    os.chown("out/b/last.pt", NOBODY, -1)
+    assert find_beside(pattern, 0) is None
 
 
 WAYS: dict[str, tuple[str, Callable[[Path], Path], bool]] = {

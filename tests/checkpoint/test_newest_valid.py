@@ -1,5 +1,6 @@
 """The choice of what to resume from: what is damaged is never trusted, nor is a run begun anew."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.adopted import Adopted
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.disposal import FilesOfAnyRun
 from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
@@ -51,6 +54,23 @@ def test_damaged_checkpoint_is_passed_over(store: Store, damage: Callable[[Path]
     (aside,) = store.quarantine_folder.entries()
     assert aside.name == "step-000000000300"
     assert names(store) == ["quarantine", "step-000000000100", "step-000000000200"]
+
+
+def test_files_of_a_script_are_not_resumed_from_by_a_session(store: Store, tmp_path: Path) -> None:
+    """A manifest that names a file elsewhere counts for nothing, and an older one is used."""
+    shutil.copytree(path_of(store, 300), tmp_path / "elsewhere")
+    manifest_file = path_of(store, 300) / "manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    adopted = Adopted(str(tmp_path / "elsewhere/state.pt"), False, False, True, False, {})
+    manifest["adopted"] = dataclasses.asdict(adopted) | {"modified_ns": {"state.pt": 1}}
+    manifest["adopted"].pop("members")
+    manifest_file.write_text(json.dumps(manifest))
+    newest = newest_valid(reopened(store))
+    assert newest is not None
+    assert newest.manifest.step == 200
+    assert [checkpoint.manifest.step for checkpoint in reopened(store).all()] == [100, 200]
+    shown = Store(store.run, store.run_id, disposal=FilesOfAnyRun())
+    assert [checkpoint.manifest.step for checkpoint in shown.all()] == [100, 200, 300]
 
 
 def test_quarantine_keeps_bytes_and_reason(store: Store) -> None:
@@ -199,7 +219,11 @@ def test_run_with_an_unreadable_checkpoint_does_not_resume(
 
 
 @pytest.mark.parametrize(
-    "name", ["step-1000000000000", "step-1000000000000-2", "step-0000000000007"]
+    "name",
+    [
+        *("step-1000000000000", "step-1000000000000-2", "step-0000000000007"),
+        f"step-000000000007-{'9' * 237}",
+    ],
 )
 def test_name_that_looks_like_a_checkpoint_prevents_a_silent_start(
     tmp_path: Path, name: str

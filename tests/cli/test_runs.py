@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -222,6 +224,21 @@ def test_names_and_metrics_do_nothing_to_the_terminal(tmp_path: Path) -> None:
     text = shown_runs(statuses(tmp_path, "run"), tmp_path)
     assert "\x1b" not in text
     assert len(text.splitlines()) == 2
+
+
+def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    """Where standard output has no code for a character, it is shown as an escape."""
+    make_run(tmp_path / "é\u4e00")
+    for words in (["runs", "."], ["status", "é\u4e00"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "orchestrator", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            stdout=subprocess.PIPE,
+            timeout=60,
+            check=True,
+        )
+        assert "é\\u4e00" in result.stdout.decode("latin-1")
 
 
 def test_directory_itself_may_be_the_run(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
+from orchestrator.client import store_of
 from orchestrator.ipc.messages import Connection
 from orchestrator.rundir.lock import lock_owner
 from orchestrator.rundir.paths import RunDir
@@ -201,7 +202,7 @@ def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
 
 def open_store(run: RunDir) -> Store:
     """Open the store of an existing run."""
-    return Store.open(run, command=[])
+    return store_of(run)
 
 
 def assert_all_valid(run: RunDir, at_least: int = 1) -> None:

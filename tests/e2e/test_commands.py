@@ -89,9 +89,13 @@ def test_progress_goes_on_over_a_kill(supervise: Start) -> None:
     )
     assert (again["total_steps"], again["total_epochs"]) == (10_000, 50)
     assert 0 < again["steps_per_second"] <= 20
+    assert run.status()["goodput"]["seconds"]["restarting"] > 0
     run.signal(signal.SIGTERM)
     run.end()
-    ended = run.status()["progress"]
+    whole = run.status()
+    assert 0 < whole["goodput"]["percent"] < 100
+    assert [share["attempt"] for share in whole["goodput"]["attempts"]] == [1, 2]
+    ended = whole["progress"]
     stopped = events(run.run, "run_stopped")[-1]
     assert ended["step"] == stopped["step"] >= again["step"]
     assert (ended["total_steps"], ended["total_epochs"]) == (10_000, 50)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.rundir.history_index import read_history
 from tests.e2e.support import (
     Supervised,
     assert_nothing_left,
@@ -101,6 +102,8 @@ def test_hung_trainer_is_restarted(
     assert (ended["outcome"], ended["cause"]) == ("failed", f"the trainer hung: {ended['hang']}")
     assert seems in ended["hang"]
     assert len(events(run.run, "attempt_started")) == 2
+    # The silence is no training that is done twice.
+    assert read_history(run.run).goodput.ledger.seconds["restarting"] >= found["seconds"]
     assert_same_result(tmp_path / "result.pt", uninterrupted(*SHORT))
     assert_nothing_left(run.run)
 

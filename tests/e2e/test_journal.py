@@ -19,6 +19,7 @@ CHECKPOINT_EVENTS = {
 }
 EVENTS = CHECKPOINT_EVENTS | {
     "run_started",
+    "training_started",
     "resumed",
     "stop_noticed",
     "run_stopped",

@@ -139,7 +139,12 @@ def test_status_and_files_of_each_rank(ddp: Start) -> None:
     wait_for_snapshot(run, beyond=0)
     shown = orchestrator("status", str(run.run.root), cwd=run.run.root.parent)
     assert "rank 1" in shown.stdout
-    assert [rank["state"] for rank in run.status()["ranks"]] == ["train", "train"]
+
+    def states() -> list[str]:
+        return [rank["state"] for rank in run.status()["ranks"]]
+
+    # The script evaluates after each epoch.
+    wait_for(lambda: states() == ["train", "train"], "ranks that train")
     # Each rank has half of 64 samples, in batches of 4.
     wait_for(lambda: run.status()["progress"]["total_steps"] == 8000, "the total of all ranks")
     asked = orchestrator("checkpoint", str(run.run.root), cwd=run.run.root.parent)

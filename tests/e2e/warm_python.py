@@ -193,6 +193,9 @@ def become(request: dict[str, Any], standard: Sequence[int]) -> list[str]:
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    # What the server's own outputs knew of their files does not hold for these.
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace", buffering=1)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])

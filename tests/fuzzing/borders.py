@@ -9,6 +9,7 @@ import io
 import os
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from orchestrator.adopt.pickle_reader import (
@@ -29,6 +30,7 @@ from orchestrator.snapshot.slots import SLOT_COUNT, Slots
 from orchestrator.system.json_input import parse_json
 from orchestrator.system.text import shown_parts
 from orchestrator.system.units import LONGEST_SECONDS
+from orchestrator.telemetry.prometheus import prometheus_text
 from orchestrator.telemetry.status_reply import checked_status
 from orchestrator.terminal.logs import text_of
 
@@ -71,7 +73,10 @@ def message(data: bytes) -> None:
 
 
 def answer(data: bytes) -> None:
-    """What a supervisor answers to `status` is shown, or refused; its waits have an end."""
+    """What a supervisor answers to `status` is shown, or refused; its waits have an end.
+
+    Its metrics are what Prometheus can read.
+    """
     with contextlib.suppress(ValueError):
         for reply in LineBuffer().feed(data + b"\n"):
             assert 0 <= seconds_in(reply, "grace_seconds") <= LONGEST_SECONDS
@@ -80,6 +85,9 @@ def answer(data: bytes) -> None:
                 console.print(status_table(checked_status(reply)), soft_wrap=True)
                 console.print(runs_table([checked_status(reply)], Path("runs")), soft_wrap=True)
                 assert not OBEYED & set(console.file.getvalue())  # type: ignore[attr-defined]
+                text = prometheus_text([checked_status(reply)]).decode()
+                assert not OBEYED & set(text)
+                list(text_string_to_metric_families(text))
 
 
 def control_page(data: bytes) -> None:

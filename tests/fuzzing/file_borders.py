@@ -32,6 +32,7 @@ from orchestrator.rundir.trust import trusted_users
 from orchestrator.spare.spare_handle import Modules
 from orchestrator.supervisor.recovery.diagnosis import ExitFacts, diagnose
 from orchestrator.supervisor.recovery.output_tail import end_of
+from orchestrator.telemetry.goodput_text import goodput_text
 from orchestrator.telemetry.status import exit_status_after
 from orchestrator.telemetry.trackers import mlflow_variables
 
@@ -59,7 +60,9 @@ def _diagnose(run: RunDir) -> None:
 
 
 def _history(run: RunDir) -> None:
-    exit_status_after(read_history(run))
+    history = read_history(run)
+    exit_status_after(history)
+    assert goodput_text(history.goodput.to_json()) is not None
 
 
 def _list(run: RunDir) -> None:

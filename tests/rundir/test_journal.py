@@ -38,6 +38,9 @@ def test_events_are_read_in_the_order_they_were_written(journal: Journal) -> Non
     events, damaged = journal.read()
     assert damaged == 0
     times = [datetime.fromisoformat(event.pop("time")) for event in events]
+    uptimes = [event.pop("uptime_seconds") for event in events]
+    assert uptimes == sorted(uptimes)
+    assert uptimes[0] >= 0
     assert events == [
         {"event": "run_started", "attempt": None, "command": ["python", "train.py"]},
         {"event": "attempt_started", "attempt": 1, "pid": 7, "place": "runs/a"},

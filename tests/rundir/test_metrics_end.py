@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,15 +12,15 @@ from orchestrator.rundir.metrics_end import last_recorded_step
 @pytest.mark.parametrize(
     ("content", "step"),
     [
-        (b'{"step": 4}\n{"step": 5}\n', 5),
-        (b'{"step": 4}\n{"step": 5, "metr', 4),
-        (b'{"step": 4}\n\xff\xfe\n', 4),
+        (b'{"step": 4}\n{"step": 5, "time": "noon"}\n', (5, "noon")),
+        (b'{"step": 4}\n{"step": 5, "metr', (4, None)),
+        (b'{"step": 4, "time": 12}\n\xff\xfe\n', (4, None)),
         (b'{"step": "many"}\n', None),
         (b"[3]\n", None),
         (b"", None),
     ],
 )
-def test_last_whole_line_counts(tmp_path: Path, content: bytes, step: int | None) -> None:
+def test_last_whole_line_counts(tmp_path: Path, content: bytes, step: Any) -> None:
     """A line that the death of the process has cut is passed over."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)

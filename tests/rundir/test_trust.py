@@ -111,12 +111,15 @@ def test_group_that_shares_a_run_is_no_stranger(run: RunDir) -> None:
         give(path, NOBODY, group)
     with pytest.raises(ConfigError):
         refuse_foreign(run, trusted=False)
-    run.root.chmod(0o2775)
+    directories = [run.root, *(path for path in run.root.rglob("*") if path.is_dir())]
+    for directory in directories:
+        directory.chmod(0o2775)
     refuse_foreign(run, trusted=False)
-    run.root.chmod(0o2777)  # a new file of anybody gets the group
-    with pytest.raises(ConfigError):
-        refuse_foreign(run, trusted=False)
-    run.root.chmod(0o2775)
+    for directory in directories:
+        directory.chmod(0o2777)  # a new file of anybody gets the group
+        with pytest.raises(ConfigError):
+            refuse_foreign(run, trusted=False)
+        directory.chmod(0o2775)
     give(run.run_file, NOBODY, OTHER)
     with pytest.raises(ConfigError, match="run.json there belongs to nobody"):
         refuse_foreign(run, trusted=False)
@@ -138,6 +141,22 @@ def test_copied_run_belongs_to_who_copied_it(run: RunDir, tmp_path: Path) -> Non
     copy = RunDir(tmp_path / "copy")
     shutil.copytree(run.root, copy.root)
     refuse_foreign(copy, trusted=False)
+
+
+@pytest.mark.parametrize("name", HISTORY)
+def test_file_that_every_user_may_write_is_refused(run: RunDir, name: str) -> None:
+    """A stranger could have written into it, or put a file of the owner's group there."""
+    path = run.root / name
+    path.chmod(path.stat().st_mode | 0o002)
+    for trusted in (False, True):
+        with pytest.raises(ConfigError, match=f"every user of this machine may write to {name}"):
+            refuse_foreign(run, trusted=trusted)
+    path.parent.chmod(0o770)
+    refuse_foreign(run, trusted=False)
+    path.parent.chmod(0o775)
+    path.unlink() if path.is_file() else path.rename(run.root / "elsewhere")
+    path.symlink_to("/dev/null")
+    refuse_foreign(run, trusted=False)
 
 
 def test_own_history_needs_no_word(run: RunDir) -> None:

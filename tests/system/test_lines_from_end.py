@@ -2,6 +2,7 @@
 
 import io
 import random
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +25,12 @@ def test_lines_come_in_reverse_with_their_offsets(
             expected.append((offset, line))
             offset += len(line)
         assert list(lines_from_end(io.BytesIO(content))) == expected[::-1]
+
+
+def test_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    """A hole of a terabyte at the end of a file is refused after a few megabytes."""
+    with open(tmp_path / "file", "w+b") as file:
+        file.write(b"a\n")
+        file.truncate(1 << 40)
+        with pytest.raises(OSError, match="a line has more than"):
+            next(lines_from_end(file))

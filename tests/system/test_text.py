@@ -108,6 +108,7 @@ def test_integers_of_more_bits_are_refused(value: int, is_text: bool) -> None:
         (["AWS_SECRET_ACCESS_KEY=abc"], ["AWS_SECRET_ACCESS_KEY=***"]),
         (["s3://key:secret@host/x"], ["s3://key:***@host/x"]),
         (["--login", "hf_abcdefghijklmnop"], ["--login", "hf_***"]),
+        (["--jwt=eyJhbGciOi-_.eyJzdWIiOiIx.sig_natur"], ["--jwt=eyJhbGciOi-_.eyJ***"]),
         (["--token=a\0\ud800"], ["--token=***"]),
         (["--token", "--lr", "1"], ["--token", "--lr", "1"]),
     ],
@@ -137,7 +138,7 @@ def test_other_arguments_are_recorded_as_they_are(words: list[str]) -> None:
 
 def test_long_words_of_a_command_take_no_longer_than_many() -> None:
     """A program as an argument is searched once, and not anew from each of its letters."""
-    words = ["a" * 1_000_000, "A." * 500_000]
+    words = ["a" * 1_000_000, "A." * 500_000, "-eyJ" * 250_000]
     assert recorded(words) == words
 
 

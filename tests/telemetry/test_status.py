@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.store import Store
+from orchestrator.rundir.history import MOST_KINDS
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.status import Status, describe_checkpoint, status_from_disk
@@ -142,6 +143,28 @@ def test_attempts_and_restarts_are_counted(store: Store) -> None:
     assert (status.attempt, status.restarts) == (3, 3)
 
 
+def test_restarts_are_counted_by_what_ended_the_attempt_before(store: Store) -> None:
+    """A restart counts for the kind of end in the journal; one without an end counts for none."""
+    log = Journal(store.run.journal_file)
+    log.write(JournalEvent.RESTART_SCHEDULED)
+    for kind in ("killed", "hang", "killed"):
+        log.write(JournalEvent.ATTEMPT_EXITED, 1, kind=kind)
+        log.write(JournalEvent.RESTART_SCHEDULED)
+    log.write(JournalEvent.ATTEMPT_EXITED, 1, kind="complete")
+    status = status_from_disk(store)
+    assert (status.restarts, status.restarts_by_kind) == (4, {"killed": 2, "hang": 1})
+
+
+def test_kinds_that_another_program_has_written_are_bounded(store: Store) -> None:
+    """A journal with a new kind in every event makes no status without bounds."""
+    log = Journal(store.run.journal_file)
+    for number in range(2 * MOST_KINDS):
+        log.write(JournalEvent.ATTEMPT_EXITED, 1, kind=f"kind {number}")
+        log.write(JournalEvent.RESTART_SCHEDULED)
+    status = status_from_disk(store)
+    assert (status.restarts, len(status.restarts_by_kind)) == (2 * MOST_KINDS, MOST_KINDS)
+
+
 def test_attempts_that_are_not_numbers_are_ignored(store: Store) -> None:
     """A journal line with an invalid attempt does not make the status fail."""
     with store.run.journal_file.open("a") as file:
@@ -177,6 +200,7 @@ def test_unknown_values_are_null(store: Store) -> None:
     assert content.keys() >= KEYS
     known = {"run_id": RUN_ID, "state": "new", "run_dir": str(store.run.root), "restarts": 0}
     assert set(content.pop("progress").values()) == {None}
+    assert set(content.pop("goodput").pop("seconds").values()) == {0}
     assert {key: value for key, value in content.items() if value not in (None, {})} == known
 
 

@@ -12,43 +12,11 @@ from orchestrator.cli.status_table import status_table
 from orchestrator.client import seconds_in
 from orchestrator.system.units import LONGEST_SECONDS
 from orchestrator.telemetry import status_reply
-from orchestrator.telemetry.failure import Failure
 from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.prometheus import prometheus_text
 from orchestrator.telemetry.status import Status
 from orchestrator.telemetry.status_reply import checked_status
-
-FULL = Status(
-    run_id="0123",
-    state="training",
-    run_dir="runs/a",
-    supervisor_pid=7,
-    trainer_pid=8,
-    spare_pid=9,
-    spare={"state": "ready", "reason": None, "bytes": 5},
-    attempt=2,
-    restarts=1,
-    epoch=3,
-    step=40,
-    progress=Progress.of(40, 3, 100, 8, 2.5),
-    phase="step",
-    silent_seconds=0.5,
-    hang_budget_seconds=300,
-    metrics={"loss": 0.5, "other": "nan"},
-    newest_checkpoint={"path": "runs/a/checkpoints/x", "step": 30, "age_seconds": 5.5},
-    newest_snapshot={"step": 39, "age_seconds": 1},
-    snapshots={
-        "interval_seconds": 1.0,
-        "stall_seconds": 0,
-        "bytes": 5,
-        "write_seconds": None,
-        "failure_seconds": None,
-    },
-    lose_at_most_seconds=1.0,
-    machine_loses_at_most_seconds=5,
-    ranks=[{"rank": 1, "pid": 8, "step": 40, "state": "train"}],
-    problem="the disk is full",
-    failure=asdict(Failure(70, "a bug", None, "exception", 2, 40, 3, "output.log", "last")),
-)
+from tests.telemetry.support import FULL
 
 
 def test_status_is_shown_as_the_supervisor_has_it() -> None:
@@ -56,7 +24,8 @@ def test_status_is_shown_as_the_supervisor_has_it() -> None:
     for status in (FULL, Status(run_id="0123", state="starting", run_dir="runs/a")):
         reply = json.loads(json.dumps(status.to_json()))
         assert checked_status(reply) == reply
-    known = {*status_reply._STATUS, *status_reply._PARTS, "progress", "metrics", "ranks"}
+    parts = {"progress", "goodput", "metrics", "ranks", "restarts_by_kind"}
+    known = {*status_reply._STATUS, *status_reply._PARTS, *parts}
     assert known == {field.name for field in fields(Status)}
     assert status_reply._PROGRESS.keys() == {field.name for field in fields(Progress)}
 
@@ -94,6 +63,12 @@ def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
     ]
     if key == "progress":
         replies += [reply | {key: reply[key] | {inner: value}} for inner in reply[key]]
+    if key == "goodput":
+        goodput = reply[key]
+        replies += [reply | {key: goodput | {inner: value}} for inner in goodput]
+        replies += [reply | {key: goodput | {"attempts": [{"attempt": 1, "seconds": value}]}}]
+        replies += [reply | {key: goodput | {"attempts": [value]}}]
+        replies += [reply | {key: goodput | {"seconds": {"training": value}}}]
     if key == "ranks":
         rank = reply[key][0]
         replies += [reply | {key: [rank, rank | {inner: value}]} for inner in rank]
@@ -102,6 +77,7 @@ def test_every_answer_can_be_shown_or_is_refused(key: str, value: Any) -> None:
             status = checked_status(changed)
             status_table(status)
             runs_table([status], Path("runs"))
+            prometheus_text([status])
         except ValueError as error:
             assert str(error).startswith("its ")
 

@@ -13,6 +13,7 @@ from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import Field, Phase, anonymous_file
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RESUME_PATHS_VARIABLE, RESUME_VARIABLE
 from orchestrator.ipc.server import Peer
+from orchestrator.ipc.training_time import training_time
 from orchestrator.rundir.paths import AttemptDir, RunDir
 from orchestrator.snapshot.slots import Snapshot
 from orchestrator.supervisor.attempt.activity import Silence
@@ -71,7 +72,7 @@ class Attempt:
         self.directory: AttemptDir = run.attempt(number)
         self._run = run
         self._tracking = mlflow_variables(run, os.environ)
-        self.started = time.monotonic()
+        self.started = self.announced = time.monotonic()
         self.ended: float | None = None
         self.adopted: AdoptedProgress | None = None
         self.silence: Silence | None = None
@@ -259,6 +260,11 @@ class Attempt:
         return self.main.step if self.adopted is None else self.adopted.step
 
     @property
+    def trained_steps(self) -> int:
+        """The steps that this attempt has completed itself."""
+        return max(0, self.step - (self.resumed_step or 0))
+
+    @property
     def last_step(self) -> int:
         """``step``, or that of a snapshot that the session got and had not restored yet."""
         return max(self.step, self.final_snapshot.manifest.step if self.final_snapshot else 0)
@@ -275,6 +281,10 @@ class Attempt:
             return None
         lost_ns = self._heartbeat_ns - self.final_snapshot.taken_ns
         return max(0.0, lost_ns / 1e9)
+
+    def time_until(self, moment: float) -> dict[str, float | None]:
+        """Return what the time since the journal has its start was spent for."""
+        return training_time(self.main.page, self.announced, moment)
 
     @property
     def _heartbeat_ns(self) -> int:

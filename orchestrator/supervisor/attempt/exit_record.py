@@ -21,6 +21,7 @@ def write_exit_record(attempt: Attempt, **conclusions: Any) -> dict[str, Any]:
 
 def _facts(attempt: Attempt) -> dict[str, Any]:
     loading, final, rank = attempt.loading, attempt.final_snapshot, attempt.cause
+    ended = attempt.ended or time.monotonic()
     return {
         "attempt": attempt.number,
         **_ending(rank.returncode),
@@ -40,7 +41,8 @@ def _facts(attempt: Attempt) -> dict[str, Any]:
         "peak_memory_bytes": max(rank.process.peak_bytes, rank.memory_watch.peak_bytes),
         "memory_limit_bytes": rank.memory_watch.memory_limit_bytes,
         "output_bytes_lost": rank.output.lost_bytes,
-        "seconds": _rounded((attempt.ended or time.monotonic()) - attempt.started),
+        "seconds": _rounded(ended - attempt.started),
+        **attempt.time_until(ended),
         **_ranks(attempt),
     }
 

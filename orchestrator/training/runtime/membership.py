@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from orchestrator.training.runtime.backend import Report, RunBackend
 from orchestrator.training.runtime.local_writer import report_failure
 from orchestrator.training.runtime.metrics import MetricsFile, UnwrittenMetrics
 from orchestrator.training.runtime.patient_retry import patient_retrying
+from orchestrator.training.runtime.saving_clock import SavingClock
 from orchestrator.training.runtime.standalone import Standalone
 from orchestrator.training.runtime.supervised import Supervised
 from orchestrator.training.runtime.worker_signals import WorkerShield
@@ -32,6 +34,7 @@ class RunMembership:
     Attributes:
         backend: The supervised or standalone backend.
         page: The values of the control page.
+        saving_clock: Measures how long the loop stands still to save.
         metrics: The run's metrics.jsonl.
         stop_signals: Whether a stop is requested, and by which signal.
     """
@@ -51,6 +54,7 @@ class RunMembership:
         self.backend: RunBackend = Supervised() if is_supervised else Standalone(run_dir)
         facts = self.backend.facts
         self.page = facts.memory.page.values
+        self.saving_clock = SavingClock(self.page)
         kind = MetricsFile if facts.world.is_main else UnwrittenMetrics
         self.metrics = kind(facts.run_dir.metrics_file, facts.attempt)
         self.stop_signals = StopSignals(self.page, supervised=facts.supervised)
@@ -66,12 +70,20 @@ class RunMembership:
         """Whether this process has joined the run, and is no fork of the one that has."""
         return os.getpid() == self._pid
 
+    def begin_training(self) -> None:
+        """Record that the state is there, and the script's loop begins."""
+        self.page[Field.TRAINING_NS] = time.monotonic_ns()
+        self.page[Field.PHASE] = Phase.TRAIN
+
     def report_stop(self, step: int) -> None:
         """Report, once, that the stop has reached the loop after ``step`` steps."""
         if not self._has_reported_stop:
             self._has_reported_stop = True
             source = self.stop_signals.source or "request"
-            self.backend.report(Report.STOP_NOTICED, step=step, source=source)
+            saving = self.saving_clock.seconds
+            self.backend.report(
+                Report.STOP_NOTICED, step=step, source=source, saving_seconds=saving
+            )
 
     def withdraw_completion(self) -> None:
         """Remove the mark of completion: the run is trained further."""

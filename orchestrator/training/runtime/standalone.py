@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from orchestrator.errors import (
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
+from orchestrator.ipc.training_time import training_time
 from orchestrator.rundir.completion import CONTINUE_VARIABLE, refuse_other_arguments
 from orchestrator.rundir.history_index import HistoryIndexer, rotate_journal
 from orchestrator.rundir.journal import Journal, JournalEvent
@@ -61,6 +63,12 @@ def _run_dir(pattern: Path | None, start: Start) -> RunDir:
             "this folder would share one run; give Session(run_dir='runs/my-notebook')"
         )
     return RunDir(run_dir_of(pattern, start.script or sys.argv[0], start).absolute())
+
+
+def _outcome(status: ExitStatus | None) -> str:
+    if status is None:
+        return "failed"
+    return "complete" if status is ExitStatus.COMPLETE else "stopped"
 
 
 class Standalone:
@@ -125,6 +133,8 @@ class Standalone:
         self._resumed_from: Checkpoint | None = None
         self._newest: Checkpoint | None = None
         self._problem: str | None = None
+        self._began = time.monotonic()
+        self._has_told_training = False
         _trained.add(self._resolved_path)
 
     def _hint_at_new_directory(self, given: Path | None) -> None:
@@ -181,6 +191,11 @@ class Standalone:
 
     def report_metrics(self, metrics: dict[str, float]) -> None:
         """Check once a second what may have changed; no supervisor shows metrics."""
+        if not self._has_told_training:
+            self._has_told_training = True
+            step = self._resumed_from.manifest.step if self._resumed_from else 0
+            starting = self._training_time()["starting_seconds"]
+            self._journal.write(JournalEvent.TRAINING_STARTED, step=step, starting_seconds=starting)
         self._directory_watch.check()
         self._mlflow.poll()
 
@@ -205,6 +220,10 @@ class Standalone:
         page = self._facts.memory.page
         step, epoch = page.values[Field.STEP], page.values[Field.EPOCH]
         ended_at = Progress.of(step, epoch, page.total_steps, page.total_epochs).facts_of_end()
+        spent: dict[str, Any] = self._training_time()
+        self._journal.write(
+            JournalEvent.TRAINING_ENDED, outcome=_outcome(status), step=step, **spent
+        )
         if status is ExitStatus.COMPLETE:
             self._journal.write(JournalEvent.RUN_COMPLETED, **ended_at)
         elif status is not None:
@@ -216,6 +235,10 @@ class Standalone:
         self._tracker_variables.restore()
         self._facts.memory.slots.close()
         self._lock.unlock_and_close()
+
+    def _training_time(self) -> dict[str, float | None]:
+        page = self._facts.memory.page
+        return training_time(page, self._began, time.monotonic())
 
     def _print_stop(self, status: ExitStatus, step: int) -> None:
         if status not in (ExitStatus.STOPPED_SAVED, ExitStatus.STOPPED_UNSAVED):

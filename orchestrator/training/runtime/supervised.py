@@ -130,7 +130,9 @@ class Supervised:
                 "memory that the other ranks resume from; run the same command again"
             )
         path = os.environ.get(RESUME_VARIABLE)
-        return read_checkpoint(Path(path).parent) if path else None
+        # Only its name counts: the checkpoints of this run are all in one directory.
+        name = Path(path).parent.name if path else None
+        return read_checkpoint(self._facts.store.run.checkpoints / name) if name else None
 
     def write(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
         """Ask the supervisor to write a snapshot; write it in this process once that is dead."""

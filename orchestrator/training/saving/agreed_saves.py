@@ -135,11 +135,12 @@ class AgreedSaves(SessionSaves):
                 self._carry_out(owed)
             # The supervisor decides nothing else before this one is done or given up.
             self._rank_link.skip(owed.id, LEFT_THE_LOOP)
-        while True:
-            decision = self.places.arrive_at_end()
-            written = self._carry_out(decision)
-            if decision.kind is Kind.FINAL and written is not None:
-                return self._wait_until_durable(written, time.monotonic() + WRITE_WAIT_SECONDS)
+        with self._membership.saving_clock:
+            while True:
+                decision = self.places.arrive_at_end()
+                written = self._carry_out(decision)
+                if decision.kind is Kind.FINAL and written is not None:
+                    return self._wait_until_durable(written, time.monotonic() + WRITE_WAIT_SECONDS)
 
 
 def _print_failure(written: Future[Checkpoint]) -> None:

@@ -98,6 +98,7 @@ class FrameworkSaves:
             return None
         finally:
             self._page[Field.PHASE] = Phase.TRAIN
+            self._membership.saving_clock.add_since_safe_point()
             self._due.served_requests = requests
         self._refused = None
         self._due.record_success(checkpoint)

@@ -15,6 +15,7 @@ from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import Manifest, Reason
 from orchestrator.checkpoint.publication import publish_state
 from orchestrator.errors import CheckpointWriteError, UnstorableError
+from orchestrator.ipc.control_page import Field
 from orchestrator.pace.snapshot_pace import SnapshotPace
 from orchestrator.rundir.journal import utc_now
 from orchestrator.snapshot.slots import Slots, Snapshot
@@ -70,6 +71,7 @@ class Saver:
         self._backend = backend
         self._options = options
         self._start = facts.store.start_record
+        self._page = facts.memory.page.values
         self._registry = registry
         self._layout_watch = layout_watch
         self._first_batch = first_batch
@@ -227,6 +229,7 @@ class Saver:
                 thread_seconds=round(pending.thread_seconds, 6),
                 interval_seconds=self.pace.interval_seconds,
                 cost_seconds=self.pace.cost_seconds,
+                saving_seconds=round(self._page[Field.SAVING_NS] / 1e9, 3),
             )
 
     def _write(

@@ -142,8 +142,9 @@ class SessionSaves:
     def wait_for_emergency(self, stopped: TrainingStopped) -> None:
         """Wait for the checkpoint of a stop, and give ``stopped`` the status it leads to."""
         if self._emergency is not None:
-            self.saver.hurry()
-            stopped.set_status(self._status_of(self._emergency))
+            with self._membership.saving_clock:
+                self.saver.hurry()
+                stopped.set_status(self._status_of(self._emergency))
 
     def _status_of(self, emergency: Future[Checkpoint]) -> ExitStatus:
         remaining = max(0.0, self._stop_deadline() - time.monotonic())
@@ -168,7 +169,7 @@ class SessionSaves:
             ConfigError: A metric is not a number, in a run that has saved nothing yet.
         """
         deadline = time.monotonic() + WRITE_WAIT_SECONDS
-        with self._phase_save():
+        with self._membership.saving_clock, self._phase_save():
             written = self._save(reason, deadline)
             assert written is not None
             return self._wait_until_durable(written, deadline)

@@ -1,0 +1,1 @@
+"""`orchestrator report`: one self-contained page about a run."""

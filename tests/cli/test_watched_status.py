@@ -1,0 +1,57 @@
+"""What `status --watch` shows."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.cli.watched_status import watched_status
+from orchestrator.rundir.journal import Journal, JournalEvent
+from orchestrator.rundir.paths import RunDir
+from orchestrator.telemetry.status import Status
+
+
+def text_of(run: RunDir, columns: int, encoding: str = "utf-8") -> str:
+    output = io.BytesIO()
+    file = io.TextIOWrapper(output, encoding=encoding, errors="backslashreplace")
+    console = Console(file=file, width=columns, color_system=None)
+    console.print(watched_status(run, Status("abc", "training", "run").to_json()))
+    file.flush()
+    return output.getvalue().decode(encoding)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path)
+    lines = [{"step": step, "metrics": {"loss": 3 - step}} for step in range(3)]
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Journal(run.journal_file).write(
+        JournalEvent.ATTEMPT_EXITED, step=7, cause="killed\x1b[2J\nby all", kind="signal"
+    )
+    return run
+
+
+@pytest.mark.parametrize("columns", [20, 60, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_curve_and_events_fit_the_terminal(run: RunDir, columns: int, encoding: str) -> None:
+    """No line is wider than the terminal, whose encoding may have no Braille."""
+    lines = [line.rstrip() for line in text_of(run, columns, encoding).splitlines()]
+    assert max(map(len, lines)) <= columns
+    top = lines.index("loss") + 1
+    assert lines[top].startswith("3 ")
+    assert lines[top + 5].startswith("1 ")
+    assert ("*" in lines[top]) == (encoding == "ascii")
+    assert lines[top + 6].split() == ["step", "0", "2"]
+
+
+def test_events_are_harmless(run: RunDir) -> None:
+    """What a trainer wrote into an event is shown on one line, without what a terminal obeys."""
+    last = text_of(run, 200).splitlines()[-1].rstrip()
+    assert last.endswith("  attempt exited  step 7, cause killed\\x1b[2J\\nby all")
+
+
+def test_run_without_metrics_has_no_curve(tmp_path: Path) -> None:
+    """Only the status is shown where nothing else is known."""
+    assert len(text_of(RunDir(tmp_path), 80).splitlines()) == 3
