@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.rundir.ownership import group_that_may_write, stranger_behind
+from orchestrator.rundir.ownership import group_that_may_write, stranger_behind, stranger_of
+from orchestrator.system.regular_files import open_regular
 
 CONFIG_FILE = "orchestrator.toml"
 PROJECT_FILE = "pyproject.toml"
@@ -32,11 +33,7 @@ class TomlFile:
     def refuse_stranger(self, path: Path) -> None:
         """Refuse to use what others may have written. Raises ConfigError."""
         if self.stranger is not None:
-            raise ConfigError(
-                f"cannot use {path}: it may be written by {self.stranger}, and its settings run "
-                f"commands as you; read it, and make it yours (`cp {path.name} own.toml && mv "
-                f"own.toml {path.name}`), or start in another directory"
-            )
+            raise _refusal(path, self.stranger)
 
 
 def read_config_file(
@@ -104,6 +101,10 @@ def _files_with_settings(directory: Path) -> Iterator[tuple[Path, TomlFile, Any]
 def read_toml(path: Path) -> TomlFile | None:
     """Read a file of settings; return None if there is none. Raises ConfigError."""
     try:
+        link = path.lstat()
+        # What it leads to is not even opened.
+        if stat.S_ISLNK(link.st_mode) and (placed_by := stranger_of(link)) is not None:
+            raise _refusal(path, placed_by)
         text, stranger = _read_text(path)
         if _steps_for_keys(text) > MOST_STEPS:
             raise ValueError("it has too many keys of too many parts")
@@ -116,15 +117,21 @@ def read_toml(path: Path) -> TomlFile | None:
         raise ConfigError(f"cannot read {path}: {error}") from None
 
 
+def _refusal(path: Path, stranger: str) -> ConfigError:
+    return ConfigError(
+        f"cannot use {path}: it may be written by {stranger}, and its settings run "
+        f"commands as you; read it, and make it yours (`cp {path.name} own.toml && mv "
+        f"own.toml {path.name}`), or start in another directory"
+    )
+
+
 def _read_text(path: Path) -> tuple[str, str | None]:
     """Return the content of a file, and who else may have written it. Raises OSError, ValueError.
 
     Anybody may put a file into a directory such as /tmp, a FIFO too.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(open_regular(path, os.O_RDONLY, follow_link=True), "rb") as file:
         facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("it is not a regular file")
         content = file.read(MAXIMUM_FILE_BYTES + 1)
     if len(content) > MAXIMUM_FILE_BYTES:
         raise ValueError(f"it has more than {MAXIMUM_FILE_BYTES} bytes")

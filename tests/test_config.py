@@ -16,6 +16,7 @@ from orchestrator.config_file import MAXIMUM_FILE_BYTES, others_who_may_set
 from orchestrator.errors import ConfigError
 from orchestrator.system.units import parse_duration
 from tests.support import NOBODY
+from tests.system.opens import not_opened
 
 # From the strongest to the weakest.
 SOURCES = ("command line", "environment", "orchestrator.toml", "pyproject.toml")
@@ -325,6 +326,27 @@ def test_file_of_a_stranger_is_refused(tmp_path: Path, name: str, case: str) -> 
         assert Config.resolve({}, {}, tmp_path).on_event == "echo"
         os.lchown(path, NOBODY, NOBODY)
     with pytest.raises(ConfigError, match="may be written by"):
+        Config.resolve({}, {}, tmp_path)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("target", ["a FIFO", "a file"])
+def test_link_of_a_stranger_is_not_followed(tmp_path: Path, target: str) -> None:
+    """What another user's link leads to is not opened, since that has effects of its own."""
+    path, other = tmp_path / "orchestrator.toml", tmp_path / "other"
+    other.touch() if target == "a file" else os.mkfifo(other)
+    path.symlink_to(other)
+    os.lchown(path, NOBODY, NOBODY)
+    with not_opened(other), pytest.raises(ConfigError, match="by the user nobody"):
+        Config.resolve({}, {}, tmp_path)
+
+
+def test_fifo_in_the_place_of_settings_is_not_opened(tmp_path: Path) -> None:
+    """A process that writes to it is not ended by the look, nor does anything wait."""
+    fifo = tmp_path / "other"
+    os.mkfifo(fifo)
+    (tmp_path / "orchestrator.toml").symlink_to(fifo)
+    with not_opened(fifo), pytest.raises(ConfigError, match="not a regular file"):
         Config.resolve({}, {}, tmp_path)
 
 

@@ -32,10 +32,6 @@ ZIP_MAGIC = b"PK\x03\x04"
 DCP_METADATA = ".metadata"
 DCP_SUFFIX = ".distcp"
 PICKLE_SUFFIXES = {".pkl", ".pickle"}
-# Of a file of this size, at least this part must be on the disk, or it is one that a script has
-# only stretched so far. Filesystems that compress reach no such ratio with weights.
-LARGE_FILE_BYTES = 4 << 30
-LEAST_ALLOCATED_SHARE = 1 / 16
 # An empty file of these kinds is one whose writing has just begun.
 _NEVER_EMPTY = {
     *(".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".msgpack", ".model", ".weights"),
@@ -83,18 +79,6 @@ def _shows_whole(path: Path, size: int) -> bool:
             file.seek(0)
             return ends_with_pickle(file, size)
     return False
-
-
-def check_allocation(path: Path, size: int) -> None:
-    """Check that a large file is not mostly holes, as one that was stretched to its length.
-
-    Reading terabytes of zeros would keep every other save waiting. Raises IncompleteError, OSError.
-    """
-    if size < LARGE_FILE_BYTES:
-        return
-    allocated = path.stat().st_blocks * 512
-    if allocated < size * LEAST_ALLOCATED_SHARE:
-        raise IncompleteError(f"{path.name} is mostly holes: {allocated} of {size} bytes are there")
 
 
 def read_json(path: Path) -> Any:

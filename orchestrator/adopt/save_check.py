@@ -15,13 +15,13 @@ from orchestrator.adopt.file_check import (
     DCP_METADATA,
     DCP_SUFFIX,
     IncompleteError,
-    check_allocation,
     dcp_sizes,
     read_json,
     shows_whole,
 )
 from orchestrator.adopt.files import SavedFiles, kind_of, kinds_of
 from orchestrator.adopt.rank_files import check_rank_files, latest_files
+from orchestrator.system.holes import problem_of_holes
 
 INDEX_SUFFIX = ".index.json"
 # The file that the Hugging Face Trainer writes last, and the files by which it is recognized.
@@ -54,8 +54,8 @@ def examine(saved: SavedFiles, usual: Mapping[str, int] | None = None) -> Comple
         raise IncompleteError(
             "it is empty" if saved.is_directory else f"{saved.path.name} is empty"
         )
-    for name, size in saved.sizes.items():
-        check_allocation(saved.root / name, size)
+    for name in saved.states:
+        _check_allocation(saved, name)
     silent = {n: size for n, size in saved.sizes.items() if not shows_whole(saved.root / n, size)}
     if not saved.is_directory:
         return Completeness(not silent, "its format does not show whether it is complete")
@@ -153,6 +153,15 @@ def _check_accelerate(saved: SavedFiles, accounted: set[str]) -> bool:
     has_folders = has_states and any("/" in name for name in accounted)
     at_rest = time.time_ns() - saved.last_change_ns > ACCELERATE_REST_NS
     return ((is_accelerate and has_model) or has_folders) and at_rest
+
+
+def _check_allocation(saved: SavedFiles, name: str) -> None:
+    """Check that a large file has more than its length: reading it would keep other saves waiting.
+
+    Raises IncompleteError, OSError.
+    """
+    if (problem := problem_of_holes((saved.root / name).stat())) is not None:
+        raise IncompleteError(f"{os.path.basename(name)} {problem}")
 
 
 def _require(saved: SavedFiles, name: str, why: str) -> None:

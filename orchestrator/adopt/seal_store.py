@@ -27,7 +27,7 @@ from orchestrator.checkpoint.verification import verify_files
 from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import remove_tree
-from orchestrator.system.real_trees import make_directories
+from orchestrator.system.real_trees import directories_from, make_directories
 
 DOUBT = "saved by the script itself; only the script knows what it restores"
 RESTORING_SUFFIX = ".orchestrator-restoring"
@@ -100,6 +100,7 @@ class SealStore:
                         disk,
                         link=sealing.link,
                         below=files.base_of(name),
+                        target_below=run,
                         modified_ns=modified,
                     )
             records = {
@@ -252,9 +253,10 @@ class SealStore:
             moved = move_out_of_sight(paths, directory, disk, self.store.run.root, self.pattern)
         except OSError:
             # Of a unit, a part may be in there already.
-            for folder, _, _ in os.walk(directory, topdown=False):
-                with contextlib.suppress(OSError):
-                    disk.remove(Path(folder), below=self.store.run.root)
+            with contextlib.suppress(OSError):
+                for folder in directories_from(directory):
+                    with contextlib.suppress(OSError):
+                        disk.remove(folder, below=self.store.run.root)
             raise
         moved_to = moved[0]
         if not moved_to.is_relative_to(directory):

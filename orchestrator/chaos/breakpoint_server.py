@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.breakpoints.trial_files import ARMED_BYTES, ARMED_FILE, HISTORY_FILE, SOCKET_LINK
-from orchestrator.ipc.server import make_socket_directory
+from orchestrator.ipc.socket_address import make_socket_directory
 from orchestrator.system.json_input import parse_object
 
 POLL_SECONDS = 0.02

@@ -28,6 +28,7 @@ from orchestrator.chaos.result import Injection, TrialResult
 from orchestrator.chaos.step_history import Divergence
 from orchestrator.chaos.trial import Trial
 from orchestrator.config import Config
+from orchestrator.system.temporary_places import temporary_parent
 from orchestrator.terminal.printing import print_text
 
 FAILED = 1
@@ -48,7 +49,7 @@ def chaos(arguments: Namespace) -> int:
     chosen = choose_faults(arguments.faults, arguments.count, ranks)
     seed = secrets.randbelow(1 << 31) if arguments.seed is None else arguments.seed
     interrupts = Interrupts()
-    root = Path(tempfile.mkdtemp(prefix="orchestrator-chaos-"))
+    root = Path(tempfile.mkdtemp(prefix="orchestrator-chaos-", dir=temporary_parent()))
     report = Report(arguments.command, seed, ranks)
     interruption: InterruptedBySignalError | None = None
     try:

@@ -1,14 +1,13 @@
 """How the files of a checkpoint are moved and removed, which depends on who owns them."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.checkpoint.checkpoint import MANIFEST_FILE, Checkpoint
 from orchestrator.checkpoint.contents import AdoptedFiles
-from orchestrator.checkpoint.external_files import files_below
 from orchestrator.system.durable import Disk
+from orchestrator.system.real_trees import directories_from, files_below
 
 
 class Disposal(Protocol):
@@ -51,7 +50,10 @@ class OwnFiles:
         return None
 
     def may_delete(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the directory holds the checkpoint's files and no others."""
+        """Return whether the directory holds the checkpoint's files and no others.
+
+        Raises OSError.
+        """
         if checkpoint.manifest.adopted is not None:
             return False
         return files_below(checkpoint.path) == _own_names(checkpoint)
@@ -61,8 +63,8 @@ class OwnFiles:
         run = trash.parents[1]
         for name in _own_names(checkpoint):
             disk.remove(trash / name, below=run)
-        for folder, _, _ in os.walk(trash, topdown=False):
-            disk.remove(Path(folder), below=run)
+        for folder in directories_from(trash):
+            disk.remove(folder, below=run)
 
 
 class FilesOfAnyRun(OwnFiles):

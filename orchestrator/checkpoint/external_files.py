@@ -13,33 +13,35 @@ from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.checkpoint.verification import digest_of_opened
 from orchestrator.rundir.ownership import is_written_by_one
 from orchestrator.rundir.tree_owners import ForeignError, TreeOwners
-from orchestrator.system.durable import Disk
-from orchestrator.system.real_trees import Entry, make_directories
+from orchestrator.system.durable import Disk, folder_of
+from orchestrator.system.real_trees import Entry, directories_from, make_directories
 from orchestrator.system.regular_files import open_regular
 
 COPY_BYTES = 16 << 20
 
 
 def copy_tree_durably(
-    source: Path, target: Path, disk: Disk, *, link: bool
+    source: Path, target: Path, disk: Disk, *, link: bool, below: Path | None = None
 ) -> dict[str, FileRecord]:
     """Copy the files at ``source``, a directory or one file, to the new directory ``target``.
 
     With ``link`` they are hard links where the filesystem has them. A symbolic link is copied as
     the file that it names, if nobody else may write to the directory that it is in. Nothing is
-    taken that belongs to a stranger. Return the records of the files by their names below
-    ``target``. Raises OSError.
+    taken that belongs to a stranger, and nothing is made behind a link between the target and the
+    directory ``below``. Return the records of the files by their names below ``target``. Raises
+    OSError.
     """
-    disk.make_directory(target)
+    disk.make_directory(target, below=below)
     origins = _origins(source)
     if not origins:
         raise FileNotFoundError(errno.ENOENT, "there are no files", str(source))
     records = {}
     for name, (origin, facts) in origins.items():
-        link_or_copy(origin, target / name, disk, link=link, expected=facts)
-        records[name] = sync_and_digest(target / name, disk)
-    for folder, _, _ in os.walk(target, topdown=False):
-        disk.sync_directory(Path(folder))
+        file = target / name
+        link_or_copy(origin, file, disk, link=link, expected=facts, target_below=below)
+        records[name] = sync_and_digest(file, disk, below)
+    for folder in directories_from(target):
+        disk.sync_directory(folder)
     return records
 
 
@@ -80,15 +82,6 @@ def _entries(path: Path) -> Iterator[Entry]:
         raise PermissionError(errno.EPERM, str(error)) from None
 
 
-def files_below(directory: Path) -> set[str]:
-    """Return the relative names of everything below a directory that is not itself a directory."""
-    names = set()
-    for folder, folders, files in os.walk(directory):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        names |= {os.path.relpath(os.path.join(folder, name), directory) for name in files + links}
-    return names
-
-
 def link_or_copy(
     origin: Path,
     file: Path,
@@ -103,18 +96,20 @@ def link_or_copy(
     """Make ``file``, in a folder that may be new, a hard link to ``origin`` or a copy of it.
 
     Where ``below`` is given, ``origin`` may be no symbolic link, nor be behind one below that
-    directory: it could lead to any file of this user. ``target_below`` says the same of a copy,
-    which gets the time ``modified_ns``. With ``expected`` it must still be the file that had these
-    facts. Raises OSError.
+    directory: it could lead to any file of this user. ``target_below`` says the same of the folder
+    of ``file``. A copy gets the time ``modified_ns``. With ``expected`` the origin must still be
+    the file that had these facts. Raises OSError.
     """
     make_directories(file.parent, target_below)
     if link and not os.path.islink(origin):
         # Another filesystem, or one without links; the copy below meets any real problem.
         with contextlib.suppress(OSError):
             disk.link(origin, file, below=below)
-            if expected is None or os.path.samestat(os.lstat(file), expected):
-                return
-            os.unlink(file)
+            with folder_of(file, target_below) as folder:
+                facts = os.stat(file.name, dir_fd=folder, follow_symlinks=False)
+                if expected is None or os.path.samestat(facts, expected):
+                    return
+                os.unlink(file.name, dir_fd=folder)
     with _opened(origin, below) as old, disk.create(file, below=target_below) as new:
         if expected is not None and not os.path.samestat(os.fstat(old.fileno()), expected):
             raise OSError(errno.ESTALE, f"{origin} was replaced meanwhile", str(origin))

@@ -62,7 +62,8 @@ def publish_files(store: Store, manifest: Manifest, source: Path, *, link: bool)
     """
 
     def fill(directory: Path) -> dict[str, FileRecord]:
-        return copy_tree_durably(source, directory / CONTENT_FOLDER, store.disk, link=link)
+        target, run = directory / CONTENT_FOLDER, store.run.root
+        return copy_tree_durably(source, target, store.disk, link=link, below=run)
 
     return _publish(store, manifest, fill)
 

@@ -3,7 +3,8 @@
 import errno
 import mmap
 import os
-import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -13,7 +14,9 @@ from orchestrator.checkpoint.contents import STATE_FILE
 from orchestrator.checkpoint.digesting_writer import DigestingWriter
 from orchestrator.checkpoint.manifest import FileRecord
 from orchestrator.errors import CheckpointInvalidError
-from orchestrator.system.durable import DIRECT_BLOCK_BYTES, Disk, atomic_replacement
+from orchestrator.system.direct_file import DIRECT_BLOCK_BYTES
+from orchestrator.system.durable import Disk, atomic_replacement
+from orchestrator.system.holes import has_hole, problem_of_holes
 from orchestrator.system.regular_files import open_regular
 
 READ_CHUNK_BYTES = 16 << 20
@@ -38,22 +41,23 @@ def verify_files(checkpoint: Checkpoint, folder: Path, *, to_load: bool) -> None
         if any(os.path.islink(above) for above in _folders_of(checkpoint, name)):
             reason = f"{name} is behind a symbolic link"
             raise CheckpointInvalidError(checkpoint.path, reason)
+        check = partial(_check_opened, checkpoint, name)
         try:
-            facts = os.lstat(folder / name)
-            if stat.S_ISREG(facts.st_mode):  # else the next line says what is wrong
-                _check_size(checkpoint, name, facts.st_size)  # a file of holes is read for years
-            actual = digest_of(folder / name, direct=not to_load)
+            actual = digest_of(folder / name, direct=not to_load, check=check)
         except OSError as error:
             raise reading_problem(checkpoint.path, name, error) from None
-        _check_size(checkpoint, name, actual.bytes)
         if actual.xxh3_128 != record.xxh3_128:
             raise CheckpointInvalidError(checkpoint.path, f"{name} has changed: wrong digest")
 
 
-def _check_size(checkpoint: Checkpoint, name: str, size: int) -> None:
-    wanted = checkpoint.manifest.files[name].bytes
-    if size != wanted:
-        raise CheckpointInvalidError(checkpoint.path, f"{name} has {size} bytes, not {wanted}")
+def _check_opened(checkpoint: Checkpoint, name: str, descriptor: int) -> None:
+    """Check how long a file is, and that all of it is there: holes can be read for years."""
+    facts, wanted = os.fstat(descriptor), checkpoint.manifest.files[name].bytes
+    if facts.st_size != wanted:
+        reason = f"{name} has {facts.st_size} bytes, not {wanted}"
+        raise CheckpointInvalidError(checkpoint.path, reason)
+    if (problem := problem_of_holes(facts)) is not None and has_hole(descriptor):
+        raise CheckpointInvalidError(checkpoint.path, f"{name} {problem}")
 
 
 def _folders_of(checkpoint: Checkpoint, name: str) -> list[Path]:
@@ -71,50 +75,56 @@ def export_state(
     Raises ConfigError when the checkpoint has no state.pt, CheckpointInvalidError when the bytes
     are not the ones that were saved, and OSError.
     """
-    disk = disk or Disk()
     with (
-        atomic_replacement(target, disk, replace=replace) as temporary,
         open(open_regular(checkpoint.state_file, os.O_RDONLY, real_parents=1), "rb") as source,
-        disk.create(temporary) as file,
+        atomic_replacement(target, disk or Disk(), replace=replace) as file,
     ):
+        _check_opened(checkpoint, STATE_FILE, source.fileno())
         writer = DigestingWriter(file)
         while chunk := source.read(READ_CHUNK_BYTES):
             writer.write(chunk)
-        disk.sync(file)
         if writer.record() != checkpoint.manifest.files[STATE_FILE]:
             raise CheckpointInvalidError(checkpoint.path, f"{STATE_FILE} has changed")
 
 
-def digest_of(path: Path, *, direct: bool) -> FileRecord:
-    """Return size and digest of one file; ``direct`` reads past the page cache. Raises OSError."""
-    # O_NOFOLLOW: a link would let a manifest vouch for bytes outside its directory.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+def digest_of(
+    path: Path, *, direct: bool, check: Callable[[int], None] | None = None
+) -> FileRecord:
+    """Return size and digest of one regular file that is no link. Raises OSError.
+
+    ``direct`` reads past the page cache. ``check`` is called with the descriptor before that.
+    """
     if direct:
         try:
-            direct_flag = getattr(os, "O_DIRECT", 0)
-            return _digest_opened(os.open(path, flags | direct_flag), READ_CHUNK_BYTES)
+            flags = os.O_RDONLY | getattr(os, "O_DIRECT", 0)
+            return _digest_opened(open_regular(path, flags), READ_CHUNK_BYTES, check)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-    return digest_of_opened(os.open(path, flags))
+    return _digest_opened(open_regular(path, os.O_RDONLY), CACHED_CHUNK_BYTES, check)
 
 
 def digest_of_opened(descriptor: int) -> FileRecord:
-    """Return size and digest of an opened file, from here to its end; close it. Raises OSError."""
+    """Return size and digest of a file that was just opened; close it. Raises OSError."""
     return _digest_opened(descriptor, CACHED_CHUNK_BYTES)
 
 
-def _digest_opened(descriptor: int, chunk_bytes: int) -> FileRecord:
+def _digest_opened(
+    descriptor: int, chunk_bytes: int, check: Callable[[int], None] | None = None
+) -> FileRecord:
     with open(descriptor, "rb", buffering=0) as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
+        length = os.fstat(descriptor).st_size
+        if check is not None:
+            check(descriptor)
         digest, size = xxhash.xxh3_128(), 0
         # No larger than the file: for a direct read the kernel fills in every page of the buffer.
-        blocks = facts.st_size // DIRECT_BLOCK_BYTES + 1
+        blocks = length // DIRECT_BLOCK_BYTES + 1
         buffer_bytes = min(chunk_bytes, blocks * DIRECT_BLOCK_BYTES)
         with mmap.mmap(-1, buffer_bytes) as aligned, memoryview(aligned) as buffer:
-            while count := file.readinto(buffer):
+            # Files of the kernel's that say they are empty may block, or never end.
+            while length and (count := file.readinto(buffer)):
                 digest.update(buffer[:count])
                 size += count
+                if size > length:
+                    raise OSError(errno.EFBIG, "it has grown meanwhile")
     return FileRecord(bytes=size, xxh3_128=digest.hexdigest())

@@ -1,9 +1,7 @@
 """The rows of `checkpoints list` and `checkpoints verify`, one a checkpoint."""
 
-import contextlib
 from typing import Any
 
-from orchestrator.adopt.file_check import IncompleteError, check_allocation
 from orchestrator.checkpoint.checkpoint import read_checkpoint
 from orchestrator.checkpoint.description import description_of
 from orchestrator.checkpoint.quarantine import REASON_FILE
@@ -18,8 +16,6 @@ from orchestrator.system.regular_files import read_regular
 
 def list_checkpoints(store: Store) -> list[dict[str, Any]]:
     """Verify every byte of every checkpoint; return one row each, newest last.
-
-    A large file that is mostly holes is not read: another user can make one that takes days.
 
     A checkpoint that is not valid has a ``problem``. ``differences`` tells what differs from the
     start that made the checkpoint before.
@@ -42,15 +38,10 @@ def list_checkpoints(store: Store) -> list[dict[str, Any]]:
             earlier = start or earlier
             if manifest.run_id != store.run_id:
                 raise CheckpointInvalidError(path, f"belongs to run {manifest.run_id}")
-            for name, record in manifest.files.items():
-                with contextlib.suppress(OSError):  # verify() says what is wrong
-                    check_allocation(checkpoint.contents.folder / name, record.bytes)
             verify(checkpoint)
             row["valid"] = True
         except CheckpointInvalidError as error:
             row["problem"] = error.reason
-        except IncompleteError as error:
-            row["problem"] = str(error)
         except UnreadableError as error:
             row["problem"] = str(error)
         rows.append(row)

@@ -25,7 +25,7 @@ from orchestrator.config_file import others_who_may_set
 from orchestrator.errors import ConfigError
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.hosts.systemd.notify_socket import Notifier
-from orchestrator.ipc.server import remove_stale_sockets
+from orchestrator.ipc.stale_sockets import remove_stale_sockets
 from orchestrator.rundir.completion import (
     CONTINUE_VARIABLE,
     has_other_arguments,

@@ -20,6 +20,7 @@ from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir
 from orchestrator.supervisor.lifeline import lifeline
 from orchestrator.system.open_files import files_open_for_writing
+from orchestrator.system.temporary_places import temporary_parent
 
 SAVES_TO_SEE = 2
 POLL_SECONDS = 0.1
@@ -132,7 +133,7 @@ def _pause(script: ScriptRun, requests: StopRequests, seconds: float) -> None:
 def _locked(options: LookOptions) -> Iterator[int]:
     """Hold a lock that the script inherits: by it the lifeline finds what a killed look left."""
     ending = OrphanEnding(options.grace_seconds, options.stop_signal)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=temporary_parent()) as directory:
         run = RunDir(Path(directory))
         with lifeline(run, ending) as name_lock:
             lock = RunLock(run)

@@ -32,11 +32,19 @@ class Invitation:
         return f"{self.descriptor}:{os.fstat(self.descriptor).st_ino}"
 
     def receive(self) -> socket.socket | None:
-        """Return the next connection that has arrived. Raises BlockingIOError if there is none."""
+        """Return the next connection that has arrived; None for anything else that was sent.
+
+        Raises BlockingIOError if nothing has arrived.
+        """
         _, descriptors, _, _ = socket.recv_fds(self.receiver, 1, 1)
+        connection = None
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        return socket.socket(fileno=descriptors[0]) if descriptors else None
+            try:
+                connection = socket.socket(fileno=descriptor)
+            except OSError:
+                os.close(descriptor)
+        return connection
 
     def close(self) -> None:
         """Close both ends."""

@@ -3,13 +3,7 @@
 import asyncio
 import contextlib
 import os
-import re
-import secrets
-import shutil
 import socket
-import stat
-import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 
@@ -26,18 +20,14 @@ from orchestrator.ipc.messages import (
     peer_is_same_user,
     send_with_descriptors,
 )
+from orchestrator.ipc.socket_address import Announce, SocketAddress, ignore
 
-SOCKET_NAME = "socket"
 ACCEPT_RETRY_SECONDS = 0.2
 CHECK_SECONDS = 1.0
 # More than commands and sessions of one run need, and far fewer than the limit of descriptors.
 MAXIMUM_CONNECTIONS = 64
 # A client sends its first message as soon as it is connected.
 FIRST_MESSAGE_SECONDS = 10.0
-DIRECTORY_PREFIX = "orchestrator-"
-_DIRECTORY_NAME = re.compile(rf"{DIRECTORY_PREFIX}[0-9a-f]{{8}}")
-# sun_path has 108 bytes on Linux and 104 on macOS, one of them the final zero.
-MAXIMUM_PATH_BYTES = 103
 
 
 class Peer:
@@ -62,11 +52,6 @@ class Peer:
 
 
 Handler = Callable[[Peer, Message], Awaitable[None]]
-Announce = Callable[[str], None]
-
-
-def ignore(path: str) -> None:
-    """Announce a path to nobody."""
 
 
 class MessageServer:
@@ -233,130 +218,3 @@ class MessageServer:
             structlog.get_logger().warning(f"ignored a message of a client: {error}")
             return
         await self._handle(peer, usable)
-
-
-class SocketAddress:
-    """The socket that listens at a path, which can be made again."""
-
-    def __init__(self, directory: Path | None, announce: Announce) -> None:
-        """Listen. Raises ConfigError when no directory is suitable."""
-        self._preferred = directory
-        self._announce = announce
-        self._temporary: Path | None = None
-        self._listen()
-
-    def renew(self) -> None:
-        """Listen again, at the same path if that is possible. Raises OSError, ConfigError."""
-        self.listener.close()
-        self._listen()
-
-    def is_there(self) -> bool:
-        """Return whether the path leads to the socket; touch a directory that may be swept."""
-        try:
-            if self._temporary is not None:
-                os.utime(self._temporary)
-                os.utime(self.path)
-            return os.lstat(self.path).st_ino == self._inode
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        """Stop listening, and remove the socket from the filesystem."""
-        self.listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _listen(self) -> None:
-        if self._preferred is not None:
-            with contextlib.suppress(OSError):  # it is gone, or its filesystem has no sockets
-                path = (self._preferred / SOCKET_NAME).absolute()
-                if len(os.fsencode(path)) <= MAXIMUM_PATH_BYTES:
-                    path.unlink(missing_ok=True)
-                    self._announce(str(path))
-                    self._bind(path)
-                    self._temporary = None
-                    return
-        self._temporary = make_socket_directory(self._announce)
-        self._bind(self._temporary / SOCKET_NAME)
-
-    def _bind(self, path: Path) -> None:
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.setblocking(False)
-        try:
-            # Some systems do not say whose a connection is; nothing can connect before listen().
-            # Not by its path, where by now there may be a link to another file.
-            if sys.platform == "linux":
-                os.fchmod(self.listener.fileno(), 0o600)
-                self.listener.bind(str(path))
-            else:
-                self.listener.bind(str(path))
-                os.chmod(path, 0o600, follow_symlinks=False)
-            self.listener.listen(64)
-        except OSError:
-            self.listener.close()
-            raise
-        self.path, self._inode = str(path), os.lstat(path).st_ino
-
-
-def remove_stale_sockets(run_directory: Path, noted_path: object) -> None:
-    """Remove the socket of a killed supervisor, and its temporary directory if that is then empty.
-
-    The noted path comes from a file that another program may have written. So nothing is removed
-    recursively, nothing that a process still listens on, and nothing but in a directory that only
-    this user can change, as this program makes it.
-    """
-    _remove_stale(run_directory / SOCKET_NAME)
-    path = Path(str(noted_path))
-    if path.is_absolute() and path.name == SOCKET_NAME and _is_private_directory(path.parent):
-        _remove_stale(path)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()
-
-
-def _is_private_directory(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        facts = os.lstat(path)
-        is_own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
-        is_private = not facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-        return is_own and is_private and bool(_DIRECTORY_NAME.fullmatch(path.name))
-    return False
-
-
-def _remove_stale(path: Path) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        if path.is_socket() and not _is_listened_on(path):
-            path.unlink()
-
-
-def _is_listened_on(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True  # for example full: no proof that it is abandoned
-    return True
-
-
-def make_socket_directory(announce: Announce = ignore) -> Path:
-    """Create a private directory with a path that is short enough for a socket.
-
-    A run directory may have a longer path. ``announce`` is told the path of the socket first.
-    Raises ConfigError when no directory is suitable.
-    """
-    candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-    for parent in filter(None, candidates):
-        with contextlib.suppress(OSError):
-            directory = Path(parent, f"{DIRECTORY_PREFIX}{secrets.token_hex(4)}").absolute()
-            if len(os.fsencode(directory / SOCKET_NAME)) <= MAXIMUM_PATH_BYTES:
-                announce(str(directory / SOCKET_NAME))
-                directory.mkdir(mode=0o700)
-                return directory
-    raise ConfigError(
-        "cannot create a socket: no temporary directory is writable and has a path of at most "
-        f"{MAXIMUM_PATH_BYTES - len(SOCKET_NAME) - 30} bytes; set TMPDIR to a short path"
-    )

@@ -99,12 +99,17 @@ def stranger_behind(path: Path, opened: os.stat_result) -> str | None:
 
     ``opened`` are the facts of what was opened at ``path``. None if nobody may. Raises OSError.
     """
-    for facts in (opened, path.lstat()):
-        if facts.st_uid not in (os.geteuid(), 0):
-            return f"the user {user_name(facts.st_uid)}"
+    if (user := stranger_of(opened) or stranger_of(path.lstat())) is not None:
+        return user
     if opened.st_mode & stat.S_IWOTH and _has_permissions(path.parent):
         return "every user, as its permissions are"
     return None
+
+
+def stranger_of(facts: os.stat_result) -> str | None:
+    """Return which user something belongs to, if that is neither this one nor root."""
+    is_strange = facts.st_uid not in (os.geteuid(), 0)
+    return f"the user {user_name(facts.st_uid)}" if is_strange else None
 
 
 def is_shared(facts: os.stat_result, directory: os.stat_result) -> bool:

@@ -148,9 +148,9 @@ class RunDir:
         """
         remove_temporaries(self.root, {path.name for path in self.all_paths}, below=self.root)
         with contextlib.suppress(OSError):
-            newest = self.attempt(self.last_attempt())
-            names = {path.name for path in newest.all_paths}
-            remove_temporaries(newest.root, names, below=self.root)
+            for rank in self.attempt(self.last_attempt()).ranks():
+                names = {path.name for path in rank.all_paths}
+                remove_temporaries(rank.root, names, below=self.root)
 
     def read_done(self) -> dict[str, Any] | None:
         """Return the content of done.json; None while the training is not complete.
@@ -209,6 +209,11 @@ class AttemptDir:
     def rank(self, number: int) -> "AttemptDir":
         """Return the directory of one rank: this one for rank 0, one in it for any other."""
         return AttemptDir(self.root / f"rank-{number:05d}") if number else self
+
+    def ranks(self) -> list["AttemptDir"]:
+        """Return the directories of the ranks that have one, rank 0 first. Raises OSError."""
+        names = sorted(filter(_RANK_NAME.fullmatch, os.listdir(self.root)))
+        return [self, *(AttemptDir(self.root / name) for name in names)]
 
     @property
     def output_file(self) -> Path:

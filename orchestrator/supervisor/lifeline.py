@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.ipc.server import remove_stale_sockets
+from orchestrator.ipc.stale_sockets import remove_stale_sockets
 from orchestrator.rundir.lock import RunLock
 from orchestrator.rundir.orphans import OrphanEnding
 from orchestrator.rundir.paths import RunDir

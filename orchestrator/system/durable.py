@@ -6,8 +6,6 @@ synced. A rename is durable once the parent directory has been synced.
 
 import contextlib
 import errno
-import fcntl
-import io
 import json
 import os
 import re
@@ -17,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from orchestrator.system.capabilities import Capability, is_available
+from orchestrator.system.direct_file import DirectFile
 from orchestrator.system.regular_files import (
     explained,
     open_directory,
@@ -26,9 +24,6 @@ from orchestrator.system.regular_files import (
 )
 
 WRITE_BUFFER_BYTES = 1 << 20
-# The alignment that O_DIRECT requires of addresses, lengths and offsets; a page suits every disk.
-DIRECT_BLOCK_BYTES = 4096
-_O_DIRECT = getattr(os, "O_DIRECT", 0)
 _TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{8}")
 
 
@@ -146,86 +141,44 @@ def _remove_in(folder: int, name: str) -> None:
     os.rmdir(name, dir_fd=folder)
 
 
-class DirectFile(io.FileIO):
-    """A new file whose writes bypass the page cache, so that the training's data stays cached.
-
-    On a filesystem without O_DIRECT, writes are buffered, and their pages are dropped from the
-    cache after a sync. The end of a file that does not fill a block is always written this way.
-    """
-
-    def __init__(self, path: Path, opener: Callable[[str, int], int] | None = None) -> None:
-        super().__init__(str(path), "xb", opener=opener)
-        # Not passed to open(): an open() that refuses the flag may leave the file behind.
-        if is_available(Capability.DIRECT_IO):
-            with contextlib.suppress(OSError):
-                self._set_flags(self._flags() | _O_DIRECT)
-
-    def write(self, data: Any) -> int:
-        """Write all of ``data`` and return its length in bytes.
-
-        Only the last write of a file may have a length that is not a multiple of the block size.
-        """
-        # Released on an error too, whose traceback would otherwise keep shared memory mapped.
-        with memoryview(data) as given, given.cast("B") as view:
-            return self._write_all(view)
-
-    def _write_all(self, view: memoryview) -> int:
-        done = 0
-        while done < len(view):
-            remaining = len(view) - done
-            if self._is_direct and remaining < DIRECT_BLOCK_BYTES:
-                self._switch_to_buffered()
-            length = remaining - remaining % DIRECT_BLOCK_BYTES if self._is_direct else remaining
-            try:
-                with view[done : done + length] as part:
-                    done += os.write(self.fileno(), part)
-            except OSError as error:
-                # Some filesystems accept the flag and refuse the write.
-                if not (self._is_direct and error.errno == errno.EINVAL):
-                    raise
-                self._switch_to_buffered()
-        return done
-
-    def drop_cache(self) -> None:
-        """Drop the file's synced pages from the page cache."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    @property
-    def _is_direct(self) -> bool:
-        return bool(self._flags() & _O_DIRECT)
-
-    def _switch_to_buffered(self) -> None:
-        self._set_flags(self._flags() & ~_O_DIRECT)
-
-    def _flags(self) -> int:
-        return fcntl.fcntl(self.fileno(), fcntl.F_GETFL)
-
-    def _set_flags(self, flags: int) -> None:
-        fcntl.fcntl(self.fileno(), fcntl.F_SETFL, flags)
-
-
 @contextlib.contextmanager
 def atomic_replacement(
     target: Path, disk: Disk, *, replace: bool, below: Path | None = None
-) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``, and rename it to ``target`` after the block.
+) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``target``, and rename it to ``target`` after the block.
 
-    The block must write and sync the file. Readers see the old file or the complete new one. If
-    the block raises, the temporary file is removed. Raises FileExistsError when ``target`` exists
-    and ``replace`` is false, or when it is not a regular file; otherwise OSError.
+    The block writes the file, which is synced then. Readers see the old file or the complete new
+    one. If the block raises, the temporary file is removed. Raises FileExistsError when ``target``
+    exists and ``replace`` is false, or when it is not a regular file; otherwise OSError, also when
+    another file has taken the place of the temporary one.
     """
     _refuse_existing(target, replace)
     temporary = _temporary_path(target)
     try:
-        yield temporary
-        # Another process may have created it in the meantime.
-        _refuse_existing(target, replace)
-        disk.rename(temporary, target, below=below)
+        with disk.create(temporary, below=below) as file:
+            yield file
+            disk.sync(file)
+            # Another process may have created it in the meantime.
+            _refuse_existing(target, replace)
+            _refuse_replaced(temporary, file, below)
+            disk.rename(temporary, target, below=below)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove_file(temporary, below)
         raise
     disk.sync_directory(target.parent)
+
+
+def _refuse_replaced(path: Path, file: BinaryIO, below: Path | None) -> None:
+    """Check that a path still names the opened file. Raises OSError."""
+    with folder_of(path, below) as folder:
+        facts = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+    if not os.path.samestat(facts, os.fstat(file.fileno())):
+        raise OSError(errno.ESTALE, "another file has taken its place", str(path))
+
+
+def _remove_file(path: Path, below: Path | None) -> None:
+    with contextlib.suppress(OSError), folder_of(path, below) as folder:
+        os.unlink(path.name, dir_fd=folder)
 
 
 def remove_temporaries(
@@ -294,15 +247,10 @@ def replace_file(
 
     The file gets ``mode``, or what the umask leaves. Raises OSError; the old file then stays.
     """
-    disk = disk or Disk()
-    with (
-        atomic_replacement(path, disk, replace=True, below=below) as temporary,
-        disk.create(temporary, below=below) as file,
-    ):
+    with atomic_replacement(path, disk or Disk(), replace=True, below=below) as file:
         if mode is not None:
             os.fchmod(file.fileno(), mode)
         file.write(content)
-        disk.sync(file)
 
 
 def replace_disposable_file(path: Path, content: bytes) -> None:
@@ -315,9 +263,11 @@ def replace_disposable_file(path: Path, content: bytes) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(content)
-        os.rename(temporary, path)
+            file.flush()
+            _refuse_replaced(temporary, file, None)
+            os.rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove_file(temporary, None)
         raise
 
 

@@ -59,6 +59,28 @@ def walk_tree(top: int) -> Iterator[Entry]:
                 os.close(folder)
 
 
+def files_below(directory: Path) -> set[str]:
+    """Return the relative names of everything below a directory that is not itself a directory.
+
+    Raises OSError.
+    """
+    return {entry.name for entry in _entries_below(directory) if not entry.is_directory}
+
+
+def directories_from(directory: Path) -> list[Path]:
+    """Return a directory and all below it, each after those that are in it. Raises OSError."""
+    names = [entry.name for entry in _entries_below(directory) if entry.is_directory]
+    return [*(directory / name for name in reversed(names)), directory]
+
+
+def _entries_below(directory: Path) -> Iterator[Entry]:
+    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield from walk_tree(top)
+    finally:
+        os.close(top)
+
+
 def _names_in(folder: int) -> Iterator[str]:
     yield from sorted(os.listdir(folder))  # read when the first is asked for
 

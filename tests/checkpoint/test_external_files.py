@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.checkpoint.retention import RetentionPolicy
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import export_state, verify
 from orchestrator.errors import CheckpointInvalidError, CheckpointWriteError, ConfigError
+from orchestrator.system.durable import Disk
 from tests.checkpoint.support import manifest_of, names, new_store, reopened
 from tests.support import FailingDisk, full_disk
 
@@ -52,6 +54,27 @@ def test_directory_is_published_with_its_names_and_bytes(
         file = found.resume_path / name
         assert file.read_bytes() == content
         assert file.samefile(saved / name) is link
+
+
+def test_link_in_the_place_of_the_new_directory_has_nothing_removed_elsewhere(
+    store: Store, saved: Path, tmp_path: Path
+) -> None:
+    """Another member of a group can have no file of this user deleted or replaced."""
+    precious = tmp_path / "home" / "model.bin"
+    precious.parent.mkdir()
+    precious.write_bytes(b"precious")
+
+    class SwappedDisk(Disk):
+        def link(self, source: Path, target: Path, *, below: Path | None = None) -> None:
+            super().link(source, target, below=below)
+            target.parent.rename(tmp_path / "moved")
+            target.parent.symlink_to(precious.parent)
+
+    swapped = Store(store.run, store.run_id, SwappedDisk())
+    with pytest.raises(CheckpointWriteError):
+        publish_saved(swapped, saved / "model.bin")
+    assert os.listdir(precious.parent) == ["model.bin"]
+    assert precious.read_bytes() == b"precious"
 
 
 def test_single_file_is_published(store: Store, saved: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,18 @@ def test_foreign_file_protects_a_checkpoint(store: Store, name: str) -> None:
     assert store.apply_retention(KEEP_TWO) == []
     assert valid_steps(store) == [100, 200, 300]
     assert (path_of(store, 100) / name).read_text() == "mine"
+
+
+def test_directory_that_is_too_deep_protects_a_checkpoint(store: Store) -> None:
+    """Another user's directories in a checkpoint, however deep, do not end the retention."""
+    path = path_of(store, 100)
+    for level in range(1, 1100):
+        path.joinpath("d/" * level).mkdir()
+    try:
+        assert store.apply_retention(KEEP_TWO) == []
+        assert valid_steps(store) == [100, 200, 300]
+    finally:
+        subprocess.run(["rm", "-r", path / "d"], check=True)  # shutil.rmtree() fails at it
 
 
 def test_pinned_checkpoint_stays_until_it_is_unpinned(store: Store) -> None:

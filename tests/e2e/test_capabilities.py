@@ -13,7 +13,7 @@ import pytest
 from orchestrator.ipc.control_page import anonymous_file
 from orchestrator.system import process_tree
 from orchestrator.system.capabilities import ALL, WITHOUT_VARIABLE, Capability, is_available
-from orchestrator.system.durable import DirectFile
+from orchestrator.system.direct_file import DirectFile
 from tests.e2e.support import (
     Supervised,
     WarmTrainers,

@@ -17,14 +17,9 @@ import pytest
 
 from orchestrator.ipc.invitation import accept_invitation
 from orchestrator.ipc.messages import MAXIMUM_LINE_BYTES, Message
-from orchestrator.ipc.server import (
-    MAXIMUM_CONNECTIONS,
-    MAXIMUM_PATH_BYTES,
-    MessageServer,
-    Peer,
-    make_socket_directory,
-    remove_stale_sockets,
-)
+from orchestrator.ipc.server import MAXIMUM_CONNECTIONS, MessageServer, Peer
+from orchestrator.ipc.socket_address import MAXIMUM_PATH_BYTES, make_socket_directory
+from orchestrator.ipc.stale_sockets import remove_stale_sockets
 from tests.support import DEADLINE_SECONDS, NOBODY, in_child, swapped_in
 
 

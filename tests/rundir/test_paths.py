@@ -124,6 +124,22 @@ def test_each_attempt_has_its_own_directory(run: RunDir) -> None:
     assert run.attempt(7).error_file.parent == run.attempt(7).root
 
 
+def test_what_a_killed_process_was_writing_is_removed(run: RunDir) -> None:
+    """Temporary files of the run and of each rank of its newest attempt go, and no others."""
+    older, newest = run.attempt(1), run.attempt(2)
+    for directory in (older.root, newest.root, newest.rank(1).root, newest.root / "rank-x"):
+        directory.mkdir(parents=True)
+    left = ".error.json.0123abcd"
+    for directory in (newest.root, newest.rank(1).root):
+        (directory / left).touch()
+    (run.root / ".run.json.0123abcd").touch()
+    kept = [newest.rank(1).root / ".mine.0123abcd", newest.root / "rank-x" / left]
+    for file in kept:
+        file.touch()
+    run.remove_temporaries()
+    assert sorted(path for path in run.root.rglob(".*")) == sorted(kept)
+
+
 def test_damaged_error_file_is_ignored(run: RunDir) -> None:
     """A damaged or missing error.json gives None and raises nothing."""
     attempt = run.attempt(1)

@@ -19,7 +19,8 @@ from orchestrator.checkpoint.verification import verify
 from orchestrator.errors import CheckpointWriteError
 from orchestrator.snapshot.slots import Slots
 from orchestrator.snapshot.writer import CHUNK_BYTES, Writer
-from orchestrator.system.durable import DirectFile, Disk
+from orchestrator.system.direct_file import DirectFile
+from orchestrator.system.durable import Disk
 from orchestrator.system.heartbeat import Heartbeat
 from tests.checkpoint.support import names, new_store
 from tests.snapshot.support import snapshot_of, write

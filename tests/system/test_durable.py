@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -91,6 +92,39 @@ def test_only_regular_files_are_replaced(tmp_path: Path, make: Callable[[Path], 
         replace_file(tmp_path / "there", b"content")
     assert os.lstat(tmp_path / "there") == before
     assert os.listdir(tmp_path) == ["there"]
+
+
+def put_link(path: Path, precious: Path) -> None:
+    path.unlink()
+    path.symlink_to(precious)
+
+
+def put_file(path: Path, precious: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"another")
+
+
+@pytest.mark.parametrize("put", [put_link, put_file])
+def test_what_takes_the_place_of_a_temporary_file_is_not_published(
+    tmp_path: Path, put: Callable[[Path, Path], None]
+) -> None:
+    """In the directory of a group, another member can put a link where this user writes."""
+    precious, target = tmp_path / "precious", tmp_path / "shared" / "file"
+    precious.write_bytes(b"precious")
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+
+    class SwappedDisk(Disk):
+        def sync(self, file: BinaryIO) -> None:
+            super().sync(file)
+            (temporary,) = target.parent.glob(".file.*")
+            put(temporary, precious)
+
+    with pytest.raises(OSError, match="another file has taken its place"):
+        replace_file(target, b"new", SwappedDisk())
+    assert target.read_bytes() == b"old"
+    assert precious.read_bytes() == b"precious"
+    assert os.listdir(target.parent) == ["file"]
 
 
 def test_sync_writes_buffered_bytes(tmp_path: Path) -> None:

@@ -29,17 +29,10 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
 
     Raises ConfigError if that state is not tensors by name, and OSError.
     """
-    state, manifest, disk = _state_of(checkpoint, name), checkpoint.manifest, Disk()
+    state, manifest = _state_of(checkpoint, name), checkpoint.manifest
     text = {"run_id": manifest.run_id, "step": str(manifest.step), "epoch": str(manifest.epoch)}
-    with atomic_replacement(target, disk, replace=replace) as temporary:
-        # Created first: the package would make it readable for its owner only, and would hide why
-        # a file cannot be created.
-        disk.create(temporary).close()
-        mode = temporary.stat().st_mode
-        write_safetensors(state, temporary, text)
-        temporary.chmod(mode)
-        with open(temporary, "rb") as file:
-            disk.sync(file)
+    with atomic_replacement(target, Disk(), replace=replace) as file:
+        write_safetensors(state, file, text)
 
 
 def export_classic(checkpoint: Checkpoint, target: Path, *, replace: bool) -> None:
@@ -78,11 +71,7 @@ def _state_of(checkpoint: Checkpoint, name: str) -> Any:
 
 def save_durably(content: Any, target: Path, *, replace: bool) -> None:
     """Save with ``torch.save`` into a file that appears whole or not at all. Raises OSError."""
-    disk = Disk()
-    with (
-        atomic_replacement(target, disk, replace=replace) as temporary,
-        disk.create(temporary) as file,
-    ):
+    with atomic_replacement(target, Disk(), replace=replace) as file:
         writer = DigestingWriter(file)
         try:
             torch.save(content, cast(IO[bytes], writer))
@@ -90,4 +79,3 @@ def save_durably(content: Any, target: Path, *, replace: bool) -> None:
             if writer.error is None:
                 raise
             raise writer.error from None  # torch hides the error of the disk
-        disk.sync(file)

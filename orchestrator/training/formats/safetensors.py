@@ -1,11 +1,13 @@
 """Reading and writing of safetensors files: tensors by name, and text in the header."""
 
 import contextlib
+import ctypes
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -16,6 +18,31 @@ from orchestrator.training.state.loaded_state import first_line
 # A file starts with the length of its header, which is a JSON object.
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
+# The entry of the header that holds text.
+_TEXT = "__metadata__"
+_ALIGNMENT = 8
+# The types of the format by their names in torch.
+_TYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e8m0fnu": "F8_E8M0",
+    "complex64": "C64",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
 
 def is_safetensors(path: Path) -> bool:
@@ -44,12 +71,12 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tied | tensors
 
 
-def write_safetensors(state: Any, path: Path, text: Mapping[str, str]) -> None:
-    """Write a module's state_dict to a file, with ``text`` in its header. Raises ConfigError.
+def write_safetensors(state: Any, file: BinaryIO, text: Mapping[str, str]) -> None:
+    """Write a module's state_dict to a file, with ``text`` in its header.
 
     If several names share one tensor, the first is written and the text maps each other name to
     it, as ``safetensors.torch.save_model`` does. Tensors that overlap in part are written as
-    separate copies.
+    separate copies. Raises ConfigError where the format cannot hold the state, and OSError.
     """
     problem = "cannot write safetensors"
     if not isinstance(state, Mapping):
@@ -63,14 +90,49 @@ def write_safetensors(state: Any, path: Path, text: Mapping[str, str]) -> None:
                 f"{problem}: {name} is of the type {kind}, and the format holds only dense "
                 "tensors; use --as state-dict"
             )
+        if not isinstance(name, str) or name == _TEXT or _name_of(value.dtype) not in _TYPES:
+            raise ConfigError(
+                f"{problem}: the format has no tensor {name!r} of {value.dtype}; use --as "
+                "state-dict"
+            )
     # Conjugated and negated views carry that as a flag, which is not in their bytes.
     tensors, tied = _separate({k: t.resolve_conj().resolve_neg() for k, t in state.items()})
     # A reader would take an entry whose value is the name of a tensor for a tie.
     text = {key: value for key, value in text.items() if value not in tensors}
-    with _explained(problem):
-        from safetensors.torch import save_file
+    ordered = sorted(tensors.items(), key=_order)
+    with _explained(problem):  # a name may be no text of Unicode
+        header = _header(ordered, {"format": "pt", **text, **tied})
+    file.write(header)
+    for _, tensor in ordered:
+        if size := tensor.nbytes:
+            on_host = tensor.cpu()
+            file.write((ctypes.c_char * size).from_address(on_host.data_ptr()))
 
-        save_file(tensors, path, {"format": "pt", **text, **tied})
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _order(entry: tuple[str, torch.Tensor]) -> tuple[int, str]:
+    """Return where a tensor comes: each begins at a multiple of the size of its items."""
+    name, tensor = entry
+    return -tensor.element_size(), name
+
+
+def _header(tensors: Iterable[tuple[str, torch.Tensor]], text: Mapping[str, str]) -> bytes:
+    """Return the beginning of a file in which the bytes of the tensors follow each other."""
+    entries: dict[str, Any] = {_TEXT: text}
+    end = 0
+    for name, tensor in tensors:
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": _TYPES[_name_of(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    content = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % _ALIGNMENT)
+    return len(content).to_bytes(_LENGTH_BYTES, "little") + content
 
 
 def _separate(

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from orchestrator.ipc.messages import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, SOCKET_VARIABLE
 from orchestrator.rundir.paths import RunDir, run_root_above
-from orchestrator.system.durable import write_json
+from orchestrator.system.durable import Disk, write_json
 from orchestrator.training.exits import describe
 from orchestrator.training.runtime.rank_link import World
 
@@ -36,7 +36,8 @@ def install() -> None:
         file = _record(arguments.exc_value, thread=arguments.thread)
         thread_hook(arguments)
         if file is not None:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Disk().remove(file, below=run_root_above(file))
 
     sys.excepthook, threading.excepthook = uncaught, uncaught_in_thread
     atexit.register(_record_at_exit, uncaught)

@@ -1,9 +1,11 @@
 """Writes to disk in this process: snapshots in threads, and what the loop waits for."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
 from orchestrator.checkpoint.manifest import Reason
@@ -52,20 +54,24 @@ class LocalWriter:
             target=self._run, args=(snapshot, reason, written), name="writer", daemon=True
         )
         with self._changing_threads:
+            try:
+                thread.start()
+            except RuntimeError as problem:  # the system allows no more threads
+                error = CheckpointWriteError(
+                    snapshot.manifest.step, OSError(errno.EAGAIN, str(problem))
+                )
+                report_failure(self._backend, error)
+                written.set_exception(error)
+                return
             self._threads = [t for t in self._threads if t.is_alive()] + [thread]
-            thread.start()
 
     def _run(self, snapshot: Snapshot, reason: Reason, written: Future[Checkpoint]) -> None:
-        began = time.monotonic()
+        write = partial(self._writer.write, snapshot, reason)
         try:
-            checkpoint = self._writer.write(snapshot, reason)
-        except CheckpointWriteError as error:
-            report_failure(self._backend, error)
-            written.set_exception(error)
+            checkpoint = publish_and_report(self._backend, write)
         except BaseException as error:  # the loop may be waiting for it
             written.set_exception(error)
         else:
-            self._backend.record_publish(checkpoint, round(time.monotonic() - began, 3))
             written.set_result(checkpoint)
 
     def finish(self) -> None:

@@ -139,11 +139,9 @@ def thin_out(path: Path, stride: int) -> None:
     Raises OSError.
     """
     polls = _PollCount()
-    disk = Disk()
     with (
-        atomic_replacement(path, disk, replace=True) as temporary,
         open(_opened(path, os.O_RDONLY), "rb") as lines,
-        disk.create(temporary) as file,
+        atomic_replacement(path, Disk(), replace=True) as file,
     ):
         for line in lines:
             if (found := _LINE.match(line)) is None:
@@ -151,7 +149,6 @@ def thin_out(path: Path, stride: int) -> None:
             step = _position(found).step
             if polls.keeps_next(step // stride) if found[3] == b"true" else step % stride == 0:
                 file.write(line)
-        disk.sync(file)
 
 
 def _opened(path: Path, flags: int) -> int:

@@ -17,7 +17,6 @@ from orchestrator.config import Config
 from orchestrator.errors import (
     CheckpointInvalidError,
     ConfigError,
-    UnreadableError,
 )
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.control_page import ControlPage, Field
@@ -206,7 +205,7 @@ class Standalone:
         in_use = {self._resumed_from.name} if self._resumed_from else set()
         try:
             deleted = self._store.apply_retention(self._policy, in_use, self._report_quarantine)
-        except (OSError, UnreadableError) as error:
+        except Exception as error:  # the training goes on, whatever is wrong with old ones
             print_message(f"cannot delete old checkpoints in {self._run_dir.checkpoints}: {error}")
             return
         for old in deleted:

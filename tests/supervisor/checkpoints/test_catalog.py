@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from orchestrator.checkpoint.newest_valid import newest_valid
 from orchestrator.checkpoint.store import Store
@@ -48,6 +49,22 @@ def test_checkpoint_with_the_name_of_a_deleted_one_is_journalled_again(tmp_path:
     catalog.record_unknown()
     events, _ = Journal(store.run.journal_file).read()
     assert [event["step"] for event in events] == [10, 20, 20]
+
+
+@pytest.mark.parametrize("problem", [RecursionError("too deep"), OSError("no disk")])
+def test_rotation_that_fails_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    """Whatever old checkpoints do to the retention, the training goes on."""
+    store = new_store(tmp_path, [10, 20])
+
+    def fail(*arguments: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(store, "apply_retention", fail)
+    with capture_logs() as logs:
+        asyncio.run(catalog_of(store).rotate())
+    assert [entry["problem"] for entry in logs] == [str(problem)]
 
 
 @pytest.mark.parametrize("name", ["{}", "../../other/checkpoints/{}", "/{}", "./{}", "x/../{}"])
