@@ -76,6 +76,8 @@ class Injector:
         if moment.at_end:
             return self._run.hold(planned.breakpoint, rank)
         held = self._run.hold(STEP_BREAKPOINT, rank, from_step=planned.from_step)
+        if held is not None and planned.fault.action is Action.SIGSTOP_RANK:
+            held = self._one_step_on(held, rank)
         is_at_step = planned.breakpoint == STEP_BREAKPOINT
         if held is None or (moment.provoked_by is None and is_at_step):
             return self._delay(held, planned) if moment.delayed else held
@@ -86,6 +88,11 @@ class Injector:
         # The second fault comes at the step of the first, and not before it.
         held = self._run.hold(planned.breakpoint, rank, from_step=step if is_at_step else 0)
         return self._delay(held, planned) if moment.delayed else held
+
+    def _one_step_on(self, held: HeldProcess, rank: int) -> HeldProcess | None:
+        """Hold the rank at its next step: for the first of a process half an hour is allowed."""
+        held.release()
+        return self._run.hold(STEP_BREAKPOINT, rank, from_step=int(held.facts["step"]) + 1)
 
     def _delay(self, held: HeldProcess | None, planned: PlannedFault) -> HeldProcess | None:
         """Let the run continue for a random time; return None if it completes in that time."""

@@ -63,7 +63,16 @@ def test_fault_meets_the_rank_that_was_drawn(
         planned = PlannedFault(Fault(action, STEP), 4, "trainer:step", 0.0, rank=1)
         assert injector.inject(planned)
         answer = json.loads(run.trainer.recv(1000))
-    assert run.asked_for == [("trainer:step", 1, 4)]
+    assert run.asked_for[0] == ("trainer:step", 1, 4)
     assert run.scheduler.signals == signals
     text = EXCEPTION if action is Action.EXCEPTION_RANK else None
     assert answer == {"errno": None, "exception": text}
+
+
+def test_rank_is_stopped_after_its_first_step() -> None:
+    """A process that hangs in its first step may be compiling, and is noticed only much later."""
+    run = Run()
+    planned = PlannedFault(Fault(Action.SIGSTOP_RANK, STEP), 4, "trainer:step", 0.0, rank=1)
+    with run.trainer:
+        Injector(cast(WatchedRun, run), TrialTiming(1, 1, 1), random.Random(0)).inject(planned)
+    assert run.asked_for == [("trainer:step", 1, 4), ("trainer:step", 1, 6)]
