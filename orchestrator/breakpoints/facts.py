@@ -25,9 +25,9 @@ def progress_of_transformers(trainer: Any) -> dict[str, Any]:
     return {"step": trainer.state.global_step, "epoch": int(trainer.state.epoch or 0)}
 
 
-def pid_of(rank: Any) -> dict[str, Any]:
-    """Return the process of a rank."""
-    return {"trainer": rank.process.pid}
+def number_of(rank: Any) -> dict[str, Any]:
+    """Return which rank it is."""
+    return {"rank": rank.number}
 
 
 # --- which calls count ---------------------------------------------------------------------------
@@ -43,6 +43,16 @@ def file_in_checkpoint(disk: Any, file: Any) -> bool:
     return path_in_checkpoint(disk, Path(str(file.name)))
 
 
+def path_of_part(disk: Any, path: Path) -> bool:
+    """Return whether a path is the part of a rank other than 0, in a checkpoint being written."""
+    return path_in_checkpoint(disk, path) and path.name.startswith("rank-")
+
+
+def file_of_part(disk: Any, file: Any) -> bool:
+    """Return whether a file is such a part."""
+    return path_of_part(disk, Path(str(file.name)))
+
+
 def publishes(disk: Any, source: Path, target: Path) -> bool:
     """Return whether a rename publishes a checkpoint."""
     return target.name.startswith("step-") and source.name.startswith(".writing-")
@@ -54,6 +64,11 @@ def evaluates(run: Any, phase: Any) -> bool:
 
 
 # --- records for the history ---------------------------------------------------------------------
+
+
+def launched(result: Any, rank: Any, *arguments: Any) -> dict[str, Any]:
+    """Return the process of a rank that has just started."""
+    return {"rank": rank.number, "trainer": rank.process.pid}
 
 
 def step(session: Any, **metrics: Any) -> dict[str, Any]:

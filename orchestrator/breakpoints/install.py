@@ -16,6 +16,7 @@ from orchestrator.breakpoints.trial_files import (
     HISTORY_FILE,
     SOCKET_LINK,
     VARIABLE,
+    rank_of_trainer,
 )
 
 
@@ -38,10 +39,10 @@ def _wrap(original: Callable[..., Any], point: Breakpoint, role: str) -> Callabl
         counts = point.when(owner, *arguments)
         if counts and not point.after:
             _reach(point, role, owner)
-            _record(point.record(owner, *arguments, **options))
+            _record(role, point.record(owner, *arguments, **options))
         result = original(owner, *arguments, **options)
         if counts and point.after:
-            _record(point.record(result, owner, *arguments, **options))
+            _record(role, point.record(result, owner, *arguments, **options))
             _reach(point, role, owner)
         return result
 
@@ -67,21 +68,29 @@ def _reach(point: Breakpoint, role: str, owner: Any) -> None:
     if not (directory := os.environ.get(VARIABLE)):
         return  # a process outside the trial was forked from one inside
     name = f"{role}:{point.name}"
-    _record_reached(directory, name)
-    facts = point.facts(owner)
-    from_step, *armed = _armed(directory).split()
+    _record_reached(directory, role, name)
+    facts = _of_rank(role) | point.facts(owner)
+    arming, from_step, *armed = _armed(directory).split()
     if name in armed and facts.get("step", 0) >= int(from_step):
-        _hold(directory, {"breakpoint": name, "pid": os.getpid(), **facts})
+        message = {"breakpoint": name, "arming": int(arming), "pid": os.getpid()}
+        _hold(directory, message | facts)
+
+
+def _of_rank(role: str) -> dict[str, Any]:
+    return {"rank": rank_of_trainer()} if role == TRAINER else {}
 
 
 def _armed(directory: str) -> str:
-    """Return the first step at which to stop, and the armed breakpoints; "0" if there are none."""
+    """Return the arming's number, the first step at which to stop, and the armed breakpoints."""
     data = os.pread(_descriptor(directory, ARMED_FILE, os.O_RDONLY), ARMED_BYTES, 0)
-    return data.decode().rstrip("\0") or "0"
+    return data.decode().rstrip("\0") or "0 0"
 
 
 def _hold(directory: str, message: dict[str, Any]) -> None:
-    """Wait until chaos releases or kills this process. Raises the OSError that it asks for."""
+    """Wait until chaos releases or kills this process.
+
+    Raises the OSError that chaos asks for, or a RuntimeError with the text that it gives.
+    """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(os.readlink(os.path.join(directory, SOCKET_LINK)))
@@ -93,22 +102,25 @@ def _hold(directory: str, message: dict[str, Any]) -> None:
         os._exit(1)
     if (number := answer["errno"]) is not None:
         raise OSError(number, os.strerror(number))
+    if (text := answer["exception"]) is not None:
+        raise RuntimeError(text)
 
 
 @functools.cache
-def _record_reached(directory: str, name: str) -> None:
+def _record_reached(directory: str, role: str, name: str) -> None:
     """Record in the history that a breakpoint was reached, once in each process."""
-    _append(directory, {"breakpoint": name})
+    _append(directory, role, {"breakpoint": name})
 
 
-def _record(record: dict[str, Any] | None) -> None:
+def _record(role: str, record: dict[str, Any] | None) -> None:
     if record is not None and (directory := os.environ.get(VARIABLE)):
-        _append(directory, record)
+        _append(directory, role, record)
 
 
-def _append(directory: str, record: dict[str, Any]) -> None:
+def _append(directory: str, role: str, record: dict[str, Any]) -> None:
     """Append a line to the history in one write, since the process may be killed at any moment."""
-    line = json.dumps({"at": time.monotonic(), "pid": os.getpid(), **record}).encode() + b"\n"
+    who = {"pid": os.getpid()} | _of_rank(role)
+    line = json.dumps({"at": time.monotonic(), **who, **record}).encode() + b"\n"
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     os.write(_descriptor(directory, HISTORY_FILE, flags), line)
 

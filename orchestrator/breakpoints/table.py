@@ -47,6 +47,7 @@ _SESSION = "orchestrator.training.session:Session"
 _FRAMEWORK = "orchestrator.training.framework_run:FrameworkRun"
 _TRAINER = "transformers.trainer:Trainer"
 _DISK = "orchestrator.system.durable:Disk"
+_DECIDE = "orchestrator.ipc.place_agreement:Deciding.decide"
 _SAVING = (
     Breakpoint("create", f"{_DISK}.create", when=facts.path_in_checkpoint),
     Breakpoint("create", f"{_DISK}.create_direct", when=facts.path_in_checkpoint),
@@ -62,10 +63,15 @@ BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
             "launch",
             "orchestrator.supervisor.attempt.rank:Rank.begin",
             after=True,
-            facts=facts.pid_of,
+            facts=facts.number_of,
+            record=facts.launched,
         ),
         Breakpoint("delete", "orchestrator.checkpoint.store:Store.delete"),
         Breakpoint("remove", f"{_DISK}.remove"),
+        Breakpoint("deciding", _DECIDE),
+        Breakpoint("decided", _DECIDE, after=True),
+        Breakpoint("part", f"{_DISK}.create_direct", when=facts.path_of_part),
+        Breakpoint("part-sync", f"{_DISK}.sync", when=facts.file_of_part),
     ),
     TRAINER: (
         *_SAVING,
@@ -76,6 +82,7 @@ BREAKPOINTS: dict[str, tuple[Breakpoint, ...]] = {
         Breakpoint("edge", "orchestrator.training.loop.loop_state:LoopState.end_epoch", after=True),
         Breakpoint("begin", "orchestrator.snapshot.slots:Slots.begin", after=True),
         Breakpoint("commit", "orchestrator.snapshot.slots:Slots.commit"),
+        Breakpoint("announced", "orchestrator.ipc.place_agreement:Places._attend"),
         Breakpoint("final", f"{_SESSION}._complete"),
         Breakpoint("done", f"{_SESSION}._complete", after=True),
         Breakpoint("left", f"{_SESSION}._leave", after=True),

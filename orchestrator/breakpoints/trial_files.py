@@ -10,6 +10,13 @@ SOCKET_LINK = "socket"
 HISTORY_FILE = "history.jsonl"
 # The armed breakpoints are written and read in one call of this size, so that none is seen halved.
 ARMED_BYTES = 256
+# As in ipc/messages.py, which this package does not import. Absent where there is one process.
+RANK_VARIABLE = "ORCHESTRATOR_RANK"
+
+
+def rank_of_trainer() -> int:
+    """Return which rank this process is; 0 where it is the only one."""
+    return int(os.environ.get(RANK_VARIABLE, "0"))
 
 
 def trial_directory() -> Path | None:

@@ -28,10 +28,19 @@ class HeldProcess:
         """The breakpoint's name, ``role:name``."""
         return str(self.facts["breakpoint"])
 
-    def release(self, errno: int | None = None) -> None:
-        """Let the process continue, with an OSError if ``errno`` is given; it may be dead."""
+    @property
+    def rank(self) -> int | None:
+        """Which rank it is or has launched; None if it is a supervisor at anything else."""
+        return self.facts.get("rank")
+
+    def release(self, errno: int | None = None, exception: str | None = None) -> None:
+        """Let the process continue; it may be dead.
+
+        With ``errno`` it gets an OSError there, with ``exception`` a RuntimeError with this text.
+        """
+        answer = {"errno": errno, "exception": exception}
         with contextlib.suppress(OSError), self._connection:
-            self._connection.sendall(json.dumps({"errno": errno}).encode() + b"\n")
+            self._connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 class BreakpointServer:
@@ -44,6 +53,7 @@ class BreakpointServer:
         self._armed = os.open(
             directory / ARMED_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
+        self._arming = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket_directory = make_socket_directory()
         address = self._socket_directory / SOCKET_LINK
@@ -54,15 +64,20 @@ class BreakpointServer:
 
     def arm(self, *breakpoints: str, from_step: int = 0) -> None:
         """Hold processes at these breakpoints only, and not before the step ``from_step``."""
-        text = " ".join((str(from_step), *breakpoints)).encode()
+        self._arming += 1
+        text = " ".join((str(self._arming), str(from_step), *breakpoints)).encode()
         os.pwrite(self._armed, text.ljust(ARMED_BYTES, b"\0"), 0)
 
     def disarm(self) -> None:
         """Hold no more processes; ``poll`` releases one that is about to connect."""
         self.arm()
 
-    def poll(self, *breakpoints: str) -> HeldProcess | None:
-        """Wait for up to 0.02 s for a process at one of these breakpoints; release any other."""
+    def poll(self, *breakpoints: str, rank: int | None = None) -> HeldProcess | None:
+        """Wait for up to 0.02 s for a process at one of these breakpoints; release any other.
+
+        With ``rank`` any other rank is released too, so that nobody waits for it. A process that
+        came before the breakpoints were armed again is one of those.
+        """
         try:
             connection, _ = self._listener.accept()
         except TimeoutError:
@@ -74,7 +89,9 @@ class BreakpointServer:
         except (OSError, ValueError):
             connection.close()  # the process died while it asked
             return None
-        if held.breakpoint in breakpoints:
+        is_rank = rank is None or held.rank in (None, rank)
+        is_now = held.facts["arming"] == self._arming
+        if held.breakpoint in breakpoints and is_rank and is_now:
             return held
         held.release()
         return None

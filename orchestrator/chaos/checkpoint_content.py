@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.chaos.final_state import digest, entries, read_content
 from orchestrator.checkpoint.checkpoint import Checkpoint
+from orchestrator.checkpoint.contents import rank_file
 from orchestrator.system.json_input import parse_object
 
 _STATE = frozenset({".bin", ".ckpt", ".json", ".pt", ".pth", ".safetensors"})
@@ -21,6 +22,8 @@ _SETTINGS = "training_args.bin"
 _RECORDS = "trainer_state.json"
 _CALLBACKS = "stateful_callbacks"
 _NOT_COMPARED = ("log_history", "best_model_checkpoint")
+# The streams themselves are beside it, each with a name.
+_DIGEST_OF_STREAMS = "digests.rng"
 # The length of a safetensors file's header precedes it as a little-endian number.
 _LENGTH_BYTES = 8
 _OFFSETS = "data_offsets"
@@ -29,10 +32,11 @@ _OFFSETS = "data_offsets"
 def content_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Return a text for each entry of a checkpoint, by its path.
 
-    Entries of a framework's files begin with the file's name.
+    Entries of a framework's files, and of the parts of other ranks than 0, begin with the file's
+    name.
     """
     if checkpoint.manifest.framework is None:
-        return read_content(checkpoint.state_file)
+        return read_content(checkpoint.state_file) | _content_of_parts(checkpoint)
     content: dict[str, str] = {}
     for name in sorted(checkpoint.manifest.files):
         file = checkpoint.contents.folder / name
@@ -40,6 +44,15 @@ def content_of(checkpoint: Checkpoint) -> dict[str, str]:
             found = _content_of_file(file)
             content |= {f"{name}.{path}".removesuffix("."): text for path, text in found.items()}
     return content
+
+
+def _content_of_parts(checkpoint: Checkpoint) -> dict[str, str]:
+    return {
+        f"{name}.{path}": text
+        for name in map(rank_file, range(1, checkpoint.manifest.world_size))
+        for path, text in read_content(checkpoint.contents.folder / name).items()
+        if path != _DIGEST_OF_STREAMS
+    }
 
 
 def _content_of_file(file: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Compares runs with the undisturbed one, and says what differs between two undisturbed runs."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -11,11 +12,16 @@ from orchestrator.errors import ConfigError
 
 SHOWN_DIFFERENCES = 3
 DELAY_SHARE = 0.1
-# A run in which nothing happens for longer than this hangs.
+# A run in which nothing happens for longer than this is lost.
 MIN_PATIENCE_SECONDS = 120.0
 PATIENCE_RUNS = 10.0
+# A rank that is stopped is noticed in seconds, and a step that is slow for once is not.
+MIN_HANG_SECONDS = 5.0
+HANG_SILENCES = 5.0
 # Unseeded random streams and the script's own plain values may differ as long as weights agree.
-_MAY_DIFFER = ("rng", "state", "data.epoch_rng", "rng_state.pth")
+# The digests in a rank's part are those of its objects, some of which keep what may differ.
+_MAY_DIFFER = ("rng", "state", "data.epoch_rng", "rng_state.pth", "digests")
+_PART = re.compile(r"rank-\d{5}\.pt\.")
 # What an environment or a buffer holds that the session keeps may differ likewise.
 _KEPT = "_state_dict.__kept__."
 
@@ -51,6 +57,9 @@ class Reference:
                 launch_seconds=second.launch_seconds,
                 delay_seconds=DELAY_SHARE * (second.seconds - second.launch_seconds),
                 patience_seconds=max(MIN_PATIENCE_SECONDS, PATIENCE_RUNS * second.seconds),
+                hang_seconds=max(
+                    MIN_HANG_SECONDS, HANG_SILENCES * second.history.longest_silence_seconds
+                ),
             ),
             volatile_metrics=frozenset(metrics),
             volatile_entries=frozenset(entries),
@@ -59,11 +68,7 @@ class Reference:
     @property
     def volatile(self) -> list[str]:
         """The names of the metrics, streams, plain and kept values that are not compared."""
-        streams = {
-            path if _KEPT in path else ".".join(path.split(".")[:2])
-            for path in self.volatile_entries
-        }
-        return sorted(self.volatile_metrics | streams)
+        return sorted(self.volatile_metrics | {*map(_shortened, self.volatile_entries)})
 
     def divergences(self, result: TrialResult) -> list[Divergence]:
         """Return the differences between a run and this one, in the order of time."""
@@ -95,8 +100,17 @@ def check_undisturbed(result: TrialResult) -> TrialResult:
 
 def _may_differ(path: str, volatile_metrics: Collection[str]) -> bool:
     """Return whether an entry need not agree: an unseeded stream, the time of day."""
-    is_allowed = any(path == part or path.startswith(f"{part}.") for part in _MAY_DIFFER)
+    own = _PART.sub("", path, count=1)
+    is_allowed = any(own == part or own.startswith(f"{part}.") for part in _MAY_DIFFER)
     return is_allowed or _KEPT in path or path in volatile_metrics
+
+
+def _shortened(path: str) -> str:
+    """Return the name under which a value is shown: a stream's is that of all its entries."""
+    if _KEPT in path:
+        return path
+    own = _PART.sub("", path, count=1)
+    return path.removesuffix(own) + ".".join(own.split(".")[:2])
 
 
 def _some_of(paths: list[str]) -> str:

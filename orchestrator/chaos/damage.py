@@ -48,4 +48,6 @@ _DAMAGES: dict[Action, Callable[[Path, random.Random], None]] = {
     Action.TORN_PAGE: _tear_a_page,
     Action.TRUNCATION: _truncate,
     Action.MISSING_FILE: _remove,
+    Action.BIT_FLIP_PART: _flip_a_bit,
+    Action.MISSING_PART: _remove,
 }

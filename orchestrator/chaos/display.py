@@ -98,6 +98,7 @@ def _summary(report: Report) -> str:
         + ", ".join(report.kept)
     )
     return (
-        f"{len(report.injections)} faults in {report.trials} runs of {report.steps} steps, "
+        f"{len(report.injections)} faults in {report.trials} runs of {report.steps} steps"
+        f"{f' with {report.ranks} ranks' if report.ranks > 1 else ''}, "
         f"{duration_text(report.seconds)}, seed {report.seed}: {verdict}"
     )

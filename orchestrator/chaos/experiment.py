@@ -1,6 +1,7 @@
 """`orchestrator chaos`: tests on a user's own script that no fault changes its result."""
 
 import json
+import os
 import random
 import secrets
 import shutil
@@ -14,18 +15,19 @@ from pathlib import Path
 from orchestrator.chaos.comparison import Reference, check_undisturbed
 from orchestrator.chaos.display import ProgressDisplay, print_report
 from orchestrator.chaos.experiment_report import Report
-from orchestrator.chaos.faults import (
-    Fault,
+from orchestrator.chaos.fault_plan import (
     PlannedFault,
     choose_faults,
     plan_trials,
     split_by_reach,
 )
+from orchestrator.chaos.faults import Action, Fault
 from orchestrator.chaos.injector import TrialTiming
 from orchestrator.chaos.interrupts import InterruptedBySignalError, Interrupts
 from orchestrator.chaos.result import Injection, TrialResult
 from orchestrator.chaos.step_history import Divergence
 from orchestrator.chaos.trial import Trial
+from orchestrator.config import Config
 from orchestrator.system.temporary_places import temporary_parent
 from orchestrator.terminal.printing import print_text
 
@@ -42,11 +44,13 @@ OF_FRAMEWORK = (
 
 def chaos(arguments: Namespace) -> int:
     """Run a script under faults; return 1 if one was not survived, or changed the result."""
-    chosen = choose_faults(arguments.faults, arguments.count)
+    options = {"nproc_per_node": arguments.nproc_per_node}
+    ranks = Config.resolve(options, os.environ, Path.cwd(), arguments.command).world_size()
+    chosen = choose_faults(arguments.faults, arguments.count, ranks)
     seed = secrets.randbelow(1 << 31) if arguments.seed is None else arguments.seed
     interrupts = Interrupts()
     root = Path(tempfile.mkdtemp(prefix="orchestrator-chaos-", dir=temporary_parent()))
-    report = Report(arguments.command, seed)
+    report = Report(arguments.command, seed, ranks)
     interruption: InterruptedBySignalError | None = None
     try:
         with ProgressDisplay(len(chosen)) as display:
@@ -91,7 +95,7 @@ class _Experiment:
         while waiting:
             injected = len(self._report.injections)
             missed: list[Fault] = []
-            for group in plan_trials(waiting, steps, self._rng):
+            for group in plan_trials(waiting, steps, self._rng, self._report.ranks):
                 # A run that was over before a fault came gets it sooner at the next try.
                 plan = [replace(p, fraction=p.fraction / 2 ** self._misses[p.fault]) for p in group]
                 missed += self._judge(self._run_trial(plan, steps), reference)
@@ -118,9 +122,13 @@ class _Experiment:
     def _run_trial(self, plan: list[PlannedFault], steps: int | None) -> TrialResult:
         """Run the script once with these faults; it saves often once its length is known."""
         self._report.trials += 1
-        interval = ["--every", f"{max(1, steps // SAVES_PER_RUN)}steps"] if steps else []
+        options = ["--nproc-per-node", str(self._report.ranks)]
+        if steps:
+            options += ["--every", f"{max(1, steps // SAVES_PER_RUN)}steps"]
+        if any(planned.fault.action is Action.SIGSTOP_RANK for planned in plan):
+            options += ["--hang-timeout", f"{self._timing.hang_seconds:.0f}s"]
         trial = Trial(
-            run_arguments=[*interval, "--", *self._report.command],
+            run_arguments=[*options, "--", *self._report.command],
             directory=self._root / str(self._report.trials),
             timing=self._timing,
             interrupts=self._interrupts,

@@ -43,6 +43,7 @@ class Report:
 
     command: list[str]
     seed: int
+    ranks: int = 1
     steps: int = 0
     seconds: float = 0.0
     trials: int = 0
@@ -65,6 +66,7 @@ class Report:
         return {
             "command": self.command,
             "seed": self.seed,
+            "ranks": self.ranks,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
             "trials": self.trials,

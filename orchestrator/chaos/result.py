@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.chaos.checkpoint_content import content_of
-from orchestrator.chaos.faults import PlannedFault
+from orchestrator.chaos.fault_plan import PlannedFault
 from orchestrator.chaos.step_history import History
 from orchestrator.checkpoint.store import Store
 from orchestrator.checkpoint.verification import verify
@@ -54,6 +54,9 @@ def check_checkpoints(store: Store, damaged: Collection[str]) -> tuple[str | Non
         checkpoints = store.all()
         for checkpoint in checkpoints:
             verify(checkpoint)
+            if checkpoint.manifest.differing:
+                names = ", ".join(checkpoint.manifest.differing)
+                return f"the ranks hold different values of {names} in {checkpoint.name}", {}
         content = content_of(checkpoints[-1]) if checkpoints else {}
     except OrchestratorError as error:
         return str(error), {}

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from orchestrator.breakpoints.trial_files import VARIABLE
+from orchestrator.breakpoints.trial_files import HISTORY_FILE, VARIABLE
+from orchestrator.chaos.step_history import History
 from orchestrator.exitcodes import ExitStatus
 from orchestrator.ipc.invitation import INVITATION_VARIABLE
 from orchestrator.ipc.messages import (
@@ -51,9 +52,9 @@ class Scheduler:
     def __init__(self, run_arguments: list[str], root: Path) -> None:
         """Start the supervisor. ``root`` is the trial's directory, and the run is below it."""
         self.run = RunDir(root / "run")
-        self.trainer_pid: int | None = None
         self.is_complete = False
         self._log_file = root / "supervisor.log"
+        self._history_file = root / HISTORY_FILE
         self._arguments = [
             *(sys.executable, "-P", "-m", "orchestrator", "run", "--run-dir", str(self.run.root)),
             *("--max-restarts", MAX_RESTARTS, "--log-format", "text", *run_arguments),
@@ -99,10 +100,20 @@ class Scheduler:
 
     # --- faults ---------------------------------------------------------------------------------
 
-    def kill_trainer(self) -> None:
-        """Send SIGKILL to the process that holds the session."""
-        assert self.trainer_pid is not None
-        _signal(self.trainer_pid, signal.SIGKILL)
+    def trainers(self) -> dict[int, int]:
+        """Return the process that holds the session, or was started for it, of each rank."""
+        return History.read(self._history_file).trainers
+
+    def signal_trainers(self, number: signal.Signals, ranks: Collection[int]) -> None:
+        """Send a signal to the trainers of these ranks."""
+        trainers = self.trainers()
+        for rank in ranks:
+            _signal(trainers[rank], number)
+
+    def kill_trainers(self) -> None:
+        """Send SIGKILL to the trainers of all ranks."""
+        for pid in self.trainers().values():
+            _signal(pid, signal.SIGKILL)
 
     def kill_supervisor(self) -> None:
         """Send SIGKILL to `orchestrator run`."""
@@ -134,8 +145,8 @@ class Scheduler:
                 self.stop()
                 _wait(lambda: self.process.poll() is not None, 2 * MERGE_SECONDS)
         while not self.is_down and time.monotonic() < deadline:
-            if self.process.poll() is not None and self.trainer_pid is not None:
-                _signal(self.trainer_pid, signal.SIGKILL)  # it may be an orphan
+            if self.process.poll() is not None:
+                self.kill_trainers()  # they may be orphans
             time.sleep(POLL_SECONDS)
         tree = _tree(self.process.pid) if self.process.poll() is None else []
         for pid in tree:

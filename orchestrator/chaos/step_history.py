@@ -5,16 +5,25 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from orchestrator.system.json_input import parse_object
 
 # An attempt of a framework's run begins at a step, and what it logs sums up the steps since then.
 BEGIN = "begin"
 LOG = "log"
-# Kind (step, poll, batch or log), completed steps, completed epochs, the metric's name.
-Key = tuple[str, int, int, str]
+
+
+class Key(NamedTuple):
+    """What a value belongs to; ``kind`` is step, poll, batch or log."""
+
+    rank: int
+    kind: str
+    step: int
+    epoch: int
+    metric: str
 
 
 @dataclass(frozen=True)
@@ -29,12 +38,13 @@ class Record:
     step: int
     epoch: int
     metrics: dict[str, str]
+    rank: int = 0
 
     def values(self) -> Iterator[tuple[Key, str]]:
         """Yield each metric's key and value; a step without metrics has one with an empty name."""
         nameless = {"": ""} if self.kind == "step" else {}
         for name, value in (self.metrics or nameless).items():
-            yield (self.kind, self.step, self.epoch, name), value
+            yield Key(self.rank, self.kind, self.step, self.epoch, name), value
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,14 @@ class Divergence:
 
 @dataclass
 class History:
-    """All records in the order of time, and the breakpoints that were reached."""
+    """All records in the order of time, and the breakpoints that were reached.
+
+    ``trainers`` has the newest process of each rank.
+    """
 
     records: list[Record] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
+    trainers: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -58,10 +72,13 @@ class History:
         history = cls()
         for line in file.read_text().splitlines() if os.path.exists(file) else ():
             content = parse_object(line)
+            pid = content.pop("pid")
+            if "rank" in content:
+                # A supervisor tells of the command that it has started, which may be a shell.
+                history.trainers[content["rank"]] = content.get("trainer", pid)
             if "breakpoint" in content:
                 history.reached.add(content["breakpoint"])
-            else:
-                content.pop("pid")
+            elif "kind" in content:
                 history.records.append(Record(**content))
         history.records.sort(key=lambda record: record.at)
         return history
@@ -70,6 +87,12 @@ class History:
     def steps(self) -> int:
         """The number of steps of the run."""
         return max((record.step for record in self.records), default=0)
+
+    @property
+    def longest_silence_seconds(self) -> float:
+        """The longest time between two records."""
+        times = [record.at for record in self.records]
+        return max((after - before for before, after in pairwise(times)), default=0.0)
 
     @property
     def is_of_framework(self) -> bool:
@@ -87,7 +110,9 @@ class History:
     def differing_metrics(self, other: "History") -> set[str]:
         """Return the names of the metrics in which two runs differ."""
         mine, others = self.values(), other.values()
-        return {key[3] for key in mine.keys() | others.keys() if mine.get(key) != others.get(key)}
+        return {
+            key.metric for key in mine.keys() | others.keys() if mine.get(key) != others.get(key)
+        }
 
     def divergences(self, other: "History", ignored: Collection[str]) -> Iterator[Divergence]:
         """Yield the values of ``other`` that this run does not have, and a step that it lacks.
@@ -99,14 +124,17 @@ class History:
         for record in other.records:
             began = record.step if record.kind == BEGIN else began
             for key, value in record.values():
-                is_part = record.kind == LOG and began > _last_before(record.step, logs[key[3]])
-                if key[3] not in ignored and not is_part and value not in expected.get(key, ()):
-                    text = f"{key[3] or 'a step'} of step {record.step}, epoch {record.epoch}"
+                name = key.metric
+                is_part = record.kind == LOG and began > _last_before(record.step, logs[name])
+                if name not in ignored and not is_part and value not in expected.get(key, ()):
+                    text = f"{name or 'a step'} of step {record.step}, epoch {record.epoch}"
+                    text += _of_rank(record.rank)
                     yield Divergence(record.at, f"{text}: differs from the undisturbed run")
-        missing = {key[1] for key in expected if key[0] == "step"}
-        missing -= {record.step for record in other.records if record.kind == "step"}
+        missing = {(key.step, key.rank) for key in expected if key.kind == "step"}
+        missing -= {(r.step, r.rank) for r in other.records if r.kind == "step"}
         if missing:
-            yield Divergence(float("inf"), f"step {min(missing)} was never done")
+            step, rank = min(missing)
+            yield Divergence(float("inf"), f"step {step}{_of_rank(rank)} was never done")
 
     def _steps_of_logs(self) -> dict[str, list[int]]:
         """Return the steps at which each name was logged, in their order."""
@@ -119,14 +147,24 @@ class History:
     def cost(self, at: float, until: float) -> tuple[int, float]:
         """Return the steps that were repeated after a fault, and the seconds until new ones came.
 
-        ``at`` is the time of the fault, ``until`` that of the next fault or of the run's end.
+        ``at`` is the time of the fault, ``until`` that of the next fault or of the run's end. Of
+        several ranks the one counts that lost most: one may still end a step as another dies.
         """
-        steps = [record for record in self.records if record.kind == "step"]
+        ranks = {record.rank for record in self.records} or {0}
+        costs = [self._cost_of(rank, at, until) for rank in ranks]
+        return max(steps for steps, _ in costs), max(seconds for _, seconds in costs)
+
+    def _cost_of(self, rank: int, at: float, until: float) -> tuple[int, float]:
+        steps = [r for r in self.records if r.kind == "step" and r.rank == rank]
         reached = max((record.step for record in steps if record.at <= at), default=0)
         after = [record for record in steps if at < record.at <= until]
         beyond = next((record for record in after if record.step > reached), None)
         repeated = [r for r in after if r.step <= reached and (not beyond or r.at < beyond.at)]
         return len(repeated), (beyond.at if beyond else until) - at
+
+
+def _of_rank(rank: int) -> str:
+    return f", rank {rank}" if rank else ""
 
 
 def _last_before(step: int, steps: list[int]) -> int:

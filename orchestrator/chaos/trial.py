@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.chaos.display import ProgressDisplay
-from orchestrator.chaos.faults import PlannedFault
+from orchestrator.chaos.fault_plan import PlannedFault
 from orchestrator.chaos.injector import Injector, TrialTiming
 from orchestrator.chaos.interrupts import Interrupts
 from orchestrator.chaos.result import TrialResult, check_checkpoints

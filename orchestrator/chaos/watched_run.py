@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.breakpoints.table import TRAINER
 from orchestrator.chaos.breakpoint_server import BreakpointServer, HeldProcess
 from orchestrator.chaos.interrupts import Interrupts
 from orchestrator.chaos.scheduler import RunLostError, Scheduler
@@ -43,23 +42,24 @@ class WatchedRun:
             yield
         raise RunLostError(f"gave up waiting for {awaited} after {self._patience_seconds:.0f} s")
 
-    def poll(self, breakpoints: tuple[str, ...] = ()) -> HeldProcess | None:
+    def poll(
+        self, breakpoints: tuple[str, ...] = (), rank: int | None = None
+    ) -> HeldProcess | None:
         """Take note of what has happened; return a process that is held at a breakpoint."""
         self._interrupts.check()
-        held = self.breakpoints.poll(*breakpoints)
-        if held is not None and held.breakpoint.startswith(TRAINER):
-            self.scheduler.trainer_pid = held.facts["pid"]
-        elif held is not None and "trainer" in held.facts:
-            self.scheduler.trainer_pid = held.facts["trainer"]
+        held = self.breakpoints.poll(*breakpoints, rank=rank)
         self.scheduler.poll()
         return held
 
-    def hold(self, *breakpoints: str, from_step: int = 0) -> HeldProcess | None:
-        """Hold the next process at one of the breakpoints; return None if the run ends before."""
-        self.breakpoints.arm(*breakpoints, from_step=from_step)
+    def hold(self, place: str, rank: int, from_step: int = 0) -> HeldProcess | None:
+        """Hold the next process at a breakpoint; return None if the run ends before.
+
+        Of several ranks it is this one, where the breakpoint is one of ranks. The others go on.
+        """
+        self.breakpoints.arm(place, from_step=from_step)
         try:
-            for _ in self.until_deadline(" or ".join(breakpoints)):
-                held = self.poll(breakpoints)
+            for _ in self.until_deadline(place):
+                held = self.poll((place,), rank)
                 if held is not None or self.scheduler.is_complete:
                     return held
         finally:

@@ -67,6 +67,9 @@ kept.
 
 A fault is ACTION@MOMENT. ACTION alone stands for that action at each of its moments in turn.
 
+With --nproc-per-node every run has so many ranks, and the steps and the own files of each rank are
+compared too. Each fault meets a rank that is drawn, where it does not say which.
+
 """
 
 
@@ -357,6 +360,12 @@ def _add_chaos(groups: Any) -> None:
     )
     testing.add_argument("--count", type=_positive, metavar="N", help="inject N faults in all")
     testing.add_argument("--seed", type=int, help="repeat the choices of an earlier run")
+    testing.add_argument(
+        "--nproc-per-node",
+        *ALIASES["--nproc-per-node"],
+        metavar="N|gpu|cpu",
+        help="run the command with so many ranks, as `orchestrator run` does; default: 1",
+    )
     _take_json(testing)
 
 

@@ -211,9 +211,8 @@ class Supervisor:
         await or_stop(self._spares.wait_until_ready())
         # On a full disk the last attempt has left no directory.
         number = 1 + (self._facts.attempt_number or self._run.last_attempt())
-        target = OutputTarget(
-            parts.console.output, parts.config.log_size, parts.config.show_ranks == "all"
-        )
+        shows_all = parts.config.show_ranks == "all" and self._snapshots.world_size > 1
+        target = OutputTarget(parts.console.output, parts.config.log_size, shows_all)
         attempt = Attempt(self._run, number, checkpoint, snapshot, self._snapshots, target)
         if len(attempt.ranks) == 1:
             parts.fdstore.store(number, *attempt.main.memory_descriptors)

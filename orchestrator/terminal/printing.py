@@ -11,7 +11,8 @@ def print_text(text: object, *, to_stderr: bool = False) -> None:
 
     It may have names, metrics and messages in it that a trainer, a file or another user wrote.
     """
-    print(shown(text), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    # In one write: print() writes the end of a line by itself, and another rank may come between.
+    print(f"{shown(text)}\n", end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def escape_what_cannot_be_encoded() -> None:

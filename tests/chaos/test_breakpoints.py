@@ -2,7 +2,9 @@
 
 import errno
 import importlib
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +15,10 @@ import pytest
 
 from orchestrator.breakpoints.install import install
 from orchestrator.breakpoints.table import BREAKPOINTS, SUPERVISOR, TRANSFORMERS, Breakpoint
-from orchestrator.breakpoints.trial_files import VARIABLE
+from orchestrator.breakpoints.trial_files import RANK_VARIABLE, SOCKET_LINK, VARIABLE
 from orchestrator.chaos.breakpoint_server import BreakpointServer, HeldProcess
 from orchestrator.chaos.step_history import History
+from orchestrator.ipc import messages
 from orchestrator.system.durable import Disk
 from tests.support import wait_until
 
@@ -81,6 +84,11 @@ def test_method_of_each_breakpoint_exists(point: Breakpoint) -> None:
     assert callable(getattr(getattr(importlib.import_module(module), class_name), method))
 
 
+def test_rank_is_told_by_the_variable_of_the_contract() -> None:
+    """The breakpoints, which import nothing of the package, read the same variable as it does."""
+    assert RANK_VARIABLE == messages.RANK_VARIABLE
+
+
 def test_nothing_is_wrapped_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside a trial no method is replaced."""
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -110,6 +118,51 @@ def test_held_process_waits_and_gets_the_error(server: BreakpointServer, tmp_pat
         _, stderr = process.communicate(timeout=20)
     assert "OSError: [Errno 5] Input/output error" in stderr
     assert (tmp_path / "file").exists()
+
+
+def test_held_process_gets_the_exception(server: BreakpointServer, tmp_path: Path) -> None:
+    """A process that is released with an exception raises it at its breakpoint."""
+    server.arm("supervisor:remove")
+    with start(server, tmp_path / "file") as process:
+        held_at(server, "supervisor:remove").release(exception="of the test")
+        _, stderr = process.communicate(timeout=20)
+    assert "RuntimeError: of the test" in stderr
+    assert (tmp_path / "file").exists()
+
+
+@contextmanager
+def rank_at_step(server: BreakpointServer, rank: int) -> Iterator[socket.socket]:
+    """Ask as a rank does that comes to an armed breakpoint."""
+    message = {"breakpoint": "trainer:step", "arming": 1, "pid": 1, "rank": rank}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(os.readlink(server.directory / SOCKET_LINK))
+        connection.sendall(json.dumps(message).encode() + b"\n")
+        connection.settimeout(20)
+        yield connection
+
+
+def assert_released(connection: socket.socket) -> None:
+    assert json.loads(connection.recv(1000)) == {"errno": None, "exception": None}
+
+
+def test_rank_is_held_and_the_others_go_on(server: BreakpointServer) -> None:
+    """Of several ranks that come to a breakpoint the awaited one is held, and no other one."""
+    server.arm("trainer:step")
+    with rank_at_step(server, 0) as other, rank_at_step(server, 1):
+        assert server.poll("trainer:step", rank=1) is None
+        assert_released(other)
+        held = server.poll("trainer:step", rank=1)
+    assert held is not None
+    assert held.rank == 1
+
+
+def test_process_of_an_earlier_arming_is_released(server: BreakpointServer) -> None:
+    """A rank that came beside the awaited one is not taken for the next one that comes there."""
+    server.arm("trainer:step")
+    with rank_at_step(server, 1) as connection:
+        server.arm("trainer:step")
+        assert server.poll("trainer:step") is None
+        assert_released(connection)
 
 
 def test_held_process_ends_with_chaos(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,20 @@ def test_file_of_another_format_is_compared_as_a_whole(tmp_path: Path) -> None:
         for name, each in (("a", one), ("b", other))
     ]
     assert differences(*contents) == sorted(names)
+
+
+def test_parts_of_all_ranks_are_compared(tmp_path: Path) -> None:
+    """What each rank has saved of its own is compared, by the name of its file.
+
+    A digest of the random streams is not: the streams are, where the script seeds them.
+    """
+    contents = []
+    for name, mean in (("a", 0.0), ("b", 1.0)):
+        checkpoint = checkpoint_of(tmp_path / name, {})
+        checkpoint.path.mkdir()
+        torch.save({"step": 8}, checkpoint.path / "state.pt")
+        part = {"buffers": {"mean": mean}, "digests": {"rng": str(mean)}}
+        torch.save(part, checkpoint.path / "rank-00001.pt")
+        manifest = replace(checkpoint.manifest, framework=None, world_size=2)
+        contents.append(content_of(replace(checkpoint, manifest=manifest)))
+    assert differences(*contents) == ["rank-00001.pt.buffers.mean"]

@@ -22,6 +22,7 @@ def result_of(content: dict[str, str]) -> TrialResult:
         *("data.epoch_rng.numpy.keys.3", "data.epoch_rng.python.1"),
         "env_state_dict.__kept__.attributes.began_at",
         "rng_state.pth.numpy.1",
+        *("rank-00001.pt.rng.numpy.keys.3", "rank-00001.pt.digests.env_state_dict"),
     ],
 )
 def test_what_a_script_does_not_seed_may_differ(path: str) -> None:
@@ -33,12 +34,24 @@ def test_what_a_script_does_not_seed_may_differ(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["model_state_dict.w", "model_state_dict.kept.w", "data.passes.0.batches", "data.seed"]
+    "path",
+    [
+        *("model_state_dict.w", "model_state_dict.kept.w", "data.passes.0.batches", "data.seed"),
+        *("rank-00001.pt.data.seed", "rank-00001.pt.buffers.model_state_dict.mean"),
+    ],
 )
 def test_weights_and_position_must_not_differ(path: str) -> None:
     """A script whose weights or data differ without a fault cannot be judged."""
     with pytest.raises(ConfigError, match=path):
         Reference.of(result_of({path: "a"}), result_of({path: "b"}))
+
+
+def test_stream_of_a_rank_is_named_with_its_file() -> None:
+    """What is not compared is named once for all entries of a stream, with whose it is."""
+    paths = ("rng.numpy.keys.3", "rank-00001.pt.rng.numpy.keys.3", "rank-00001.pt.rng.numpy.gauss")
+    first, second = (dict.fromkeys(paths, value) for value in "ab")
+    reference = Reference.of(result_of(first), result_of(second))
+    assert reference.volatile == ["rank-00001.pt.rng.numpy", "rng.numpy"]
 
 
 def test_each_attempt_that_differs_is_blamed_on_its_fault() -> None:

@@ -36,6 +36,21 @@ def test_reading(tmp_path: Path) -> None:
     assert History.read(tmp_path / "none").steps == 0
 
 
+def test_newest_process_of_each_rank_is_its_trainer(tmp_path: Path) -> None:
+    """A rank's trainer is what was started last for it, or what tells of itself since then."""
+    lines = [
+        {"at": 1.0, "pid": 1, "rank": 0, "trainer": 10},
+        {"at": 1.1, "pid": 1, "rank": 1, "trainer": 20},
+        {"at": 1.2, "pid": 21, "rank": 1, "breakpoint": "trainer:load"},
+        {"at": 1.3, "pid": 1, "breakpoint": "supervisor:sync"},
+    ]
+    file = tmp_path / "history.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    history = History.read(file)
+    assert history.trainers == {0: 10, 1: 21}
+    assert history.records == []
+
+
 def test_repeated_steps_are_no_divergence() -> None:
     """Steps that are repeated with the same values are no divergence."""
     attempts = History([step(1, 1), step(2, 2), step(3, 2), step(4, 3), step(5, 4)])
@@ -74,6 +89,32 @@ def test_cost_of_a_fault() -> None:
     assert attempts.cost(at=1.5, until=20.0) == (0, 0.5)
 
 
+def of_ranks(*losses: str) -> History:
+    """Return two steps of as many ranks as there are losses, each rank with its own."""
+    ranks = list(enumerate(losses))
+    return History(
+        [Record(n, "step", n, 0, {"loss": loss}, rank) for n in (1, 2) for rank, loss in ranks]
+    )
+
+
+def test_each_rank_is_compared_with_itself() -> None:
+    """Ranks that have each other's values differ, and so does one that misses a step."""
+    undisturbed = of_ranks("a", "b")
+    assert not [*undisturbed.divergences(of_ranks("a", "b"), ())]
+    exchanged = [found.text for found in undisturbed.divergences(of_ranks("b", "a"), ())]
+    assert len(exchanged) == 4
+    assert "loss of step 1, epoch 0, rank 1: differs" in exchanged[1]
+    alone = [found.text for found in undisturbed.divergences(of_ranks("a"), ())]
+    assert alone == ["step 1, rank 1 was never done"]
+
+
+def test_cost_is_that_of_the_rank_that_lost_most() -> None:
+    """A rank that ends its step as another dies does not make the fault look free."""
+    times = [(1, 1, 0), (1, 1, 1), (2.1, 2, 0), (6, 2, 0), (6, 2, 1), (7, 3, 0), (7, 3, 1)]
+    attempts = History([Record(at, "step", n, 0, {}, rank) for at, n, rank in times])
+    assert attempts.cost(at=2.0, until=20.0) == (0, 4.0)
+
+
 def log(at: float, number: int, loss: str) -> Record:
     return Record(at, "log", number, 0, {"loss": loss})
 
@@ -101,4 +142,4 @@ def test_beginning_is_no_step() -> None:
     assert framework.is_of_framework
     assert not UNDISTURBED.is_of_framework
     assert framework.steps == 1
-    assert framework.values().keys() == {("step", 1, 0, "loss")}
+    assert framework.values().keys() == {(0, "step", 1, 0, "loss")}

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from orchestrator.breakpoints.trial_files import VARIABLE
+from orchestrator.chaos.comparison import MIN_HANG_SECONDS
 from tests.e2e.support import TRAIN, clean_environment, forked_by, forking_server, wait_for
 
+TRAIN_DDP = TRAIN.with_name("train_ddp.py")
 SESSION = """
 import os, random, torch
 from orchestrator.training import Session
@@ -102,6 +104,31 @@ def test_faults_of_every_kind_do_not_change_the_result(chaos: Chaos, tmp_path: P
     }
     assert report["not_reached"] == ["sigkill@evaluation"]
     assert [*(tmp_path / "tmp").iterdir()] == []
+
+
+@pytest.mark.long
+def test_faults_of_ranks_do_not_change_the_result(chaos: Chaos, tmp_path: Path) -> None:
+    """Two ranks survive what is done to one of them, to its file or before it acts, bit for bit."""
+    faults = (
+        "sigkill@announced,sigkill-all-but-one@snapshot,sigterm-rank@step,exception-rank,"
+        "sigstop-rank@step,disk-full@parts,missing-part"
+    )
+    options = ("--nproc_per_node", "2", "--faults", faults, "--seed", "1", "--json")
+    done = chaos(TRAIN_DDP, *options, arguments=(*SLOW, "--epochs", "4"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads(done.stdout)
+    assert report["injected"] == report["survived"] == report["exact"] == 7, str(report)
+    assert (report["ranks"], report["not_reached"]) == (2, [])
+    seconds = {row["fault"]: row["seconds_lost"] for row in report["faults"]}
+    assert seconds["sigstop-rank@step"] >= MIN_HANG_SECONDS  # it was noticed as a hang
+    assert [*(tmp_path / "tmp").iterdir()] == []
+
+
+def test_fault_of_ranks_is_refused_for_one_process(chaos: Chaos) -> None:
+    """Without several ranks such a fault is refused with the option that makes them."""
+    done = chaos(TRAIN, "--faults", "sigstop-rank@step")
+    assert done.returncode == 78
+    assert "is a fault of several ranks; leave it out, or give --nproc-per-node" in done.stderr
 
 
 def test_script_with_unsaved_state_is_reported(chaos: Chaos, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def become_trainer(request: dict[str, object], descriptors: list[int]) -> None:
     if os.environ.get("PYTHONFAULTHANDLER"):
         faulthandler.enable()  # as the interpreter does at its start
     sys.argv = list(request["arguments"])  # type: ignore[arg-type]
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     status = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

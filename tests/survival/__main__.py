@@ -22,6 +22,9 @@ from tests.e2e.support import TRAIN, clean_environment, forked_by, forking_serve
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
+TRAIN_DDP = TRAIN.with_name("train_ddp.py")
+# A run that is over in an instant leaves no time for the faults that come a moment after another.
+SLOW = ("--step-seconds", "0.02")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Subject:
     """The module that the forking process has imported in addition to torch."""
     faults: str | None = None
     """The kinds of faults; all kinds if None."""
+    ranks: int = 1
 
 
 SUBJECTS = (
@@ -72,6 +76,18 @@ SUBJECTS = (
         True,
         imports="accelerate",
         faults="sigkill:20,sigterm:5",
+    ),
+    Subject("train-ddp", TRAIN_DDP, ("--epochs", "12", *SLOW), 102, True, ranks=2),
+    Subject(
+        "ddp-digits",
+        EXAMPLES / "ddp_digits.py",
+        ("--epochs", "2"),
+        20,
+        True,
+        faults="sigkill:4,sigkill-rank-0:2,sigkill-all-but-one:2,sigterm-rank:2,sigstop-rank:2,"
+        "exception-rank,kill-supervisor@announced,kill-supervisor@parts,bit-flip-part,missing-part,"
+        "disk-full@parts,io-error@parts,sigterm@any",
+        ranks=2,
     ),
     Subject("digits-spare", EXAMPLES / "digits.py", ("--epochs", "4"), 20, False),
     Subject(
@@ -110,6 +126,7 @@ def chaos(
     interpreter: list[str], subject: Subject, seed: int, environment: dict[str, str]
 ) -> dict[str, Any]:
     options = ["--count", str(subject.count), "--seed", str(seed), "--json"]
+    options += ["--nproc-per-node", str(subject.ranks)]
     if subject.faults is not None:
         options += ["--faults", subject.faults]
     result = subprocess.run(

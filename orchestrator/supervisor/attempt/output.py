@@ -36,6 +36,8 @@ class OutputTarget:
     """Where a trainer's output is printed, and the size at which output.log is rotated.
 
     The output of rank 0 is printed as it is; that of others, with ``shows_all_ranks``, by lines.
+    Where it is no terminal, that of rank 0 is too: a rank writes a line in several pieces, between
+    which the line of another one would come.
     """
 
     sink: Sink
@@ -46,6 +48,10 @@ class OutputTarget:
         """Return where the output of a rank other than 0 is printed."""
         shown = PrefixedLines(self.sink, f"[rank {number}] ") if self.shows_all_ranks else Nowhere()
         return replace(self, sink=shown)
+
+    def by_lines(self) -> "OutputTarget":
+        """Return where the output of rank 0 is printed if that is no terminal."""
+        return replace(self, sink=PrefixedLines(self.sink, "")) if self.shows_all_ranks else self
 
 
 class Nowhere:
@@ -63,7 +69,7 @@ def open_output(log: Path, target: OutputTarget) -> "Output":
     if sys.stdout.isatty():
         with contextlib.suppress(OSError):
             return TerminalOutput(log, target, sys.stdout.fileno())
-    return Output(log, target, os.pipe())
+    return Output(log, target.by_lines(), os.pipe())
 
 
 class Output:
