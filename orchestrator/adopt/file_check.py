@@ -172,6 +172,10 @@ def _zip_shows_whole(name: str, file: BinaryIO) -> bool:
     bounded: Any = _BoundedReads(file)
     try:
         with zipfile.ZipFile(bounded) as archive:
+            # A cut archive may end with one of its members that is an archive too. zipfile then
+            # reads that one, and takes all before it for a prefix.
+            if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+                raise zipfile.BadZipFile
             members = set(archive.namelist())
             pickles = sorted(m for m in members if m.rpartition("/")[2] == "data.pkl")
             if len(pickles) > MOST_PICKLES:

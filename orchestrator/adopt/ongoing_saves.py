@@ -21,25 +21,34 @@ class OngoingSaves:
 
     pattern: UnitPattern
 
-    def is_under_way(self) -> bool:
-        """Return whether a file of a save is open for writing, or a part was just written."""
+    def under_way(self) -> set[Path]:
+        """Return the saves that have a file open for writing, or a part that was just written.
+
+        A save that goes on for some time is found under the same path each time.
+        """
         directories, paths = self.pattern.find()
         real = {Path(os.path.realpath(directory)) for directory in directories}
+        found = set()
         for file in files_open_for_writing():
-            if self._covers(file) or (file.parent in real and _TEMPORARY.search(file.name)):
-                return True
+            if (save := self._save_of(file)) is not None:
+                found.add(save)
+            elif file.parent in real and _TEMPORARY.search(file.name):
+                found.add(file)
         units = map(self.pattern.members, paths)
         in_parts = [members for members in units if len(members) > 1 or os.path.isdir(members[0])]
-        saves = map(self.pattern.look_at, in_parts)
-        changed_ns = max((files.last_change_ns for files in saves if files), default=0)
-        return time.time_ns() - changed_ns < BETWEEN_FILES_NS
+        for members in in_parts:
+            files = self.pattern.look_at(members)
+            if files is not None and time.time_ns() - files.last_change_ns < BETWEEN_FILES_NS:
+                found.add(members[0])
+        return found
 
-    def _covers(self, real_file: Path) -> bool:
-        """Return whether a file, named without links, is one of a save."""
+    def _save_of(self, real_file: Path) -> Path | None:
+        """Return the path of the save that a file, named without links, belongs to, or None."""
         for pattern in self.pattern.patterns:
             real_base = Path(os.path.realpath(pattern.base))
             if real_file.is_relative_to(real_base):
                 file = pattern.base / real_file.relative_to(real_base)
                 if pattern.covers(file):
-                    return True
-        return False
+                    path = Path(*file.parts[: len(pattern.base.parts) + len(pattern.levels)])
+                    return next(iter(self.pattern.members(path)), path)
+        return None

@@ -63,6 +63,25 @@ def test_archive_that_torch_closed_early_is_incomplete(tmp_path: Path) -> None:
         is_whole(early)
 
 
+def test_archive_of_archives_that_was_cut_is_incomplete(tmp_path: Path) -> None:
+    """Wherever it is cut, also behind a member that is a whole archive, as in a save of SB3."""
+    state = io.BytesIO()
+    torch.save({"a": torch.zeros(3)}, state)
+    file = tmp_path / "model.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data", "{}")
+        with archive.open("policy.pth", "w", force_zip64=True) as member:
+            member.write(state.getvalue())
+        archive.writestr("version", "2.4")
+    whole = file.read_bytes()
+    assert shows_whole(file, len(whole))
+    inner_end = whole.index(state.getvalue()) + len(state.getvalue())
+    for size in (*range(4, len(whole), 61), *range(inner_end - 2, len(whole))):
+        file.write_bytes(whole[:size])
+        with pytest.raises(IncompleteError):
+            shows_whole(file, size)
+
+
 def test_pickle_is_not_run(tmp_path: Path) -> None:
     """A file that would run a command when it is loaded runs none when it is examined."""
 

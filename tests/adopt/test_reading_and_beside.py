@@ -135,5 +135,5 @@ def test_save_is_under_way_while_its_file_is_open(
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert saves.is_under_way() == counts
+        assert bool(saves.under_way()) == counts
         child.communicate(b"\n")

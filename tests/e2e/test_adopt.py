@@ -254,22 +254,51 @@ def test_stop_without_a_save_says_so(adopt: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "pattern"),
-    [("file", "out/m_*.json"), ("directory", "out/m_*"), ("renamed", "out/last.json")],
+    ("way", "pattern", "under_way"),
+    [
+        ("file", "out/m_*.json", "half of"),
+        # The first save of a directory shows nothing to compare the next one with.
+        ("directory", "out/m_*", "half of out/m_1"),
+        ("renamed", "out/last.json", "half of"),
+    ],
 )
 def test_stop_in_the_middle_of_a_save_lets_it_end(
-    supervise: Start, tmp_path: Path, way: str, pattern: str
+    supervise: Start, way: str, pattern: str, under_way: str
 ) -> None:
     """The stop signal is sent when the save is complete, and the status is 75."""
     command = [sys.executable, str(RESTARTED), way, "1"]
     run = supervise(command=command, options=("--adopt", pattern))
-    run.wait_for_output("half of")
+    run.wait_for_output(under_way)
     run.signal(signal.SIGTERM)
     status, _, stderr = run.end()
     assert "a save is under way" in stderr
     assert status == 75, stderr
     assert events(run.run, "checkpoint_published")[-1]["reason"] == "emergency"
     assert not list(run.run.quarantine.glob("*"))
+
+
+ALWAYS_SAVING = """
+import json
+from pathlib import Path
+for number in range(3000):
+    directory = Path(f"out/c-{number}")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("a.json", "b.json"):
+        (directory / name).write_text(json.dumps({"text": "x" * 1_000_000}))
+    print(number, flush=True)
+"""
+
+
+def test_stop_waits_for_no_save_that_begins_later(supervise: Start) -> None:
+    """A script that is always in a save is stopped long before the end of the grace period."""
+    command = [sys.executable, "-S", "-c", ALWAYS_SAVING]
+    run = supervise(command=command, options=("--adopt", "out/c-*", "--grace", "10m"))
+    run.wait_for_event("checkpoint_published")
+    run.signal(signal.SIGTERM)
+    status, output, stderr = run.end()
+    assert "a save is under way" in stderr
+    assert status in (74, 75)
+    assert int(output.splitlines()[-1]) < 2999
 
 
 def test_numbers_that_begin_anew_do_not_run_in_circles(supervise: Start) -> None:

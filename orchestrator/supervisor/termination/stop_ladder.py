@@ -191,14 +191,16 @@ class StopLadder:
     async def _ask_after_save(
         self, attempt: Attempt, saves: OngoingSaves, patience_seconds: float
     ) -> None:
-        """Signal a script that saves for itself, after a save that is seen under way."""
-        tells = True
+        """Signal a script that saves for itself, after the saves that are seen under way now.
+
+        Those that follow are not waited for: a script may always be in one.
+        """
         deadline = time.monotonic() + WAIT_FOR_SAVE_SHARE * patience_seconds
-        while time.monotonic() < deadline and await in_thread(saves.is_under_way):
-            if tells:
-                self._log.info("a save is under way: the stop signal is sent when it has ended")
-                tells = False
+        if waits_for := await in_thread(saves.under_way):
+            self._log.info("a save is under way: the stop signal is sent when it has ended")
+        while waits_for and time.monotonic() < deadline and not _has_saved_since(attempt):
             await first_of(attempt.over.wait(), timeout_seconds=SAVE_POLL_SECONDS)
+            waits_for &= await in_thread(saves.under_way)
         if not attempt.over.is_set():
             attempt.main.process.ask_to_end()
 
@@ -209,3 +211,8 @@ class StopLadder:
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+
+
+def _has_saved_since(attempt: Attempt) -> bool:
+    """Return whether a script has begun and ended a save since the stop was requested."""
+    return attempt.adopted is not None and attempt.adopted.saved_after_stop
