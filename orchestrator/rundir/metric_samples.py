@@ -1,7 +1,6 @@
 """Samples of the metrics in metrics.jsonl, for curves; the length of the file does not count."""
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from orchestrator.system.regular_files import open_regular
 PART_BYTES = 1 << 12
 LONGEST_LINE_BYTES = 1 << 16
 MOST_METRICS = 24
+# The difference of two such values, and their sum, are still numbers.
+LARGEST_VALUE = 1e300
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,12 @@ def _distance_from_loss(name: str) -> tuple[bool, bool, bool, str]:
 
 
 def _mean(records: list[dict[str, Any]], name: str) -> tuple[float, float] | None:
-    """Return the mean step and the mean value; None where no record has a finite value."""
+    """Return the mean step and the mean value; None where no record has a value for a curve."""
     found = [
         (record["step"], value)
         for record in records
-        if isinstance(value := record["metrics"].get(name), int | float) and math.isfinite(value)
+        if isinstance(value := record["metrics"].get(name), int | float)
+        and abs(value) <= LARGEST_VALUE
     ]
     if not found:
         return None

@@ -1,7 +1,6 @@
 """Notices that a run has made no checkpoint for much longer than usual."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,9 +43,10 @@ class RunningClock:
 class CheckpointRhythm:
     """The usual time between two checkpoints, and whether the next one is overdue.
 
-    All times are seconds of one clock. The usual time is the median of the newest intervals
-    since the supervisor has started, and at least ``least_seconds``; it is unknown before there are
-    LEAST_INTERVALS of them.
+    All times are seconds of one clock. The usual time is the longest of the newest intervals since
+    the supervisor has started, and at least ``least_seconds``; it is unknown before there are
+    LEAST_INTERVALS of them. The longest, because some checkpoints come in pairs, and an evaluation
+    makes every tenth interval a longer one.
     """
 
     def __init__(self, least_seconds: float) -> None:
@@ -66,7 +66,7 @@ class CheckpointRhythm:
         """The usual time between two checkpoints."""
         if len(self._intervals) < LEAST_INTERVALS:
             return None
-        return max(self._least_seconds, statistics.median(self._intervals))
+        return max(self._least_seconds, *self._intervals)
 
     def stalled_seconds(self, now: float) -> float | None:
         """Return the age of the newest checkpoint if it is overdue; once until the next one."""
@@ -127,8 +127,8 @@ class StallWatch:
             return
         attempt = self._facts.attempt
         reason = (
-            f"no new checkpoint for {duration_text(seconds)}, and usually there is one every "
-            f"{duration_text(usual)}"
+            f"no new checkpoint for {duration_text(seconds)}, and the longest of the last "
+            f"intervals was {duration_text(usual)}"
         )
         self._journal.write(
             JournalEvent.STALLED,

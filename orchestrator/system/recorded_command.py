@@ -15,7 +15,7 @@ _SECRET_NAMES = re.compile(
 )
 # Tokens of a vocabulary, which scripts name too.
 _PLAIN_NAMES = re.compile(
-    r"(pad|eos|bos|unk|mask|sep|cls|start|end|stop|begin|image|video|audio|special|prompt|boi|eoi"
+    r"(^|[-_.])(pad|eos|bos|unk|mask|sep|cls|start|end|stop|begin|image|video|audio|special|prompt|boi|eoi"
     r"|decoder|class|per|new|no|max|min|num|last|first|next)[-_.]?token$",
     re.IGNORECASE,
 )

@@ -29,6 +29,15 @@ def test_samples_are_means_over_equal_parts(tmp_path: Path) -> None:
     assert samples.steps == [1, 3]
 
 
+def test_values_that_no_chart_can_have_are_left_out(tmp_path: Path) -> None:
+    """Two of the largest numbers have neither a sum nor a difference."""
+    file = tmp_path / "metrics.jsonl"
+    values = (1.5e308, -1.5e308, 1, 2, float("inf"))
+    file.write_bytes(b"".join(line(step, loss=value) for step, value in enumerate(values)))
+    (samples,) = sample_metrics(file, 5)
+    assert samples.values == [1, 2]
+
+
 def test_loss_of_the_training_is_preferred(tmp_path: Path) -> None:
     """Of several metrics the loss is shown, and before a loss of an evaluation."""
     file = tmp_path / "metrics.jsonl"

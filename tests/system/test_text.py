@@ -109,6 +109,10 @@ def test_integers_of_more_bits_are_refused(value: int, is_text: bool) -> None:
         (["s3://key:secret@host/x"], ["s3://key:***@host/x"]),
         (["--login", "hf_abcdefghijklmnop"], ["--login", "hf_***"]),
         (["--jwt=eyJhbGciOi-_.eyJzdWIiOiIx.sig_natur"], ["--jwt=eyJhbGciOi-_.eyJ***"]),
+        (
+            ["--admin-token", "abc", "--backend_token=b"],
+            ["--admin-token", "***", "--backend_token=***"],
+        ),
         (["--token=a\0\ud800"], ["--token=***"]),
         (["--token", "--lr", "1"], ["--token", "--lr", "1"]),
     ],
