@@ -28,6 +28,7 @@ from orchestrator.errors import CheckpointInvalidError
 from orchestrator.rundir.journal import utc_now
 from orchestrator.system.durable import remove_tree
 from orchestrator.system.real_trees import directories_from, make_directories
+from orchestrator.system.regular_files import NEW_DIRECTORY_MODE
 
 DOUBT = "saved by the script itself; only the script knows what it restores"
 RESTORING_SUFFIX = ".orchestrator-restoring"
@@ -92,7 +93,7 @@ class SealStore:
             root, run = files.root, self.store.run.root
             if sealing.keep:
                 root = directory / CONTENT_FOLDER
-                root.mkdir()
+                root.mkdir(NEW_DIRECTORY_MODE)
                 for name, modified in files.modified_ns.items():
                     link_or_copy(
                         files.root / name,

@@ -27,6 +27,7 @@ from orchestrator.checkpoint.temporary import writing_path
 from orchestrator.errors import CheckpointWriteError, UnreadableError
 from orchestrator.rundir.paths import RunDir
 from orchestrator.system.durable import Disk, remove_tree
+from orchestrator.system.regular_files import NEW_DIRECTORY_MODE
 
 
 def publish_state(
@@ -73,7 +74,7 @@ def _publish(
 ) -> Checkpoint:
     try:
         # The script may have moved or deleted the run directory.
-        store.run.checkpoints.mkdir(parents=True, exist_ok=True)
+        store.run.checkpoints.mkdir(NEW_DIRECTORY_MODE, parents=True, exist_ok=True)
         return publish_directory(store.run, store.disk, manifest, fill)
     except OSError as error:
         has_older = False

@@ -22,6 +22,7 @@ from orchestrator.rundir.records import read_record
 from orchestrator.supervisor.recovery.output_tail import end_of
 
 MOST_EVENTS = 20_000
+MOST_EVENT_BYTES = 16 << 20
 MOST_ATTEMPTS = 200
 MOST_CHECKPOINTS = 200
 CURVE_PARTS = 400
@@ -47,7 +48,7 @@ class ReportFacts:
 def report_facts(run: RunDir) -> ReportFacts:
     """Read what a report tells of a run. Raises ConfigError where its journal cannot be read."""
     status = status_of(run)
-    events = newest_events(run.journal_file, MOST_EVENTS)
+    events = newest_events(run.journal_file, MOST_EVENTS, MOST_EVENT_BYTES)
     attempts = attempt_rows(events)
     resumed_at = [row.resume_step for row in attempts if row.resume_step is not None]
     identity = read_record(run.run_file, ADVICE) or {}

@@ -1,12 +1,12 @@
 """The page of a report: HTML with everything in it, and no script."""
 
-from datetime import datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.run_report.facts import ReportFacts
 from orchestrator.run_report.svg_chart import HEIGHT, WIDTH
+from orchestrator.system.local_time import local_time_text
 from orchestrator.system.text import shown_line
 from orchestrator.system.units import duration_text, size_text
 from orchestrator.telemetry.progress import progress_text
@@ -23,7 +23,7 @@ def report_page(facts: ReportFacts) -> str:
         finalize=_harmless,
     )
     environment.filters.update(
-        duration=duration_text, size=size_text, number=_number, local_time=_local_time
+        duration=duration_text, size=size_text, number=_number, local_time=local_time_text
     )
     template = environment.get_template("report.html")
     progress = progress_text(facts.status["progress"])
@@ -36,10 +36,3 @@ def _harmless(value: Any) -> Any:
 
 def _number(value: Any) -> str:
     return f"{float(value):.5g}"
-
-
-def _local_time(value: Any) -> str:
-    try:
-        return f"{datetime.fromisoformat(value or '').astimezone():%Y-%m-%d %H:%M:%S}"
-    except (ValueError, OverflowError, TypeError):
-        return ""

@@ -12,6 +12,7 @@ from orchestrator.rundir.error_record import checked_error
 from orchestrator.rundir.ownership import refuse_unsafe
 from orchestrator.rundir.records import read_record
 from orchestrator.system.durable import remove_temporaries
+from orchestrator.system.regular_files import NEW_DIRECTORY_MODE
 
 _ATTEMPT_NAME = re.compile(r"[0-9]{1,9}")
 _RANK_NAME = re.compile(r"rank-[0-9]{5,}")
@@ -121,8 +122,9 @@ class RunDir:
     def create(self) -> None:
         """Create the directories. Raises ConfigError when that is not possible."""
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self.attempts.mkdir(exist_ok=True)
+            self.root.mkdir(NEW_DIRECTORY_MODE, parents=True, exist_ok=True)
+            self.checkpoints.mkdir(NEW_DIRECTORY_MODE, exist_ok=True)
+            self.attempts.mkdir(NEW_DIRECTORY_MODE, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
                 f"cannot use {self.root} as the run directory: it is a file, or is below one; "

@@ -105,7 +105,7 @@ class TrainerMessages:
             case "rejected":
                 rank.rejected_snapshot = True
             case "metrics":
-                rank.metrics = facts.get("metrics", {})
+                rank.metrics = facts.get("metrics") or {}
                 if rank.number == 0:
                     self._facts.progress.on_report(attempt)
                     self._record_training(attempt)

@@ -15,7 +15,7 @@ from orchestrator.system.units import duration_text
 STALL_FACTOR = 3.0
 RECENT_INTERVALS = 20
 # Two checkpoints may follow each other for many reasons.
-LEAST_INTERVALS = 2
+LEAST_INTERVALS = 4
 LEAST_USUAL_SECONDS = 60.0
 POLL_SECONDS = 5.0
 GAP_POLLS = 4
@@ -43,10 +43,10 @@ class RunningClock:
 class CheckpointRhythm:
     """The usual time between two checkpoints, and whether the next one is overdue.
 
-    All times are seconds of one clock. The usual time is the longest of the newest intervals since
-    the supervisor has started, and at least ``least_seconds``; it is unknown before there are
-    LEAST_INTERVALS of them. The longest, because some checkpoints come in pairs, and an evaluation
-    makes every tenth interval a longer one.
+    All times are seconds of one clock. The usual time is the longest but one of the newest
+    intervals since the supervisor has started, and at least ``least_seconds``; it is unknown before
+    there are LEAST_INTERVALS of them. Checkpoints in pairs do not shorten it, an evaluation after
+    every tenth checkpoint makes it longer, and a single outage does not.
     """
 
     def __init__(self, least_seconds: float) -> None:
@@ -66,7 +66,7 @@ class CheckpointRhythm:
         """The usual time between two checkpoints."""
         if len(self._intervals) < LEAST_INTERVALS:
             return None
-        return max(self._least_seconds, *self._intervals)
+        return max(self._least_seconds, sorted(self._intervals)[-2])
 
     def stalled_seconds(self, now: float) -> float | None:
         """Return the age of the newest checkpoint if it is overdue; once until the next one."""
@@ -127,8 +127,8 @@ class StallWatch:
             return
         attempt = self._facts.attempt
         reason = (
-            f"no new checkpoint for {duration_text(seconds)}, and the longest of the last "
-            f"intervals was {duration_text(usual)}"
+            f"no new checkpoint for {duration_text(seconds)}, and usually one comes within "
+            f"{duration_text(usual)}"
         )
         self._journal.write(
             JournalEvent.STALLED,

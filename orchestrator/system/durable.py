@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, cast
 
 from orchestrator.system.direct_file import DirectFile
 from orchestrator.system.regular_files import (
+    NEW_DIRECTORY_MODE,
+    NEW_FILE_MODE,
     explained,
     open_directory,
     open_folder,
@@ -38,7 +40,7 @@ class Disk:
     def make_directory(self, path: Path, *, below: Path | None = None) -> None:
         """Create a directory. Raises FileExistsError when it exists."""
         with folder_of(path, below) as folder:
-            os.mkdir(path.name, dir_fd=folder)
+            os.mkdir(path.name, NEW_DIRECTORY_MODE, dir_fd=folder)
 
     def create(self, path: Path, *, below: Path | None = None) -> BinaryIO:
         """Create a file and open it for writing. Raises FileExistsError when it exists."""
@@ -109,9 +111,13 @@ def folder_of(path: Path, below: Path | None) -> Iterator[int]:
         os.close(folder)
 
 
+def _open_new(path: str, flags: int) -> int:
+    return os.open(path, flags, NEW_FILE_MODE)
+
+
 def _opener_in(folder: int) -> Callable[[str, int], int]:
     def opener(path: str, flags: int) -> int:
-        return os.open(os.path.basename(path), flags, 0o666, dir_fd=folder)
+        return os.open(os.path.basename(path), flags, NEW_FILE_MODE, dir_fd=folder)
 
     return opener
 
@@ -261,7 +267,7 @@ def replace_disposable_file(path: Path, content: bytes) -> None:
     """
     temporary = _temporary_path(path)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=_open_new) as file:
             file.write(content)
             file.flush()
             _refuse_replaced(temporary, file, None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.system.regular_files import explained, open_directory
+from orchestrator.system.regular_files import NEW_DIRECTORY_MODE, explained, open_directory
 
 # Each level costs a descriptor.
 MOST_LEVELS = 100
@@ -101,12 +101,12 @@ def make_directories(path: Path, below: Path | None) -> None:
     Where it is below the directory ``below``, it and all between the two may be no links.
     """
     top = path if below is None or not path.is_relative_to(below) else below
-    top.mkdir(parents=True, exist_ok=True)
+    top.mkdir(NEW_DIRECTORY_MODE, parents=True, exist_ok=True)
     folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in path.relative_to(top).parts:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=folder)
+                os.mkdir(name, NEW_DIRECTORY_MODE, dir_fd=folder)
             inner = open_directory(name, folder)
             os.close(folder)
             folder = inner

@@ -13,10 +13,11 @@ _SECRET_NAMES = re.compile(
     r"|auth[-_.]?token|secret[-_.]?access[-_.]?key)$",
     re.IGNORECASE,
 )
-# Tokens of a vocabulary, which scripts name too.
+# Tokens of a vocabulary, which scripts name too; what is no word of it counts as the whole name.
 _PLAIN_NAMES = re.compile(
-    r"(^|[-_.])(pad|eos|bos|unk|mask|sep|cls|start|end|stop|begin|image|video|audio|special|prompt|boi|eoi"
-    r"|decoder|class|per|new|no|max|min|num|last|first|next)[-_.]?token$",
+    r"((^|[-_.])(pad|eos|bos|unk|mask|sep|cls|image|video|audio|special|prompt|boi|eoi|decoder)"
+    r"|^[-_.]*(\w+\.)*((decoder|begin)[-_.])?(start|end|stop|begin|class|per|no|max|min|num|last|first|next))"
+    r"[-_.]?token$",
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"(?P<name>[-+]*[A-Za-z][\w.-]*)=(?P<value>.+)", re.DOTALL)

@@ -11,6 +11,10 @@ import os
 import stat
 from pathlib import Path
 
+# Whatever the umask is, no new file of a run may be written by every user: the next start would
+# refuse it.
+NEW_FILE_MODE = 0o664
+NEW_DIRECTORY_MODE = 0o775
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Names a file without opening it; only Linux has it.
 _O_PATH = getattr(os, "O_PATH", 0)
@@ -18,7 +22,12 @@ _OWN_DESCRIPTORS = "/proc/self/fd"
 
 
 def open_regular(
-    path: Path, flags: int, mode: int = 0o666, *, real_parents: int = 0, follow_link: bool = False
+    path: Path,
+    flags: int,
+    mode: int = NEW_FILE_MODE,
+    *,
+    real_parents: int = 0,
+    follow_link: bool = False,
 ) -> int:
     """Open a regular file, as ``os.open`` does, and return its descriptor.
 

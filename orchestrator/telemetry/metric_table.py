@@ -167,7 +167,7 @@ METRICS = (
     ),
     Metric(
         "run_time_seconds",
-        "Wall time of the run by what it was spent for; training done twice leaves training.",
+        "Wall time of the run by what it was spent for; what is done again is no training.",
         _times,
         ("part",),
     ),

@@ -15,9 +15,10 @@ class PrefixedLines:
 
     def write(self, data: bytes) -> None:
         """Pass on the lines that are whole; keep the rest, unless it is very long."""
+        # A progress bar ends its lines with a carriage return. One at the end waits for the line
+        # feed that may belong to it.
         lines = (self._rest + data).splitlines(keepends=True)
-        # A progress bar ends its lines with a carriage return.
-        self._rest = lines.pop() if lines and not lines[-1].endswith((b"\r", b"\n")) else b""
+        self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
         if len(self._rest) > LONGEST_LINE_BYTES:
             lines.append(self._take_rest())
         if lines:
@@ -31,4 +32,4 @@ class PrefixedLines:
 
     def _take_rest(self) -> bytes:
         rest, self._rest = self._rest, b""
-        return rest + b"\n"
+        return rest if rest.endswith(b"\r") else rest + b"\n"

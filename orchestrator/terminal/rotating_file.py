@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from orchestrator.system.durable import rotate
-from orchestrator.system.regular_files import open_regular
+from orchestrator.system.regular_files import NEW_DIRECTORY_MODE, open_regular
 
 MOST_READ_BYTES = 16 << 20
 
@@ -39,7 +39,7 @@ class RotatingFile:
 
     def _open(self) -> int:
         if self._descriptor is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(NEW_DIRECTORY_MODE, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             self._descriptor = open_regular(self.path, flags, real_parents=self._real_parents)
         return self._descriptor

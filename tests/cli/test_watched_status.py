@@ -46,6 +46,26 @@ def test_curve_and_events_fit_the_terminal(run: RunDir, columns: int, encoding: 
     assert lines[top + 6].split() == ["step", "0", "2"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "has_chart", "events"), [(40, True, 6), (24, True, 6), (10, False, 6), (7, False, 3)]
+)
+def test_newest_events_are_shown_on_a_low_terminal(
+    run: RunDir, lines: int, has_chart: bool, events: int
+) -> None:
+    """The curve gives way to the events, the older events to the newer, and none is cut off."""
+    journal = Journal(run.journal_file)
+    for step in range(10, 20):
+        journal.write(JournalEvent.RESUMED, step=step)
+    console = Console(width=80, height=lines, color_system=None, force_terminal=True)
+    with console.capture() as capture:
+        console.print(watched_status(run, Status("abc", "training", "run").to_json()))
+    shown = capture.get().splitlines()
+    assert len(shown) <= lines
+    steps = [int(line.split()[-1]) for line in shown if "resumed" in line]
+    assert steps == [*range(20 - events, 20)]
+    assert any(line.startswith("loss") for line in shown) == has_chart
+
+
 def test_events_are_harmless(run: RunDir) -> None:
     """What a trainer wrote into an event is shown on one line, without what a terminal obeys."""
     last = text_of(run, 200).splitlines()[-1].rstrip()

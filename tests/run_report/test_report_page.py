@@ -14,6 +14,7 @@ from orchestrator.cli.parser import parse
 from orchestrator.errors import ConfigError
 from orchestrator.run_report.facts import report_facts
 from orchestrator.run_report.page import report_page
+from orchestrator.run_report.remarks import remarks
 from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from tests.checkpoint.support import RUN_ID, new_store, publish
@@ -91,6 +92,27 @@ def test_report_tells_what_happened(run: RunDir) -> None:
     assert (points[0], points[-1]) == ((0.0, 0.0), (720.0, 180.0))
     (restart, _) = [attributes["x1"] for tag, attributes in page.tags if tag == "line"]
     assert float(str(restart)) == pytest.approx(480)
+
+
+def test_what_a_person_should_look_at_is_named() -> None:
+    """Failed attempts, a stall and weights that are not finite keep a run from being well."""
+    status = {"problem": None}
+    assert remarks(status, [{"event": "checkpoint_published", "healthy": True}]) == []
+    found = remarks(
+        status,
+        [
+            {"event": "attempt_exited", "outcome": "failed"},
+            {"event": "checkpoint_published", "healthy": False},
+            {"event": "stalled", "reason": "no new checkpoint for 3 h"},
+            {"event": "replicas_differ", "tensors": ["a", "b"]},
+        ],
+    )
+    assert found == [
+        "the ranks held different values: a, b",
+        "no checkpoint came for long: no new checkpoint for 3 h",
+        "a checkpoint has values that are not finite",
+        "an attempt failed: the table below says how",
+    ]
 
 
 def test_nothing_from_outside_is_markup(run: RunDir) -> None:

@@ -444,7 +444,10 @@ def test_wall_time_is_the_time_from_the_first_event_to_the_last(
 
 
 @pytest.mark.parametrize("key", [*asdict(Goodput()), *asdict(Goodput())["ledger"]])
-@pytest.mark.parametrize("value", [None, -1, float("nan"), "x", [], [None], {"x": 1}, [{}]])
+@pytest.mark.parametrize(
+    "value",
+    [None, -1, float("nan"), "x", [], [None], {"x": 1}, [{}], 1e306, {"training": 1e306}],
+)
 def test_damaged_store_is_refused(key: str, value: Any) -> None:
     """A value of another type is no goodput: the journal is read again."""
     content = asdict(Goodput())

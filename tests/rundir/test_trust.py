@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
+from orchestrator.rundir.journal import Journal, JournalEvent
 from orchestrator.rundir.paths import RunDir
 from orchestrator.rundir.trust import refuse_foreign
+from orchestrator.system.durable import replace_disposable_file, write_json
+from tests.checkpoint.support import new_store
 from tests.support import NOBODY
 
 OTHER = 54321
@@ -157,6 +160,21 @@ def test_file_that_every_user_may_write_is_refused(run: RunDir, name: str) -> No
     path.unlink() if path.is_file() else path.rename(run.root / "elsewhere")
     path.symlink_to("/dev/null")
     refuse_foreign(run, trusted=False)
+
+
+def test_run_under_umask_0_is_accepted_by_its_next_start(tmp_path: Path) -> None:
+    """Nothing that a run makes may be written by every user, as containers without a umask ask."""
+    before = os.umask(0)
+    try:
+        store = new_store(tmp_path / "run", (1, 2))
+        Journal(store.run.journal_file).write(JournalEvent.RUN_STARTED)
+        write_json(store.run.run_file, {})
+        replace_disposable_file(store.run.journal_index_file, b"{}")
+    finally:
+        os.umask(before)
+    refuse_foreign(store.run, trusted=False)
+    assert not [path for path in store.run.root.rglob("*") if path.stat().st_mode & 0o002]
+    assert store.run.root.stat().st_mode & 0o777 == 0o775
 
 
 def test_own_history_needs_no_word(run: RunDir) -> None:

@@ -55,9 +55,10 @@ def test_steps_of_all_attempts_are_counted(tmp_path: Path) -> None:
         attempt = Attempt(RunDir(tmp_path), number, None, resumed[number], queue, output)
         facts.attempt = attempt
         before = facts.trained_steps
-        attempt.main.resumed = True
         attempt.main.page.values[Field.STEP] = step
+        # It is on the page before all ranks say that they have resumed.
         assert facts.trained_steps - before == step - (7 if number == 2 else 0)
+        attempt.main.resumed = True
         facts.machine = StateMachine()
         facts.machine.handle(Event.SPAWNED)
         facts.record_exit(attempt)

@@ -262,7 +262,8 @@ class Attempt:
     @property
     def trained_steps(self) -> int:
         """The steps that this attempt has completed itself."""
-        return max(0, self.step - (self.resumed_step or 0))
+        # A session shows the step that it resumes from before all ranks have resumed.
+        return max(0, self.step - self.start_step)
 
     @property
     def last_step(self) -> int:

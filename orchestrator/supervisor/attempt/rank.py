@@ -13,6 +13,7 @@ from orchestrator.supervisor.attempt.memory_watch import MemoryWatch
 from orchestrator.supervisor.attempt.output import Output, OutputTarget, open_output
 from orchestrator.supervisor.attempt.trainer_process import TrainerProcess
 from orchestrator.supervisor.checkpoints.snapshot_write_queue import SnapshotWriteQueue
+from orchestrator.system.regular_files import NEW_DIRECTORY_MODE
 
 
 class Rank:
@@ -55,7 +56,7 @@ class Rank:
         self.snapshot_facts: dict[str, Any] = {}
         # A full disk costs the records of this attempt and not the training.
         with contextlib.suppress(OSError):
-            directory.root.mkdir(parents=True, exist_ok=True)
+            directory.root.mkdir(NEW_DIRECTORY_MODE, parents=True, exist_ok=True)
         self.page, self._page_descriptor = ControlPage.create()
         self._slot_descriptors = snapshots.attach(self.page, number)
         if number == 0:

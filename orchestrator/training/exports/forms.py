@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from orchestrator.checkpoint.checkpoint import Checkpoint
-from orchestrator.training.exports.safetensors_file import write_safetensors_file
+from orchestrator.system.durable import Disk, atomic_replacement
 from orchestrator.training.exports.torch_file import write_torch_file
 from orchestrator.training.exports.whole_state import WholeState
 from orchestrator.training.formats.export import classic_content, header_text
+from orchestrator.training.formats.safetensors import write_safetensors
 
 
 def export_state_dict(checkpoint: Checkpoint, name: str, target: Path, *, replace: bool) -> None:
@@ -19,7 +20,9 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: Path, *, repla
     """Write the state of one registered object as safetensors. Raises ConfigError, OSError."""
     whole = WholeState(checkpoint)
     text = header_text(checkpoint.manifest)
-    write_safetensors_file(whole, whole.state_of(name), target, text, replace=replace)
+    state = whole.state_of(name)
+    with atomic_replacement(target, Disk(), replace=replace) as file:
+        write_safetensors(state, file, text, whole.filled)
 
 
 def export_classic(checkpoint: Checkpoint, target: Path, *, replace: bool) -> None:

@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.training.formats.classic import memory_for, refuse_hostile
 from orchestrator.training.state.dtensors import with_tensors
 from orchestrator.training.state.progress import SUFFIX
-from orchestrator.training.state.shard_reader import ShardReader
+from orchestrator.training.state.shard_reader import ShardReader, dtype_of
 from orchestrator.training.state.stored_files import StoredFiles, first_line, load
 
 
@@ -63,10 +63,10 @@ class WholeState:
         if self._reader is None or path not in self._reader.tensors:
             return tensor
         self._reader.check(path)
-        size = self._reader.tensors[path].layout.size
-        tie = (tensor.data_ptr(), tensor.dtype, size) if tensor.numel() else path
+        layout = self._reader.tensors[path].layout
+        tie = (tensor.data_ptr(), layout.dtype, layout.size) if tensor.numel() else path
         if tie not in self._known:
-            self._known[tie] = torch.empty(size, dtype=tensor.dtype)
+            self._known[tie] = torch.empty(layout.size, dtype=dtype_of(layout))
             self._paths[self._known[tie].data_ptr()] = path
         return self._known[tie]
 

@@ -102,9 +102,11 @@ def _refuse_compressed(source: Path) -> None:
     """Refuse an archive that torch.save has not made. Raises ValueError, OSError."""
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            kinds = {member.compress_type for member in archive.infolist()}
-        if kinds - {zipfile.ZIP_STORED}:
+            members = archive.infolist()
+        if {member.compress_type for member in members} - {zipfile.ZIP_STORED}:
             raise ValueError("it is compressed, which torch.save does not do")
+        if sum(member.file_size for member in members) > os.stat(source).st_size:
+            raise ValueError("its parts share their data, which torch.save does not do")
 
 
 def refuse_hostile(content: Any) -> None:
@@ -127,6 +129,8 @@ def refuse_hostile(content: Any) -> None:
             levels.append(iter(value.values()))
         elif isinstance(value, list | tuple | set | frozenset):
             levels.append(iter(value))
+        elif isinstance(value, torch.Tensor) and value.is_meta:
+            raise ValueError("it has a tensor without data")
         elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
             storage = value.untyped_storage()
             if storage._cdata not in storages:

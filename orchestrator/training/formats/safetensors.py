@@ -5,7 +5,7 @@ import ctypes
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,10 +71,16 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tied | tensors
 
 
-def write_safetensors(state: Any, file: BinaryIO, text: Mapping[str, str]) -> None:
+def write_safetensors(
+    state: Any,
+    file: BinaryIO,
+    text: Mapping[str, str],
+    filled: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
+) -> None:
     """Write a module's state_dict to a file, with ``text`` in its header.
 
-    If several names share one tensor, the first is written and the text maps each other name to
+    ``filled`` returns what to write of a tensor when its turn comes, on the CPU. If several names
+    share one tensor, the first is written and the text maps each other name to
     it, as ``safetensors.torch.save_model`` does. Tensors that overlap in part are written as
     separate copies. Raises ConfigError where the format cannot hold the state, and OSError.
     """
@@ -105,7 +111,7 @@ def write_safetensors(state: Any, file: BinaryIO, text: Mapping[str, str]) -> No
     file.write(header)
     for _, tensor in ordered:
         if size := tensor.nbytes:
-            on_host = tensor.cpu()
+            on_host = filled(tensor).contiguous()
             file.write((ctypes.c_char * size).from_address(on_host.data_ptr()))
 
 

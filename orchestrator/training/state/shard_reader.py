@@ -14,6 +14,10 @@ from orchestrator.checkpoint.shards import KeyPath, Layout, ShardedTensor, Shard
 
 # The local tensors of a rank other than 0, in its file.
 SHARDS = "shards"
+# What is put together may be larger than the files, since tied tensors are there once. Any number
+# of names could share one storage.
+MOST_TIED = 10
+FREE_BYTES = 1 << 30
 
 Load = Callable[[str], Mapping[str, Any]]
 """Returns the content of a checkpoint's file."""
@@ -26,6 +30,9 @@ class ShardReader:
         self._index = index
         self._load = load
         self._loaded: dict[str, Mapping[str, Any]] = {}
+        self._storages: set[int] = set()
+        self._stored_bytes = 0
+        self._made_bytes = 0
 
     @property
     def tensors(self) -> Mapping[KeyPath, ShardedTensor]:
@@ -48,7 +55,10 @@ class ShardReader:
             != box.elements
         ):
             raise ValueError(f"the files do not have all of {shown(path)}")
-        found = torch.empty(box.shape, dtype=_dtype(tensor.layout))
+        self._made_bytes += box.elements * dtype_of(tensor.layout).itemsize
+        if self._made_bytes > FREE_BYTES + MOST_TIED * self._stored_bytes:
+            raise ValueError(f"the files spread their data over {self._made_bytes} bytes")
+        found = torch.empty(box.shape, dtype=dtype_of(tensor.layout))
         for piece, part in parts.items():
             if (common := box.common_with(piece)) is not None:
                 part_of(found, common, box).copy_(part_of(part, common, piece))
@@ -69,14 +79,20 @@ class ShardReader:
         layout, box = self.tensors[path].layout, self.tensors[path].pieces[file]
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != box.shape:
             raise ValueError(f"{file} has no piece of {shown(path)} of the shape {box.shape}")
-        # An expanded tensor would have more elements than the file has bytes.
-        bytes_stored = value.untyped_storage().nbytes()
-        if value.dtype != _dtype(layout) or bytes_stored < value.numel() * value.itemsize:
+        # An expanded tensor would have more elements than the file has bytes, and one of the kind
+        # meta has none.
+        storage = value.untyped_storage()
+        bytes_stored = 0 if value.is_meta else storage.nbytes()
+        if value.dtype != dtype_of(layout) or bytes_stored < value.numel() * value.itemsize:
             raise ValueError(f"{file} has a piece of {shown(path)} that is not as {layout.dtype}")
+        if storage._cdata not in self._storages:
+            self._storages.add(storage._cdata)
+            self._stored_bytes += bytes_stored
         return value
 
 
-def _dtype(layout: Layout) -> torch.dtype:
+def dtype_of(layout: Layout) -> torch.dtype:
+    """Return the type of a tensor. Raises ValueError where torch has none of this name."""
     dtype = getattr(torch, layout.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{layout.dtype!r} is no type of torch")

@@ -19,6 +19,8 @@ from orchestrator.checkpoint.store import Store
 from orchestrator.cli.parser import parse
 from orchestrator.errors import OrchestratorError
 from orchestrator.rundir.paths import RunDir
+from orchestrator.system.durable import Disk
+from orchestrator.training.exports import dcp as dcp_form
 from orchestrator.training.state.shard_reader import ShardReader
 from tests.checkpoint.support import manifest_of
 from tests.training.state.sharded import registry_of, save, state_of, whole_model
@@ -118,6 +120,43 @@ def test_stock_torch_loads_the_form_of_dcp(run: Path, expected: dict[str, Any]) 
     dcp.load(wanted, checkpoint_id="checkpoint", no_dist=True)
     assert_same(wanted["model_state_dict"], dict(model))
     assert_same(wanted["optimizer_state_dict"]["state"], state)
+
+
+class SwappedDisk(Disk):
+    """A disk on which another user puts a link in the place of the new directory at some moment."""
+
+    def __init__(self, moment: str, precious: Path) -> None:
+        self._moment, self._precious = moment, precious
+
+    def make_directory(self, path: Path, *, below: Path | None = None) -> None:
+        super().make_directory(path, below=below)
+        self._swap("make", path)
+
+    def sync_directory(self, path: Path) -> None:
+        self._swap("sync", path)
+        super().sync_directory(path)
+
+    def _swap(self, moment: str, path: Path) -> None:
+        if moment == self._moment:
+            path.rename(path.with_name("aside"))
+            path.symlink_to(self._precious)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("moment", ["make", "sync"])
+def test_link_in_the_place_of_the_new_directory_leads_to_no_file(
+    run: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A member of a group who may write beside the export cannot have it overwrite other files."""
+    precious = run / "precious"
+    precious.mkdir()
+    for name in ("__0_0.distcp", ".metadata"):
+        (precious / name).write_bytes(b"precious")
+    monkeypatch.setattr(dcp_form, "Disk", lambda: SwappedDisk(moment, precious))
+    with pytest.raises(OrchestratorError, match="link|another directory has taken its place"):
+        command("export", "run", "--as", "dcp")
+    assert {file.read_bytes() for file in precious.iterdir()} == {b"precious"}
+    assert not os.path.lexists(run / "checkpoint")
 
 
 @pytest.mark.parametrize("form", ["classic", "safetensors", "dcp"])

@@ -1,5 +1,6 @@
 """`checkpoints export` and `import` exchange weights with other programs."""
 
+import copy
 import json
 import os
 import sys
@@ -378,6 +379,7 @@ def damaged_safetensors(path: Path) -> None:
 
 
 ONE = torch.zeros(1)
+META = torch.empty(3, device="meta")
 
 
 class Large:
@@ -394,6 +396,17 @@ def compressed(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         for member, content in members.items():
             new.writestr(member, content)
+
+
+def overlapping(path: Path) -> None:
+    torch.save({"epoch": 1, "m_state_dict": {"w": torch.zeros(10**5)}}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        (large,) = (info for info in archive.filelist if info.file_size > 10**5)
+        for number in range(5):
+            again = copy.copy(large)
+            again.filename = f"{large.filename}{number}"
+            archive.filelist.append(again)
+        archive._didModify = True  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -430,6 +443,11 @@ def compressed(path: Path) -> None:
         ),
         (os.mkfifo, "is not a regular file"),
         (compressed, "it is compressed"),
+        (overlapping, "its parts share their data"),
+        (
+            lambda path: torch.save({"epoch": 1, "o_state_dict": {"w": META}}, path),
+            "it has a tensor without data",
+        ),
         (lambda path: torch.save({"epoch": 1, "m_state_dict": nested(200)}, path), "too deeply"),
         (
             lambda path: torch.save({"epoch": -1, "model_state_dict": {}}, path),

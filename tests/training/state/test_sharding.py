@@ -11,12 +11,14 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from orchestrator.checkpoint.boxes import Box
 from orchestrator.checkpoint.contents import STATE_FILE, file_of_rank
+from orchestrator.checkpoint.shards import Layout, ShardedTensor, ShardIndex
 from orchestrator.errors import ConfigError, MismatchError
+from orchestrator.training.state import shard_reader
 from orchestrator.training.state.dtensors import local_of
 from orchestrator.training.state.object_restore import ObjectRestore
 from orchestrator.training.state.registered_objects import Registry
 from orchestrator.training.state.replicas import Replicas, merge_own
-from orchestrator.training.state.shard_reader import ShardReader
+from orchestrator.training.state.shard_reader import SHARDS, ShardReader
 from orchestrator.training.state.shard_restore import ShardRestore
 from tests.training.state.sharded import (
     as_rank,
@@ -331,3 +333,20 @@ def test_strided_shard_of_one_chunk_is_like_a_shard() -> None:
         place = registry.sharding.place_at(("m_state_dict", "w"))
         assert place is not None
         assert (place.layout.placements, place.box) == (("S(1)",), Box((0, 2), (2, 2)))
+
+
+def test_names_that_share_one_storage_do_not_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's index of many names for one small piece takes no memory for each of them."""
+    monkeypatch.setattr(shard_reader, "FREE_BYTES", 0)
+    shared, boxes = torch.ones(2, 2), (Box((0, 0), (2, 2)), Box((2, 0), (2, 2)))
+    names = [f"w{number}" for number in range(30)]
+    contents: dict[str, dict[str, Any]] = {STATE_FILE: dict.fromkeys(names, shared)}
+    contents[file_of_rank(1)] = {SHARDS: dict.fromkeys(names, shared)}
+    layout = Layout("float32", (4, 2), (2,), (), ("S(0)",))
+    pieces = dict(zip(contents, boxes, strict=True))
+    index = ShardIndex({(name,): ShardedTensor(layout, pieces) for name in names})
+    reader = ShardReader(index, lambda file: contents[file])
+    assert torch.equal(reader.read(("w0",), Box.whole((4, 2))), torch.ones(4, 2))
+    with pytest.raises(ValueError, match="spread their data over"):
+        for name in names:
+            reader.read((name,), Box.whole((4, 2)))
